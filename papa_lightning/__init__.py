@@ -1,0 +1,19 @@
+"""How much does a pretrained encoder's attention matter? Calibrate, freeze and compare its heads."""
+
+from papa_lightning.calibration import AttentionAverages, AttentionConstants, calibrate
+from papa_lightning.encoders import gate_logits, restore_attention, swap_attention
+from papa_lightning.exceptions import PapaError
+from papa_lightning.ranking import HeadRanking
+from papa_lightning.version import __version__
+
+__all__ = [
+    "AttentionAverages",
+    "AttentionConstants",
+    "HeadRanking",
+    "PapaError",
+    "__version__",
+    "calibrate",
+    "gate_logits",
+    "restore_attention",
+    "swap_attention",
+]

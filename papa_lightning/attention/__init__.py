@@ -1,0 +1,18 @@
+"""WHAT mixes the tokens: attention matrices, constants and gates on plain tensors. Knows torch only."""
+
+from papa_lightning.attention.base import DynamicHeads, TokenMixer
+from papa_lightning.attention.constant import ConstantHeads
+from papa_lightning.attention.gated import GatedHeads
+from papa_lightning.attention.registry import KINDS, mixer_class
+from papa_lightning.attention.zero_mass import ZeroMassWarning, ZeroMassWatch
+
+__all__ = [
+    "KINDS",
+    "ConstantHeads",
+    "DynamicHeads",
+    "GatedHeads",
+    "TokenMixer",
+    "ZeroMassWarning",
+    "ZeroMassWatch",
+    "mixer_class",
+]

@@ -1,0 +1,72 @@
+"""Kind "constant": chosen heads use a fixed matrix, the others stay dynamic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from papa_lightning.attention.base import TokenMixer
+from papa_lightning.attention.functional import (
+    apply_attention,
+    attention_probabilities,
+    constant_attention,
+    dynamic_attention,
+    normalized_constants,
+)
+from papa_lightning.attention.heads import merge_heads, select_heads
+
+
+class ConstantHeads(TokenMixer):
+    """Constant heads beside dynamic ones in one layer.
+
+    Constant heads compute ``out = m (C (m V)) / max(C m, eps)`` (Hassid et al. 2022, arXiv 2211.03495, in
+    the batched form of :func:`~papa_lightning.attention.functional.constant_attention`); dynamic heads
+    run through the fused kernel, on their heads only. A layer without dynamic heads gets no query and no
+    key. The published code also zeroes the padding rows of dynamic heads in such a layer; here they
+    stay as they are, because nothing reads them.
+
+    See :class:`~papa_lightning.attention.base.TokenMixer` for arguments and shapes.
+    """
+
+    def dynamic_when_calibrated(self) -> Sequence[int]:
+        """All heads but the constant ones."""
+        return [head for head in range(self.heads.num_heads) if head not in self.constant_heads]
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        scaling: float,
+        dropout: float = 0.0,
+        need_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """See :meth:`TokenMixer.forward`."""
+        constants = self.constants_for(value)
+        if constants.shape[-1] > self.certain_length and not torch.compiler.is_compiling():
+            self.watch.check(self.layer, self.constant_heads, constants, mask)
+        if need_weights:
+            weights = self._weights(query, key, constants, mask, scaling, batch=value.shape[0])
+            return apply_attention(weights, value, dropout), weights
+        fixed = select_heads(value, self.constant_heads, dim=1)
+        if dropout > 0.0:  # the one case that needs every sequence's own matrix
+            mixed = apply_attention(normalized_constants(constants, mask), fixed, dropout)
+        else:
+            mixed = constant_attention(constants, fixed, mask)
+        parts: list[tuple[Sequence[int], Tensor]] = [(self.constant_heads, mixed)]
+        if dynamic := self.heads.dynamic:
+            own_value = select_heads(value, dynamic, dim=1)
+            parts.append((dynamic, dynamic_attention(query, key, own_value, mask, scaling, dropout)))
+        return merge_heads(parts, dim=2), None
+
+    def _weights(
+        self, query: Tensor, key: Tensor, constants: Tensor, mask: Tensor | None, scaling: float, batch: int
+    ) -> Tensor:
+        fixed = normalized_constants(constants, mask).expand(batch, -1, -1, -1)
+        parts: list[tuple[Sequence[int], Tensor]] = [(self.constant_heads, fixed)]
+        if dynamic := self.heads.dynamic:
+            parts.append((dynamic, attention_probabilities(query, key, mask, scaling).to(fixed.dtype)))
+        return merge_heads(parts, dim=1)

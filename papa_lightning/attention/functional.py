@@ -1,0 +1,244 @@
+"""Pure functions on attention matrices: averaging, normalising, and mixing with constants.
+
+Shapes: B sequences, H heads, T tokens, h features a head. A *mask* is (B, T), true for a real
+token. It may have holes, so no function here derives a length from it. ``None`` as a mask means that
+every token is real.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+#: Row sums below this count as zero: such a row stays zero instead of being divided.
+EPS = 1e-12
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which sums of values of ``dtype`` are taken: float64 for float64, else float32.
+
+    Example:
+        >>> accumulation_dtype(torch.bfloat16)
+        torch.float32
+    """
+    return torch.promote_types(dtype, torch.float32)
+
+
+def attention_probabilities(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+    """Softmax attention ``A = softmax(scaling * Q K^T)`` over the real keys.
+
+    Args:
+        query: (B, H, T, h).
+        key: (B, H, T, h).
+        mask: (B, T), true for a real token, or None.
+        scaling: Factor of the scores, usually ``h ** -0.5``.
+
+    Returns:
+        (B, H, T, T), rows are queries; float32, or float64 for float64 input. Rows sum to 1 over the real keys.
+
+    Example:
+        >>> q = k = torch.zeros(1, 1, 2, 4)
+        >>> attention_probabilities(q, k, torch.tensor([[True, False]]), 0.5)
+        tensor([[[[1., 0.],
+                  [1., 0.]]]])
+    """
+    scores = torch.matmul(query * scaling, key.transpose(-1, -2)).to(accumulation_dtype(query.dtype))
+    if mask is not None:
+        scores = scores.masked_fill(~mask.bool()[:, None, None, :], float("-inf"))
+    return torch.softmax(scores, dim=-1)
+
+
+def masked_attention_sum(attention: Tensor, mask: Tensor | None) -> Tensor:
+    """Sum of a batch of attention matrices over its sequences, ``sum_b A[b,h,i,j] m[b,i] m[b,j]``.
+
+    The sum inside a batch is in the dtype of ``attention``; across batches add the results in float64.
+
+    Args:
+        attention: (B, H, T, T). It is OVERWRITTEN: a second tensor of its size is what calibration cannot afford.
+        mask: (B, T), true for a real token, or None.
+
+    Returns:
+        (H, T, T), in the dtype of ``attention``.
+
+    Example:
+        >>> masked_attention_sum(torch.ones(3, 1, 2, 2), torch.tensor([[1, 0], [1, 0], [0, 0]]))
+        tensor([[[2., 0.],
+                 [0., 0.]]])
+    """
+    if mask is not None:
+        # A fill, not a product: a sequence without any real token has NaN rows, and NaN * 0 is NaN.
+        real = mask.bool()
+        attention.masked_fill_(~(real[:, None, :, None] & real[:, None, None, :]), 0.0)
+    return attention.sum(dim=0)
+
+
+def pair_counts(mask: Tensor) -> Tensor:
+    """Number of sequences in which both positions hold a real token, ``sum_b m[b,i] m[b,j]``.
+
+    Args:
+        mask: (B, T), true for a real token.
+
+    Returns:
+        (T, T), float64 (exact up to 2**53 sequences).
+
+    Example:
+        >>> pair_counts(torch.tensor([[1, 1], [1, 0]]))
+        tensor([[2., 1.],
+                [1., 1.]], dtype=torch.float64)
+    """
+    real = mask.bool().double()
+    return real.T @ real
+
+
+def average_attention(sums: Tensor, counts: Tensor) -> Tensor:
+    """The constants ``C = sums / counts``, and 0 where no sequence had both positions.
+
+    Args:
+        sums: (..., T, T).
+        counts: (T, T).
+
+    Returns:
+        (..., T, T). Rows need not sum to 1: every pair (i, j) has a count of its own.
+
+    Example:
+        >>> average_attention(torch.tensor([[1.0, 3.0], [0.0, 0.0]]), torch.tensor([[2.0, 4.0], [0.0, 0.0]]))
+        tensor([[0.5000, 0.7500],
+                [0.0000, 0.0000]])
+    """
+    return torch.where(counts > 0, sums / counts.clamp_min(1.0), 0.0)
+
+
+def normalized_constants(constants: Tensor, mask: Tensor | None) -> Tensor:
+    """The explicit form of constant attention, ``A[b,h,i,j] = C[h,i,j] m_i m_j / sum_j C[h,i,j] m_i m_j``.
+
+    It builds a (B, H, T, T) tensor (B = 1 without a mask), so it is for what cannot do without: attention
+    dropout, and looking at the matrices. :func:`constant_attention` gives the same product without it.
+
+    Args:
+        constants: (H, T, T).
+        mask: (B, T), true for a real token, or None.
+
+    Returns:
+        (B, H, T, T), or (1, H, T, T) without a mask. A row whose sum is 0 stays 0.
+
+    Example:
+        >>> normalized_constants(torch.tensor([[[1.0, 3.0], [1.0, 1.0]]]), torch.tensor([[1, 0]]))
+        tensor([[[[1., 0.],
+                  [0., 0.]]]])
+    """
+    if mask is None:
+        kept = constants[None]
+    else:
+        real = mask.to(constants.dtype)
+        kept = constants * (real[:, None, :, None] * real[:, None, None, :])
+    return kept / kept.sum(dim=-1, keepdim=True).clamp_min(EPS)
+
+
+def constant_mass(constants: Tensor, mask: Tensor | None) -> Tensor:
+    """The row sums that normalise constant attention, ``mass[b,h,i] = sum_j C[h,i,j] m[b,j]``.
+
+    Args:
+        constants: (H, T, T).
+        mask: (B, T), true for a real token, or None.
+
+    Returns:
+        (B, H, T), or (1, H, T) without a mask; at least float32, so that half precision does not blur the sums.
+    """
+    exact = constants.to(accumulation_dtype(constants.dtype))
+    if mask is None:
+        return exact.sum(dim=-1)[None]
+    # Under autocast this product would be taken in half precision and make every row a little wrong.
+    with torch.autocast(device_type=constants.device.type, enabled=False):
+        return torch.einsum("hij,bj->bhi", exact, mask.to(exact.dtype))
+
+
+def constant_attention(constants: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Constant attention as one matrix product a head, ``out = m (C (m V)) / max(C m, eps)``.
+
+    Equal to ``normalized_constants(constants, mask) @ value``, but because C does not depend on the
+    batch, the product is (T x T) by (T x B h) for each head and no (B, H, T, T) tensor exists.
+
+    Args:
+        constants: (H, T, T), the constants of these heads cut to the length of the batch.
+        value: (B, H, T, h).
+        mask: (B, T), true for a real token, or None.
+
+    Returns:
+        (B, T, H, h) in the dtype of ``value``: the layout that an output projection flattens without a copy.
+        Rows of padding queries, and real ones whose mass is 0, are 0.
+
+    Example:
+        >>> constants = torch.tensor([[[1.0, 3.0], [1.0, 1.0]]])
+        >>> value = torch.tensor([[[[4.0], [8.0]]]])
+        >>> constant_attention(constants, value).flatten()
+        tensor([7., 6.])
+        >>> constant_attention(constants, value, torch.tensor([[1, 0]])).flatten()
+        tensor([4., 0.])
+    """
+    mass = constant_mass(constants, mask)
+    if mask is None:
+        scale = mass.clamp_min(EPS).reciprocal()
+    else:
+        scale = mask.to(mass.dtype)[:, None, :] / mass.clamp_min(EPS)
+        value = value * mask.to(value.dtype)[:, None, :, None]
+    mixed = torch.einsum("hij,bhjd->bihd", constants.to(value.dtype), value)
+    return (mixed * scale.transpose(1, 2)[..., None]).to(value.dtype)
+
+
+def dynamic_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, dropout: float = 0.0
+) -> Tensor:
+    """Dot-product attention through PyTorch's fused kernel.
+
+    Args:
+        query: (B, H, T, h).
+        key: (B, H, T, h).
+        value: (B, H, T, h).
+        mask: (B, T), true for a real token, or None.
+        scaling: Factor of the scores.
+        dropout: Probability with which attention probabilities are dropped.
+
+    Returns:
+        (B, T, H, h).
+    """
+    allowed = None if mask is None else mask.bool()[:, None, None, :]
+    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, dropout_p=dropout, scale=scaling)
+    return mixed.transpose(1, 2)
+
+
+def apply_attention(attention: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
+    """Explicit attention matrices times the values.
+
+    Args:
+        attention: (B, H, T, T), or (1, H, T, T) when it is the same for the whole batch.
+        value: (B, H, T, h).
+        dropout: Probability with which attention probabilities are dropped, for each sequence on its own.
+
+    Returns:
+        (B, T, H, h) in the dtype of ``value``.
+    """
+    if dropout > 0.0:
+        attention = F.dropout(attention.expand(value.shape[0], -1, -1, -1), p=dropout)
+    return torch.matmul(attention.to(value.dtype), value).transpose(1, 2)
+
+
+def gate_mixture(gate_logits: Tensor, dynamic: Tensor, constant: Tensor) -> Tensor:
+    """Mixture of dynamic and constant attention, ``sigmoid(g) * dynamic + (1 - sigmoid(g)) * constant``.
+
+    Linear in both, so it serves attention matrices and their products with the values alike.
+
+    Args:
+        gate_logits: Broadcastable to the other two, one value a head.
+        dynamic: What the dynamic heads give.
+        constant: What the constant heads give, in the same shape.
+
+    Returns:
+        The mixture, in the dtype of ``dynamic``.
+
+    Example:
+        >>> gate_mixture(torch.zeros(1), torch.tensor([2.0]), torch.tensor([4.0]))
+        tensor([3.])
+    """
+    gate = torch.sigmoid(gate_logits)
+    return (gate * dynamic + (1 - gate) * constant).to(dynamic.dtype)

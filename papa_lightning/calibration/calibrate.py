@@ -1,0 +1,210 @@
+"""The calibration pass."""
+
+from __future__ import annotations
+
+import inspect
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from contextlib import contextmanager
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from papa_lightning.calibration.averages import AttentionAverages
+from papa_lightning.calibration.constants import AttentionConstants
+from papa_lightning.encoders import (
+    encoder_shape,
+    find_encoder,
+    observe_attention,
+    position_limit,
+    weights_fingerprint,
+)
+from papa_lightning.exceptions import CalibrationError
+
+_INPUTS = ("input_ids", "inputs_embeds", "attention_mask", "token_type_ids", "position_ids")
+
+
+def calibrate(
+    encoder: nn.Module,
+    batches: Iterable[Mapping[str, Any]],
+    max_length: int,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    all_reduce: Callable[[Tensor], Tensor] | None = None,
+    progress: bool = False,
+) -> AttentionConstants:
+    """Average the attention matrices of an encoder over data, ``C = sums / counts``.
+
+    One pass without gradients, in eval mode; every module gets back the mode it had. An encoder that is
+    already swapped is seen with its original, dynamic attention. Beside the model it needs memory for the sums,
+    L x H x T x T in float64, and for the probabilities of one layer. Source: Hassid et al. 2022, arXiv 2211.03495.
+
+    Args:
+        encoder: Any supported PreTrainedModel, with or without a task head.
+        batches: Any iterable of mappings with input_ids and attention_mask, (B, t) with t up to ``max_length``
+            (and token_type_ids, position_ids); other keys are ignored. No labels are needed.
+        max_length: T, the longest sequence that the constants are to serve.
+        metadata: What to note in the result beside model, sizes and versions, e.g. tokenizer, layout, data.
+        all_reduce: Sums a tensor over processes, when several calibrate together, each with its own share.
+        progress: Show a progress bar.
+
+    Returns:
+        The constants, on the CPU; values in float32, or float64 for an encoder in float64.
+
+    Raises:
+        UnsupportedEncoderError: For a model that is not a supported encoder.
+        CalibrationError: For a bad ``max_length``, a batch without attention_mask, a sequence that is too
+            long, no sequences at all, or NaN in the attention (with the layer's number).
+
+    Example:
+        >>> from papa_lightning import calibrate
+        >>> from transformers import BertConfig, BertModel
+        >>> config = BertConfig(num_hidden_layers=1, num_attention_heads=2, hidden_size=8, intermediate_size=8)
+        >>> batch = {"input_ids": torch.tensor([[1, 2, 3, 0]]), "attention_mask": torch.tensor([[1, 1, 1, 0]])}
+        >>> constants = calibrate(BertModel(config), [batch], max_length=4)
+        >>> constants.values.shape, constants.metadata["sequences"]
+        (torch.Size([1, 2, 4, 4]), 1)
+    """
+    base = find_encoder(encoder)
+    check_max_length(base, max_length)
+    averages = gather(base, batches, max_length, progress=progress)
+    if all_reduce is not None:
+        averages.reduce(all_reduce)
+    return finish(base, averages, metadata or {})
+
+
+def check_max_length(encoder: PreTrainedModel, max_length: int) -> None:
+    """Refuse a length for which the encoder has no positions.
+
+    Raises:
+        CalibrationError: Names the length and the limit.
+    """
+    limit = position_limit(encoder)
+    if not 1 <= max_length <= limit:
+        raise CalibrationError(
+            f"max_length is {max_length}, but the encoder has positions for 1 to {limit} tokens: "
+            f"pass a max_length of at most {limit}."
+        )
+
+
+def gather(
+    encoder: PreTrainedModel, batches: Iterable[Mapping[str, Any]], max_length: int, *, progress: bool = False
+) -> AttentionAverages:
+    """Run the pass of :func:`calibrate` in this process only, without reducing or dividing.
+
+    Args:
+        encoder: The bare encoder.
+        batches: See :func:`calibrate`; may be empty.
+        max_length: T.
+        progress: Show a progress bar.
+
+    Returns:
+        The sums of this process.
+
+    Raises:
+        CalibrationError: For a bad batch.
+    """
+    device = encoder.device
+    layers, heads = encoder_shape(encoder)
+    averages = AttentionAverages(layers, heads, max_length, device)
+    observers = [partial(averages.add_attention, layer) for layer in range(layers)]
+    accepted = tuple(name for name in _INPUTS if name in inspect.signature(encoder.forward).parameters)
+    total = len(batches) if isinstance(batches, Sized) else None
+    bar = tqdm(batches, total=total, desc="Calibrating", unit="batch", disable=not progress, dynamic_ncols=True)
+    with torch.no_grad(), eval_mode(encoder), observe_attention(encoder, observers):
+        for number, batch in enumerate(bar):
+            inputs = _inputs(batch, number, accepted, max_length)
+            inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
+            averages.add_mask(inputs["attention_mask"])
+            encoder(**inputs)
+            if number == 0:  # a broken encoder shows at once, not after hours; later batches are seen at the end
+                averages.check_finite()
+    return averages
+
+
+def finish(encoder: PreTrainedModel, averages: AttentionAverages, metadata: Mapping[str, Any]) -> AttentionConstants:
+    """Divide the sums, and note what the constants were made with.
+
+    Args:
+        encoder: The bare encoder.
+        averages: The sums of all processes.
+        metadata: What the caller knows beyond the encoder.
+
+    Raises:
+        CalibrationError: When there were no sequences, or the attention was not finite.
+    """
+    dtype = torch.promote_types(encoder.dtype, torch.float32)
+    values = averages.compute(dtype).cpu()
+    noted = {
+        "model": describe_model(encoder),
+        "max_length": averages.max_length,
+        "sequences": int(averages.num_sequences),
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("papa-lightning", "torch", "transformers")},
+    }
+    return AttentionConstants(values, averages.pair_counts.cpu(), {**metadata, **noted})
+
+
+def describe_model(encoder: PreTrainedModel) -> dict[str, Any]:
+    """Name, type, sizes and fingerprint of an encoder; of a local folder only its own name, never its path."""
+    config = encoder.config
+    layers, heads = encoder_shape(encoder)
+    name = config.name_or_path or ""
+    return {
+        "name": Path(name).name if Path(name).is_absolute() or Path(name).exists() else name,
+        "type": config.model_type,
+        "layers": layers,
+        "heads": heads,
+        "hidden_size": int(config.hidden_size),
+        "weights": weights_fingerprint(encoder),
+    }
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Eval mode for the whole module; afterwards every submodule gets back the mode that it had."""
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        module.eval()
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def _inputs(batch: Mapping[str, Any], number: int, accepted: tuple[str, ...], max_length: int) -> dict[str, Tensor]:
+    """The tensors of a batch that the encoder takes, checked."""
+    if not isinstance(batch, Mapping):
+        raise CalibrationError(
+            f"batch {number} is a {type(batch).__name__}, but must be a mapping with input_ids and attention_mask."
+        )
+    inputs = {name: batch[name] for name in accepted if batch.get(name) is not None}
+    mask = inputs.get("attention_mask")
+    if not isinstance(mask, Tensor):
+        raise CalibrationError(
+            f"batch {number} has no attention_mask (keys: {', '.join(map(str, batch))}), so padding would count as "
+            "text: let the tokenizer return it."
+        )
+    if mask.dim() != 2:
+        raise CalibrationError(
+            f"batch {number} has an attention_mask of shape {tuple(mask.shape)}: pass one of shape (batch, length)."
+        )
+    tokens = inputs.get("input_ids", inputs.get("inputs_embeds"))
+    if not isinstance(tokens, Tensor) or tokens.shape[:2] != mask.shape:
+        found = None if not isinstance(tokens, Tensor) else tuple(tokens.shape)
+        raise CalibrationError(
+            f"batch {number} has input_ids of shape {found}, but an attention_mask of shape {tuple(mask.shape)}: "
+            "both are (batch, length)."
+        )
+    if mask.shape[1] > max_length:
+        raise CalibrationError(
+            f"batch {number} has sequences of {mask.shape[1]} tokens, but max_length is {max_length}: "
+            "truncate them in the tokenizer, or pass a larger max_length."
+        )
+    return inputs

@@ -1,0 +1,38 @@
+"""Errors that a user of papa_lightning can cause and can mend."""
+
+
+class PapaError(ValueError):
+    """Base of every error that papa_lightning raises on purpose.
+
+    The message names the argument, the value found, and what to do about it.
+
+    Example:
+        >>> raise PapaError("max_length is 0, but must be at least 1: pass the padded length.")
+        Traceback (most recent call last):
+        ...
+        papa_lightning.exceptions.PapaError: max_length is 0, but must be at least 1: pass the padded length.
+    """
+
+
+class UnsupportedEncoderError(PapaError):
+    """The model is not an encoder whose attention papa_lightning knows how to swap."""
+
+
+class HeadSelectionError(PapaError):
+    """The heads asked for do not exist in the encoder, or are not determined by what was given."""
+
+
+class CalibrationError(PapaError):
+    """The calibration pass cannot be done, or its result would be wrong."""
+
+
+class ConstantsFileError(PapaError):
+    """A constants file cannot be read, or does not fit the encoder."""
+
+
+class RankingFileError(PapaError):
+    """A ranking file cannot be read, or is not a head ranking."""
+
+
+class DataError(PapaError):
+    """Task data is missing, unreadable, or not what the task expects."""

@@ -1,0 +1,141 @@
+"""The order in which heads become constant."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from papa_lightning.exceptions import PapaError, RankingFileError
+from papa_lightning.files import write_atomically
+
+_FORMAT = "papa_lightning.head_ranking/1"
+
+
+@dataclass(frozen=True)
+class HeadRanking:
+    """Heads of an encoder, ordered over all layers together: the first becomes constant first.
+
+    Args:
+        heads: (layer, head) pairs, each once; the head whose attention matters least comes first.
+        scores: The value of the criterion for each of ``heads``, or None.
+        criterion: What the order comes from, e.g. "gate".
+
+    Raises:
+        PapaError: When a head is listed twice or is not a pair of whole numbers, or scores do not match the heads.
+
+    Example:
+        >>> ranking = HeadRanking(heads=[(0, 1), (0, 0)], scores=[-0.5, 0.5], criterion="gate")
+        >>> ranking.first(0.5)
+        [(0, 1)]
+    """
+
+    heads: Sequence[tuple[int, int]]
+    scores: Sequence[float] | None = None
+    criterion: str = "unnamed"
+
+    def __post_init__(self) -> None:
+        heads = [_as_pair(entry) for entry in self.heads]
+        repeated = sorted({head for head in heads if heads.count(head) > 1}) if len(set(heads)) < len(heads) else []
+        if repeated:
+            raise PapaError(f"heads of the ranking has {repeated[0]} more than once: list every (layer, head) once.")
+        object.__setattr__(self, "heads", heads)
+        if self.scores is not None:
+            scores = [float(score) for score in self.scores]
+            if len(scores) != len(heads):
+                raise PapaError(f"scores has {len(scores)} values for {len(heads)} heads: pass one score a head.")
+            object.__setattr__(self, "scores", scores)
+
+    @classmethod
+    def from_scores(cls, scores: Sequence[Sequence[float]], criterion: str) -> HeadRanking:
+        """Rank by ascending score, ties in the order of layers and heads.
+
+        Args:
+            scores: (L, H) nested sequence; the lowest score becomes constant first.
+            criterion: What the scores are.
+
+        Raises:
+            PapaError: When a score is not a finite number.
+
+        Example:
+            >>> HeadRanking.from_scores([[0.3, 0.1], [0.2, 0.4]], "gate").heads
+            [(0, 1), (1, 0), (0, 0), (1, 1)]
+        """
+        flat = [(float(score), (layer, head)) for layer, row in enumerate(scores) for head, score in enumerate(row)]
+        for score, head in flat:
+            if not math.isfinite(score):
+                raise PapaError(f"scores has {score} for head {head}: only finite scores can be ranked.")
+        flat.sort()
+        return cls([head for _, head in flat], [score for score, _ in flat], criterion)
+
+    def first(self, amount: int | float) -> list[tuple[int, int]]:
+        """The heads that become constant first.
+
+        Args:
+            amount: How many (an int), or which share of all heads (a float from 0 to 1, rounded to whole heads).
+
+        Returns:
+            The (layer, head) pairs, in the order of the ranking.
+
+        Raises:
+            PapaError: When there are not that many heads.
+        """
+        total = len(self.heads)
+        if isinstance(amount, float):
+            if not 0.0 <= amount <= 1.0:
+                raise PapaError(f"heads is the share {amount}, but a share of heads lies between 0 and 1.")
+            return list(self.heads[: round(amount * total)])
+        if not 0 <= amount <= total:
+            raise PapaError(f"heads is the number {amount}, but the ranking has {total} heads.")
+        return list(self.heads[:amount])
+
+    def save(self, path: str | Path) -> None:
+        """Write the ranking as JSON, whole or not at all.
+
+        Args:
+            path: The file; its folder is made when missing.
+        """
+        content = {
+            "format": _FORMAT,
+            "criterion": self.criterion,
+            "heads": [list(head) for head in self.heads],
+            "scores": None if self.scores is None else list(self.scores),
+        }
+        write_atomically(path, json.dumps(content, indent=1).encode())
+
+    @classmethod
+    def load(cls, path: str | Path) -> HeadRanking:
+        """Read a ranking that :meth:`save` wrote.
+
+        Raises:
+            RankingFileError: When the file is missing, damaged, or something else.
+        """
+        try:
+            content = json.loads(Path(path).read_bytes())
+        except OSError as error:
+            raise RankingFileError(f"ranking file {str(path)!r} cannot be read ({error.strerror}).") from error
+        except (ValueError, RecursionError) as error:
+            raise RankingFileError(f"ranking file {str(path)!r} is not JSON ({error}): make it anew.") from error
+        if not isinstance(content, dict) or content.get("format") != _FORMAT:
+            raise RankingFileError(
+                f"{str(path)!r} is not a head ranking: expected a JSON object with format {_FORMAT!r}. "
+                "Pass a file that HeadRanking.save wrote."
+            )
+        try:
+            return cls(content["heads"], content["scores"], str(content["criterion"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise RankingFileError(f"ranking file {str(path)!r} is damaged ({error}): make it anew.") from error
+
+
+def _as_pair(entry: object) -> tuple[int, int]:
+    if isinstance(entry, Sequence) and not isinstance(entry, str) and len(entry) == 2:
+        layer, head = entry
+        if _is_index(layer) and _is_index(head):
+            return (int(layer), int(head))
+    raise PapaError(f"heads has the entry {entry!r}, but a head is a (layer, head) pair of whole numbers from 0 on.")
+
+
+def _is_index(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
