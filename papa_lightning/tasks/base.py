@@ -1,0 +1,324 @@
+"""The base of all tasks: a pretrained encoder with a probe on top."""
+
+import copy
+import math
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeVar, get_args
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+from transformers import PreTrainedModel, get_scheduler
+
+from papa_lightning.calibration import AttentionConstants
+from papa_lightning.encoders import swap_attention
+from papa_lightning.exceptions import PapaError
+from papa_lightning.ranking import HeadRanking
+from papa_lightning.tasks.checks import check_inputs, check_vocabulary
+from papa_lightning.tasks.pretrained import accepted_inputs, load_encoder, usable_positions
+
+Preset = Literal["default", "reference"]
+Schedule = Literal["constant", "linear", "cosine"]
+Task = TypeVar("Task", bound="EncoderTask")
+
+
+class EncoderTask(L.LightningModule, ABC):
+    """A pretrained encoder, frozen or not, with a probe that learns a task from its hidden states.
+
+    A subclass says what is learned: it implements `configure_probe`, `configure_loss`, `configure_metrics` and the
+    steps. Every part is built in the constructor, from primitive arguments alone, so that a task can be written in
+    YAML and rebuilt from a checkpoint.
+
+    The defaults are the recipe of the published code for a sentence task with a base-size encoder (Hassid et al.
+    2022, arXiv 2211.03495): 64 tokens, AdamW at 2e-5 with a constant schedule; it trains 15 epochs with a batch size
+    of 16, which the Trainer and the datamodule set. `dropout`, `weight_decay` and the initial values of the probe are
+    ours: 0.1 is the dropout that BERT and RoBERTa were trained with, 0.01 is AdamW's own default, for all parameters
+    alike, and the linear layers start as torch starts them.
+
+    Args:
+        encoder: Name of the encoder on the hub, or a folder written by ``save_pretrained``.
+        num_labels: The number of classes.
+        max_length: T, the number of tokens to which sequences are padded.
+        metrics: Names of the metrics; the first one gives `score_name`.
+        freeze_encoder: Train only the probe, and what is added to the encoder with ``requires_grad=True``.
+        preset: What a frozen encoder does while the probe trains. ``"default"``: it stays in evaluation mode, so that
+            its features are the same in every epoch. ``"reference"``: train mode with dropout, like the published code.
+        learning_rate: Learning rate of AdamW, after the warm-up.
+        weight_decay: Weight decay of AdamW.
+        schedule: What the learning rate does after the warm-up: stay, or fall to 0 along a line or half a cosine.
+        warmup_share: Share of all optimizer steps over which the learning rate rises from 0.
+        dropout: Dropout of the probe.
+        constants: File of attention constants for `max_length`; the `heads` use them from the start, without any
+            callback.
+        heads: With `constants`: ``"all"``, a list of (layer, head), or a share or a number of heads, which wants a
+            `ranking`.
+        ranking: File of a head ranking.
+
+    Attributes:
+        encoder: The encoder.
+        probe: The probe.
+        loss: The loss.
+
+    Raises:
+        PapaError: If an argument is out of its range, or the encoder or a file cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        encoder: str,
+        num_labels: int,
+        max_length: int = 64,
+        metrics: Sequence[str] = ("accuracy",),
+        freeze_encoder: bool = True,
+        preset: Preset = "default",
+        learning_rate: float = 2e-5,
+        weight_decay: float = 0.01,
+        schedule: Schedule = "constant",
+        warmup_share: float = 0.0,
+        dropout: float = 0.1,
+        constants: str | None = None,
+        heads: Literal["all"] | int | float | Sequence[tuple[int, int]] = "all",
+        ranking: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self._check_arguments()
+        self.encoder = self.configure_encoder()
+        self._encoder_inputs = accepted_inputs(self.encoder)
+        self._vocabulary_checked = False
+        self.probe = self.configure_probe()
+        self.loss = self.configure_loss()
+        metric_collection = self.configure_metrics()
+        # One collection per data loader; the further ones of several validation sets are added when they are known.
+        self.stage_metrics = nn.ModuleDict(
+            {stage: nn.ModuleList([metric_collection.clone(prefix=f"{stage}/")]) for stage in ("val", "test")}
+        )
+        # Encoders come in evaluation mode, and Trainer.fit keeps the modes that it finds.
+        self.train()
+
+    def configure_encoder(self) -> PreTrainedModel:
+        """Load the encoder, freeze it if asked, and give its heads constant attention if there are constants.
+
+        Returns:
+            The encoder.
+
+        Raises:
+            PapaError: If the encoder or a file cannot be loaded, or the encoder has fewer positions than `max_length`.
+        """
+        encoder = load_encoder(self.hparams["encoder"])
+        positions, max_length = usable_positions(encoder), self.hparams["max_length"]
+        if positions is not None and max_length > positions:
+            raise PapaError(
+                f"max_length is {max_length}, but encoder {self.hparams['encoder']!r} has positions for {positions} "
+                f"tokens (max_position_embeddings={encoder.config.max_position_embeddings}): pass max_length="
+                f"{positions} or less."
+            )
+        if self.hparams["freeze_encoder"]:
+            encoder.requires_grad_(False)
+        if self.hparams["constants"] is not None:
+            ranking = self.hparams["ranking"]
+            swap_attention(
+                encoder,
+                "constant",
+                constants=AttentionConstants.load(self.hparams["constants"], max_length=max_length),
+                heads=self.hparams["heads"],
+                ranking=HeadRanking.load(ranking) if ranking is not None else None,
+            )
+        return encoder
+
+    @abstractmethod
+    def configure_probe(self) -> nn.Module:
+        """Build the probe; `encoder` exists by then.
+
+        Returns:
+            A module that `forward` calls with the hidden states, L+1 of (B, T, d), and the attention mask (B, T).
+        """
+
+    @abstractmethod
+    def configure_loss(self) -> nn.Module:
+        """Build the loss.
+
+        Returns:
+            A module that takes the logits and the labels.
+        """
+
+    @abstractmethod
+    def configure_metrics(self) -> MetricCollection:
+        """Build the metrics named by the argument `metrics`.
+
+        Returns:
+            The metrics, under their names; validation and test get copies of them.
+        """
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Build AdamW for all parameters that require a gradient, and the learning rate schedule.
+
+        Returns:
+            The optimizer, with a schedule that moves at every step unless the learning rate is constant throughout.
+
+        Raises:
+            PapaError: If the schedule needs the number of steps and the Trainer has no limit.
+        """
+        optimizer = torch.optim.AdamW(
+            [parameter for parameter in self.parameters() if parameter.requires_grad],
+            lr=self.hparams["learning_rate"],
+            weight_decay=self.hparams["weight_decay"],
+        )
+        schedule, warmup_share = self.hparams["schedule"], self.hparams["warmup_share"]
+        if schedule == "constant" and warmup_share == 0:
+            return optimizer
+        steps = self.trainer.estimated_stepping_batches
+        if math.isinf(steps):
+            raise PapaError(
+                f"schedule {schedule!r} with warmup_share={warmup_share} needs the number of training steps, but the "
+                "Trainer has no limit: set max_epochs or max_steps."
+            )
+        scheduler = get_scheduler(
+            "constant_with_warmup" if schedule == "constant" else schedule,
+            optimizer,
+            num_warmup_steps=round(warmup_share * steps),
+            num_training_steps=int(steps),
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    @property
+    def score_name(self) -> str:
+        """The logged name of the first metric, for ``ModelCheckpoint(monitor=..., mode="max")``."""
+        return f"val/{self.hparams['metrics'][0]}"
+
+    def train(self: Task, mode: bool = True) -> Task:
+        """Switch to train mode, except for a frozen encoder in the preset ``"default"``.
+
+        Args:
+            mode: False for evaluation mode.
+
+        Returns:
+            The task.
+        """
+        super().train(mode)
+        if self._stays_in_eval_mode:
+            self.encoder.train(False)
+        return self
+
+    def on_fit_start(self) -> None:
+        """Tell Lightning that the encoder is in evaluation mode on purpose."""
+        if self._stays_in_eval_mode:
+            # By its number, so that a module that is in evaluation mode by mistake still brings the warning.
+            modules = sum(1 for _ in self.encoder.modules())
+            warnings.filterwarnings("ignore", message=rf"Found {modules} module\(s\) in eval mode")
+
+    def encode(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """Run the encoder.
+
+        Args:
+            batch: `input_ids` (B, T) and `attention_mask` (B, T); `token_type_ids` (B, T) reach an encoder that tells
+                segments apart. Other entries are left alone.
+
+        Returns:
+            The hidden states: L+1 tensors (B, T, d), the embeddings first.
+
+        Raises:
+            PapaError: If the batch lacks an input, has sequences longer than `max_length`, or tokens that the encoder
+                does not know.
+        """
+        check_inputs(batch, self.hparams["max_length"])
+        # Reading values waits for an accelerator, so there only the first batch is looked at, which is enough to
+        # find a tokenizer that belongs to another encoder.
+        if not self._vocabulary_checked or batch["input_ids"].device.type == "cpu":
+            check_vocabulary(batch["input_ids"], self.encoder.config.vocab_size)
+            self._vocabulary_checked = True
+        inputs = {name: batch[name] for name in self._encoder_inputs if name in batch}
+        # Asked at every call because gates or constants that learn may join a frozen encoder after __init__.
+        learns = any(parameter.requires_grad for parameter in self.encoder.parameters())
+        with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
+            hidden_states: tuple[Tensor, ...] = self.encoder(
+                **inputs, output_hidden_states=True, return_dict=True
+            ).hidden_states
+        return hidden_states
+
+    def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Compute the logits of a batch.
+
+        Args:
+            batch: The entries that `encode` reads.
+
+        Returns:
+            The logits of the probe.
+
+        Raises:
+            PapaError: If the batch does not fit the encoder or the probe.
+        """
+        logits: Tensor = self.probe(self.encode(batch), batch["attention_mask"])
+        return logits
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        # transformers learns which outputs a class of models can return when it constructs one. A process that got the
+        # task by pickle, as under ddp_spawn, has constructed none, and the encoder would return no hidden states.
+        with torch.device("meta"):
+            type(self.encoder)(copy.deepcopy(self.encoder.config))
+
+    def on_validation_start(self) -> None:
+        """Add metrics for further validation sets."""
+        self._add_metrics("val", self.trainer.num_val_batches)
+
+    def on_test_start(self) -> None:
+        """Add metrics for further test sets."""
+        self._add_metrics("test", self.trainer.num_test_batches)
+
+    def metrics_of(self, stage: Literal["val", "test"], dataloader_idx: int = 0) -> MetricCollection:
+        """Return the metrics of one data loader.
+
+        Args:
+            stage: ``"val"`` or ``"test"``.
+            dataloader_idx: Which of several data loaders of the stage.
+
+        Returns:
+            The metrics, with their logged names: ``val/accuracy`` for the first loader, so that `score_name` does not
+            depend on how many there are, and ``val/accuracy/dataloader_idx_1`` for the second.
+        """
+        loaders = self.stage_metrics[stage]
+        assert isinstance(loaders, nn.ModuleList)
+        collection = loaders[dataloader_idx]
+        assert isinstance(collection, MetricCollection)
+        return collection
+
+    @property
+    def _stays_in_eval_mode(self) -> bool:
+        return bool(self.hparams["freeze_encoder"]) and self.hparams["preset"] == "default"
+
+    def _add_metrics(self, stage: Literal["val", "test"], loaders: Sequence[int | float]) -> None:
+        # Metrics of their own, because one object would mix the sets. They hold neither parameters nor saved state,
+        # so that adding them changes no checkpoint.
+        collections = self.stage_metrics[stage]
+        assert isinstance(collections, nn.ModuleList)
+        for index in range(len(collections), len(loaders)):
+            extra = self.metrics_of(stage).clone(postfix=f"/dataloader_idx_{index}")
+            extra.reset()
+            collections.append(extra.train())  # the mode that the others get back after the evaluation
+
+    def _check_arguments(self) -> None:
+        hparams = self.hparams
+        for name, choices in (("preset", get_args(Preset)), ("schedule", get_args(Schedule))):
+            if hparams[name] not in choices:
+                raise PapaError(f"{name} is {hparams[name]!r}: choose from {', '.join(choices)}.")
+        ranges = (
+            ("num_labels", hparams["num_labels"] >= 2, "at least 2"),
+            ("max_length", hparams["max_length"] >= 1, "at least 1"),
+            ("learning_rate", hparams["learning_rate"] > 0, "above 0"),
+            ("weight_decay", hparams["weight_decay"] >= 0, "at least 0"),
+            ("warmup_share", 0 <= hparams["warmup_share"] <= 1, "a share from 0 to 1"),
+            ("dropout", 0 <= hparams["dropout"] < 1, "a share from 0 to below 1"),
+        )
+        for name, valid, wanted in ranges:
+            if not valid:
+                raise PapaError(f"{name} is {hparams[name]!r}: pass a value that is {wanted}.")
+        if hparams["constants"] is None and (hparams["heads"] != "all" or hparams["ranking"] is not None):
+            raise PapaError(
+                f"heads is {hparams['heads']!r} and ranking is {hparams['ranking']!r}, but there is no constants file "
+                "that they could choose heads for: pass constants, or give both to the callback instead."
+            )

@@ -1,0 +1,160 @@
+"""Pretrained encoders by hub name or local folder, with every failure explained."""
+
+import inspect
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+
+from papa_lightning.exceptions import PapaError, UnsupportedEncoderError
+
+# What transformers was seen to raise for names, folders and files that it cannot use.
+_LOAD_FAILURES = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
+
+
+def load_encoder(name: str) -> PreTrainedModel:
+    """Load a pretrained encoder in float32, without task head and without pooler.
+
+    Nothing that reads hidden states uses the pooler, and a parameter without gradient stops DistributedDataParallel;
+    a family whose pooler cannot be left out gets it frozen. Code from the hub is never run.
+
+    Args:
+        name: Name on the hub (``"google-bert/bert-base-uncased"``), or a folder written by ``save_pretrained``.
+
+    Returns:
+        The encoder, in evaluation mode.
+
+    Raises:
+        PapaError: If there is no such encoder, its files cannot be read, or they lack some of its weights.
+        UnsupportedEncoderError: If the model is no plain text encoder.
+
+    Example:
+        >>> load_encoder("./no-such-folder")
+        Traceback (most recent call last):
+        ...
+        papa_lightning.exceptions.PapaError: encoder './no-such-folder' cannot be loaded...
+    """
+    with _failures_explained(name):
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    _check_is_encoder(name, config)
+    with _failures_explained(name), _without_load_report():
+        encoder, report = AutoModel.from_pretrained(
+            name,
+            config=config,
+            dtype=torch.float32,  # not the dtype of the file: the Trainer's `precision` decides
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
+            **_without_pooler(config),
+        )
+    _check_complete(name, report)
+    assert isinstance(encoder, PreTrainedModel)
+    pooler = getattr(encoder, "pooler", None)
+    if isinstance(pooler, nn.Module):
+        pooler.requires_grad_(False)
+    return encoder
+
+
+def usable_positions(encoder: PreTrainedModel) -> int | None:
+    """Return how many tokens a sequence may have, for any family, also one whose attention cannot be swapped.
+
+    Families like RoBERTa number real tokens from ``padding_idx + 1``, so that the first rows of their table of
+    positions are never used: 514 rows with padding index 1 serve 512 tokens.
+
+    Args:
+        encoder: A pretrained encoder.
+
+    Returns:
+        The number of tokens, or None where the encoder names no limit.
+
+    Example:
+        >>> from transformers import RobertaConfig, RobertaModel
+        >>> sizes = {"vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+        >>> usable_positions(RobertaModel(RobertaConfig(max_position_embeddings=40, pad_token_id=1, **sizes)))
+        38
+    """
+    rows = getattr(encoder.config, "max_position_embeddings", None)
+    if rows is None or rows < 1:
+        return None
+    for path, module in encoder.named_modules():
+        if path.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return int(rows) - int(module.padding_idx) - 1
+    return int(rows)
+
+
+def accepted_inputs(encoder: PreTrainedModel) -> tuple[str, ...]:
+    """Name the inputs of a batch that the encoder takes.
+
+    Args:
+        encoder: A pretrained encoder.
+
+    Returns:
+        ``input_ids`` and ``attention_mask``, and ``token_type_ids`` if the encoder tells segments apart.
+    """
+    # RoBERTa's forward has the argument, but a table of one row: the ids of a second segment would be out of range.
+    segments = getattr(encoder.config, "type_vocab_size", 2) > 1
+    if segments and "token_type_ids" in inspect.signature(encoder.forward).parameters:
+        return ("input_ids", "attention_mask", "token_type_ids")
+    return ("input_ids", "attention_mask")
+
+
+@contextmanager
+def _failures_explained(name: str) -> Iterator[None]:
+    try:
+        yield
+    except _LOAD_FAILURES as error:
+        raise PapaError(
+            f"encoder {name!r} cannot be loaded: pass the name of an encoder on the hub (downloaded before, when "
+            f"offline) or a folder written by save_pretrained. transformers says: {error}"
+        ) from error
+
+
+def _check_is_encoder(name: str, config: PreTrainedConfig) -> None:
+    if config.is_encoder_decoder:
+        raise UnsupportedEncoderError(
+            f"encoder {name!r} is an encoder-decoder ({config.model_type}): pass an encoder such as BERT or RoBERTa."
+        )
+    for attribute in ("hidden_size", "num_hidden_layers", "vocab_size"):
+        if not hasattr(config, attribute):
+            raise UnsupportedEncoderError(
+                f"encoder {name!r} ({config.model_type}) has no {attribute} in its configuration, so it is no plain "
+                "text encoder: pass one such as BERT, RoBERTa or DeBERTa."
+            )
+
+
+def _check_complete(name: str, report: Mapping[str, Any]) -> None:
+    # transformers only warns and fills them at random; results of such an encoder would mean nothing.
+    absent = [key for key in report["missing_keys"] if "pooler" not in key.split(".")]
+    absent += [key for key, *_ in report["mismatched_keys"]]
+    if absent:
+        raise PapaError(
+            f"encoder {name!r} has no fitting weights for {len(absent)} of its parameters, {min(absent)!r} among them: "
+            "pass a checkpoint of the whole encoder, with the config.json that belongs to it."
+        )
+
+
+@contextmanager
+def _without_load_report() -> Iterator[None]:
+    """Silence the table of parameters: a pooler that was left out looks like a mistake there, real ones are errors."""
+    logger = logging.getLogger("transformers.modeling_utils")
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
+
+
+def _without_pooler(config: PreTrainedConfig) -> dict[str, bool]:
+    """Return the argument that leaves out the pooler, for the families whose constructor knows it."""
+    model_class: Any = MODEL_MAPPING.get(type(config), None)
+    known = inspect.isclass(model_class) and "add_pooling_layer" in inspect.signature(model_class).parameters
+    return {"add_pooling_layer": False} if known else {}

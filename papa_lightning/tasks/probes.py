@@ -1,0 +1,111 @@
+"""Probes: the small classifiers that learn on top of an encoder's hidden states."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from papa_lightning.exceptions import PapaError
+
+
+class LayerwiseProbe(nn.Module):
+    r"""Classify a sequence from the hidden states of all levels of an encoder.
+
+    With the hidden states :math:`x_0` (embeddings) to :math:`x_L` (last layer), the attention mask :math:`m` and one
+    learned weight :math:`w_{kt}` per level and position,
+
+    .. math::
+        v_k = \sum_t w_{kt}\, m_t\, x_{kt}, \qquad
+        p = \tanh(W [v_0; \dots; v_L] + b), \qquad
+        \text{logits} = U\, \text{dropout}(p) + c .
+
+    Every weight starts at 1/T. The masked weights are *not* divided by their sum, so the weight of a position means
+    the same in every sequence; a short sequence has a small :math:`v_k`. Source: Hassid et al. 2022, arXiv 2211.03495.
+
+    Args:
+        num_levels: L+1, the number of hidden states (the embeddings and every layer).
+        max_length: T, the length to which all sequences are padded.
+        hidden_size: d, the size of the hidden states.
+        num_labels: C, the number of classes.
+        dropout: Share of the pooled features that training sets to zero.
+
+    Attributes:
+        position_weights: (L+1, T), the weight of every position of every level.
+        dense: Linear from (L+1)*d to d.
+        classifier: Linear from d to C.
+
+    Example:
+        >>> import torch
+        >>> probe = LayerwiseProbe(num_levels=3, max_length=8, hidden_size=16, num_labels=2)
+        >>> hidden_states = [torch.randn(5, 8, 16) for _ in range(3)]
+        >>> probe(hidden_states, attention_mask=torch.ones(5, 8)).shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(
+        self, num_levels: int, max_length: int, hidden_size: int, num_labels: int, dropout: float = 0.1
+    ) -> None:
+        super().__init__()
+        self.position_weights = nn.Parameter(torch.full((num_levels, max_length), 1 / max_length))
+        self.dense = nn.Linear(num_levels * hidden_size, hidden_size)
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(hidden_size, num_labels)
+
+    def forward(self, hidden_states: Sequence[Tensor], attention_mask: Tensor) -> Tensor:
+        """Compute the logits.
+
+        Args:
+            hidden_states: L+1 tensors (B, T, d), the embeddings first; one stacked tensor (L+1, B, T, d) does too.
+            attention_mask: (B, T), 1 for a real token and 0 for padding; it may have holes.
+
+        Returns:
+            (B, C), the logits of the classes.
+
+        Raises:
+            PapaError: If the number of levels or the length of the sequences is not what the probe was built for.
+        """
+        logits: Tensor = self.classifier(self.dropout(self.pool(hidden_states, attention_mask)))
+        return logits
+
+    def pool(self, hidden_states: Sequence[Tensor], attention_mask: Tensor) -> Tensor:
+        """Compute p, what the classifier sees before dropout.
+
+        Args:
+            hidden_states: L+1 tensors (B, T, d), the embeddings first.
+            attention_mask: (B, T), 1 for a real token and 0 for padding.
+
+        Returns:
+            (B, d), the pooled features, each between -1 and 1.
+
+        Raises:
+            PapaError: If the number of levels or the length of the sequences is not what the probe was built for.
+        """
+        self._check(hidden_states, attention_mask)
+        # Hidden states stored in a smaller dtype follow the probe; under autocast matmul picks its own dtype anyway.
+        dtype = self.position_weights.dtype
+        mask = attention_mask.to(dtype)
+        # Level by level, because stacking would copy all hidden states of the batch once more.
+        sums = [
+            torch.matmul((weights * mask).unsqueeze(1), level.to(dtype)).flatten(1)  # (B, 1, T) @ (B, T, d)
+            for weights, level in zip(self.position_weights, hidden_states, strict=True)
+        ]
+        return torch.tanh(self.dense(torch.cat(sums, dim=-1)))
+
+    def _check(self, hidden_states: Sequence[Tensor], attention_mask: Tensor) -> None:
+        levels, max_length = self.position_weights.shape
+        if len(hidden_states) != levels:
+            raise PapaError(
+                f"hidden_states has {len(hidden_states)} levels, but the probe was built for {levels} "
+                "(the embeddings and every layer): pass all hidden states of the encoder that it was built for."
+            )
+        length = hidden_states[0].shape[1]
+        if length != max_length:
+            raise PapaError(
+                f"the sequences are {length} tokens long, but the probe has weights for max_length={max_length}: pad "
+                f"all sequences to exactly {max_length} tokens, or build the task with max_length={length}."
+            )
+        if attention_mask.shape != hidden_states[0].shape[:2]:
+            raise PapaError(
+                f"attention_mask has shape {tuple(attention_mask.shape)}, but the hidden states are for "
+                f"{tuple(hidden_states[0].shape[:2])} (batch, tokens): pass the mask that the encoder was given."
+            )
