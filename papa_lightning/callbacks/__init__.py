@@ -1,0 +1,7 @@
+"""WHEN it happens in a Lightning project that exists already: callbacks."""
+
+from papa_lightning.callbacks.calibration_run import CalibrationRun
+from papa_lightning.callbacks.constant_attention import ConstantAttention, constant_heads
+from papa_lightning.callbacks.discovery import discover_encoder
+
+__all__ = ["CalibrationRun", "ConstantAttention", "constant_heads", "discover_encoder"]

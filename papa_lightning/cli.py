@@ -1,0 +1,104 @@
+"""The command line: ``papa fit|validate|test|predict|calibrate --config ...``."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import lightning as L
+from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
+
+# Imported for their names: a configuration file says `class_path: SST2DataModule`, and what is imported is found.
+from papa_lightning import callbacks, datamodules, tasks  # noqa: F401
+from papa_lightning.callbacks import CalibrationRun, ConstantAttention
+from papa_lightning.exceptions import PapaError
+from papa_lightning.summary import summarize_fit
+
+
+class PapaTrainer(L.Trainer):
+    """Lightning's Trainer with one more verb."""
+
+    callbacks: list[L.Callback]
+
+    def calibrate(
+        self,
+        model: L.LightningModule,
+        datamodule: L.LightningDataModule | None = None,
+        output: str = "constants.safetensors",
+    ) -> None:
+        """Average the attention of the encoder over the train data and write a constants file. Trains nothing.
+
+        Args:
+            model: The task, or any module that holds an encoder.
+            datamodule: Its train data are calibrated on.
+            output: Where the constants are written; `fit` takes the file as `constants` of ConstantAttention.
+        """
+        configured = [callback for callback in self.callbacks if isinstance(callback, ConstantAttention)]
+        run = CalibrationRun(configured[0] if configured else ConstantAttention(), output)
+        self.callbacks = [callback for callback in self.callbacks if callback not in configured] + [run]
+        self.fit(model, datamodule=datamodule)
+
+
+class PapaCLI(LightningCLI):
+    """LightningCLI with the links between data and task, ``calibrate``, and a summary after ``fit``."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's subcommands and ``calibrate``."""
+        return {**LightningCLI.subcommands(), "calibrate": {"model", "datamodule"}}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """What one part of a configuration says, the other parts need not repeat."""
+        parser.link_arguments("model.init_args.encoder", "data.init_args.tokenizer")
+        for name in ("num_labels", "metrics", "max_length"):
+            parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
+
+    def instantiate_trainer(self, **kwargs: object) -> L.Trainer:
+        """A calibration run needs no logger, no checkpoints and no validation."""
+        if self.subcommand == "calibrate":
+            kwargs |= {"logger": False, "enable_checkpointing": False, "num_sanity_val_steps": 0}
+            kwargs |= {"limit_val_batches": 0, "min_epochs": None, "min_steps": None}
+            configured = self._get(self.config_init, "trainer")["callbacks"] or []
+            kept = configured if isinstance(configured, list) else [configured]
+            kwargs["callbacks"] = [callback for callback in kept if isinstance(callback, ConstantAttention)]
+            self.save_config_callback = None
+        return super().instantiate_trainer(**kwargs)
+
+    def after_fit(self) -> None:
+        """Print what was frozen, the score, the times, and where everything is."""
+        summary = summarize_fit(self.trainer, self.model)  # on every process: the log folder is broadcast
+        if summary is not None:
+            rank_zero_only(print)(summary)
+
+
+def main(args: ArgsType = None) -> PapaCLI | None:
+    """Run the command line.
+
+    Args:
+        args: Arguments as a list; None takes those of the process.
+
+    Returns:
+        For given arguments the CLI object, with ``trainer``, ``model`` and ``datamodule`` as the command left them.
+        Without, None: the installed command exits with what it gets, and only None means success.
+
+    Raises:
+        SystemExit: With code 2 and one line on stderr for invalid input. With PAPA_DEBUG=1 in the environment the
+            PapaError itself, with its traceback.
+    """
+    try:
+        cli = PapaCLI(
+            trainer_class=PapaTrainer,
+            trainer_defaults={"callbacks": [Timer()]},
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            save_config_kwargs={"overwrite": True},
+            args=args,
+        )
+    except PapaError as error:
+        if os.environ.get("PAPA_DEBUG") == "1":
+            raise
+        print(f"papa: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    return None if args is None else cli

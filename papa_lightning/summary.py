@@ -1,0 +1,100 @@
+"""What a run did, in a few lines."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import lightning as L
+from lightning.pytorch.callbacks import Timer
+
+from papa_lightning.callbacks import ConstantAttention, constant_heads, discover_encoder
+from papa_lightning.encoders import encoder_shape
+from papa_lightning.exceptions import UnsupportedEncoderError
+
+
+@dataclass(frozen=True)
+class FitSummary:
+    """The facts of one fit.
+
+    Args:
+        constant: Number of heads that are constant.
+        total: Number of heads.
+        score_name: Logged name of the score, e.g. "val/accuracy".
+        score: Its last value, or None when nothing was validated.
+        calibration_seconds: Of the calibration pass; None when this run did not calibrate.
+        training_seconds: Of training and validation together.
+        logs: Folder of the logs, or None.
+        constants: Constants file, or None.
+        checkpoint: Last or best checkpoint, or None.
+    """
+
+    constant: int
+    total: int
+    score_name: str
+    score: float | None
+    calibration_seconds: float | None
+    training_seconds: float | None
+    logs: str | None
+    constants: str | None
+    checkpoint: str | None
+
+    @property
+    def share(self) -> float:
+        """Share of constant heads."""
+        return self.constant / self.total
+
+    def __str__(self) -> str:
+        """A table of two columns."""
+        rows = [
+            ("heads constant", f"{self.constant} of {self.total} ({self.share:.1%})"),
+            (self.score_name, "not validated" if self.score is None else f"{self.score:.4f}"),
+            ("calibration", _seconds(self.calibration_seconds, "none in this run")),
+            ("training", _seconds(self.training_seconds, "not measured")),
+            ("logs", _path(self.logs, "none")),
+            ("constants", _path(self.constants, "not written")),
+            ("checkpoint", _path(self.checkpoint, "none")),
+        ]
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def summarize_fit(trainer: L.Trainer, module: L.LightningModule) -> FitSummary | None:
+    """Collect the facts of a fit that has ended.
+
+    Args:
+        trainer: After ``fit``.
+        module: The module that it fitted; ``score_name`` tells its score, else no score is given.
+
+    Returns:
+        The summary, or None when the module holds no supported encoder.
+    """
+    callback = next((one for one in trainer.callbacks if isinstance(one, ConstantAttention)), None)  # type: ignore[attr-defined]
+    timer = next((one for one in trainer.callbacks if isinstance(one, Timer)), None)  # type: ignore[attr-defined]
+    try:
+        encoder = discover_encoder(module, callback.encoder if callback else None)
+    except UnsupportedEncoderError:
+        return None
+    layers, heads = encoder_shape(encoder)
+    score_name = str(getattr(module, "score_name", "score"))
+    score = trainer.callback_metrics.get(score_name)
+    return FitSummary(
+        constant=constant_heads(encoder),
+        total=layers * heads,
+        score_name=score_name,
+        score=None if score is None else float(score),
+        calibration_seconds=callback.calibration_seconds if callback else None,
+        training_seconds=timer.time_elapsed("train") if timer else None,
+        logs=trainer.log_dir if trainer.loggers else None,
+        constants=callback.constants_path if callback else None,
+        checkpoint=getattr(trainer.checkpoint_callback, "best_model_path", None),
+    )
+
+
+def _path(path: str | None, otherwise: str) -> str:
+    """A path as one would type it: relative where that is shorter."""
+    return min(path, os.path.relpath(path), key=len) if path else otherwise
+
+
+def _seconds(value: float | None, otherwise: str) -> str:
+    return otherwise if value is None else f"{value:.1f} s"
