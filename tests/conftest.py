@@ -1,8 +1,26 @@
-"""Settings that must be made before torch and transformers are imported."""
+"""What holds for every test: no hub, no home folder, and an arithmetic that the machine can do."""
 
 import os
 
-# No test asks a hub, whatever the environment of the developer says.
+# Before torch and transformers are imported. Some virtual machines announce AMX instructions that they do not have, and
+# half precision on the CPU would crash there.
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Some virtual machines announce AMX instructions that they do not have, and half precision on the CPU would crash.
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
+
+from collections.abc import Iterator
+
+import datasets
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def datasets_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the cache of the datasets library out of the home folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        cache = str(tmp_path_factory.mktemp("hf_datasets_cache"))
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+        patch.setenv("HF_DATASETS_CACHE", cache)
+        patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hf_home")))
+        datasets.disable_progress_bars()
+        yield
+        datasets.enable_progress_bars()

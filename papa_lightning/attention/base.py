@@ -162,19 +162,24 @@ class TokenMixer(nn.Module):
         return self.constants[:, :length, :length]
 
     def get_extra_state(self) -> Tensor:
-        """Calibrated (0 or 1) and the constant heads, as one int64 tensor: primitive, and safe to load."""
-        return torch.tensor([int(self.calibrated), *self.constant_heads])
+        """Calibrated (0 or 1), T and the constant heads, as one int64 tensor: primitive, and safe to load."""
+        return torch.tensor([int(self.calibrated), self.max_length, *self.constant_heads])
 
     def set_extra_state(self, state: Tensor) -> None:
         """Restore from :meth:`get_extra_state`.
 
         Raises:
-            PapaError: When the state was saved with other constant heads.
+            PapaError: When the state was saved with other constant heads or another max_length.
         """
-        calibrated, *heads = state.tolist()
+        calibrated, length, *heads = state.tolist()
         if tuple(heads) != self.constant_heads:
             raise PapaError(
                 f"the checkpoint has constant heads {heads} in layer {self.layer}, but heads asks for "
                 f"{list(self.constant_heads)}: pass the same heads (and ranking) as in the run that wrote it."
+            )
+        if length != self.max_length:
+            raise PapaError(
+                f"the checkpoint has constants of max_length {length} in layer {self.layer}, but the encoder was swapped "
+                f"with max_length {self.max_length}: swap it with max_length={length}."
             )
         self._set_calibrated(bool(calibrated))

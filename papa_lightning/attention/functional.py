@@ -35,7 +35,8 @@ def attention_probabilities(query: Tensor, key: Tensor, mask: Tensor | None, sca
         scaling: Factor of the scores, usually ``h ** -0.5``.
 
     Returns:
-        (B, H, T, T), rows are queries; float32, or float64 for float64 input. Rows sum to 1 over the real keys.
+        (B, H, T, T), rows are queries; float32, or float64 for float64 input. Rows sum to 1 over the real keys;
+        the rows of a sequence without any are uniform.
 
     Example:
         >>> q = k = torch.zeros(1, 1, 2, 4)
@@ -45,7 +46,9 @@ def attention_probabilities(query: Tensor, key: Tensor, mask: Tensor | None, sca
     """
     scores = torch.matmul(query * scaling, key.transpose(-1, -2)).to(accumulation_dtype(query.dtype))
     if mask is not None:
-        scores = scores.masked_fill(~mask.bool()[:, None, None, :], float("-inf"))
+        # The lowest finite number, as in transformers: -inf would make a sequence of padding NaN, and through it the
+        # gradient of every gate.
+        scores = scores.masked_fill(~mask.bool()[:, None, None, :], torch.finfo(scores.dtype).min)
     return torch.softmax(scores, dim=-1)
 
 
@@ -67,7 +70,7 @@ def masked_attention_sum(attention: Tensor, mask: Tensor | None) -> Tensor:
                  [0., 0.]]])
     """
     if mask is not None:
-        # A fill, not a product: a sequence without any real token has NaN rows, and NaN * 0 is NaN.
+        # A fill, not a product: whatever stands at padding, NaN too, must not count, and NaN * 0 is NaN.
         real = mask.bool()
         attention.masked_fill_(~(real[:, None, :, None] & real[:, None, None, :]), 0.0)
     return attention.sum(dim=0)
@@ -120,7 +123,7 @@ def normalized_constants(constants: Tensor, mask: Tensor | None) -> Tensor:
         mask: (B, T), true for a real token, or None.
 
     Returns:
-        (B, H, T, T), or (1, H, T, T) without a mask. A row whose sum is 0 stays 0.
+        (B, H, T, T), or (1, H, T, T) without a mask, in the dtype of ``constants``. A row whose sum is 0 stays 0.
 
     Example:
         >>> normalized_constants(torch.tensor([[[1.0, 3.0], [1.0, 1.0]]]), torch.tensor([[1, 0]]))
@@ -132,7 +135,9 @@ def normalized_constants(constants: Tensor, mask: Tensor | None) -> Tensor:
     else:
         real = mask.to(constants.dtype)
         kept = constants * (real[:, None, :, None] * real[:, None, None, :])
-    return kept / kept.sum(dim=-1, keepdim=True).clamp_min(EPS)
+    # At least in float32: EPS is 0 in float16, and 0 / 0 is NaN.
+    mass = kept.sum(dim=-1, keepdim=True, dtype=accumulation_dtype(kept.dtype)).clamp_min(EPS)
+    return (kept / mass).to(constants.dtype)
 
 
 def constant_mass(constants: Tensor, mask: Tensor | None) -> Tensor:

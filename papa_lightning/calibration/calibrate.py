@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
@@ -115,8 +115,7 @@ def gather(
     averages = AttentionAverages(layers, heads, max_length, device)
     observers = [partial(averages.add_attention, layer) for layer in range(layers)]
     accepted = tuple(name for name in _INPUTS if name in inspect.signature(encoder.forward).parameters)
-    total = len(batches) if isinstance(batches, Sized) else None
-    bar = tqdm(batches, total=total, desc="Calibrating", unit="batch", disable=not progress, dynamic_ncols=True)
+    bar = tqdm(batches, total=_number_of(batches), desc="Calibrating", unit="batch", disable=not progress, dynamic_ncols=True)
     with torch.no_grad(), eval_mode(encoder), observe_attention(encoder, observers):
         for number, batch in enumerate(bar):
             inputs = _inputs(batch, number, accepted, max_length)
@@ -176,6 +175,14 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for part, training in modes:
             part.training = training
+
+
+def _number_of(batches: Iterable[Any]) -> int | None:
+    """Number of batches, where they know it."""
+    try:
+        return len(batches)  # type: ignore[arg-type]
+    except TypeError:
+        return None
 
 
 def _inputs(batch: Mapping[str, Any], number: int, accepted: tuple[str, ...], max_length: int) -> dict[str, Tensor]:

@@ -167,6 +167,11 @@ class ConstantAttention(L.Callback):
         """
         return CalibrationBatches(trainer, pl_module, self.batch_size)
 
+    @property
+    def state_key(self) -> str:
+        """Apart from that of a callback for another encoder of the same module."""
+        return self._generate_state_key(encoder=self.encoder)
+
     def state_dict(self) -> dict[str, Any]:
         """Small and primitive; the constants are in the module's own state."""
         return {"calibration_seconds": self.calibration_seconds, "constants_path": self.constants_path}

@@ -1,27 +1,12 @@
-"""A cache of its own, two tiny tokenizers and a writer of task files: nothing here needs a network."""
+"""Two tiny tokenizers and a writer of task files: nothing here needs a network."""
 
 import json
 
-import datasets
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 WORDS = [f"w{number}" for number in range(60)] + ["good", "bad", "film", "a"]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def datasets_cache(tmp_path_factory):
-    """Keep the cache of the datasets library out of the home folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        cache = str(tmp_path_factory.mktemp("hf_datasets_cache"))
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
-        patch.setenv("HF_DATASETS_CACHE", cache)
-        patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hf_home")))
-        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-        datasets.disable_progress_bars()
-        yield
-        datasets.enable_progress_bars()
 
 
 def save_tokenizer(folder, single, pair, special, **kwargs):

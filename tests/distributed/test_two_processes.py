@@ -1,0 +1,73 @@
+"""Two processes on the CPU: the constants are those of one process, whatever the shares."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from lightning.pytorch.loggers import CSVLogger
+from projects import LENGTH, Classifier, Sentences, tiny_config, trainer
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+from transformers import BertModel
+
+from papa_lightning import AttentionConstants, ConstantAttention, calibrate
+
+pytestmark = pytest.mark.distributed
+
+
+def make_encoder() -> BertModel:
+    torch.manual_seed(0)
+    return BertModel(tiny_config(), add_pooling_layer=False).double()
+
+
+def _all_reduce(tensor: Tensor) -> Tensor:
+    dist.all_reduce(tensor)
+    return tensor
+
+
+def _calibrate_share(rank: int, world_size: int, number: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
+    share = Subset(Sentences(number), range(rank, number, world_size))
+    constants = calibrate(make_encoder(), DataLoader(share, batch_size=2), max_length=LENGTH, all_reduce=_all_reduce)
+    constants.save(Path(folder) / f"rank{rank}.safetensors")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("number", [7, 1], ids=["7-sequences", "an-empty-rank"])
+def test_calibrate_over_two_ranks(tmp_path: Path, number: int) -> None:
+    mp.spawn(_calibrate_share, args=(2, number, str(tmp_path)), nprocs=2)
+    expected = calibrate(make_encoder(), DataLoader(Sentences(number), batch_size=3), max_length=LENGTH)
+    for rank in range(2):
+        constants = AttentionConstants.load(tmp_path / f"rank{rank}.safetensors")
+        assert constants.values.dtype == torch.float64
+        torch.testing.assert_close(constants.values, expected.values, rtol=1e-12, atol=0)
+        assert torch.equal(constants.pair_counts, expected.pair_counts)
+        assert constants.metadata["sequences"] == number
+
+
+def _fit(folder: Path, devices: int, number: int, **arguments: Any) -> AttentionConstants:
+    """Fine-tune with all heads constant; the constants come from the file that the run writes."""
+    run = trainer(
+        ConstantAttention(max_length=LENGTH),
+        devices=devices,
+        precision="64-true",
+        logger=CSVLogger(folder),
+        **arguments,
+    )
+    run.fit(Classifier(), DataLoader(Sentences(number), batch_size=2, shuffle=True), DataLoader(Sentences(4)))
+    (written,) = folder.rglob("constants.safetensors")
+    return AttentionConstants.load(written)
+
+
+@pytest.mark.parametrize("number", [7, 1], ids=["7-sequences", "an-empty-rank"])
+def test_callback_under_ddp(tmp_path: Path, number: int) -> None:
+    """No find_unused_parameters is needed either: DDP itself would complain about a parameter that no loss reaches."""
+    two = _fit(tmp_path / "two", devices=2, number=number, strategy="ddp_spawn")
+    one = _fit(tmp_path / "one", devices=1, number=number)
+    assert two.metadata["sequences"] == one.metadata["sequences"] == number
+    torch.testing.assert_close(two.values, one.values, rtol=1e-12, atol=0)
+    assert torch.equal(two.pair_counts, one.pair_counts)

@@ -1,0 +1,139 @@
+"""`papa` as a user runs it: every shipped configuration, on a tiny encoder and tiny data."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from papa_lightning import AttentionConstants, PapaError
+from papa_lightning.cli import PapaCLI, main
+from papa_lightning.encoders import is_calibrated, swapped_layers
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+TASKS = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem not in ("defaults", "demo"))
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logs land in the working folder; and `main` complains about the arguments of pytest."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["papa"])
+
+
+@pytest.fixture
+def tiny(encoder_folder: str, data_folder: str) -> list[str]:
+    return [
+        "--config", str(CONFIGS / "defaults.yaml"), "--config", str(CONFIGS / "sst2.yaml"),
+        "--model.init_args.encoder", encoder_folder, "--data.init_args.data_dir", data_folder,
+        "--data.init_args.batch_size", "4", "--trainer.accelerator", "cpu", "--trainer.max_epochs", "1",
+        "--trainer.enable_progress_bar", "false",
+    ]  # fmt: skip
+
+
+def papa(*args: str) -> PapaCLI:
+    cli = main(list(args))
+    assert cli is not None
+    return cli
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_fit_with_every_task(
+    task: str, encoder_folder: str, data_folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli = papa(
+        "fit", "--config", str(CONFIGS / "defaults.yaml"), "--config", str(CONFIGS / f"{task}.yaml"),
+        "--model.init_args.encoder", encoder_folder, "--data.init_args.data_dir", data_folder,
+        "--trainer.accelerator", "cpu", "--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false",
+    )  # fmt: skip
+    assert is_calibrated(cli.model.encoder)
+    assert cli.model.hparams["metrics"] == cli.datamodule.metrics
+    printed = capsys.readouterr().out
+    assert "heads constant" in printed
+    assert "4 of 4 (100.0%)" in printed
+    assert f"val/{cli.datamodule.metrics[0]}" in printed
+    assert "constants.safetensors" in printed
+
+
+def test_the_demo_configuration(encoder_folder: str) -> None:
+    cli = papa(
+        "fit", "--config", str(CONFIGS / "demo.yaml"), "--model.init_args.encoder", encoder_folder,
+        "--data.init_args.max_train_examples", "64", "--data.init_args.max_eval_examples", "32",
+        "--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false",
+    )  # fmt: skip
+    assert is_calibrated(cli.model.encoder)
+    assert cli.trainer.global_step == 2
+
+
+def test_heads_can_be_overridden(tiny: list[str]) -> None:
+    cli = papa("fit", *tiny, "--trainer.callbacks.heads=[[0,1]]")
+    assert [layer.constant_heads for layer in swapped_layers(cli.model.encoder)] == [(1,), ()]
+
+
+def test_calibrate_writes_a_file_that_fit_uses(tiny: list[str], tmp_path: Path) -> None:
+    cli = papa("calibrate", *tiny, "--output", "out/constants.safetensors")
+    assert cli.trainer.global_step == 0
+    constants = AttentionConstants.load("out/constants.safetensors")
+    assert constants.metadata["sequences"] == 12
+    assert constants.metadata["layout"] == "segment"
+    assert constants.metadata["data"].startswith("sst2 train (data_dir data")
+    assert str(tmp_path) not in str(constants.metadata)
+    assert not Path("lightning_logs").exists()
+    used = papa("fit", *tiny, "--trainer.callbacks.constants", "out/constants.safetensors")
+    for layer, values in zip(swapped_layers(used.model.encoder), constants.values, strict=True):
+        assert torch.equal(layer.constants, values)
+
+
+@pytest.mark.parametrize("verb", ["validate", "test", "predict"])
+def test_checkpoint_without_fit(verb: str, tiny: list[str]) -> None:
+    fitted = papa("fit", *tiny)
+    checkpoint = fitted.trainer.checkpoint_callback.best_model_path
+    cli = papa(verb, *tiny, "--ckpt_path", checkpoint)
+    assert is_calibrated(cli.model.encoder)
+    for one, other in zip(swapped_layers(fitted.model.encoder), swapped_layers(cli.model.encoder), strict=True):
+        assert torch.equal(one.constants, other.constants)
+    if verb == "validate":
+        assert cli.trainer.callback_metrics["val/accuracy"] == fitted.trainer.callback_metrics["val/accuracy"]
+
+
+def test_a_saved_configuration_runs_again_with_the_same_result(tiny: list[str]) -> None:
+    first = papa("fit", *tiny)
+    again = papa("fit", "--config", str(Path(first.trainer.log_dir) / "config.yaml"))
+    state = again.model.state_dict()
+    for name, value in first.model.state_dict().items():
+        assert torch.equal(state[name], value), name
+
+
+def test_print_config_is_complete(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", *tiny, "--print_config"])
+    assert stopped.value.code == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["model"]["class_path"].endswith("SequenceClassificationTask")
+    assert config["data"]["init_args"]["max_length"] == 64
+
+
+def test_invalid_input_ends_with_one_line_and_code_2(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", *tiny, "--data.init_args.data_dir", "nowhere"])
+    assert stopped.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("papa: error:")]
+    assert "nowhere" in line
+
+
+def test_debug_shows_the_error_itself(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PAPA_DEBUG", "1")
+    with pytest.raises(PapaError, match="nowhere"):
+        main(["fit", *tiny, "--data.init_args.data_dir", "nowhere"])
+
+
+def test_testing_without_constants_is_refused(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["test", *tiny])
+    assert "waits for constants" in capsys.readouterr().err
+
+
+def test_the_installed_command_ends_well(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The console script exits with what main returns, so without arguments of its own it must return None."""
+    monkeypatch.setattr("sys.argv", ["papa", "fit", *tiny, "--trainer.fast_dev_run", "true"])
+    assert main() is None
