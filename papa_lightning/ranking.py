@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import SupportsFloat
 
 from papa_lightning.exceptions import PapaError, RankingFileError
 from papa_lightning.files import write_atomically
@@ -24,7 +25,8 @@ class HeadRanking:
         criterion: What the order comes from, e.g. "gate".
 
     Raises:
-        PapaError: When a head is listed twice or is not a pair of whole numbers, or scores do not match the heads.
+        PapaError: When a head is listed twice or is not a pair of whole numbers, or scores do not match the heads or
+            are not finite numbers.
 
     Example:
         >>> ranking = HeadRanking(heads=[(0, 1), (0, 0)], scores=[-0.5, 0.5], criterion="gate")
@@ -37,15 +39,19 @@ class HeadRanking:
     criterion: str = "unnamed"
 
     def __post_init__(self) -> None:
-        heads = [_as_pair(entry) for entry in self.heads]
+        listed: object = self.heads
+        if not isinstance(listed, Sequence):
+            raise PapaError(f"heads is {listed!r}, but must be a list of (layer, head) pairs.")
+        heads = [_as_pair(entry) for entry in listed]
         repeated = sorted({head for head in heads if heads.count(head) > 1}) if len(set(heads)) < len(heads) else []
         if repeated:
             raise PapaError(f"heads of the ranking has {repeated[0]} more than once: list every (layer, head) once.")
         object.__setattr__(self, "heads", heads)
         if self.scores is not None:
-            scores = [float(score) for score in self.scores]
+            scores = list(self.scores)
             if len(scores) != len(heads):
                 raise PapaError(f"scores has {len(scores)} values for {len(heads)} heads: pass one score a head.")
+            scores = [_as_score(score, head) for score, head in zip(scores, heads, strict=True)]
             object.__setattr__(self, "scores", scores)
 
     @classmethod
@@ -63,11 +69,8 @@ class HeadRanking:
             >>> HeadRanking.from_scores([[0.3, 0.1], [0.2, 0.4]], "gate").heads
             [(0, 1), (1, 0), (0, 0), (1, 1)]
         """
-        flat = [(float(score), (layer, head)) for layer, row in enumerate(scores) for head, score in enumerate(row)]
-        for score, head in flat:
-            if not math.isfinite(score):
-                raise PapaError(f"scores has {score} for head {head}: only finite scores can be ranked.")
-        flat.sort()
+        places = [(score, (layer, head)) for layer, row in enumerate(scores) for head, score in enumerate(row)]
+        flat = sorted((_as_score(score, head), head) for score, head in places)
         return cls([head for _, head in flat], [score for score, _ in flat], criterion)
 
     def first(self, amount: int | float) -> list[tuple[int, int]]:
@@ -83,6 +86,8 @@ class HeadRanking:
             PapaError: When there are not that many heads.
         """
         total = len(self.heads)
+        if isinstance(amount, bool) or not isinstance(amount, (int, float)):
+            raise PapaError(f"heads is {amount!r}, but must be a number (int) or share (float) of heads.")
         if isinstance(amount, float):
             if not 0.0 <= amount <= 1.0:
                 raise PapaError(f"heads is the share {amount}, but a share of heads lies between 0 and 1.")
@@ -135,6 +140,12 @@ def _as_pair(entry: object) -> tuple[int, int]:
         if _is_index(layer) and _is_index(head):
             return (int(layer), int(head))
     raise PapaError(f"heads has the entry {entry!r}, but a head is a (layer, head) pair of whole numbers from 0 on.")
+
+
+def _as_score(score: object, head: tuple[int, int]) -> float:
+    if isinstance(score, (bool, str)) or not isinstance(score, SupportsFloat) or not math.isfinite(float(score)):
+        raise PapaError(f"scores has {score!r} for head {head}: only finite numbers can be ranked.")
+    return float(score)
 
 
 def _is_index(value: object) -> bool:

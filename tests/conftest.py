@@ -11,6 +11,10 @@ from collections.abc import Iterator
 
 import datasets
 import pytest
+import torch
+
+# Tiny tensors gain nothing from threads, and lose much where other processes use the cores.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)

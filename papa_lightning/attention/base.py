@@ -179,7 +179,7 @@ class TokenMixer(nn.Module):
             )
         if length != self.max_length:
             raise PapaError(
-                f"the checkpoint has constants of max_length {length} in layer {self.layer}, but the encoder was swapped "
-                f"with max_length {self.max_length}: swap it with max_length={length}."
+                f"the checkpoint has constants of max_length {length} in layer {self.layer}, but the encoder was "
+                f"swapped with max_length {self.max_length}: swap it with max_length={length}."
             )
         self._set_calibrated(bool(calibrated))

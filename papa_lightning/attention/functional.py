@@ -48,8 +48,10 @@ def attention_probabilities(query: Tensor, key: Tensor, mask: Tensor | None, sca
     if mask is not None:
         # The lowest finite number, as in transformers: -inf would make a sequence of padding NaN, and through it the
         # gradient of every gate.
-        scores = scores.masked_fill(~mask.bool()[:, None, None, :], torch.finfo(scores.dtype).min)
-    return torch.softmax(scores, dim=-1)
+        scores.masked_fill_(~mask.bool()[:, None, None, :], torch.finfo(scores.dtype).min)
+    if scores.requires_grad:
+        return torch.softmax(scores, dim=-1)
+    return torch.softmax(scores, dim=-1, out=scores)  # calibration has room for one tensor of this size, not two
 
 
 def masked_attention_sum(attention: Tensor, mask: Tensor | None) -> Tensor:

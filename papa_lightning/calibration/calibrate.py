@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,17 +16,18 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from papa_lightning.calibration.averages import AttentionAverages
-from papa_lightning.calibration.constants import AttentionConstants
+from papa_lightning.calibration.constants import AttentionConstants, plain_metadata
 from papa_lightning.encoders import (
+    accepted_inputs,
+    check_vocabulary,
     encoder_shape,
     find_encoder,
+    fits_positions,
     observe_attention,
     position_limit,
     weights_fingerprint,
 )
 from papa_lightning.exceptions import CalibrationError
-
-_INPUTS = ("input_ids", "inputs_embeds", "attention_mask", "token_type_ids", "position_ids")
 
 
 def calibrate(
@@ -59,8 +59,10 @@ def calibrate(
 
     Raises:
         UnsupportedEncoderError: For a model that is not a supported encoder.
+        ConstantsFileError: For metadata that cannot be saved.
         CalibrationError: For a bad ``max_length``, a batch without attention_mask, a sequence that is too
             long, no sequences at all, or NaN in the attention (with the layer's number).
+        PapaError: For a token that is not in the vocabulary.
 
     Example:
         >>> from papa_lightning import calibrate
@@ -73,10 +75,11 @@ def calibrate(
     """
     base = find_encoder(encoder)
     check_max_length(base, max_length)
+    noted = plain_metadata({} if metadata is None else metadata)  # refused now, not after hours
     averages = gather(base, batches, max_length, progress=progress)
     if all_reduce is not None:
         averages.reduce(all_reduce)
-    return finish(base, averages, metadata or {})
+    return finish(base, averages, noted)
 
 
 def check_max_length(encoder: PreTrainedModel, max_length: int) -> None:
@@ -85,11 +88,10 @@ def check_max_length(encoder: PreTrainedModel, max_length: int) -> None:
     Raises:
         CalibrationError: Names the length and the limit.
     """
-    limit = position_limit(encoder)
-    if not 1 <= max_length <= limit:
+    if not fits_positions(encoder, max_length):
         raise CalibrationError(
-            f"max_length is {max_length}, but the encoder has positions for 1 to {limit} tokens: "
-            f"pass a max_length of at most {limit}."
+            f"max_length is {max_length!r}, but the encoder has positions for 1 to "
+            f"{position_limit(encoder) or 'any number of'} tokens: pass a whole number in this range."
         )
 
 
@@ -114,11 +116,15 @@ def gather(
     layers, heads = encoder_shape(encoder)
     averages = AttentionAverages(layers, heads, max_length, device)
     observers = [partial(averages.add_attention, layer) for layer in range(layers)]
-    accepted = tuple(name for name in _INPUTS if name in inspect.signature(encoder.forward).parameters)
-    bar = tqdm(batches, total=_number_of(batches), desc="Calibrating", unit="batch", disable=not progress, dynamic_ncols=True)
+    accepted = accepted_inputs(encoder)
+    bar = tqdm(batches, "Calibrating", _number_of(batches), unit="batch", disable=not progress, dynamic_ncols=True)
     with torch.no_grad(), eval_mode(encoder), observe_attention(encoder, observers):
         for number, batch in enumerate(bar):
             inputs = _inputs(batch, number, accepted, max_length)
+            if inputs["attention_mask"].numel() == 0:
+                continue
+            if "input_ids" in inputs and inputs["input_ids"].device.type == "cpu":  # elsewhere a look costs a sync
+                check_vocabulary(inputs["input_ids"], encoder.config.vocab_size)
             inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
             averages.add_mask(inputs["attention_mask"])
             encoder(**inputs)
@@ -209,6 +215,12 @@ def _inputs(batch: Mapping[str, Any], number: int, accepted: tuple[str, ...], ma
             f"batch {number} has input_ids of shape {found}, but an attention_mask of shape {tuple(mask.shape)}: "
             "both are (batch, length)."
         )
+    for name, tensor in inputs.items():
+        if not isinstance(tensor, Tensor):
+            raise CalibrationError(
+                f"batch {number} has {name} of type {type(tensor).__name__}, but must have a tensor: let the tokenizer "
+                'return tensors (return_tensors="pt").'
+            )
     if mask.shape[1] > max_length:
         raise CalibrationError(
             f"batch {number} has sequences of {mask.shape[1]} tokens, but max_length is {max_length}: "

@@ -7,10 +7,11 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 
 from papa_lightning.encoders import encoder_shape, find_encoder, position_limit, weights_fingerprint
@@ -20,11 +21,28 @@ from papa_lightning.files import write_atomically
 _FORMAT = "papa_lightning.attention_constants/1"
 
 
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def plain_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of metadata as a file gives it back: primitives, lists, and maps with strings as keys.
+
+    Raises:
+        ConstantsFileError: When it is not a mapping, or has something that JSON has no word for.
+    """
+    if not isinstance(metadata, Mapping):
+        raise ConstantsFileError(f"metadata is a {type(metadata).__name__}, but must be a mapping of primitives.")
+    try:
+        return cast("dict[str, Any]", json.loads(json.dumps(dict(metadata))))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConstantsFileError(f"metadata cannot be saved ({error}): pass primitives only.") from error
+
+
 class ConstantsMismatchWarning(UserWarning):
     """Constants are used with weights, a tokenizer or a layout other than those they were made with."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors do not compare to one truth value
 class AttentionConstants:
     """Averaged attention matrices of an encoder.
 
@@ -32,10 +50,11 @@ class AttentionConstants:
         values: (L, H, T, T) floating point; rows are queries, and need not sum to 1.
         pair_counts: (T, T), the number of sequences in which both positions held a real token.
         metadata: What they were made with: "model" (name, type, sizes, weights fingerprint), "tokenizer", "layout",
-            "data", "sequences", "max_length", "versions". Primitives only. May be empty.
+            "data", "sequences", "max_length", "versions". Primitives only, and kept as a file would give them back:
+            tuples are lists, keys are strings. May be empty.
 
     Raises:
-        ConstantsFileError: When the shapes do not fit each other or a value is not finite.
+        ConstantsFileError: When the shapes do not fit each other, a value is not finite, or metadata cannot be saved.
 
     Example:
         >>> import torch
@@ -49,11 +68,14 @@ class AttentionConstants:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name in ("values", "pair_counts"):
+            if not isinstance(found := getattr(self, name), Tensor):
+                raise ConstantsFileError(f"{name} is a {type(found).__name__}, but must be a tensor.")
         shape = tuple(self.values.shape)
-        if len(shape) != 4 or shape[2] != shape[3] or 0 in shape or not self.values.is_floating_point():
+        if len(shape) != 4 or shape[2] != shape[3] or 0 in shape or self.values.dtype not in _DTYPES:
             raise ConstantsFileError(
                 f"values has shape {shape} and dtype {self.values.dtype}, but constants are a floating point tensor of "
-                "shape (layers, heads, max_length, max_length)."
+                "16 to 64 bits and of shape (layers, heads, max_length, max_length)."
             )
         if tuple(self.pair_counts.shape) != shape[2:]:
             raise ConstantsFileError(
@@ -62,6 +84,7 @@ class AttentionConstants:
             )
         if not bool(self.values.isfinite().all()):
             raise ConstantsFileError("values has NaN or infinite entries: calibrate again, in 32-bit precision.")
+        object.__setattr__(self, "metadata", plain_metadata(self.metadata))
 
     @property
     def num_layers(self) -> int:
@@ -91,7 +114,7 @@ class AttentionConstants:
             "values": self.values.detach().cpu().contiguous(),
             "pair_counts": self.pair_counts.detach().cpu().contiguous(),
         }
-        metadata = {"format": _FORMAT, "papa_lightning": json.dumps(dict(self.metadata))}
+        metadata = {"format": _FORMAT, "papa_lightning": json.dumps(self.metadata)}
         return write_atomically(path, safetensors.torch.save(tensors, metadata=metadata))
 
     @classmethod
@@ -155,7 +178,9 @@ class AttentionConstants:
             ConstantsFileError: When architecture, numbers of layers or heads, or length differ.
         """
         base = find_encoder(encoder)
-        model = self.metadata.get("model", {})
+        model = self.metadata.get("model")
+        if not isinstance(model, Mapping):
+            model = {}
         config = base.config
         expected = {"type": config.model_type, "hidden_size": config.hidden_size}
         for key, value in expected.items():
@@ -171,7 +196,8 @@ class AttentionConstants:
                 f"{sizes[0]} layers of {sizes[1]} heads: calibrate this encoder."
             )
         self.check_length(max_length)
-        if self.max_length > (limit := position_limit(base)):
+        limit = position_limit(base)
+        if limit is not None and self.max_length > limit:
             raise ConstantsFileError(
                 f"the constants have max_length {self.max_length}, but the encoder has {limit} positions: calibrate it "
                 f"with max_length up to {limit}."

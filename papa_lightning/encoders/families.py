@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from papa_lightning.exceptions import UnsupportedEncoderError
@@ -25,30 +25,23 @@ class EncoderFamily:
         attention: Class name of the self-attention module.
         query: Attribute of its query projection, an nn.Linear from hidden size to heads x head size.
         key: Attribute of its key projection.
-        positions_after_padding: Position ids start after the padding id (RoBERTa), which costs that many positions.
     """
 
     attention: str
     query: str = "query"
     key: str = "key"
-    positions_after_padding: bool = False
 
     def attention_modules(self, encoder: nn.Module) -> Iterator[nn.Module]:
         """The self-attention modules in layer order."""
         return (module for module in encoder.modules() if type(module).__name__ == self.attention)
 
-    def position_limit(self, config: PretrainedConfig) -> int:
-        """The longest sequence that has a position embedding."""
-        limit = int(config.max_position_embeddings)
-        return limit - int(config.pad_token_id) - 1 if self.positions_after_padding else limit
-
 
 #: model_type of the configuration -> family.
 FAMILIES: dict[str, EncoderFamily] = {
     "bert": EncoderFamily("BertSelfAttention"),
-    "roberta": EncoderFamily("RobertaSelfAttention", positions_after_padding=True),
-    "xlm-roberta": EncoderFamily("XLMRobertaSelfAttention", positions_after_padding=True),
-    "camembert": EncoderFamily("CamembertSelfAttention", positions_after_padding=True),
+    "roberta": EncoderFamily("RobertaSelfAttention"),
+    "xlm-roberta": EncoderFamily("XLMRobertaSelfAttention"),
+    "camembert": EncoderFamily("CamembertSelfAttention"),
     "electra": EncoderFamily("ElectraSelfAttention"),
     "distilbert": EncoderFamily("DistilBertSelfAttention", query="q_lin", key="k_lin"),
 }
@@ -138,8 +131,3 @@ def attention_modules(encoder: PreTrainedModel) -> list[nn.Module]:
 def encoder_shape(encoder: PreTrainedModel) -> tuple[int, int]:
     """Number of layers L and of heads H of an encoder; the layers as they are, not as configured."""
     return len(attention_modules(encoder)), int(encoder.config.num_attention_heads)
-
-
-def position_limit(encoder: PreTrainedModel) -> int:
-    """The longest sequence that has a position embedding in the encoder."""
-    return family_of(encoder).position_limit(encoder.config)

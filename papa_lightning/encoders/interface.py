@@ -55,23 +55,23 @@ class OriginalAttention:
     """What a swapped or observed attention module had before, and who looks at it now.
 
     Args:
-        layer: Number of the layer.
         config: The configuration object that the module shared with its encoder.
         trainable: Names of its parameters that the swap froze, to be unfrozen by the restoration.
+        checks_mask: This layer looks at the mask for all: they get the same one, and a look costs a sync.
         observer: Receives the attention matrices while calibration runs.
     """
 
-    layer: int
     config: PretrainedConfig
     trainable: list[str] = field(default_factory=list)
+    checks_mask: bool = False
     observer: Observer | None = None
 
 
-def attach(module: nn.Module, layer: int) -> OriginalAttention:
+def attach(module: nn.Module) -> OriginalAttention:
     """Send the attention of a module through :func:`papa_attention_forward`; idempotent."""
     original = original_of(module)
     if original is None:
-        original = OriginalAttention(layer, cast(PretrainedConfig, module.config))
+        original = OriginalAttention(cast(PretrainedConfig, module.config))
         module.config = papa_config(original.config)  # type: ignore[assignment]
         module.__dict__[_ORIGINAL] = original
     return original
@@ -99,12 +99,20 @@ def key_mask(attention_mask: Tensor | None) -> Tensor | None:
     Returns:
         (B, T) boolean, true for a real token, or None when every token is real.
 
+    Raises:
+        PapaError: For a mask that is no tensor, as flex attention makes it.
+
     Example:
         >>> key_mask(torch.tensor([[[[0.0, -1e9]]]]))
         tensor([[ True, False]])
     """
     if attention_mask is None:
         return None
+    if not isinstance(attention_mask, Tensor):
+        raise PapaError(
+            f"attention_mask is a {type(attention_mask).__name__}, which swapped attention cannot read: call "
+            'encoder.set_attn_implementation("sdpa"), or pass a mask of shape (batch, length).'
+        )
     rows = attention_mask[:, 0, 0, :] if attention_mask.dim() == 4 else attention_mask
     if rows.dtype == torch.bool:
         return rows
@@ -112,13 +120,13 @@ def key_mask(attention_mask: Tensor | None) -> Tensor | None:
 
 
 def _refuse_uneven_mask(attention_mask: Tensor | None) -> None:
-    """Refuse a mask whose rows differ. One layer looks for all: they get the same mask, and a look costs a sync."""
-    if attention_mask is None or attention_mask.dim() != 4 or torch.compiler.is_compiling():
+    """Refuse a mask that differs between queries or heads."""
+    if not isinstance(attention_mask, Tensor) or attention_mask.dim() != 4 or torch.compiler.is_compiling():
         return
-    if not (attention_mask == attention_mask[:, :, :1]).all():
+    if not (attention_mask == attention_mask[:, :1, :1]).all():
         raise PapaError(
-            f"attention_mask of shape {tuple(attention_mask.shape)} allows different keys to different queries, but "
-            "swapped attention knows padding only: pass a mask of shape (batch, length)."
+            f"attention_mask of shape {tuple(attention_mask.shape)} allows different keys to different queries or "
+            "heads, but swapped attention knows padding only: pass a mask of shape (batch, length)."
         )
 
 
@@ -148,7 +156,7 @@ def papa_attention_forward(
         Mixed values (B, T, H, h), and attention matrices (B, H, T, T) where they were asked for.
 
     Raises:
-        PapaError: When the mask differs between queries, or the sequences are longer than the constants.
+        PapaError: When the mask differs between queries or heads, or the sequences are longer than the constants.
     """
     original = cast(OriginalAttention, original_of(module))
     mixer = mixer_of(module)
@@ -158,7 +166,7 @@ def papa_attention_forward(
     if mixer is None or not mixer.replaces_attention:
         stock = _stock_attention(module, original.config)
         return stock(module, query, key, value, attention_mask, scaling=scale, dropout=dropout, **kwargs)
-    if original.layer == 0:
+    if original.checks_mask:
         _refuse_uneven_mask(attention_mask)
     need_weights = bool(kwargs.get("output_attentions", original.config.output_attentions))
     mixed, weights = mixer(query, key, value, key_mask(attention_mask), scale, dropout, need_weights)

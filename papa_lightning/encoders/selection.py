@@ -61,7 +61,7 @@ def _pairs(
         return _ranked(heads, everything, ranking)
     try:
         if isinstance(heads, Mapping):
-            return [(int(layer), _whole(head)) for layer, own in heads.items() for head in own]
+            return [(_layer_key(layer), _whole(head)) for layer, own in heads.items() for head in own]
         if isinstance(heads, Sequence) and not isinstance(heads, str):
             return [(_whole(layer), _whole(head)) for layer, head in heads]
     except (TypeError, ValueError) as error:
@@ -78,6 +78,11 @@ def _whole(value: object) -> int:
     return value
 
 
+def _layer_key(key: object) -> int:
+    """A layer as the key of a map: JSON and YAML turn numbers in that place into strings."""
+    return int(key) if isinstance(key, str) else _whole(key)
+
+
 def _ranked(
     amount: int | float, everything: list[tuple[int, int]], ranking: HeadRanking | None
 ) -> Sequence[tuple[int, int]]:
@@ -89,6 +94,11 @@ def _ranked(
         raise HeadSelectionError(
             f"heads is {amount!r}, a number or share of heads, but no ranking says which come first: "
             'pass ranking=HeadRanking(...), or heads="all" or a list of (layer, head) pairs.'
+        )
+    if not isinstance(ranking, HeadRanking):
+        raise HeadSelectionError(
+            f"ranking is a {type(ranking).__name__}, but must be a HeadRanking: make one, or load it with "
+            "HeadRanking.load(path)."
         )
     if sorted(ranking.heads) != everything:
         layers, heads = everything[-1]

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from papa_lightning.attention import GatedHeads, TokenMixer, ZeroMassWatch, mixer_class
 from papa_lightning.encoders.families import EncoderFamily, attention_modules, encoder_shape, family_of, find_encoder
-from papa_lightning.encoders.interface import Observer, attach, detach, mixer_of, original_of
+from papa_lightning.encoders.inputs import fits_positions, position_limit
+from papa_lightning.encoders.interface import Observer, OriginalAttention, attach, detach, mixer_of, original_of
 from papa_lightning.encoders.projections import HeadProjection
 from papa_lightning.encoders.selection import HeadSelection, select_heads
-from papa_lightning.exceptions import HeadSelectionError, PapaError
+from papa_lightning.exceptions import HeadSelectionError, PapaError, UnsupportedEncoderError
 from papa_lightning.ranking import HeadRanking
 
 if TYPE_CHECKING:  # the calibration room stands above this one
@@ -80,12 +81,13 @@ def swap_attention(
     for module in modules:  # refuse before anything is touched
         _check_projections(module, family)
     restore_attention(encoder)
+    first = next((layer for layer, own in enumerate(selection) if own), None)
     for layer, (module, own) in enumerate(zip(modules, selection, strict=True)):
         weight = getattr(module, family.query).weight
         mixer = build(layer, num_heads, length, own, weight.dtype, weight.device, watch)
-        _install(module, mixer.train(module.training), family)
+        _install(module, mixer.train(module.training), family, checks_mask=layer == first)
     if constants is not None:
-        load_constants(encoder, constants)
+        _fill(swapped_layers(encoder), constants)
     return encoder
 
 
@@ -101,14 +103,16 @@ def restore_attention(encoder: Model) -> Model:
         The encoder that was passed.
 
     Raises:
-        UnsupportedEncoderError: For a model that is not a supported encoder.
+        UnsupportedEncoderError: For a model that is not a supported encoder, or whose query and key projections were
+            replaced since the swap. The encoder is unchanged then.
     """
     base = find_encoder(encoder)
     family = family_of(base)
-    for module in attention_modules(base):
-        original = original_of(module)
-        if original is None or mixer_of(module) is None:
-            continue
+    swapped = [module for module in attention_modules(base) if mixer_of(module) is not None]
+    for module in swapped:
+        _check_projections(module, family)
+    for module in swapped:
+        original = cast(OriginalAttention, original_of(module))
         for name in (family.query, family.key):
             projection = getattr(module, name)
             setattr(module, name, projection.original())
@@ -134,6 +138,10 @@ def load_constants(encoder: nn.Module, constants: AttentionConstants) -> None:
     if not mixers:
         raise PapaError("the encoder is not swapped: call swap_attention(encoder, ...) before load_constants.")
     constants.check(find_encoder(encoder), max_length=mixers[0].max_length)
+    _fill(mixers, constants)
+
+
+def _fill(mixers: Sequence[TokenMixer], constants: AttentionConstants) -> None:
     for mixer, values in zip(mixers, constants.values, strict=True):
         mixer.load_constants(values)
 
@@ -178,8 +186,8 @@ def observe_attention(encoder: nn.Module, observers: Sequence[Observer]) -> Iter
     """
     modules = attention_modules(find_encoder(encoder))
     try:
-        for layer, (module, observer) in enumerate(zip(modules, observers, strict=True)):
-            attach(module, layer).observer = observer
+        for module, observer in zip(modules, observers, strict=True):
+            attach(module).observer = observer
             _suspend(module, True)
         yield
     finally:
@@ -202,6 +210,12 @@ def _length(encoder: PreTrainedModel, constants: AttentionConstants | None, max_
             raise PapaError(
                 "constants is None: pass the AttentionConstants of this encoder, or max_length to wait for them."
             )
+        if not fits_positions(encoder, max_length):
+            raise PapaError(
+                f"max_length is {max_length!r}, but must be a whole number from 1 to "
+                f"{position_limit(encoder) or 'any length'}, the positions of the encoder: pass the length of the "
+                "constants to come."
+            )
         return max_length
     if not isinstance(getattr(constants, "values", None), Tensor):
         raise PapaError(
@@ -215,12 +229,18 @@ def _length(encoder: PreTrainedModel, constants: AttentionConstants | None, max_
 def _check_projections(module: nn.Module, family: EncoderFamily) -> None:
     for name in (family.query, family.key):
         projection = getattr(module, name)
-        if not isinstance(projection, HeadProjection):
+        if mixer_of(module) is None:
             HeadProjection.check(projection)
+        elif not isinstance(projection, HeadProjection):
+            raise UnsupportedEncoderError(
+                f"the projection {name!r} of the swapped encoder is a {type(projection).__name__}: it was replaced "
+                "after the swap. Undo that before the attention is restored or swapped again."
+            )
 
 
-def _install(module: nn.Module, mixer: TokenMixer, family: EncoderFamily) -> None:
-    original = attach(module, mixer.layer)
+def _install(module: nn.Module, mixer: TokenMixer, family: EncoderFamily, checks_mask: bool) -> None:
+    original = attach(module)
+    original.checks_mask = checks_mask
     module.papa = mixer
     for name in (family.query, family.key):
         setattr(module, name, HeadProjection(getattr(module, name), mixer.heads))

@@ -15,11 +15,18 @@ from torchmetrics import MetricCollection
 from transformers import PreTrainedModel, get_scheduler
 
 from papa_lightning.calibration import AttentionConstants
-from papa_lightning.encoders import swap_attention
+from papa_lightning.encoders import (
+    accepted_inputs,
+    check_vocabulary,
+    position_limit,
+    swap_as_saved,
+    swap_attention,
+    swapped_layers,
+)
 from papa_lightning.exceptions import PapaError
 from papa_lightning.ranking import HeadRanking
-from papa_lightning.tasks.checks import check_inputs, check_vocabulary
-from papa_lightning.tasks.pretrained import accepted_inputs, load_encoder, usable_positions
+from papa_lightning.tasks.checks import check_inputs
+from papa_lightning.tasks.pretrained import load_encoder
 
 Preset = Literal["default", "reference"]
 Schedule = Literal["constant", "linear", "cosine"]
@@ -110,7 +117,7 @@ class EncoderTask(L.LightningModule, ABC):
             PapaError: If the encoder or a file cannot be loaded, or the encoder has fewer positions than `max_length`.
         """
         encoder = load_encoder(self.hparams["encoder"])
-        positions, max_length = usable_positions(encoder), self.hparams["max_length"]
+        positions, max_length = position_limit(encoder), self.hparams["max_length"]
         if positions is not None and max_length > positions:
             raise PapaError(
                 f"max_length is {max_length}, but encoder {self.hparams['encoder']!r} has positions for {positions} "
@@ -210,6 +217,16 @@ class EncoderTask(L.LightningModule, ABC):
             # By its number, so that a module that is in evaluation mode by mistake still brings the warning.
             modules = sum(1 for _ in self.encoder.modules())
             warnings.filterwarnings("ignore", message=rf"Found {modules} module\(s\) in eval mode")
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Make room for constants that a checkpoint brings along, so that it loads without the callback that made them.
+
+        Args:
+            checkpoint: The checkpoint, before its state is loaded.
+        """
+        state = checkpoint["state_dict"]
+        if any(".papa." in key for key in state) and not swapped_layers(self.encoder):
+            swap_as_saved(self.encoder, state, prefix="encoder.")
 
     def encode(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Run the encoder.

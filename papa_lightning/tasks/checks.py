@@ -49,24 +49,6 @@ def check_inputs(batch: Any, max_length: int) -> None:
         )
 
 
-def check_vocabulary(input_ids: Tensor, size: int) -> None:
-    """Check that all tokens are in the vocabulary of the encoder.
-
-    Args:
-        input_ids: (B, T), the tokens.
-        size: The number of tokens in the vocabulary.
-
-    Raises:
-        PapaError: If a token is below 0 or beyond the vocabulary.
-    """
-    wrong = input_ids[(input_ids < 0) | (input_ids >= size)]
-    if wrong.numel():
-        raise PapaError(
-            f"input_ids has the value {int(wrong[0])}, but the encoder knows the tokens 0 to {size - 1}: tokenize the "
-            "data with the tokenizer of this encoder."
-        )
-
-
 def check_classes(labels: Tensor, num_labels: int) -> None:
     """Check that all labels are classes.
 

@@ -60,49 +60,6 @@ def load_encoder(name: str) -> PreTrainedModel:
     return encoder
 
 
-def usable_positions(encoder: PreTrainedModel) -> int | None:
-    """Return how many tokens a sequence may have, for any family, also one whose attention cannot be swapped.
-
-    Families like RoBERTa number real tokens from ``padding_idx + 1``, so that the first rows of their table of
-    positions are never used: 514 rows with padding index 1 serve 512 tokens.
-
-    Args:
-        encoder: A pretrained encoder.
-
-    Returns:
-        The number of tokens, or None where the encoder names no limit.
-
-    Example:
-        >>> from transformers import RobertaConfig, RobertaModel
-        >>> sizes = {"vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
-        >>> usable_positions(RobertaModel(RobertaConfig(max_position_embeddings=40, pad_token_id=1, **sizes)))
-        38
-    """
-    rows = getattr(encoder.config, "max_position_embeddings", None)
-    if rows is None or rows < 1:
-        return None
-    for path, module in encoder.named_modules():
-        if path.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            return int(rows) - int(module.padding_idx) - 1
-    return int(rows)
-
-
-def accepted_inputs(encoder: PreTrainedModel) -> tuple[str, ...]:
-    """Name the inputs of a batch that the encoder takes.
-
-    Args:
-        encoder: A pretrained encoder.
-
-    Returns:
-        ``input_ids`` and ``attention_mask``, and ``token_type_ids`` if the encoder tells segments apart.
-    """
-    # RoBERTa's forward has the argument, but a table of one row: the ids of a second segment would be out of range.
-    segments = getattr(encoder.config, "type_vocab_size", 2) > 1
-    if segments and "token_type_ids" in inspect.signature(encoder.forward).parameters:
-        return ("input_ids", "attention_mask", "token_type_ids")
-    return ("input_ids", "attention_mask")
-
-
 @contextmanager
 def _failures_explained(name: str) -> Iterator[None]:
     try:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from papa_lightning import AttentionConstants, PapaError
+from papa_lightning import AttentionConstants, PapaError, SequenceClassificationTask
 from papa_lightning.cli import PapaCLI, main
 from papa_lightning.encoders import is_calibrated, swapped_layers
 
@@ -137,3 +137,12 @@ def test_the_installed_command_ends_well(tiny: list[str], monkeypatch: pytest.Mo
     """The console script exits with what main returns, so without arguments of its own it must return None."""
     monkeypatch.setattr("sys.argv", ["papa", "fit", *tiny, "--trainer.fast_dev_run", "true"])
     assert main() is None
+
+
+def test_a_checkpoint_loads_without_the_callback(tiny: list[str]) -> None:
+    fitted = papa("fit", *tiny, "--trainer.callbacks.heads=[[0,1],[1,0]]")
+    task = SequenceClassificationTask.load_from_checkpoint(fitted.trainer.checkpoint_callback.best_model_path)
+    assert [layer.constant_heads for layer in swapped_layers(task.encoder)] == [(1,), (0,)]
+    batch = next(iter(fitted.datamodule.val_dataloader()))
+    with torch.no_grad():
+        assert torch.equal(task.eval()(batch), fitted.model.eval()(batch))

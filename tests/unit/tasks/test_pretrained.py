@@ -18,8 +18,9 @@ from transformers import (
     T5Model,
 )
 
+from papa_lightning.encoders import accepted_inputs, position_limit
 from papa_lightning.exceptions import PapaError, UnsupportedEncoderError
-from papa_lightning.tasks.pretrained import accepted_inputs, load_encoder, usable_positions
+from papa_lightning.tasks.pretrained import load_encoder
 
 SIZES = {
     "vocab_size": 40,
@@ -77,7 +78,7 @@ def test_encoder_of_a_model_with_a_task_head_in_half_precision(tmp_path: Path) -
 )
 def test_positions_and_inputs(family: str, positions: int, segments: bool) -> None:
     encoder = MODELS[family]()
-    assert usable_positions(encoder) == positions
+    assert position_limit(encoder) == positions
     assert ("token_type_ids" in accepted_inputs(encoder)) == segments
 
 

@@ -1,0 +1,80 @@
+"""What an encoder takes: which inputs, and how long."""
+
+from __future__ import annotations
+
+import inspect
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from papa_lightning.exceptions import PapaError
+
+
+def position_limit(encoder: PreTrainedModel) -> int | None:
+    """The longest sequence that an encoder has positions for, also one whose attention cannot be swapped.
+
+    Families like RoBERTa number real tokens from ``padding_idx + 1``, so that the first rows of their table of
+    positions are never used: 514 rows with padding index 1 serve 512 tokens.
+
+    Args:
+        encoder: A pretrained encoder.
+
+    Returns:
+        The number of tokens, or None where the encoder names no limit.
+
+    Example:
+        >>> from transformers import RobertaConfig, RobertaModel
+        >>> sizes = {"vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+        >>> position_limit(RobertaModel(RobertaConfig(max_position_embeddings=40, pad_token_id=1, **sizes)))
+        38
+    """
+    rows = getattr(encoder.config, "max_position_embeddings", None)
+    if rows is None or rows < 1:
+        return None
+    for path, module in encoder.named_modules():
+        if path.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return int(rows) - int(module.padding_idx) - 1
+    return int(rows)
+
+
+def fits_positions(encoder: PreTrainedModel, max_length: object) -> bool:
+    """Whether a length is a whole number from 1 to :func:`position_limit`."""
+    if not isinstance(max_length, int) or isinstance(max_length, bool):
+        return False
+    limit = position_limit(encoder)
+    return max_length >= 1 and (limit is None or max_length <= limit)
+
+
+def accepted_inputs(encoder: PreTrainedModel) -> tuple[str, ...]:
+    """The inputs of a batch that an encoder takes.
+
+    Args:
+        encoder: A pretrained encoder.
+
+    Returns:
+        Those of input_ids, inputs_embeds, attention_mask, position_ids and token_type_ids that its forward has; the
+        last only if the encoder tells segments apart.
+    """
+    known = inspect.signature(encoder.forward).parameters
+    # RoBERTa's forward has the argument, but a table of one row: the ids of a second segment would be out of range.
+    segments = ("token_type_ids",) if getattr(encoder.config, "type_vocab_size", 2) > 1 else ()
+    names = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", *segments)
+    return tuple(name for name in names if name in known)
+
+
+def check_vocabulary(input_ids: Tensor, size: int) -> None:
+    """Check that all tokens are in the vocabulary of the encoder.
+
+    Args:
+        input_ids: (B, T), the tokens.
+        size: The number of tokens in the vocabulary.
+
+    Raises:
+        PapaError: If a token is below 0 or beyond the vocabulary.
+    """
+    wrong = input_ids[(input_ids < 0) | (input_ids >= size)]
+    if wrong.numel():
+        raise PapaError(
+            f"input_ids has the value {int(wrong[0])}, but the encoder knows the tokens 0 to {size - 1}: tokenize the "
+            "data with the tokenizer of this encoder."
+        )

@@ -1,0 +1,41 @@
+"""Reading what an encoder was swapped to out of a state dict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from papa_lightning.encoders.families import attention_modules, find_encoder
+from papa_lightning.encoders.swap import swap_attention
+
+
+def swap_as_saved(encoder: nn.Module, state: Mapping[str, Tensor], prefix: str = "") -> bool:
+    """Swap an encoder to the kind, heads and length that a state dict was saved with, so that it loads strictly.
+
+    The encoder waits for its constants afterwards: ``load_state_dict`` brings them.
+
+    Args:
+        encoder: A supported encoder.
+        state: A state dict that holds the encoder's.
+        prefix: What the keys of the encoder begin with in ``state``, e.g. "encoder.".
+
+    Returns:
+        Whether the state dict was saved with a swapped encoder; if not, nothing is changed.
+
+    Raises:
+        UnsupportedEncoderError: For a model that is not a supported encoder.
+        PapaError: When the encoder has other layers or heads than the one that was saved.
+    """
+    base = find_encoder(encoder)
+    paths = {module: path for path, module in base.named_modules()}
+    heads: dict[int, list[int]] = {}
+    kind, length = "constant", 0
+    for layer, module in enumerate(attention_modules(base)):
+        added = f"{prefix}{paths[module]}.papa."
+        if f"{added}_extra_state" not in state:
+            return False
+        _, length, *heads[layer] = state[f"{added}_extra_state"].tolist()
+        kind = "gated" if f"{added}gate_logits" in state else kind
+    swap_attention(encoder, kind, heads=heads, max_length=length)
+    return True

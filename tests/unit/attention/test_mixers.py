@@ -1,0 +1,196 @@
+"""State of the mixers: waiting, calibrated, saved and loaded; and the warning of rows without mass."""
+
+import copy
+import io
+import re
+import warnings
+
+import pytest
+import torch
+
+from papa_lightning.attention import (
+    KINDS,
+    ConstantHeads,
+    DynamicHeads,
+    GatedHeads,
+    ZeroMassWarning,
+    ZeroMassWatch,
+    mixer_class,
+)
+from papa_lightning.attention.zero_mass import first_zero_of_diagonal
+from papa_lightning.exceptions import PapaError
+
+VALUES = torch.rand(4, 6, 6, generator=torch.Generator().manual_seed(0)) + 0.1
+
+
+def test_waiting_mixer_leaves_the_attention_alone():
+    for kind, heads in (("constant", [1, 2]), ("gated", range(4))):
+        mixer = mixer_class(kind)(0, 4, 6, heads)
+        assert not mixer.calibrated
+        assert not mixer.replaces_attention
+        assert mixer.heads.dynamic == (0, 1, 2, 3)
+        mixer.load_constants(VALUES)
+        assert mixer.calibrated
+        assert mixer.replaces_attention
+        assert torch.equal(mixer.constants, VALUES[list(heads)])
+
+
+def test_dynamic_heads_after_calibration():
+    partial = ConstantHeads(0, 4, 6, [0, 3])
+    partial.load_constants(VALUES)
+    assert partial.heads.dynamic == (1, 2)
+    full = ConstantHeads(0, 4, 6, range(4))
+    full.load_constants(VALUES)
+    assert full.heads.dynamic == ()
+    gated = GatedHeads(0, 4, 6, range(4))
+    gated.load_constants(VALUES)
+    assert gated.heads.dynamic == (0, 1, 2, 3)
+
+
+def test_layer_without_constant_heads_stays_original():
+    mixer = ConstantHeads(0, 4, 6, [])
+    mixer.load_constants(VALUES)
+    assert mixer.calibrated
+    assert not mixer.replaces_attention
+    assert mixer.constants.shape == (0, 6, 6)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_suspension(kind):
+    mixer = mixer_class(kind)(0, 4, 6, range(4))
+    mixer.load_constants(VALUES)
+    mixer.heads.suspended = True
+    assert not mixer.replaces_attention
+    assert mixer.heads.dynamic == (0, 1, 2, 3)
+    assert mixer.heads.all_dynamic
+    mixer.heads.suspended = False
+    assert mixer.replaces_attention
+
+
+def test_constants_are_a_frozen_parameter_and_nothing_else_is_saved():
+    mixer = ConstantHeads(0, 4, 6, [1])
+    assert dict(mixer.named_buffers()) == {}
+    assert {name: p.requires_grad for name, p in mixer.named_parameters()} == {"constants": False}
+    assert set(mixer.state_dict()) == {"constants", "_extra_state"}
+    gated = GatedHeads(0, 4, 6, range(4))
+    assert {name: p.requires_grad for name, p in gated.named_parameters()} == {"constants": False, "gate_logits": True}
+    assert gated.gate_logits.tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_state_dict_carries_calibrated(kind):
+    mixer = mixer_class(kind)(0, 4, 6, range(4))
+    other = copy.deepcopy(mixer)
+    other.load_state_dict(mixer.state_dict())
+    assert not other.calibrated
+    mixer.load_constants(VALUES)
+    file = io.BytesIO()
+    torch.save(mixer.state_dict(), file)
+    file.seek(0)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    assert other.calibrated
+    assert other.replaces_attention
+    assert torch.equal(other.constants, mixer.constants)
+
+
+@pytest.mark.parametrize(("saved", "wanted"), [([0, 1], [0, 2]), ([0, 1], [0]), ([], [3]), ([3], [])])
+def test_state_of_other_heads_is_refused(saved, wanted):
+    mixer, other = ConstantHeads(7, 4, 6, saved), ConstantHeads(7, 4, 6, wanted)
+    mixer.load_constants(VALUES)
+    with pytest.raises(PapaError, match=re.escape(f"constant heads {saved} in layer 7")):
+        other.load_state_dict(mixer.state_dict())
+    assert not other.calibrated
+
+
+def test_state_of_another_length_is_refused():
+    mixer, other = ConstantHeads(3, 4, 6, [0]), ConstantHeads(3, 4, 5, [0])
+    mixer.load_constants(VALUES)
+    with pytest.raises(PapaError, match=r"max_length 6.*layer 3.*max_length 5"):
+        other.load_state_dict(mixer.state_dict())
+    assert not other.calibrated
+
+
+def test_longer_sequences_than_the_constants():
+    mixer = ConstantHeads(0, 4, 6, range(4))
+    mixer.load_constants(VALUES)
+    empty = torch.zeros(1, 0, 7, 2)
+    with pytest.raises(PapaError, match=r"7 tokens long.*max_length 6"):
+        mixer(empty, empty, torch.zeros(1, 4, 7, 2), None, 1.0)
+
+
+def test_unknown_kind():
+    with pytest.raises(PapaError, match=r"kind is 'frozen', but must be one of 'constant', 'gated'"):
+        mixer_class("frozen")
+
+
+def test_dynamic_heads_are_a_plain_object():
+    heads = DynamicHeads(2)
+    heads.dynamic = [1]
+    assert heads.dynamic == (1,)
+    assert not heads.all_dynamic
+
+
+def test_first_zero_of_diagonal():
+    constants = torch.ones(2, 5, 5)
+    assert first_zero_of_diagonal(constants) == 5
+    constants[1, 3, 3] = 0
+    assert first_zero_of_diagonal(constants) == 3
+    constants[0, 0, 0] = 0
+    assert first_zero_of_diagonal(constants) == 0
+    assert first_zero_of_diagonal(torch.zeros(0, 5, 5)) == 5
+
+
+def test_watch_names_layer_heads_and_positions_once():
+    constants = torch.ones(2, 4, 4)
+    constants[1, 2] = 0
+    watch = ZeroMassWatch()
+    with pytest.warns(ZeroMassWarning, match=r"layer 5, heads \[9\]: real tokens at positions \[2\]"):
+        watch.check(5, [4, 9], constants, torch.tensor([[1, 1, 1, 0]]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        watch.check(6, [4, 9], constants, None)
+
+
+def test_watch_is_silent_about_padding():
+    constants = torch.ones(2, 4, 4)
+    constants[:, 2] = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ZeroMassWatch().check(0, [0, 1], constants, torch.tensor([[1, 1, 0, 1], [0, 0, 0, 0]]))
+
+
+def test_watch_sees_rows_whose_only_keys_are_padding():
+    constants = torch.eye(3)[None].clone()
+    constants[0, 0] = torch.tensor([0.0, 0.0, 1.0])  # position 0 attends to position 2 only
+    with pytest.warns(ZeroMassWarning, match=r"positions \[0\]"):
+        ZeroMassWatch().check(0, [0], constants, torch.tensor([[1, 1, 0]]))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("need_weights", [False, True])
+def test_half_precision_mixers_stay_finite_at_padding(need_weights, dropout):
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = torch.randn(3, 2, 4, 6, 8, generator=generator).half()
+    mask = torch.tensor([[1, 1, 1, 0, 0, 0], [1, 0, 1, 1, 0, 1]]).bool()
+    for kind in KINDS:
+        mixer = mixer_class(kind)(0, 4, 6, range(4), dtype=torch.float16)
+        mixer.load_constants(VALUES.half())
+        none = query[:, :0] if kind == "constant" else query
+        mixed, weights = mixer(none, none if kind == "constant" else key, value, mask, 0.3, dropout, need_weights)
+        assert mixed.dtype is torch.float16
+        assert mixed.isfinite().all()
+        assert (weights is None) == (not need_weights) or dropout > 0
+        assert weights is None or weights.isfinite().all()
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_sequence_of_padding_harms_no_gate(dropout):
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 2, 4, 6, 8)
+    mask = torch.tensor([[1, 1, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0]]).bool()
+    mixer = GatedHeads(0, 4, 6, range(4))
+    mixer.load_constants(VALUES)
+    mixed, _ = mixer(query, key, value, mask, 0.3, dropout)
+    mixed[0, :3].square().sum().backward()
+    assert mixer.gate_logits.grad.isfinite().all()
+    assert mixer.gate_logits.grad.abs().min() > 0

@@ -1,0 +1,352 @@
+"""What a swap refuses, in which words, and that a refusal leaves the encoder as it was."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    AutoModel,
+    BertConfig,
+    BertLMHeadModel,
+    BertModel,
+    DebertaV2Config,
+    GPT2Config,
+    LlamaConfig,
+    MPNetConfig,
+    T5Config,
+    T5EncoderModel,
+    ViTConfig,
+)
+from unit.encoders.tiny_encoders import (
+    HEADS,
+    LAYERS,
+    LENGTH,
+    MODEL_TYPES,
+    PARTIAL,
+    POSITIONS,
+    build,
+    make_config,
+    make_constants,
+    make_inputs,
+    projections,
+    self_attentions,
+    snapshot,
+)
+
+from papa_lightning import AttentionConstants, HeadRanking, calibrate, restore_attention, swap_attention
+from papa_lightning.encoders import find_encoder, fits_positions, is_supported, position_limit, select_heads
+from papa_lightning.exceptions import ConstantsFileError, HeadSelectionError, PapaError, UnsupportedEncoderError
+
+SIZES = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+
+
+class Wrapper(nn.Module):
+    """Like DistributedDataParallel: the encoder is its attribute ``module``."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+
+class LoraLinear(nn.Linear):
+    """Like an adapter's layer: a subclass that computes something else."""
+
+
+REFUSED = {
+    "gpt2": (
+        lambda: AutoModel.from_config(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=40, n_positions=16)),
+        r"gpt2 causal decoder, but must be a bidirectional encoder",
+    ),
+    "llama": (lambda: AutoModel.from_config(LlamaConfig(**SIZES)), r"llama causal decoder"),
+    "bert_decoder": (lambda: BertModel(BertConfig(is_decoder=True, **SIZES)), r"bert causal decoder"),
+    "bert_lm": (lambda: BertLMHeadModel(BertConfig(is_decoder=True, **SIZES)), r"bert causal decoder"),
+    "mpnet": (lambda: AutoModel.from_config(MPNetConfig(**SIZES)), r"'mpnet': its attention adds a relative position"),
+    "deberta": (
+        lambda: AutoModel.from_config(DebertaV2Config(**SIZES)),
+        r"'deberta-v2': it computes its attention inline",
+    ),
+    "t5": (
+        lambda: AutoModel.from_config(T5Config(vocab_size=40, d_model=32, d_kv=16, d_ff=8, num_layers=1, num_heads=2)),
+        r"t5 encoder-decoder, but must be an encoder",
+    ),
+    "t5_encoder": (
+        lambda: T5EncoderModel(T5Config(vocab_size=40, d_model=32, d_kv=16, d_ff=8, num_layers=1, num_heads=2)),
+        r"t5",
+    ),
+    "vit": (
+        lambda: AutoModel.from_config(
+            ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=32)
+        ),
+        r"unknown type 'vit'",
+    ),
+    "linear": (lambda: nn.Linear(3, 3), r"encoder is a Linear, but must be a transformers PreTrainedModel"),
+    "wrapper": (lambda: Wrapper(build()), r"encoder is a Wrapper.*DistributedDataParallel.*pass the encoder itself"),
+    "none": (lambda: None, r"encoder is a NoneType"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_unsupported_models(name):
+    make, message = REFUSED[name]
+    model = make()
+    keys = list(model.state_dict()) if model is not None else None
+    batch = {"input_ids": torch.ones(1, 4, dtype=torch.int64), "attention_mask": torch.ones(1, 4)}
+    for attempt in (
+        lambda: swap_attention(model, "constant", constants=make_constants()),
+        lambda: swap_attention(model, "gated", max_length=4),
+        lambda: restore_attention(model),
+        lambda: calibrate(model, [batch], max_length=4),
+        lambda: find_encoder(model),
+        lambda: make_constants().check(model),
+    ):
+        with pytest.raises(UnsupportedEncoderError, match=message) as caught:
+            attempt()
+        if name not in ("linear", "wrapper", "none"):
+            assert all(model_type in str(caught.value) for model_type in MODEL_TYPES), "lists what is supported"
+    assert not is_supported(model)
+    assert model is None or list(model.state_dict()) == keys
+
+
+def test_encoder_whose_attention_was_replaced():
+    model = build()
+    for layer in model.encoder.layer:
+        layer.attention.self = nn.Identity()
+    with pytest.raises(UnsupportedEncoderError, match=r"has no BertSelfAttention module"):
+        swap_attention(model, "constant", constants=make_constants())
+
+
+@pytest.mark.parametrize("swapped_first", [False, True])
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_replaced_projection(model_type, number, swapped_first):
+    """One adapter in the last layer is enough; the layers before it must not be swapped either."""
+    model = build(model_type)
+    if swapped_first:
+        swap_attention(model, "constant", constants=make_constants(), heads=PARTIAL)
+    module = self_attentions(model)[-1]
+    name = ("q_lin", "k_lin")[number] if model_type == "distilbert" else ("query", "key")[number]
+    replaced = projections(module)[number]
+    setattr(module, name, LoraLinear(replaced.in_features, replaced.out_features).double())
+    before = snapshot(model)
+    with pytest.raises(UnsupportedEncoderError, match=r"projection .* is a LoraLinear"):
+        swap_attention(model, "constant", constants=make_constants())
+    assert snapshot(model) == before
+    if swapped_first:
+        with pytest.raises(UnsupportedEncoderError, match=r"replaced after the swap"):
+            restore_attention(model)
+        assert snapshot(model) == before
+        setattr(module, name, replaced)
+        restore_attention(model)
+
+
+def test_implementation_whose_masks_cannot_be_read():
+    model = build()
+    model.config._attn_implementation_internal = "flex_attention"
+    before = snapshot(model)
+    with pytest.raises(UnsupportedEncoderError, match=r"implementation is 'flex_attention'.*set_attn_implementation"):
+        swap_attention(model, "constant", constants=make_constants())
+    assert snapshot(model) == before
+
+
+RANKING = HeadRanking([(layer, head) for layer in range(LAYERS) for head in range(HEADS)])
+C = make_constants()
+WRONG = {
+    "kind": ({"kind": "frozen"}, PapaError, r"kind is 'frozen', but must be one of 'constant', 'gated'"),
+    "no_constants": ({"constants": None}, PapaError, r"constants is None: pass .* or max_length"),
+    "path": ({"constants": "constants.safetensors"}, PapaError, r"constants is a str.*AttentionConstants.load"),
+    "tensor": ({"constants": C.values}, PapaError, r"constants is a Tensor"),
+    "length": ({"max_length": 9}, ConstantsFileError, r"made with max_length 10, but max_length is 9"),
+    "layers": ({"constants": make_constants(layers=2)}, ConstantsFileError, r"2 layers of 4 heads.* 3 layers of 4"),
+    "heads": ({"constants": make_constants(heads=2)}, ConstantsFileError, r"3 layers of 2 heads.* 3 layers of 4"),
+    "positions": ({"constants": make_constants(length=25)}, ConstantsFileError, r"max_length 25.* 24 positions"),
+    "architecture": (
+        {"constants": make_constants(metadata={"model": {"type": "roberta", "name": "r"}})},
+        ConstantsFileError,
+        r"another architecture \(type 'roberta', model 'r'\) than the encoder \(type 'bert'\)",
+    ),
+    "hidden_size": (
+        {"constants": make_constants(metadata={"model": {"hidden_size": 768}})},
+        ConstantsFileError,
+        r"hidden_size 768.*hidden_size 32",
+    ),
+    "gated_some": (
+        {"kind": "gated", "heads": PARTIAL},
+        HeadSelectionError,
+        r"a gate on every head: pass heads=\"all\"",
+    ),
+    "gated_none": ({"kind": "gated", "heads": []}, HeadSelectionError, r"a gate on every head"),
+    "gated_half": ({"kind": "gated", "heads": 0.5, "ranking": RANKING}, HeadSelectionError, r"a gate on every head"),
+    "out_of_layers": (
+        {"heads": [(3, 0)]},
+        HeadSelectionError,
+        r"\(layer 3, head 0\), but the encoder has layers 0 to 2",
+    ),
+    "out_of_heads": ({"heads": {0: [4]}}, HeadSelectionError, r"\(layer 0, head 4\).* heads 0 to 3"),
+    "fraction": ({"heads": 0.5}, HeadSelectionError, r"no ranking says which come first"),
+    "small_ranking": (
+        {"heads": 0.5, "ranking": HeadRanking([(0, 0), (0, 1)])},
+        HeadSelectionError,
+        r"ranking has 2 heads, but the encoder has 3 layers of 4 heads",
+    ),
+    "waiting_zero": ({"constants": None, "max_length": 0}, PapaError, r"max_length is 0, .* from 1 to 24"),
+    "waiting_negative": ({"constants": None, "max_length": -1}, PapaError, r"max_length is -1"),
+    "waiting_long": ({"constants": None, "max_length": 25}, PapaError, r"max_length is 25, .* from 1 to 24"),
+    "waiting_text": ({"constants": None, "max_length": "8"}, PapaError, r"max_length is '8'"),
+    "waiting_float": ({"constants": None, "max_length": 8.0}, PapaError, r"max_length is 8.0"),
+    "waiting_bool": ({"constants": None, "max_length": True}, PapaError, r"max_length is True"),
+}
+
+
+@pytest.mark.parametrize("swapped_first", [False, True])
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_arguments_change_nothing(name, swapped_first):
+    options, error, message = WRONG[name]
+    model = build()
+    if swapped_first:
+        swap_attention(model, "constant", constants=make_constants(seed=3), heads=[(0, 1), (2, 2)])
+    before = snapshot(model)
+    with torch.no_grad():
+        expected = model(**make_inputs()).last_hidden_state
+    with pytest.raises(error, match=message):
+        swap_attention(model, **({"kind": "constant", "constants": C} | options))
+    assert snapshot(model) == before
+    with torch.no_grad():
+        assert torch.equal(model(**make_inputs()).last_hidden_state, expected)
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_position_limit(model_type):
+    """RoBERTa and its kin number positions from behind the padding id; one token more must really fail."""
+    model = build(model_type, layers=1, dtype=torch.float32)
+    limit = position_limit(model)
+    assert limit == (POSITIONS - 2 if "bert" in model_type and model_type not in PLAIN else POSITIONS)
+    ids = torch.full((1, limit + 1), 5)
+    model(input_ids=ids[:, :limit])
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=ids)
+    assert fits_positions(model, limit)
+    assert fits_positions(model, 1)
+    for wrong in (limit + 1, 0, -3, True, 3.0, "3", None):
+        assert not fits_positions(model, wrong)
+
+
+PLAIN = ("bert", "electra", "distilbert")
+
+
+def test_other_padding_ids_cost_other_positions():
+    model = AutoModel.from_config(make_config("roberta", pad_token_id=5, layers=1))
+    assert position_limit(model) == POSITIONS - 6
+
+
+@pytest.mark.parametrize(
+    ("heads", "expected"),
+    [
+        ("all", [(0, 1, 2), (0, 1, 2)]),
+        ([], [(), ()]),
+        ({}, [(), ()]),
+        ([(1, 2), (0, 1), (1, 0)], [(1,), (0, 2)]),
+        ([[1, 2]], [(), (2,)]),
+        (((1, 2),), [(), (2,)]),
+        ({1: [2, 0]}, [(), (0, 2)]),
+        ({"1": [2, 0], 0: (1,)}, [(1,), (0, 2)]),
+        (0, [(), ()]),
+        (0.0, [(), ()]),
+        (1.0, [(0, 1, 2), (0, 1, 2)]),
+    ],
+)
+def test_selection(heads, expected):
+    assert select_heads(heads, 2, 3) == expected
+
+
+@pytest.mark.parametrize(
+    ("heads", "message"),
+    [
+        ([(2, 0)], r"\(layer 2, head 0\)"),
+        ([(0, 3)], r"\(layer 0, head 3\)"),
+        ([(-1, 0)], r"\(layer -1, head 0\)"),
+        ({0: [-1]}, r"\(layer 0, head -1\)"),
+        ([(0, 1), (0, 1)], r"\(0, 1\) more than once"),
+        ({0: [1, 1]}, r"\(0, 1\) more than once"),
+        ({0: [1], "0": [1]}, r"\(0, 1\) more than once"),
+        ("none", r"heads is 'none'"),
+        ("", r"heads is ''"),
+        (None, r"heads is None"),
+        (True, r"heads is True"),
+        (False, r"heads is False"),
+        (object, r"heads is <class 'object'>"),
+        ([0, 1], r"heads is \[0, 1\]"),
+        ([(0,)], r"heads is \[\(0,\)\]"),
+        ([(0, 1, 2)], r"heads is \[\(0, 1, 2\)\]"),
+        ([(0, True)], r"True is not a whole number"),
+        ([(0, 1.0)], r"1.0 is not a whole number"),
+        ([(0, "1")], r"'1' is not a whole number"),
+        (["01"], r"'0' is not a whole number"),
+        ([(0, None)], r"None is not a whole number"),
+        ({0: 1}, r"heads is {0: 1}"),
+        ({0: "12"}, r"'1' is not a whole number"),
+        ({0: [True]}, r"True is not a whole number"),
+        ({1.7: [0]}, r"1.7 is not a whole number"),
+        ({True: [0]}, r"True is not a whole number"),
+        ({None: [0]}, r"None is not a whole number"),
+        ({"first": [0]}, r"invalid literal"),
+        (1, r"heads is 1, a number or share of heads, but no ranking"),
+        (6, r"heads is 6, a number or share of heads, but no ranking"),
+        (0.5, r"heads is 0.5, a number or share"),
+        (float("nan"), r"heads is nan"),
+        (-1, r"heads is -1"),
+        (1.5, r"heads is 1.5"),
+    ],
+)
+def test_wrong_selections(heads, message):
+    with pytest.raises(HeadSelectionError, match=message):
+        select_heads(heads, 2, 3)
+
+
+FULL = HeadRanking([(1, 1), (0, 2), (1, 0), (0, 0), (1, 2), (0, 1)])
+
+
+@pytest.mark.parametrize(
+    ("heads", "expected"),
+    [
+        (0, [(), ()]),
+        (0.0, [(), ()]),
+        (1, [(), (1,)]),
+        (3, [(2,), (0, 1)]),
+        (0.5, [(2,), (0, 1)]),
+        (1.0, [(0, 1, 2), (0, 1, 2)]),
+        (6, [(0, 1, 2), (0, 1, 2)]),
+        (1 / 6, [(), (1,)]),
+    ],
+)
+def test_selection_by_ranking(heads, expected):
+    assert select_heads(heads, 2, 3, FULL) == expected
+
+
+@pytest.mark.parametrize(
+    ("heads", "ranking", "message"),
+    [
+        (7, FULL, r"number 7, but the ranking has 6"),
+        (-1, FULL, r"number -1"),
+        (1.01, FULL, r"share 1.01.*between 0 and 1"),
+        (-0.1, FULL, r"share -0.1"),
+        (float("nan"), FULL, r"share nan"),
+        (float("inf"), FULL, r"share inf"),
+        (True, FULL, r"heads is True"),
+        (2, HeadRanking([(0, 0)]), r"ranking has 1 heads, but the encoder has 2 layers of 3"),
+        (2, HeadRanking([(2, 0), *FULL.heads[1:]]), r"ranking has 6 heads"),
+        (2, HeadRanking([*FULL.heads, (2, 0)]), r"ranking has 7 heads"),
+        (2, "ranking.json", r"ranking is a str, but must be a HeadRanking.*HeadRanking.load"),
+        (0.5, list(FULL.heads), r"ranking is a list"),
+    ],
+)
+def test_wrong_selections_by_ranking(heads, ranking, message):
+    with pytest.raises(HeadSelectionError, match=message):
+        select_heads(heads, 2, 3, ranking)
+
+
+def test_constants_of_the_longest_length():
+    model = build("roberta")
+    limit = position_limit(model)
+    swap_attention(model, "constant", constants=make_constants(length=limit))
+    with pytest.raises(ConstantsFileError, match=rf"max_length {limit + 1}, but the encoder has {limit} positions"):
+        swap_attention(model, "constant", constants=make_constants(length=limit + 1))
+    assert isinstance(make_constants(length=LENGTH), AttentionConstants)
