@@ -191,7 +191,7 @@ def _observed_attention(
 def _stock_attention(module: nn.Module, config: PretrainedConfig) -> Callable[..., tuple[Tensor, Tensor | None]]:
     """The attention function that the module would call had it never been touched."""
     eager = cast("Callable[..., Any]", getattr(sys.modules[type(module).__module__], "eager_attention_forward", None))
-    stock = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager)
+    stock = ALL_ATTENTION_FUNCTIONS.get(config._attn_implementation, eager)
     return cast("Callable[..., tuple[Tensor, Tensor | None]]", stock)
 
 

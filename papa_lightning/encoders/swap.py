@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import Protocol, TypeVar, cast
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -18,17 +18,29 @@ from papa_lightning.encoders.selection import HeadSelection, select_heads
 from papa_lightning.exceptions import HeadSelectionError, PapaError, UnsupportedEncoderError
 from papa_lightning.ranking import HeadRanking
 
-if TYPE_CHECKING:  # the calibration room stands above this one
-    from papa_lightning.calibration import AttentionConstants
-
 Model = TypeVar("Model", bound=nn.Module)
+
+
+class Constants(Protocol):
+    """What a swap needs of :class:`~papa_lightning.AttentionConstants`, whose room stands above this one."""
+
+    @property
+    def values(self) -> Tensor:
+        """(L, H, T, T)."""
+
+    @property
+    def max_length(self) -> int:
+        """T."""
+
+    def check(self, encoder: nn.Module, max_length: int | None = None) -> None:
+        """Refuse an encoder, or a length, that the constants do not fit."""
 
 
 def swap_attention(
     encoder: Model,
     kind: str,
     *,
-    constants: AttentionConstants | None = None,
+    constants: Constants | None = None,
     heads: HeadSelection = "all",
     ranking: HeadRanking | None = None,
     max_length: int | None = None,
@@ -123,7 +135,7 @@ def restore_attention(encoder: Model) -> Model:
     return encoder
 
 
-def load_constants(encoder: nn.Module, constants: AttentionConstants) -> None:
+def load_constants(encoder: nn.Module, constants: Constants) -> None:
     """Give constants to a swapped encoder; its constant heads take effect at once.
 
     Args:
@@ -141,7 +153,7 @@ def load_constants(encoder: nn.Module, constants: AttentionConstants) -> None:
     _fill(mixers, constants)
 
 
-def _fill(mixers: Sequence[TokenMixer], constants: AttentionConstants) -> None:
+def _fill(mixers: Sequence[TokenMixer], constants: Constants) -> None:
     for mixer, values in zip(mixers, constants.values, strict=True):
         mixer.load_constants(values)
 
@@ -204,7 +216,7 @@ def _suspend(module: nn.Module, suspended: bool) -> None:
         mixer.heads.suspended = suspended
 
 
-def _length(encoder: PreTrainedModel, constants: AttentionConstants | None, max_length: int | None) -> int:
+def _length(encoder: PreTrainedModel, constants: Constants | None, max_length: int | None) -> int:
     if constants is None:
         if max_length is None:
             raise PapaError(
