@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from papa_lightning.exceptions import HeadSelectionError, PapaError
 from papa_lightning.ranking import HeadRanking
 
 #: "all", [(layer, head), ...], {layer: [head, ...]}, a number of heads (int) or a share of them (float).
-HeadSelection: TypeAlias = str | int | float | Sequence[Sequence[int]] | Mapping[int, Sequence[int]]
+HeadSelection: TypeAlias = Literal["all"] | int | float | Sequence[Sequence[int]] | Mapping[int, Sequence[int]]
 
 
 def select_heads(

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, get_scheduler
 
 from papa_lightning.calibration import AttentionConstants
 from papa_lightning.encoders import (
+    HeadSelection,
     accepted_inputs,
     check_vocabulary,
     position_limit,
@@ -61,8 +62,8 @@ class EncoderTask(L.LightningModule, ABC):
         dropout: Dropout of the probe.
         constants: File of attention constants for `max_length`; the `heads` use them from the start, without any
             callback.
-        heads: With `constants`: ``"all"``, a list of (layer, head), or a share or a number of heads, which wants a
-            `ranking`.
+        heads: With `constants`: ``"all"``, a list of (layer, head), a map from layer to heads, or a share or a number
+            of heads, which wants a `ranking`.
         ranking: File of a head ranking.
 
     Attributes:
@@ -88,7 +89,7 @@ class EncoderTask(L.LightningModule, ABC):
         warmup_share: float = 0.0,
         dropout: float = 0.1,
         constants: str | None = None,
-        heads: Literal["all"] | int | float | Sequence[tuple[int, int]] = "all",
+        heads: HeadSelection = "all",
         ranking: str | None = None,
     ) -> None:
         super().__init__()

@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from papa_lightning import AttentionConstants, PapaError, SequenceClassificationTask
+from papa_lightning import AttentionConstants, HeadRanking, PapaError, SequenceClassificationTask
 from papa_lightning.cli import PapaCLI, main
 from papa_lightning.encoders import is_calibrated, swapped_layers
 
@@ -69,6 +69,13 @@ def test_the_demo_configuration(encoder_folder: str) -> None:
 def test_heads_can_be_overridden(tiny: list[str]) -> None:
     cli = papa("fit", *tiny, "--trainer.callbacks.heads=[[0,1]]")
     assert [layer.constant_heads for layer in swapped_layers(cli.model.encoder)] == [(1,), ()]
+
+
+@pytest.mark.parametrize("amount", ["0.5", "2"])
+def test_a_share_or_a_number_of_heads_on_the_command_line(amount: str, tiny: list[str]) -> None:
+    HeadRanking([(1, 1), (0, 0), (0, 1), (1, 0)]).save("ranking.json")
+    cli = papa("fit", *tiny, "--trainer.callbacks.heads", amount, "--trainer.callbacks.ranking", "ranking.json")
+    assert [layer.constant_heads for layer in swapped_layers(cli.model.encoder)] == [(0,), (1,)]
 
 
 def test_calibrate_writes_a_file_that_fit_uses(tiny: list[str], tmp_path: Path) -> None:
