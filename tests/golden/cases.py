@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
@@ -46,6 +47,4 @@ def select_inputs(tensors: dict[str, Tensor], rows: Any = slice(None)) -> dict[s
 
 def pack(hidden_states: Any, mask: Tensor) -> Tensor:
     """The real tokens of all levels, row after row, as the files store them."""
-    import torch
-
     return torch.stack([level[mask.bool()] for level in hidden_states])

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from golden.cases import LAYOUTS, MODELS, TOLERANCE, load_classifier, load_facts, load_tensors, pack, select_inputs
+from golden.test_probe import load_probe
 from torch import Tensor
 
 from papa_lightning import AttentionAverages, AttentionConstants, calibrate, gate_logits, swap_attention
@@ -93,6 +94,25 @@ def test_gates(model: str, layout: str) -> None:
     assert_close(gradient, expected["standard.gate_grad"], **TOLERANCE)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("model", MODELS)
+def test_gates_under_the_probe(model: str, layout: str) -> None:
+    calibration, expected = load_tensors(f"{model}-{layout}-calibration"), load_tensors(f"{model}-{layout}-gates")
+    encoder, probe, inputs = load_classifier(model).base_model, load_probe(model), select_inputs(calibration)
+    swap_attention(encoder, "gated", constants=golden_constants(calibration))
+    with torch.no_grad():
+        for parameter, values in zip(gate_logits(encoder), expected["gate_logits"], strict=True):
+            parameter.copy_(values)
+    hidden_states = encoder(**inputs, output_hidden_states=True).hidden_states
+    logits = probe(hidden_states, inputs["attention_mask"])
+    loss = F.cross_entropy(logits, expected["labels"])
+    *gates, weights = torch.autograd.grad(loss, [*gate_logits(encoder), probe.position_weights])
+    assert_close(loss.detach(), expected["pooled.loss"], **TOLERANCE)
+    assert_close(logits.detach(), expected["pooled.logits"], **TOLERANCE)
+    assert_close(torch.stack(gates), expected["pooled.gate_grad"], **TOLERANCE)
+    assert_close(weights, expected["pooled.position_weights_grad"], **TOLERANCE)
+
+
 def _gate_gradient(
     classifier: torch.nn.Module, inputs: dict[str, Tensor], labels: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -138,8 +158,6 @@ def test_rows_that_calibration_did_not_cover() -> None:
 @pytest.mark.parametrize("model", MODELS)
 def test_gradient_of_the_constants(model: str, layout: str) -> None:
     """The published gradients were taken through the sequence probe; see test_probe.py for its forward."""
-    from golden.test_probe import load_probe
-
     calibration, expected = load_tensors(f"{model}-{layout}-calibration"), load_tensors(f"{model}-{layout}-heads")
     subsets = load_facts(f"{model}-{layout}-heads")["subsets"]
     heads = {int(layer): own for layer, own in subsets["half"].items()}
