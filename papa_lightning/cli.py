@@ -96,9 +96,20 @@ def main(args: ArgsType = None) -> PapaCLI | None:
             save_config_kwargs={"overwrite": True},
             args=args,
         )
-    except PapaError as error:
-        if os.environ.get("PAPA_DEBUG") == "1":
+    except ValueError as error:
+        explained = explanation(error)
+        if explained is None or os.environ.get("PAPA_DEBUG") == "1":
             raise
-        print(f"papa: error: {error}", file=sys.stderr)
+        print(f"papa: error: {' '.join(str(explained).split())}", file=sys.stderr)
         raise SystemExit(2) from error
     return None if args is None else cli
+
+
+def explanation(error: BaseException | None) -> PapaError | None:
+    """The PapaError that an error is, or that it was raised from.
+
+    The parser wraps what a constructor raises in an error of its own, with a page of values around the one line.
+    """
+    while error is not None and not isinstance(error, PapaError):
+        error = error.__cause__ or error.__context__
+    return error

@@ -1,7 +1,15 @@
 """Averaging attention matrices over data: the pass, its running sums, and the file it leaves."""
 
 from papa_lightning.calibration.averages import AttentionAverages
-from papa_lightning.calibration.calibrate import calibrate, check_max_length, describe_model, eval_mode, finish, gather
+from papa_lightning.calibration.calibrate import (
+    calibrate,
+    check_max_length,
+    describe_model,
+    eval_mode,
+    finish,
+    gather,
+    without_path,
+)
 from papa_lightning.calibration.constants import AttentionConstants, ConstantsMismatchWarning
 
 __all__ = [
@@ -14,4 +22,5 @@ __all__ = [
     "eval_mode",
     "finish",
     "gather",
+    "without_path",
 ]

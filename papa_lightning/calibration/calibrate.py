@@ -160,15 +160,26 @@ def describe_model(encoder: PreTrainedModel) -> dict[str, Any]:
     """Name, type, sizes and fingerprint of an encoder; of a local folder only its own name, never its path."""
     config = encoder.config
     layers, heads = encoder_shape(encoder)
-    name = config.name_or_path or ""
     return {
-        "name": Path(name).name if Path(name).is_absolute() or Path(name).exists() else name,
+        "name": without_path(config.name_or_path or ""),
         "type": config.model_type,
         "layers": layers,
         "heads": heads,
         "hidden_size": int(config.hidden_size),
         "weights": weights_fingerprint(encoder),
     }
+
+
+def without_path(name: str) -> str:
+    """The name of a model or tokenizer on the hub as it is; of a local folder only its own name.
+
+    Files that hold such names travel, and the paths of one machine mean nothing on another.
+
+    Example:
+        >>> without_path("google-bert/bert-base-uncased"), without_path("/models/mine")
+        ('google-bert/bert-base-uncased', 'mine')
+    """
+    return Path(name).name if Path(name).is_absolute() or Path(name).exists() else name
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from transformers import PreTrainedModel
 
 from papa_lightning.attention import ConstantHeads
-from papa_lightning.calibration import AttentionConstants, calibrate, check_max_length
+from papa_lightning.calibration import AttentionConstants, calibrate, check_max_length, without_path
 from papa_lightning.callbacks.batches import CalibrationBatches
 from papa_lightning.callbacks.discovery import discover_encoder
 from papa_lightning.encoders import (
@@ -242,4 +242,5 @@ def describe_data(trainer: L.Trainer) -> dict[str, Any]:
     datamodule = getattr(trainer, "datamodule", None)
     names = {"tokenizer": "tokenizer_name", "layout": "layout", "preset": "preset", "data": "description"}
     found = {key: getattr(datamodule, name, None) for key, name in names.items()}
-    return {key: value for key, value in found.items() if isinstance(value, str)}
+    known = {key: value for key, value in found.items() if isinstance(value, str)}
+    return known | ({"tokenizer": without_path(known["tokenizer"])} if "tokenizer" in known else {})

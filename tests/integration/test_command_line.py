@@ -85,6 +85,7 @@ def test_calibrate_writes_a_file_that_fit_uses(tiny: list[str], tmp_path: Path) 
     assert constants.metadata["sequences"] == 12
     assert constants.metadata["layout"] == "segment"
     assert constants.metadata["data"].startswith("sst2 train (data_dir data")
+    assert "/" not in constants.metadata["tokenizer"]
     assert str(tmp_path) not in str(constants.metadata)
     assert not Path("lightning_logs").exists()
     used = papa("fit", *tiny, "--trainer.callbacks.constants", "out/constants.safetensors")
@@ -121,12 +122,25 @@ def test_print_config_is_complete(tiny: list[str], capsys: pytest.CaptureFixture
     assert config["data"]["init_args"]["max_length"] == 64
 
 
-def test_invalid_input_ends_with_one_line_and_code_2(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data.init_args.data_dir", "nowhere"], "data_dir is 'nowhere'"),
+        (["--model.init_args.encoder", "./nowhere"], "encoder './nowhere' cannot be loaded"),
+        (["--data.init_args.batch_size", "0"], "batch_size is 0"),
+        (["--trainer.callbacks.heads", "0.5"], "heads is 0.5, a number or share of heads, but ranking is None"),
+    ],
+)
+def test_invalid_input_ends_with_one_line_and_code_2(
+    arguments: list[str], message: str, tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where the parser wraps the error of a constructor in one of its own, of many lines."""
     with pytest.raises(SystemExit) as stopped:
-        main(["fit", *tiny, "--data.init_args.data_dir", "nowhere"])
+        main(["fit", *tiny, *arguments])
     assert stopped.value.code == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("papa: error:")]
-    assert "nowhere" in line
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("papa: error: ")
+    assert message in last
 
 
 def test_debug_shows_the_error_itself(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
