@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from papa_lightning import AttentionConstants, HeadRanking, PapaError, SequenceClassificationTask
+from papa_lightning import AttentionConstants, ConstantAttention, HeadRanking, PapaError, SequenceClassificationTask
 from papa_lightning.cli import PapaCLI, main
 from papa_lightning.encoders import is_calibrated, swapped_layers
 
@@ -103,6 +103,18 @@ def test_checkpoint_without_fit(verb: str, tiny: list[str]) -> None:
         assert torch.equal(one.constants, other.constants)
     if verb == "validate":
         assert cli.trainer.callback_metrics["val/accuracy"] == fitted.trainer.callback_metrics["val/accuracy"]
+
+
+def test_resume_neither_calibrates_again_nor_loses_the_constants(
+    tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted = papa("fit", *tiny)
+    monkeypatch.setattr(ConstantAttention, "calibrate", lambda *_: pytest.fail("calibrated again"))
+    checkpoint = fitted.trainer.checkpoint_callback.best_model_path
+    cli = papa("fit", *tiny, "--trainer.max_epochs", "2", "--ckpt_path", checkpoint)
+    assert (cli.trainer.current_epoch, cli.trainer.global_step) == (2, 6)
+    for one, other in zip(swapped_layers(fitted.model.encoder), swapped_layers(cli.model.encoder), strict=True):
+        assert torch.equal(one.constants, other.constants)
 
 
 def test_a_saved_configuration_runs_again_with_the_same_result(tiny: list[str]) -> None:
