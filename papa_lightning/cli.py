@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 
@@ -15,6 +16,9 @@ from papa_lightning import callbacks, datamodules, tasks  # noqa: F401
 from papa_lightning.callbacks import CalibrationRun, ConstantAttention
 from papa_lightning.exceptions import PapaError
 from papa_lightning.summary import summarize_fit
+
+#: What a task takes from its data module.
+_FROM_DATA = ("num_labels", "metrics", "max_length")
 
 
 class PapaTrainer(L.Trainer):
@@ -52,8 +56,20 @@ class PapaCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """What one part of a configuration says, the other parts need not repeat."""
         parser.link_arguments("model.init_args.encoder", "data.init_args.tokenizer")
-        for name in ("num_labels", "metrics", "max_length"):
+        for name in _FROM_DATA:
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
+
+    def after_instantiate_classes(self) -> None:
+        """Refuse a task that was told something else than its data say: the link would win, and nobody would know."""
+        given = self.config[self.subcommand].get("model.init_args") or {}
+        for name in _FROM_DATA:
+            taken, told = getattr(self.datamodule, name, None), given.get(name)
+            default = getattr(inspect.signature(type(self.model)).parameters.get(name), "default", None)
+            if taken is not None and told is not None and _plain(told) not in (_plain(taken), _plain(default)):
+                raise PapaError(
+                    f"model.{name} is {_plain(told)!r}, but the data say {_plain(taken)!r}, and the data decide: leave "
+                    f"model.{name} out, and change the data module or its arguments."
+                )
 
     def instantiate_trainer(self, **kwargs: object) -> L.Trainer:
         """A calibration run needs no logger, no checkpoints and no validation."""
@@ -103,6 +119,11 @@ def main(args: ArgsType = None) -> PapaCLI | None:
         print(f"papa: error: {' '.join(str(explained).split())}", file=sys.stderr)
         raise SystemExit(2) from error
     return None if args is None else cli
+
+
+def _plain(value: object) -> object:
+    """A value as YAML has it: sequences are lists."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def explanation(error: BaseException | None) -> PapaError | None:

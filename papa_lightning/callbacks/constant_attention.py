@@ -44,7 +44,7 @@ class ConstantAttention(L.Callback):
     and predict take them from ``ckpt_path`` or from a constants file.
 
     Args:
-        max_length: T, the longest sequence. None takes it from the constants file or the datamodule's ``max_length``.
+        max_length: T, the longest sequence. None takes the datamodule's ``max_length``, or else the constants file's.
         heads: "all"; a list of [layer, head] pairs; a map from layer to heads; or a number (int) or share (float) of
             heads, which wants a ranking. An empty list only observes.
         ranking: Path of a :class:`~papa_lightning.HeadRanking` file.
@@ -182,13 +182,13 @@ class ConstantAttention(L.Callback):
         self.constants_path = self.constants or state_dict["constants_path"]
 
     def _length(self, trainer: L.Trainer, constants: AttentionConstants | None) -> int:
-        """T: the argument's, else the file's, else the datamodule's."""
+        """T: the argument's, else the datamodule's, else the file's; the file must agree with what is said."""
         length = self.max_length
+        if length is None:
+            length = getattr(trainer.datamodule, "max_length", None)  # type: ignore[attr-defined]
         if constants is not None:
             constants.check_length(length)
             return constants.max_length
-        if length is None:
-            length = getattr(trainer.datamodule, "max_length", None)  # type: ignore[attr-defined]
         if not isinstance(length, int):
             raise PapaError(
                 "max_length is None, and there is neither a constants file nor a datamodule with max_length to take it "

@@ -93,6 +93,23 @@ def test_calibrate_writes_a_file_that_fit_uses(tiny: list[str], tmp_path: Path) 
         assert torch.equal(layer.constants, values)
 
 
+def test_constants_of_another_length_than_the_data_are_refused(
+    tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their leading part would do for a shorter batch, but not for rows whose last separator stands elsewhere."""
+    papa("calibrate", *tiny, "--output", "constants.safetensors")
+    shorter = ["--data.init_args.max_length", "32", "--trainer.callbacks.constants", "constants.safetensors"]
+    with pytest.raises(SystemExit):
+        main(["fit", *tiny, *shorter])
+    assert "made with max_length 64, but max_length is 32" in capsys.readouterr().err
+
+
+def test_what_the_data_say_cannot_be_contradicted(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", *tiny, "--model.init_args.metrics", "[f1]"])
+    assert "model.metrics is ['f1'], but the data say ['accuracy']" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("verb", ["validate", "test", "predict"])
 def test_checkpoint_without_fit(verb: str, tiny: list[str]) -> None:
     fitted = papa("fit", *tiny)
