@@ -1,4 +1,4 @@
-"""What every kind of swapped attention has in common: which heads are dynamic, and where constants wait."""
+"""What every kind of swapped attention has in common: the place where constants wait, and how they are saved."""
 
 from __future__ import annotations
 
@@ -7,48 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from papa_lightning.attention.dynamic_heads import DynamicHeads
+from papa_lightning.attention.reach import Reach
 from papa_lightning.attention.zero_mass import ZeroMassWatch, first_zero_of_diagonal
 from papa_lightning.exceptions import PapaError
-
-
-class DynamicHeads:
-    """Which heads of one layer need a query and a key right now.
-
-    The projections and the mixer of a layer share one such object, so that both change at once when
-    constants arrive. A plain object, not a module: it adds nothing to the state dict.
-
-    Args:
-        num_heads: H.
-
-    Example:
-        >>> heads = DynamicHeads(3)
-        >>> heads.dynamic
-        (0, 1, 2)
-        >>> heads.dynamic = (1,)
-        >>> heads.suspended = True
-        >>> heads.dynamic
-        (0, 1, 2)
-    """
-
-    def __init__(self, num_heads: int) -> None:
-        self.num_heads = num_heads
-        #: While suspended, every head counts as dynamic: calibration looks at the attention of the original encoder.
-        self.suspended = False
-        self._dynamic = tuple(range(num_heads))
-
-    @property
-    def dynamic(self) -> tuple[int, ...]:
-        """The heads with a query and a key, ascending."""
-        return tuple(range(self.num_heads)) if self.suspended else self._dynamic
-
-    @dynamic.setter
-    def dynamic(self, heads: Sequence[int]) -> None:
-        self._dynamic = tuple(heads)
-
-    @property
-    def all_dynamic(self) -> bool:
-        """True when the layer is the layer of the original encoder."""
-        return self.suspended or len(self._dynamic) == self.num_heads
 
 
 class TokenMixer(nn.Module):
@@ -66,6 +28,7 @@ class TokenMixer(nn.Module):
         dtype: Of the constants.
         device: Of the constants.
         watch: Warns of real tokens that attend to nothing; one for all layers of an encoder warns once.
+        reach: Which keys the queries of this layer can see at all; constants beyond are not used.
 
     Attributes:
         constants: (constant heads, T, T), a parameter that is frozen until someone unfreezes it. Not a buffer:
@@ -82,6 +45,7 @@ class TokenMixer(nn.Module):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
         watch: ZeroMassWatch | None = None,
+        reach: Reach = Reach(),  # noqa: B008 (frozen)
     ) -> None:
         super().__init__()
         self.layer = layer
@@ -89,6 +53,9 @@ class TokenMixer(nn.Module):
         self.constant_heads = tuple(constant_heads)
         self.heads = DynamicHeads(num_heads)
         self.watch = watch or ZeroMassWatch()
+        self.reach = reach
+        #: This layer looks at the attention mask for all: they get the same one, and a look costs a sync.
+        self.checks_mask = False
         #: Batches up to this length need no look at the mass of their rows.
         self.certain_length = max_length
         shape = (len(self.constant_heads), max_length, max_length)
@@ -109,7 +76,7 @@ class TokenMixer(nn.Module):
 
     def _set_calibrated(self, calibrated: bool) -> None:
         self.calibrated = calibrated
-        self.heads.dynamic = self.dynamic_when_calibrated() if calibrated else range(self.heads.num_heads)
+        self.heads.choose(self.dynamic_when_calibrated() if calibrated else range(self.heads.num_heads))
         self.certain_length = first_zero_of_diagonal(self.constants.detach())
 
     @property
@@ -130,6 +97,7 @@ class TokenMixer(nn.Module):
         scaling: float,
         dropout: float = 0.0,
         need_weights: bool = False,
+        bias: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Mix the values. Called only while :attr:`replaces_attention`.
 
@@ -141,6 +109,8 @@ class TokenMixer(nn.Module):
             scaling: Factor of the scores of the dynamic heads.
             dropout: Attention dropout, 0 outside training.
             need_weights: Also return the attention matrices.
+            bias: What the encoder adds to the scores of the dynamic heads, or where they may look; see
+                :func:`~papa_lightning.attention.functional.attention_probabilities`.
 
         Returns:
             The mixed values (B, T, H, h), and the matrices used, (B, H, T, T), or None.
@@ -148,7 +118,7 @@ class TokenMixer(nn.Module):
         raise NotImplementedError
 
     def constants_for(self, value: Tensor) -> Tensor:
-        """The leading part of the constants for a batch of values (B, H, t, h): (constant heads, t, t), a view.
+        """The leading part of the constants for a batch of values (B, H, t, h): (constant heads, t, t).
 
         Raises:
             PapaError: When the sequences are longer than the constants.
@@ -159,7 +129,7 @@ class TokenMixer(nn.Module):
                 f"the sequences are {length} tokens long, but the constants are for max_length {self.max_length}: "
                 f"cut the sequences to {self.max_length} tokens, or calibrate with a larger max_length."
             )
-        return self.constants[:, :length, :length]
+        return self.reach.cut(self.constants[:, :length, :length])
 
     def get_extra_state(self) -> Tensor:
         """Calibrated (0 or 1), T and the constant heads, as one int64 tensor: primitive, and safe to load."""

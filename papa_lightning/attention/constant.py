@@ -43,13 +43,14 @@ class ConstantHeads(TokenMixer):
         scaling: float,
         dropout: float = 0.0,
         need_weights: bool = False,
+        bias: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """See :meth:`TokenMixer.forward`."""
         constants = self.constants_for(value)
         if constants.shape[-1] > self.certain_length and not torch.compiler.is_compiling():
             self.watch.check(self.layer, self.constant_heads, constants, mask)
         if need_weights:
-            weights = self._weights(query, key, constants, mask, scaling, batch=value.shape[0])
+            weights = self._weights(query, key, constants, mask, scaling, bias, batch=value.shape[0])
             return apply_attention(weights, value, dropout), weights
         fixed = select_heads(value, self.constant_heads, dim=1)
         if dropout > 0.0:  # the one case that needs every sequence's own matrix
@@ -59,14 +60,21 @@ class ConstantHeads(TokenMixer):
         parts: list[tuple[Sequence[int], Tensor]] = [(self.constant_heads, mixed)]
         if dynamic := self.heads.dynamic:
             own_value = select_heads(value, dynamic, dim=1)
-            parts.append((dynamic, dynamic_attention(query, key, own_value, mask, scaling, dropout)))
+            parts.append((dynamic, dynamic_attention(query, key, own_value, mask, scaling, dropout, bias)))
         return merge_heads(parts, dim=2), None
 
     def _weights(
-        self, query: Tensor, key: Tensor, constants: Tensor, mask: Tensor | None, scaling: float, batch: int
+        self,
+        query: Tensor,
+        key: Tensor,
+        constants: Tensor,
+        mask: Tensor | None,
+        scaling: float,
+        bias: Tensor | None,
+        batch: int,
     ) -> Tensor:
         fixed = normalized_constants(constants, mask).expand(batch, -1, -1, -1)
         parts: list[tuple[Sequence[int], Tensor]] = [(self.constant_heads, fixed)]
         if dynamic := self.heads.dynamic:
-            parts.append((dynamic, attention_probabilities(query, key, mask, scaling).to(fixed.dtype)))
+            parts.append((dynamic, attention_probabilities(query, key, mask, scaling, bias).to(fixed.dtype)))
         return merge_heads(parts, dim=1)

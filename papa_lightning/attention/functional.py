@@ -25,14 +25,18 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def attention_probabilities(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
-    """Softmax attention ``A = softmax(scaling * Q K^T)`` over the real keys.
+def attention_probabilities(
+    query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, bias: Tensor | None = None
+) -> Tensor:
+    """Softmax attention ``A = softmax(scaling * Q K^T + bias)`` over the real keys.
 
     Args:
         query: (B, H, T, h).
         key: (B, H, T, h).
         mask: (B, T), true for a real token, or None.
         scaling: Factor of the scores, usually ``h ** -0.5``.
+        bias: Broadcastable to (B, H, T, T), or None: floating point is added to the scores, and boolean is true where
+            a query may look, whatever ``mask`` says besides.
 
     Returns:
         (B, H, T, T), rows are queries; float32, or float64 for float64 input. Rows sum to 1 over the real keys;
@@ -45,10 +49,15 @@ def attention_probabilities(query: Tensor, key: Tensor, mask: Tensor | None, sca
                   [1., 0.]]]])
     """
     scores = torch.matmul(query * scaling, key.transpose(-1, -2)).to(accumulation_dtype(query.dtype))
+    # The lowest finite number, as in transformers: -inf would make a sequence of padding NaN, and through it the
+    # gradient of every gate.
+    lowest = torch.finfo(scores.dtype).min
+    if bias is not None and bias.dtype == torch.bool:
+        scores.masked_fill_(~bias, lowest)
+    elif bias is not None:
+        scores.add_(bias)
     if mask is not None:
-        # The lowest finite number, as in transformers: -inf would make a sequence of padding NaN, and through it the
-        # gradient of every gate.
-        scores.masked_fill_(~mask.bool()[:, None, None, :], torch.finfo(scores.dtype).min)
+        scores.masked_fill_(~mask.bool()[:, None, None, :], lowest)
     if scores.requires_grad:
         return torch.softmax(scores, dim=-1)
     return torch.softmax(scores, dim=-1, out=scores)  # calibration has room for one tensor of this size, not two
@@ -193,8 +202,37 @@ def constant_attention(constants: Tensor, value: Tensor, mask: Tensor | None = N
     return (mixed * scale.transpose(1, 2)[..., None]).to(value.dtype)
 
 
+def merge_bias(mask: Tensor | None, bias: Tensor | None) -> Tensor | None:
+    """One tensor for PyTorch's fused kernel out of a padding mask and a bias of the scores.
+
+    Args:
+        mask: (B, T), true for a real token, or None.
+        bias: As in :func:`attention_probabilities`.
+
+    Returns:
+        Broadcastable to (B, H, T, T), boolean or floating point, or None when everything may be seen.
+
+    Example:
+        >>> merge_bias(torch.tensor([[1, 0]]), torch.tensor([[True, True], [False, True]]))
+        tensor([[[[ True, False],
+                  [False, False]]]])
+    """
+    if mask is None:
+        return bias
+    real = mask.bool()[:, None, None, :]
+    if bias is None:
+        return real
+    return bias & real if bias.dtype == torch.bool else bias.masked_fill(~real, torch.finfo(bias.dtype).min)
+
+
 def dynamic_attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, dropout: float = 0.0
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """Dot-product attention through PyTorch's fused kernel.
 
@@ -205,11 +243,12 @@ def dynamic_attention(
         mask: (B, T), true for a real token, or None.
         scaling: Factor of the scores.
         dropout: Probability with which attention probabilities are dropped.
+        bias: As in :func:`attention_probabilities`.
 
     Returns:
         (B, T, H, h).
     """
-    allowed = None if mask is None else mask.bool()[:, None, None, :]
+    allowed = merge_bias(mask, bias)
     mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, dropout_p=dropout, scale=scaling)
     return mixed.transpose(1, 2)
 

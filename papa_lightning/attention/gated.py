@@ -16,6 +16,7 @@ from papa_lightning.attention.functional import (
     gate_mixture,
     normalized_constants,
 )
+from papa_lightning.attention.reach import Reach
 from papa_lightning.attention.zero_mass import ZeroMassWatch
 
 
@@ -33,6 +34,7 @@ class GatedHeads(TokenMixer):
         dtype: Of the constants and the gates.
         device: Of the constants and the gates.
         watch: See :class:`~papa_lightning.attention.base.TokenMixer`; a gated row keeps its dynamic part, so unused.
+        reach: See :class:`~papa_lightning.attention.base.TokenMixer`.
 
     Attributes:
         gate_logits: (H,), g in the formula, a trainable parameter that starts at 0: half dynamic, half constant.
@@ -47,8 +49,9 @@ class GatedHeads(TokenMixer):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
         watch: ZeroMassWatch | None = None,
+        reach: Reach = Reach(),  # noqa: B008 (frozen)
     ) -> None:
-        super().__init__(layer, num_heads, max_length, constant_heads, dtype, device, watch)
+        super().__init__(layer, num_heads, max_length, constant_heads, dtype, device, watch, reach)
         self.gate_logits = nn.Parameter(torch.zeros(num_heads, dtype=dtype, device=device))
 
     @property
@@ -69,19 +72,20 @@ class GatedHeads(TokenMixer):
         scaling: float,
         dropout: float = 0.0,
         need_weights: bool = False,
+        bias: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """See :meth:`TokenMixer.forward`."""
         constants = self.constants_for(value)
         if need_weights or dropout > 0.0:
             weights = gate_mixture(
                 self.gate_logits[:, None, None],
-                attention_probabilities(query, key, mask, scaling),
+                attention_probabilities(query, key, mask, scaling, bias),
                 normalized_constants(constants, mask),
             )
             return apply_attention(weights, value, dropout), weights
         mixed = gate_mixture(
             self.gate_logits[:, None],
-            dynamic_attention(query, key, value, mask, scaling),
+            dynamic_attention(query, key, value, mask, scaling, bias=bias),
             constant_attention(constants, value, mask),
         )
         return mixed, None

@@ -125,7 +125,7 @@ def test_unknown_kind():
 
 def test_dynamic_heads_are_a_plain_object():
     heads = DynamicHeads(2)
-    heads.dynamic = [1]
+    heads.choose([1])
     assert heads.dynamic == (1,)
     assert not heads.all_dynamic
 
