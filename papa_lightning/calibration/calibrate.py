@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,15 +17,14 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from papa_lightning.calibration.averages import AttentionAverages
+from papa_lightning.calibration.batches import checked_inputs
 from papa_lightning.calibration.constants import AttentionConstants, plain_metadata
 from papa_lightning.encoders import (
-    accepted_inputs,
-    check_vocabulary,
+    describe_lengths,
     encoder_shape,
     find_encoder,
     fits_positions,
     observe_attention,
-    position_limit,
     weights_fingerprint,
 )
 from papa_lightning.exceptions import CalibrationError
@@ -46,10 +46,12 @@ def calibrate(
     L x H x T x T in float64, and for the probabilities of one layer. Source: Hassid et al. 2022, arXiv 2211.03495.
 
     Args:
-        encoder: Any supported PreTrainedModel, with or without a task head.
+        encoder: Any supported PreTrainedModel, with or without a task head, or a module that holds one.
         batches: Any iterable of mappings with input_ids and attention_mask, (B, t) with t up to ``max_length``
-            (and token_type_ids, position_ids); other keys are ignored. No labels are needed.
-        max_length: T, the longest sequence that the constants are to serve.
+            (and token_type_ids, position_ids), or with pixel_values for an encoder of images; other keys are ignored.
+            No labels are needed.
+        max_length: T, the longest sequence that the constants are to serve; for images, the number of tokens that the
+            encoder makes of one.
         metadata: What to note in the result beside model, sizes and versions, e.g. tokenizer, layout, data.
         all_reduce: Sums a tensor over processes, when several calibrate together, each with its own share.
         progress: Show a progress bar.
@@ -90,8 +92,7 @@ def check_max_length(encoder: PreTrainedModel, max_length: int) -> None:
     """
     if not fits_positions(encoder, max_length):
         raise CalibrationError(
-            f"max_length is {max_length!r}, but the encoder has positions for 1 to "
-            f"{position_limit(encoder) or 'any number of'} tokens: pass a whole number in this range."
+            f"max_length is {max_length!r}, but must be {describe_lengths(encoder)}: pass a length that it has."
         )
 
 
@@ -116,18 +117,16 @@ def gather(
     layers, heads = encoder_shape(encoder)
     averages = AttentionAverages(layers, heads, max_length, device)
     observers = [partial(averages.add_attention, layer) for layer in range(layers)]
-    accepted = accepted_inputs(encoder)
+    # A decoder would keep keys and values of earlier tokens, for nothing.
+    options = {"use_cache": False} if "use_cache" in inspect.signature(encoder.forward).parameters else {}
     bar = tqdm(batches, "Calibrating", _number_of(batches), unit="batch", disable=not progress, dynamic_ncols=True)
     with torch.no_grad(), eval_mode(encoder), observe_attention(encoder, observers):
         for number, batch in enumerate(bar):
-            inputs = _inputs(batch, number, accepted, max_length)
-            if inputs["attention_mask"].numel() == 0:
+            inputs, mask = checked_inputs(encoder, batch, number, max_length)
+            if mask.numel() == 0:
                 continue
-            if "input_ids" in inputs and inputs["input_ids"].device.type == "cpu":  # elsewhere a look costs a sync
-                check_vocabulary(inputs["input_ids"], encoder.config.vocab_size)
-            inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
-            averages.add_mask(inputs["attention_mask"])
-            encoder(**inputs)
+            averages.add_mask(mask.to(device))
+            encoder(**{name: tensor.to(device) for name, tensor in inputs.items()}, **options)
             if number == 0:  # a broken encoder shows at once, not after hours; later batches are seen at the end
                 averages.check_finite()
     return averages
@@ -200,41 +199,3 @@ def _number_of(batches: Iterable[Any]) -> int | None:
         return len(batches)  # type: ignore[arg-type]
     except TypeError:
         return None
-
-
-def _inputs(batch: Mapping[str, Any], number: int, accepted: tuple[str, ...], max_length: int) -> dict[str, Tensor]:
-    """The tensors of a batch that the encoder takes, checked."""
-    if not isinstance(batch, Mapping):
-        raise CalibrationError(
-            f"batch {number} is a {type(batch).__name__}, but must be a mapping with input_ids and attention_mask."
-        )
-    inputs = {name: batch[name] for name in accepted if batch.get(name) is not None}
-    mask = inputs.get("attention_mask")
-    if not isinstance(mask, Tensor):
-        raise CalibrationError(
-            f"batch {number} has no attention_mask (keys: {', '.join(map(str, batch))}), so padding would count as "
-            "text: let the tokenizer return it."
-        )
-    if mask.dim() != 2:
-        raise CalibrationError(
-            f"batch {number} has an attention_mask of shape {tuple(mask.shape)}: pass one of shape (batch, length)."
-        )
-    tokens = inputs.get("input_ids", inputs.get("inputs_embeds"))
-    if not isinstance(tokens, Tensor) or tokens.shape[:2] != mask.shape:
-        found = None if not isinstance(tokens, Tensor) else tuple(tokens.shape)
-        raise CalibrationError(
-            f"batch {number} has input_ids of shape {found}, but an attention_mask of shape {tuple(mask.shape)}: "
-            "both are (batch, length)."
-        )
-    for name, tensor in inputs.items():
-        if not isinstance(tensor, Tensor):
-            raise CalibrationError(
-                f"batch {number} has {name} of type {type(tensor).__name__}, but must have a tensor: let the tokenizer "
-                'return tensors (return_tensors="pt").'
-            )
-    if mask.shape[1] > max_length:
-        raise CalibrationError(
-            f"batch {number} has sequences of {mask.shape[1]} tokens, but max_length is {max_length}: "
-            "truncate them in the tokenizer, or pass a larger max_length."
-        )
-    return inputs

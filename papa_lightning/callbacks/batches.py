@@ -50,6 +50,9 @@ class CalibrationBatches:
         return self.limit
 
 
+_MAIN_INPUTS = ("input_ids", "inputs_embeds", "pixel_values")
+
+
 def encoder_inputs(batch: Any) -> Mapping[str, Any]:
     """The mapping with the encoder's inputs in a batch of any usual form.
 
@@ -57,7 +60,7 @@ def encoder_inputs(batch: Any) -> Mapping[str, Any]:
         batch: A mapping, or a tuple or list that holds one (e.g. (inputs, labels)).
 
     Raises:
-        CalibrationError: When there is no mapping with input_ids.
+        CalibrationError: When there is no mapping with input_ids or pixel_values.
 
     Example:
         >>> encoder_inputs(({"input_ids": [1]}, 0))
@@ -65,12 +68,12 @@ def encoder_inputs(batch: Any) -> Mapping[str, Any]:
     """
     candidates = batch if isinstance(batch, (tuple, list)) else [batch]
     for candidate in candidates:
-        if isinstance(candidate, Mapping) and ("input_ids" in candidate or "inputs_embeds" in candidate):
+        if isinstance(candidate, Mapping) and any(name in candidate for name in _MAIN_INPUTS):
             return candidate
     found = f"keys {list(batch)}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
     raise CalibrationError(
-        f"a batch of the train data holds no mapping with input_ids (found {found}): let it hold one, or override "
-        "ConstantAttention.calibration_batches to give mappings with input_ids and attention_mask."
+        f"a batch of the train data holds no mapping with input_ids or pixel_values (found {found}): let it hold one, "
+        "or override ConstantAttention.calibration_batches to give mappings with the inputs of the encoder."
     )
 
 

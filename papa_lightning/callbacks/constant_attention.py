@@ -22,11 +22,13 @@ from papa_lightning.callbacks.discovery import discover_encoder
 from papa_lightning.encoders import (
     HeadSelection,
     encoder_shape,
+    image_length,
     is_calibrated,
     load_constants,
     select_heads,
     swap_attention,
     swapped_layers,
+    takes_images,
 )
 from papa_lightning.exceptions import CalibrationError, HeadSelectionError, PapaError
 from papa_lightning.ranking import HeadRanking
@@ -44,7 +46,8 @@ class ConstantAttention(L.Callback):
     and predict take them from ``ckpt_path`` or from a constants file.
 
     Args:
-        max_length: T, the longest sequence. None takes the datamodule's ``max_length``, or else the constants file's.
+        max_length: T, the longest sequence. None takes the datamodule's ``max_length``, or else the constants file's;
+            for images, the number of tokens that the encoder makes of one.
         heads: "all"; a list of [layer, head] pairs; a map from layer to heads; or a number (int) or share (float) of
             heads, which wants a ranking. An empty list only observes.
         ranking: Path of a :class:`~papa_lightning.HeadRanking` file.
@@ -101,7 +104,7 @@ class ConstantAttention(L.Callback):
             )
         constants = None if self.constants is None else AttentionConstants.load(self.constants)
         ranking = None if self.ranking is None else HeadRanking.load(self.ranking)
-        length = self._length(trainer, constants)
+        length = self._length(trainer, encoder, constants)
         check_max_length(encoder, length)
         if not _is_swapped_to(encoder, select_heads(self.heads, *encoder_shape(encoder), ranking), length):
             swap_attention(encoder, "constant", heads=self.heads, ranking=ranking, max_length=length)
@@ -181,14 +184,16 @@ class ConstantAttention(L.Callback):
         self.calibration_seconds = state_dict["calibration_seconds"]
         self.constants_path = self.constants or state_dict["constants_path"]
 
-    def _length(self, trainer: L.Trainer, constants: AttentionConstants | None) -> int:
-        """T: the argument's, else the datamodule's, else the file's; the file must agree with what is said."""
+    def _length(self, trainer: L.Trainer, encoder: PreTrainedModel, constants: AttentionConstants | None) -> int:
+        """T: the argument's, else the datamodule's, else the file's; the file must agree. Of images, the encoder's."""
         length = self.max_length
         if length is None:
             length = getattr(trainer.datamodule, "max_length", None)  # type: ignore[attr-defined]
         if constants is not None:
             constants.check_length(length)
             return constants.max_length
+        if length is None and takes_images(encoder):
+            length = image_length(encoder)
         if not isinstance(length, int):
             raise PapaError(
                 "max_length is None, and there is neither a constants file nor a datamodule with max_length to take it "

@@ -7,7 +7,7 @@ from operator import attrgetter
 from torch import nn
 from transformers import PreTrainedModel
 
-from papa_lightning.encoders import find_encoder, is_supported
+from papa_lightning.encoders import find_encoder
 from papa_lightning.exceptions import UnsupportedEncoderError
 
 
@@ -16,7 +16,8 @@ def discover_encoder(module: nn.Module, name: str | None = None) -> PreTrainedMo
 
     Args:
         module: Usually a LightningModule.
-        name: Attribute of the encoder, with dots for nesting; needed when there are several.
+        name: Attribute of the encoder, with dots for nesting; needed when there are several. What it holds may wrap
+            the transformers model: compiled, with adapters, as a sentence-transformers model.
 
     Returns:
         The bare encoder.
@@ -25,35 +26,13 @@ def discover_encoder(module: nn.Module, name: str | None = None) -> PreTrainedMo
         UnsupportedEncoderError: When there is none, when there are several and no name, or when the one named is
             not a supported encoder.
     """
-    if name is not None:
-        try:
-            named = attrgetter(name)(module)
-        except AttributeError as error:
-            raise UnsupportedEncoderError(
-                f"encoder is {name!r}, but {type(module).__name__} has no such attribute: pass the attribute that "
-                "holds the transformers model."
-            ) from error
-        return find_encoder(named)
-    models = _outermost_models(module)
-    supported = {path: model for path, model in models.items() if is_supported(model)}
-    if len(supported) > 1:
+    if name is None:
+        return find_encoder(module)
+    try:
+        named = attrgetter(name)(module)
+    except AttributeError as error:
         raise UnsupportedEncoderError(
-            f"{type(module).__name__} holds several encoders ({', '.join(supported)}): name one with encoder=..."
-        )
-    if supported:
-        return find_encoder(next(iter(supported.values())))
-    for model in models.values():
-        find_encoder(model)  # raises, with the reason for this model
-    raise UnsupportedEncoderError(
-        f"{type(module).__name__} holds no transformers PreTrainedModel: make the encoder in __init__ or in "
-        "configure_model, as an attribute of the module."
-    )
-
-
-def _outermost_models(module: nn.Module) -> dict[str, PreTrainedModel]:
-    found: dict[str, PreTrainedModel] = {}
-    for path, part in module.named_modules():
-        nested = any(path.startswith(f"{outer}.") or outer == "" for outer in found)
-        if isinstance(part, PreTrainedModel) and not nested:
-            found[path] = part
-    return found
+            f"encoder is {name!r}, but {type(module).__name__} has no such attribute: pass the attribute that "
+            "holds the transformers model."
+        ) from error
+    return find_encoder(named)

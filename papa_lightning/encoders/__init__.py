@@ -1,15 +1,24 @@
 """WHERE attention goes in an encoder: finding, swapping and restoring it. Knows torch and transformers."""
 
-from papa_lightning.encoders.families import FAMILIES, encoder_shape, find_encoder, is_supported
+from papa_lightning.encoders.attaching import observe_attention
+from papa_lightning.encoders.families import FAMILIES, EncoderFamily, register_family
+from papa_lightning.encoders.finding import encoder_shape, find_encoder, is_supported
 from papa_lightning.encoders.fingerprint import weights_fingerprint
-from papa_lightning.encoders.inputs import accepted_inputs, check_vocabulary, fits_positions, position_limit
+from papa_lightning.encoders.inputs import (
+    accepted_inputs,
+    check_vocabulary,
+    describe_lengths,
+    fits_positions,
+    image_length,
+    position_limit,
+    takes_images,
+)
 from papa_lightning.encoders.selection import HeadSelection, select_heads
 from papa_lightning.encoders.state import swap_as_saved
 from papa_lightning.encoders.swap import (
     gate_logits,
     is_calibrated,
     load_constants,
-    observe_attention,
     restore_attention,
     swap_attention,
     swapped_layers,
@@ -17,22 +26,27 @@ from papa_lightning.encoders.swap import (
 
 __all__ = [
     "FAMILIES",
+    "EncoderFamily",
     "HeadSelection",
     "accepted_inputs",
     "check_vocabulary",
+    "describe_lengths",
     "encoder_shape",
     "find_encoder",
     "fits_positions",
     "gate_logits",
+    "image_length",
     "is_calibrated",
     "is_supported",
     "load_constants",
     "observe_attention",
     "position_limit",
+    "register_family",
     "restore_attention",
     "select_heads",
     "swap_as_saved",
     "swap_attention",
     "swapped_layers",
+    "takes_images",
     "weights_fingerprint",
 ]

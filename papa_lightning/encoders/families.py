@@ -1,133 +1,177 @@
-"""Which encoders are supported, and where their self-attention is.
-
-An entry of :data:`FAMILIES` is all that a family needs whose attention dispatches through transformers'
-attention interface with separate query and key projections.
-"""
+"""Which encoders are supported, and where their self-attention is."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import cast
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from papa_lightning.exceptions import UnsupportedEncoderError
+from papa_lightning.attention import Reach
+from papa_lightning.encoders.albert import layers_in_order
+from papa_lightning.encoders.deberta import SwappedDebertaSelfAttention, SwappedDebertaV2SelfAttention
+from papa_lightning.encoders.inline import InlineAttention
+from papa_lightning.encoders.mpnet import SwappedMPNetSelfAttention
+from papa_lightning.encoders.projections import (
+    CutProjection,
+    FusedConv1D,
+    FusedProjection,
+    GroupedKeyProjection,
+    HeadProjection,
+    InterleavedProjection,
+)
+from papa_lightning.encoders.roformer import SwappedRoFormerSelfAttention
+from papa_lightning.exceptions import PapaError
+
+Projections = Mapping[str, type[CutProjection]]
+
+
+def _query_and_key() -> Projections:
+    return {"query": HeadProjection, "key": HeadProjection}
+
+
+def module_reach(module: Any) -> Reach:
+    """The reach of a self-attention module by the attributes that transformers gives it: is_causal, sliding_window."""
+    window = getattr(module, "sliding_window", None)
+    before = None if window is None else int(window) - 1
+    return Reach(before, after=0 if getattr(module, "is_causal", False) else before)
+
+
+def _configured_window(module: Any) -> Reach:
+    """For causal modules that read the window from the configuration."""
+    window = module.config.sliding_window
+    return Reach(before=None if window is None else int(window) - 1, after=0)
 
 
 @dataclass(frozen=True)
 class EncoderFamily:
-    """Names of one family of encoders.
+    """Where the self-attention of a family of encoders is, and how its heads are taken out.
+
+    For a family whose attention dispatches through transformers' attention interface the first two arguments are
+    enough, and often the first.
 
     Args:
         attention: Class name of the self-attention module.
-        query: Attribute of its query projection, an nn.Linear from hidden size to heads x head size.
-        key: Attribute of its key projection.
+        projections: Attribute of that module -> how the projection is cut to the dynamic heads. Those that a module
+            does not have do not count.
+        query_parameters: Parameters of the module, beside the projections, that only queries and keys depend on.
+        position_parameters: Beginnings of the names of parameters of the encoder, outside the modules, that only
+            scores depend on: tables of relative positions.
+        inline: For attention that is computed inside the module: the subclass that takes its place.
+        reach: Which keys the queries of a module can see.
+        layers: The modules in the order in which they run, where modules serve several layers; None finds them.
+        note: What a user of the family should know, for the table in the documentation.
     """
 
     attention: str
-    query: str = "query"
-    key: str = "key"
+    projections: Projections = field(default_factory=_query_and_key)
+    query_parameters: tuple[str, ...] = ()
+    position_parameters: tuple[str, ...] = ()
+    inline: type[InlineAttention] | None = None
+    reach: Callable[[nn.Module], Reach] = module_reach
+    layers: Callable[[nn.Module], list[nn.Module]] | None = None
+    note: str = ""
 
-    def attention_modules(self, encoder: nn.Module) -> Iterator[nn.Module]:
-        """The self-attention modules in layer order."""
-        return (module for module in encoder.modules() if type(module).__name__ == self.attention)
+    def attention_modules(self, encoder: nn.Module) -> list[nn.Module]:
+        """The self-attention modules, one a layer in the order in which the layers run."""
+        if self.layers is not None:
+            return self.layers(encoder)
+        return [module for module in encoder.modules() if self._is_attention(module)]
 
+    def _is_attention(self, module: nn.Module) -> bool:
+        if getattr(module, "is_cross_attention", False):
+            return False
+        return type(module).__name__ == self.attention or (self.inline is not None and isinstance(module, self.inline))
+
+
+_Q_PROJ = {"q_proj": HeadProjection, "k_proj": HeadProjection}
+_GROUPED = {"q_proj": HeadProjection, "k_proj": GroupedKeyProjection}
+_CAUSAL = "causal: constants are 0 ahead; generation needs use_cache=False"
+_RELATIVE = ("encoder.rel_embeddings.", "encoder.LayerNorm.")
+_ENCODER_ONLY = "the encoder's self-attention only: the decoder and cross-attention are left alone"
 
 #: model_type of the configuration -> family.
 FAMILIES: dict[str, EncoderFamily] = {
+    "albert": EncoderFamily("AlbertAttention", layers=layers_in_order, note="one module serves its layers"),
+    "bart": EncoderFamily("BartAttention", _Q_PROJ, note=_ENCODER_ONLY),
     "bert": EncoderFamily("BertSelfAttention"),
-    "roberta": EncoderFamily("RobertaSelfAttention"),
-    "xlm-roberta": EncoderFamily("XLMRobertaSelfAttention"),
+    "bert-generation": EncoderFamily("BertGenerationSelfAttention"),
     "camembert": EncoderFamily("CamembertSelfAttention"),
+    "deberta": EncoderFamily(
+        "DisentangledSelfAttention",
+        {"in_proj": InterleavedProjection, "pos_proj": HeadProjection, "pos_q_proj": HeadProjection},
+        query_parameters=("q_bias",),
+        position_parameters=_RELATIVE,
+        inline=SwappedDebertaSelfAttention,
+        note="without talking heads",
+    ),
+    "deberta-v2": EncoderFamily(
+        "DisentangledSelfAttention",
+        {
+            "query_proj": HeadProjection,
+            "key_proj": HeadProjection,
+            "pos_key_proj": HeadProjection,
+            "pos_query_proj": HeadProjection,
+        },
+        position_parameters=_RELATIVE,
+        inline=SwappedDebertaV2SelfAttention,
+        note="DeBERTa-v3 too",
+    ),
+    "deit": EncoderFamily("DeiTAttention", _Q_PROJ),
+    "distilbert": EncoderFamily("DistilBertSelfAttention", {"q_lin": HeadProjection, "k_lin": HeadProjection}),
     "electra": EncoderFamily("ElectraSelfAttention"),
-    "distilbert": EncoderFamily("DistilBertSelfAttention", query="q_lin", key="k_lin"),
+    "gpt2": EncoderFamily("GPT2Attention", {"c_attn": FusedConv1D}, note=_CAUSAL),
+    "llama": EncoderFamily("LlamaAttention", _GROUPED, note=_CAUSAL),
+    "mistral": EncoderFamily("MistralAttention", _GROUPED, reach=_configured_window, note=_CAUSAL),
+    "modernbert": EncoderFamily(
+        "ModernBertAttention", {"Wqkv": FusedProjection}, note="local layers keep to their window"
+    ),
+    "mpnet": EncoderFamily(
+        "MPNetSelfAttention",
+        {"q": HeadProjection, "k": HeadProjection},
+        position_parameters=("encoder.relative_attention_bias.",),
+        inline=SwappedMPNetSelfAttention,
+        note="the encoder still makes its position bias, once a pass",
+    ),
+    "qwen2": EncoderFamily("Qwen2Attention", _GROUPED, note=_CAUSAL),
+    "qwen3": EncoderFamily(
+        "Qwen3Attention", _GROUPED, query_parameters=("q_norm.weight", "k_norm.weight"), note=_CAUSAL
+    ),
+    "roberta": EncoderFamily("RobertaSelfAttention"),
+    "roformer": EncoderFamily("RoFormerSelfAttention", inline=SwappedRoFormerSelfAttention),
+    "t5": EncoderFamily(
+        "T5Attention",
+        {"q": HeadProjection, "k": HeadProjection},
+        position_parameters=("block.0.layer.0.SelfAttention.relative_attention_bias.",),
+        note=f"{_ENCODER_ONLY}; it still makes its position bias, once a pass",
+    ),
+    "vit": EncoderFamily("ViTAttention", _Q_PROJ),
+    "xlm-roberta": EncoderFamily("XLMRobertaSelfAttention"),
 }
 
-#: Encoders that people ask for, and why they are refused.
-REFUSED: dict[str, str] = {
-    "mpnet": "its attention adds a relative position bias outside transformers' attention interface",
-    "deberta": "it computes its attention inline, with relative position terms",
-    "deberta-v2": "it computes its attention inline, with relative position terms",
-    "albert": "one attention module serves all its layers",
-    "modernbert": "it has one fused projection for query, key and value",
-}
 
+def register_family(model_type: str, family: EncoderFamily) -> None:
+    """Support another type of encoder, or another way of swapping a known one.
 
-def find_encoder(model: nn.Module) -> PreTrainedModel:
-    """The encoder of a transformers model, without its task head.
+    A package that is installed can do without the call: an entry point of the group ``papa_lightning.families``, its
+    name the model type and its value an :class:`EncoderFamily`, is found when such an encoder first comes.
 
     Args:
-        model: Any PreTrainedModel, with or without a task head.
-
-    Returns:
-        The bare encoder, a part of ``model``.
+        model_type: As in the encoder's configuration.
+        family: Where its self-attention is.
 
     Raises:
-        UnsupportedEncoderError: When the model is not a supported encoder; the message has the reason.
+        PapaError: For arguments of other types.
+
+    Example:
+        >>> register_family("my-bert", EncoderFamily("MyBertSelfAttention"))
+        >>> FAMILIES.pop("my-bert").attention
+        'MyBertSelfAttention'
     """
-    if not isinstance(model, PreTrainedModel):
-        raise UnsupportedEncoderError(
-            f"encoder is a {type(model).__name__}, but must be a transformers PreTrainedModel, not wrapped by "
-            "DistributedDataParallel or the like: pass the encoder itself, and swap it before it is wrapped."
+    if not isinstance(model_type, str) or not isinstance(family, EncoderFamily):
+        raise PapaError(
+            f"register_family got a {type(model_type).__name__} and a {type(family).__name__}: pass the model_type of "
+            "the encoder's configuration and an EncoderFamily."
         )
-    family_of(model)
-    return cast(PreTrainedModel, model.base_model)
-
-
-def family_of(encoder: PreTrainedModel) -> EncoderFamily:
-    """The family of an encoder.
-
-    Raises:
-        UnsupportedEncoderError: When it is a decoder, or of an unknown type.
-    """
-    config = encoder.config
-    model_type = config.model_type
-    supported = f"Supported are: {', '.join(sorted(FAMILIES))}."
-    if getattr(config, "is_encoder_decoder", False):
-        raise UnsupportedEncoderError(f"encoder is a {model_type} encoder-decoder, but must be an encoder. {supported}")
-    if getattr(config, "is_decoder", False) or (
-        model_type not in FAMILIES and model_type not in REFUSED and model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    ):
-        raise UnsupportedEncoderError(
-            f"encoder is a {model_type} causal decoder, but must be a bidirectional encoder: its tokens see only what "
-            f"stands before them. {supported}"
-        )
-    if model_type in REFUSED:
-        raise UnsupportedEncoderError(f"encoder is of type {model_type!r}: {REFUSED[model_type]}. {supported}")
-    if model_type not in FAMILIES:
-        raise UnsupportedEncoderError(f"encoder is of unknown type {model_type!r}. {supported}")
-    return FAMILIES[model_type]
-
-
-def is_supported(model: nn.Module) -> bool:
-    """Whether :func:`find_encoder` accepts a module."""
-    try:
-        find_encoder(model)
-    except UnsupportedEncoderError:
-        return False
-    return True
-
-
-def attention_modules(encoder: PreTrainedModel) -> list[nn.Module]:
-    """The self-attention modules of an encoder, one a layer, in layer order.
-
-    Raises:
-        UnsupportedEncoderError: When there is none.
-    """
-    family = family_of(encoder)
-    found = list(family.attention_modules(encoder.base_model))
-    if not found:
-        raise UnsupportedEncoderError(
-            f"encoder ({type(encoder).__name__}) is of type {encoder.config.model_type!r}, but has no "
-            f"{family.attention} module: was its attention replaced by another library? "
-            "Pass the encoder as transformers builds it."
-        )
-    return found
-
-
-def encoder_shape(encoder: PreTrainedModel) -> tuple[int, int]:
-    """Number of layers L and of heads H of an encoder; the layers as they are, not as configured."""
-    return len(attention_modules(encoder)), int(encoder.config.num_attention_heads)
+    FAMILIES[model_type] = family

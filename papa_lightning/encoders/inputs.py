@@ -28,6 +28,8 @@ def position_limit(encoder: PreTrainedModel) -> int | None:
         >>> position_limit(RobertaModel(RobertaConfig(max_position_embeddings=40, pad_token_id=1, **sizes)))
         38
     """
+    if takes_images(encoder):
+        return image_length(encoder)
     rows = getattr(encoder.config, "max_position_embeddings", None)
     if rows is None or rows < 1:
         return None
@@ -37,12 +39,39 @@ def position_limit(encoder: PreTrainedModel) -> int | None:
     return int(rows)
 
 
+def takes_images(encoder: PreTrainedModel) -> bool:
+    """Whether an encoder takes images, which have no padding and one length."""
+    return bool(encoder.main_input_name == "pixel_values")
+
+
+def image_length(encoder: PreTrainedModel) -> int | None:
+    """The number of tokens that an encoder makes of an image: its patches and the special ones.
+
+    Returns:
+        The rows of the table of positions, or None where there is no such table.
+    """
+    for path, parameter in encoder.named_parameters():
+        if path.endswith("position_embeddings") and parameter.dim() == 3:
+            return parameter.shape[1]
+    return None
+
+
 def fits_positions(encoder: PreTrainedModel, max_length: object) -> bool:
-    """Whether a length is a whole number from 1 to :func:`position_limit`."""
+    """Whether a length is a whole number from 1 to :func:`position_limit`; for images, just that length."""
     if not isinstance(max_length, int) or isinstance(max_length, bool):
         return False
     limit = position_limit(encoder)
+    if takes_images(encoder) and limit is not None:
+        return max_length == limit
     return max_length >= 1 and (limit is None or max_length <= limit)
+
+
+def describe_lengths(encoder: PreTrainedModel) -> str:
+    """The lengths for which :func:`fits_positions` holds, for messages."""
+    limit = position_limit(encoder)
+    if takes_images(encoder) and limit is not None:
+        return f"{limit}, the number of tokens that the encoder makes of an image"
+    return f"a whole number from 1 to {limit or 'any length'}, the positions of the encoder"
 
 
 def accepted_inputs(encoder: PreTrainedModel) -> tuple[str, ...]:
@@ -52,13 +81,13 @@ def accepted_inputs(encoder: PreTrainedModel) -> tuple[str, ...]:
         encoder: A pretrained encoder.
 
     Returns:
-        Those of input_ids, inputs_embeds, attention_mask, position_ids and token_type_ids that its forward has; the
-        last only if the encoder tells segments apart.
+        Those of pixel_values, input_ids, inputs_embeds, attention_mask, position_ids and token_type_ids that its
+        forward has; the last only if the encoder tells segments apart.
     """
     known = inspect.signature(encoder.forward).parameters
     # RoBERTa's forward has the argument, but a table of one row: the ids of a second segment would be out of range.
     segments = ("token_type_ids",) if getattr(encoder.config, "type_vocab_size", 2) > 1 else ()
-    names = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", *segments)
+    names = ("pixel_values", "input_ids", "inputs_embeds", "attention_mask", "position_ids", *segments)
     return tuple(name for name in names if name in known)
 
 

@@ -1,50 +1,103 @@
-"""Query and key projections that compute only the heads that need them."""
+"""Query and key projections that compute only the heads that need them.
+
+Each takes the place of an original layer of the encoder and holds the same parameters under the same names, so
+that the state dict and optimizers see no difference.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from papa_lightning.attention import DynamicHeads
 from papa_lightning.attention.heads import select_heads
-from papa_lightning.exceptions import UnsupportedEncoderError
 
 
-class HeadProjection(nn.Linear):
-    """A linear layer to H heads that gives the rows of the dynamic heads only.
+class QueryKeyValue:
+    """Query, key and value of one layer with a number of heads of their own each.
 
-    It takes the place of the original layer and holds the same parameters under the same names, so the state
-    dict and optimizers see no difference.
+    Stands where the forward of an encoder expects one tensor that it splits into three equal parts: it has the few
+    methods of a tensor that do so, and nothing else.
 
     Args:
-        linear: The original layer, (hidden) to (H x h).
-        heads: Shared with the mixer of the layer; tells which heads are dynamic right now.
-
-    Raises:
-        UnsupportedEncoderError: When ``linear`` is anything but a plain nn.Linear, e.g. an adapter's layer.
+        parts: Three tensors (B, T, heads x h), the heads of each its own.
     """
 
-    def __init__(self, linear: nn.Linear, heads: DynamicHeads) -> None:
-        self.check(linear)
-        nn.Module.__init__(self)  # nn.Linear.__init__ would allocate weights that are thrown away at once
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight, self.bias = linear.weight, linear.bias
-        self.heads = heads
-        self.train(linear.training)
-        self._original = (linear,)  # in a tuple, so that it is no submodule and has no keys
+    def __init__(self, *parts: Tensor) -> None:
+        self.parts = parts
 
-    @staticmethod
-    def check(linear: nn.Module) -> None:
-        """Refuse what cannot be cut by rows.
+    def view(self, *shape: int) -> QueryKeyValue:
+        """As ``tensor.view(B, T, 3, -1, h)``: each part (B, T, heads, h)."""
+        return QueryKeyValue(*(part.view(*shape[:-3], *shape[-2:]) for part in self.parts))
 
-        Raises:
-            UnsupportedEncoderError: When ``linear`` is not a plain nn.Linear.
+    def unbind(self, dim: int) -> tuple[Tensor, ...]:
+        """The three parts."""
+        return self.parts
+
+    def split(self, size: int, dim: int) -> tuple[Tensor, ...]:
+        """The three parts."""
+        return self.parts
+
+
+class CutProjection:
+    """What the projections of this module have in common; each is also a layer of the kind that it replaces."""
+
+    #: The plain layer that can be cut; any other, an adapter's or a quantised one, stays and computes all heads.
+    replaces: type[nn.Module] = nn.Linear
+    #: Values come out of the same layer, so its parameters are in use even without a dynamic head.
+    holds_values = False
+
+    heads: DynamicHeads
+
+    @classmethod
+    def replace(cls, owner: nn.Module, name: str, heads: DynamicHeads) -> None:
+        """Put a cut projection in the place of a plain layer.
+
+        Args:
+            owner: The self-attention module.
+            name: Attribute of the layer.
+            heads: Shared with the mixer of the layer; tells which heads are dynamic right now.
         """
-        if type(linear) is not nn.Linear:
-            raise UnsupportedEncoderError(
-                f"the query or key projection of the encoder is a {type(linear).__name__}, not a plain nn.Linear: swap "
-                "the attention of the plain encoder, before adapters or quantisation change its layers."
-            )
+        original = owner._modules[name]
+        if type(original) is cls.replaces:
+            cut = cast(Any, cls.__new__(cls))  # __init__ would allocate weights that are thrown away at once
+            cut.__dict__.update(original.__dict__)
+            cut.heads = heads
+            cut.__dict__["_original"] = original  # not a submodule: it has no keys
+            cut.__dict__["_place"] = (owner, name)
+            setattr(owner, name, cut)
+
+    def original(self) -> nn.Module:
+        """The layer that this one replaced, with the parameters as they are now (moved, cast or trained)."""
+        original = cast(nn.Module, self.__dict__["_original"])
+        added = ("heads", "_original", "_place")
+        original.__dict__.update({name: held for name, held in self.__dict__.items() if name not in added})
+        return original
+
+    @property
+    def cuts(self) -> bool:
+        """Whether to leave heads out: not when an adapter took this layer in, because its own output has all heads."""
+        owner, name = cast("tuple[nn.Module, str]", self.__dict__["_place"])
+        return not self.heads.all_dynamic and cast(object, owner._modules[name]) is self
+
+
+class HeadProjection(CutProjection, nn.Linear):
+    """A linear layer to H heads that gives those of the dynamic heads only."""
+
+    @property
+    def num_heads(self) -> int:
+        """The number of heads that the layer has rows for."""
+        return self.heads.num_heads
+
+    @property
+    def dynamic(self) -> Sequence[int]:
+        """Those of them that are computed."""
+        return self.heads.dynamic
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Project to the dynamic heads.
@@ -55,18 +108,107 @@ class HeadProjection(nn.Linear):
         Returns:
             (B, T, dynamic heads x h); with no dynamic head an empty tensor, and nothing is computed.
         """
-        if self.heads.all_dynamic:
+        if not self.cuts:
             return F.linear(hidden_states, self.weight, self.bias)
-        dynamic = self.heads.dynamic
+        dynamic = self.dynamic
         if not dynamic:
             return hidden_states.new_empty(*hidden_states.shape[:-1], 0)
-        width = self.out_features // self.heads.num_heads
+        width = self.out_features // self.num_heads
         weight = select_heads(self.weight, dynamic, dim=0, width=width)
         bias = None if self.bias is None else select_heads(self.bias, dynamic, dim=0, width=width)
         return F.linear(hidden_states, weight, bias)
 
-    def original(self) -> nn.Linear:
-        """The layer that this one replaced, with the parameters as they are now (moved, cast or trained)."""
-        linear: nn.Linear = self._original[0]
-        linear.weight, linear.bias = self.weight, self.bias
-        return linear.train(self.training)
+
+class GroupedKeyProjection(HeadProjection):
+    """The key projection of grouped-query attention: a key head is computed if a dynamic head of its group needs it."""
+
+    @property
+    def num_heads(self) -> int:
+        """The number of key heads."""
+        return self.heads.num_heads // self._group
+
+    @property
+    def dynamic(self) -> Sequence[int]:
+        """The key heads that a dynamic head needs."""
+        return self.heads.groups(self._group)
+
+    @property
+    def _group(self) -> int:
+        owner, _ = cast("tuple[nn.Module, str]", self.__dict__["_place"])
+        return cast(int, owner.num_key_value_groups)
+
+
+class FusedProjection(CutProjection, nn.Linear):
+    """One linear layer to all queries, then all keys, then all values (ModernBERT)."""
+
+    holds_values = True
+
+    def forward(self, hidden_states: Tensor) -> Tensor | QueryKeyValue:  # type: ignore[override]
+        """Project to the dynamic heads' queries and keys, and to all values.
+
+        Args:
+            hidden_states: (B, T, hidden).
+
+        Returns:
+            (B, T, 3 H h) while all heads are dynamic, else the three parts.
+        """
+        if not self.cuts:
+            return F.linear(hidden_states, self.weight, self.bias)
+        rows, width = fused_rows(self.heads), self.out_features // (3 * self.heads.num_heads)
+        weight = select_heads(self.weight, rows, dim=0, width=width)
+        bias = None if self.bias is None else select_heads(self.bias, rows, dim=0, width=width)
+        return split_fused(F.linear(hidden_states, weight, bias), self.heads)
+
+
+class FusedConv1D(CutProjection, Conv1D):
+    """The same with GPT-2's transposed layer, weight (hidden, 3 H h)."""
+
+    replaces = Conv1D
+    holds_values = True
+
+    def forward(self, hidden_states: Tensor) -> Tensor | QueryKeyValue:
+        """See :meth:`FusedProjection.forward`."""
+        if not self.cuts:
+            return cast(Tensor, super().forward(hidden_states))  # type: ignore[no-untyped-call]
+        rows, width = fused_rows(self.heads), self.nf // (3 * self.heads.num_heads)
+        weight = select_heads(self.weight, rows, dim=1, width=width)
+        bias = select_heads(self.bias, rows, dim=0, width=width)
+        flat = torch.addmm(bias, hidden_states.reshape(-1, hidden_states.shape[-1]), weight)
+        return split_fused(flat.view(*hidden_states.shape[:-1], -1), self.heads)
+
+
+class InterleavedProjection(CutProjection, nn.Linear):
+    """One linear layer to query, key and value of head 0, then those of head 1, and so on (DeBERTa)."""
+
+    holds_values = True
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """All of them, as the original layer."""
+        return F.linear(hidden_states, self.weight, self.bias)
+
+    def split_heads(self, hidden_states: Tensor) -> tuple[Tensor, ...]:
+        """Project to the dynamic heads' queries and keys, and to all values.
+
+        Args:
+            hidden_states: (B, T, hidden).
+
+        Returns:
+            Query and key (B, T, dynamic heads x h), and value (B, T, H h).
+        """
+        dynamic, rows = self.heads.dynamic, self.weight.view(self.heads.num_heads, 3, -1, self.in_features)
+        chosen = [select_heads(rows[:, part], dynamic, dim=0) for part in (0, 1)] if dynamic else []
+        weight = torch.cat([part.flatten(0, 1) for part in (*chosen, rows[:, 2])])
+        return split_fused(F.linear(hidden_states, weight), self.heads).parts
+
+
+def fused_rows(heads: DynamicHeads) -> list[int]:
+    """Numbers of the slices of a fused projection (H of queries, H of keys, H of values) that are computed."""
+    count = heads.num_heads
+    return [*heads.dynamic, *(count + head for head in heads.dynamic), *range(2 * count, 3 * count)]
+
+
+def split_fused(projected: Tensor, heads: DynamicHeads) -> QueryKeyValue:
+    """Queries and keys of the dynamic heads and all values, out of (B, T, their heads x h)."""
+    width = projected.shape[-1] // (2 * len(heads.dynamic) + heads.num_heads)
+    chosen = width * len(heads.dynamic)
+    return QueryKeyValue(*torch.split(projected, [chosen, chosen, width * heads.num_heads], dim=-1))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from papa_lightning.encoders.families import attention_modules, find_encoder
+from papa_lightning.encoders.finding import attention_modules, find_encoder
 from papa_lightning.encoders.swap import swap_attention
 
 
@@ -31,8 +31,11 @@ def swap_as_saved(encoder: nn.Module, state: Mapping[str, Tensor], prefix: str =
     paths = {module: path for path, module in base.named_modules()}
     heads: dict[int, list[int]] = {}
     kind, length = "constant", 0
-    for layer, module in enumerate(attention_modules(base)):
+    modules = attention_modules(base)
+    for layer, module in enumerate(modules):
         added = f"{prefix}{paths[module]}.papa."
+        if modules.count(module) > 1:  # it serves several layers
+            added += f"{modules[:layer].count(module)}."
         if f"{added}_extra_state" not in state:
             return False
         _, length, *heads[layer] = state[f"{added}_extra_state"].tolist()

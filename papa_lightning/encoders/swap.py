@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Protocol, TypeVar, cast
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from papa_lightning.attention import GatedHeads, TokenMixer, ZeroMassWatch, mixer_class
-from papa_lightning.encoders.families import EncoderFamily, attention_modules, encoder_shape, family_of, find_encoder
-from papa_lightning.encoders.inputs import fits_positions, position_limit
-from papa_lightning.encoders.interface import Observer, OriginalAttention, attach, detach, mixer_of, original_of
-from papa_lightning.encoders.projections import HeadProjection
+from papa_lightning.attention import GatedHeads, HeadsInTurn, TokenMixer, ZeroMassWatch, mixer_class
+from papa_lightning.encoders.attaching import attach, detach
+from papa_lightning.encoders.families import EncoderFamily
+from papa_lightning.encoders.finding import attention_modules, encoder_shape, family_of, find_encoder
+from papa_lightning.encoders.inputs import describe_lengths, fits_positions
+from papa_lightning.encoders.layer import layer_of, mixers_of
+from papa_lightning.encoders.projections import CutProjection
 from papa_lightning.encoders.selection import HeadSelection, select_heads
-from papa_lightning.exceptions import HeadSelectionError, PapaError, UnsupportedEncoderError
+from papa_lightning.exceptions import HeadSelectionError, PapaError
 from papa_lightning.ranking import HeadRanking
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -82,22 +84,24 @@ def swap_attention(
         torch.Size([1, 4, 4])
     """
     base = find_encoder(encoder)
-    modules = attention_modules(base)
     length = _length(base, constants, max_length)
-    num_heads = encoder_shape(base)[1]
-    selection = select_heads(heads, len(modules), num_heads, ranking)
+    num_layers, num_heads = encoder_shape(base)
+    selection = select_heads(heads, num_layers, num_heads, ranking)
     build = mixer_class(kind)
     if kind == "gated" and any(len(own) < num_heads for own in selection):
         raise HeadSelectionError(f'heads is {heads!r}, but kind "gated" puts a gate on every head: pass heads="all".')
-    family, watch = family_of(base), ZeroMassWatch()
-    for module in modules:  # refuse before anything is touched
-        _check_projections(module, family)
     restore_attention(encoder)
-    first = next((layer for layer, own in enumerate(selection) if own), None)
-    for layer, (module, own) in enumerate(zip(modules, selection, strict=True)):
-        weight = getattr(module, family.query).weight
-        mixer = build(layer, num_heads, length, own, weight.dtype, weight.device, watch)
-        _install(module, mixer.train(module.training), family, checks_mask=layer == first)
+    layers, watch = attach(base), ZeroMassWatch()
+    mixers: dict[nn.Module, list[TokenMixer]] = {module: [] for module in layers}
+    for layer, (module, own) in enumerate(zip(layers, selection, strict=True)):
+        dtype, device = _dtype_and_device(module, base)
+        mixer = build(layer, num_heads, length, own, dtype, device, watch, layer_of(module).reach)
+        mixer.checks_mask = bool(own) and not any(selection[:layer])
+        mixers[module].append(mixer.train(module.training))
+    for module, own_mixers in mixers.items():
+        _install(module, own_mixers, family_of(base))
+    if not any(mixer.dynamic_when_calibrated() for mixer in swapped_layers(base)):
+        layer_of(layers[0]).frozen_positions = _freeze(base, family_of(base).position_parameters)
     if constants is not None:
         _fill(swapped_layers(encoder), constants)
     return encoder
@@ -115,23 +119,19 @@ def restore_attention(encoder: Model) -> Model:
         The encoder that was passed.
 
     Raises:
-        UnsupportedEncoderError: For a model that is not a supported encoder, or whose query and key projections were
-            replaced since the swap. The encoder is unchanged then.
+        UnsupportedEncoderError: For a model that is not a supported encoder.
     """
     base = find_encoder(encoder)
-    family = family_of(base)
-    swapped = [module for module in attention_modules(base) if mixer_of(module) is not None]
-    for module in swapped:
-        _check_projections(module, family)
-    for module in swapped:
-        original = cast(OriginalAttention, original_of(module))
-        for name in (family.query, family.key):
-            projection = getattr(module, name)
-            setattr(module, name, projection.original())
+    for module in dict.fromkeys(attention_modules(base)):
+        if not mixers_of(module):
+            continue
+        for path, part in list(module.named_modules()):  # an adapter may have taken a projection in
+            if isinstance(part, CutProjection):
+                module.set_submodule(path, part.original())
         del module.papa
-        for name in original.trainable:
-            module.get_parameter(name).requires_grad_(True)
-        detach(module)
+        _unfreeze(module, layer_of(module).trainable)
+        _unfreeze(base, layer_of(module).frozen_positions)
+    detach(base)
     return encoder
 
 
@@ -160,8 +160,9 @@ def _fill(mixers: Sequence[TokenMixer], constants: Constants) -> None:
 
 def swapped_layers(encoder: nn.Module) -> list[TokenMixer]:
     """The mixers of a swapped encoder, one a layer in layer order; empty when it is not swapped."""
-    mixers = [mixer_of(module) for module in attention_modules(find_encoder(encoder))]
-    return [mixer for mixer in mixers if mixer is not None]
+    modules = attention_modules(find_encoder(encoder))
+    mixers = {module: iter(mixers_of(module)) for module in modules}
+    return [mixer for module in modules for mixer in [next(mixers[module], None)] if mixer is not None]
 
 
 def is_calibrated(encoder: nn.Module) -> bool:
@@ -188,34 +189,6 @@ def gate_logits(encoder: nn.Module) -> list[nn.Parameter]:
     return [mixer.gate_logits for mixer in mixers]
 
 
-@contextmanager
-def observe_attention(encoder: nn.Module, observers: Sequence[Observer]) -> Iterator[None]:
-    """Let observers see the dynamic attention of an encoder, swapped or not, as it was pretrained.
-
-    Args:
-        encoder: The encoder, with or without a task head.
-        observers: One a layer; each gets the attention matrices (B, H, T, T) and the mask (B, T) of its layer.
-    """
-    modules = attention_modules(find_encoder(encoder))
-    try:
-        for module, observer in zip(modules, observers, strict=True):
-            attach(module).observer = observer
-            _suspend(module, True)
-        yield
-    finally:
-        for module in modules:
-            if (original := original_of(module)) is not None:
-                original.observer = None
-            _suspend(module, False)
-            if mixer_of(module) is None:
-                detach(module)
-
-
-def _suspend(module: nn.Module, suspended: bool) -> None:
-    if (mixer := mixer_of(module)) is not None:
-        mixer.heads.suspended = suspended
-
-
 def _length(encoder: PreTrainedModel, constants: Constants | None, max_length: int | None) -> int:
     if constants is None:
         if max_length is None:
@@ -224,8 +197,7 @@ def _length(encoder: PreTrainedModel, constants: Constants | None, max_length: i
             )
         if not fits_positions(encoder, max_length):
             raise PapaError(
-                f"max_length is {max_length!r}, but must be a whole number from 1 to "
-                f"{position_limit(encoder) or 'any length'}, the positions of the encoder: pass the length of the "
+                f"max_length is {max_length!r}, but must be {describe_lengths(encoder)}: pass the length of the "
                 "constants to come."
             )
         return max_length
@@ -238,27 +210,36 @@ def _length(encoder: PreTrainedModel, constants: Constants | None, max_length: i
     return constants.max_length
 
 
-def _check_projections(module: nn.Module, family: EncoderFamily) -> None:
-    for name in (family.query, family.key):
-        projection = getattr(module, name)
-        if mixer_of(module) is None:
-            HeadProjection.check(projection)
-        elif not isinstance(projection, HeadProjection):
-            raise UnsupportedEncoderError(
-                f"the projection {name!r} of the swapped encoder is a {type(projection).__name__}: it was replaced "
-                "after the swap. Undo that before the attention is restored or swapped again."
-            )
+def _dtype_and_device(module: nn.Module, encoder: PreTrainedModel) -> tuple[torch.dtype, torch.device]:
+    """Of the layer's own parameters; quantised ones have a dtype that nothing can be computed in."""
+    first = next((own for own in module.parameters() if own.is_floating_point()), None)
+    return (encoder.dtype, encoder.device) if first is None else (first.dtype, first.device)
 
 
-def _install(module: nn.Module, mixer: TokenMixer, family: EncoderFamily, checks_mask: bool) -> None:
-    original = attach(module)
-    original.checks_mask = checks_mask
-    module.papa = mixer
-    for name in (family.query, family.key):
-        setattr(module, name, HeadProjection(getattr(module, name), mixer.heads))
-    if not mixer.dynamic_when_calibrated():
-        # Before DDP counts the trainable parameters: no loss will ever reach these.
-        for name, parameter in module.named_parameters():
-            if name.startswith((f"{family.query}.", f"{family.key}.")) and parameter.requires_grad:
-                original.trainable.append(name)
-                parameter.requires_grad_(False)
+def _install(module: nn.Module, mixers: list[TokenMixer], family: EncoderFamily) -> None:
+    if len(mixers) == 1:
+        module.papa, heads = mixers[0], mixers[0].heads
+    else:
+        module.papa = nn.ModuleList(mixers)
+        heads = HeadsInTurn([mixer.heads for mixer in mixers], layer_of(module).turn)
+    for name, projection in family.projections.items():
+        if name in module._modules:
+            projection.replace(module, name, heads)
+    if not any(mixer.dynamic_when_calibrated() for mixer in mixers):
+        unused = [f"{name}." for name, projection in family.projections.items() if not projection.holds_values]
+        layer_of(module).trainable = _freeze(module, (*unused, *family.query_parameters))
+
+
+def _freeze(module: nn.Module, beginnings: Sequence[str]) -> list[str]:
+    """Freeze parameters that no loss will reach, before DDP counts the trainable ones; return their names."""
+    frozen = []
+    for name, parameter in module.named_parameters():
+        if name.startswith(tuple(beginnings)) and parameter.requires_grad:
+            frozen.append(name)
+            parameter.requires_grad_(False)
+    return frozen
+
+
+def _unfreeze(module: nn.Module, names: Sequence[str]) -> None:
+    for name in names:
+        module.get_parameter(name).requires_grad_(True)

@@ -327,7 +327,7 @@ def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
     ("arguments", "message"),
     [
         ({}, "max_length is None"),
-        ({"max_length": 21}, "max_length is 21, but the encoder has positions for 1 to 20 tokens"),
+        ({"max_length": 21}, "max_length is 21, but must be a whole number from 1 to 20, the positions of the encoder"),
         ({"max_length": LENGTH, "heads": [(2, 0)]}, "heads has (layer 2, head 0)"),
         ({"max_length": LENGTH, "encoder": "gpt"}, "encoder is 'gpt', but Classifier has no such attribute"),
         ({"max_length": LENGTH, "constants": "missing.safetensors"}, "'missing.safetensors' does not exist"),
@@ -357,7 +357,7 @@ def test_batches_without_input_ids() -> None:
         def __getitem__(self, index: int) -> dict[str, Tensor]:
             return {"tokens": super().__getitem__(index)["input_ids"]}
 
-    with pytest.raises(PapaError, match=r"no mapping with input_ids \(found keys \['tokens'\]\)"):
+    with pytest.raises(PapaError, match=r"no mapping with input_ids or pixel_values \(found keys \['tokens'\]\)"):
         trainer(ConstantAttention(max_length=LENGTH)).fit(Classifier(), DataLoader(Renamed(4)))
 
 

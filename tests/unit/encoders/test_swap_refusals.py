@@ -3,21 +3,21 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers import (
     AutoModel,
+    BartConfig,
+    BartForCausalLM,
     BertConfig,
     BertLMHeadModel,
     BertModel,
-    DebertaV2Config,
-    GPT2Config,
-    LlamaConfig,
-    MPNetConfig,
-    T5Config,
-    T5EncoderModel,
-    ViTConfig,
+    BloomConfig,
+    DebertaConfig,
+    DebertaModel,
 )
 from unit.encoders.tiny_encoders import (
     HEADS,
+    HIDDEN,
     LAYERS,
     LENGTH,
     MODEL_TYPES,
@@ -27,61 +27,37 @@ from unit.encoders.tiny_encoders import (
     make_config,
     make_constants,
     make_inputs,
-    projections,
     self_attentions,
     snapshot,
 )
 
 from papa_lightning import AttentionConstants, HeadRanking, calibrate, restore_attention, swap_attention
-from papa_lightning.encoders import find_encoder, fits_positions, is_supported, position_limit, select_heads
+from papa_lightning.encoders import FAMILIES, find_encoder, fits_positions, is_supported, position_limit, select_heads
 from papa_lightning.exceptions import ConstantsFileError, HeadSelectionError, PapaError, UnsupportedEncoderError
 
 SIZES = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
 
 
-class Wrapper(nn.Module):
-    """Like DistributedDataParallel: the encoder is its attribute ``module``."""
-
-    def __init__(self, module):
-        super().__init__()
-        self.module = module
-
-
-class LoraLinear(nn.Linear):
-    """Like an adapter's layer: a subclass that computes something else."""
+class AdaptedLinear(nn.Linear):
+    """Like an adapter's layer: a subclass that may compute something else."""
 
 
 REFUSED = {
-    "gpt2": (
-        lambda: AutoModel.from_config(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=40, n_positions=16)),
-        r"gpt2 causal decoder, but must be a bidirectional encoder",
+    "bloom": (
+        lambda: AutoModel.from_config(BloomConfig(vocab_size=40, hidden_size=32, n_layer=1, n_head=2)),
+        r"unknown type 'bloom'.*register_family",
     ),
-    "llama": (lambda: AutoModel.from_config(LlamaConfig(**SIZES)), r"llama causal decoder"),
-    "bert_decoder": (lambda: BertModel(BertConfig(is_decoder=True, **SIZES)), r"bert causal decoder"),
-    "bert_lm": (lambda: BertLMHeadModel(BertConfig(is_decoder=True, **SIZES)), r"bert causal decoder"),
-    "mpnet": (lambda: AutoModel.from_config(MPNetConfig(**SIZES)), r"'mpnet': its attention adds a relative position"),
-    "deberta": (
-        lambda: AutoModel.from_config(DebertaV2Config(**SIZES)),
-        r"'deberta-v2': it computes its attention inline",
+    "bert_decoder": (lambda: BertModel(BertConfig(is_decoder=True, **SIZES)), r"bert made to be a decoder"),
+    "bert_lm": (lambda: BertLMHeadModel(BertConfig(is_decoder=True, **SIZES)), r"bert made to be a decoder"),
+    "bart_decoder": (
+        lambda: BartForCausalLM(BartConfig(vocab_size=40, d_model=32, decoder_layers=1, decoder_attention_heads=2)),
+        r"bart made to be a decoder",
     ),
-    "t5": (
-        lambda: AutoModel.from_config(T5Config(vocab_size=40, d_model=32, d_kv=16, d_ff=8, num_layers=1, num_heads=2)),
-        r"t5 encoder-decoder, but must be an encoder",
-    ),
-    "t5_encoder": (
-        lambda: T5EncoderModel(T5Config(vocab_size=40, d_model=32, d_kv=16, d_ff=8, num_layers=1, num_heads=2)),
-        r"t5",
-    ),
-    "vit": (
-        lambda: AutoModel.from_config(
-            ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=32)
-        ),
-        r"unknown type 'vit'",
-    ),
-    "linear": (lambda: nn.Linear(3, 3), r"encoder is a Linear, but must be a transformers PreTrainedModel"),
-    "wrapper": (lambda: Wrapper(build()), r"encoder is a Wrapper.*DistributedDataParallel.*pass the encoder itself"),
+    "linear": (lambda: nn.Linear(3, 3), r"Linear holds no transformers PreTrainedModel"),
+    "two": (lambda: nn.ModuleList([build(), build()]), r"ModuleList holds several encoders \(0, 1\)"),
     "none": (lambda: None, r"encoder is a NoneType"),
 }
+SUPPORTED_IS_LISTED = ("bloom", "bert_decoder", "bert_lm", "bart_decoder")
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -100,8 +76,8 @@ def test_unsupported_models(name):
     ):
         with pytest.raises(UnsupportedEncoderError, match=message) as caught:
             attempt()
-        if name not in ("linear", "wrapper", "none"):
-            assert all(model_type in str(caught.value) for model_type in MODEL_TYPES), "lists what is supported"
+        if name in SUPPORTED_IS_LISTED:
+            assert all(model_type in str(caught.value) for model_type in FAMILIES)
     assert not is_supported(model)
     assert model is None or list(model.state_dict()) == keys
 
@@ -114,28 +90,50 @@ def test_encoder_whose_attention_was_replaced():
         swap_attention(model, "constant", constants=make_constants())
 
 
-@pytest.mark.parametrize("swapped_first", [False, True])
+def test_wrapped_for_ddp(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/ddp", rank=0, world_size=1)
+    try:
+        wrapped = DistributedDataParallel(build())
+        with pytest.raises(UnsupportedEncoderError, match=r"is a DistributedDataParallel.*before it is wrapped"):
+            swap_attention(wrapped, "constant", constants=make_constants())
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("heads", ["all", PARTIAL])
 @pytest.mark.parametrize("number", [0, 1])
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_replaced_projection(model_type, number, swapped_first):
-    """One adapter in the last layer is enough; the layers before it must not be swapped either."""
-    model = build(model_type)
-    if swapped_first:
-        swap_attention(model, "constant", constants=make_constants(), heads=PARTIAL)
-    module = self_attentions(model)[-1]
+def test_projection_of_another_kind_computes_all_heads(model_type, number, heads):
+    """An adapter's or a quantised layer cannot be cut by rows, so it stays, and the heads are picked from it."""
+    model, other = build(model_type), build(model_type)
+    module = self_attentions(other)[-1]
     name = ("q_lin", "k_lin")[number] if model_type == "distilbert" else ("query", "key")[number]
-    replaced = projections(module)[number]
-    setattr(module, name, LoraLinear(replaced.in_features, replaced.out_features).double())
+    adapted = AdaptedLinear(HIDDEN, HIDDEN).double()
+    adapted.load_state_dict(getattr(module, name).state_dict())
+    setattr(module, name, adapted)
+    with torch.no_grad():
+        plain = other(**make_inputs()).last_hidden_state
+        results = [
+            swap_attention(one, "constant", constants=make_constants(), heads=heads)(**make_inputs()).last_hidden_state
+            for one in (model, other)
+        ]
+        torch.testing.assert_close(*results, atol=1e-12, rtol=0)
+        assert getattr(module, name) is adapted
+        assert torch.equal(restore_attention(other)(**make_inputs()).last_hidden_state, plain)
+
+
+def test_talking_heads():
+    options = {
+        "talking_head": True,
+        "relative_attention": True,
+        "pos_att_type": ["c2p"],
+        "position_biased_input": False,
+    }
+    model = DebertaModel(DebertaConfig(**SIZES, **options))
     before = snapshot(model)
-    with pytest.raises(UnsupportedEncoderError, match=r"projection .* is a LoraLinear"):
-        swap_attention(model, "constant", constants=make_constants())
+    with pytest.raises(UnsupportedEncoderError, match=r"has talking_head, a variant of DisentangledSelfAttention"):
+        swap_attention(model, "constant", max_length=4)
     assert snapshot(model) == before
-    if swapped_first:
-        with pytest.raises(UnsupportedEncoderError, match=r"replaced after the swap"):
-            restore_attention(model)
-        assert snapshot(model) == before
-        setattr(module, name, replaced)
-        restore_attention(model)
 
 
 def test_implementation_whose_masks_cannot_be_read():

@@ -1,0 +1,107 @@
+"""Opening the self-attention of an encoder for observers and mixers, and closing it again."""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import cast
+
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from papa_lightning.encoders.albert import count_turns, stop_turns
+from papa_lightning.encoders.finding import attention_modules, family_of, find_encoder
+from papa_lightning.encoders.interface import check_implementation, papa_config
+from papa_lightning.encoders.layer import Observer, TouchedLayer, is_touched, layer_of, mixers_of, touch, untouch
+
+
+def attach(encoder: PreTrainedModel) -> list[nn.Module]:
+    """Open the self-attention of an encoder; idempotent.
+
+    Args:
+        encoder: The bare encoder.
+
+    Returns:
+        The modules that stand in it from now on, one a layer in the order in which the layers run.
+
+    Raises:
+        UnsupportedEncoderError: When a module cannot be opened; the encoder is unchanged then.
+    """
+    modules = attention_modules(encoder)
+    if is_touched(modules[0]):
+        return modules
+    family = family_of(encoder)
+    for module in modules:
+        if family.inline is not None:
+            family.inline.check(module)
+        else:
+            check_implementation(cast(PretrainedConfig, module.config))
+    paths = {module: path for path, module in encoder.named_modules()}
+    for module in dict.fromkeys(modules):
+        layer = TouchedLayer(family.reach(module))
+        if family.inline is None:
+            _dispatch(module, layer)
+        else:
+            layer.module = module
+            module = family.inline.adopt(module)
+            encoder.set_submodule(paths[layer.module], module)
+        touch(module, layer)
+    modules = attention_modules(encoder)
+    shared = [module for module, layers in Counter(modules).items() if layers > 1]
+    if shared:
+        count_turns(encoder, {module: layer_of(module).turn for module in shared})
+    return modules
+
+
+def _dispatch(module: nn.Module, layer: TouchedLayer) -> None:
+    layer.config = cast(PretrainedConfig, module.config)
+    # GPT-2 keeps the request for attention matrices to itself; under eager attention the original grants it always.
+    hidden = "output_attentions" in inspect.signature(type(module).forward).parameters
+    layer.always_weights = hidden and layer.config._attn_implementation == "eager"
+    module.config = papa_config(layer.config)  # type: ignore[assignment]
+
+
+def detach(encoder: PreTrainedModel) -> None:
+    """Undo :func:`attach`."""
+    family, paths = family_of(encoder), {module: path for path, module in encoder.named_modules()}
+    stop_turns(encoder)
+    for module in dict.fromkeys(attention_modules(encoder)):
+        if not is_touched(module):
+            continue
+        layer = untouch(module)
+        if family.inline is not None and layer.module is not None:
+            family.inline.release(module, layer.module)
+            encoder.set_submodule(paths[module], layer.module)
+        else:
+            module.config = layer.config  # type: ignore[assignment]
+
+
+@contextmanager
+def observe_attention(encoder: nn.Module, observers: Sequence[Observer]) -> Iterator[None]:
+    """Let observers see the dynamic attention of an encoder, swapped or not, as it was pretrained.
+
+    Args:
+        encoder: The encoder, with or without a task head.
+        observers: One a layer; each gets the attention matrices (B, H, T, T) and the mask (B, T) of its layer.
+    """
+    base = find_encoder(encoder)
+    modules = attach(base)
+    swapped = bool(mixers_of(modules[0]))
+    try:
+        for module, observer in zip(modules, observers, strict=True):
+            layer_of(module).observers.append(observer)
+            _suspend(module, True)
+        yield
+    finally:
+        for module in modules:
+            layer_of(module).observers.clear()
+            _suspend(module, False)
+        if not swapped:
+            detach(base)
+
+
+def _suspend(module: nn.Module, suspended: bool) -> None:
+    for mixer in mixers_of(module):
+        mixer.heads.suspended = suspended

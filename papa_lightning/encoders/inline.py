@@ -1,0 +1,123 @@
+"""The other seam: families that compute attention inside their module, with no interface to dispatch through."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from papa_lightning.encoders.layer import attend, heads_of, is_stock, pick_heads
+from papa_lightning.exceptions import UnsupportedEncoderError
+
+
+class InlineAttention:
+    """Base of a subclass of a family's self-attention module whose forward lets the tokens be mixed elsewhere.
+
+    The module that takes the place of the original one shares all that it holds: parameters, submodules, hooks. Its
+    forward begins with the original's, for as long as nothing is swapped or observed::
+
+        class MySelfAttention(InlineAttention, TheirSelfAttention):
+            def forward(self, hidden_states, attention_mask=None, ...):
+                if self.is_stock:
+                    return super().forward(hidden_states, attention_mask, ...)
+                query, key = self.split_dynamic(self.q(hidden_states)), self.split_dynamic(self.k(hidden_states))
+                value = self.split_heads(self.v(hidden_states))
+                mixed, weights = self.attend(query, key, value, attention_mask, scaling, dropout, output_attentions)
+                ...
+    """
+
+    #: Size h of a head; families have it under this name.
+    attention_head_size: int
+    #: Set by torch.
+    training: bool
+
+    @classmethod
+    def adopt(cls, original: nn.Module) -> nn.Module:
+        """A module of this class in the place of an original one, with all that it holds."""
+        cls.check(original)
+        module = cast(nn.Module, cls.__new__(cls))
+        module.__dict__.update(original.__dict__)
+        return module
+
+    @staticmethod
+    def release(module: nn.Module, original: nn.Module) -> None:
+        """Give an original module back all that it has by now."""
+        original.__dict__.update(module.__dict__)
+
+    @staticmethod
+    def check(original: nn.Module) -> None:
+        """Refuse a module whose variant of attention has no heads to exchange; the base refuses none.
+
+        Raises:
+            UnsupportedEncoderError: Says which variant.
+        """
+
+    @property
+    def is_stock(self) -> bool:
+        """Whether the original forward is right at this moment."""
+        return is_stock(cast(nn.Module, self))
+
+    @property
+    def dynamic(self) -> tuple[int, ...] | None:
+        """The dynamic heads of the layer that runs now, or None for all."""
+        heads = heads_of(cast(nn.Module, self))
+        return None if heads is None else heads.dynamic
+
+    def split_heads(self, projected: Tensor) -> Tensor:
+        """(B, T, heads x h) as (B, heads, T, h)."""
+        return projected.view(*projected.shape[:-1], -1, self.attention_head_size).transpose(1, 2)
+
+    def split_dynamic(self, projected: Tensor) -> Tensor:
+        """The same for the dynamic heads only, also of a projection that gives all: an adapter's."""
+        split, dynamic = self.split_heads(projected), self.dynamic
+        return split if dynamic is None else pick_heads(split, dynamic)
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float,
+        dropout: nn.Module,
+        need_weights: bool,
+        position_bias: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Mix the tokens.
+
+        Args:
+            query: (B, dynamic heads, T, h).
+            key: (B, dynamic heads, T, h).
+            value: (B, H, T, h).
+            attention_mask: What the encoder hands to its layers.
+            scaling: Factor of the scores.
+            dropout: The attention dropout of the module.
+            need_weights: Also return the attention matrices.
+            position_bias: (B or 1, H or dynamic heads, T, T), added to the scores.
+
+        Returns:
+            (B, T, H h), and attention matrices (B, H, T, T) or None.
+        """
+        probability = cast(float, cast(Any, dropout).p) if self.training else 0.0
+        mixed, weights = attend(
+            cast(nn.Module, self),
+            (query, key, value),
+            attention_mask,
+            scaling,
+            probability,
+            need_weights,
+            position_bias,
+        )
+        return mixed.flatten(2), weights
+
+
+def refuse_variant(module: nn.Module, name: str, remedy: str) -> None:
+    """Refuse a variant of attention that an option of the configuration turns on.
+
+    Raises:
+        UnsupportedEncoderError: Always.
+    """
+    raise UnsupportedEncoderError(
+        f"the encoder's configuration has {name}, a variant of {type(module).__name__} whose heads cannot be exchanged "
+        f"one by one: {remedy}."
+    )

@@ -1,0 +1,157 @@
+"""One self-attention layer of an encoder whose attention is observed or swapped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+from papa_lightning.attention import DynamicHeads, Reach, TokenMixer, Turn
+from papa_lightning.attention.functional import apply_attention, attention_probabilities
+from papa_lightning.attention.heads import select_heads
+from papa_lightning.encoders.masks import key_mask, reach_bias, refuse_other_masks
+from papa_lightning.exceptions import PapaError
+
+#: Receives the attention matrices (B, H, T, T) and the mask (B, T) of one layer; may overwrite the matrices.
+Observer: TypeAlias = Callable[[Tensor, "Tensor | None"], None]
+
+_LAYER = "papa_layer"
+
+
+@dataclass
+class TouchedLayer:
+    """What a swapped or observed attention module had before, and who looks at it now.
+
+    Args:
+        reach: Which keys its queries can see at all.
+        turn: Which of its layers runs, for a module that serves several.
+        config: The configuration object that the module shared with its encoder, where that was exchanged.
+        always_weights: The attention matrices are always asked for: nobody can tell whether they are.
+        module: The module that stood in this one's place, where it was exchanged.
+        trainable: Names of its parameters that the swap froze, to be unfrozen by the restoration.
+        frozen_positions: Names of parameters of the encoder that the swap froze.
+        observers: While calibration runs: what receives the attention matrices, one a layer of the module.
+    """
+
+    reach: Reach
+    turn: Turn = field(default_factory=Turn)
+    config: PretrainedConfig | None = None
+    always_weights: bool = False
+    module: nn.Module | None = None
+    trainable: list[str] = field(default_factory=list)
+    frozen_positions: list[str] = field(default_factory=list)
+    observers: list[Observer] = field(default_factory=list)
+
+
+def touch(module: nn.Module, layer: TouchedLayer) -> None:
+    """Note on a module what it had before."""
+    module.__dict__[_LAYER] = layer
+
+
+def is_touched(module: nn.Module) -> bool:
+    """Whether a module is observed or swapped."""
+    return _LAYER in module.__dict__
+
+
+def layer_of(module: nn.Module) -> TouchedLayer:
+    """What :func:`touch` noted."""
+    return cast(TouchedLayer, module.__dict__[_LAYER])
+
+
+def untouch(module: nn.Module) -> TouchedLayer:
+    """Forget and return what :func:`touch` noted."""
+    return cast(TouchedLayer, module.__dict__.pop(_LAYER))
+
+
+def mixers_of(module: nn.Module) -> list[TokenMixer]:
+    """The mixers that a swap hung on an attention module, one a layer that it serves; empty when it is not swapped."""
+    held = module._modules.get("papa")
+    if held is None:
+        return []
+    return cast("list[TokenMixer]", list(held)) if isinstance(held, nn.ModuleList) else [cast(TokenMixer, held)]
+
+
+def is_stock(module: nn.Module) -> bool:
+    """Whether the layer of a touched module that runs now is the layer of the original encoder, and unobserved."""
+    layer, mixers = layer_of(module), mixers_of(module)
+    return not layer.observers and not (mixers and mixers[layer.turn.number].replaces_attention)
+
+
+def heads_of(module: nn.Module) -> DynamicHeads | None:
+    """Which heads of the layer that runs now are dynamic; None means all."""
+    mixers = mixers_of(module)
+    return mixers[layer_of(module).turn.number].heads if mixers else None
+
+
+def attend(
+    module: nn.Module,
+    query_key_value: tuple[Tensor, Tensor, Tensor],
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float,
+    need_weights: bool,
+    position_bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Mix the tokens of a layer that is observed or swapped.
+
+    Args:
+        module: The self-attention module.
+        query_key_value: Query (B, heads, T, h) and key (B, key heads, T, h) of all heads or of the dynamic ones only,
+            and the value (B, value heads, T, h).
+        attention_mask: What the encoder hands to its layers.
+        scaling: Factor of the scores.
+        dropout: Attention dropout, 0 outside training.
+        need_weights: Also return the attention matrices.
+        position_bias: (B or 1, H or dynamic heads, T, T), added to the scores.
+
+    Returns:
+        Mixed values (B, T, H, h), and attention matrices (B, H, T, T) or None.
+
+    Raises:
+        PapaError: As :func:`~papa_lightning.encoders.interface.papa_attention_forward`.
+    """
+    layer, (query, key, value) = layer_of(module), query_key_value
+    if query.shape[2] != value.shape[2]:
+        raise PapaError(
+            f"{query.shape[2]} tokens attend to {value.shape[2]}, so earlier ones come from a cache or a prefix, which "
+            "swapped attention does not know: pass use_cache=False (generate takes it too), or call "
+            "restore_attention(encoder) first."
+        )
+    group = cast(int, getattr(module, "num_key_value_groups", 1))
+    if group > 1:
+        value = value.repeat_interleave(group, dim=1)
+    heads = heads_of(module) or DynamicHeads(value.shape[1])
+    query, key = pick_heads(query, heads.dynamic), _keys(key, heads, group)
+    bias = reach_bias(attention_mask, layer.reach, value.shape[2], value.device)
+    if position_bias is not None:
+        bias = pick_heads(position_bias, heads.dynamic)
+    mask = key_mask(attention_mask)
+    if layer.observers:
+        attention = attention_probabilities(query, key, mask, scaling, bias)
+        mixed = apply_attention(attention, value)
+        layer.observers[layer.turn.number](attention, mask)  # last, because it may overwrite the matrices
+        return mixed, None
+    mixer = mixers_of(module)[layer.turn.number]
+    if mixer.checks_mask and not torch.compiler.is_compiling():
+        refuse_other_masks(attention_mask, layer.reach)
+    return cast("tuple[Tensor, Tensor | None]", mixer(query, key, value, mask, scaling, dropout, need_weights, bias))
+
+
+def pick_heads(tensor: Tensor, heads: Sequence[int]) -> Tensor:
+    """The given heads of a tensor (B, heads, ...) that has all heads, or these only already."""
+    if tensor.shape[1] == len(heads):
+        return tensor
+    return select_heads(tensor, heads, dim=1) if heads else tensor[:, :0]
+
+
+def _keys(key: Tensor, heads: DynamicHeads, group: int) -> Tensor:
+    """One key head for each dynamic head; in grouped-query attention several share one."""
+    groups = heads.groups(group)
+    key = pick_heads(key, groups)
+    if group == 1 or not groups:
+        return key
+    return torch.stack([key[:, groups.index(head // group)] for head in heads.dynamic], dim=1)
