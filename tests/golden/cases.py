@@ -10,6 +10,8 @@ from torch import Tensor
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    DebertaConfig,
+    DebertaForSequenceClassification,
     PreTrainedModel,
     RobertaConfig,
     RobertaForSequenceClassification,
@@ -18,6 +20,7 @@ from transformers import (
 DATA = Path(__file__).parent / "data"
 FAMILIES = {
     "bert_a": (BertConfig, BertForSequenceClassification),
+    "deberta_a": (DebertaConfig, DebertaForSequenceClassification),
     "roberta_a": (RobertaConfig, RobertaForSequenceClassification),
 }
 MODELS = sorted(FAMILIES)
