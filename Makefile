@@ -6,7 +6,7 @@ ENCODER := models/all-MiniLM-L6-v2
 # Everything works offline once it is installed; nothing here asks a hub.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test lint format docs bench clean
 help: ## list the commands
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -38,6 +38,9 @@ lint: $(VENV)/.dev ## style and types
 format: $(VENV)/.dev ## mend the style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/.runtime ## the parts of docs/ that are made from the code
+	$(BIN)/python tools/make_encoder_table.py
 
 bench: $(VENV)/.runtime ## all heads constant against the stock encoder, in one process
 	$(BIN)/python tools/time_constant_encoder.py --batch 16 --length 128

@@ -4,6 +4,7 @@ from papa_lightning.encoders.attaching import observe_attention
 from papa_lightning.encoders.families import FAMILIES, EncoderFamily, register_family
 from papa_lightning.encoders.finding import encoder_shape, find_encoder, is_supported
 from papa_lightning.encoders.fingerprint import weights_fingerprint
+from papa_lightning.encoders.inline import InlineAttention
 from papa_lightning.encoders.inputs import (
     accepted_inputs,
     check_vocabulary,
@@ -12,6 +13,14 @@ from papa_lightning.encoders.inputs import (
     image_length,
     position_limit,
     takes_images,
+)
+from papa_lightning.encoders.projections import (
+    CutProjection,
+    FusedConv1D,
+    FusedProjection,
+    GroupedKeyProjection,
+    HeadProjection,
+    InterleavedProjection,
 )
 from papa_lightning.encoders.selection import HeadSelection, select_heads
 from papa_lightning.encoders.state import swap_as_saved
@@ -26,8 +35,15 @@ from papa_lightning.encoders.swap import (
 
 __all__ = [
     "FAMILIES",
+    "CutProjection",
     "EncoderFamily",
+    "FusedConv1D",
+    "FusedProjection",
+    "GroupedKeyProjection",
+    "HeadProjection",
     "HeadSelection",
+    "InlineAttention",
+    "InterleavedProjection",
     "accepted_inputs",
     "check_vocabulary",
     "describe_lengths",

@@ -6,7 +6,6 @@ import inspect
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import cast
 
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -15,6 +14,7 @@ from papa_lightning.encoders.albert import count_turns, stop_turns
 from papa_lightning.encoders.finding import attention_modules, family_of, find_encoder
 from papa_lightning.encoders.interface import check_implementation, papa_config
 from papa_lightning.encoders.layer import Observer, TouchedLayer, is_touched, layer_of, mixers_of, touch, untouch
+from papa_lightning.exceptions import UnsupportedEncoderError
 
 
 def attach(encoder: PreTrainedModel) -> list[nn.Module]:
@@ -37,7 +37,7 @@ def attach(encoder: PreTrainedModel) -> list[nn.Module]:
         if family.inline is not None:
             family.inline.check(module)
         else:
-            check_implementation(cast(PretrainedConfig, module.config))
+            check_implementation(_config_of(module))
     paths = {module: path for path, module in encoder.named_modules()}
     for module in dict.fromkeys(modules):
         layer = TouchedLayer(family.reach(module))
@@ -56,11 +56,21 @@ def attach(encoder: PreTrainedModel) -> list[nn.Module]:
 
 
 def _dispatch(module: nn.Module, layer: TouchedLayer) -> None:
-    layer.config = cast(PretrainedConfig, module.config)
+    layer.config = _config_of(module)
     # GPT-2 keeps the request for attention matrices to itself; under eager attention the original grants it always.
     hidden = "output_attentions" in inspect.signature(type(module).forward).parameters
     layer.always_weights = hidden and layer.config._attn_implementation == "eager"
     module.config = papa_config(layer.config)  # type: ignore[assignment]
+
+
+def _config_of(module: nn.Module) -> PretrainedConfig:
+    config = getattr(module, "config", None)
+    if not isinstance(config, PretrainedConfig):
+        raise UnsupportedEncoderError(
+            f"{type(module).__name__} has no configuration to find its attention function by, so it does not dispatch "
+            "through transformers' attention interface: its family wants a subclass of InlineAttention (inline=...)."
+        )
+    return config
 
 
 def detach(encoder: PreTrainedModel) -> None:

@@ -61,7 +61,8 @@ class EncoderFamily:
         inline: For attention that is computed inside the module: the subclass that takes its place.
         reach: Which keys the queries of a module can see.
         layers: The modules in the order in which they run, where modules serve several layers; None finds them.
-        note: What a user of the family should know, for the table in the documentation.
+        title: The name that people know it by, for the table in the documentation; its model type where empty.
+        note: What a user of the family should know, for the same table.
     """
 
     attention: str
@@ -71,6 +72,7 @@ class EncoderFamily:
     inline: type[InlineAttention] | None = None
     reach: Callable[[nn.Module], Reach] = module_reach
     layers: Callable[[nn.Module], list[nn.Module]] | None = None
+    title: str = ""
     note: str = ""
 
     def attention_modules(self, encoder: nn.Module) -> list[nn.Module]:
@@ -93,17 +95,20 @@ _ENCODER_ONLY = "the encoder's self-attention only: the decoder and cross-attent
 
 #: model_type of the configuration -> family.
 FAMILIES: dict[str, EncoderFamily] = {
-    "albert": EncoderFamily("AlbertAttention", layers=layers_in_order, note="one module serves its layers"),
-    "bart": EncoderFamily("BartAttention", _Q_PROJ, note=_ENCODER_ONLY),
-    "bert": EncoderFamily("BertSelfAttention"),
-    "bert-generation": EncoderFamily("BertGenerationSelfAttention"),
-    "camembert": EncoderFamily("CamembertSelfAttention"),
+    "albert": EncoderFamily(
+        "AlbertAttention", layers=layers_in_order, title="ALBERT", note="one module serves its layers"
+    ),
+    "bart": EncoderFamily("BartAttention", _Q_PROJ, title="BART", note=_ENCODER_ONLY),
+    "bert": EncoderFamily("BertSelfAttention", title="BERT"),
+    "bert-generation": EncoderFamily("BertGenerationSelfAttention", title="BertGeneration"),
+    "camembert": EncoderFamily("CamembertSelfAttention", title="CamemBERT"),
     "deberta": EncoderFamily(
         "DisentangledSelfAttention",
         {"in_proj": InterleavedProjection, "pos_proj": HeadProjection, "pos_q_proj": HeadProjection},
         query_parameters=("q_bias",),
         position_parameters=_RELATIVE,
         inline=SwappedDebertaSelfAttention,
+        title="DeBERTa",
         note="without talking heads",
     ),
     "deberta-v2": EncoderFamily(
@@ -116,38 +121,42 @@ FAMILIES: dict[str, EncoderFamily] = {
         },
         position_parameters=_RELATIVE,
         inline=SwappedDebertaV2SelfAttention,
-        note="DeBERTa-v3 too",
+        title="DeBERTa v2, v3",
     ),
-    "deit": EncoderFamily("DeiTAttention", _Q_PROJ),
-    "distilbert": EncoderFamily("DistilBertSelfAttention", {"q_lin": HeadProjection, "k_lin": HeadProjection}),
-    "electra": EncoderFamily("ElectraSelfAttention"),
-    "gpt2": EncoderFamily("GPT2Attention", {"c_attn": FusedConv1D}, note=_CAUSAL),
-    "llama": EncoderFamily("LlamaAttention", _GROUPED, note=_CAUSAL),
-    "mistral": EncoderFamily("MistralAttention", _GROUPED, reach=_configured_window, note=_CAUSAL),
+    "deit": EncoderFamily("DeiTAttention", _Q_PROJ, title="DeiT"),
+    "distilbert": EncoderFamily(
+        "DistilBertSelfAttention", {"q_lin": HeadProjection, "k_lin": HeadProjection}, title="DistilBERT"
+    ),
+    "electra": EncoderFamily("ElectraSelfAttention", title="ELECTRA"),
+    "gpt2": EncoderFamily("GPT2Attention", {"c_attn": FusedConv1D}, title="GPT-2", note=_CAUSAL),
+    "llama": EncoderFamily("LlamaAttention", _GROUPED, title="Llama", note=_CAUSAL),
+    "mistral": EncoderFamily("MistralAttention", _GROUPED, reach=_configured_window, title="Mistral", note=_CAUSAL),
     "modernbert": EncoderFamily(
-        "ModernBertAttention", {"Wqkv": FusedProjection}, note="local layers keep to their window"
+        "ModernBertAttention", {"Wqkv": FusedProjection}, title="ModernBERT", note="local layers keep to their window"
     ),
     "mpnet": EncoderFamily(
         "MPNetSelfAttention",
         {"q": HeadProjection, "k": HeadProjection},
         position_parameters=("encoder.relative_attention_bias.",),
         inline=SwappedMPNetSelfAttention,
+        title="MPNet",
         note="the encoder still makes its position bias, once a pass",
     ),
-    "qwen2": EncoderFamily("Qwen2Attention", _GROUPED, note=_CAUSAL),
+    "qwen2": EncoderFamily("Qwen2Attention", _GROUPED, title="Qwen2", note=_CAUSAL),
     "qwen3": EncoderFamily(
-        "Qwen3Attention", _GROUPED, query_parameters=("q_norm.weight", "k_norm.weight"), note=_CAUSAL
+        "Qwen3Attention", _GROUPED, query_parameters=("q_norm.weight", "k_norm.weight"), title="Qwen3", note=_CAUSAL
     ),
-    "roberta": EncoderFamily("RobertaSelfAttention"),
-    "roformer": EncoderFamily("RoFormerSelfAttention", inline=SwappedRoFormerSelfAttention),
+    "roberta": EncoderFamily("RobertaSelfAttention", title="RoBERTa"),
+    "roformer": EncoderFamily("RoFormerSelfAttention", inline=SwappedRoFormerSelfAttention, title="RoFormer"),
     "t5": EncoderFamily(
         "T5Attention",
         {"q": HeadProjection, "k": HeadProjection},
         position_parameters=("block.0.layer.0.SelfAttention.relative_attention_bias.",),
+        title="T5",
         note=f"{_ENCODER_ONLY}; it still makes its position bias, once a pass",
     ),
-    "vit": EncoderFamily("ViTAttention", _Q_PROJ),
-    "xlm-roberta": EncoderFamily("XLMRobertaSelfAttention"),
+    "vit": EncoderFamily("ViTAttention", _Q_PROJ, title="ViT"),
+    "xlm-roberta": EncoderFamily("XLMRobertaSelfAttention", title="XLM-RoBERTa"),
 }
 
 

@@ -127,5 +127,15 @@ def attention_modules(encoder: PreTrainedModel) -> list[nn.Module]:
 
 
 def encoder_shape(encoder: PreTrainedModel) -> tuple[int, int]:
-    """Number of layers L and of heads H of a bare encoder; the layers as they are, not as configured."""
-    return len(attention_modules(encoder)), int(encoder.config.num_attention_heads)
+    """Number of layers L and of heads H of a bare encoder; the layers as they are, not as configured.
+
+    Raises:
+        UnsupportedEncoderError: When the configuration does not name the number of heads.
+    """
+    heads = getattr(encoder.config, "num_attention_heads", None)
+    if not isinstance(heads, int):
+        raise UnsupportedEncoderError(
+            f"the configuration of {type(encoder).__name__} has no num_attention_heads: give it one, or map the name "
+            "that it has in its attribute_map."
+        )
+    return len(attention_modules(encoder)), heads
