@@ -124,11 +124,17 @@ FAMILIES: dict[str, EncoderFamily] = {
         title="DeBERTa v2, v3",
     ),
     "deit": EncoderFamily("DeiTAttention", _Q_PROJ, title="DeiT"),
+    "dinov2": EncoderFamily("Dinov2Attention", _Q_PROJ, title="DINOv2"),
     "distilbert": EncoderFamily(
         "DistilBertSelfAttention", {"q_lin": HeadProjection, "k_lin": HeadProjection}, title="DistilBERT"
     ),
     "electra": EncoderFamily("ElectraSelfAttention", title="ELECTRA"),
+    "ernie": EncoderFamily("ErnieSelfAttention", title="ERNIE"),
+    "esm": EncoderFamily("EsmSelfAttention", title="ESM-2"),
+    "eurobert": EncoderFamily("EuroBertAttention", _GROUPED, title="EuroBERT"),
     "gpt2": EncoderFamily("GPT2Attention", {"c_attn": FusedConv1D}, title="GPT-2", note=_CAUSAL),
+    "gte": EncoderFamily("GteAttention", _Q_PROJ, title="GTE"),
+    "jina_embeddings_v3": EncoderFamily("JinaEmbeddingsV3Attention", _Q_PROJ, title="Jina embeddings v3"),
     "llama": EncoderFamily("LlamaAttention", _GROUPED, title="Llama", note=_CAUSAL),
     "mistral": EncoderFamily("MistralAttention", _GROUPED, reach=_configured_window, title="Mistral", note=_CAUSAL),
     "modernbert": EncoderFamily(
@@ -142,6 +148,7 @@ FAMILIES: dict[str, EncoderFamily] = {
         title="MPNet",
         note="the encoder still makes its position bias, once a pass",
     ),
+    "nomic_bert": EncoderFamily("NomicBertAttention", _Q_PROJ, title="Nomic BERT"),
     "qwen2": EncoderFamily("Qwen2Attention", _GROUPED, title="Qwen2", note=_CAUSAL),
     "qwen3": EncoderFamily(
         "Qwen3Attention", _GROUPED, query_parameters=("q_norm.weight", "k_norm.weight"), title="Qwen3", note=_CAUSAL

@@ -140,6 +140,9 @@ def _llama(model_type: str, reach: Mapping[int, int] | None = None, **options: A
 
 CASES: dict[str, Case] = {
     **{name: Case(name, _BERT) for name in ("bert", "roberta", "xlm-roberta", "camembert", "bert-generation", "mpnet")},
+    **{name: Case(name, _BERT) for name in ("ernie", "gte", "jina_embeddings_v3", "nomic_bert")},
+    "esm": Case("esm", {**_BERT, "position_embedding_type": "rotary", "mask_token_id": 1, "pad_token_id": 0}),
+    "eurobert": Case("eurobert", _LLAMA, dropout="attention_dropout"),
     "electra": Case("electra", {**_BERT, "embedding_size": 16}),
     "distilbert": Case("distilbert", _DISTILBERT, dropout="attention_dropout"),
     "deberta": Case("deberta", {**_DEBERTA, "max_relative_positions": 6, "type_vocab_size": 0}),
@@ -156,6 +159,7 @@ CASES: dict[str, Case] = {
     "roformer-value": Case("roformer", {**_BERT, "rotary_value": True}),
     "vit": Case("vit", _VISION, kind="image", length=10),
     "deit": Case("deit", _VISION, kind="image", length=11),
+    "dinov2": Case("dinov2", {**_VISION, "mlp_ratio": 2}, kind="image", length=10),
     "gpt2": Case("gpt2", _GPT2, dropout="attn_pdrop", kind="causal"),
     "gpt2-scaled": Case(
         "gpt2", {**_GPT2, "scale_attn_by_inverse_layer_idx": True}, dropout="attn_pdrop", kind="causal"
