@@ -28,7 +28,7 @@ demo: $(VENV)/.runtime $(ENCODER)/config.json ## the main job on a real encoder 
 	$(BIN)/python tools/demo.py
 
 test: $(VENV)/.dev ## all tests and doctests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto
 
 lint: $(VENV)/.dev ## style and types
 	$(BIN)/ruff check .

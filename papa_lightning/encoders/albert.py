@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from papa_lightning.attention import Turn
+from papa_lightning.encoders.layer import remove_hooks
 
 
 def layers_in_order(encoder: nn.Module) -> list[nn.Module]:
@@ -71,6 +72,4 @@ def count_turns(encoder: nn.Module, turns: dict[nn.Module, Turn]) -> None:
 def stop_turns(encoder: nn.Module) -> None:
     """Undo :func:`count_turns`."""
     for module in encoder.modules():
-        for key, hook in list(module._forward_pre_hooks.items()):
-            if isinstance(hook, (StartTurns, NextTurn)):
-                del module._forward_pre_hooks[key]
+        remove_hooks(module, lambda hook: isinstance(hook, (StartTurns, NextTurn)))

@@ -6,6 +6,7 @@ import inspect
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -13,7 +14,18 @@ from transformers import PretrainedConfig, PreTrainedModel
 from papa_lightning.encoders.albert import count_turns, stop_turns
 from papa_lightning.encoders.finding import attention_modules, family_of, find_encoder
 from papa_lightning.encoders.interface import check_implementation, papa_config
-from papa_lightning.encoders.layer import Observer, TouchedLayer, is_touched, layer_of, mixers_of, touch, untouch
+from papa_lightning.encoders.layer import (
+    Observer,
+    TouchedLayer,
+    cache_error,
+    is_stock,
+    is_touched,
+    layer_of,
+    mixers_of,
+    remove_hooks,
+    touch,
+    untouch,
+)
 from papa_lightning.exceptions import UnsupportedEncoderError
 
 
@@ -48,11 +60,25 @@ def attach(encoder: PreTrainedModel) -> list[nn.Module]:
             module = family.inline.adopt(module)
             encoder.set_submodule(paths[layer.module], module)
         touch(module, layer)
+    encoder.register_forward_pre_hook(refuse_cache, with_kwargs=True)
     modules = attention_modules(encoder)
     shared = [module for module, layers in Counter(modules).items() if layers > 1]
     if shared:
         count_turns(encoder, {module: layer_of(module).turn for module in shared})
     return modules
+
+
+def refuse_cache(encoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Forward pre-hook of an attached encoder: refuse keys of earlier tokens before they meet keys of fewer heads.
+
+    Raises:
+        PapaError: When the cache is not empty and a layer differs from the original.
+    """
+    cache = kwargs.get("past_key_values")
+    if cache is None or not hasattr(cache, "get_seq_length") or not cache.get_seq_length():
+        return
+    if any(not is_stock(module) for module in attention_modules(encoder)):
+        raise cache_error(f"past_key_values holds {cache.get_seq_length()} tokens")
 
 
 def _dispatch(module: nn.Module, layer: TouchedLayer) -> None:
@@ -77,6 +103,7 @@ def detach(encoder: PreTrainedModel) -> None:
     """Undo :func:`attach`."""
     family, paths = family_of(encoder), {module: path for path, module in encoder.named_modules()}
     stop_turns(encoder)
+    remove_hooks(encoder, lambda hook: hook is refuse_cache)
     for module in dict.fromkeys(attention_modules(encoder)):
         if not is_touched(module):
             continue

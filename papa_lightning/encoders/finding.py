@@ -33,10 +33,10 @@ def find_encoder(model: nn.Module) -> PreTrainedModel:
             f"encoder is a {type(model).__name__}, but must be a transformers PreTrainedModel or a module that holds "
             "one."
         )
-    if isinstance(model, DistributedDataParallel):
+    if any(isinstance(part, DistributedDataParallel) for part in model.modules()):
         raise UnsupportedEncoderError(
-            "encoder is a DistributedDataParallel, which counted its parameters already: pass the encoder itself, and "
-            "swap it before it is wrapped."
+            "encoder is in a DistributedDataParallel, which counted its parameters already: pass the encoder itself, "
+            "and swap it before it is wrapped."
         )
     return _bare_encoder(_only_supported(model))
 

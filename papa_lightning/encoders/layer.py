@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from transformers import PretrainedConfig
 from papa_lightning.attention import DynamicHeads, Reach, TokenMixer, Turn
 from papa_lightning.attention.functional import apply_attention, attention_probabilities
 from papa_lightning.attention.heads import select_heads
+from papa_lightning.encoders.freezing import Frozen
 from papa_lightning.encoders.masks import key_mask, reach_bias, refuse_other_masks
 from papa_lightning.exceptions import PapaError
 
@@ -32,8 +33,8 @@ class TouchedLayer:
         config: The configuration object that the module shared with its encoder, where that was exchanged.
         always_weights: The attention matrices are always asked for: nobody can tell whether they are.
         module: The module that stood in this one's place, where it was exchanged.
-        trainable: Names of its parameters that the swap froze, to be unfrozen by the restoration.
-        frozen_positions: Names of parameters of the encoder that the swap froze.
+        frozen: Its parameters that the swap froze, to be thawed by the restoration.
+        frozen_positions: The same of the encoder's parameters outside the layers.
         observers: While calibration runs: what receives the attention matrices, one a layer of the module.
     """
 
@@ -42,8 +43,8 @@ class TouchedLayer:
     config: PretrainedConfig | None = None
     always_weights: bool = False
     module: nn.Module | None = None
-    trainable: list[str] = field(default_factory=list)
-    frozen_positions: list[str] = field(default_factory=list)
+    frozen: Frozen = field(default_factory=Frozen)
+    frozen_positions: Frozen = field(default_factory=Frozen)
     observers: list[Observer] = field(default_factory=list)
 
 
@@ -73,6 +74,14 @@ def mixers_of(module: nn.Module) -> list[TokenMixer]:
     if held is None:
         return []
     return cast("list[TokenMixer]", list(held)) if isinstance(held, nn.ModuleList) else [cast(TokenMixer, held)]
+
+
+def remove_hooks(module: nn.Module, ours: Callable[[Any], bool]) -> None:
+    """Remove forward pre-hooks by what they are: handles do not survive copies of a module."""
+    for key, hook in list(module._forward_pre_hooks.items()):
+        if ours(hook):
+            del module._forward_pre_hooks[key]
+            module._forward_pre_hooks_with_kwargs.pop(key, None)
 
 
 def is_stock(module: nn.Module) -> bool:
@@ -116,11 +125,7 @@ def attend(
     """
     layer, (query, key, value) = layer_of(module), query_key_value
     if query.shape[2] != value.shape[2]:
-        raise PapaError(
-            f"{query.shape[2]} tokens attend to {value.shape[2]}, so earlier ones come from a cache or a prefix, which "
-            "swapped attention does not know: pass use_cache=False (generate takes it too), or call "
-            "restore_attention(encoder) first."
-        )
+        raise cache_error(f"{query.shape[2]} tokens attend to {value.shape[2]}")
     group = cast(int, getattr(module, "num_key_value_groups", 1))
     if group > 1:
         value = value.repeat_interleave(group, dim=1)
@@ -139,6 +144,14 @@ def attend(
     if mixer.checks_mask and not torch.compiler.is_compiling():
         refuse_other_masks(attention_mask, layer.reach)
     return cast("tuple[Tensor, Tensor | None]", mixer(query, key, value, mask, scaling, dropout, need_weights, bias))
+
+
+def cache_error(found: str) -> PapaError:
+    """The error for tokens that are not in the batch."""
+    return PapaError(
+        f"{found}: earlier tokens come from a cache or a prefix, which swapped attention does not know. Pass "
+        "use_cache=False (generate takes it too), or call restore_attention(encoder) first."
+    )
 
 
 def pick_heads(tensor: Tensor, heads: Sequence[int]) -> Tensor:

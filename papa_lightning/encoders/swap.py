@@ -13,6 +13,7 @@ from papa_lightning.attention import GatedHeads, HeadsInTurn, TokenMixer, ZeroMa
 from papa_lightning.encoders.attaching import attach, detach
 from papa_lightning.encoders.families import EncoderFamily
 from papa_lightning.encoders.finding import attention_modules, encoder_shape, family_of, find_encoder
+from papa_lightning.encoders.freezing import freeze, thaw
 from papa_lightning.encoders.inputs import describe_lengths, fits_positions
 from papa_lightning.encoders.layer import layer_of, mixers_of
 from papa_lightning.encoders.projections import CutProjection
@@ -101,7 +102,7 @@ def swap_attention(
     for module, own_mixers in mixers.items():
         _install(module, own_mixers, family_of(base))
     if not any(mixer.dynamic_when_calibrated() for mixer in swapped_layers(base)):
-        layer_of(layers[0]).frozen_positions = _freeze(base, family_of(base).position_parameters)
+        layer_of(layers[0]).frozen_positions = freeze(base, family_of(base).position_parameters)
     if constants is not None:
         _fill(swapped_layers(encoder), constants)
     return encoder
@@ -129,8 +130,8 @@ def restore_attention(encoder: Model) -> Model:
             if isinstance(part, CutProjection):
                 module.set_submodule(path, part.original())
         del module.papa
-        _unfreeze(module, layer_of(module).trainable)
-        _unfreeze(base, layer_of(module).frozen_positions)
+        thaw(module, layer_of(module).frozen)
+        thaw(base, layer_of(module).frozen_positions)
     detach(base)
     return encoder
 
@@ -227,19 +228,4 @@ def _install(module: nn.Module, mixers: list[TokenMixer], family: EncoderFamily)
             projection.replace(module, name, heads)
     if not any(mixer.dynamic_when_calibrated() for mixer in mixers):
         unused = [f"{name}." for name, projection in family.projections.items() if not projection.holds_values]
-        layer_of(module).trainable = _freeze(module, (*unused, *family.query_parameters))
-
-
-def _freeze(module: nn.Module, beginnings: Sequence[str]) -> list[str]:
-    """Freeze parameters that no loss will reach, before DDP counts the trainable ones; return their names."""
-    frozen = []
-    for name, parameter in module.named_parameters():
-        if name.startswith(tuple(beginnings)) and parameter.requires_grad:
-            frozen.append(name)
-            parameter.requires_grad_(False)
-    return frozen
-
-
-def _unfreeze(module: nn.Module, names: Sequence[str]) -> None:
-    for name in names:
-        module.get_parameter(name).requires_grad_(True)
+        layer_of(module).frozen = freeze(module, (*unused, *family.query_parameters))

@@ -1,7 +1,7 @@
 import pytest
 from projects import Classifier, tiny_config
 from torch import nn
-from transformers import BertForSequenceClassification, GPT2Config, GPT2Model
+from transformers import BertForSequenceClassification, BloomConfig, BloomModel
 
 from papa_lightning import PapaError
 from papa_lightning.callbacks import discover_encoder
@@ -25,7 +25,9 @@ def test_the_module_may_be_the_model() -> None:
 
 
 def test_unsupported_models_beside_the_encoder_do_not_count() -> None:
-    module = Holder(decoder=GPT2Model(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=9)), bert=Classifier().bert)
+    module = Holder(
+        decoder=BloomModel(BloomConfig(n_layer=1, n_head=2, hidden_size=8, vocab_size=9)), bert=Classifier().bert
+    )
     assert discover_encoder(module) is module.bert
 
 
@@ -42,11 +44,11 @@ def test_no_model_at_all() -> None:
 
 
 def test_only_an_unsupported_model() -> None:
-    module = Holder(decoder=GPT2Model(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=9)))
-    with pytest.raises(PapaError, match=r"gpt2 causal decoder.*Supported are: bert"):
+    module = Holder(decoder=BloomModel(BloomConfig(n_layer=1, n_head=2, hidden_size=8, vocab_size=9)))
+    with pytest.raises(PapaError, match=r"unknown type 'bloom'.*Supported are: albert"):
         discover_encoder(module)
 
 
 def test_named_attribute_that_is_no_model() -> None:
-    with pytest.raises(PapaError, match="encoder is a Linear, but must be a transformers PreTrainedModel"):
+    with pytest.raises(PapaError, match="Linear holds no transformers PreTrainedModel"):
         discover_encoder(Classifier(), "classifier")

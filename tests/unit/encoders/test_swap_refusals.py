@@ -94,8 +94,9 @@ def test_wrapped_for_ddp(tmp_path):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/ddp", rank=0, world_size=1)
     try:
         wrapped = DistributedDataParallel(build())
-        with pytest.raises(UnsupportedEncoderError, match=r"is a DistributedDataParallel.*before it is wrapped"):
-            swap_attention(wrapped, "constant", constants=make_constants())
+        for model in (wrapped, nn.ModuleList([wrapped])):
+            with pytest.raises(UnsupportedEncoderError, match=r"is in a DistributedDataParallel.*before it is wrapped"):
+                swap_attention(model, "constant", constants=make_constants())
     finally:
         torch.distributed.destroy_process_group()
 
