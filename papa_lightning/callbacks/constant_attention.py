@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,13 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from transformers import PreTrainedModel
 
 from papa_lightning.attention import ConstantHeads
-from papa_lightning.calibration import AttentionConstants, calibrate, check_max_length, without_path
+from papa_lightning.calibration import (
+    AttentionConstants,
+    ConstantsMismatchWarning,
+    calibrate,
+    check_max_length,
+    without_path,
+)
 from papa_lightning.callbacks.batches import CalibrationBatches
 from papa_lightning.callbacks.discovery import discover_encoder
 from papa_lightning.encoders import (
@@ -109,6 +116,7 @@ class ConstantAttention(L.Callback):
         if not _is_swapped_to(encoder, select_heads(self.heads, *encoder_shape(encoder), ranking), length):
             swap_attention(encoder, "constant", heads=self.heads, ranking=ranking, max_length=length)
         if constants is not None and not is_calibrated(encoder):
+            warn_of_other_data(constants, describe_data(trainer))
             load_constants(encoder, constants)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -240,6 +248,26 @@ def _is_swapped_to(encoder: PreTrainedModel, heads: list[tuple[int, ...]], lengt
 def constant_heads(encoder: PreTrainedModel) -> int:
     """Number of heads of a swapped encoder that are constant now."""
     return sum(len(layer.constant_heads) for layer in swapped_layers(encoder) if layer.calibrated)
+
+
+def warn_of_other_data(constants: AttentionConstants, data: Mapping[str, Any]) -> None:
+    """Warn of constants that were made with another tokenizer or layout than the data have.
+
+    Args:
+        constants: From a file.
+        data: What :func:`describe_data` says.
+    """
+    keys = ("tokenizer", "layout", "preset")
+    known = [key for key in keys if key in constants.metadata and key in data]
+    differing = [key for key in known if constants.metadata[key] != data[key]]
+    if differing:
+        parts = "; ".join(f"{key} {constants.metadata[key]!r}, but the data have {data[key]!r}" for key in differing)
+        warnings.warn(
+            f"the constants were made with {parts}: the average is of other rows than these. Calibrate on these data, "
+            "or make the data the same way.",
+            ConstantsMismatchWarning,
+            stacklevel=2,
+        )
 
 
 def describe_data(trainer: L.Trainer) -> dict[str, Any]:

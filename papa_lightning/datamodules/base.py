@@ -1,28 +1,31 @@
 """The base of all data modules: from task files or the hub to batches of rows of one length."""
 
+import copy
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
-from datasets import Dataset, Features, List, Value, load_dataset
+from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import Hasher
 from lightning import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_warn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 from transformers import PreTrainedTokenizerBase
 
-from papa_lightning.datamodules.files import find_split_files, first_line, missing_split, read_split
-from papa_lightning.datamodules.layouts import Layout, Preset
-from papa_lightning.datamodules.rows import check_columns, check_texts, is_labelled, label_ids
-from papa_lightning.datamodules.tokenizing import fingerprint, load_tokenizer, tokenize
+from papa_lightning.datamodules.arguments import as_text, check_at_least, check_choice
+from papa_lightning.datamodules.files import READERS, find_split_files, missing_split, read_split
+from papa_lightning.datamodules.hub import load_hub
+from papa_lightning.datamodules.layouts import Layout, Padding, Preset, cut_padding
+from papa_lightning.datamodules.reports import COUNTERS, report_labels, report_missing_splits, report_truncation
+from papa_lightning.datamodules.rows import check_columns, class_names, is_labelled, named, number_column
+from papa_lightning.datamodules.tokenizing import fingerprint, load_tokenizer
 from papa_lightning.exceptions import DataError
-
-Split = Literal["train", "validation", "test"]
-"""A part of a data set."""
 
 Role = Literal["train", "validation", "test", "predict"]
 """What a dataloader is for."""
+
+Loader = DataLoader[dict[str, torch.Tensor]]
 
 ROLES: Mapping[str | None, tuple[Role, ...]] = {
     "fit": ("train", "validation"),
@@ -33,20 +36,18 @@ ROLES: Mapping[str | None, tuple[Role, ...]] = {
 }
 """What every stage of the Trainer needs."""
 
-# Part of the identity of stored rows: raise it when `TextDataModule.encode` or what it calls gives other rows, or
+# Part of the identity of stored rows: raise it when `encode` of a data module or what it calls gives other rows, or
 # rows of before would be read from the cache.
-ROWS_VERSION = 1
+ROWS_VERSION = 3
 
 
-class TextDataModule(LightningDataModule):
-    """Base of the data modules whose rows are one or two texts with one label.
-
-    A subclass states the facts of its task as class attributes: a short file, see `CoLADataModule`. A task with
-    other columns (one label per word) overrides `features`, `needed_columns` and `encode`.
+class TaskDataModule(LightningDataModule, ABC):
+    """Base of all data modules; use `TextDataModule` or `TokenDataModule`.
 
     Batches are mappings of int64 tensors, B = `batch_size`, T = `max_length`:
-    `input_ids` (B, T), `attention_mask` (B, T), `token_type_ids` (B, T) if the tokenizer makes them, `labels` (B,) if
-    the split has them, `example_id` (B,): the row's `idx` if that is a number, else its place in the split, from 0.
+    `input_ids` (B, T), `attention_mask` (B, T), `token_type_ids` (B, T) if the tokenizer makes them, `labels` if the
+    split has them, `example_id` (B,): the row's `idx` or `id` if that is a whole number, else its place in the split,
+    from 0. With padding="longest" T is the longest row of the batch.
 
     Args:
         tokenizer: Name on the hub, or local folder. Use the encoder's.
@@ -60,29 +61,40 @@ class TextDataModule(LightningDataModule):
         num_workers: Processes that load batches, per dataloader. 0: none besides the main one.
         max_train_examples: Take so many training rows from the start of the split. None: all.
         max_eval_examples: The same for the other splits.
-        revision: Revision of the data set on the hub.
+        revision: Revision of the data set on the hub. None: the one that is known to work.
         tokenizer_revision: Revision of the tokenizer on the hub.
+        padding: "max_length": all rows have T slots. "longest": as many as the longest row of the batch needs, which
+            wants layout="plain".
+        num_proc: Processes that tokenise. None: the main one.
 
     Raises:
         DataError: An argument is out of range. `prepare_data` and `setup` raise it for data or tokenizers that are
             missing, unreadable or not what the task expects.
     """
 
-    task_name: ClassVar[str]
+    task_name: str
     """Short name of the task, for metadata and messages."""
-    hub_path: ClassVar[str | None] = None
+    hub_path: str | None = None
     """Name of the data set on the hub. None: it is on no hub."""
-    hub_config: ClassVar[str | None] = None
+    hub_config: str | None = None
     """Configuration of the data set on the hub."""
-    split_names: ClassVar[Mapping[Split, str]] = {"train": "train", "validation": "validation", "test": "test"}
+    hub_revision: str | None = None
+    """Revision on the hub that is taken where none is asked for."""
+    hub_remedy: str = "pass data_dir, a folder of local files"
+    """What to do without the hub, for messages."""
+    split_names: Mapping[str, str] = {"train": "train", "validation": "validation", "test": "test"}
     """Name of every split, on the hub and as the stem of a file."""
-    text_columns: ClassVar[tuple[str, ...]]
-    """One column, or two for a pair of texts."""
-    label_column: ClassVar[str] = "label"
-    """Column of the label."""
-    label_names: ClassVar[tuple[str, ...]]
+    role_splits: Mapping[str, tuple[str, ...]] = {"train": ("train",), "validation": ("validation",), "test": ("test",)}
+    """Keys of `split_names` by what they serve; only the first of a role must exist."""
+    validation_names: tuple[str, ...] = ()
+    """Names of the validation and test dataloaders, in their order, where there are several."""
+    suffixes: tuple[str, ...] = tuple(READERS)
+    """Suffixes of the files that can be read."""
+    label_column: str = "label"
+    """Column of the label or labels."""
+    label_names: tuple[str, ...]
     """Names of the labels, by number."""
-    metrics: ClassVar[tuple[str, ...]] = ("accuracy",)
+    metrics: tuple[str, ...] = ("accuracy",)
     """Names of the task's metrics; the first one is its score."""
 
     def __init__(
@@ -99,10 +111,12 @@ class TextDataModule(LightningDataModule):
         max_eval_examples: int | None = None,
         revision: str | None = None,
         tokenizer_revision: str | None = None,
+        padding: Padding = "max_length",
+        num_proc: int | None = None,
     ) -> None:
         super().__init__()
-        tokenizer = _as_text("tokenizer", tokenizer)
-        data_dir = None if data_dir is None else _as_text("data_dir", data_dir)
+        tokenizer = as_text("tokenizer", tokenizer)
+        data_dir = None if data_dir is None else as_text("data_dir", data_dir)
         # The Trainer refuses to log a name that model and data share with different values, such as `preset`.
         self.save_hyperparameters(logger=False)
         self.tokenizer_name = tokenizer
@@ -115,12 +129,14 @@ class TextDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.max_train_examples = max_train_examples
         self.max_eval_examples = max_eval_examples
-        self.revision = revision
+        self.revision = self.hub_revision if revision is None else revision
         self.tokenizer_revision = tokenizer_revision
+        self.padding: Padding = padding
+        self.num_proc = num_proc
         self._check_arguments()
         self._tokenizer: PreTrainedTokenizerBase | None = None
-        self._rows: dict[Split, Dataset] = {}
-        self._splits: dict[Role, Split] = {}
+        self._rows: dict[str, Dataset] = {}
+        self._splits: dict[Role, tuple[str, ...]] = {}
 
     @property
     def num_labels(self) -> int:
@@ -128,10 +144,15 @@ class TextDataModule(LightningDataModule):
         return len(self.label_names)
 
     @property
+    def fewest_slots(self) -> int:
+        """Fewest slots with a token of the text among them: CLS x | SEP, where "reference" gives the text half."""
+        return 4
+
+    @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer, loaded at the first use."""
         if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(self.tokenizer_name, self.tokenizer_revision, self.max_length, self.layout)
+            self._tokenizer = self.load_tokenizer()
         return self._tokenizer
 
     @property
@@ -153,77 +174,11 @@ class TextDataModule(LightningDataModule):
         limit = "" if self.max_train_examples is None else f", first {self.max_train_examples} examples"
         return f"{self.task_name} {self.split_names['train']} ({self.source}{limit})"
 
-    def prepare_data(self) -> None:
-        """Download and tokenise once per machine: `setup` finds the rows in the cache. Keeps no state."""
-        stage = None if self.trainer is None or self.trainer.state.fn is None else self.trainer.state.fn.value
-        for split in set(self._resolve(stage).values()):
-            self._tokenized(split)
-
-    def setup(self, stage: str | None = None) -> None:
-        """Make the rows of a stage ready; what is ready already stays.
-
-        Args:
-            stage: "fit", "validate", "test", "predict", or None for all of them.
-
-        Raises:
-            DataError: See the class.
-        """
-        splits = self._resolve(stage)
-        if splits.get("test") == "validation" and "test" not in self._splits:
-            rank_zero_warn(
-                f"{self.task_name} ({self.source}) has no test split with labels: testing on the validation split."
-            )
-        new = {split: self._tokenized(split) for split in splits.values() if split not in self._rows}
-        self._rows.update(new)
-        self._splits.update(splits)
-        self._report_truncation(new)
-
-    def train_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
-        """Return the training batches, shuffled."""
-        return self._dataloader("train")
-
-    def val_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
-        """Return the validation batches."""
-        return self._dataloader("validation")
-
-    def test_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
-        """Return the batches of the test split, of the validation split if no test split has labels."""
-        return self._dataloader("test")
-
-    def predict_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
-        """Return the batches of the test split, of the validation split if there is none; labels may be missing."""
-        return self._dataloader("predict")
-
-    def load_split(self, split: Split) -> Dataset | None:
-        """Load the rows of one split as they are.
-
-        Args:
-            split: Name of the split.
-
-        Returns:
-            The rows, or None if the data set has no such split.
-
-        Raises:
-            DataError: They cannot be read.
-        """
-        name = self.split_names[split]
-        if self.folder is not None:
-            files = find_split_files(self.folder, [name])
-            return read_split(files[name]) if name in files else None
-        return self._load_hub().get(name)
-
+    @abstractmethod
     def needed_columns(self, labelled: bool) -> list[str]:
         """Name the columns that `encode` reads."""
-        return [*self.text_columns, *([self.label_column] if labelled else [])]
 
-    def features(self, labelled: bool) -> dict[str, Any]:
-        """Return the types in which the columns of `encode` are stored; batches hold int64 whatever they are."""
-        row = List(Value("int32"), length=self.max_length)
-        types = {"input_ids": row, "attention_mask": row, "truncated": Value("bool"), "example_id": Value("int64")}
-        if "token_type_ids" in self.tokenizer.model_input_names:
-            types["token_type_ids"] = row
-        return types | ({"labels": Value("int64")} if labelled else {})
-
+    @abstractmethod
     def encode(self, columns: Mapping[str, Sequence[Any]], rows: Sequence[int], where: str) -> dict[str, list[Any]]:
         """Check n rows and turn them into columns of numbers.
 
@@ -236,75 +191,151 @@ class TextDataModule(LightningDataModule):
             The columns of a batch as in `features`, `labels` only if there is a column of labels.
 
         Raises:
-            DataError: A text or label is missing or not what the task expects.
+            DataError: A value is missing or not what the task expects.
         """
-        texts = [check_texts(columns[name], rows, name, where) for name in self.text_columns]
-        encoded = tokenize(self.tokenizer, texts, self.max_length, self.layout, self.preset)
-        if self.label_column in columns:
-            values = columns[self.label_column]
-            encoded["labels"] = label_ids(values, rows, self.label_names, self.label_column, where)
-        return encoded
 
-    def _load_hub(self) -> Mapping[str, Dataset]:
-        """Load all splits of the hub's data set: from its cache after the first time."""
+    def features(self, labelled: bool) -> dict[str, Any]:
+        """Return the types in which the columns of `encode` are stored; batches hold int64 whatever they are."""
+        row = List(Value("int32"), length=self.max_length)
+        types = {"input_ids": row, "attention_mask": row, "truncated": Value("bool"), "example_id": Value("int64")}
+        if "token_type_ids" in self.tokenizer.model_input_names:
+            types["token_type_ids"] = row
+        return types | ({"labels": Value("int64")} if labelled else {})
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Load the tokenizer and check that it can make rows of the layout."""
+        return load_tokenizer(self.tokenizer_name, self.tokenizer_revision, self.max_length, self.layout)
+
+    def load_split(self, split: str) -> Dataset | None:
+        """Load the rows of one split as they are.
+
+        Args:
+            split: Key of the split in `split_names`.
+
+        Returns:
+            The rows, or None if the data set has no such split.
+
+        Raises:
+            DataError: They cannot be read.
+        """
+        name = self.split_names[split]
+        if self.folder is not None:
+            files = find_split_files(self.folder, [name], self.suffixes)
+            return self.read_file(files[name]) if name in files else None
         if self.hub_path is None:
             raise DataError(f"data_dir is None, but {self.task_name} is on no hub: pass a folder of local files.")
-        try:
-            splits: Mapping[str, Dataset] = load_dataset(self.hub_path, self.hub_config, revision=self.revision)
-        except Exception as error:  # network, hub and file readers raise errors of their own
-            raise DataError(
-                f"the data set {self.hub_path!r} ({self.hub_config}) cannot be loaded from the hub: "
-                f"{first_line(error)}. Check the network and the revision, or pass data_dir, a folder of local files."
-            ) from error
-        return splits
+        return load_hub(self.hub_path, self.hub_config, self.revision, self.hub_remedy).get(name)
+
+    def read_file(self, path: Path) -> Dataset:
+        """Read the file of one split."""
+        return read_split(path)
+
+    def prepare_data(self) -> None:
+        """Download and tokenise once per machine: `setup` finds the rows in the cache. Keeps no state."""
+        stage = None if self.trainer is None or self.trainer.state.fn is None else self.trainer.state.fn.value
+        for split in dict.fromkeys(split for splits in self._resolve(stage).values() for split in splits):
+            self._tokenized(split)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Make the rows of a stage ready; what is ready already stays.
+
+        Args:
+            stage: "fit", "validate", "test", "predict", or None for all of them.
+
+        Raises:
+            DataError: See the class.
+        """
+        roles = self._resolve(stage)
+        for role, used in roles.items():
+            if role not in self._splits:
+                report_missing_splits(
+                    f"{self.task_name} ({self.source})", role, self.role_splits, self.split_names, used
+                )
+        splits = dict.fromkeys(split for splits in roles.values() for split in splits)
+        new = {split: self._tokenized(split) for split in splits if split not in self._rows}
+        self._rows.update(new)
+        self._splits.update(roles)
+        self.report({self._file(split): rows for split, rows in new.items()})
+        if "train" in roles and not new.keys().isdisjoint([*roles["train"], *roles["validation"]]):
+            train, others = ({self._file(split): self._rows[split] for split in roles[r]} for r in ROLES["fit"])
+            report_labels(self.task_name, train, others, self.label_names, self.label_column)
+
+    def report(self, splits: Mapping[str, Dataset]) -> None:
+        """Warn once of what was lost from new splits, given by the name of their file."""
+        setting = f"max_length={self.max_length} in layout={self.layout!r}, preset={self.preset!r}"
+        report_truncation(self.task_name, splits, setting)
+
+    def train_dataloader(self) -> Loader:
+        """Return the training batches, shuffled."""
+        return self._loaders("train")[0]
+
+    def val_dataloader(self) -> Loader | list[Loader]:
+        """Return the validation batches: one dataloader, or a list in the order of `validation_names`."""
+        return self._one_or_all("validation")
+
+    def test_dataloader(self) -> Loader | list[Loader]:
+        """Return the batches of the test split, of the validation split if no test split has labels."""
+        return self._one_or_all("test")
+
+    def predict_dataloader(self) -> Loader | list[Loader]:
+        """Return the batches of the test split, of the validation split if there is none; labels may be missing."""
+        return self._one_or_all("predict")
 
     def _check_arguments(self) -> None:
         """Refuse arguments that are out of range."""
-        # Fewest slots that hold a token of every segment beside CLS and separators: CLS x | SEP, where "reference"
-        # gives the text half of them, and CLS x - | SEP SEP x SEP.
-        _check_at_least("max_length", self.max_length, 7 if len(self.text_columns) == 2 else 4)
+        check_at_least("max_length", self.max_length, self.fewest_slots)
         for name in ("batch_size", "eval_batch_size"):
-            _check_at_least(name, getattr(self, name), 1)
-        for name in ("max_train_examples", "max_eval_examples"):
+            check_at_least(name, getattr(self, name), 1)
+        for name in ("max_train_examples", "max_eval_examples", "num_proc"):
             if getattr(self, name) is not None:
-                _check_at_least(name, getattr(self, name), 1)
-        _check_at_least("num_workers", self.num_workers, 0)
-        _check_choice("layout", self.layout, get_args(Layout))
-        _check_choice("preset", self.preset, get_args(Preset))
+                check_at_least(name, getattr(self, name), 1)
+        check_at_least("num_workers", self.num_workers, 0)
+        check_choice("layout", self.layout, get_args(Layout))
+        check_choice("preset", self.preset, get_args(Preset))
+        check_choice("padding", self.padding, get_args(Padding))
+        if self.padding == "longest" and self.layout != "plain":
+            raise DataError(
+                f"padding is 'longest', but layout={self.layout!r} puts the last separator on the last of max_length "
+                'slots: pass layout="plain", or padding="max_length".'
+            )
 
-    def _resolve(self, stage: str | None) -> dict[Role, Split]:
-        """Say which split serves every role of a stage."""
-        _check_choice("stage", stage, tuple(ROLES))
-        return {role: self._split_of(role) for role in ROLES[stage]}
+    def _resolve(self, stage: str | None) -> dict[Role, tuple[str, ...]]:
+        """Say which splits serve every role of a stage."""
+        check_choice("stage", stage, tuple(ROLES))
+        return {role: self._splits_of(role) for role in ROLES[stage]}
 
-    def _split_of(self, role: Role) -> Split:
-        """Say which split serves a role: without a (labelled) test split, the validation split does."""
-        if role == "train" or role == "validation":
-            return role
-        rows = self.load_split("test")
-        usable = rows is not None and (role == "predict" or self._is_labelled(rows))
-        return "test" if usable else "validation"
+    def _splits_of(self, role: Role) -> tuple[str, ...]:
+        """Say which splits serve a role: without a (labelled) test split, those of validation do."""
+        if role in ("test", "predict"):
+            tests = {split: rows for split in self.role_splits["test"] if (rows := self.load_split(split)) is not None}
+            if tests and (role == "predict" or all(map(self.is_labelled, tests.values()))):
+                return tuple(tests)
+            role = "validation"
+        first, *others = self.role_splits[role]
+        return (first, *(split for split in others if self.load_split(split) is not None))
 
-    def _is_labelled(self, rows: Dataset) -> bool:
+    def is_labelled(self, rows: Dataset) -> bool:
         """Tell whether rows have labels; a test split may have none, or hidden ones."""
         return self.label_column in rows.column_names and is_labelled(rows[self.label_column])
 
-    def _tokenized(self, split: Split) -> Dataset:
+    def _tokenized(self, split: str) -> Dataset:
         """Load, check and tokenise a split; the result lies in the cache of the datasets library."""
         rows = self._load_rows(split)
-        labelled = split != "test" or self._is_labelled(rows)
+        labelled = split not in self.role_splits["test"] or self.is_labelled(rows)
         where, kept = self._where(split), self.needed_columns(labelled)
         check_columns(rows.column_names, kept, where)
-        has_idx = "idx" in rows.column_names and "int" in str(getattr(rows.features["idx"], "dtype", ""))
-        types = self.features(labelled)
+        ids = number_column(rows.features, ("idx", "id"))
+        label, names = self.label_column, class_names(rows.features.get(self.label_column), self.label_names)
+        types, data = self.features(labelled), copy.copy(self)
+        data.trainer, data._rows = None, {}  # `encode` goes to other processes, and these stay here
 
         def encode(columns: Mapping[str, Sequence[Any]], numbers: Sequence[int]) -> dict[str, list[Any]]:
-            encoded = self.encode({name: columns[name] for name in kept}, numbers, where)
-            return encoded | {"example_id": list(columns["idx"] if has_idx else numbers)}
+            values = {name: named(columns[name], names if name == label else None) for name in kept}
+            return data.encode(values, numbers, where) | {"example_id": list(columns[ids] if ids else numbers)}
 
         cls = type(self)
         identity = [ROWS_VERSION, cls.__module__, cls.__qualname__, cls.encode.__code__, rows._fingerprint]
-        facts = [self.max_length, self.layout, self.preset, kept, self.label_names, has_idx, str(types)]
+        facts = [self.max_length, self.layout, self.preset, kept, self.label_names, names, ids, str(types)]
         # The library would hash `encode` with everything it refers to, which differs from process to process.
         return rows.map(
             encode,
@@ -312,72 +343,56 @@ class TextDataModule(LightningDataModule):
             with_indices=True,
             remove_columns=rows.column_names,
             features=Features(types),
+            num_proc=self.num_proc,
             new_fingerprint=Hasher.hash([*identity, *facts, fingerprint(self.tokenizer)]),
             desc=f"Tokenising {self.task_name} {split}",
         )
 
-    def _load_rows(self, split: Split) -> Dataset:
+    def _load_rows(self, split: str) -> Dataset:
         """Load the rows of a split that must exist, as many as the limits allow."""
         rows = self.load_split(split)
         if rows is None:
             name = self.split_names[split]
             if self.folder is not None:
-                raise missing_split(self.folder, name)
+                raise missing_split(self.folder, name, self.suffixes)
             raise DataError(f"{self.source} has no split {name!r}: pass another revision, or data_dir.")
+        if len(rows) == 0:
+            raise DataError(f"{self._where(split)} holds no rows: it needs at least one.")
         limit = self.max_train_examples if split == "train" else self.max_eval_examples
         return rows if limit is None or limit >= len(rows) else rows.select(range(limit))
 
-    def _where(self, split: Split) -> str:
+    def _where(self, split: str) -> str:
         """Name what a split is read from, for messages about its rows."""
         name = self.split_names[split]
         if self.folder is None:
             return f"{self.source}, split {name!r}"
-        return repr(str(find_split_files(self.folder, [name])[name]))
+        return repr(str(find_split_files(self.folder, [name], self.suffixes)[name]))
 
-    def _report_truncation(self, splits: Mapping[Split, Dataset]) -> None:
-        """Say once for all new splits how many texts did not fit."""
-        counts = {split: sum(rows["truncated"]) for split, rows in splits.items()}
-        cut, total = sum(counts.values()), sum(len(rows) for rows in splits.values())
-        if cut:
-            parts = ", ".join(f"{split} {counts[split]} of {len(rows)}" for split, rows in splits.items())
-            rank_zero_warn(
-                f"{self.task_name}: {cut} of {total} examples ({cut / total:.1%}) do not fit "
-                f"max_length={self.max_length} in layout={self.layout!r}, preset={self.preset!r} "
-                f"and were cut ({parts}): raise max_length to keep them."
-            )
+    def _file(self, split: str) -> str:
+        """Name a split in a few words: its file, or its name on the hub."""
+        name = self.split_names[split]
+        return name if self.folder is None else find_split_files(self.folder, [name], self.suffixes)[name].name
 
-    def _dataloader(self, role: Role) -> DataLoader[dict[str, torch.Tensor]]:
-        """Make the dataloader of a role."""
+    def _one_or_all(self, role: Role) -> Loader | list[Loader]:
+        """Make the dataloaders of a role that may have several."""
+        loaders = self._loaders(role)
+        return loaders if self.validation_names else loaders[0]
+
+    def _loaders(self, role: Role) -> list[Loader]:
+        """Make the dataloaders of a role."""
         if role not in self._splits:
             raise DataError(f"the {role} data are not set up: call setup() of the data module first.")
-        rows = self._rows[self._splits[role]]
-        columns = [name for name in rows.column_names if name != "truncated"]
         device = "cpu" if self.trainer is None else self.trainer.strategy.root_device.type
-        return DataLoader(
-            rows.with_format("torch", columns=columns),
-            batch_size=self.batch_size if role == "train" else self.eval_batch_size,
-            shuffle=role == "train",
-            num_workers=self.num_workers,
-            pin_memory=device in ("cuda", "xpu"),  # elsewhere it costs a copy, or a warning, for nothing
-            persistent_workers=self.num_workers > 0,
-        )
-
-
-def _check_at_least(name: str, value: int, minimum: int) -> None:
-    """Refuse an argument that is not a whole number from `minimum` on."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise DataError(f"{name} is {value!r}, but must be a whole number, at least {minimum}.")
-
-
-def _check_choice(name: str, value: str | None, choices: tuple[str | None, ...]) -> None:
-    """Refuse an argument that is none of the choices."""
-    if value not in choices:
-        raise DataError(f"{name} is {value!r}, but must be one of {', '.join(map(repr, choices))}.")
-
-
-def _as_text(name: str, value: Any) -> str:
-    """Return the name or path as text: hyperparameters travel in checkpoints, which hold no path objects."""
-    text = str(value) if isinstance(value, Path) else value
-    if not isinstance(text, str) or not text.strip():
-        raise DataError(f"{name} is {value!r}, but must be a name or the path of a folder.")
-    return text
+        settings: dict[str, Any] = {
+            "batch_size": self.batch_size if role == "train" else self.eval_batch_size,
+            "shuffle": role == "train",
+            "num_workers": self.num_workers,
+            "pin_memory": device in ("cuda", "xpu"),  # elsewhere it costs a copy, or a warning, for nothing
+            "persistent_workers": self.num_workers > 0,
+            "collate_fn": cut_padding if self.padding == "longest" else default_collate,
+        }
+        loaders = []
+        for rows in (self._rows[split] for split in self._splits[role]):
+            columns = [name for name in rows.column_names if name not in COUNTERS]
+            loaders.append(DataLoader(rows.with_format("torch", columns=columns), **settings))
+        return loaders

@@ -1,13 +1,13 @@
 """CoLA: is an English sentence acceptable."""
 
-from papa_lightning.datamodules.base import TextDataModule
+from papa_lightning.datamodules.text import TextDataModule
 
 
 class CoLADataModule(TextDataModule):
     """The Corpus of Linguistic Acceptability (GLUE): one sentence, scored by Matthews correlation.
 
     Source: Warstadt et al., "Neural Network Acceptability Judgments", arXiv 1805.12471. For the arguments see
-    `TextDataModule`.
+    `TaskDataModule`.
 
     Example:
         >>> data = CoLADataModule(tokenizer="bert-base-uncased")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from papa_lightning.datamodules.base import TextDataModule
+from papa_lightning.datamodules.text import TextDataModule
 
 BUNDLED = Path(__file__).parent / "data"
 """Folder of the bundled files; its README says where they come from."""
@@ -13,7 +13,7 @@ class DemoDataModule(TextDataModule):
 
     2,000 sentences to train on and 500 to validate on, half of each positive. Source: Hutto and Gilbert, "VADER: A
     Parsimonious Rule-based Model for Sentiment Analysis of Social Media Text", ICWSM 2014. A demonstration, not a
-    benchmark. For the arguments see `TextDataModule`; `data_dir` puts files of your own in place of the bundled ones.
+    benchmark. For the arguments see `TaskDataModule`; `data_dir` puts files of your own in place of the bundled ones.
 
     Example:
         >>> data = DemoDataModule(tokenizer="bert-base-uncased")

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,17 @@ READERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     ".parquet": ("parquet", {}),
 }
 
+# Files of Universal Dependencies have names of their own: en_ewt-ud-dev.conllu.
+_TREEBANK_NAMES = {"train": "-ud-train", "validation": "-ud-dev", "test": "-ud-test"}
 
-def find_split_files(folder: Path, splits: Iterable[str]) -> dict[str, Path]:
+
+def find_split_files(folder: Path, splits: Iterable[str], suffixes: Sequence[str] = tuple(READERS)) -> dict[str, Path]:
     """Find the file of every split by its exact stem: `train.jsonl`, but not `train_sentences.jsonl`.
 
     Args:
         folder: Folder that holds the files.
         splits: Names of the splits.
+        suffixes: Suffixes that a file may have.
 
     Returns:
         Path of the file by name of the split; a split without a file is left out.
@@ -42,10 +46,13 @@ def find_split_files(folder: Path, splits: Iterable[str]) -> dict[str, Path]:
     """
     if not folder.is_dir():
         found = "is a file" if folder.exists() else "does not exist"
-        raise DataError(f"data_dir is {str(folder)!r}, which {found}: pass a folder that holds {file_names('train')}.")
+        raise DataError(
+            f"data_dir is {str(folder)!r}, which {found}: pass a folder that holds {file_names('train', suffixes)}."
+        )
     files: dict[str, Path] = {}
     for split in splits:
-        matches = sorted(path for path in folder.iterdir() if path.stem == split and path.suffix in READERS)
+        files_here = sorted(path for path in folder.iterdir() if path.suffix in suffixes)
+        matches = [path for path in files_here if path.stem == split or _is_treebank(path, split)]
         if len(matches) > 1:
             names = ", ".join(path.name for path in matches)
             raise DataError(f"data_dir {str(folder)!r} holds several files for the split {split!r}: {names}: keep one.")
@@ -54,12 +61,18 @@ def find_split_files(folder: Path, splits: Iterable[str]) -> dict[str, Path]:
     return files
 
 
-def missing_split(folder: Path, split: str) -> DataError:
+def _is_treebank(path: Path, split: str) -> bool:
+    """Tell whether a file is a split of a treebank under its own name."""
+    return path.suffix == ".conllu" and split in _TREEBANK_NAMES and path.stem.endswith(_TREEBANK_NAMES[split])
+
+
+def missing_split(folder: Path, split: str, suffixes: Sequence[str] = tuple(READERS)) -> DataError:
     """Describe that a folder has no file for a split, with what it holds instead.
 
     Args:
         folder: Folder that was searched.
         split: Name of the split.
+        suffixes: Suffixes that its file may have.
 
     Returns:
         The error, to be raised.
@@ -67,18 +80,18 @@ def missing_split(folder: Path, split: str) -> DataError:
     found = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
     return DataError(
         f"data_dir {str(folder)!r} has no file for the split {split!r}; it holds: {found}. "
-        f"Name the file {file_names(split)}."
+        f"Name the file {file_names(split, suffixes)}."
     )
 
 
-def file_names(split: str) -> str:
+def file_names(split: str, suffixes: Sequence[str] = tuple(READERS)) -> str:
     """List the file names that a split may have.
 
     Example:
         >>> file_names("train")
         'train.jsonl, train.csv, train.tsv or train.parquet'
     """
-    *others, last = [split + suffix for suffix in READERS]
+    *others, last = [split + suffix for suffix in suffixes]
     return f"{', '.join(others)} or {last}"
 
 
@@ -94,10 +107,9 @@ def read_split(path: Path) -> Dataset:
     Raises:
         DataError: The file is empty, cannot be read, or has no rows.
     """
-    if path.stat().st_size == 0:
-        raise DataError(f"{str(path)!r} is an empty file: write at least one row into it, or remove it.")
+    check_not_empty(path)
     if path.suffix != ".parquet":
-        _check_utf8(path)  # the readers let broken characters pass, or do not say where they are
+        check_utf8(path)  # the readers let broken characters pass, or do not say where they are
     reader, options = READERS[path.suffix]
     try:
         rows = load_dataset(reader, data_files=str(path), split="train", **options)
@@ -135,8 +147,28 @@ def _reason(path: Path, error: BaseException) -> str:
     return first_line(error)
 
 
-def _check_utf8(path: Path) -> None:
-    """Refuse a text file that is not in UTF-8, naming the line."""
+def check_not_empty(path: Path) -> None:
+    """Refuse a file of no bytes.
+
+    Args:
+        path: The file.
+
+    Raises:
+        DataError: It is empty.
+    """
+    if path.stat().st_size == 0:
+        raise DataError(f"{str(path)!r} is an empty file: write at least one row into it, or remove it.")
+
+
+def check_utf8(path: Path) -> None:
+    """Refuse a text file that is not in UTF-8.
+
+    Args:
+        path: The file.
+
+    Raises:
+        DataError: It holds other bytes; the message names the line.
+    """
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:

@@ -8,8 +8,11 @@ The segment-aligned layout puts separators on fixed positions, so that the avera
 texts means something. Source: "How Much Does Attention Actually Attend?", arXiv 2211.03495.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
+
+from torch import Tensor
+from torch.utils.data import default_collate
 
 from papa_lightning.exceptions import DataError
 
@@ -18,6 +21,9 @@ Layout = Literal["segment", "plain"]
 
 Preset = Literal["default", "reference"]
 """`"reference"` repeats the published code, `"default"` does the better thing where the two differ."""
+
+Padding = Literal["max_length", "longest"]
+"""How long the rows of a batch are: T slots, or as many as the longest of them needs."""
 
 PADDING = -1
 """The entry of a slot that takes no token."""
@@ -146,6 +152,26 @@ def mask_of(slots: Sequence[int]) -> list[int]:
         [1, 1, 0, 1]
     """
     return [int(index != PADDING) for index in slots]
+
+
+def cut_padding(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Collate rows of T slots into a batch as long as its longest row: padding stands at the end, layout "plain".
+
+    Args:
+        rows: B mappings of tensors, (T,) or scalars, among them `attention_mask`.
+
+    Returns:
+        The columns, (B, longest) or (B,).
+
+    Example:
+        >>> import torch
+        >>> cut_padding([{"attention_mask": torch.tensor([1, 1, 0])}, {"attention_mask": torch.tensor([1, 0, 0])}])
+        {'attention_mask': tensor([[1, 1],
+                [1, 0]])}
+    """
+    batch = default_collate(list(rows))
+    longest = int(batch["attention_mask"].sum(dim=1).max())
+    return {name: values[:, :longest] if values.dim() == 2 else values for name, values in batch.items()}
 
 
 def _padding(count: int) -> list[int]:

@@ -1,13 +1,13 @@
 """SST-2: is a sentence of a film review positive."""
 
-from papa_lightning.datamodules.base import TextDataModule
+from papa_lightning.datamodules.text import TextDataModule
 
 
 class SST2DataModule(TextDataModule):
     """The Stanford Sentiment Treebank with two classes (GLUE): one sentence or phrase, scored by accuracy.
 
     Source: Socher et al., "Recursive Deep Models for Semantic Compositionality Over a Sentiment Treebank", EMNLP
-    2013. For the arguments see `TextDataModule`.
+    2013. For the arguments see `TaskDataModule`.
 
     Example:
         >>> data = SST2DataModule(tokenizer="bert-base-uncased", max_train_examples=500)

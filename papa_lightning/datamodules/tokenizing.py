@@ -1,7 +1,7 @@
 """Loading a tokenizer and turning texts into rows of a fixed length."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,8 +9,11 @@ from datasets.fingerprint import Hasher
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from papa_lightning.datamodules.files import first_line
-from papa_lightning.datamodules.layouts import Layout, Preset, mask_of, place, plain_slots, segment_slots
+from papa_lightning.datamodules.layouts import Layout, Preset, mask_of, place, plain_slots, segment_slots, token_slots
 from papa_lightning.exceptions import DataError
+
+NO_LABEL = -100
+"""Label of a slot that is not the first token of a word; the loss functions of torch ignore it."""
 
 
 def load_tokenizer(name: str, revision: str | None, max_length: int, layout: Layout) -> PreTrainedTokenizerBase:
@@ -57,7 +60,7 @@ def _check_special_tokens(tokenizer: PreTrainedTokenizerBase, name: str, layout:
     """Refuse a tokenizer that lacks a token which the layout puts into rows."""
     needed = {"padding": tokenizer.pad_token_id}
     if layout == "segment":
-        needed["separator"] = tokenizer.sep_token_id
+        needed["separator"] = separator_id(tokenizer)
     for kind, token_id in needed.items():
         if token_id is None:
             remedy = ', or pass layout="plain"' if kind == "separator" else ""
@@ -65,6 +68,57 @@ def _check_special_tokens(tokenizer: PreTrainedTokenizerBase, name: str, layout:
                 f"tokenizer {name!r} has no {kind} token, which layout={layout!r} needs: "
                 f"use a tokenizer that has one{remedy}."
             )
+
+
+def separator_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return the id of what ends a segment: the separator, or where there is none (T5) the end of the text.
+
+    Args:
+        tokenizer: The tokenizer.
+
+    Returns:
+        The id, None if it has neither.
+    """
+    found: int | None = tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id
+    return found
+
+
+def prepare_for_words(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTokenizerBase:
+    """Make a tokenizer ready for texts that are split into words.
+
+    A byte-level tokenizer (RoBERTa, DeBERTa) marks the start of a word by the blank before it. Words that come one by
+    one have none, and would be read as the inside of one long word: the tokenizer is told to put it there.
+
+    Args:
+        tokenizer: The tokenizer; it is changed.
+        name: Its name, for the message.
+
+    Returns:
+        The same tokenizer.
+
+    Raises:
+        DataError: It cannot tell which token belongs to which word.
+    """
+    if not tokenizer.is_fast:
+        raise DataError(
+            f"tokenizer {name!r} ({type(tokenizer).__name__}) cannot tell which token belongs to which word, which a "
+            "token task needs: use one with a tokenizer.json (a fast tokenizer)."
+        )
+    backend = tokenizer.backend_tokenizer
+    content = json.loads(backend.to_str())
+    if _prefix_words(content["pre_tokenizer"]):
+        backend.pre_tokenizer = type(backend).from_str(json.dumps(content)).pre_tokenizer
+    return tokenizer
+
+
+def _prefix_words(pre_tokenizer: Any) -> bool:
+    """Ask the byte-level parts of a description for blanks before words; tell whether there are any."""
+    if not isinstance(pre_tokenizer, dict):
+        return False
+    is_byte_level = pre_tokenizer.get("type") == "ByteLevel"
+    if is_byte_level:
+        pre_tokenizer["add_prefix_space"] = True
+    return any([is_byte_level, *map(_prefix_words, pre_tokenizer.get("pretokenizers", []))])
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -108,33 +162,109 @@ def tokenize(
     Raises:
         DataError: The tokenizer puts no separator behind the text, which the layout "segment" needs.
     """
-    whole = tokenizer(*texts, verbose=False)  # verbose warns about long texts, which are cut and counted here
-    cut_first = layout == "plain" or preset == "reference"
-    encoded = tokenizer(*texts, truncation=True, max_length=max_length) if cut_first else whole
-    types = encoded.get("token_type_ids")
-    columns: dict[str, list[Any]] = {"input_ids": [], "attention_mask": [], "truncated": []}
-    columns |= {} if types is None else {"token_type_ids": []}
-    for row, input_ids in enumerate(encoded["input_ids"]):
-        slots, type_slots = _slots(tokenizer, input_ids, max_length, layout, preset)
-        mask = mask_of(slots)
-        columns["input_ids"].append(place(input_ids, slots, tokenizer.pad_token_id))
-        columns["attention_mask"].append(mask)
-        columns["truncated"].append(sum(mask) < len(whole["input_ids"][row]))
-        if types is not None:
-            columns["token_type_ids"].append(place(types[row], type_slots, tokenizer.pad_token_type_id))
+
+    def slots_of(input_ids: Sequence[int]) -> list[int]:
+        if layout == "plain":
+            return plain_slots(len(input_ids), max_length)
+        return segment_slots(input_ids, cast("int", separator_id(tokenizer)), max_length, preset)
+
+    # What is too long is cut and counted here, so the tokenizer need not warn of it.
+    whole = encoded = tokenizer(*texts, verbose=False)
+    lengths = [len(input_ids) for input_ids in whole["input_ids"]]
+    if (layout == "plain" or preset == "reference") and max(lengths, default=0) > max_length:
+        encoded = tokenizer(*texts, truncation=True, max_length=max_length)
+    slots = [slots_of(input_ids) for input_ids in encoded["input_ids"]]
+    return _lay_out(tokenizer, encoded, slots, lengths, preset)
+
+
+def tokenize_words(
+    tokenizer: PreTrainedTokenizerBase,
+    sentences: Sequence[Sequence[str]],
+    labels: Sequence[Sequence[int]] | None,
+    max_length: int,
+    layout: Layout,
+    preset: Preset,
+) -> dict[str, list[Any]]:
+    """Turn sentences that are split into words into rows of exactly T tokens, with one label per word.
+
+    The first token of a word carries the word's label, all other slots carry -100. In the layout "segment" only the
+    final separator moves, so that words keep their positions; both presets cut and label the same way.
+
+    Args:
+        tokenizer: A tokenizer of `prepare_for_words`.
+        sentences: n lists of words.
+        labels: n lists of as many labels. None: there are none.
+        max_length: Number of slots T.
+        layout: Layout of a row.
+        preset: Whether token types follow their tokens.
+
+    Returns:
+        The columns of `tokenize`; `word_ids` with T values, the number of the word whose first token stands in a slot,
+        elsewhere -100; with labels, `labels` with T values; and three counts per row. `vanished`: words
+        that the tokenizer turns into nothing, so that their label has no place. `cut_words`: words whose
+        first token found no slot. `repaired`: 0.
+
+    Raises:
+        DataError: The tokenizer puts no separator behind the text, which the layout "segment" needs.
+    """
+    whole = encoded = tokenizer(list(map(list, sentences)), is_split_into_words=True, verbose=False)
+    lengths = [len(input_ids) for input_ids in whole["input_ids"]]
+    if layout == "segment":
+        separator = cast("int", separator_id(tokenizer))
+        slots = [token_slots(input_ids, separator, max_length) for input_ids in encoded["input_ids"]]
+    else:
+        if max(lengths, default=0) > max_length:
+            encoded = tokenizer(
+                list(map(list, sentences)), is_split_into_words=True, truncation=True, max_length=max_length
+            )
+        slots = [plain_slots(len(input_ids), max_length) for input_ids in encoded["input_ids"]]
+    columns = _lay_out(tokenizer, encoded, slots, lengths, preset)
+    columns |= {"vanished": [], "cut_words": [], "repaired": [0] * len(slots), "word_ids": []}
+    columns |= {"labels": []} if labels else {}
+    for row, row_slots in enumerate(slots):
+        starts = _word_starts(encoded.word_ids(row))
+        tokenised = len(set(whole.word_ids(row)) - {None})
+        columns["word_ids"].append(place(starts, row_slots, NO_LABEL))
+        placed = sum(word != NO_LABEL for word in columns["word_ids"][-1])
+        columns["vanished"].append(len(sentences[row]) - tokenised)
+        columns["cut_words"].append(tokenised - placed)
+        if labels:
+            tags = [NO_LABEL if word == NO_LABEL else labels[row][word] for word in starts]
+            columns["labels"].append(place(tags, row_slots, NO_LABEL))
     return columns
 
 
-def _slots(
-    tokenizer: PreTrainedTokenizerBase, input_ids: Sequence[int], max_length: int, layout: Layout, preset: Preset
-) -> tuple[list[int], list[int]]:
-    """Slots of the tokens, and slots of the token types.
+def _word_starts(word_ids: Sequence[int | None]) -> list[int]:
+    """Number of the word at the first token of every word, `NO_LABEL` at other tokens."""
+    before = [None, *word_ids[:-1]]
+    return [NO_LABEL if word is None or word == last else word for word, last in zip(word_ids, before, strict=True)]
+
+
+def _lay_out(
+    tokenizer: PreTrainedTokenizerBase,
+    encoded: Mapping[str, Any],
+    slots: Sequence[list[int]],
+    lengths: Sequence[int],
+    preset: Preset,
+) -> dict[str, list[Any]]:
+    """Place the tokens of n rows into their slots; `lengths` are the rows' numbers of tokens before any cut.
 
     In the preset "reference" the types stay where the tokenizer put them, as in the published code, so that the
     second segment loses its type; in "default" they follow their tokens.
     """
-    plain = plain_slots(len(input_ids), max_length)
-    if layout == "plain":
-        return plain, plain
-    aligned = segment_slots(input_ids, tokenizer.sep_token_id, max_length, preset)
-    return aligned, plain if preset == "reference" else aligned
+    types = encoded.get("token_type_ids")
+    masks = [mask_of(row) for row in slots]
+    columns: dict[str, list[Any]] = {
+        "input_ids": [
+            place(ids, row, tokenizer.pad_token_id) for ids, row in zip(encoded["input_ids"], slots, strict=True)
+        ],
+        "attention_mask": masks,
+        "truncated": [sum(mask) < length for mask, length in zip(masks, lengths, strict=True)],
+    }
+    if types is not None:
+        stay = preset == "reference"
+        columns["token_type_ids"] = [
+            place(row_types, plain_slots(len(row_types), len(row)) if stay else row, tokenizer.pad_token_type_id)
+            for row_types, row in zip(types, slots, strict=True)
+        ]
+    return columns

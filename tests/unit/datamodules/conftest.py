@@ -1,10 +1,22 @@
-"""Two tiny tokenizers and a writer of task files: nothing here needs a network."""
+"""Tiny tokenizers and a writer of task files: nothing here needs a network."""
 
 import json
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    AlbertTokenizer,
+    BertTokenizer,
+    DebertaTokenizer,
+    DebertaV2Tokenizer,
+    PreTrainedTokenizerFast,
+    RobertaTokenizer,
+    T5Tokenizer,
+    XLMRobertaTokenizer,
+)
+
+from papa_lightning.datamodules import SST2DataModule
+from papa_lightning.datamodules.demo import BUNDLED
 
 WORDS = [f"w{number}" for number in range(60)] + ["good", "bad", "film", "a"]
 
@@ -53,6 +65,61 @@ def build_tokenizer():
     return save_tokenizer
 
 
+# Class of transformers, kind of the model, and its special tokens in the order that the class wants.
+KINDS = {
+    "bert": (BertTokenizer, "wordpiece", ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]),
+    "roberta": (RobertaTokenizer, "bpe", ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]),
+    "deberta": (DebertaTokenizer, "bpe", ["[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]"]),
+    "deberta-v2": (DebertaV2Tokenizer, "unigram", ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]),
+    "xlm-roberta": (XLMRobertaTokenizer, "unigram", ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]),
+    "albert": (AlbertTokenizer, "unigram", ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"]),
+    "t5": (T5Tokenizer, "unigram", ["<pad>", "</s>", "<unk>"]),
+}
+
+
+def train(model, special):
+    """Train a model of subwords on the bundled sentences; return its arguments for a class of transformers."""
+    lines = (BUNDLED / "train.jsonl").read_text(encoding="utf-8").splitlines()[:400]
+    unknown = next(token for token in special if "unk" in token.lower())
+    settings = {"vocab_size": 400, "special_tokens": special, "show_progress": False}
+    if model == "wordpiece":
+        tokenizer = Tokenizer(models.WordPiece(unk_token=unknown))
+        tokenizer.normalizer = normalizers.BertNormalizer()
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        trainer = trainers.WordPieceTrainer(**settings)
+    elif model == "bpe":
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(initial_alphabet=alphabet, **(settings | {"vocab_size": 600}))
+    else:
+        tokenizer = Tokenizer(models.Unigram())
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+        trainer = trainers.UnigramTrainer(unk_token=unknown, **settings)
+    tokenizer.train_from_iterator((json.loads(line)["sentence"] for line in lines), trainer)
+    trained = json.loads(tokenizer.to_str())["model"]
+    if model == "unigram":
+        pieces = [(piece, score) for piece, score in trained["vocab"] if piece not in special]
+        return {"vocab": [*((token, 0.0) for token in special), *pieces]}
+    merges = {"merges": [tuple(pair) for pair in trained["merges"]]} if model == "bpe" else {}
+    return {"vocab": trained["vocab"]} | merges
+
+
+@pytest.fixture(scope="session")
+def tokenizer_of(tmp_path_factory):
+    """Folder of a trained tokenizer of a kind in `KINDS`, each made once."""
+    folders = {}
+
+    def folder(kind):
+        if kind not in folders:
+            tokenizer_class, model, special = KINDS[kind]
+            folders[kind] = str(tmp_path_factory.mktemp("tokenizers") / kind)
+            tokenizer_class(**train(model, special), model_max_length=512).save_pretrained(folders[kind])
+        return folders[kind]
+
+    return folder
+
+
 def save_jsonl(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
@@ -81,3 +148,13 @@ def task_dir(tmp_path, sentences):
     save_jsonl(folder / "train.jsonl", sentences(12))
     save_jsonl(folder / "validation.jsonl", sentences(5))
     return folder
+
+
+@pytest.fixture
+def sst2(task_dir, bert_folder):
+    """Make an SST-2 data module, or another one, on the rows of `task_dir`."""
+
+    def make(cls=SST2DataModule, **kwargs):
+        return cls(bert_folder, **({"data_dir": str(task_dir), "max_length": 16, "batch_size": 4} | kwargs))
+
+    return make

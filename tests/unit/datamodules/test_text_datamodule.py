@@ -3,7 +3,6 @@
 import copy
 import json
 import pickle
-import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +11,7 @@ from datasets import Dataset, DatasetDict
 from lightning import LightningModule, Trainer
 
 from papa_lightning.datamodules import CoLADataModule, SST2DataModule, TextDataModule
-from papa_lightning.exceptions import DataError, PapaError
+from papa_lightning.exceptions import DataError
 
 
 class PairDataModule(TextDataModule):
@@ -60,14 +59,6 @@ class ShapeModule(LightningModule):
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-@pytest.fixture
-def sst2(task_dir, bert_folder):
-    def make(cls=SST2DataModule, **kwargs):
-        return cls(bert_folder, **({"data_dir": str(task_dir), "max_length": 16, "batch_size": 4} | kwargs))
-
-    return make
 
 
 def small_trainer(tmp_path, **kwargs):
@@ -225,28 +216,6 @@ def test_changed_file_is_read_again(sst2, task_dir, write_jsonl, sentences):
     assert len(next(iter(data.val_dataloader()))["labels"]) == 9
 
 
-def test_truncation_is_reported_once_for_all_splits(sst2, task_dir, write_jsonl):
-    rows = [{"sentence": " ".join(["w1"] * count), "label": 0} for count in (2, 3, 40, 5)]
-    for split in ("train", "validation"):
-        write_jsonl(task_dir / f"{split}.jsonl", rows[: 4 if split == "train" else 1])
-    data = sst2()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        for stage in ("fit", "fit", "validate"):
-            data.setup(stage)
-    (message,) = [str(warning.message) for warning in caught if "examples" in str(warning.message)]
-    assert message == (
-        "sst2: 1 of 5 examples (20.0%) do not fit max_length=16 in layout='segment', preset='default' and were cut "
-        "(train 1 of 4, validation 0 of 1): raise max_length to keep them."
-    )
-
-
-def test_nothing_is_said_where_everything_fits(sst2):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        sst2().setup("fit")
-
-
 def test_test_split_with_labels_is_used(sst2, task_dir, write_jsonl, sentences):
     write_jsonl(task_dir / "test.jsonl", sentences(3))
     data = sst2()
@@ -322,7 +291,7 @@ def test_hub_data_set_with_hidden_test_labels(bert_folder, monkeypatch, sentence
             {name: Dataset.from_list(hidden if name == "test" else rows) for name in ("train", "validation", "test")}
         )
 
-    monkeypatch.setattr("papa_lightning.datamodules.base.load_dataset", load)
+    monkeypatch.setattr("papa_lightning.datamodules.hub.load_dataset", load)
     data = CoLADataModule(bert_folder, max_length=16, revision="abc")
     data.prepare_data()
     with pytest.warns(
@@ -334,89 +303,26 @@ def test_hub_data_set_with_hidden_test_labels(bert_folder, monkeypatch, sentence
     assert "labels" not in next(iter(data.predict_dataloader()))
 
 
-def test_hub_that_cannot_be_reached(bert_folder, monkeypatch):
-    def load(*args, **kwargs):
-        raise ConnectionError("Couldn't reach the hub.")
-
-    monkeypatch.setattr("papa_lightning.datamodules.base.load_dataset", load)
-    with pytest.raises(
-        DataError, match=r"'nyu-mll/glue' \(sst2\) cannot be loaded from the hub: Couldn't reach the hub\. .*data_dir"
-    ):
-        SST2DataModule(bert_folder).setup("fit")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"max_length": 3}, "max_length is 3, but must be a whole number, at least 4"),
-        ({"max_length": True}, "max_length is True, but must be a whole number"),
-        ({"max_length": 64.0}, r"max_length is 64\.0, but must be a whole number"),
-        ({"batch_size": 0}, "batch_size is 0, but must be a whole number, at least 1"),
-        ({"eval_batch_size": 0}, "eval_batch_size is 0, but must be"),
-        ({"num_workers": -1}, "num_workers is -1, but must be a whole number, at least 0"),
-        ({"max_train_examples": 0}, "max_train_examples is 0, but must be"),
-        ({"max_eval_examples": -5}, "max_eval_examples is -5, but must be"),
-        ({"layout": "aligned"}, "layout is 'aligned', but must be one of 'segment', 'plain'"),
-        ({"preset": "paper"}, "preset is 'paper', but must be one of 'default', 'reference'"),
-        ({"tokenizer": " "}, "tokenizer is ' ', but must be a name or the path of a folder"),
-        ({"tokenizer": None}, "tokenizer is None, but must be a name"),
-        ({"data_dir": 3}, "data_dir is 3, but must be a name or the path of a folder"),
-    ],
-)
-def test_arguments_out_of_range(arguments, message):
-    with pytest.raises(PapaError, match=message):
-        SST2DataModule(**({"tokenizer": "bert-base-uncased"} | arguments))
-
-
-def test_pairs_need_more_slots():
-    with pytest.raises(DataError, match="max_length is 6, but must be a whole number, at least 7"):
-        PairDataModule("bert-base-uncased", max_length=6)
-
-
-def test_missing_folder_is_an_error_of_setup(sst2, tmp_path):
-    with pytest.raises(DataError, match=r"data_dir is '.*nowhere', which does not exist"):
-        sst2(data_dir=str(tmp_path / "nowhere")).setup("fit")
-
-
-def test_wrongly_named_file_is_listed(sst2, task_dir):
-    (task_dir / "train.jsonl").rename(task_dir / "training.jsonl")
-    with pytest.raises(DataError, match=r"no file for the split 'train'; it holds: training\.jsonl, validation\.jsonl"):
-        sst2().prepare_data()
-
-
-def test_wrong_column_names_file_and_columns(sst2, task_dir, write_jsonl):
-    write_jsonl(task_dir / "train.jsonl", [{"text": "a film", "label": 1}])
-    with pytest.raises(DataError, match=r"train\.jsonl' has no column 'sentence'; its columns are 'text', 'label'"):
-        sst2().setup("fit")
-
-
-def test_training_rows_need_a_label_column(sst2, task_dir, write_jsonl):
-    write_jsonl(task_dir / "train.jsonl", [{"sentence": "a film"}])
-    with pytest.raises(DataError, match=r"train\.jsonl' has no column 'label'; its columns are 'sentence'"):
-        sst2().setup("fit")
-
-
-@pytest.mark.parametrize(
-    ("bad", "message"),
-    [
-        (
-            {"label": 7},
-            r"train\.jsonl', row 1502: column 'label' is 7, which is no label of this task: use one of 0 \(neg",
-        ),
-        ({"label": None}, r"train\.jsonl', row 1502: column 'label' is missing"),
-        ({"sentence": " "}, r"train\.jsonl', row 1502: column 'sentence' is empty"),
-        ({"sentence": None}, r"train\.jsonl', row 1502: column 'sentence' is missing"),
-    ],
-)
-def test_bad_row_names_file_row_and_column(sst2, task_dir, write_jsonl, sentences, bad, message):
-    rows = sentences(1600)  # more than one block of rows
-    rows[1501] |= bad
+def test_several_processes_tokenise_the_same_rows(sst2, task_dir, write_jsonl, sentences, tmp_path):
+    write_jsonl(task_dir / "train.jsonl", sentences(60))
+    one, two = sst2(max_length=12), sst2(max_length=12, num_proc=2, max_train_examples=59)
+    small_trainer(tmp_path, limit_train_batches=0, limit_val_batches=0).fit(ShapeModule(), datamodule=two)
+    one.setup("fit")
+    assert two._rows["train"].to_list() == one._rows["train"].to_list()[:59]
+    rows = sentences(40)
+    rows[33]["label"] = 9
     write_jsonl(task_dir / "train.jsonl", rows)
-    with pytest.raises(DataError, match=message):
-        sst2().setup("fit")
+    with pytest.raises(DataError, match=r"train\.jsonl', row 34: column 'label' is 9, which is no label"):
+        sst2(num_proc=2).setup("fit")
 
 
-def test_column_of_two_types(sst2, task_dir, write_jsonl):
-    write_jsonl(task_dir / "train.jsonl", [{"sentence": "a", "label": 1}, {"sentence": ["b"], "label": 1}])
-    with pytest.raises(DataError, match=r"train\.jsonl'.*sentence"):
-        sst2().setup("fit")
+def test_dynamic_padding_is_for_the_plain_layout(sst2, task_dir, write_jsonl):
+    rows = [{"sentence": " ".join(["w1"] * count), "label": count % 2} for count in (3, 5, 1, 1, 2)]
+    write_jsonl(task_dir / "validation.jsonl", rows)
+    data = sst2(layout="plain", padding="longest", num_workers=1)
+    data.setup("validate")
+    assert [tuple(batch["input_ids"].shape) for batch in data.val_dataloader()] == [(4, 7), (1, 4)]
+    with pytest.raises(
+        DataError, match="padding is 'longest', but layout='segment' puts the last separator on the last"
+    ):
+        sst2(padding="longest")

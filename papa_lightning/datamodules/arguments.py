@@ -1,0 +1,96 @@
+"""Checks of the arguments of data modules."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from papa_lightning.exceptions import DataError
+
+
+def check_at_least(name: str, value: int, minimum: int) -> None:
+    """Refuse an argument that is not a whole number from `minimum` on.
+
+    Args:
+        name: Name of the argument.
+        value: Its value.
+        minimum: The smallest value that is allowed.
+
+    Raises:
+        DataError: It is no whole number, or too small.
+
+    Example:
+        >>> check_at_least("batch_size", 16, 1)
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise DataError(f"{name} is {value!r}, but must be a whole number, at least {minimum}.")
+
+
+def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
+    """Refuse an argument that is none of the choices.
+
+    Args:
+        name: Name of the argument.
+        value: Its value.
+        choices: What it may be.
+
+    Raises:
+        DataError: It is something else.
+
+    Example:
+        >>> check_choice("layout", "plain", ("segment", "plain"))
+    """
+    if value not in choices:
+        raise DataError(f"{name} is {value!r}, but must be one of {', '.join(map(repr, choices))}.")
+
+
+def as_text(name: str, value: Any) -> str:
+    """Return a name or path as text: hyperparameters travel in checkpoints, which hold no path objects.
+
+    Args:
+        name: Name of the argument.
+        value: Its value.
+
+    Returns:
+        The text.
+
+    Raises:
+        DataError: It is neither a path nor a text, or empty.
+
+    Example:
+        >>> as_text("data_dir", Path("data"))
+        'data'
+    """
+    text = str(value) if isinstance(value, Path) else value
+    if not isinstance(text, str) or not text.strip():
+        raise DataError(f"{name} is {value!r}, but must be a name or the path of a folder.")
+    return text
+
+
+def as_names(name: str, value: Any, fewest: int) -> tuple[str, ...]:
+    """Return a list of names, each once.
+
+    Args:
+        name: Name of the argument.
+        value: Its value.
+        fewest: The smallest number of names that is allowed.
+
+    Returns:
+        The names.
+
+    Raises:
+        DataError: It is no list of names, too short, or names something twice.
+
+    Example:
+        >>> as_names("label_names", ["no", "maybe", "yes"], fewest=2)
+        ('no', 'maybe', 'yes')
+    """
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise DataError(f"{name} is {value!r}, but must be a list of names.")
+    for entry in value:
+        if not isinstance(entry, str) or not entry.strip():
+            raise DataError(f"{name} holds {entry!r}, but must hold names: put numbers and words like yes into quotes.")
+    if twice := sorted({entry for entry in value if list(value).count(entry) > 1}):
+        raise DataError(f"{name} holds {twice[0]!r} more than once: keep one.")
+    if len(value) < fewest:
+        raise DataError(f"{name} is {list(value)!r}, but must hold {fewest} names or more.")
+    return tuple(value)

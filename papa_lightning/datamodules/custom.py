@@ -1,0 +1,181 @@
+"""Data modules for data of your own: which columns and labels there are is said by arguments, or in YAML."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from papa_lightning.datamodules.arguments import as_names, as_text, check_choice
+from papa_lightning.datamodules.base import TaskDataModule
+from papa_lightning.datamodules.text import TextDataModule
+from papa_lightning.datamodules.tokens import TokenDataModule
+from papa_lightning.datamodules.words import is_iob2
+from papa_lightning.exceptions import DataError
+
+
+class TextClassificationDataModule(TextDataModule):
+    """Texts of your own with one of any number of classes each. No regression: labels are classes.
+
+    Args:
+        tokenizer: Name on the hub, or local folder. Use the encoder's.
+        label_names: Names of the labels, two or more. Rows give a label by its name, or by its place here from 0.
+        text_column: Column of the text.
+        label_column: Column of the label.
+        metrics: Names of the metrics; the first one is the score.
+        task_name: Short name of the task, for metadata and messages.
+        hub_path: Name of the data set on the hub, where there is no `data_dir`.
+        hub_config: Its configuration.
+        split_names: Names of the splits that are called otherwise, by "train", "validation" and "test".
+        **kwargs: See `TaskDataModule`.
+
+    Raises:
+        DataError: See `TaskDataModule`.
+
+    Example:
+        >>> data = TextClassificationDataModule(
+        ...     "bert-base-uncased", ["bug", "wish", "question"], text_column="title", data_dir="tickets"
+        ... )
+        >>> data.num_labels, data.needed_columns(labelled=True)
+        (3, ['title', 'label'])
+    """
+
+    def __init__(
+        self,
+        tokenizer: str,
+        label_names: list[str] | tuple[str, ...],
+        text_column: str = "text",
+        label_column: str = "label",
+        metrics: list[str] | tuple[str, ...] = ("accuracy",),
+        task_name: str = "text_classification",
+        hub_path: str | None = None,
+        hub_config: str | None = None,
+        split_names: dict[str, str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.text_columns = as_names("text_column", [text_column], fewest=1)
+        _state(self, label_names, label_column, metrics, task_name, hub_path, hub_config, split_names)
+        super().__init__(tokenizer, **kwargs)
+
+
+class TextPairClassificationDataModule(TextDataModule):
+    """Pairs of texts of your own with one of any number of classes each. No regression: labels are classes.
+
+    Args:
+        tokenizer: Name on the hub, or local folder. Use the encoder's.
+        label_names: Names of the labels, two or more. Rows give a label by its name, or by its place here from 0.
+        text_columns: Columns of the first and of the second text.
+        label_column: Column of the label.
+        metrics: Names of the metrics; the first one is the score.
+        task_name: Short name of the task, for metadata and messages.
+        hub_path: Name of the data set on the hub, where there is no `data_dir`.
+        hub_config: Its configuration.
+        split_names: Names of the splits that are called otherwise, by "train", "validation" and "test".
+        max_length: Number of slots T of every row.
+        **kwargs: See `TaskDataModule`.
+
+    Raises:
+        DataError: See `TaskDataModule`.
+
+    Example:
+        >>> data = TextPairClassificationDataModule(
+        ...     "bert-base-uncased", ["no", "yes"], text_columns=("question", "answer"), data_dir="answers"
+        ... )
+        >>> data.num_labels, data.needed_columns(labelled=False)
+        (2, ['question', 'answer'])
+    """
+
+    def __init__(
+        self,
+        tokenizer: str,
+        label_names: list[str] | tuple[str, ...],
+        text_columns: list[str] | tuple[str, ...] = ("sentence1", "sentence2"),
+        label_column: str = "label",
+        metrics: list[str] | tuple[str, ...] = ("accuracy",),
+        task_name: str = "text_pair_classification",
+        hub_path: str | None = None,
+        hub_config: str | None = None,
+        split_names: dict[str, str] | None = None,
+        max_length: int = 128,
+        **kwargs: Any,
+    ) -> None:
+        self.text_columns = as_names("text_columns", text_columns, fewest=2)
+        if len(self.text_columns) != 2:
+            raise DataError(f"text_columns is {list(text_columns)!r}, but a pair has two columns: name those.")
+        _state(self, label_names, label_column, metrics, task_name, hub_path, hub_config, split_names)
+        super().__init__(tokenizer, max_length=max_length, **kwargs)
+
+
+class TokenClassificationDataModule(TokenDataModule):
+    """Sentences of your own that are split into words, with one of any number of labels per word.
+
+    Labels in the scheme IOB2 (O, and B- and I- of every kind) are scored by the F1 of entities, others by the accuracy
+    over words, unless `metrics` says otherwise.
+
+    Args:
+        tokenizer: Name on the hub, or local folder. Use the encoder's.
+        label_names: Names of the labels, two or more. Words give a label by its name, or by its place here from 0.
+        token_column: Column of the words, a list.
+        label_column: Column of the labels, a list of the same length.
+        metrics: Names of the metrics; the first one is the score.
+        task_name: Short name of the task, for metadata and messages.
+        hub_path: Name of the data set on the hub, where there is no `data_dir`.
+        hub_config: Its configuration.
+        split_names: Names of the splits that are called otherwise, by "train", "validation" and "test".
+        conll_places: Columns of the word and of the label in a CoNLL file, from 0, or from -1 backwards.
+        max_length: Number of slots T of every row.
+        **kwargs: See `TaskDataModule`.
+
+    Raises:
+        DataError: See `TaskDataModule`.
+
+    Example:
+        >>> data = TokenClassificationDataModule("bert-base-cased", ["O", "B-GENE", "I-GENE"], data_dir="genes")
+        >>> data.num_labels, data.metrics
+        (3, ('entity_f1',))
+        >>> TokenClassificationDataModule("bert-base-cased", ["noun", "verb", "other"], data_dir="words").metrics
+        ('token_accuracy',)
+    """
+
+    def __init__(
+        self,
+        tokenizer: str,
+        label_names: list[str] | tuple[str, ...],
+        token_column: str = "tokens",
+        label_column: str = "tags",
+        metrics: list[str] | tuple[str, ...] | None = None,
+        task_name: str = "token_classification",
+        hub_path: str | None = None,
+        hub_config: str | None = None,
+        split_names: dict[str, str] | None = None,
+        conll_places: tuple[int, int] = (0, -1),
+        max_length: int = 128,
+        **kwargs: Any,
+    ) -> None:
+        if metrics is None:
+            names = as_names("label_names", label_names, fewest=2)
+            metrics = ("entity_f1",) if is_iob2(names) else ("token_accuracy",)
+        self.token_column = as_text("token_column", token_column)
+        _state(self, label_names, label_column, metrics, task_name, hub_path, hub_config, split_names)
+        if len(conll_places) != 2 or not all(isinstance(place, int) for place in conll_places):
+            raise DataError(f"conll_places is {conll_places!r}, but must be two numbers of columns, such as (0, -1).")
+        self.conll_places = (conll_places[0], conll_places[1])
+        super().__init__(tokenizer, max_length=max_length, **kwargs)
+
+
+def _state(
+    data: TaskDataModule,
+    label_names: Any,
+    label_column: str,
+    metrics: Any,
+    task_name: str,
+    hub_path: str | None,
+    hub_config: str | None,
+    split_names: Mapping[str, str] | None,
+) -> None:
+    """State the facts of a task that other data modules state as class attributes."""
+    data.label_names = as_names("label_names", label_names, fewest=2)
+    data.metrics = as_names("metrics", metrics, fewest=1)
+    data.label_column = as_text("label_column", label_column)
+    data.task_name = as_text("task_name", task_name)
+    data.hub_path, data.hub_config = hub_path, hub_config
+    for split in split_names or {}:
+        check_choice("a key of split_names", split, tuple(data.split_names))
+    data.split_names = {**data.split_names, **(split_names or {})}

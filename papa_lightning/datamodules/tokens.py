@@ -1,0 +1,99 @@
+"""Data modules whose rows are sentences split into words, with one label per word."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, List, Value
+from lightning.pytorch.utilities import rank_zero_warn
+from transformers import PreTrainedTokenizerBase
+
+from papa_lightning.datamodules.base import TaskDataModule
+from papa_lightning.datamodules.conll import COLUMN_SUFFIXES, CONLLU_SUFFIX, read_conll
+from papa_lightning.datamodules.files import READERS
+from papa_lightning.datamodules.reports import tally
+from papa_lightning.datamodules.tokenizing import prepare_for_words, tokenize_words
+from papa_lightning.datamodules.words import has_tags, is_iob2, repair_iob2, tag_ids, word_lists
+
+
+class TokenDataModule(TaskDataModule):
+    """Base of the data modules whose rows are sentences split into words, with one label per word.
+
+    A subclass states the facts of its task as class attributes: a short file, see `POSDataModule`. `labels` of a batch
+    are (B, T): the first token of a word carries the word's label, all else is -100, which losses and metrics leave
+    out. `word_ids` (B, T) has the number of the word in the same places, from 0, so that the words of rows without
+    labels can be told too. In the segment-aligned layout only the last separator moves, so that words keep their
+    positions.
+
+    Besides the files of `TaskDataModule`, `data_dir` may hold CoNLL files (.conll, .bio or .txt: one word a line, its
+    tag in the last column) and CoNLL-U files (.conllu). Lists in csv and tsv files are words between blanks, or JSON.
+    Where the labels are IOB2 tags, an I- tag without a B- before it (schemes IOB1 and IO) becomes a B- tag.
+    For the arguments see `TaskDataModule`.
+    """
+
+    token_column: str = "tokens"
+    """Column of the words."""
+    conll_places: tuple[int, int] = (0, -1)
+    """Columns of the word and of the tag in a CoNLL file, from 0, or from -1 backwards."""
+    suffixes = (*READERS, *COLUMN_SUFFIXES, CONLLU_SUFFIX)
+    hub_remedy = "pass data_dir, a folder with the original files as train.conll, validation.conll and test.conll"
+
+    @property
+    def fewest_slots(self) -> int:
+        """Fewest slots with a word among them: CLS x SEP."""
+        return 3
+
+    def needed_columns(self, labelled: bool) -> list[str]:
+        """Name the columns that `encode` reads."""
+        return [self.token_column, *([self.label_column] if labelled else [])]
+
+    def features(self, labelled: bool) -> dict[str, Any]:
+        """Return the types in which the columns of `encode` are stored; batches hold int64 whatever they are."""
+        counts = {name: Value("int32") for name in ("cut_words", "vanished", "repaired")}
+        slots = List(Value("int32"), length=self.max_length)
+        labels = {"labels": slots} if labelled else {}
+        return super().features(labelled=False) | counts | {"word_ids": slots} | labels
+
+    def encode(self, columns: Mapping[str, Sequence[Any]], rows: Sequence[int], where: str) -> dict[str, list[Any]]:
+        """Check n rows and turn them into columns of numbers; see `TaskDataModule.encode`."""
+        words = word_lists(columns[self.token_column], rows, self.token_column, where)
+        tags, repaired = None, [0] * len(words)
+        if self.label_column in columns:
+            names = (self.token_column, self.label_column)
+            tags = tag_ids(columns[self.label_column], words, rows, self.label_names, names, where)
+            if is_iob2(self.label_names):
+                pairs = [repair_iob2(row, self.label_names) for row in tags]
+                tags, repaired = [row for row, _ in pairs], [count for _, count in pairs]
+        encoded = tokenize_words(self.tokenizer, words, tags, self.max_length, self.layout, self.preset)
+        return encoded | {"repaired": repaired}
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Load the tokenizer and check that it can make rows of the layout, word by word."""
+        return prepare_for_words(super().load_tokenizer(), self.tokenizer_name)
+
+    def read_file(self, path: Path) -> Dataset:
+        """Read the file of one split."""
+        if path.suffix in READERS:
+            return super().read_file(path)
+        return read_conll(path, self.token_column, self.label_column, self.conll_places)
+
+    def is_labelled(self, rows: Dataset) -> bool:
+        """Tell whether rows have labels; a test split may have none, or hidden ones."""
+        return self.label_column in rows.column_names and has_tags(rows[self.label_column])
+
+    def report(self, splits: Mapping[str, Dataset]) -> None:
+        """Warn once of what was lost from new splits, given by the name of their file."""
+        super().report(splits)
+        repaired, places = tally(splits, "repaired")
+        if repaired:
+            rank_zero_warn(
+                f"{self.task_name}: {repaired} tags of column {self.label_column!r} were I- without a B- or I- of the "
+                f"same kind before them, and are read as B- ({places}): the files are in the scheme IOB1 or IO, and "
+                "the task is scored in IOB2."
+            )
+        vanished, places = tally(splits, "vanished")
+        if vanished:
+            rank_zero_warn(
+                f"{self.task_name}: {vanished} words of column {self.token_column!r} become no token with this "
+                f"tokenizer, so their labels have no place ({places}): they are neither trained on nor scored."
+            )

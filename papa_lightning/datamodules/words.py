@@ -1,0 +1,176 @@
+"""Checks of a token task's rows: lists of words and tags of the same length, and tags in the scheme IOB2."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from papa_lightning.datamodules.rows import HIDDEN_LABEL, label_id, row_error
+
+
+def word_lists(values: Sequence[Any], rows: Sequence[int], column: str, source: str) -> list[list[str]]:
+    """Return the words of one column, at least one a row and none of them empty.
+
+    A cell may be a list, or, as in csv and tsv files, a text: words between blanks, or a JSON list.
+
+    Args:
+        values: The column's values.
+        rows: Number of each row in its file, from 0.
+        column: Name of the column.
+        source: What was read, for the message.
+
+    Returns:
+        One list of words per row.
+
+    Raises:
+        DataError: A row has no words, or something that is no word.
+
+    Example:
+        >>> word_lists([["EU", "rejects"], "EU rejects", '["EU", "rejects"]'], [0, 1, 2], "tokens", "train.csv")
+        [['EU', 'rejects'], ['EU', 'rejects'], ['EU', 'rejects']]
+    """
+    found = []
+    for value, row in zip(values, rows, strict=True):
+        words = _cells(value, row, column, source, "words")
+        if not words:
+            raise row_error(source, row, column, "is empty", "give the row a text, or remove it")
+        for number, word in enumerate(words, start=1):
+            if not isinstance(word, str) or not word:
+                raise row_error(
+                    source,
+                    row,
+                    column,
+                    f"has {word!r} as word {number}",
+                    "write a word there, or remove it and its tag",
+                )
+        found.append(words)
+    return found
+
+
+def tag_ids(
+    values: Sequence[Any],
+    words: Sequence[Sequence[str]],
+    rows: Sequence[int],
+    label_names: Sequence[str],
+    columns: tuple[str, str],
+    source: str,
+) -> list[list[int]]:
+    """Return the tags of one column as numbers; a tag may be given by number or by name.
+
+    Args:
+        values: The column's values: lists, or texts as in `word_lists`.
+        words: The words of each row.
+        rows: Number of each row in its file, from 0.
+        label_names: Names of the task's tags, by number.
+        columns: Names of the columns of words and of tags.
+        source: What was read, for the message.
+
+    Returns:
+        One number from 0 to len(label_names) - 1 per word.
+
+    Raises:
+        DataError: A row has more or fewer tags than words, or something that is no tag of the task.
+
+    Example:
+        >>> tag_ids([["NOUN", 1]], [["dogs", "bark"]], [0], ("NOUN", "VERB"), ("tokens", "upos"), "train.jsonl")
+        [[0, 1]]
+    """
+    found = []
+    for value, row_words, row in zip(values, words, rows, strict=True):
+        tags = _cells(value, row, columns[1], source, "tags")
+        if len(tags) != len(row_words):
+            raise row_error(
+                source,
+                row,
+                columns[1],
+                f"has {len(tags)} tags, but column {columns[0]!r} has {len(row_words)} words",
+                "give every word one tag",
+            )
+        ids = [label_id(tag, label_names) for tag in tags]
+        if None in ids:
+            number = ids.index(None)
+            allowed = ", ".join(f"{n} ({name})" for n, name in enumerate(label_names))
+            wrong = f"has {tags[number]!r} at word {number + 1} ({row_words[number]!r}), which is no label of this task"
+            raise row_error(source, row, columns[1], wrong, f"use one of {allowed}, by number or by name")
+        found.append([number for number in ids if number is not None])
+    return found
+
+
+def is_iob2(label_names: Sequence[str]) -> bool:
+    """Tell whether tags mark entities in the scheme IOB2: O, and for every I- tag a B- tag of the same kind.
+
+    Args:
+        label_names: Names of the tags.
+
+    Returns:
+        True if they do.
+
+    Example:
+        >>> is_iob2(("O", "B-PER", "I-PER")), is_iob2(("NOUN", "VERB")), is_iob2(("O", "I-PER"))
+        (True, False, False)
+    """
+    kinds = [name[2:] for name in label_names if name.startswith("B-")]
+    return bool(kinds) and all(
+        name == "O" or name.startswith("B-") or (name.startswith("I-") and name[2:] in kinds) for name in label_names
+    )
+
+
+def repair_iob2(tags: Sequence[int], label_names: Sequence[str]) -> tuple[list[int], int]:
+    """Turn tags in the schemes IOB1 or IO into IOB2: an I- tag that continues nothing begins an entity.
+
+    Args:
+        tags: Tags of one sentence, by number.
+        label_names: Names of the tags; `is_iob2` holds for them.
+
+    Returns:
+        The tags, and how many of them changed.
+
+    Example:
+        >>> repair_iob2([2, 2, 0, 1, 2], ("O", "B-PER", "I-PER"))
+        ([1, 2, 0, 1, 2], 1)
+    """
+    repaired, before = [], "O"
+    for tag in tags:
+        name = label_names[tag]
+        begins = name.startswith("I-") and before[1:] != name[1:]
+        repaired.append(label_names.index(f"B-{name[2:]}") if begins else tag)
+        before = name
+    return repaired, sum(new != old for new, old in zip(repaired, tags, strict=True))
+
+
+def has_tags(values: Sequence[Any]) -> bool:
+    """Tell whether a column of tags holds any: test splits are often published without.
+
+    Args:
+        values: The column's values.
+
+    Returns:
+        False if every tag is missing or hidden (-1, -100, or `_` as in CoNLL-U).
+
+    Example:
+        >>> has_tags([[-1, -1], None, ["_"]]), has_tags([["O"], None])
+        (False, True)
+    """
+    hidden = (HIDDEN_LABEL, -100, "_", "", None)
+    return any(tag not in hidden for value in values for tag in (value if isinstance(value, list) else [value]))
+
+
+def _cells(value: Any, row: int, column: str, source: str, kind: str) -> list[Any]:
+    """The entries of a cell: a list, or the text of one."""
+    if isinstance(value, list):
+        return value
+    if value is None:
+        return []
+    if not isinstance(value, str):
+        raise row_error(source, row, column, f"is {value!r}, not a list", f"write a list of {kind}")
+    text = value.strip()
+    if text.startswith("[") and text.endswith("]"):
+        try:
+            entries = json.loads(text)
+        except json.JSONDecodeError:
+            entries = None
+        if isinstance(entries, list) and (kind == "tags" or all(isinstance(entry, str) for entry in entries)):
+            return entries
+        if text.startswith(("['", '["')):
+            remedy = f"write the {kind} with blanks between them, or as a JSON list with double quotes"
+            raise row_error(source, row, column, f"begins with {text[:20]!r}, which is no JSON list", remedy)
+    return text.split()
