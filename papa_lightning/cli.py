@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
+from collections.abc import Mapping, Sequence
 
 import lightning as L
 from lightning.pytorch.callbacks import Timer
@@ -13,16 +14,16 @@ from lightning.pytorch.utilities import rank_zero_only
 
 # Imported for their names: a configuration file says `class_path: SST2DataModule`, and what is imported is found.
 from papa_lightning import callbacks, datamodules, tasks  # noqa: F401
-from papa_lightning.callbacks import CalibrationRun, ConstantAttention
+from papa_lightning.callbacks import CalibrationRun, ConstantAttention, PredictionWriter
 from papa_lightning.exceptions import PapaError
-from papa_lightning.summary import summarize_fit
+from papa_lightning.summary import summarize_fit, summarize_scores
 
 #: What a task takes from its data module.
-_FROM_DATA = ("num_labels", "metrics", "max_length")
+_FROM_DATA = ("num_labels", "metrics", "max_length", "label_names")
 
 
 class PapaTrainer(L.Trainer):
-    """Lightning's Trainer with one more verb."""
+    """Lightning's Trainer with one more verb, and predictions that end in a file."""
 
     callbacks: list[L.Callback]
 
@@ -44,6 +45,66 @@ class PapaTrainer(L.Trainer):
         self.callbacks = [callback for callback in self.callbacks if callback not in configured] + [run]
         self.fit(model, datamodule=datamodule)
 
+    def predict(  # type: ignore[override]
+        self,
+        model: L.LightningModule | None = None,
+        datamodule: L.LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+        output: str | None = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Predict, and write labels and probabilities of every example to a file. Nothing is returned.
+
+        Args:
+            model: The task.
+            datamodule: Its predict data are predicted.
+            ckpt_path: Checkpoint of the task.
+            output: A .jsonl or .parquet file; None takes predictions.jsonl in the folder of the logs.
+            weights_only: As in Lightning's Trainer.
+        """
+        if output is not None or not any(isinstance(callback, PredictionWriter) for callback in self.callbacks):
+            others = [callback for callback in self.callbacks if not isinstance(callback, PredictionWriter)]
+            self.callbacks = [*others, PredictionWriter(output)]
+        super().predict(
+            model, datamodule=datamodule, ckpt_path=ckpt_path, return_predictions=False, weights_only=weights_only
+        )
+
+    def validate(  # type: ignore[override]
+        self,
+        model: L.LightningModule | None = None,
+        datamodule: L.LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+        weights_only: bool | None = None,
+    ) -> Sequence[Mapping[str, float]]:
+        """As Lightning's, but quiet: the command line prints a table of its own.
+
+        Args:
+            model: The task.
+            datamodule: Its validation data are used.
+            ckpt_path: Checkpoint of the task.
+            weights_only: As in Lightning's Trainer.
+        """
+        return super().validate(
+            model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False, weights_only=weights_only
+        )
+
+    def test(  # type: ignore[override]
+        self,
+        model: L.LightningModule | None = None,
+        datamodule: L.LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+        weights_only: bool | None = None,
+    ) -> Sequence[Mapping[str, float]]:
+        """As Lightning's, but quiet: the command line prints a table of its own.
+
+        Args:
+            model: The task.
+            datamodule: Its test data are used.
+            ckpt_path: Checkpoint of the task.
+            weights_only: As in Lightning's Trainer.
+        """
+        return super().test(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False, weights_only=weights_only)
+
 
 class PapaCLI(LightningCLI):
     """LightningCLI with the links between data and task, ``calibrate``, and a summary after ``fit``."""
@@ -64,7 +125,7 @@ class PapaCLI(LightningCLI):
         given = self.config[self.subcommand].get("model.init_args") or {}
         for name in _FROM_DATA:
             taken, told = getattr(self.datamodule, name, None), given.get(name)
-            default = getattr(inspect.signature(type(self.model)).parameters.get(name), "default", None)
+            default = _default(type(self.model), name)
             if taken is not None and told is not None and _plain(told) not in (_plain(taken), _plain(default)):
                 raise PapaError(
                     f"model.{name} is {_plain(told)!r}, but the data say {_plain(taken)!r}, and the data decide: leave "
@@ -87,6 +148,14 @@ class PapaCLI(LightningCLI):
         summary = summarize_fit(self.trainer, self.model)  # on every process: the log folder is broadcast
         if summary is not None:
             rank_zero_only(print)(summary)
+
+    def after_validate(self) -> None:
+        """Print the scores."""
+        rank_zero_only(print)(summarize_scores(self.trainer, self.model, "val"))
+
+    def after_test(self) -> None:
+        """Print the scores."""
+        rank_zero_only(print)(summarize_scores(self.trainer, self.model, "test"))
 
 
 def main(args: ArgsType = None) -> PapaCLI | None:
@@ -119,6 +188,15 @@ def main(args: ArgsType = None) -> PapaCLI | None:
         print(f"papa: error: {' '.join(str(explained).split())}", file=sys.stderr)
         raise SystemExit(2) from error
     return None if args is None else cli
+
+
+def _default(task: type, name: str) -> object:
+    """The default of a constructor's argument, also where a class hands it on to the one that it derives from."""
+    for cls in task.__mro__:
+        constructor = vars(cls).get("__init__")
+        if constructor is not None and name in (parameters := inspect.signature(constructor).parameters):
+            return parameters[name].default
+    return None
 
 
 def _plain(value: object) -> object:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import lightning as L
 from lightning.pytorch.callbacks import Timer
@@ -47,7 +49,7 @@ class FitSummary:
     def __str__(self) -> str:
         """A table of two columns."""
         rows = [
-            ("heads constant", f"{self.constant} of {self.total} ({self.share:.1%})"),
+            ("heads constant", _heads(self.constant, self.total)),
             (self.score_name, "not validated" if self.score is None else f"{self.score:.4f}"),
             ("calibration", _seconds(self.calibration_seconds, "none in this run")),
             ("training", _seconds(self.training_seconds, "not measured")),
@@ -55,8 +57,7 @@ class FitSummary:
             ("constants", _path(self.constants, "not written")),
             ("checkpoint", _path(self.checkpoint, "none")),
         ]
-        width = max(len(name) for name, _ in rows)
-        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+        return _table(rows)
 
 
 def summarize_fit(trainer: L.Trainer, module: L.LightningModule) -> FitSummary | None:
@@ -89,6 +90,57 @@ def summarize_fit(trainer: L.Trainer, module: L.LightningModule) -> FitSummary |
         constants=callback.constants_path if callback else None,
         checkpoint=getattr(trainer.checkpoint_callback, "best_model_path", None),
     )
+
+
+@dataclass(frozen=True)
+class ScoreSummary:
+    """The scores of a validation or a test.
+
+    Args:
+        scores: By logged name.
+        constant: Number of heads that are constant; None when the module holds no supported encoder.
+        total: Number of heads.
+    """
+
+    scores: Mapping[str, float]
+    constant: int | None
+    total: int
+
+    def __str__(self) -> str:
+        """A table of two columns."""
+        heads = [] if self.constant is None else [("heads constant", _heads(self.constant, self.total))]
+        return _table([*heads, *((name, f"{score:.4f}") for name, score in self.scores.items())])
+
+
+def summarize_scores(trainer: L.Trainer, module: L.LightningModule, stage: Literal["val", "test"]) -> ScoreSummary:
+    """Collect the scores of a validation or test that has ended.
+
+    Args:
+        trainer: After ``validate`` or ``test``.
+        module: The module that was evaluated.
+        stage: What the names of its scores begin with.
+
+    Returns:
+        The summary: its own score first, then all others by name.
+    """
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    first = str(getattr(module, "score_name", "")).replace("val/", f"{stage}/", 1)
+    names = sorted(logged, key=lambda name: (name != first, name))
+    try:
+        encoder = discover_encoder(module)
+    except UnsupportedEncoderError:
+        return ScoreSummary({name: logged[name] for name in names}, None, 0)
+    layers, heads = encoder_shape(encoder)
+    return ScoreSummary({name: logged[name] for name in names}, constant_heads(encoder), layers * heads)
+
+
+def _table(rows: Sequence[tuple[str, str]]) -> str:
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def _heads(constant: int, total: int) -> str:
+    return f"{constant} of {total} ({constant / total:.1%})"
 
 
 def _path(path: str | None, otherwise: str) -> str:

@@ -3,5 +3,6 @@
 from papa_lightning.callbacks.calibration_run import CalibrationRun
 from papa_lightning.callbacks.constant_attention import ConstantAttention, constant_heads
 from papa_lightning.callbacks.discovery import discover_encoder
+from papa_lightning.callbacks.predictions import PredictionWriter
 
-__all__ = ["CalibrationRun", "ConstantAttention", "constant_heads", "discover_encoder"]
+__all__ = ["CalibrationRun", "ConstantAttention", "PredictionWriter", "constant_heads", "discover_encoder"]

@@ -1,7 +1,19 @@
 """Tasks: what a probe learns from the hidden states of an encoder."""
 
 from papa_lightning.tasks.base import EncoderTask
-from papa_lightning.tasks.probes import LayerwiseProbe
+from papa_lightning.tasks.entity_f1 import EntityF1
+from papa_lightning.tasks.masked_language_modeling import MaskedLanguageModelingTask
+from papa_lightning.tasks.probes import LayerwiseProbe, PooledProbe, TokenProbe
 from papa_lightning.tasks.sequence_classification import SequenceClassificationTask
+from papa_lightning.tasks.token_classification import TokenClassificationTask
 
-__all__ = ["EncoderTask", "LayerwiseProbe", "SequenceClassificationTask"]
+__all__ = [
+    "EncoderTask",
+    "EntityF1",
+    "LayerwiseProbe",
+    "MaskedLanguageModelingTask",
+    "PooledProbe",
+    "SequenceClassificationTask",
+    "TokenClassificationTask",
+    "TokenProbe",
+]

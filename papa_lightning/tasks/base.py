@@ -1,18 +1,15 @@
 """The base of all tasks: a pretrained encoder with a probe on top."""
 
 import copy
-import math
 import warnings
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar, cast
 
-import lightning as L
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
-from transformers import PreTrainedModel, get_scheduler
+from transformers import PreTrainedModel
 
 from papa_lightning.calibration import AttentionConstants
 from papa_lightning.encoders import (
@@ -26,33 +23,52 @@ from papa_lightning.encoders import (
 )
 from papa_lightning.exceptions import PapaError
 from papa_lightning.ranking import HeadRanking
-from papa_lightning.tasks.checks import check_inputs
+from papa_lightning.tasks.checks import Preset, Schedule, check_arguments, check_inputs
+from papa_lightning.tasks.evaluation import EvaluatedTask
+from papa_lightning.tasks.learning import LearningTask
+from papa_lightning.tasks.losses import LabelledCrossEntropy
 from papa_lightning.tasks.pretrained import load_encoder
+from papa_lightning.tasks.regimes import Regime
+from papa_lightning.tasks.scores import StageScores
 
-Preset = Literal["default", "reference"]
-Schedule = Literal["constant", "linear", "cosine"]
 Task = TypeVar("Task", bound="EncoderTask")
 
 
-class EncoderTask(L.LightningModule, ABC):
+class EncoderTask(LearningTask, EvaluatedTask):
     """A pretrained encoder, frozen or not, with a probe that learns a task from its hidden states.
 
-    A subclass says what is learned: it implements `configure_probe`, `configure_loss`, `configure_metrics` and the
-    steps. Every part is built in the constructor, from primitive arguments alone, so that a task can be written in
-    YAML and rebuilt from a checkpoint.
+    A subclass says what is learned: it implements `configure_probe`, `configure_metrics`, `score` and `predict`. Every
+    part is built in the constructor, from primitive arguments alone, so that a task can be written in YAML and rebuilt
+    from a checkpoint.
 
     The defaults are the recipe of the published code for a sentence task with a base-size encoder (Hassid et al.
     2022, arXiv 2211.03495): 64 tokens, AdamW at 2e-5 with a constant schedule; it trains 15 epochs with a batch size
     of 16, which the Trainer and the datamodule set. `dropout`, `weight_decay` and the initial values of the probe are
     ours: 0.1 is the dropout that BERT and RoBERTa were trained with, 0.01 is AdamW's own default, for all parameters
-    alike, and the linear layers start as torch starts them.
+    alike but constants, and the linear layers start as torch starts them.
+
+    What learns is the choice of `regime`:
+
+    ========================= ======= ========= =================================================
+    regime                    probe   encoder   constants of its heads
+    ========================= ======= ========= =================================================
+    ``"probe"``               learns  frozen    frozen
+    ``"fine_tune"``           learns  learns    frozen
+    ``"fine_tune_constants"`` learns  learns    learn
+    ``"probe_constants"``     learns  frozen    learn
+    ``"constants"``           frozen  frozen    learn; start from a trained probe's checkpoint
+    ========================= ======= ========= =================================================
+
+    Constants that learn stay distributions: at the start of training and after every optimizer step each row is
+    cut at 0 and divided by its sum. Pairs of positions that calibration did not see may learn if they occur; rows of
+    which it saw nothing stay 0, as `ZeroMassWarning` says.
 
     Args:
         encoder: Name of the encoder on the hub, or a folder written by ``save_pretrained``.
         num_labels: The number of classes.
         max_length: T, the number of tokens to which sequences are padded.
         metrics: Names of the metrics; the first one gives `score_name`.
-        freeze_encoder: Train only the probe, and what is added to the encoder with ``requires_grad=True``.
+        freeze_encoder: Without a `regime`: True means ``"probe"``, False ``"fine_tune"``.
         preset: What a frozen encoder does while the probe trains. ``"default"``: it stays in evaluation mode, so that
             its features are the same in every epoch. ``"reference"``: train mode with dropout, like the published code.
         learning_rate: Learning rate of AdamW, after the warm-up.
@@ -65,6 +81,10 @@ class EncoderTask(L.LightningModule, ABC):
         heads: With `constants`: ``"all"``, a list of (layer, head), a map from layer to heads, or a share or a number
             of heads, which wants a `ranking`.
         ranking: File of a head ranking.
+        regime: What learns; None leaves it to `freeze_encoder`.
+        constants_learning_rate: Learning rate of constants that learn, whose entries are of the order 1/T; None takes
+            `learning_rate`.
+        label_names: Names of the classes by number, for predictions and entities.
 
     Attributes:
         encoder: The encoder.
@@ -91,20 +111,23 @@ class EncoderTask(L.LightningModule, ABC):
         constants: str | None = None,
         heads: HeadSelection = "all",
         ranking: str | None = None,
+        regime: Regime | None = None,
+        constants_learning_rate: float | None = None,
+        label_names: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self._check_arguments()
+        # On the command line Lightning saves what was configured, and not what a subclass decides by itself.
+        self.hparams.update({"num_labels": num_labels, "metrics": metrics, "label_names": label_names})
+        check_arguments(self.hparams)
         self.encoder = self.configure_encoder()
         self._encoder_inputs = accepted_inputs(self.encoder)
         self._vocabulary_checked = False
         self.probe = self.configure_probe()
         self.loss = self.configure_loss()
         metric_collection = self.configure_metrics()
-        # One collection per data loader; the further ones of several validation sets are added when they are known.
-        self.stage_metrics = nn.ModuleDict(
-            {stage: nn.ModuleList([metric_collection.clone(prefix=f"{stage}/")]) for stage in ("val", "test")}
-        )
+        self.scores = nn.ModuleDict({stage: StageScores(stage, metric_collection) for stage in ("val", "test")})
+        self._apply_regime()
         # Encoders come in evaluation mode, and Trainer.fit keeps the modes that it finds.
         self.train()
 
@@ -125,7 +148,7 @@ class EncoderTask(L.LightningModule, ABC):
                 f"tokens (max_position_embeddings={encoder.config.max_position_embeddings}): pass max_length="
                 f"{positions} or less."
             )
-        if self.hparams["freeze_encoder"]:
+        if not self.learners.encoder:
             encoder.requires_grad_(False)
         if self.hparams["constants"] is not None:
             ranking = self.hparams["ranking"]
@@ -146,13 +169,13 @@ class EncoderTask(L.LightningModule, ABC):
             A module that `forward` calls with the hidden states, L+1 of (B, T, d), and the attention mask (B, T).
         """
 
-    @abstractmethod
     def configure_loss(self) -> nn.Module:
         """Build the loss.
 
         Returns:
-            A module that takes the logits and the labels.
+            A module that takes the logits (..., C) and the labels (...).
         """
+        return LabelledCrossEntropy()
 
     @abstractmethod
     def configure_metrics(self) -> MetricCollection:
@@ -162,36 +185,10 @@ class EncoderTask(L.LightningModule, ABC):
             The metrics, under their names; validation and test get copies of them.
         """
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build AdamW for all parameters that require a gradient, and the learning rate schedule.
-
-        Returns:
-            The optimizer, with a schedule that moves at every step unless the learning rate is constant throughout.
-
-        Raises:
-            PapaError: If the schedule needs the number of steps and the Trainer has no limit.
-        """
-        optimizer = torch.optim.AdamW(
-            [parameter for parameter in self.parameters() if parameter.requires_grad],
-            lr=self.hparams["learning_rate"],
-            weight_decay=self.hparams["weight_decay"],
-        )
-        schedule, warmup_share = self.hparams["schedule"], self.hparams["warmup_share"]
-        if schedule == "constant" and warmup_share == 0:
-            return optimizer
-        steps = self.trainer.estimated_stepping_batches
-        if math.isinf(steps):
-            raise PapaError(
-                f"schedule {schedule!r} with warmup_share={warmup_share} needs the number of training steps, but the "
-                "Trainer has no limit: set max_epochs or max_steps."
-            )
-        scheduler = get_scheduler(
-            "constant_with_warmup" if schedule == "constant" else schedule,
-            optimizer,
-            num_warmup_steps=round(warmup_share * steps),
-            num_training_steps=int(steps),
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+    @property
+    def label_names(self) -> Sequence[str] | None:
+        """Names of the classes by number, or None."""
+        return cast("Sequence[str] | None", self.hparams["label_names"])
 
     @property
     def score_name(self) -> str:
@@ -228,6 +225,7 @@ class EncoderTask(L.LightningModule, ABC):
         state = checkpoint["state_dict"]
         if any(".papa." in key for key in state) and not swapped_layers(self.encoder):
             swap_as_saved(self.encoder, state, prefix="encoder.")
+            self._apply_regime()
 
     def encode(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Run the encoder.
@@ -280,63 +278,6 @@ class EncoderTask(L.LightningModule, ABC):
         with torch.device("meta"):
             type(self.encoder)(copy.deepcopy(self.encoder.config))
 
-    def on_validation_start(self) -> None:
-        """Add metrics for further validation sets."""
-        self._add_metrics("val", self.trainer.num_val_batches)
-
-    def on_test_start(self) -> None:
-        """Add metrics for further test sets."""
-        self._add_metrics("test", self.trainer.num_test_batches)
-
-    def metrics_of(self, stage: Literal["val", "test"], dataloader_idx: int = 0) -> MetricCollection:
-        """Return the metrics of one data loader.
-
-        Args:
-            stage: ``"val"`` or ``"test"``.
-            dataloader_idx: Which of several data loaders of the stage.
-
-        Returns:
-            The metrics, with their logged names: ``val/accuracy`` for the first loader, so that `score_name` does not
-            depend on how many there are, and ``val/accuracy/dataloader_idx_1`` for the second.
-        """
-        loaders = self.stage_metrics[stage]
-        assert isinstance(loaders, nn.ModuleList)
-        collection = loaders[dataloader_idx]
-        assert isinstance(collection, MetricCollection)
-        return collection
-
     @property
     def _stays_in_eval_mode(self) -> bool:
-        return bool(self.hparams["freeze_encoder"]) and self.hparams["preset"] == "default"
-
-    def _add_metrics(self, stage: Literal["val", "test"], loaders: Sequence[int | float]) -> None:
-        # Metrics of their own, because one object would mix the sets. They hold neither parameters nor saved state,
-        # so that adding them changes no checkpoint.
-        collections = self.stage_metrics[stage]
-        assert isinstance(collections, nn.ModuleList)
-        for index in range(len(collections), len(loaders)):
-            extra = self.metrics_of(stage).clone(postfix=f"/dataloader_idx_{index}")
-            extra.reset()
-            collections.append(extra.train())  # the mode that the others get back after the evaluation
-
-    def _check_arguments(self) -> None:
-        hparams = self.hparams
-        for name, choices in (("preset", get_args(Preset)), ("schedule", get_args(Schedule))):
-            if hparams[name] not in choices:
-                raise PapaError(f"{name} is {hparams[name]!r}: choose from {', '.join(choices)}.")
-        ranges = (
-            ("num_labels", hparams["num_labels"] >= 2, "at least 2"),
-            ("max_length", hparams["max_length"] >= 1, "at least 1"),
-            ("learning_rate", hparams["learning_rate"] > 0, "above 0"),
-            ("weight_decay", hparams["weight_decay"] >= 0, "at least 0"),
-            ("warmup_share", 0 <= hparams["warmup_share"] <= 1, "a share from 0 to 1"),
-            ("dropout", 0 <= hparams["dropout"] < 1, "a share from 0 to below 1"),
-        )
-        for name, valid, wanted in ranges:
-            if not valid:
-                raise PapaError(f"{name} is {hparams[name]!r}: pass a value that is {wanted}.")
-        if hparams["constants"] is None and (hparams["heads"] != "all" or hparams["ranking"] is not None):
-            raise PapaError(
-                f"heads is {hparams['heads']!r} and ranking is {hparams['ranking']!r}, but there is no constants file "
-                "that they could choose heads for: pass constants, or give both to the callback instead."
-            )
+        return not self.learners.encoder and bool(self.hparams["preset"] == "default")

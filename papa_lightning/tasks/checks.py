@@ -1,11 +1,70 @@
 """Checks of batches: what would otherwise end as a traceback from inside torch."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
 from papa_lightning.exceptions import PapaError
+from papa_lightning.tasks.losses import UNLABELLED
+from papa_lightning.tasks.regimes import regime_of
+
+Preset = Literal["default", "reference"]
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+    """Check that an argument is one of its choices.
+
+    Raises:
+        PapaError: If it is not.
+
+    Example:
+        >>> check_choice("pooling", "max", ["mean", "class_token"])
+        Traceback (most recent call last):
+        ...
+        papa_lightning.exceptions.PapaError: pooling is 'max': choose from mean, class_token.
+    """
+    if value not in (allowed := list(choices)):
+        raise PapaError(f"{name} is {value!r}: choose from {', '.join(allowed)}.")
+
+
+def check_arguments(hparams: Mapping[str, Any]) -> None:
+    """Check the arguments that all tasks share.
+
+    Args:
+        hparams: The arguments of an `EncoderTask`.
+
+    Raises:
+        PapaError: If one is out of its range, or two contradict each other.
+    """
+    check_choice("preset", hparams["preset"], get_args(Preset))
+    check_choice("schedule", hparams["schedule"], get_args(Schedule))
+    regime_of(hparams["regime"], hparams["freeze_encoder"])
+    rate = hparams["constants_learning_rate"]
+    ranges = (
+        ("num_labels", hparams["num_labels"] >= 2, "at least 2"),
+        ("max_length", hparams["max_length"] >= 1, "at least 1"),
+        ("learning_rate", hparams["learning_rate"] > 0, "above 0"),
+        ("constants_learning_rate", rate is None or rate > 0, "above 0"),
+        ("weight_decay", hparams["weight_decay"] >= 0, "at least 0"),
+        ("warmup_share", 0 <= hparams["warmup_share"] <= 1, "a share from 0 to 1"),
+        ("dropout", 0 <= hparams["dropout"] < 1, "a share from 0 to below 1"),
+    )
+    for name, valid, wanted in ranges:
+        if not valid:
+            raise PapaError(f"{name} is {hparams[name]!r}: pass a value that is {wanted}.")
+    names = hparams["label_names"]
+    if names is not None and (isinstance(names, str) or len(names) != hparams["num_labels"]):
+        raise PapaError(
+            f"label_names is {names!r}, but num_labels is {hparams['num_labels']}: pass one name for each class, or "
+            "None."
+        )
+    if hparams["constants"] is None and (hparams["heads"] != "all" or hparams["ranking"] is not None):
+        raise PapaError(
+            f"heads is {hparams['heads']!r} and ranking is {hparams['ranking']!r}, but there is no constants file "
+            "that they could choose heads for: pass constants, or give both to the callback instead."
+        )
 
 
 def check_inputs(batch: Any, max_length: int) -> None:
@@ -77,3 +136,37 @@ def check_classes(labels: Tensor, num_labels: int) -> None:
     raise PapaError(
         f"labels has the value {value}, but num_labels={num_labels} allows 0 to {num_labels - 1}: {remedy}."
     )
+
+
+def checked_labels(batch: Mapping[str, Tensor], num_labels: int, per_token: bool, look: bool) -> Tensor:
+    """Return the labels of a batch, checked.
+
+    Args:
+        batch: The batch.
+        num_labels: The number of classes.
+        per_token: Whether each token has a label or -100, rather than each sequence one.
+        look: Whether to look at the values too. That waits for an accelerator, so there the first batch of an epoch
+            has to do, which is enough for a data set with other classes than `num_labels` says.
+
+    Returns:
+        (B, T) or (B,), int64.
+
+    Raises:
+        PapaError: If there are none, or they are not what they must be.
+    """
+    if "labels" not in batch:
+        raise PapaError(
+            f"a batch has no labels, only {', '.join(batch)}: add them to the data set, or use predict, which "
+            "needs none."
+        )
+    labels = batch["labels"]
+    shape = tuple(batch["input_ids"].shape if per_token else batch["input_ids"].shape[:1])
+    if tuple(labels.shape) != shape or labels.is_floating_point():
+        unit = f"token, {UNLABELLED} where there is none" if per_token else "sequence"
+        raise PapaError(
+            f"labels has shape {tuple(labels.shape)} and dtype {labels.dtype}, but must be {shape} integers: one class "
+            f"for each {unit}."
+        )
+    if look or labels.device.type == "cpu":
+        check_classes(labels[labels != UNLABELLED] if per_token else labels, num_labels)
+    return labels.long()

@@ -39,9 +39,7 @@ def load_encoder(name: str) -> PreTrainedModel:
         ...
         papa_lightning.exceptions.PapaError: encoder './no-such-folder' cannot be loaded...
     """
-    with _failures_explained(name):
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-    _check_is_encoder(name, config)
+    config = _load_config(name)
     with _failures_explained(name), _without_load_report():
         encoder, report = AutoModel.from_pretrained(
             name,
@@ -58,6 +56,26 @@ def load_encoder(name: str) -> PreTrainedModel:
     if isinstance(pooler, nn.Module):
         pooler.requires_grad_(False)
     return encoder
+
+
+def vocabulary_size(name: str) -> int:
+    """Number of tokens that a pretrained encoder knows, from its configuration alone.
+
+    Args:
+        name: As for `load_encoder`.
+
+    Raises:
+        PapaError: If there is no such encoder.
+        UnsupportedEncoderError: If the model is no plain text encoder.
+    """
+    return int(_load_config(name).vocab_size)
+
+
+def _load_config(name: str) -> PreTrainedConfig:
+    with _failures_explained(name):
+        config: PreTrainedConfig = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    _check_is_encoder(name, config)
+    return config
 
 
 @contextmanager

@@ -1,11 +1,15 @@
 """Probes: the small classifiers that learn on top of an encoder's hidden states."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from papa_lightning.exceptions import PapaError
+
+Pooling = Literal["layerwise", "mean", "class_token"]
+"""How the hidden states of a sequence become one vector."""
 
 
 class LayerwiseProbe(nn.Module):
@@ -93,11 +97,7 @@ class LayerwiseProbe(nn.Module):
 
     def _check(self, hidden_states: Sequence[Tensor], attention_mask: Tensor) -> None:
         levels, max_length = self.position_weights.shape
-        if len(hidden_states) != levels:
-            raise PapaError(
-                f"hidden_states has {len(hidden_states)} levels, but the probe was built for {levels} "
-                "(the embeddings and every layer): pass all hidden states of the encoder that it was built for."
-            )
+        _check_levels(len(hidden_states), levels)
         length = hidden_states[0].shape[1]
         if length != max_length:
             raise PapaError(
@@ -109,3 +109,115 @@ class LayerwiseProbe(nn.Module):
                 f"attention_mask has shape {tuple(attention_mask.shape)}, but the hidden states are for "
                 f"{tuple(hidden_states[0].shape[:2])} (batch, tokens): pass the mask that the encoder was given."
             )
+
+
+class PooledProbe(nn.Module):
+    r"""Classify a sequence from one vector of the last level.
+
+    .. math:: \text{logits} = U\, \text{dropout}(\tanh(W v + b)) + c,
+
+    where v is the mean of the last hidden states over the real tokens (``"mean"``), or the hidden state at position 0,
+    where the tokenizers of encoders put the class token (``"class_token"``; Devlin et al. 2019, arXiv 1810.04805). A
+    sequence without any real token has a mean of 0.
+
+    Args:
+        pooling: ``"mean"`` or ``"class_token"``.
+        hidden_size: d, the size of the hidden states.
+        num_labels: C, the number of classes.
+        dropout: Share of the features that training sets to zero.
+
+    Attributes:
+        dense: Linear from d to d.
+        classifier: Linear from d to C.
+
+    Example:
+        >>> probe = PooledProbe("mean", hidden_size=16, num_labels=2)
+        >>> probe([torch.randn(5, 8, 16)], attention_mask=torch.ones(5, 8)).shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(
+        self, pooling: Literal["mean", "class_token"], hidden_size: int, num_labels: int, dropout: float = 0.1
+    ) -> None:
+        super().__init__()
+        self.pooling = pooling
+        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(hidden_size, num_labels)
+
+    def forward(self, hidden_states: Sequence[Tensor], attention_mask: Tensor) -> Tensor:
+        """Compute the logits.
+
+        Args:
+            hidden_states: L+1 tensors (B, T, d); only the last one is read.
+            attention_mask: (B, T), 1 for a real token and 0 for padding; it may have holes.
+
+        Returns:
+            (B, C), the logits of the classes.
+        """
+        last = hidden_states[-1].to(self.dense.weight.dtype)
+        if self.pooling == "class_token":
+            pooled = last[:, 0]
+        else:
+            mask = attention_mask.to(last.dtype)
+            pooled = torch.einsum("bt,btd->bd", mask, last) / mask.sum(dim=1, keepdim=True).clamp_min(1)
+        logits: Tensor = self.classifier(self.dropout(torch.tanh(self.dense(pooled))))
+        return logits
+
+
+class TokenProbe(nn.Module):
+    r"""Classify every token from the hidden states of all levels of an encoder.
+
+    .. math:: \text{logits}_t = U\, \text{dropout}(\tanh(W [x_{0t}; \dots; x_{Lt}] + b)) + c
+
+    with the hidden states :math:`x_{0t}` (embeddings) to :math:`x_{Lt}` of token t; what stands at padding is computed
+    too, for nobody. Source: Hassid et al. 2022, arXiv 2211.03495.
+
+    Args:
+        num_levels: L+1, the number of hidden states (the embeddings and every layer).
+        hidden_size: d, the size of the hidden states.
+        num_labels: C, the number of classes.
+        dropout: Share of the features that training sets to zero.
+
+    Attributes:
+        dense: Linear from (L+1)*d to d.
+        classifier: Linear from d to C.
+
+    Example:
+        >>> probe = TokenProbe(num_levels=3, hidden_size=16, num_labels=7)
+        >>> probe([torch.randn(5, 8, 16) for _ in range(3)]).shape
+        torch.Size([5, 8, 7])
+    """
+
+    def __init__(self, num_levels: int, hidden_size: int, num_labels: int, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.num_levels = num_levels
+        self.dense = nn.Linear(num_levels * hidden_size, hidden_size)
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(hidden_size, num_labels)
+
+    def forward(self, hidden_states: Sequence[Tensor], attention_mask: Tensor | None = None) -> Tensor:
+        """Compute the logits.
+
+        Args:
+            hidden_states: L+1 tensors (..., d), the embeddings first.
+            attention_mask: Not read; probes of tasks are called with it.
+
+        Returns:
+            (..., C), the logits of the classes of every token.
+
+        Raises:
+            PapaError: If the number of levels is not what the probe was built for.
+        """
+        _check_levels(len(hidden_states), self.num_levels)
+        features = torch.cat([level.to(self.dense.weight.dtype) for level in hidden_states], dim=-1)
+        logits: Tensor = self.classifier(self.dropout(torch.tanh(self.dense(features))))
+        return logits
+
+
+def _check_levels(found: int, levels: int) -> None:
+    if found != levels:
+        raise PapaError(
+            f"hidden_states has {found} levels, but the probe was built for {levels} (the embeddings and every "
+            "layer): pass all hidden states of the encoder that it was built for."
+        )

@@ -11,7 +11,6 @@ from papa_lightning.cli import PapaCLI, main
 from papa_lightning.encoders import is_calibrated, swapped_layers
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-TASKS = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem not in ("defaults", "demo"))
 
 
 @pytest.fixture(autouse=True)
@@ -35,24 +34,6 @@ def papa(*args: str) -> PapaCLI:
     cli = main(list(args))
     assert cli is not None
     return cli
-
-
-@pytest.mark.parametrize("task", TASKS)
-def test_fit_with_every_task(
-    task: str, encoder_folder: str, data_folder: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    cli = papa(
-        "fit", "--config", str(CONFIGS / "defaults.yaml"), "--config", str(CONFIGS / f"{task}.yaml"),
-        "--model.init_args.encoder", encoder_folder, "--data.init_args.data_dir", data_folder,
-        "--trainer.accelerator", "cpu", "--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false",
-    )  # fmt: skip
-    assert is_calibrated(cli.model.encoder)
-    assert cli.model.hparams["metrics"] == cli.datamodule.metrics
-    printed = capsys.readouterr().out
-    assert "heads constant" in printed
-    assert "4 of 4 (100.0%)" in printed
-    assert f"val/{cli.datamodule.metrics[0]}" in printed
-    assert "constants.safetensors" in printed
 
 
 def test_the_demo_configuration(encoder_folder: str) -> None:

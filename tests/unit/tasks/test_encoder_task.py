@@ -111,6 +111,10 @@ def test_attributes_and_hyperparameters(bert: str) -> None:
         "constants": None,
         "heads": "all",
         "ranking": None,
+        "regime": None,
+        "constants_learning_rate": None,
+        "label_names": None,
+        "pooling": "layerwise",
     }
 
 

@@ -56,7 +56,10 @@ def test_extremes_of_the_correlation(flip: bool, expected: float) -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["precision"], r"'precision', which is not a metric: choose from accuracy, matthews_corrcoef, f1"),
+        (
+            ["precision"],
+            r"'precision', which is not a metric of this task: choose from accuracy, matthews_corrcoef, f1",
+        ),
         ([], "at least one name"),
         ("accuracy", "must be a list"),
         (["f1", "f1"], "names a metric twice"),

@@ -1,0 +1,182 @@
+"""Predictions of a whole data set in one file, whatever the number of processes."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TextIO
+
+import lightning as L
+from datasets import Dataset
+from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from papa_lightning.exceptions import PapaError
+from papa_lightning.files import write_atomically
+
+_FORMATS = (".jsonl", ".parquet")
+_NONE = -100
+
+
+class PredictionWriter(BasePredictionWriter):
+    """Write what `Trainer.predict` predicts: one row an example, in the order of the data set, each example once.
+
+    Columns: ``example_id``; for a task with one label an example ``label`` and ``probabilities``, one number for each
+    class in the order of the module's `label_names`; for a task with a label a token ``labels`` and
+    ``probabilities``, lists with one entry for each predicted word or token. Labels are names where the module has
+    `label_names`, else numbers.
+
+    Each process writes a part beside the output while it predicts, so that memory holds one batch, and at the end the
+    first process puts them together; with several machines, the folder must be one that all of them see. With several
+    data loaders there is a file for each, ``predictions-matched.jsonl``: named by the datamodule's
+    `validation_names` if it has as many, else numbered from 0.
+
+    Args:
+        output: A ``.jsonl`` or ``.parquet`` file. None: ``predictions.jsonl`` in the logger's folder, or in the
+            working folder without a logger.
+
+    Attributes:
+        paths: The files that were written.
+
+    Raises:
+        PapaError: For another kind of file. While predicting: when a prediction is no mapping with ``example_id``,
+            ``labels`` and ``probabilities``, as the tasks of papa_lightning give it.
+
+    Example:
+        >>> from lightning import Trainer
+        >>> trainer = Trainer(callbacks=[PredictionWriter("predictions.parquet")], logger=False)
+    """
+
+    def __init__(self, output: str | None = None) -> None:
+        super().__init__(write_interval="batch")
+        if output is not None and Path(output).suffix not in _FORMATS:
+            raise PapaError(f"output is {output!r}, but must be a file that ends with {' or '.join(_FORMATS)}.")
+        self.output = output
+        self.paths: list[str] = []
+        self._target = Path()
+        self._part: TextIO | None = None
+        self._rows = 0
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Open this process's part, in place of one that an interrupted run left."""
+        folder = trainer.log_dir if self.output is None and trainer.loggers else None  # broadcast: on every process
+        self._target = Path(self.output) if self.output is not None else Path(folder or ".") / "predictions.jsonl"
+        self._target.parent.mkdir(parents=True, exist_ok=True)
+        self._part = open(self._part_path(trainer.global_rank), "w", encoding="utf-8")  # noqa: SIM115 (closed below)
+        self._rows = 0
+
+    def write_on_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        prediction: Any,
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Add the rows of a batch to this process's part."""
+        assert self._part is not None
+        rows = prediction_rows(prediction, getattr(pl_module, "label_names", None))
+        for number, row in enumerate(rows):
+            # Without a torch DataLoader nobody knows the places, but then there is one process and the order is right.
+            place = batch_indices[number] if batch_indices else self._rows
+            self._part.write(f"{dataloader_idx}\t{place}\t{json.dumps(row, ensure_ascii=False)}\n")
+            self._rows += 1
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Put the parts together."""
+        self._close()
+        trainer.strategy.barrier("papa: parts of predictions are written")
+        loaders = trainer.predict_dataloaders
+        count = len(loaders) if isinstance(loaders, (list, tuple, Mapping)) else 1
+        names = getattr(getattr(trainer, "datamodule", None), "validation_names", ())
+        targets = [self._target]
+        if count > 1:
+            suffixes = names if len(names) == count else range(count)
+            targets = [self._target.with_stem(f"{self._target.stem}-{suffix}") for suffix in suffixes]
+        self.paths = [str(target) for target in targets]
+        if trainer.is_global_zero:
+            self._merge([self._part_path(rank) for rank in range(trainer.world_size)], targets)
+        trainer.strategy.barrier("papa: predictions are written")
+        rank_zero_info(f"Predictions are in {', '.join(self.paths)}.")
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Remove this process's part: the output is complete or as it was before."""
+        if self._part is not None:
+            self._close()
+            with suppress(FileNotFoundError):
+                self._part_path(trainer.global_rank).unlink()
+
+    def _merge(self, parts: Sequence[Path], targets: Sequence[Path]) -> None:
+        lines: list[dict[int, str]] = [{} for _ in targets]
+        for part in parts:
+            with open(part, encoding="utf-8") as file:
+                for line in file:
+                    loader, place, row = line.split("\t", 2)
+                    lines[int(loader)][int(place)] = row  # a sampler of the user's own may repeat an example
+        for target, rows in zip(targets, lines, strict=True):
+            ordered = [rows[place] for place in sorted(rows)]
+            write_atomically(target, _parquet(ordered) if target.suffix == ".parquet" else "".join(ordered).encode())
+        for part in parts:
+            part.unlink()
+
+    def _part_path(self, rank: int) -> Path:
+        return self._target.with_name(f".{self._target.name}.part{rank}")
+
+    def _close(self) -> None:
+        if self._part is not None:
+            self._part.close()
+            self._part = None
+
+
+def prediction_rows(prediction: Any, label_names: Sequence[str] | None) -> Iterator[dict[str, Any]]:
+    """Turn the prediction of a batch into one row an example, of Python values.
+
+    Args:
+        prediction: Mapping of `example_id` (B,), `labels` (B,) or (B, T), -100 where there is none, and
+            `probabilities` (B, C), (B, T, C) or (B, T).
+        label_names: Names of the classes by number, or None.
+
+    Yields:
+        The rows.
+
+    Raises:
+        PapaError: If the prediction is something else.
+
+    Example:
+        >>> import torch
+        >>> prediction = {"example_id": torch.tensor([7]), "labels": torch.tensor([1])}
+        >>> prediction["probabilities"] = torch.tensor([[0.25, 0.75]])
+        >>> list(prediction_rows(prediction, ["negative", "positive"]))
+        [{'example_id': 7, 'label': 'positive', 'probabilities': [0.25, 0.75]}]
+    """
+    wanted = ("example_id", "labels", "probabilities")
+    if not isinstance(prediction, Mapping) or not all(isinstance(prediction.get(name), Tensor) for name in wanted):
+        found = ", ".join(map(str, prediction)) if isinstance(prediction, Mapping) else type(prediction).__name__
+        raise PapaError(
+            f"predict_step returned {found}, but PredictionWriter writes mappings with the tensors "
+            f"{', '.join(wanted)}: return one, as the tasks of papa_lightning do."
+        )
+
+    def name(label: int) -> str | int:
+        return label_names[label] if label_names is not None and label < len(label_names) else label
+
+    ids, labels, probabilities = (prediction[column].cpu() for column in wanted)
+    for example, label, probability in zip(ids.tolist(), labels, probabilities, strict=True):
+        if label.dim() == 0:
+            yield {"example_id": example, "label": name(int(label)), "probabilities": probability.tolist()}
+        else:
+            chosen = label != _NONE
+            names = [name(one) for one in label[chosen].tolist()]
+            yield {"example_id": example, "labels": names, "probabilities": probability[chosen].tolist()}
+
+
+def _parquet(lines: Sequence[str]) -> bytes:
+    content = io.BytesIO()
+    Dataset.from_list([json.loads(line) for line in lines]).to_parquet(content)
+    return content.getvalue()

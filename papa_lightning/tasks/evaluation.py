@@ -1,0 +1,159 @@
+"""The steps of a task: loss, scores over several processes and data sets, predictions."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, Literal, cast
+
+import lightning as L
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+
+from papa_lightning.exceptions import PapaError
+from papa_lightning.tasks.checks import check_inputs
+from papa_lightning.tasks.scores import Scored, StageScores
+from papa_lightning.tasks.shards import nth_loader, unrepeated_rows
+
+
+class EvaluatedTask(L.LightningModule, ABC):
+    """The part of `EncoderTask` that runs the steps. Subclasses say how a batch is scored, and what is predicted.
+
+    Attributes:
+        scores: Loss and metrics, by stage.
+    """
+
+    scores: nn.ModuleDict
+
+    @abstractmethod
+    def score(self, batch: Mapping[str, Tensor], batch_idx: int, rows: int | None = None) -> Scored:
+        """Compute the loss of a labelled batch and what its metrics compare.
+
+        Args:
+            batch: A labelled batch.
+            batch_idx: Its number in the data loader.
+            rows: Only so many leading sequences count; None: all.
+
+        Returns:
+            Loss, predictions and labels.
+
+        Raises:
+            PapaError: If the batch has no labels, labels that are no classes, or does not fit encoder and probe.
+        """
+
+    @abstractmethod
+    def predict(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Predict the classes of a batch, with or without labels.
+
+        Args:
+            batch: A batch.
+
+        Returns:
+            `labels` (B,) or (B, T), the predicted classes, -100 where there is nothing to predict; `probabilities` in
+            float32, (B, C), (B, T, C) or (B, T).
+        """
+
+    def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
+        """Compute and log the loss of a batch.
+
+        Args:
+            batch: A labelled batch.
+            batch_idx: Its number in the epoch.
+
+        Returns:
+            The loss, a scalar.
+
+        Raises:
+            PapaError: See `score`.
+        """
+        loss = self.score(batch, batch_idx).loss
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["input_ids"]))
+        return loss
+
+    def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Log loss and metrics of a labelled batch.
+
+        Args:
+            batch: A labelled batch.
+            batch_idx: Its number in the data loader.
+            dataloader_idx: Which of several validation sets it comes from.
+        """
+        self._evaluate(batch, batch_idx, "val", dataloader_idx)
+
+    def test_step(self, batch: Mapping[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Log loss and metrics of a labelled batch.
+
+        Args:
+            batch: A labelled batch.
+            batch_idx: Its number in the data loader.
+            dataloader_idx: Which of several test sets it comes from.
+        """
+        self._evaluate(batch, batch_idx, "test", dataloader_idx)
+
+    def predict_step(self, batch: Mapping[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Predict the classes of a batch, with or without labels.
+
+        Args:
+            batch: A batch with `example_id`.
+            batch_idx: Its number in the data loader.
+            dataloader_idx: Which of several data loaders it comes from.
+
+        Returns:
+            `example_id` (B,), and `labels` and `probabilities` of `predict`.
+
+        Raises:
+            PapaError: If the batch has no `example_id`, or does not fit encoder and probe.
+        """
+        if "example_id" not in batch:
+            raise PapaError(
+                "a batch to predict has no example_id, so that predictions of several processes could not be put in "
+                "order: let the datamodule number its examples."
+            )
+        return {"example_id": batch["example_id"], **self.predict(batch)}
+
+    def on_validation_start(self) -> None:
+        """Make room for the metrics of several validation sets."""
+        self._prepare_scores("val", len(self.trainer.num_val_batches))
+
+    def on_test_start(self) -> None:
+        """Make room for the metrics of several test sets."""
+        self._prepare_scores("test", len(self.trainer.num_test_batches))
+
+    def metrics_of(self, stage: Literal["val", "test"], dataloader_idx: int = 0) -> MetricCollection:
+        """Return the metrics of one data loader, under their bare names.
+
+        They are logged as ``val/accuracy`` for the first loader, so that `score_name` does not depend on how many
+        there are, and for a further one with its name behind, ``val/accuracy/mismatched``, if the datamodule has
+        `validation_names`, else with its number, ``val/accuracy/dataloader_idx_1``.
+
+        Args:
+            stage: ``"val"`` or ``"test"``.
+            dataloader_idx: Which of several data loaders of the stage.
+        """
+        return self._scores(stage).of(dataloader_idx)
+
+    def _evaluate(
+        self, batch: Mapping[str, Tensor], batch_idx: int, stage: Literal["val", "test"], dataloader_idx: int
+    ) -> None:
+        scored = self.score(batch, batch_idx, self._rows_that_count(batch, batch_idx, stage, dataloader_idx))
+        scores = self._scores(stage)
+        scores.update(scored, dataloader_idx)
+        # The objects are logged, not their values: Lightning computes them once an epoch over all processes.
+        for name, metric in scores.logged(dataloader_idx).items():
+            is_loss = name.startswith(f"{stage}/loss")
+            self.log(name, metric, prog_bar=not is_loss, add_dataloader_idx=False, batch_size=max(scored.count, 1))
+
+    def _rows_that_count(
+        self, batch: Any, batch_idx: int, stage: Literal["val", "test"], dataloader_idx: int
+    ) -> int | None:
+        """Leave out an example that this process has only because others have one more."""
+        if self._trainer is None or self.trainer.world_size == 1:
+            return None
+        check_inputs(batch, self.hparams["max_length"])
+        loaders = self.trainer.val_dataloaders if stage == "val" else self.trainer.test_dataloaders
+        return unrepeated_rows(nth_loader(loaders, dataloader_idx), batch_idx, len(batch["input_ids"]))
+
+    def _scores(self, stage: Literal["val", "test"]) -> StageScores:
+        return cast(StageScores, self.scores[stage])
+
+    def _prepare_scores(self, stage: Literal["val", "test"], loaders: int) -> None:
+        datamodule = getattr(self.trainer, "datamodule", None)
+        self._scores(stage).prepare(loaders, getattr(datamodule, "validation_names", ()))
