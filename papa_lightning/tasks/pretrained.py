@@ -4,7 +4,7 @@ import inspect
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -18,7 +18,7 @@ _LOAD_FAILURES = (OSError, ValueError, KeyError, ImportError, RuntimeError, Safe
 
 
 def load_encoder(name: str) -> PreTrainedModel:
-    """Load a pretrained encoder in float32, without task head and without pooler.
+    """Load a pretrained encoder in float32, without task head and without pooler; of an encoder-decoder, the encoder.
 
     Nothing that reads hidden states uses the pooler, and a parameter without gradient stops DistributedDataParallel;
     a family whose pooler cannot be left out gets it frozen. Code from the hub is never run.
@@ -52,6 +52,8 @@ def load_encoder(name: str) -> PreTrainedModel:
         )
     _check_complete(name, report)
     assert isinstance(encoder, PreTrainedModel)
+    if hasattr(encoder, "decoder"):  # the configuration of a T5 encoder that was saved alone does not tell
+        encoder = cast(PreTrainedModel, encoder.get_encoder())
     pooler = getattr(encoder, "pooler", None)
     if isinstance(pooler, nn.Module):
         pooler.requires_grad_(False)
@@ -90,10 +92,6 @@ def _failures_explained(name: str) -> Iterator[None]:
 
 
 def _check_is_encoder(name: str, config: PreTrainedConfig) -> None:
-    if config.is_encoder_decoder:
-        raise UnsupportedEncoderError(
-            f"encoder {name!r} is an encoder-decoder ({config.model_type}): pass an encoder such as BERT or RoBERTa."
-        )
     for attribute in ("hidden_size", "num_hidden_layers", "vocab_size"):
         if not hasattr(config, attribute):
             raise UnsupportedEncoderError(
@@ -104,7 +102,7 @@ def _check_is_encoder(name: str, config: PreTrainedConfig) -> None:
 
 def _check_complete(name: str, report: Mapping[str, Any]) -> None:
     # transformers only warns and fills them at random; results of such an encoder would mean nothing.
-    absent = [key for key in report["missing_keys"] if "pooler" not in key.split(".")]
+    absent = [key for key in report["missing_keys"] if not {"pooler", "decoder"} & set(key.split("."))]
     absent += [key for key, *_ in report["mismatched_keys"]]
     if absent:
         raise PapaError(

@@ -12,10 +12,14 @@ from transformers import (
     DebertaV2Model,
     ElectraConfig,
     ElectraModel,
+    PreTrainedModel,
     RobertaConfig,
     RobertaModel,
     T5Config,
+    T5EncoderModel,
     T5Model,
+    ViTConfig,
+    ViTModel,
 )
 
 from papa_lightning.encoders import accepted_inputs, position_limit
@@ -135,8 +139,19 @@ def test_a_pooler_that_was_left_out_is_not_reported(bert_folder: Path, caplog: p
     assert caplog.records == []
 
 
-def test_encoder_decoder_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("saved", [T5Model, T5EncoderModel])
+def test_of_an_encoder_decoder_the_encoder_is_taken(tmp_path: Path, saved: type[PreTrainedModel]) -> None:
     config = T5Config(vocab_size=40, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0)
-    T5Model(config).save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedEncoderError, match=r"encoder-decoder \(t5\)"):
+    model = saved(config)
+    model.save_pretrained(tmp_path)
+    encoder = load_encoder(str(tmp_path))
+    assert list(encoder.state_dict()) == list(model.get_encoder().state_dict())
+    for name, value in encoder.state_dict().items():
+        assert torch.equal(value, model.get_encoder().state_dict()[name])
+
+
+def test_models_of_images_are_refused(tmp_path: Path) -> None:
+    config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=32)
+    ViTModel(config).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedEncoderError, match=r"\(vit\) has no vocab_size"):
         load_encoder(str(tmp_path))
