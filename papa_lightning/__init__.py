@@ -1,7 +1,7 @@
 """How much does a pretrained encoder's attention matter? Calibrate, freeze and compare its heads."""
 
 from papa_lightning.calibration import AttentionAverages, AttentionConstants, calibrate
-from papa_lightning.callbacks import ConstantAttention
+from papa_lightning.callbacks import ConstantAttention, HeadGates
 from papa_lightning.datamodules import (
     CoLADataModule,
     DemoDataModule,
@@ -26,6 +26,7 @@ __all__ = [
     "CoLADataModule",
     "ConstantAttention",
     "DemoDataModule",
+    "HeadGates",
     "HeadRanking",
     "MNLIDataModule",
     "MRPCDataModule",

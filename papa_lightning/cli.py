@@ -5,21 +5,48 @@ from __future__ import annotations
 import inspect
 import os
 import sys
+import zipfile
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import lightning as L
+from jsonargparse import DefaultHelpFormatter, Namespace
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 # Imported for their names: a configuration file says `class_path: SST2DataModule`, and what is imported is found.
 from papa_lightning import callbacks, datamodules, tasks  # noqa: F401
-from papa_lightning.callbacks import CalibrationRun, ConstantAttention, PredictionWriter
+from papa_lightning.callbacks import CalibratingCallback, CalibrationRun, ConstantAttention, PredictionWriter
+from papa_lightning.configuration_errors import configuring, error_line
+from papa_lightning.criteria import RankingRun, criterion_from, gates_for, list_ranking, load_trained
 from papa_lightning.exceptions import PapaError
+from papa_lightning.files import check_output
+from papa_lightning.ranking import HeadRanking
 from papa_lightning.summary import summarize_fit, summarize_scores
 
 #: What a task takes from its data module.
 _FROM_DATA = ("num_labels", "metrics", "max_length", "label_names")
+
+#: Verbs of ours that go over the train data and leave a file.
+_RUNS = ("calibrate", "rank")
+
+#: Commands that are no verbs of a Trainer. What they need (tables, figures) is imported only when one of them runs.
+_COMMANDS = ("study", "report", "plan")
+
+_DESCRIPTION = "Freeze attention heads of pretrained encoders to averages, and measure what it costs."
+
+_SUMMARY = """further commands, each with a --help of its own:
+    study               Score against share of constant heads, for encoders,
+                        tasks, criteria and seeds.
+    report              The page and the figures of a study.
+    plan                The most heads that can be constant within a loss of
+                        the score, confirmed on held-out data.
+
+papa VERB --help lists the arguments of a verb, and --print_config all their
+values. PAPA_DEBUG=1 shows the traceback of an error."""
 
 
 class PapaTrainer(L.Trainer):
@@ -40,9 +67,48 @@ class PapaTrainer(L.Trainer):
             datamodule: Its train data are calibrated on.
             output: Where the constants are written; `fit` takes the file as `constants` of ConstantAttention.
         """
+        check_output("output", output)
         configured = [callback for callback in self.callbacks if isinstance(callback, ConstantAttention)]
         run = CalibrationRun(configured[0] if configured else ConstantAttention(), output)
         self.callbacks = [callback for callback in self.callbacks if callback not in configured] + [run]
+        self.fit(model, datamodule=datamodule)
+
+    def rank(
+        self,
+        model: L.LightningModule,
+        datamodule: L.LightningDataModule | None = None,
+        criterion: str = "variance",
+        output: str = "ranking.json",
+        constants: str | None = None,
+        ckpt_path: str | None = None,
+    ) -> None:
+        """Rank the heads of the encoder over the train data and write a ranking file.
+
+        Args:
+            model: The task.
+            datamodule: Its train data are gone over.
+            criterion: variance, divergence, output, taylor, gate, greedy, random:SEED, layer:bottom_up or
+                layer:top_down. gate trains; so does a criterion that asks the loss, where there is no ckpt_path.
+            output: Where the ranking is written; `fit` takes the file as `ranking` of ConstantAttention.
+            constants: A constants file; without one, a criterion that needs constants calibrates first.
+            ckpt_path: Checkpoint of the trained task.
+        """
+        check_output("output", output)
+        configured = [callback for callback in self.callbacks if isinstance(callback, CalibratingCallback)]
+        others = [callback for callback in self.callbacks if callback not in configured]
+        calibration = next(iter(configured), ConstantAttention())
+        if ckpt_path is not None:
+            load_trained(model, ckpt_path, calibration.encoder)
+        if criterion == "gate":
+            self.callbacks = [*others, gates_for(output, constants, configured)]
+        else:
+            if self.world_size > 1:
+                raise PapaError(
+                    f"devices and num_nodes make {self.world_size} processes, but heads are ranked by one: pass "
+                    "--trainer.devices 1."
+                )
+            train_first = "loss" in criterion_from(criterion).needs and ckpt_path is None
+            self.callbacks = [*others, RankingRun(criterion, output, calibration, constants, train_first)]
         self.fit(model, datamodule=datamodule)
 
     def predict(  # type: ignore[override]
@@ -76,7 +142,9 @@ class PapaTrainer(L.Trainer):
         ckpt_path: str | None = None,
         weights_only: bool | None = None,
     ) -> Sequence[Mapping[str, float]]:
-        """As Lightning's, but quiet: the command line prints a table of its own.
+        """Score a task on its validation data.
+
+        As Lightning's, but quiet: the command line prints a table of its own.
 
         Args:
             model: The task.
@@ -95,7 +163,9 @@ class PapaTrainer(L.Trainer):
         ckpt_path: str | None = None,
         weights_only: bool | None = None,
     ) -> Sequence[Mapping[str, float]]:
-        """As Lightning's, but quiet: the command line prints a table of its own.
+        """Score a task on its test data.
+
+        As Lightning's, but quiet: the command line prints a table of its own.
 
         Args:
             model: The task.
@@ -106,19 +176,50 @@ class PapaTrainer(L.Trainer):
         return super().test(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False, weights_only=weights_only)
 
 
+class _HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """jsonargparse's, but the text below the arguments keeps its lines."""
+
+
 class PapaCLI(LightningCLI):
-    """LightningCLI with the links between data and task, ``calibrate``, and a summary after ``fit``."""
+    """LightningCLI with the links between data and task, ``calibrate``, ``rank``, and a summary after ``fit``."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's subcommands and ``calibrate``."""
-        return {**LightningCLI.subcommands(), "calibrate": {"model", "datamodule"}}
+        """Lightning's subcommands, ``calibrate`` and ``rank``."""
+        return {**LightningCLI.subcommands(), **{verb: {"model", "datamodule"} for verb in _RUNS}}
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """A parser whose errors :func:`main` prints."""
+        return super().init_parser(**kwargs, exit_on_error=False, formatter_class=_HelpFormatter)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """What one part of a configuration says, the other parts need not repeat."""
         parser.link_arguments("model.init_args.encoder", "data.init_args.tokenizer")
         for name in _FROM_DATA:
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse, and refuse what would end as an error from inside Lightning."""
+        super().parse_arguments(parser, args)
+        config = self.config[self.config.subcommand]
+        seed, checkpoint = config.get("seed_everything"), config.get("ckpt_path")
+        if not isinstance(seed, bool) and isinstance(seed, int) and not 0 <= seed < 2**32:
+            raise PapaError(f"seed_everything is {seed}, but must be at least 0 and below 2**32.")
+        if checkpoint is not None:
+            check_checkpoint(str(checkpoint))
+        self._asked = (config.get("model.init_args") or Namespace()).clone()
+
+    def before_instantiate_classes(self) -> None:
+        """Tell which arguments of the task a checkpoint has overridden: Lightning does so without a word."""
+        used = self.config[self.config.subcommand].get("model.init_args") or Namespace()
+        for name, told in self._asked.items():
+            if name in used and name not in _FROM_DATA and _plain(used[name]) != _plain(told):
+                rank_zero_warn(f"model.{name} is {used[name]!r}, from ckpt_path, and not {told!r} as configured.")
+
+    def instantiate_classes(self) -> None:
+        """Make data, model and trainer; what their constructors refuse is an error of the configuration."""
+        with configuring("the configuration"):
+            super().instantiate_classes()
 
     def after_instantiate_classes(self) -> None:
         """Refuse a task that was told something else than its data say: the link would win, and nobody would know."""
@@ -133,13 +234,13 @@ class PapaCLI(LightningCLI):
                 )
 
     def instantiate_trainer(self, **kwargs: object) -> L.Trainer:
-        """A calibration run needs no logger, no checkpoints and no validation."""
-        if self.subcommand == "calibrate":
+        """A calibration or ranking run needs no logger, no checkpoints and no validation."""
+        if self.subcommand in _RUNS:
             kwargs |= {"logger": False, "enable_checkpointing": False, "num_sanity_val_steps": 0}
             kwargs |= {"limit_val_batches": 0, "min_epochs": None, "min_steps": None}
             configured = self._get(self.config_init, "trainer")["callbacks"] or []
             kept = configured if isinstance(configured, list) else [configured]
-            kwargs["callbacks"] = [callback for callback in kept if isinstance(callback, ConstantAttention)]
+            kwargs["callbacks"] = [callback for callback in kept if isinstance(callback, CalibratingCallback)]
             self.save_config_callback = None
         return super().instantiate_trainer(**kwargs)
 
@@ -148,6 +249,11 @@ class PapaCLI(LightningCLI):
         summary = summarize_fit(self.trainer, self.model)  # on every process: the log folder is broadcast
         if summary is not None:
             rank_zero_only(print)(summary)
+
+    def after_rank(self) -> None:
+        """Print the heads at both ends of the ranking, and where it is."""
+        output = self.config[self.subcommand]["output"]
+        rank_zero_only(print)(list_ranking(HeadRanking.load(output), output))
 
     def after_validate(self) -> None:
         """Print the scores."""
@@ -158,36 +264,74 @@ class PapaCLI(LightningCLI):
         rank_zero_only(print)(summarize_scores(self.trainer, self.model, "test"))
 
 
-def main(args: ArgsType = None) -> PapaCLI | None:
+def main(args: ArgsType = None) -> object:
     """Run the command line.
 
     Args:
         args: Arguments as a list; None takes those of the process.
 
     Returns:
-        For given arguments the CLI object, with ``trainer``, ``model`` and ``datamodule`` as the command left them.
-        Without, None: the installed command exits with what it gets, and only None means success.
+        For given arguments of a verb of the Trainer the CLI object, with ``trainer``, ``model`` and ``datamodule`` as
+        the command left them; of another command what that returns. Without given arguments, None: the installed
+        command exits with what it gets, and only None means success.
 
     Raises:
         SystemExit: With code 2 and one line on stderr for invalid input. With PAPA_DEBUG=1 in the environment the
             PapaError itself, with its traceback.
     """
+    words = sys.argv[1:] if args is None else args
     try:
-        cli = PapaCLI(
-            trainer_class=PapaTrainer,
-            trainer_defaults={"callbacks": [Timer()]},
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            save_config_kwargs={"overwrite": True},
-            args=args,
-        )
-    except ValueError as error:
-        explained = explanation(error)
-        if explained is None or os.environ.get("PAPA_DEBUG") == "1":
+        done = _run(words, args) if isinstance(words, list) else _run_trainer(args)
+    except Exception as error:
+        line = error_line(error)
+        if line is None or os.environ.get("PAPA_DEBUG") == "1":
             raise
-        print(f"papa: error: {' '.join(str(explained).split())}", file=sys.stderr)
+        print(f"papa: error: {line}", file=sys.stderr)
         raise SystemExit(2) from error
-    return None if args is None else cli
+    return None if args is None else done
+
+
+def _run(words: list[str], args: ArgsType) -> object:
+    verbs = [*PapaCLI.subcommands(), *_COMMANDS]
+    if not words or not (words[0].startswith("-") or words[0] in verbs):
+        found = f"there is no command {words[0]!r}" if words else "no command is given"
+        raise PapaError(f"{found}: choose from {', '.join(verbs)}; `papa --help` says what they do.")
+    if words[0] in _COMMANDS:
+        from papa_lightning import commands
+
+        return getattr(commands, words[0])(words[1:])
+    return _run_trainer(args)
+
+
+def _run_trainer(args: ArgsType) -> PapaCLI:
+    return PapaCLI(
+        trainer_class=PapaTrainer,
+        trainer_defaults={"callbacks": [Timer()]},
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        save_config_kwargs={"overwrite": True},
+        parser_kwargs={"description": _DESCRIPTION, "epilog": _SUMMARY},
+        args=args,
+    )
+
+
+def check_checkpoint(path: str) -> None:
+    """Refuse a checkpoint that is not there, or not whole, before anything is made.
+
+    Args:
+        path: As given on the command line: a file, a folder of a sharded checkpoint, an address, or "last".
+
+    Raises:
+        PapaError: When it cannot be used.
+    """
+    if path == "best":
+        raise PapaError("ckpt_path is 'best', which only the run that trained knows: pass the path of a checkpoint.")
+    if path in ("last", "hpc") or path.startswith("registry") or "://" in path or Path(path).is_dir():
+        return
+    if not Path(path).is_file():
+        raise PapaError(f"ckpt_path is {path!r}, but there is no such file: pass the path of a checkpoint.")
+    if not zipfile.is_zipfile(path):
+        raise PapaError(f"ckpt_path is {path!r}, which is damaged or no checkpoint: pass another one, or start anew.")
 
 
 def _default(task: type, name: str) -> object:
@@ -202,13 +346,3 @@ def _default(task: type, name: str) -> object:
 def _plain(value: object) -> object:
     """A value as YAML has it: sequences are lists."""
     return list(value) if isinstance(value, tuple) else value
-
-
-def explanation(error: BaseException | None) -> PapaError | None:
-    """The PapaError that an error is, or that it was raised from.
-
-    The parser wraps what a constructor raises in an error of its own, with a page of values around the one line.
-    """
-    while error is not None and not isinstance(error, PapaError):
-        error = error.__cause__ or error.__context__
-    return error

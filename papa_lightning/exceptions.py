@@ -36,3 +36,27 @@ class RankingFileError(PapaError):
 
 class DataError(PapaError):
     """Task data is missing, unreadable, or not what the task expects."""
+
+
+class ResultFileError(PapaError):
+    """A result of a study cannot be read, or is not one."""
+
+
+class StudyError(PapaError):
+    """A study cannot be planned or run as asked, or its folder holds something else."""
+
+
+def explanation(error: BaseException | None) -> PapaError | None:
+    """The PapaError that an error is, or that it was raised from.
+
+    A parser wraps what a constructor raises in an error of its own, with a page of values around the one line.
+
+    Args:
+        error: Any error.
+
+    Returns:
+        The PapaError, or None when there is none behind it.
+    """
+    while error is not None and not isinstance(error, PapaError):
+        error = error.__cause__ or error.__context__
+    return error

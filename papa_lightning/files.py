@@ -6,6 +6,8 @@ import os
 import tempfile
 from pathlib import Path
 
+from papa_lightning.exceptions import PapaError
+
 
 def write_atomically(path: str | Path, content: bytes) -> Path:
     """Write a file so that a reader, also after a crash, sees the old content or the new, never a part.
@@ -34,3 +36,26 @@ def write_atomically(path: str | Path, content: bytes) -> Path:
         Path(temporary).unlink(missing_ok=True)
         raise
     return path
+
+
+def check_output(name: str, path: str | Path) -> None:
+    """Refuse an output that could not be written, before the work that it is for.
+
+    Args:
+        name: Of the argument, for the message.
+        path: The file to come; its folder is made when missing.
+
+    Raises:
+        PapaError: When it is a folder, or its folder cannot be made or written to.
+    """
+    try:
+        if Path(path).is_dir():
+            raise IsADirectoryError(None, "it is a folder")
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=Path(path).parent):
+            pass
+    except OSError as error:
+        raise PapaError(
+            f"{name} is {str(path)!r}, which cannot be written ({error.strerror}): pass a file in a folder that you "
+            "may write to."
+        ) from error

@@ -10,7 +10,7 @@ from typing import Literal
 import lightning as L
 from lightning.pytorch.callbacks import Timer
 
-from papa_lightning.callbacks import ConstantAttention, constant_heads, discover_encoder
+from papa_lightning.callbacks import CalibratingCallback, HeadGates, constant_heads, discover_encoder
 from papa_lightning.encoders import encoder_shape
 from papa_lightning.exceptions import UnsupportedEncoderError
 
@@ -29,6 +29,7 @@ class FitSummary:
         logs: Folder of the logs, or None.
         constants: Constants file, or None.
         checkpoint: Last or best checkpoint, or None.
+        ranking: Ranking file, or None when no gates were trained.
     """
 
     constant: int
@@ -40,6 +41,7 @@ class FitSummary:
     logs: str | None
     constants: str | None
     checkpoint: str | None
+    ranking: str | None = None
 
     @property
     def share(self) -> float:
@@ -56,6 +58,7 @@ class FitSummary:
             ("logs", _path(self.logs, "none")),
             ("constants", _path(self.constants, "not written")),
             ("checkpoint", _path(self.checkpoint, "none")),
+            *([("ranking", _path(self.ranking, ""))] if self.ranking else []),
         ]
         return _table(rows)
 
@@ -70,7 +73,7 @@ def summarize_fit(trainer: L.Trainer, module: L.LightningModule) -> FitSummary |
     Returns:
         The summary, or None when the module holds no supported encoder.
     """
-    callback = next((one for one in trainer.callbacks if isinstance(one, ConstantAttention)), None)  # type: ignore[attr-defined]
+    callback = next((one for one in trainer.callbacks if isinstance(one, CalibratingCallback)), None)  # type: ignore[attr-defined]
     timer = next((one for one in trainer.callbacks if isinstance(one, Timer)), None)  # type: ignore[attr-defined]
     try:
         encoder = discover_encoder(module, callback.encoder if callback else None)
@@ -89,6 +92,7 @@ def summarize_fit(trainer: L.Trainer, module: L.LightningModule) -> FitSummary |
         logs=trainer.log_dir if trainer.loggers else None,
         constants=callback.constants_path if callback else None,
         checkpoint=getattr(trainer.checkpoint_callback, "best_model_path", None),
+        ranking=callback.ranking_path if isinstance(callback, HeadGates) else None,
     )
 
 

@@ -48,7 +48,7 @@ class ConstantHeads(TokenMixer):
         """See :meth:`TokenMixer.forward`."""
         constants = self.constants_for(value)
         if constants.shape[-1] > self.certain_length and not torch.compiler.is_compiling():
-            self.watch.check(self.layer, self.constant_heads, constants, mask)
+            self.watch.check(self.layer, self.constant_heads, constants, mask, self.constants)
         if need_weights:
             weights = self._weights(query, key, constants, mask, scaling, bias, batch=value.shape[0])
             return apply_attention(weights, value, dropout), weights

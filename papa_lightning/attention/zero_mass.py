@@ -15,8 +15,26 @@ class ZeroMassWarning(UserWarning):
     """A real token attends to nothing: calibration saw none of the keys that it may attend to."""
 
 
+def pruned_heads(constants: Tensor) -> Tensor:
+    """The heads whose constants are 0 throughout: they attend to nothing because someone wants it so.
+
+    An average is never like that: each row that calibration saw has a sum of 1 in every sequence.
+
+    Args:
+        constants: (H, T, T), not cut to the length of a batch, where an average may be 0 throughout.
+
+    Returns:
+        (H,) boolean.
+
+    Example:
+        >>> pruned_heads(torch.tensor([[[0.0, 0.0], [0.0, 0.0]], [[1.0, 0.0], [0.0, 0.0]]]))
+        tensor([ True, False])
+    """
+    return (constants == 0).flatten(1).all(dim=1)
+
+
 def first_zero_of_diagonal(constants: Tensor) -> int:
-    """The first position whose own entry C[h,i,i] is 0 in some head, or T when there is none.
+    """The first position whose own entry C[h,i,i] is 0 in some head that is not pruned, or T when there is none.
 
     Up to this length no real row can lose its mass, because a real token is always a key of itself.
 
@@ -26,18 +44,26 @@ def first_zero_of_diagonal(constants: Tensor) -> int:
     Example:
         >>> first_zero_of_diagonal(torch.tensor([[[1.0, 0.0], [1.0, 0.0]]]))
         1
+        >>> first_zero_of_diagonal(torch.zeros(1, 2, 2))
+        2
     """
-    zero = (constants.diagonal(dim1=1, dim2=2) == 0).any(dim=0)
-    return int(torch.cat([zero, zero.new_ones(1)]).int().argmax())
+    zero = constants.diagonal(dim1=1, dim2=2) == 0
+    uncertain = (zero & ~pruned_heads(constants)[:, None]).any(dim=0)
+    return int(torch.cat([uncertain, uncertain.new_ones(1)]).int().argmax())
 
 
 class ZeroMassWatch:
-    """Warns once, for all layers that share it, when a real query row of a constant head has zero mass."""
+    """Warns once, for all layers that share it, when a real query row of a constant head has zero mass.
+
+    Heads that attend to nothing at all are pruned on purpose, and no reason to warn.
+    """
 
     def __init__(self) -> None:
         self.warned = False
 
-    def check(self, layer: int, heads: Sequence[int], constants: Tensor, mask: Tensor | None) -> None:
+    def check(
+        self, layer: int, heads: Sequence[int], constants: Tensor, mask: Tensor | None, whole: Tensor | None = None
+    ) -> None:
         """Look at one batch.
 
         Args:
@@ -45,10 +71,13 @@ class ZeroMassWatch:
             heads: Numbers of the constant heads, for the message.
             constants: (H, t, t) of these heads.
             mask: (B, t), true for a real token, or None.
+            whole: (H, T, T), the same constants before they were cut to the batch, to tell pruned heads from averages
+                that are 0 up to t; None when they were not cut.
         """
         if self.warned:
             return
-        empty = constant_mass(constants.detach(), mask) < EPS
+        wanted = pruned_heads((constants if whole is None else whole).detach())
+        empty = (constant_mass(constants.detach(), mask) < EPS) & ~wanted[:, None]
         if mask is not None:
             empty = empty & mask.bool()[:, None, :]
         if not empty.any():

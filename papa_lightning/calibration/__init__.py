@@ -1,4 +1,4 @@
-"""Averaging attention matrices over data: the pass, its running sums, and the file it leaves."""
+"""Averaging attention matrices over data: the pass, its running sums, the file it leaves, and controls beside it."""
 
 from papa_lightning.calibration.averages import AttentionAverages
 from papa_lightning.calibration.calibrate import (
@@ -11,13 +11,18 @@ from papa_lightning.calibration.calibrate import (
     without_path,
 )
 from papa_lightning.calibration.constants import AttentionConstants, ConstantsMismatchWarning
+from papa_lightning.calibration.controls import CONTROL_KINDS, ConstantsKind, constants_kind, control_constants
 
 __all__ = [
+    "CONTROL_KINDS",
     "AttentionAverages",
     "AttentionConstants",
+    "ConstantsKind",
     "ConstantsMismatchWarning",
     "calibrate",
     "check_max_length",
+    "constants_kind",
+    "control_constants",
     "describe_model",
     "eval_mode",
     "finish",

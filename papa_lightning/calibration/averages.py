@@ -1,4 +1,4 @@
-"""The running average of attention matrices: sums and counts, divided once."""
+"""The running average of attention matrices, and how far single sequences are from it: sums, divided once."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ class AttentionAverages:
 
         sums[l,h,i,j] = sum over sequences of A[l,h,i,j] m_i m_j
         counts[i,j]   = sum over sequences of m_i m_j
+        squares[l,h]  = sum over sequences, i and j of A[l,h,i,j]^2 m_i m_j
 
-    (Hassid et al. 2022, arXiv 2211.03495.) Both are sums, so parts that were gathered by several processes are
-    added and divided once, whatever their sizes.
+    (The first two: Hassid et al. 2022, arXiv 2211.03495.) All are sums, so parts that were gathered by several
+    processes are added and divided once, whatever their sizes.
 
     Args:
         num_layers: L.
@@ -30,6 +31,7 @@ class AttentionAverages:
     Attributes:
         sums: (L, H, T, T), float64.
         pair_counts: (T, T), float64.
+        squares: (L, H), float64.
         num_sequences: 0-dim float64, the sequences with at least one real token.
 
     Example:
@@ -52,6 +54,7 @@ class AttentionAverages:
         self.max_length = max_length
         self.sums = float64((num_layers, num_heads, max_length, max_length))
         self.pair_counts = float64((max_length, max_length))
+        self.squares = float64((num_layers, num_heads))
         self.num_sequences = float64(())
 
     def add_mask(self, mask: Tensor) -> None:
@@ -75,6 +78,10 @@ class AttentionAverages:
         length = attention.shape[-1]
         added = masked_attention_sum(attention, mask)
         self.sums[layer, :, :length, :length] += added.to(self.sums.device)
+        # What does not count is 0 by now. Norms of rows need no second tensor of the size of the matrices, and are
+        # exact enough in float32; over whole matrices they would not be.
+        rows = torch.linalg.vector_norm(attention, dim=-1).to(self.squares.device, torch.float64)
+        self.squares[layer] += rows.square().sum(dim=(0, 2))
 
     def reduce(self, all_reduce: Callable[[Tensor], Tensor]) -> None:
         """Add up what all processes gathered. Every process must call it, one without sequences too.
@@ -84,6 +91,7 @@ class AttentionAverages:
         """
         self.sums = all_reduce(self.sums)
         self.pair_counts = all_reduce(self.pair_counts)
+        self.squares = all_reduce(self.squares)
         self.num_sequences = all_reduce(self.num_sequences)
 
     def check_finite(self) -> None:
@@ -113,13 +121,45 @@ class AttentionAverages:
         Raises:
             CalibrationError: When no sequence was added, or a sum is not finite.
         """
-        if self.num_sequences == 0:
-            raise CalibrationError(
-                "calibration saw no sequence with a real token: the batches are empty. Pass at least one batch of "
-                "input_ids with an attention_mask that has ones."
-            )
+        self._check_sequences()
         self.check_finite()
         values = torch.empty(self.sums.shape, dtype=dtype, device=self.sums.device)
         for layer, sums in enumerate(self.sums):  # by layer: the whole quotient in float64 would be a second copy
             values[layer] = average_attention(sums, self.pair_counts)
         return values
+
+    def variance(self) -> Tensor:
+        """How far a head's rows of attention are from its constant rows, on average.
+
+            variance[l,h] = 1/N sum over sequences and i of m_i sum_j m_j (A[l,h,i,j] - C[l,h,i,j])^2
+                          = (squares[l,h] - sum_ij sums[l,h,i,j]^2 / counts[i,j]) / N
+
+        with N the number of real query rows: the mean squared L2 distance of a row from its constant row, before the
+        constant row is divided by its sum over the keys of a batch.
+
+        Returns:
+            (L, H), float64, never below 0. A head whose attention does not depend on the input has 0.
+
+        Raises:
+            CalibrationError: When no sequence was added.
+
+        Example:
+            >>> averages = AttentionAverages(1, 1, 2)
+            >>> mask = torch.ones(2, 2)
+            >>> averages.add_mask(mask)
+            >>> averages.add_attention(0, torch.stack([torch.eye(2), torch.eye(2).flip(0)])[:, None], mask)
+            >>> averages.variance()
+            tensor([[0.5000]], dtype=torch.float64)
+        """
+        self._check_sequences()
+        explained = torch.empty_like(self.squares)
+        for layer, sums in enumerate(self.sums):  # by layer, as in compute
+            explained[layer] = (average_attention(sums, self.pair_counts) * sums).sum(dim=(1, 2))
+        return ((self.squares - explained) / self.pair_counts.diagonal().sum()).clamp_min(0.0)
+
+    def _check_sequences(self) -> None:
+        if self.num_sequences == 0:
+            raise CalibrationError(
+                "calibration saw no sequence with a real token: the batches are empty. Pass at least one batch of "
+                "input_ids with an attention_mask that has ones."
+            )

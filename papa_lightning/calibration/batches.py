@@ -1,8 +1,9 @@
-"""Checking the batches of a calibration pass."""
+"""Running an encoder over the batches of a calibration pass, and checking them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,29 @@ from transformers import PreTrainedModel
 
 from papa_lightning.encoders import accepted_inputs, check_vocabulary, takes_images
 from papa_lightning.exceptions import CalibrationError
+
+
+def run_encoder(encoder: PreTrainedModel, batches: Iterable[Mapping[str, Any]], max_length: int) -> Iterator[Tensor]:
+    """Run an encoder over batches, for what its layers show to observers; its own output is thrown away.
+
+    Args:
+        encoder: The bare encoder.
+        batches: What the user gave; batches without a token are left out.
+        max_length: T.
+
+    Yields:
+        The mask (B, t) of each batch, on the device of the encoder, after the encoder has run.
+
+    Raises:
+        CalibrationError: For a bad batch.
+    """
+    # A decoder would keep keys and values of earlier tokens, for nothing.
+    options = {"use_cache": False} if "use_cache" in inspect.signature(encoder.forward).parameters else {}
+    for number, batch in enumerate(batches):
+        inputs, mask = checked_inputs(encoder, batch, number, max_length)
+        if mask.numel() > 0:
+            encoder(**{name: tensor.to(encoder.device) for name, tensor in inputs.items()}, **options)
+            yield mask.to(encoder.device)
 
 
 def checked_inputs(

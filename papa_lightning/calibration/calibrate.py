@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from papa_lightning.calibration.averages import AttentionAverages
-from papa_lightning.calibration.batches import checked_inputs
+from papa_lightning.calibration.batches import run_encoder
 from papa_lightning.calibration.constants import AttentionConstants, plain_metadata
 from papa_lightning.encoders import (
     describe_lengths,
@@ -117,16 +116,10 @@ def gather(
     layers, heads = encoder_shape(encoder)
     averages = AttentionAverages(layers, heads, max_length, device)
     observers = [partial(averages.add_attention, layer) for layer in range(layers)]
-    # A decoder would keep keys and values of earlier tokens, for nothing.
-    options = {"use_cache": False} if "use_cache" in inspect.signature(encoder.forward).parameters else {}
     bar = tqdm(batches, "Calibrating", _number_of(batches), unit="batch", disable=not progress, dynamic_ncols=True)
     with torch.no_grad(), eval_mode(encoder), observe_attention(encoder, observers):
-        for number, batch in enumerate(bar):
-            inputs, mask = checked_inputs(encoder, batch, number, max_length)
-            if mask.numel() == 0:
-                continue
-            averages.add_mask(mask.to(device))
-            encoder(**{name: tensor.to(device) for name, tensor in inputs.items()}, **options)
+        for number, mask in enumerate(run_encoder(encoder, bar, max_length)):
+            averages.add_mask(mask)
             if number == 0:  # a broken encoder shows at once, not after hours; later batches are seen at the end
                 averages.check_finite()
     return averages
@@ -152,7 +145,9 @@ def finish(encoder: PreTrainedModel, averages: AttentionAverages, metadata: Mapp
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in ("papa-lightning", "torch", "transformers")},
     }
-    return AttentionConstants(values, averages.pair_counts.cpu(), {**metadata, **noted})
+    return AttentionConstants(
+        values, averages.pair_counts.cpu(), {**metadata, **noted}, variance=averages.variance().cpu()
+    )
 
 
 def describe_model(encoder: PreTrainedModel) -> dict[str, Any]:

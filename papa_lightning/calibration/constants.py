@@ -52,6 +52,9 @@ class AttentionConstants:
         metadata: What they were made with: "model" (name, type, sizes, weights fingerprint), "tokenizer", "layout",
             "data", "sequences", "max_length", "versions". Primitives only, and kept as a file would give them back:
             tuples are lists, keys are strings. May be empty.
+        variance: (L, H), how far the attention of each head was from its constants, see
+            :meth:`~papa_lightning.AttentionAverages.variance`; None where that is not known: constants that were not
+            calibrated, and files of versions before.
 
     Raises:
         ConstantsFileError: When the shapes do not fit each other, a value is not finite, or metadata cannot be saved.
@@ -66,6 +69,7 @@ class AttentionConstants:
     values: Tensor
     pair_counts: Tensor
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    variance: Tensor | None = None
 
     def __post_init__(self) -> None:
         for name in ("values", "pair_counts"):
@@ -84,6 +88,8 @@ class AttentionConstants:
             )
         if not bool(self.values.isfinite().all()):
             raise ConstantsFileError("values has NaN or infinite entries: calibrate again, in 32-bit precision.")
+        if self.variance is not None:
+            _check_variance(self.variance, shape[:2])
         object.__setattr__(self, "metadata", plain_metadata(self.metadata))
 
     @property
@@ -114,6 +120,8 @@ class AttentionConstants:
             "values": self.values.detach().cpu().contiguous(),
             "pair_counts": self.pair_counts.detach().cpu().contiguous(),
         }
+        if self.variance is not None:
+            tensors["variance"] = self.variance.detach().cpu().contiguous()
         metadata = {"format": _FORMAT, "papa_lightning": json.dumps(self.metadata)}
         return write_atomically(path, safetensors.torch.save(tensors, metadata=metadata))
 
@@ -155,7 +163,8 @@ class AttentionConstants:
                         f"{metadata.get('format')!r}, expected {_FORMAT!r}): pass a file that "
                         "AttentionConstants.save wrote."
                     )
-                tensors = {key: file.get_tensor(key) for key in ("values", "pair_counts")}
+                names = ["values", "pair_counts", *({"variance"} & set(file.keys()))]
+                tensors = {key: file.get_tensor(key) for key in names}
             return cls(**tensors, metadata=json.loads(metadata["papa_lightning"]))
         except ConstantsFileError:
             raise
@@ -221,3 +230,15 @@ class AttentionConstants:
                 f"the constants were made with max_length {self.max_length}, but max_length is {max_length}: calibrate "
                 f"again with max_length={max_length}, or pass max_length={self.max_length}."
             )
+
+
+def _check_variance(variance: object, heads: tuple[int, ...]) -> None:
+    if not isinstance(variance, Tensor):
+        raise ConstantsFileError(f"variance is a {type(variance).__name__}, but must be a tensor or None.")
+    if tuple(variance.shape) != tuple(heads) or variance.dtype not in _DTYPES:
+        raise ConstantsFileError(
+            f"variance has shape {tuple(variance.shape)} and dtype {variance.dtype}, but values has {heads[0]} layers "
+            f"of {heads[1]} heads: expected a floating point tensor of shape {tuple(heads)}."
+        )
+    if not bool(variance.isfinite().all()) or bool((variance < 0).any()):
+        raise ConstantsFileError("variance has entries that are NaN, infinite or below 0: calibrate again.")

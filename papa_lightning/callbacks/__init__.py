@@ -1,8 +1,20 @@
 """WHEN it happens in a Lightning project that exists already: callbacks."""
 
+from papa_lightning.callbacks.calibrating import CalibratingCallback, calibrate_in
 from papa_lightning.callbacks.calibration_run import CalibrationRun
 from papa_lightning.callbacks.constant_attention import ConstantAttention, constant_heads
 from papa_lightning.callbacks.discovery import discover_encoder
+from papa_lightning.callbacks.head_gates import HeadGates, ranking_of_gates
 from papa_lightning.callbacks.predictions import PredictionWriter
 
-__all__ = ["CalibrationRun", "ConstantAttention", "PredictionWriter", "constant_heads", "discover_encoder"]
+__all__ = [
+    "CalibratingCallback",
+    "CalibrationRun",
+    "ConstantAttention",
+    "HeadGates",
+    "PredictionWriter",
+    "calibrate_in",
+    "constant_heads",
+    "discover_encoder",
+    "ranking_of_gates",
+]

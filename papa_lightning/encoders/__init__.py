@@ -1,8 +1,8 @@
 """WHERE attention goes in an encoder: finding, swapping and restoring it. Knows torch and transformers."""
 
-from papa_lightning.encoders.attaching import observe_attention
+from papa_lightning.encoders.attaching import observe_attention, replace_mixing
 from papa_lightning.encoders.families import FAMILIES, EncoderFamily, register_family
-from papa_lightning.encoders.finding import encoder_shape, find_encoder, is_supported
+from papa_lightning.encoders.finding import attention_reaches, encoder_shape, find_encoder, is_supported
 from papa_lightning.encoders.fingerprint import weights_fingerprint
 from papa_lightning.encoders.inline import InlineAttention
 from papa_lightning.encoders.inputs import (
@@ -14,6 +14,7 @@ from papa_lightning.encoders.inputs import (
     position_limit,
     takes_images,
 )
+from papa_lightning.encoders.plain_states import PlainStateWarning, plain_state
 from papa_lightning.encoders.projections import (
     CutProjection,
     FusedConv1D,
@@ -44,7 +45,9 @@ __all__ = [
     "HeadSelection",
     "InlineAttention",
     "InterleavedProjection",
+    "PlainStateWarning",
     "accepted_inputs",
+    "attention_reaches",
     "check_vocabulary",
     "describe_lengths",
     "encoder_shape",
@@ -56,8 +59,10 @@ __all__ = [
     "is_supported",
     "load_constants",
     "observe_attention",
+    "plain_state",
     "position_limit",
     "register_family",
+    "replace_mixing",
     "restore_attention",
     "select_heads",
     "swap_as_saved",

@@ -8,13 +8,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from papa_lightning.attention.functional import apply_attention
 from papa_lightning.encoders.albert import count_turns, stop_turns
 from papa_lightning.encoders.finding import attention_modules, family_of, find_encoder
 from papa_lightning.encoders.interface import check_implementation, papa_config
 from papa_lightning.encoders.layer import (
+    Mixing,
     Observer,
     TouchedLayer,
     cache_error,
@@ -123,17 +125,39 @@ def observe_attention(encoder: nn.Module, observers: Sequence[Observer]) -> Iter
         encoder: The encoder, with or without a task head.
         observers: One a layer; each gets the attention matrices (B, H, T, T) and the mask (B, T) of its layer.
     """
+    with replace_mixing(encoder, [_observed(observer) for observer in observers]):
+        yield
+
+
+def _observed(observer: Observer) -> Mixing:
+    def mix(attention: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        mixed = apply_attention(attention, value)
+        observer(attention, mask)  # last, because it may overwrite the matrices
+        return mixed
+
+    return mix
+
+
+@contextmanager
+def replace_mixing(encoder: nn.Module, mixings: Sequence[Mixing]) -> Iterator[None]:
+    """Mix the values of an encoder, swapped or not, by functions of its dynamic attention as it was pretrained.
+
+    Args:
+        encoder: The encoder, with or without a task head.
+        mixings: One a layer; each gets the attention matrices (B, H, T, T), the values (B, H, T, h) and the mask
+            (B, T) or None of its layer, and returns the mixed values (B, T, H, h).
+    """
     base = find_encoder(encoder)
     modules = attach(base)
     swapped = bool(mixers_of(modules[0]))
     try:
-        for module, observer in zip(modules, observers, strict=True):
-            layer_of(module).observers.append(observer)
+        for module, mixing in zip(modules, mixings, strict=True):
+            layer_of(module).mixings.append(mixing)
             _suspend(module, True)
         yield
     finally:
         for module in modules:
-            layer_of(module).observers.clear()
+            layer_of(module).mixings.clear()
             _suspend(module, False)
         if not swapped:
             detach(base)

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
+from papa_lightning.attention import Reach
 from papa_lightning.encoders.families import FAMILIES, EncoderFamily, register_family
 from papa_lightning.exceptions import UnsupportedEncoderError
 
@@ -124,6 +125,11 @@ def attention_modules(encoder: PreTrainedModel) -> list[nn.Module]:
             "Pass the encoder as transformers builds it."
         )
     return found
+
+
+def attention_reaches(encoder: PreTrainedModel) -> list[Reach]:
+    """Which keys the queries of each layer of a bare encoder can see at all."""
+    return [family_of(encoder).reach(module) for module in attention_modules(encoder)]
 
 
 def encoder_shape(encoder: PreTrainedModel) -> tuple[int, int]:

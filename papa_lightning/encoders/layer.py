@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from papa_lightning.attention import DynamicHeads, Reach, TokenMixer, Turn
-from papa_lightning.attention.functional import apply_attention, attention_probabilities
+from papa_lightning.attention.functional import attention_probabilities
 from papa_lightning.attention.heads import select_heads
 from papa_lightning.encoders.freezing import Frozen
 from papa_lightning.encoders.masks import key_mask, reach_bias, refuse_other_masks
@@ -19,6 +19,9 @@ from papa_lightning.exceptions import PapaError
 
 #: Receives the attention matrices (B, H, T, T) and the mask (B, T) of one layer; may overwrite the matrices.
 Observer: TypeAlias = Callable[[Tensor, "Tensor | None"], None]
+#: From the attention matrices (B, H, T, T), the values (B, H, T, h) and the mask (B, T) of one layer to the mixed
+#: values (B, T, H, h) that its output projection gets.
+Mixing: TypeAlias = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 
 _LAYER = "papa_layer"
 
@@ -35,7 +38,7 @@ class TouchedLayer:
         module: The module that stood in this one's place, where it was exchanged.
         frozen: Its parameters that the swap froze, to be thawed by the restoration.
         frozen_positions: The same of the encoder's parameters outside the layers.
-        observers: While calibration runs: what receives the attention matrices, one a layer of the module.
+        mixings: While someone looks on: what mixes the values instead, one a layer of the module.
     """
 
     reach: Reach
@@ -45,7 +48,7 @@ class TouchedLayer:
     module: nn.Module | None = None
     frozen: Frozen = field(default_factory=Frozen)
     frozen_positions: Frozen = field(default_factory=Frozen)
-    observers: list[Observer] = field(default_factory=list)
+    mixings: list[Mixing] = field(default_factory=list)
 
 
 def touch(module: nn.Module, layer: TouchedLayer) -> None:
@@ -87,7 +90,7 @@ def remove_hooks(module: nn.Module, ours: Callable[[Any], bool]) -> None:
 def is_stock(module: nn.Module) -> bool:
     """Whether the layer of a touched module that runs now is the layer of the original encoder, and unobserved."""
     layer, mixers = layer_of(module), mixers_of(module)
-    return not layer.observers and not (mixers and mixers[layer.turn.number].replaces_attention)
+    return not layer.mixings and not (mixers and mixers[layer.turn.number].replaces_attention)
 
 
 def heads_of(module: nn.Module) -> DynamicHeads | None:
@@ -135,11 +138,9 @@ def attend(
     if position_bias is not None:
         bias = pick_heads(position_bias, heads.dynamic)
     mask = key_mask(attention_mask)
-    if layer.observers:
+    if layer.mixings:
         attention = attention_probabilities(query, key, mask, scaling, bias)
-        mixed = apply_attention(attention, value)
-        layer.observers[layer.turn.number](attention, mask)  # last, because it may overwrite the matrices
-        return mixed, None
+        return layer.mixings[layer.turn.number](attention, value, mask), None
     mixer = mixers_of(module)[layer.turn.number]
     if mixer.checks_mask and not torch.compiler.is_compiling():
         refuse_other_masks(attention_mask, layer.reach)

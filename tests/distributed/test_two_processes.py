@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 import torch.distributed as dist
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from transformers import BertModel
 
-from papa_lightning import AttentionConstants, ConstantAttention, calibrate
+from papa_lightning import AttentionConstants, ConstantAttention, HeadGates, HeadRanking, calibrate
 
 pytestmark = pytest.mark.distributed
 
@@ -47,6 +48,27 @@ def test_calibrate_over_two_ranks(tmp_path: Path, number: int) -> None:
         torch.testing.assert_close(constants.values, expected.values, rtol=1e-12, atol=0)
         assert torch.equal(constants.pair_counts, expected.pair_counts)
         assert constants.metadata["sequences"] == number
+
+
+class RankedByGates(HeadGates):
+    """Every process writes what it found."""
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
+        assert self.ranking is not None
+        self.ranking.save(Path(trainer.default_root_dir) / f"rank{trainer.global_rank}.json")
+
+
+def test_gates_under_ddp(tmp_path: Path) -> None:
+    """The gates are there before DDP counts parameters, all get a gradient, and all processes rank alike."""
+    callback = RankedByGates(0.05, output=str(tmp_path / "ranking.json"), max_length=LENGTH)
+    module = Classifier()
+    module.bert.requires_grad_(False)
+    run = trainer(callback, devices=2, strategy="ddp_spawn", default_root_dir=tmp_path, max_epochs=2)
+    run.fit(module, DataLoader(Sentences(8), batch_size=2), DataLoader(Sentences(4)))
+    rankings = [HeadRanking.load(tmp_path / f"{name}.json") for name in ("rank0", "rank1", "ranking")]
+    assert rankings[0] == rankings[1] == rankings[2]
+    assert min(abs(score) for score in rankings[0].scores or [0.0]) > 0.01
 
 
 def _fit(folder: Path, devices: int, number: int, **arguments: Any) -> AttentionConstants:

@@ -9,9 +9,10 @@ from golden.cases import LAYOUTS, MODELS, TOLERANCE, load_classifier, load_facts
 from golden.test_probe import load_probe
 from torch import Tensor
 
-from papa_lightning import AttentionAverages, AttentionConstants, calibrate, gate_logits, swap_attention
+from papa_lightning import AttentionAverages, AttentionConstants, HeadRanking, calibrate, gate_logits, swap_attention
 from papa_lightning.attention import ZeroMassWarning
 from papa_lightning.calibration import gather
+from papa_lightning.callbacks import ranking_of_gates
 
 assert_close = torch.testing.assert_close
 
@@ -111,6 +112,28 @@ def test_gates_under_the_probe(model: str, layout: str) -> None:
     assert_close(logits.detach(), expected["pooled.logits"], **TOLERANCE)
     assert_close(torch.stack(gates), expected["pooled.gate_grad"], **TOLERANCE)
     assert_close(weights, expected["pooled.position_weights_grad"], **TOLERANCE)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("model", MODELS)
+def test_ranking_by_gates_after_one_step(model: str, layout: str) -> None:
+    """A first step of SGD goes against the published gradient: heads whose gates the loss wants lower come first."""
+    calibration, expected = load_tensors(f"{model}-{layout}-calibration"), load_tensors(f"{model}-{layout}-gates")
+    classifier = load_classifier(model)
+    swap_attention(classifier, "gated", constants=golden_constants(calibration))
+    with torch.no_grad():
+        for parameter, values in zip(gate_logits(classifier), expected["gate_logits"], strict=True):
+            parameter.copy_(values)
+    gates = gate_logits(classifier)
+    optimizer = torch.optim.SGD(gates, lr=100.0)
+    loss = F.cross_entropy(classifier(**select_inputs(calibration)).logits, expected["labels"])
+    loss.backward()
+    optimizer.step()
+    stepped = expected["gate_logits"].double() - 100.0 * expected["standard.gate_grad"].double()
+    ranking = ranking_of_gates(classifier.base_model)
+    assert ranking.criterion == "gate"
+    assert ranking.heads == HeadRanking.from_scores(stepped.tolist(), "gate").heads
+    assert ranking.heads != HeadRanking.from_scores(expected["gate_logits"].tolist(), "gate").heads
 
 
 def _gate_gradient(

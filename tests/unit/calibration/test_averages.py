@@ -65,6 +65,7 @@ def test_reduction_adds_everything_once():
     theirs = {
         id(one.sums): other.sums,
         id(one.pair_counts): other.pair_counts,
+        id(one.squares): other.squares,
         id(one.num_sequences): other.num_sequences,
     }
     one.reduce(lambda tensor: tensor + theirs.pop(id(tensor)))
@@ -72,6 +73,35 @@ def test_reduction_adds_everything_once():
     assert_close(one.compute(), whole.compute(), atol=1e-14, rtol=1e-14)
     assert torch.equal(one.pair_counts, whole.pair_counts)
     assert one.num_sequences == whole.num_sequences
+    assert_close(one.variance(), whole.variance(), atol=1e-14, rtol=1e-14)
+
+
+def test_variance_is_the_definition():
+    """Also where sequences are of different length, have holes, and come in batches of other sizes."""
+    batches = [make_batch(0), make_batch(1, length=3), make_batch(2, batch=1), make_batch(3, length=1)]
+    averages = fill(AttentionAverages(2, 3, 6), batches)
+    constants, total, rows = averages.compute(), torch.zeros(2, 3).double(), 0
+    for attention, mask in batches:
+        for sequence, m in enumerate(mask.bool()):
+            rows += int(m.sum())
+            real = m[:, None] & m
+            length = len(m)
+            difference = attention[:, sequence] - constants[:, :, :length, :length]
+            total += (difference.square() * real).sum(dim=(2, 3))
+    assert averages.variance().dtype is torch.float64
+    assert_close(averages.variance(), total / rows, atol=1e-12, rtol=1e-12)
+    alone = fill(
+        AttentionAverages(2, 3, 6),
+        [(attention[:, [row]], mask[[row]]) for attention, mask in batches for row in range(len(mask))],
+    )
+    assert_close(alone.variance(), averages.variance(), atol=1e-12, rtol=1e-12)
+
+
+def test_attention_that_never_changes_has_no_variance():
+    """The difference of two large sums is not exactly 0, but it must not be below."""
+    attention, mask = make_batch(0, batch=1, dtype=torch.float32)
+    averages = fill(AttentionAverages(2, 3, 5), [(attention, torch.ones_like(mask))] * 1000)
+    assert 0 <= averages.variance().min() <= averages.variance().max() < 1e-6
 
 
 def test_sequences_of_padding_count_as_none():
@@ -80,7 +110,10 @@ def test_sequences_of_padding_count_as_none():
     averages.add_attention(0, torch.full((3, 1, 2, 2), float("nan")), torch.zeros(3, 2))
     with pytest.raises(CalibrationError, match=r"saw no sequence with a real token"):
         averages.compute()
+    with pytest.raises(CalibrationError, match=r"saw no sequence with a real token"):
+        averages.variance()
     assert averages.sums.abs().max() == 0
+    assert averages.squares.abs().max() == 0
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])

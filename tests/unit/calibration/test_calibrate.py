@@ -140,7 +140,7 @@ def test_two_processes(split):
     whole = calibrate(build(), batches, LENGTH)
     gathered = [gather(build(), share, LENGTH) for share in shares]
     for share, own, other in zip(shares, gathered, reversed(gathered), strict=True):
-        parts = [other.sums, other.pair_counts, other.num_sequences]
+        parts = [other.sums, other.pair_counts, other.squares, other.num_sequences]
         calls = []
 
         def all_reduce(tensor, parts=parts, calls=calls):
@@ -148,9 +148,10 @@ def test_two_processes(split):
             return tensor + parts[len(calls) - 1]
 
         constants = calibrate(build(), share, LENGTH, all_reduce=all_reduce)
-        assert len(calls) == 3
+        assert len(calls) == 4
         assert own.sums.dtype is torch.float64
         assert_close(constants.values, whole.values, **EXACT)
+        assert_close(constants.variance, whole.variance, **EXACT)
         assert torch.equal(constants.pair_counts, whole.pair_counts)
         assert constants.metadata["sequences"] == 12
 

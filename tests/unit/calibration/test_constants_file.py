@@ -47,6 +47,34 @@ def test_round_trip(tmp_path, dtype, metadata):
     assert [entry.name for entry in path.parent.iterdir()] == ["constants.safetensors"]
 
 
+def test_variance_travels_and_old_files_have_none(path):
+    known = calibrate(build(), [make_inputs()], LENGTH)
+    assert known.variance.min() > 0
+    assert torch.equal(AttentionConstants.load(known.save(path)).variance, known.variance)
+    assert AttentionConstants.load(small().save(path)).variance is None
+
+
+@pytest.mark.parametrize(
+    ("variance", "message"),
+    [
+        ([0.0], r"variance is a list"),
+        (torch.zeros(3, 2), r"variance has shape \(3, 2\).* shape \(2, 3\)"),
+        (torch.zeros(2, 3, dtype=torch.int64), r"variance has shape \(2, 3\) and dtype torch.int64"),
+        (torch.full((2, 3), float("nan")), r"NaN, infinite or below 0"),
+        (torch.full((2, 3), -1e-9), r"NaN, infinite or below 0"),
+    ],
+)
+def test_broken_variance_is_refused(path, variance, message):
+    constants = small()
+    with pytest.raises(ConstantsFileError, match=message):
+        AttentionConstants(constants.values, constants.pair_counts, variance=variance)
+    if isinstance(variance, torch.Tensor):
+        tensors = {"values": constants.values, "pair_counts": constants.pair_counts, "variance": variance}
+        safetensors.torch.save_file(tensors, path, metadata={"format": FORMAT, "papa_lightning": "{}"})
+        with pytest.raises(ConstantsFileError, match=message):
+            AttentionConstants.load(path)
+
+
 def test_round_trip_of_awkward_numbers_and_views(path):
     values = (
         torch.tensor([0.0, -0.0, 1e-45, 3.4e38, 1 / 3, -1e-30, 1.0, 0.1, 5.0]).view(1, 1, 3, 3).expand(2, 2, -1, -1)

@@ -1,0 +1,153 @@
+"""The callback that learns a gate for every head, and ranks the heads by them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
+from transformers import PreTrainedModel
+
+from papa_lightning.attention import GatedHeads
+from papa_lightning.callbacks.calibrating import SHARDED, CalibratingCallback
+from papa_lightning.callbacks.discovery import discover_encoder
+from papa_lightning.callbacks.gate_group import forget_own_group, give_own_group
+from papa_lightning.encoders import gate_logits, is_calibrated, swap_attention, swapped_layers
+from papa_lightning.exceptions import PapaError
+from papa_lightning.ranking import HeadRanking
+
+
+class HeadGates(CalibratingCallback):
+    """Learn a gate for every head beside whatever else a run trains, and rank the heads by their gates.
+
+        A' = sigmoid(g) A + (1 - sigmoid(g)) C_normalised        g: (L, H), starts at 0
+
+    Source: Hassid et al. 2022, arXiv 2211.03495. Works on any LightningModule that holds a supported transformers
+    encoder, frozen or not. In ``setup`` the encoder is swapped in place and waits; when training starts, the constants
+    come from a pass over the train data, unless there is a constants file or a checkpoint has them. The gates get a
+    parameter group of their own in the module's optimizer, without weight decay. When the fit ends, the heads are
+    ranked, over all layers together, the lowest gate first, equally on every process.
+
+    Args:
+        learning_rate: Of the gates. None: that of the rest (the optimizer's first group), as in the published code;
+            at the probe's 2e-5 gates move by ten-thousandths; docs/rankings.md compares rates. A scheduler multiplies
+            it as it does the others.
+        output: Where the ranking is written; None takes ``ranking.json`` in the logger's folder, if there is one.
+        max_length: T, the longest sequence; as in :class:`~papa_lightning.ConstantAttention`.
+        constants: Path of a constants file to use instead of calibrating.
+        encoder: Attribute that holds the encoder, when the module has several.
+        batch_size: Sequences a batch of the calibration pass; None takes that of the train loader.
+        save_constants: Write the constants to ``constants.safetensors`` in the logger's folder.
+
+    Attributes:
+        ranking: After a fit, the :class:`~papa_lightning.HeadRanking`; its scores are the gate logits g.
+        ranking_path: After a fit, where it was written, or None.
+
+    Raises:
+        PapaError: For invalid arguments, and, during the fit, for gates that cannot learn.
+
+    Example:
+        >>> from lightning import Trainer
+        >>> trainer = Trainer(callbacks=[HeadGates(max_length=64, learning_rate=0.01)], logger=False)
+    """
+
+    def __init__(
+        self,
+        learning_rate: float | None = None,
+        output: str | None = None,
+        max_length: int | None = None,
+        constants: str | None = None,
+        encoder: str | None = None,
+        batch_size: int | None = None,
+        save_constants: bool = True,
+    ) -> None:
+        super().__init__(max_length, constants, encoder, batch_size, save_constants)
+        if learning_rate is not None and not 0.0 < learning_rate < float("inf"):
+            raise PapaError(f"learning_rate is {learning_rate}, but must be above 0, or None to take that of the rest.")
+        self.learning_rate, self.output = learning_rate, output
+        self.ranking: HeadRanking | None = None
+        self.ranking_path: str | None = None
+        self._gradients_checked = False
+
+    def swap(self, encoder: PreTrainedModel, max_length: int) -> None:
+        """Swap to kind "gated"; see :meth:`CalibratingCallback.swap`."""
+        layers = swapped_layers(encoder)
+        if not layers or not all(isinstance(one, GatedHeads) and one.max_length == max_length for one in layers):
+            swap_attention(encoder, "gated", max_length=max_length)
+
+    def outcome(self, encoder: PreTrainedModel) -> str:
+        """How many gates there are."""
+        return f"{sum(gates.numel() for gates in gate_logits(encoder))} heads have a gate from now on."
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Swap the encoder, and provide for the gates' parameter group before the optimizer is made."""
+        if isinstance(trainer.strategy, SHARDED):
+            raise PapaError(
+                f"strategy is {type(trainer.strategy).__name__}, which shards the gates with the encoder: train gates "
+                "on one device or with strategy ddp, then use the ranking file."
+            )
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            give_own_group(pl_module, lambda: self.gates(pl_module), self.learning_rate)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Leave the module's configure_optimizers as it was."""
+        forget_own_group(pl_module)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """The same after an error: the Trainer calls no teardown then."""
+        forget_own_group(pl_module)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Calibrate, unless there are constants already, and refuse gates that were frozen since ``setup``."""
+        super().on_train_start(trainer, pl_module)
+        if not all(gates.requires_grad for gates in self.gates(pl_module)):
+            raise PapaError(
+                "the gates were frozen after setup, so they cannot learn: freeze the encoder in __init__ of the "
+                "module, before the gates join it, or leave parameters with .papa. in their name out."
+            )
+        self._gradients_checked = False
+
+    def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Refuse, after the first backward pass, a loss that does not reach the gates."""
+        if not self._gradients_checked and any(gates.grad is None for gates in self.gates(pl_module)):
+            raise PapaError(
+                "the loss has no gradient for the gates: the module runs its encoder under torch.no_grad(), or "
+                "detaches what comes out. A frozen encoder needs neither: requires_grad=False of its parameters does."
+            )
+        self._gradients_checked = True
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Rank the heads and write the ranking."""
+        encoder = discover_encoder(pl_module, self.encoder)
+        if not is_calibrated(encoder):
+            return
+        self.ranking = ranking_of_gates(encoder)
+        folder = trainer.log_dir if trainer.loggers else None  # on every process: it is broadcast
+        if self.output is None and folder is None:
+            return
+        self.ranking_path = str(Path(folder or "") / "ranking.json") if self.output is None else self.output
+        if trainer.is_global_zero:
+            self.ranking.save(self.ranking_path)
+        rank_zero_info(f"The ranking of the heads is in {self.ranking_path}.")
+
+    def gates(self, pl_module: L.LightningModule) -> list[nn.Parameter]:
+        """The gate logits of the module's encoder, one (H,) parameter a layer."""
+        return gate_logits(discover_encoder(pl_module, self.encoder))
+
+
+def ranking_of_gates(encoder: nn.Module) -> HeadRanking:
+    """Rank the heads of a gated encoder: the lowest gate logit becomes constant first.
+
+    Args:
+        encoder: Swapped to kind "gated".
+
+    Raises:
+        PapaError: When it has no gates, or gates that are not finite.
+    """
+    gates = torch.stack([layer.detach().double().cpu() for layer in gate_logits(encoder)])
+    if not bool(gates.isfinite().all()):
+        raise PapaError("the gates are not finite: their learning rate is too high, or the loss is not finite.")
+    return HeadRanking.from_scores(gates.tolist(), criterion="gate")

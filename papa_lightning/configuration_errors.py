@@ -1,0 +1,100 @@
+"""Errors of a configuration in one line: what jsonargparse and Lightning say on many."""
+
+from __future__ import annotations
+
+import re
+from argparse import ArgumentError
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from papa_lightning.exceptions import PapaError, explanation
+
+#: Lines of jsonargparse's account that say what is wrong, apart from types that were tried.
+_REASONS = re.compile(
+    r"(Option '[^']*' is not accepted|the following arguments are required: .*|Requirement '[^']*' not met|"
+    r"Neither `tensorboard` nor `tensorboardX` is available.*)"
+)
+_UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (.*)")
+_VALUE = re.compile(r"(?:Given value|Got value): (.*)")
+_CLASS = re.compile(r"Problem with given class_path '([^']*)'")
+_KEY = re.compile(r'Parser key "([^"]+)"')
+_EXPECTED = re.compile(r"Expected an? (?:<class '(?:\w+\.)*(\w+)'>|typing\.Literal\[(.*)\])")
+_SHOW = "PAPA_DEBUG=1 shows the traceback"
+
+
+def error_line(error: BaseException) -> str | None:
+    """What the command line prints of an error that its user can mend.
+
+    Args:
+        error: Any error.
+
+    Returns:
+        One line; None for an error that wants its traceback.
+
+    Example:
+        >>> error_line(PapaError("batch_size is 0, but must be at least 1."))
+        'batch_size is 0, but must be at least 1.'
+    """
+    explained = explanation(error)
+    if explained is not None:
+        return " ".join(str(explained).split())
+    if isinstance(error, ArgumentError):
+        return account(str(error))
+    if isinstance(error, MisconfigurationException):
+        return f"{' '.join(str(error).split())} ({_SHOW})"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror} ({_SHOW})"
+    return None
+
+
+@contextmanager
+def configuring(what: str) -> Iterator[None]:
+    """Whatever a constructor raises while a configuration becomes objects is an error of the configuration.
+
+    Args:
+        what: Is being set up, for the message.
+
+    Raises:
+        PapaError: With the message of the error, on one line.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
+        explained = explanation(error)
+        raise explained or PapaError(f"{what} cannot be set up: {account(str(error))} ({_SHOW})") from error
+
+
+def account(message: str) -> str:
+    """What jsonargparse tells on many lines of a value that fits no type, on one: key, value, what it must be.
+
+    Args:
+        message: Of an error of jsonargparse, or any other.
+
+    Example:
+        >>> account('''Parser key "trainer.max_epochs":
+        ...   Does not validate against any of the Union subtypes
+        ...   Errors:
+        ...     - Expected a <class 'int'>
+        ...     - Expected a <class 'NoneType'>
+        ...   Given value: abc''')
+        'trainer.max_epochs is abc, but must be int or null'
+    """
+    value = _VALUE.search(message)
+    found = message[: value.end()] if value else message
+    keys = list(dict.fromkeys(_KEY.findall(found)))
+    name = ".".join(keys)
+    reason, unknown, kind = (pattern.search(found) for pattern in (_REASONS, _UNKNOWN_CLASS, _CLASS))
+    if reason:
+        return ": ".join(part for part in (name, kind and kind.group(1), reason.group(1)) if part)
+    if unknown:
+        return f"{name} is {unknown.group(1)}, but must be the name or the import path of a class"
+    if value and keys:
+        nested = found[found.rindex(f'"{keys[-1]}"') :]
+        types = dict.fromkeys(
+            "null" if one == "NoneType" else one or choices for one, choices in _EXPECTED.findall(nested)
+        )
+        if types:
+            return f"{name} is {value.group(1)}, but must be {' or '.join(types)}"
+    return " ".join(message.split())

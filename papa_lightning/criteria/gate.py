@@ -1,0 +1,117 @@
+"""Criterion "gate": what training a gate for every head chooses."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+
+from papa_lightning.callbacks import CalibratingCallback, HeadGates
+from papa_lightning.criteria.base import HeadCriterion, RankingInputs
+from papa_lightning.encoders import find_encoder, gate_logits, swap_attention
+from papa_lightning.exceptions import PapaError
+
+#: Gates move by hundredths in an epoch, visibly and far from saturation; measured in docs/rankings.md.
+GATE_LEARNING_RATE = 1e-2
+
+
+class LearnedGates(HeadCriterion):
+    """Gate logits after training, ``A' = sigmoid(g) A + (1 - sigmoid(g)) C'``; see :class:`~papa_lightning.HeadGates`.
+
+        score[l,h] = g[l,h]
+
+    Source: Hassid et al. 2022, arXiv 2211.03495. A copy of the task is trained over the batches, in their order; it
+    shares the frozen parameters with the task, which stays as it is.
+
+    Args:
+        max_epochs: How often the batches are gone over.
+        learning_rate: Of the gates; the rest has the task's.
+        seed: Of dropout.
+
+    Cost: one forward and one backward pass an epoch.
+    """
+
+    name: ClassVar[str] = "gate"
+    needs: ClassVar[frozenset[str]] = frozenset({"constants", "batches", "task"})
+
+    def __init__(self, max_epochs: int = 1, learning_rate: float = GATE_LEARNING_RATE, seed: int = 0) -> None:
+        if max_epochs < 1:
+            raise PapaError(f"max_epochs is {max_epochs}, but must be at least 1.")
+        self.max_epochs, self.learning_rate, self.seed = max_epochs, learning_rate, seed
+        self.passes = 2.7 * max_epochs
+
+    def measure(self, inputs: RankingInputs) -> Tensor:
+        """See :meth:`HeadCriterion.measure`.
+
+        Raises:
+            PapaError: When the task has another encoder, or its gates cannot learn.
+        """
+        assert inputs.constants is not None
+        assert inputs.task is not None
+        assert inputs.batches is not None
+        if find_encoder(inputs.task.encoder) is not find_encoder(inputs.encoder):
+            raise PapaError(
+                "task has another encoder than the one to rank: pass RankingInputs(encoder=task.encoder, ...)."
+            )
+        task, device = _copy(inputs.task), find_encoder(inputs.encoder).device
+        swap_attention(task.encoder, "gated", constants=inputs.constants)
+        callback = HeadGates(self.learning_rate, max_length=inputs.constants.max_length, save_constants=False)
+        try:
+            with isolate_rng():
+                torch.manual_seed(self.seed)
+                self._trainer(device, callback).fit(task, train_dataloaders=_Batches(inputs.batches))
+        finally:
+            task.to(device)  # the Trainer leaves a module in main memory, and with it what it shares
+        return torch.stack([gates.detach() for gates in gate_logits(task.encoder)])
+
+    def _trainer(self, device: torch.device, callback: L.Callback) -> L.Trainer:
+        return L.Trainer(
+            accelerator="gpu" if device.type == "cuda" else device.type,
+            devices=[device.index or 0] if device.type == "cuda" else 1,
+            max_epochs=self.max_epochs,
+            callbacks=[callback],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+
+
+class _Batches:
+    """Batches for a Trainer, which takes a list for several data loaders."""
+
+    def __init__(self, batches: Iterable[Mapping[str, Any]]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        return iter(self.batches)
+
+
+def gates_for(output: str, constants: str | None, configured: Sequence[CalibratingCallback]) -> HeadGates:
+    """The callback that ranks by gates, out of what a run has configured.
+
+    Args:
+        output: Where the ranking is written.
+        constants: A constants file; None keeps what is configured.
+        configured: A HeadGates is taken as it is; of another callback, which encoder and how to calibrate.
+    """
+    own = next((one for one in configured if isinstance(one, HeadGates)), None)
+    if own is None:
+        own = HeadGates(GATE_LEARNING_RATE, save_constants=False)
+        for one in configured[:1]:
+            own.max_length, own.encoder, own.batch_size = one.max_length, one.encoder, one.batch_size
+    own.output, own.constants = output, constants or own.constants
+    return own
+
+
+def _copy(task: Any) -> Any:
+    """A copy of a task that shares its frozen parameters, as a task without a Trainer."""
+    memo: dict[int, Any] = {id(one): one for one in task.parameters() if not one.requires_grad}
+    if task._trainer is not None:
+        memo[id(task._trainer)] = None
+    return copy.deepcopy(task, memo)

@@ -1,0 +1,120 @@
+"""The run behind ``papa rank``: rank the heads of a task's encoder over its train data, and write the ranking."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+
+from papa_lightning.calibration import AttentionConstants, eval_mode
+from papa_lightning.callbacks import CalibratingCallback, calibrate_in, discover_encoder
+from papa_lightning.criteria.base import RankingInputs
+from papa_lightning.criteria.registry import criterion_from, rank_heads
+from papa_lightning.encoders import restore_attention
+from papa_lightning.exceptions import PapaError
+from papa_lightning.ranking import HeadRanking
+from papa_lightning.tasks.base import EncoderTask
+
+
+class RankingRun(L.Callback):
+    """Rank the heads by a criterion, write the file, and end ``fit``: before it trains, or where it would have ended.
+
+    Args:
+        criterion: The text of the criterion.
+        output: Where the ranking is written.
+        calibration: Says which encoder, its max_length, and what to go over.
+        constants: Path of a constants file; None calibrates, where the criterion needs constants.
+        train_first: Rank after the training, for a criterion that asks a trained probe.
+
+    Raises:
+        PapaError: When there is no such criterion.
+    """
+
+    def __init__(
+        self, criterion: str, output: str, calibration: CalibratingCallback, constants: str | None, train_first: bool
+    ) -> None:
+        self.criterion, self.needs = criterion, criterion_from(criterion).needs
+        self.output, self.calibration, self.train_first = output, calibration, train_first
+        self.constants = None if constants is None else AttentionConstants.load(constants)
+        #: The ranking, once it is there.
+        self.ranking: HeadRanking | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Rank, unless the probe is trained first."""
+        if not self.train_first:
+            self.rank(trainer, pl_module)
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Rank by the probe that was trained."""
+        if self.train_first:
+            self.rank(trainer, pl_module)
+
+    def rank(self, trainer: L.Trainer, pl_module: L.LightningModule) -> HeadRanking:
+        """Rank and write.
+
+        Args:
+            trainer: With its train data set up.
+            pl_module: Holds the encoder.
+
+        Returns:
+            The ranking.
+
+        Raises:
+            PapaError: When the criterion needs what a run of this module cannot give.
+        """
+        encoder = discover_encoder(pl_module, self.calibration.encoder)
+        batches = self.calibration.calibration_batches(trainer, pl_module)
+        constants = self.constants
+        if constants is None and "constants" in self.needs:
+            constants = calibrate_in(trainer, encoder, batches, self.calibration.length(trainer, encoder, None))
+        inputs = RankingInputs(encoder, constants, batches)
+        if isinstance(pl_module, EncoderTask):
+            inputs = task_inputs(pl_module, constants, batches)
+        with eval_mode(pl_module), trainer.precision_plugin.forward_context():
+            self.ranking = rank_heads(self.criterion, inputs)
+        self.ranking.save(self.output)
+        rank_zero_info(f"The ranking of the heads is in {self.output}.")
+        return self.ranking
+
+
+def task_inputs(
+    task: EncoderTask, constants: AttentionConstants | None, batches: Iterable[Mapping[str, Any]]
+) -> RankingInputs:
+    """What criteria may look at, of a task; a trained one should be in evaluation mode.
+
+    Args:
+        task: The task.
+        constants: Of its encoder.
+        batches: Labelled batches.
+    """
+    return RankingInputs(task.encoder, constants, batches, lambda batch: task.score(batch, 0).loss, task)
+
+
+def load_trained(module: L.LightningModule, ckpt_path: str, encoder: str | None = None) -> None:
+    """Give a module the parameters of a checkpoint, and its encoder dynamic attention, whatever it was trained with.
+
+    Args:
+        module: As it was when the checkpoint was written.
+        ckpt_path: A checkpoint of Lightning.
+        encoder: Attribute that holds the encoder, when the module has several.
+
+    Raises:
+        PapaError: When the file is no checkpoint of this module.
+    """
+    try:
+        checkpoint = torch.load(Path(ckpt_path), map_location="cpu", weights_only=True)
+        module.on_load_checkpoint(checkpoint)
+        module.load_state_dict(checkpoint["state_dict"])
+    except PapaError:
+        raise
+    except Exception as error:  # torch raises anything on files that are none of its own
+        raise PapaError(
+            f"ckpt_path is {ckpt_path!r}, which is no checkpoint of this {type(module).__name__} ({error}): pass one "
+            "that `papa fit` wrote with the same configuration."
+        ) from error
+    restore_attention(discover_encoder(module, encoder))

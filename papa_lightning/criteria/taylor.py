@@ -1,0 +1,127 @@
+"""Criterion "taylor": how much the loss would feel a head become constant, to first order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from papa_lightning.attention.functional import apply_attention, constant_attention
+from papa_lightning.calibration import eval_mode
+from papa_lightning.criteria.base import HeadCriterion, RankingInputs, per_layer
+from papa_lightning.encoders import find_encoder, replace_mixing
+from papa_lightning.exceptions import PapaError
+
+_NAME = "papa_taylor_gates"
+
+
+class TaylorImportance(HeadCriterion):
+    """First-order change of the loss when a head becomes constant.
+
+        A' = alpha A + (1 - alpha) C',  score[l,h] = mean over sequences b of |d loss_b / d alpha[l,h]| at alpha = 1
+
+    Source: Michel, Levy and Neubig 2019, Are sixteen heads really better than one?, arXiv 1905.10650, whose gate
+    takes a head away; here it puts the constant in its place, so that alpha = 0 is the head that this package swaps in.
+    Every sequence has gates of its own, (B, H) a layer, so one backward pass of a batch's mean loss gives all of them.
+
+    The mean loss of B sequences has to be the mean of their losses. For a loss that is a mean over labelled tokens,
+    sequences count by their share of the labels of their batch, so that scores depend a little on the batches.
+
+    It asks what the task needs, so `loss` should come from a trained probe, in evaluation mode.
+
+    Cost: one forward and one backward pass through all layers.
+    """
+
+    name: ClassVar[str] = "taylor"
+    needs: ClassVar[frozenset[str]] = frozenset({"constants", "batches", "loss"})
+    passes = 2.5
+
+    def measure(self, inputs: RankingInputs) -> Tensor:
+        """See :meth:`HeadCriterion.measure`.
+
+        Raises:
+            PapaError: When the loss has no gradient, runs the encoder several times, or there are no sequences.
+        """
+        assert inputs.batches is not None
+        assert inputs.loss is not None
+        base, constants = find_encoder(inputs.encoder), per_layer(inputs)
+        sums = torch.zeros(len(constants), constants[0].shape[0], dtype=torch.float64, device=base.device)
+        sequences = 0
+        with _gates(base, (len(constants), constants[0].shape[0])) as gates:
+            own: dict[int, Tensor] = {}
+            mixings = [partial(_mix, own, layer, gates[layer], values) for layer, values in enumerate(constants)]
+            with torch.enable_grad(), eval_mode(base), replace_mixing(base, mixings):
+                for batch in inputs.batches:
+                    own.clear()
+                    gradients = _gradients(inputs.loss(_on(base.device, batch)), own, len(constants))
+                    sums += torch.stack([gradient.double().abs().sum(dim=0) for gradient in gradients])
+                    sequences += gradients[0].shape[0]
+        if sequences == 0:
+            raise PapaError("batches is empty: pass at least one labelled batch.")
+        return sums / sequences
+
+
+def _gradients(loss: Tensor, own: Mapping[int, Tensor], num_layers: int) -> list[Tensor]:
+    """The d loss_b / d alpha of each layer, (B, H), out of the mean loss of B sequences."""
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        raise PapaError(
+            f"loss gave a {type(loss).__name__}, but must give the mean loss of a batch: a tensor of one value."
+        )
+    if len(own) < num_layers or not loss.requires_grad:
+        raise PapaError(
+            "loss has no gradient for the attention of the encoder: let it run the encoder that is ranked, and neither "
+            "under torch.no_grad() nor detached."
+        )
+    gates = [own[layer] for layer in range(num_layers)]
+    gradients = torch.autograd.grad(loss, gates, allow_unused=True, materialize_grads=True)
+    return [gradient * gradient.shape[0] for gradient in gradients]
+
+
+def _mix(
+    own: dict[int, Tensor],
+    layer: int,
+    gates: Tensor,
+    constants: Tensor,
+    attention: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+) -> Tensor:
+    """Mix the values of one layer through the gates; see Mixing in encoders/layer.py."""
+    if layer in own:
+        raise PapaError(
+            "loss runs the encoder more than once a batch, but the gates belong to one run: let it run once."
+        )
+    length = value.shape[2]
+    if length > constants.shape[-1]:
+        raise PapaError(
+            f"batches has sequences of {length} tokens, but the constants are for max_length {constants.shape[-1]}: "
+            "truncate them, or calibrate with a larger max_length."
+        )
+    own[layer] = gates.expand(value.shape[0], -1)
+    alpha = own[layer][:, None, :, None].to(value.dtype)
+    fixed = constant_attention(constants[:, :length, :length], value, mask)
+    return alpha * apply_attention(attention, value) + (1 - alpha) * fixed
+
+
+@contextmanager
+def _gates(encoder: PreTrainedModel, shape: tuple[int, int]) -> Iterator[nn.Parameter]:
+    """Gates (L, H) of 1 among the parameters of an encoder, for a while.
+
+    Tasks switch gradients off for an encoder none of whose parameters learns, so the gates have to be seen there.
+    """
+    dtype = torch.promote_types(encoder.dtype, torch.float32)
+    gates = nn.Parameter(torch.ones(shape, dtype=dtype, device=encoder.device))
+    encoder.register_parameter(_NAME, gates)
+    try:
+        yield gates
+    finally:
+        delattr(encoder, _NAME)
+
+
+def _on(device: torch.device, batch: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: entry.to(device) if isinstance(entry, Tensor) else entry for name, entry in batch.items()}

@@ -1,0 +1,111 @@
+"""`papa rank` as a user runs it, on a tiny encoder and tiny data."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from papa_lightning import AttentionConstants, HeadRanking
+from papa_lightning.cli import main
+from papa_lightning.encoders import swapped_layers
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["papa"])
+
+
+@pytest.fixture
+def tiny(encoder_folder: str, data_folder: str) -> list[str]:
+    return [
+        "--config", str(CONFIGS / "defaults.yaml"), "--config", str(CONFIGS / "sst2.yaml"),
+        "--model.init_args.encoder", encoder_folder, "--data.init_args.data_dir", data_folder,
+        "--data.init_args.batch_size", "4", "--trainer.accelerator", "cpu", "--trainer.max_epochs", "1",
+        "--trainer.enable_progress_bar", "false",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("criterion", "steps"),
+    [
+        ("variance", 0),
+        ("divergence", 0),
+        ("output", 0),
+        ("random:3", 0),
+        ("layer:top_down", 0),
+        ("taylor", 3),
+        ("gate", 3),
+    ],
+)
+def test_every_criterion_writes_a_ranking(
+    criterion: str, steps: int, tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those that ask a probe train it; all leave the frozen encoder dynamic but for gate, which leaves its gates."""
+    cli = main(["rank", *tiny, "--criterion", criterion, "--output", "out/ranking.json"])
+    ranking = HeadRanking.load("out/ranking.json")
+    assert ranking.criterion == criterion
+    assert sorted(ranking.heads) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert ranking.scores == sorted(ranking.scores)
+    assert cli.trainer.global_step == steps
+    assert bool(swapped_layers(cli.model.encoder)) == (criterion == "gate")
+    lines = capsys.readouterr().out.splitlines()
+    assert f"criterion  {criterion}, 4 heads" in lines
+    assert "ranking    out/ranking.json" in lines
+    layer, head = ranking.heads[0]
+    assert any(line.split()[:2] == [str(layer), str(head)] and line.endswith("constant first") for line in lines)
+    assert not Path("lightning_logs").exists()
+
+
+def test_constants_and_a_trained_task_are_taken_and_nothing_is_trained(tiny: list[str]) -> None:
+    """The checkpoint is of a run with constant heads; the ranking is of the encoder's own attention."""
+    main(["calibrate", *tiny, "--output", "constants.safetensors"])
+    fitted = main(["fit", *tiny])
+    checkpoint = fitted.trainer.checkpoint_callback.best_model_path
+    given = ["--constants", "constants.safetensors", "--ckpt_path", checkpoint]
+    cli = main(["rank", *tiny, *given, "--criterion", "taylor", "--output", "taylor.json"])
+    assert cli.trainer.global_step == 0
+    assert not swapped_layers(cli.model.encoder)
+    for name, value in cli.model.probe.state_dict().items():
+        assert torch.equal(fitted.model.probe.state_dict()[name].cpu(), value), name
+    assert HeadRanking.load("taylor.json").scores[-1] > 0
+    main(["rank", *tiny, "--constants", "constants.safetensors", "--output", "variance.json"])
+    variance = AttentionConstants.load("constants.safetensors").variance
+    assert HeadRanking.load("variance.json") == HeadRanking.from_scores(variance.tolist(), "variance")
+    used = main(["fit", *tiny, "--trainer.callbacks.heads", "0.5", "--trainer.callbacks.ranking", "variance.json"])
+    assert sum(len(layer.constant_heads) for layer in swapped_layers(used.model.encoder)) == 2
+
+
+def test_fit_with_gates_says_where_the_ranking_is(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    gates = ["--trainer.callbacks", "HeadGates", "--trainer.callbacks.learning_rate", "0.05"]
+    cli = main(["fit", *tiny, *gates])
+    (written,) = Path("lightning_logs").rglob("ranking.json")
+    assert HeadRanking.load(written).criterion == "gate"
+    assert any(group["lr"] == 0.05 for group in cli.trainer.optimizers[0].param_groups)
+    lines = capsys.readouterr().out.splitlines()
+    assert "heads constant  0 of 4 (0.0%)" in lines
+    assert any(line.split() == ["ranking", str(written)] for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--criterion", "median"], "criterion is 'median': choose from variance"),
+        (["--constants", "nowhere.safetensors"], "constants file 'nowhere.safetensors' does not exist"),
+        (
+            ["--criterion", "taylor", "--ckpt_path", "nowhere.ckpt"],
+            "ckpt_path is 'nowhere.ckpt'",
+        ),
+        (["--trainer.devices", "2", "--trainer.strategy", "ddp_spawn"], "2 processes, but heads are ranked by one"),
+    ],
+)
+def test_invalid_input_ends_with_one_line(
+    arguments: list[str], message: str, tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["rank", *tiny, *arguments])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not Path("ranking.json").exists()
