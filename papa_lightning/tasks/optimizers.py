@@ -17,6 +17,7 @@ def build_optimizer(
     learning_rate: float,
     weight_decay: float,
     constants_learning_rate: float | None,
+    fused: bool | None = None,
 ) -> torch.optim.Optimizer:
     """Build AdamW for all parameters of a module that require a gradient.
 
@@ -27,6 +28,7 @@ def build_optimizer(
         learning_rate: Of all but the constants.
         weight_decay: Of all but the constants.
         constants_learning_rate: Of the constants; None takes `learning_rate`.
+        fused: Whether a step is one kernel; None leaves it to torch, which gradient clipping of the Trainer wants.
 
     Returns:
         The optimizer, with the constants as its last group if they learn.
@@ -37,7 +39,7 @@ def build_optimizer(
     if apart:
         rate = learning_rate if constants_learning_rate is None else constants_learning_rate
         groups.append({"params": [one for one in constants if id(one) in apart], "weight_decay": 0.0, "lr": rate})
-    return torch.optim.AdamW(groups, lr=learning_rate, weight_decay=weight_decay)
+    return torch.optim.AdamW(groups, lr=learning_rate, weight_decay=weight_decay, fused=fused)
 
 
 def with_schedule(
@@ -63,10 +65,28 @@ def with_schedule(
             f"schedule {schedule!r} with warmup_share={warmup_share} needs the number of training steps, but the "
             "Trainer has no limit: set max_epochs or max_steps."
         )
-    scheduler = get_scheduler(
+    scheduler = build_schedule(optimizer, int(steps), schedule, warmup_share)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def build_schedule(
+    optimizer: torch.optim.Optimizer, steps: int, schedule: str, warmup_share: float
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Build the learning rate schedule of an optimizer; it moves at every step.
+
+    Args:
+        optimizer: The optimizer.
+        steps: Of the whole training.
+        schedule: ``"constant"``, ``"linear"`` or ``"cosine"``.
+        warmup_share: Share of all steps over which the rate rises from 0.
+
+    Returns:
+        The schedule.
+    """
+    scheduler: torch.optim.lr_scheduler.LambdaLR = get_scheduler(
         "constant_with_warmup" if schedule == "constant" else schedule,
         optimizer,
         num_warmup_steps=round(warmup_share * steps),
-        num_training_steps=int(steps),
+        num_training_steps=steps,
     )
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+    return scheduler

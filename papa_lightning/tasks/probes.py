@@ -12,7 +12,33 @@ Pooling = Literal["layerwise", "mean", "class_token"]
 """How the hidden states of a sequence become one vector."""
 
 
-class LayerwiseProbe(nn.Module):
+class Probe(nn.Module):
+    """The end that all probes share, from the features of a sequence or token to its logits.
+
+    Attributes:
+        dense: Linear from the features to d.
+        dropout: Dropout before the classifier.
+        classifier: Linear from d to C.
+    """
+
+    dense: nn.Linear
+    dropout: nn.Module
+    classifier: nn.Linear
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Compute the logits from what `dense` reads, ``U dropout(tanh(W f + b)) + c``.
+
+        Args:
+            features: (..., F), however they came about: from padded hidden states, or from stored ones.
+
+        Returns:
+            (..., C), the logits of the classes.
+        """
+        logits: Tensor = self.classifier(self.dropout(torch.tanh(self.dense(features))))
+        return logits
+
+
+class LayerwiseProbe(Probe):
     r"""Classify a sequence from the hidden states of all levels of an encoder.
 
     With the hidden states :math:`x_0` (embeddings) to :math:`x_L` (last layer), the attention mask :math:`m` and one
@@ -68,8 +94,7 @@ class LayerwiseProbe(nn.Module):
         Raises:
             PapaError: If the number of levels or the length of the sequences is not what the probe was built for.
         """
-        logits: Tensor = self.classifier(self.dropout(self.pool(hidden_states, attention_mask)))
-        return logits
+        return self.classify(self._weighted_sums(hidden_states, attention_mask))
 
     def pool(self, hidden_states: Sequence[Tensor], attention_mask: Tensor) -> Tensor:
         """Compute p, what the classifier sees before dropout.
@@ -84,6 +109,10 @@ class LayerwiseProbe(nn.Module):
         Raises:
             PapaError: If the number of levels or the length of the sequences is not what the probe was built for.
         """
+        return torch.tanh(self.dense(self._weighted_sums(hidden_states, attention_mask)))
+
+    def _weighted_sums(self, hidden_states: Sequence[Tensor], attention_mask: Tensor) -> Tensor:
+        """[v_0; ...; v_L], (B, (L+1)*d)."""
         self._check(hidden_states, attention_mask)
         # Hidden states stored in a smaller dtype follow the probe; under autocast matmul picks its own dtype anyway.
         dtype = self.position_weights.dtype
@@ -93,7 +122,7 @@ class LayerwiseProbe(nn.Module):
             torch.matmul((weights * mask).unsqueeze(1), level.to(dtype)).flatten(1)  # (B, 1, T) @ (B, T, d)
             for weights, level in zip(self.position_weights, hidden_states, strict=True)
         ]
-        return torch.tanh(self.dense(torch.cat(sums, dim=-1)))
+        return torch.cat(sums, dim=-1)
 
     def _check(self, hidden_states: Sequence[Tensor], attention_mask: Tensor) -> None:
         levels, max_length = self.position_weights.shape
@@ -111,7 +140,7 @@ class LayerwiseProbe(nn.Module):
             )
 
 
-class PooledProbe(nn.Module):
+class PooledProbe(Probe):
     r"""Classify a sequence from one vector of the last level.
 
     .. math:: \text{logits} = U\, \text{dropout}(\tanh(W v + b)) + c,
@@ -156,16 +185,10 @@ class PooledProbe(nn.Module):
             (B, C), the logits of the classes.
         """
         last = hidden_states[-1].to(self.dense.weight.dtype)
-        if self.pooling == "class_token":
-            pooled = last[:, 0]
-        else:
-            mask = attention_mask.to(last.dtype)
-            pooled = torch.einsum("bt,btd->bd", mask, last) / mask.sum(dim=1, keepdim=True).clamp_min(1)
-        logits: Tensor = self.classifier(self.dropout(torch.tanh(self.dense(pooled))))
-        return logits
+        return self.classify(pool_last(self.pooling, last, attention_mask))
 
 
-class TokenProbe(nn.Module):
+class TokenProbe(Probe):
     r"""Classify every token from the hidden states of all levels of an encoder.
 
     .. math:: \text{logits}_t = U\, \text{dropout}(\tanh(W [x_{0t}; \dots; x_{Lt}] + b)) + c
@@ -211,8 +234,28 @@ class TokenProbe(nn.Module):
         """
         _check_levels(len(hidden_states), self.num_levels)
         features = torch.cat([level.to(self.dense.weight.dtype) for level in hidden_states], dim=-1)
-        logits: Tensor = self.classifier(self.dropout(torch.tanh(self.dense(features))))
-        return logits
+        return self.classify(features)
+
+
+def pool_last(pooling: Literal["mean", "class_token"], last: Tensor, attention_mask: Tensor) -> Tensor:
+    """Make one vector of the last hidden states of a sequence; see `PooledProbe`.
+
+    Args:
+        pooling: ``"mean"`` or ``"class_token"``.
+        last: (B, T, d), the last level.
+        attention_mask: (B, T), 1 for a real token and 0 for padding.
+
+    Returns:
+        (B, d).
+
+    Example:
+        >>> pool_last("mean", torch.tensor([[[2.0], [4.0], [9.0]]]), torch.tensor([[1, 1, 0]]))
+        tensor([[3.]])
+    """
+    if pooling == "class_token":
+        return last[:, 0]
+    mask = attention_mask.to(last.dtype)
+    return torch.einsum("bt,btd->bd", mask, last) / mask.sum(dim=1, keepdim=True).clamp_min(1)
 
 
 def _check_levels(found: int, levels: int) -> None:

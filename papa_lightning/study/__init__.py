@@ -1,0 +1,24 @@
+"""Studies: how the score of a task depends on the share of constant heads."""
+
+from papa_lightning.study.report import write_report
+from papa_lightning.study.results import CellResult, load_table, results_table
+from papa_lightning.study.run import PairPlan, Study, format_plan
+from papa_lightning.study.settings import FeatureSettings, StudySettings
+from papa_lightning.study.statistics import format_summary, rank_correlation, summarize
+from papa_lightning.study.training import ProbeSettings
+
+__all__ = [
+    "CellResult",
+    "FeatureSettings",
+    "PairPlan",
+    "ProbeSettings",
+    "Study",
+    "StudySettings",
+    "format_plan",
+    "format_summary",
+    "load_table",
+    "rank_correlation",
+    "results_table",
+    "summarize",
+    "write_report",
+]

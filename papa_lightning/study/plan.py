@@ -1,0 +1,107 @@
+"""The cells of a study, and the work behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from papa_lightning.study.settings import StudySettings
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which heads of an encoder are constant, and with what; what the hidden states of a task depend on.
+
+    Args:
+        share: Share of constant heads.
+        criterion: The ranking that says which; None where the share leaves no choice.
+        kind: Of the constants; None without constant heads.
+    """
+
+    share: float
+    criterion: str | None
+    kind: str | None
+
+    @classmethod
+    def of(cls, share: float, criterion: str, kind: str) -> Choice:
+        """The choice that a cell comes down to: all heads are all heads, whatever ranks them.
+
+        Example:
+            >>> Choice.of(1.0, "variance", "average") == Choice.of(1.0, "random", "average")
+            True
+            >>> Choice.of(0.0, "variance", "average") == Choice.of(0.0, "variance", "zero")
+            True
+        """
+        share = float(share)
+        return cls(share, criterion if 0.0 < share < 1.0 else None, kind if share > 0.0 else None)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of the results: a score of one probe.
+
+    Args:
+        encoder: Name of the encoder.
+        task: Name of the task.
+        criterion: By what the heads are ranked.
+        share: Share of constant heads.
+        kind: Of the constants.
+        seed: Of the probe.
+    """
+
+    encoder: str
+    task: str
+    criterion: str
+    share: float
+    kind: str
+    seed: int
+
+    @property
+    def choice(self) -> Choice:
+        """The heads behind it; several cells may share it."""
+        return Choice.of(self.share, self.criterion, self.kind)
+
+
+@dataclass(frozen=True)
+class Group:
+    """What is done in one go: the encoder runs once, and the probes of some seeds learn from it.
+
+    Args:
+        encoder: Name of the encoder.
+        task: Name of the task.
+        choice: The heads.
+        seeds: The seeds.
+    """
+
+    encoder: str
+    task: str
+    choice: Choice
+    seeds: tuple[int, ...]
+
+
+def pairs(settings: StudySettings) -> list[tuple[str, str]]:
+    """Encoders and tasks, in the order in which they are studied."""
+    return [(encoder, task) for encoder in settings.encoders for task in settings.tasks]
+
+
+def cells(settings: StudySettings) -> Iterator[Cell]:
+    """All cells, in the order of the results.
+
+    Example:
+        >>> settings = StudySettings({"e": "folder"}, {"t": {"class_path": "DemoDataModule"}}, shares=[1], seeds=[0])
+        >>> [cell.share for cell in cells(settings)]
+        [0.0, 1.0]
+    """
+    for encoder, task in pairs(settings):
+        for kind in settings.constants:
+            control = kind != "average"
+            shares = {0.0, *map(float, settings.control_shares if control else settings.shares)}
+            for criterion in settings.criteria[:1] if control else settings.criteria:
+                for share in sorted(shares):
+                    for seed in settings.seeds:
+                        yield Cell(encoder, task, criterion, share, kind, seed)
+
+
+def choices(settings: StudySettings) -> list[Choice]:
+    """The different choices of heads of every encoder and task."""
+    return list(dict.fromkeys(cell.choice for cell in cells(settings)))

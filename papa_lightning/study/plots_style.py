@@ -1,0 +1,193 @@
+"""How every figure of a report looks, and how it becomes bytes, without touching matplotlib's global state."""
+
+from __future__ import annotations
+
+import functools
+import io
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, ParamSpec
+
+import matplotlib.style
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import NDArray
+
+#: Text and axes, and what is behind them. The report replaces both, so that figures follow its light or dark colours.
+INK, GROUND = "#1b1b1d", "#fefefd"
+#: Grid and reference lines: readable on a light and on a dark ground.
+MUTED = "#808084"
+#: Okabe and Ito's colours without black and yellow, so that readers with colour blindness tell them apart.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#9A7B4F", "#7F66B5")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
+# None of them is "--", which is kept for share 0.
+_LINES: tuple[Any, ...] = ("-", (0, (1, 1.4)), "-.", (0, (9, 1.5)))
+#: Longest label in a figure; the text of the report has the whole name.
+LABEL_LENGTH = 30
+
+_STYLE: dict[str, Any] = {
+    "font.size": 9.5,
+    "axes.titlesize": 10.5,
+    "axes.labelsize": 9.5,
+    "legend.fontsize": 9,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": MUTED,
+    "grid.alpha": 0.3,
+    "grid.linewidth": 0.6,
+    "figure.facecolor": GROUND,
+    "axes.facecolor": "none",
+    "savefig.facecolor": GROUND,
+    "legend.frameon": False,
+    "lines.markersize": 5.5,
+    "lines.linewidth": 1.5,
+    "errorbar.capsize": 3,
+    "hatch.linewidth": 0.7,
+    "text.parse_math": False,  # a name with two dollar signs is a name, not a formula
+    "svg.fonttype": "path",  # looks the same where the font is missing
+    "savefig.dpi": 150,
+}
+
+_P = ParamSpec("_P")
+
+
+def styled(plot: Callable[_P, Figure]) -> Callable[_P, Figure]:
+    """Run a plot function under the style of the report, whatever the user's matplotlib settings are."""
+
+    @functools.wraps(plot)
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> Figure:
+        with matplotlib.style.context(_STYLE, after_reset=True):
+            return plot(*args, **kwargs)
+
+    return run
+
+
+def new_figure(width: float, height: float, layout: Literal["constrained", "compressed"] = "constrained") -> Figure:
+    """An empty figure that belongs to no window.
+
+    Args:
+        width: In inches.
+        height: In inches.
+        layout: "compressed" is for images whose height follows from their width.
+    """
+    return Figure(figsize=(width, height), layout=layout)
+
+
+def as_png(figure: Figure) -> bytes:
+    """A figure as PNG, the same bytes each time."""
+    return _saved(figure, "png", {})
+
+
+def as_svg(figure: Figure, salt: str) -> bytes:
+    """A figure as SVG, the same bytes each time.
+
+    Args:
+        figure: Any.
+        salt: What the ids inside are made from.
+    """
+    return _saved(figure, "svg", {"Date": None}, **{"svg.hashsalt": salt})
+
+
+def _saved(figure: Figure, kind: str, metadata: dict[str, Any], **settings: Any) -> bytes:
+    buffer = io.BytesIO()
+    with matplotlib.style.context({**_STYLE, **settings}, after_reset=True):
+        # Once for all formats: it takes most of the time, and would differ a little with their resolution.
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+        figure.savefig(buffer, format=kind, metadata=metadata)
+    return buffer.getvalue()
+
+
+def series_style(index: int) -> dict[str, Any]:
+    """Colour, marker and line of one series; marker and line together differ for the first 48.
+
+    Example:
+        >>> len({(one["marker"], str(one["linestyle"])) for one in map(series_style, range(48))})
+        48
+    """
+    return {
+        "color": COLOURS[index % len(COLOURS)],
+        "marker": _MARKERS[index % len(_MARKERS)],
+        "linestyle": _LINES[(index + index // len(_MARKERS)) % len(_LINES)],
+    }
+
+
+def label(name: object, length: int = LABEL_LENGTH) -> str:
+    """A name on one line, cut in the middle when it is long.
+
+    Example:
+        >>> label("sentence-transformers/all-MiniLM-L6-v2", 21)
+        'sentence-t…niLM-L6-v2'
+    """
+    text = " ".join(str(name).split())
+    if len(text) <= length:
+        return text
+    head = (length - 1) // 2
+    return f"{text[:head]}…{text[len(text) - (length - 1 - head) :]}"
+
+
+def interval_bars(mean: NDArray[Any], low: NDArray[Any], high: NDArray[Any]) -> NDArray[Any]:
+    """Lengths of error bars below and above the mean, shape (2, N); 0 where there is no interval."""
+    lengths = np.stack([mean - low, high - mean])
+    return np.where(np.isfinite(lengths), np.maximum(lengths, 0.0), 0.0)
+
+
+def padded_limits(values: Iterable[float], least_span: float, margin: float = 0.08) -> tuple[float, float]:
+    """Limits of an axis that hold all values and are not tighter than a span, so that noise does not look large.
+
+    Args:
+        values: Whatever shall be seen; what is not finite is left out.
+        least_span: Smallest distance between the limits, in units of the axis.
+        margin: Share of the span that stays free at either end.
+    """
+    finite = [value for value in values if math.isfinite(value)]
+    low, high = (min(finite), max(finite)) if finite else (0.0, 1.0)
+    missing = max(least_span - (high - low), 0.0)
+    low, high = low - missing / 2, high + missing / 2
+    free = margin * ((high - low) or 1.0)
+    return low - free, high + free
+
+
+def share_axis(axes: Axes, shares: Sequence[float]) -> None:
+    """The horizontal axis of every curve: from 0 to 100 % of the heads.
+
+    Args:
+        axes: Where.
+        shares: Of constant heads, from 0 to 1; only so many of them are written that they do not overlap.
+    """
+    axes.set_xlim(-4.0, 104.0)
+    ticks: list[float] = []
+    for share in [1.0, *sorted(shares)]:
+        if all(abs(share - other) >= 0.07 for other in ticks):
+            ticks.append(share)
+    axes.set_xticks([100.0 * share for share in sorted(ticks)])
+    axes.set_xticklabels([f"{100.0 * share:.3g}" for share in sorted(ticks)])
+    axes.set_xlabel("share of constant heads (%)")
+
+
+def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
+    """One legend under all axes, where it covers no data."""
+    # Before version 3.10 matplotlib hides labels that begin with an underscore.
+    labels = [f" {text}" if text.startswith("_") else text for text in labels]
+    longest = max((len(text) for text in labels), default=1)
+    fitting = max(1, int(figure.get_figwidth() * 13 / (longest + 7)))
+    columns = math.ceil(len(labels) / math.ceil(len(labels) / fitting))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=3.2)
+
+
+def reference_line(axes: Axes, value: float, *, vertical: bool = False) -> Line2D:
+    """The dashed line of the score with all heads dynamic."""
+    draw = axes.axvline if vertical else axes.axhline
+    return draw(value, color=MUTED, linestyle="--", linewidth=1.2, zorder=1)

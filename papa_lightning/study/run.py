@@ -1,0 +1,263 @@
+"""Running a study: what is missing is done, and every finished piece stays."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from papa_lightning.study.artifacts import average_key, criterion_cost, ranking_key
+from papa_lightning.study.bench import find_device
+from papa_lightning.study.executors import Backend, run_pieces
+from papa_lightning.study.plan import Choice, Group, cells, choices, pairs
+from papa_lightning.study.results import CellResult, results_table, save_table
+from papa_lightning.study.settings import StudySettings
+from papa_lightning.study.store import StudyFolder
+from papa_lightning.study.versions import versions
+from papa_lightning.study.work import cell_key, describe, open_bench, prepare, run_group
+
+
+@dataclass(frozen=True)
+class PairPlan:
+    """What is to be done for one encoder on one task.
+
+    Args:
+        encoder: Name of the encoder.
+        task: Name of the task.
+        keys: Hash of the result of every choice of heads and seed.
+        groups: What is missing.
+        total: Number of probes, finished or not.
+        preparation: Estimated forward passes over the training rows before the first group.
+        group_cost: The same for one group.
+        examples: Number of training rows.
+        about: How the numbers are measured.
+        files: Where constants and rankings are going to be.
+    """
+
+    encoder: str
+    task: str
+    keys: Mapping[tuple[Choice, int], str]
+    groups: list[Group]
+    total: int
+    preparation: float
+    group_cost: float
+    examples: int
+    about: Mapping[str, Any]
+    files: Mapping[str, list[dict[str, str]]]
+
+    @property
+    def missing(self) -> int:
+        """Number of probes that are not trained yet."""
+        return sum(len(group.seeds) for group in self.groups)
+
+    @property
+    def passes(self) -> float:
+        """Estimated forward passes over the training rows that are still to be done."""
+        return self.preparation + self.group_cost * len(self.groups)
+
+
+class Study:
+    """Scores against shares of constant heads, for encoders, tasks, criteria, kinds of constants and seeds.
+
+    Each encoder is calibrated once on each task, its heads are ranked once by each criterion, and then, for every
+    choice of heads, the encoder runs once over the data and the probes of all seeds learn from its hidden states
+    (Hassid et al. 2022, arXiv 2211.03495, for the question and the probe). What is finished is in the folder, under a
+    hash of all that it depends on: a study that was killed goes on where it was, and one whose settings changed never
+    takes up an old result.
+
+    Args:
+        settings: What to study.
+        output: Folder of the study.
+
+    Raises:
+        StudyError: When the folder cannot hold a study.
+    """
+
+    def __init__(self, settings: StudySettings, output: str | Path) -> None:
+        self.settings, self.folder = settings, StudyFolder(output)
+        self.folder.check()
+        self._json = json.dumps(settings.as_dict())
+        self._finished: dict[str, CellResult] = {}
+
+    def plan(self) -> list[PairPlan]:
+        """Load everything once, and see what is missing.
+
+        Raises:
+            PapaError: When an encoder or data cannot be loaded.
+        """
+        return [self._plan_pair(encoder, task) for encoder, task in pairs(self.settings)]
+
+    def run(
+        self,
+        plans: Sequence[PairPlan] | None = None,
+        num_workers: int = 1,
+        backend: Backend = "processes",
+        progress: bool = True,
+    ) -> pd.DataFrame:
+        """Do what is missing.
+
+        Args:
+            plans: What :meth:`plan` gave just now; None plans first.
+            num_workers: Processes at a time.
+            backend: Where they are.
+            progress: Show a bar with the remaining time.
+
+        Returns:
+            The table of results, which also is in the folder.
+
+        Raises:
+            PapaError: When something cannot be loaded, stored or trained; what is finished stays.
+        """
+        plans = self.plan() if plans is None else plans
+        self.folder.clear_features(keep=self.settings.features.keep)
+        self.folder.write(self.settings.as_dict(), self._about(plans), _joined(plan.files for plan in plans))
+        work = partial(run_pieces, num_workers=num_workers, backend=backend)
+        with _bar(plans, progress) as bar:
+            todo = [plan for plan in plans if plan.groups]
+            first = partial(_prepare_pair, self._json, str(self.folder.path))
+            for pair, _ in work(first, [(plan.encoder, plan.task) for plan in todo]):
+                bar.update(sum(plan.preparation * plan.examples for plan in todo if (plan.encoder, plan.task) == pair))
+            cost = {(plan.encoder, plan.task): plan.group_cost * plan.examples for plan in todo}
+            second = partial(run_group, self._json, str(self.folder.path))
+            for group, _ in work(second, [group for plan in todo for group in plan.groups]):
+                bar.set_postfix_str(f"{group.encoder}, {group.task}, share {group.choice.share:g}", refresh=False)
+                bar.update(cost[group.encoder, group.task])
+                self.table(plans)
+        return self.table(plans)
+
+    def table(self, plans: Iterable[PairPlan]) -> pd.DataFrame:
+        """Collect the finished cells into the table, and write it.
+
+        Args:
+            plans: What :meth:`plan` gave.
+        """
+        keys = {(plan.encoder, plan.task): plan.keys for plan in plans}
+        results = []
+        for cell in cells(self.settings):
+            result = self._result(keys[cell.encoder, cell.task][cell.choice, cell.seed])
+            if result is not None:
+                # One probe may serve several cells: all heads are all heads, whatever ranked them.
+                own = replace(result, encoder=cell.encoder, task=cell.task, criterion=cell.criterion)
+                results.append(replace(own, constants=cell.kind))
+        table = results_table(results)
+        save_table(table, self.folder.path)
+        return table
+
+    def _result(self, key: str) -> CellResult | None:
+        """The finished result of a hash; read once."""
+        if key not in self._finished:
+            path = self.folder.cell(key)
+            if not path.exists():
+                return None
+            self._finished[key] = CellResult.load(path)
+        return self._finished[key]
+
+    def _plan_pair(self, encoder: str, task: str) -> PairPlan:
+        bench = open_bench(self._json, encoder, task)
+        keys = {
+            (choice, seed): cell_key(bench, choice, seed)
+            for choice in choices(self.settings)
+            for seed in self.settings.seeds
+        }
+        groups = []
+        for choice in choices(self.settings):
+            seeds = tuple(seed for seed in self.settings.seeds if self._result(keys[choice, seed]) is None)
+            if seeds:
+                groups.append(Group(encoder, task, choice, seeds))
+        average = self.folder.constants(encoder, task, "average", average_key(bench, "average"))
+        ranked = {choice.criterion for choice in choices(self.settings)} - {None}
+        rankings = {
+            name: self.folder.ranking(encoder, task, name, ranking_key(bench, name))
+            for name in sorted(map(str, ranked))
+        }
+        costs = [criterion_cost(name) for name, path in rankings.items() if not path.exists()]
+        evaluated = sum(map(len, bench.evaluations.values()))
+        pair = {"encoder": encoder, "task": task}
+        return PairPlan(
+            encoder,
+            task,
+            keys=keys,
+            groups=groups,
+            total=len(keys),
+            preparation=(not average.exists()) + sum(costs) if groups else 0.0,
+            group_cost=1 + evaluated / len(bench.train),
+            examples=len(bench.train),
+            about=describe(bench),
+            files={
+                "constants": [{**pair, "kind": "average", "path": self.folder.relative(average)}],
+                "rankings": [
+                    {**pair, "criterion": name, "path": self.folder.relative(path)} for name, path in rankings.items()
+                ],
+            },
+        )
+
+    def _about(self, plans: Iterable[PairPlan]) -> dict[str, Any]:
+        """How the numbers are measured."""
+        settings = self.settings
+        device = find_device(settings.device)
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+        return {
+            "versions": versions(),
+            "device": f"{device.type} ({name})",
+            "threads": torch.get_num_threads(),
+            "dtype": "float32",
+            "features": settings.features.storage,
+            "probe": asdict(settings.probe) | {"pooling": settings.pooling},
+            "seeds": list(settings.seeds),
+            "pairs": [{"encoder": plan.encoder, "task": plan.task, **plan.about} for plan in plans],
+        }
+
+
+def _prepare_pair(settings: str, output: str, pair: tuple[str, str]) -> float:
+    return prepare(settings, output, *pair)
+
+
+def _bar(plans: Sequence[PairPlan], progress: bool) -> tqdm[Any]:
+    """A bar of sequences that pass through an encoder: what most of the time goes into."""
+    return tqdm(
+        total=sum(plan.passes * plan.examples for plan in plans),
+        desc="Study",
+        bar_format="{l_bar}{bar}| {elapsed}, {remaining} to go {postfix}",
+        disable=not progress,
+        dynamic_ncols=True,
+    )
+
+
+def _joined(files: Iterable[Mapping[str, list[dict[str, str]]]]) -> dict[str, list[dict[str, str]]]:
+    """The files of all pairs together."""
+    joined: dict[str, list[dict[str, str]]] = {"constants": [], "rankings": []}
+    for one in files:
+        for name, listed in one.items():
+            joined[name].extend(listed)
+    return joined
+
+
+def format_plan(plans: Sequence[PairPlan]) -> str:
+    """What a study is going to do, for the terminal.
+
+    Args:
+        plans: What :meth:`Study.plan` gave.
+
+    Returns:
+        A table with a line a pair: probes, finished ones, and estimated passes of the encoder over its training rows.
+    """
+    lines = [f"{'encoder':<20} {'task':<20} {'probes':>8} {'finished':>9} {'choices left':>13} {'passes left':>12}"]
+    for plan in plans:
+        lines.append(
+            f"{plan.encoder:<20} {plan.task:<20} {plan.total:>8} {plan.total - plan.missing:>9} "
+            f"{len(plan.groups):>13} {plan.passes:>12.1f}"
+        )
+    missing, sequences = sum(plan.missing for plan in plans), sum(plan.passes * plan.examples for plan in plans)
+    lines.append(
+        f"{missing} probes to train; about {sequences:,.0f} sequences through an encoder (a pass goes once over the "
+        "training rows of its task)."
+    )
+    return "\n".join(lines)

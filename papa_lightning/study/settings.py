@@ -1,0 +1,161 @@
+"""What a study is told: encoders, tasks, criteria, shares, seeds, kinds of constants."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
+
+from papa_lightning.calibration import constants_kind
+from papa_lightning.criteria import criterion_from
+from papa_lightning.exceptions import PapaError
+from papa_lightning.study.training import ProbeSettings
+from papa_lightning.tasks.probes import Pooling
+
+#: Names become parts of file names, and must not meet each other there.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+Storage = Literal["float32", "float16", "none"]
+"""How the hidden states of a choice of heads are stored; ``"none"`` runs the encoder again in every epoch."""
+
+
+@dataclass(frozen=True)
+class FeatureSettings:
+    """How the hidden states from which the probes learn are kept.
+
+    Args:
+        storage: The dtype on disk, or ``"none"``: nothing is stored, and the encoder runs in every epoch.
+        budget_gigabytes: The largest size on disk at any moment, of each worker, in 1e9 bytes; more is refused before
+            it is written.
+        keep: Leave the files in the study's folder, for further seeds; else they go when their probes are trained.
+    """
+
+    storage: Storage = "float32"
+    budget_gigabytes: float = 50.0
+    keep: bool = False
+
+    def __post_init__(self) -> None:
+        _check_choice("features.storage", self.storage, get_args(Storage))
+        if not self.budget_gigabytes > 0:
+            raise PapaError(f"features.budget_gigabytes is {self.budget_gigabytes}, but must be above 0.")
+
+
+@dataclass(frozen=True)
+class StudySettings:
+    """One study: every encoder on every task, with every criterion, share, seed and kind of constants.
+
+    Args:
+        encoders: Names and where they are: on the hub, or folders written by ``save_pretrained``.
+        tasks: Names and their data modules: ``class_path`` and ``init_args``, without ``tokenizer``, which is the
+            encoder's.
+        criteria: By what heads are ranked; see :data:`papa_lightning.criteria.CRITERIA`. "random:1" has seed 1.
+        shares: Shares of constant heads, from 0 to 1. Share 0 is always measured: everything is compared with it.
+        seeds: Seeds of the probe: its initial values, the order of the examples, dropout.
+        constants: Kinds of constants. ``"average"`` is measured at all `shares` for all `criteria`; the others are
+            controls, see `control_shares`.
+        control_shares: Shares at which controls are measured, with the first of `criteria`.
+        pooling: The probe of sentence tasks; see :class:`~papa_lightning.SequenceClassificationTask`.
+        probe: How the probes are trained.
+        features: How the hidden states are stored.
+        calibration_batch_size: Sequences a batch wherever the encoder runs.
+        device: Where everything runs; ``"auto"`` takes an accelerator where there is one.
+
+    Raises:
+        PapaError: When an argument is out of its range.
+    """
+
+    encoders: Mapping[str, str]
+    tasks: Mapping[str, Mapping[str, Any]]
+    criteria: Sequence[str] = ("variance",)
+    shares: Sequence[float] = (0.0, 0.5, 0.875, 0.9375, 1.0)
+    seeds: Sequence[int] = (0, 1, 2)
+    constants: Sequence[str] = ("average",)
+    control_shares: Sequence[float] = (1.0,)
+    pooling: Pooling = "layerwise"
+    probe: ProbeSettings = field(default_factory=ProbeSettings)
+    features: FeatureSettings = field(default_factory=FeatureSettings)
+    calibration_batch_size: int = 32
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("encoders", "tasks"):
+            _check_names(name, getattr(self, name))
+        for name in ("criteria", "shares", "seeds", "constants", "control_shares"):
+            _check_list(name, getattr(self, name))
+        for name in ("shares", "control_shares"):
+            _check_shares(name, getattr(self, name))
+        for seed in self.seeds:
+            if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+                raise PapaError(f"seeds has {seed!r}, but a seed is a whole number from 0 to 2**32 - 1.")
+        for criterion in self.criteria:
+            criterion_from(criterion)
+        for kind in self.constants:
+            other = constants_kind(kind).other_task
+            if other is not None and other not in self.tasks:
+                raise PapaError(f"constants has {kind!r}, but tasks has only {', '.join(self.tasks)}: add that task.")
+        for name, task in self.tasks.items():
+            _check_task(name, task)
+        _check_choice("pooling", self.pooling, get_args(Pooling))
+        if self.calibration_batch_size < 1:
+            raise PapaError(f"calibration_batch_size is {self.calibration_batch_size}, but must be at least 1.")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings as plain values, as JSON gives them back."""
+        plain = asdict(self)
+        for name in ("criteria", "shares", "seeds", "constants", "control_shares"):
+            plain[name] = list(plain[name])
+        return plain | {"encoders": dict(self.encoders), "tasks": {name: dict(one) for name, one in self.tasks.items()}}
+
+
+def settings_from(plain: Mapping[str, Any]) -> StudySettings:
+    """Rebuild settings from what :meth:`StudySettings.as_dict` gave.
+
+    Args:
+        plain: Plain values.
+
+    Raises:
+        PapaError: As the constructor.
+    """
+    nested = {"probe": ProbeSettings(**plain["probe"]), "features": FeatureSettings(**plain["features"])}
+    return StudySettings(**{**plain, **nested})
+
+
+def _check_names(argument: str, named: Mapping[str, Any]) -> None:
+    if not isinstance(named, Mapping) or not named:
+        raise PapaError(f"{argument} is {named!r}, but must map at least one name to what it means.")
+    for name in named:
+        if not isinstance(name, str) or not _NAME.fullmatch(name) or "--" in name:
+            raise PapaError(
+                f"{argument} has the name {name!r}, which becomes part of file names: use letters, digits, '_', '.' "
+                "and single '-', and begin with a letter or digit."
+            )
+
+
+def _check_list(argument: str, values: Sequence[Any]) -> None:
+    if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+        raise PapaError(f"{argument} is {values!r}, but must be a list of at least one value.")
+    if len(set(values)) < len(values):
+        raise PapaError(f"{argument} is {list(values)}, which has a value twice: give each once.")
+
+
+def _check_shares(argument: str, shares: Sequence[float]) -> None:
+    for share in shares:
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
+            raise PapaError(f"{argument} has {share!r}, but a share of heads lies between 0 and 1.")
+
+
+def _check_task(name: str, task: Mapping[str, Any]) -> None:
+    unknown = set(task) - {"class_path", "init_args"} if isinstance(task, Mapping) else {repr(task)}
+    if unknown or "class_path" not in task:
+        raise PapaError(
+            f"tasks has {name!r} with {', '.join(map(str, sorted(unknown))) or 'no class_path'}, but a task is a data "
+            "module: class_path, e.g. SST2DataModule, and init_args."
+        )
+    if "tokenizer" in (task.get("init_args") or {}):
+        raise PapaError(f"tasks has {name!r} with a tokenizer, but every encoder brings its own: leave it out.")
+
+
+def _check_choice(argument: str, value: object, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise PapaError(f"{argument} is {value!r}, but must be one of {', '.join(map(repr, choices))}.")

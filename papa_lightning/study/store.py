@@ -1,0 +1,123 @@
+"""The folder of a study: where everything lies that a run leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from papa_lightning.exceptions import StudyError
+from papa_lightning.files import write_atomically
+
+_FORMAT = "papa_lightning.study/1"
+
+
+class StudyFolder:
+    """The files of a study. Every one is named by a hash of what it depends on and written whole or not at all.
+
+    ======================== ====================================================
+    ``study.json``           settings, what was measured how, and where files are
+    ``cells/``               one file a finished probe
+    ``constants/``           averages, one a pair of encoder and task
+    ``rankings/``            one a pair and criterion
+    ``features/``            hidden states while their probes train
+    ``results.parquet/csv``  the table
+    ======================== ====================================================
+
+    Args:
+        path: The folder; made when the first file is written.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def constants(self, encoder: str, task: str, kind: str, key: str) -> Path:
+        """Where the constants of an encoder and a task are."""
+        return self.path / "constants" / f"{_readable(encoder, task, kind, key)}.safetensors"
+
+    def ranking(self, encoder: str, task: str, criterion: str, key: str) -> Path:
+        """Where a ranking is."""
+        return self.path / "rankings" / f"{_readable(encoder, task, criterion, key)}.json"
+
+    def cell(self, key: str) -> Path:
+        """Where the result of one probe is."""
+        return self.path / "cells" / f"{key}.json"
+
+    def features(self, key: str) -> Path:
+        """Where the hidden states of one choice of heads are."""
+        return self.path / "features" / key[:16]
+
+    def clear_features(self, keep: bool) -> None:
+        """Remove the hidden states that a killed run left behind.
+
+        Args:
+            keep: Leave those that are complete.
+        """
+        for left in (self.path / "features").glob("*/.*.part" if keep else "*"):
+            shutil.rmtree(left, ignore_errors=True)
+
+    def relative(self, path: Path) -> str:
+        """A path inside the folder, as it is noted in ``study.json``: the folder may move."""
+        return path.relative_to(self.path).as_posix()
+
+    def check(self) -> None:
+        """Refuse a folder that cannot hold a study.
+
+        Raises:
+            StudyError: When it is a file, cannot be written, or has files but no study.
+        """
+        check_writable(self.path)
+        if self.path.is_dir() and any(self.path.iterdir()):
+            self.read()
+
+    def write(self, settings: Mapping[str, Any], about: Mapping[str, Any], files: Mapping[str, Any]) -> None:
+        """Note what the study is.
+
+        Args:
+            settings: Plain values.
+            about: How it is measured.
+            files: Where constants and rankings are.
+        """
+        content = {"format": _FORMAT, "settings": settings, "about": about, "files": files}
+        write_atomically(self.path / "study.json", json.dumps(content, indent=1).encode())
+
+    def read(self) -> dict[str, Any]:
+        """What :meth:`write` noted.
+
+        Raises:
+            StudyError: When the folder holds no study.
+        """
+        path = self.path / "study.json"
+        try:
+            content = json.loads(path.read_bytes())
+        except OSError as error:
+            raise StudyError(
+                f"{str(self.path)!r} is not the folder of a study: study.json cannot be read ({error.strerror}). Pass "
+                "an empty folder to start a study, or one that `papa study` has written."
+            ) from error
+        except (ValueError, RecursionError) as error:
+            raise StudyError(f"{str(path)!r} is not JSON ({error}): delete it, and run the study again.") from error
+        if not isinstance(content, dict) or content.get("format") != _FORMAT:
+            raise StudyError(f"{str(path)!r} is not of a study (format {_FORMAT!r}): pass another folder.")
+        return content
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder for output in which nothing can be written; it need not exist.
+
+    Raises:
+        StudyError: When it is a file, or cannot be written.
+    """
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not existing.is_dir():
+        raise StudyError(f"output is {str(folder)!r}, but {str(existing)!r} is a file: pass a folder.")
+    if not os.access(existing, os.W_OK):
+        raise StudyError(f"output is {str(folder)!r}, where nothing can be written: pass another folder.")
+
+
+def _readable(*parts: str) -> str:
+    *names, key = parts
+    return "--".join([*(name.replace(":", "_") for name in names), key[:16]])

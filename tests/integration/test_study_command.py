@@ -1,0 +1,270 @@
+"""`papa study`, as a user runs it, on tiny encoders and tiny data."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+from papa_lightning import AttentionConstants, HeadRanking, files
+from papa_lightning.cli import main
+from papa_lightning.study import ProbeSettings, Study, StudySettings, load_table
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "study"
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def config(encoder_folder: str, data_folder: str) -> dict[str, Any]:
+    return small_study(encoder_folder, data_folder)
+
+
+def small_study(encoder: str, data: str) -> dict[str, Any]:
+    """One encoder on one task."""
+    return {
+        "encoders": {"tiny": encoder},
+        "tasks": {"sst2": _task("SST2DataModule", data)},
+        "criteria": ["variance"],
+        "shares": [0, 0.5, 1],
+        "seeds": [0, 1],
+        "probe": {"max_epochs": 2, "batch_size": 4, "learning_rate": 0.01},
+    }
+
+
+def _task(name: str, folder: str) -> dict[str, Any]:
+    return {"class_path": name, "init_args": {"data_dir": folder, "max_length": 24}}
+
+
+def run(config: dict[str, Any], *arguments: str, output: str = "out") -> Any:
+    Path("study.yaml").write_text(yaml.safe_dump(config))
+    return main(["study", "--config", "study.yaml", "--output", output, *arguments])
+
+
+def numbers(table: pd.DataFrame) -> pd.DataFrame:
+    return table.drop(columns=["seconds"])
+
+
+def test_every_cell_is_in_the_table_and_the_report(config: dict[str, Any], data_folders: dict[str, str]) -> None:
+    config["tasks"]["ner"] = _task("NERDataModule", data_folders["ner"])
+    config["criteria"] = ["variance", "random", "random:1"]
+    config["constants"] = ["average", "uniform", "zero", "sequences:4", "other:ner"]
+    table = run(config)
+    scores = table[table.is_score]
+    # For each task: 3 rankings x 3 shares of the average, 2 shares of each of 4 controls, all with 2 seeds.
+    assert len(scores) == 2 * (3 * 3 + 4 * 2) * 2
+    assert set(scores[scores.task == "ner"].metric) == {"entity_f1"}
+    assert scores.score.between(0, 1).all()
+    assert set(scores.constant_heads) == {0, 2, 4}
+    assert set(scores[scores.criterion == "random"].ranking_seed) == {0, 1}
+    pd.testing.assert_frame_equal(load_table("out"), table)
+    page = Path("out/report.html").read_text()
+    assert "tiny" in page
+    assert "ner" in page
+    noted = json.loads(Path("out/study.json").read_text())
+    for entry in noted["files"]["constants"]:
+        assert AttentionConstants.load(f"out/{entry['path']}").max_length == 24
+    for entry in noted["files"]["rankings"]:
+        assert len(HeadRanking.load(f"out/{entry['path']}").heads) == 4
+    assert not list(Path("out/features").iterdir())
+
+
+def test_all_heads_are_the_same_heads_for_every_criterion(config: dict[str, Any]) -> None:
+    table = run(config | {"criteria": ["variance", "random"]})
+    everything = table[(table.share == 1) & table.is_score].pivot(index="seed", columns="criterion", values="hash")
+    assert (everything["variance"] == everything["random"]).all()
+
+
+def test_the_second_run_does_nothing(config: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    first = run(config)
+    times = {path: path.stat().st_mtime_ns for path in Path("out").glob("c*/*")}
+    second = run(config)
+    assert "\n0 probes to train" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in Path("out").glob("c*/*")} == times
+    pd.testing.assert_frame_equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [("learning_rate", 0.02), ("max_epochs", 1), ("batch_size", 5), ("dropout", 0.3), ("schedule", "linear")],
+)
+def test_changed_settings_never_find_old_results(config: dict[str, Any], place: str, value: Any) -> None:
+    first = measure(config)
+    config["probe"][place] = value
+    second = measure(config)
+    assert not set(first.hash) & set(second.hash)
+
+
+def test_changed_data_never_find_old_results(config: dict[str, Any], tmp_path: Path) -> None:
+    first = measure(config)
+    task = config["tasks"]["sst2"]["init_args"]
+    changed = tmp_path / "changed"
+    shutil.copytree(task["data_dir"], changed)
+    lines = (changed / "train.jsonl").read_text().splitlines()
+    (changed / "train.jsonl").write_text("\n".join([*lines[:-1], lines[-1].replace("film", "song")]))
+    config["tasks"] = {"sst2": _task("SST2DataModule", str(changed))}
+    second = measure(config)
+    assert not set(first.hash) & set(second.hash)
+
+
+def test_more_seeds_add_to_what_is_there(config: dict[str, Any]) -> None:
+    alone = run(config)
+    together = run(config | {"seeds": [1, 0, 2]})
+    assert set(alone.hash) < set(together.hash)
+    fresh = run(config | {"seeds": [1, 0, 2]}, output="fresh")
+    pd.testing.assert_frame_equal(numbers(together), numbers(fresh))
+
+
+def test_a_dry_run_writes_nothing(config: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    (plan,) = run(config, "--dry_run")
+    assert plan.missing == plan.total == 3 * 2
+    assert plan.passes == pytest.approx(1 + 3 * (1 + 6 / 12))  # calibration, and 3 choices over train and validation
+    assert "6 probes to train" in capsys.readouterr().out
+    assert not Path("out").exists()
+
+
+def test_stored_features_give_the_numbers_of_the_running_encoder(config: dict[str, Any]) -> None:
+    stored = run(config)
+    live = run(config | {"features": {"storage": "none"}}, output="live")
+    pd.testing.assert_frame_equal(numbers(stored), numbers(live), rtol=1e-5, atol=1e-5)
+
+
+def test_kept_features_serve_further_seeds(config: dict[str, Any]) -> None:
+    kept = {"features": {"keep": True}}
+    run(config | kept)
+    files_before = {path: path.stat().st_mtime_ns for path in Path("out/features").rglob("*") if path.is_file()}
+    assert files_before
+    more = run(config | kept | {"seeds": [0, 1, 2]})
+    assert {path: path.stat().st_mtime_ns for path in files_before} == files_before
+    pd.testing.assert_frame_equal(numbers(more), numbers(run(config | {"seeds": [0, 1, 2]}, output="fresh")))
+
+
+@pytest.mark.distributed
+def test_two_workers_give_the_table_of_one(config: dict[str, Any], encoder_folders: dict[str, str]) -> None:
+    config["encoders"]["other"] = encoder_folders["roberta"]
+    one = run(config, output="one")
+    two = run(config, "--num_workers", "2", output="two")
+    pd.testing.assert_frame_equal(numbers(one), numbers(two))
+
+
+class Killed(BaseException):
+    """What stands for a kill: nothing in the package may catch it and go on."""
+
+
+@pytest.mark.parametrize("survivors", range(0, 20, 2))
+def test_interrupted_between_any_two_files_it_ends_the_same(
+    config: dict[str, Any], undisturbed: pd.DataFrame, survivors: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, written = os.replace, []
+
+    def replace(source: Any, target: Any) -> None:
+        if len(written) == survivors:
+            raise Killed
+        written.append(target)
+        whole(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "replace", replace)
+        with pytest.raises(Killed):
+            measure(config)
+    pd.testing.assert_frame_equal(numbers(measure(config)), numbers(undisturbed))
+
+
+def measure(config: dict[str, Any]) -> pd.DataFrame:
+    """The study without command line and report."""
+    settings = StudySettings(**config | {"probe": ProbeSettings(**config["probe"])})
+    return Study(settings, "out").run(progress=False)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, encoder_folder: str, data_folder: str) -> pd.DataFrame:
+    settings = small_study(encoder_folder, data_folder)
+    settings |= {"probe": ProbeSettings(**settings["probe"])}
+    return Study(StudySettings(**settings), tmp_path_factory.mktemp("undisturbed") / "study").run(progress=False)
+
+
+def test_killed_it_goes_on(config: dict[str, Any], undisturbed: pd.DataFrame) -> None:
+    Path("study.yaml").write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "papa_lightning", "study", "--config", "study.yaml", "--output", "out"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(list(Path("out/cells").glob("*.json"))) < 2 and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    left = {path.name for path in Path("out/cells").glob("*.json")}
+    assert len(left) >= 2
+    pd.testing.assert_frame_equal(numbers(measure(config)), numbers(undisturbed))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"encoders": {"tiny": "no/such/folder"}}, ["no/such/folder"]),
+        ({"tasks": {"t": {"class_path": "NoDataModule"}}}, ["NoDataModule"]),
+        ({"tasks": {"t": {"class_path": "DemoDataModule", "init_args": {"max_lenght": 9}}}}, ["max_lenght"]),
+        (
+            {"tasks": {"t": {"class_path": "DemoDataModule", "init_args": {"preset": "reference"}}}},
+            ["preset", "default"],
+        ),
+        ({"criteria": ["luck"]}, ["luck"]),
+        ({"probe": {"max_epochs": 0}}, ["max_epochs", "0"]),
+        ({"features": {"budget_gigabytes": 1e-9}}, ["budget"]),
+        ({"constants": ["average", "sequences:13"]}, ["sequences:13", "12"]),
+        ({"device": "tpu9"}, ["device", "tpu9"]),
+        ({"seeds": []}, ["seeds"]),
+    ],
+)
+def test_bad_input_ends_with_one_line(
+    config: dict[str, Any], changes: dict[str, Any], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run(config | changes)
+    assert stopped.value.code == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    for word in words:
+        assert word in message
+
+
+def test_a_report_of_no_study_ends_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["report", "nowhere"])
+    assert stopped.value.code == 2
+    assert "nowhere" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("names", [["demo"], ["defaults", "six_tasks"], ["defaults", "controls"]])
+def test_every_shipped_study_runs(names: list[str], encoder_folder: str, data_folders: dict[str, str]) -> None:
+    shipped: dict[str, Any] = {}
+    for name in names:
+        shipped |= yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    tasks = shipped.get("tasks") or {"sst2": _task("SST2DataModule", data_folders["sst2"])}
+    for task, settings in tasks.items():
+        folder = {"data_dir": data_folders.get(task, data_folders["sst2"])}
+        settings["init_args"] = {"max_length": 24} | folder
+    tiny = {"encoders": dict.fromkeys(shipped["encoders"], encoder_folder), "tasks": tasks, "seeds": [0]}
+    tiny |= {"probe": {"max_epochs": 1}, "constants": shipped.get("constants", ["average"])[:-2] or ["average"]}
+    Path("tiny.yaml").write_text(yaml.safe_dump(tiny))
+    configs = [f"--config={CONFIGS / name}.yaml" for name in names]
+    table = main(["study", *configs, "--config=tiny.yaml", "--output=out"])
+    scores = table[table.is_score]
+    assert set(scores.task) == set(tasks)
+    assert set(scores.share) == {0, 0.5, 0.875, 0.9375, 1}
+    assert scores.score.notna().all()
+
+
+def test_every_shipped_configuration_is_run() -> None:
+    run_here = {"demo", "defaults", "six_tasks", "controls"}
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == run_here | {"plan"}  # test_plan_command runs that

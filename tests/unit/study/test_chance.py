@@ -1,0 +1,28 @@
+"""Chance levels, against the metrics themselves."""
+
+import pytest
+import torch
+
+from papa_lightning.study.chance import chance_level
+from papa_lightning.tasks.metrics import classification_metrics, token_metrics
+
+LABELS = torch.tensor([0, 1, 1, 0, 1, 1, 1])
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "f1", "matthews_corrcoef"])
+def test_it_is_the_best_score_of_one_answer_for_everything(metric: str) -> None:
+    scores = [classification_metrics([metric], 2)(torch.full_like(LABELS, k), LABELS)[metric] for k in (0, 1)]
+    assert chance_level(metric, LABELS) == pytest.approx(float(max(scores)))
+
+
+def test_words_without_label_do_not_count() -> None:
+    labels = torch.tensor([[2, 2, -100], [1, -100, -100]])
+    metric = token_metrics(["token_accuracy"], 3, None)
+    assert chance_level("token_accuracy", labels) == pytest.approx(
+        float(metric(torch.full_like(labels, 2), labels)["token_accuracy"])
+    )
+
+
+def test_nothing_is_claimed_of_other_metrics() -> None:
+    assert chance_level("perplexity", LABELS) is None
+    assert chance_level("f1", torch.tensor([0, 1, 2])) is None

@@ -1,0 +1,56 @@
+"""The folder of a study."""
+
+from pathlib import Path
+
+import pytest
+
+from papa_lightning.exceptions import StudyError
+from papa_lightning.study.store import StudyFolder
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path / "study")
+    folder.check()
+    folder.write({"seeds": [0]}, {"dtype": "float32"}, {"constants": []})
+    folder.check()
+    content = folder.read()
+    assert content["settings"] == {"seeds": [0]}
+    assert content["about"] == {"dtype": "float32"}
+    assert content["files"] == {"constants": []}
+
+
+def test_names_of_files_are_readable_apart_and_fit_every_file_system(tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path)
+    one = folder.constants("bert", "sst2", "sequences:16", "0123456789abcdef" * 4)
+    assert one.name == "bert--sst2--sequences_16--0123456789abcdef.safetensors"
+    assert folder.relative(one) == f"constants/{one.name}"
+    assert folder.constants("bert", "sst2", "sequences:16", "1" * 64) != one
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": "other"}', "[" * 100_000])
+def test_a_damaged_study_file_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "study.json").write_text(content)
+    with pytest.raises(StudyError, match="study"):
+        StudyFolder(tmp_path).read()
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(StudyError, match="not the folder of a study"):
+        StudyFolder(tmp_path).check()
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "study").write_text("")
+    with pytest.raises(StudyError, match="is a file"):
+        StudyFolder(tmp_path / "study").check()
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_what_a_killed_run_left_goes(tmp_path: Path, keep: bool) -> None:
+    whole, half = tmp_path / "features" / "0123" / "train", tmp_path / "features" / "0123" / ".train.abc.part"
+    for folder in (whole, half):
+        folder.mkdir(parents=True)
+    StudyFolder(tmp_path).clear_features(keep=keep)
+    assert whole.exists() == keep
+    assert not half.exists()
