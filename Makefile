@@ -39,8 +39,15 @@ format: $(VENV)/.dev ## mend the style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(VENV)/.runtime ## the parts of docs/ that are made from the code
+$(VENV)/.docs: $(VENV)/.runtime
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+docs: $(VENV)/.docs ## the documentation: tables from the code, then a site in build/docs
 	$(BIN)/python tools/make_encoder_table.py
+	$(BIN)/python tools/make_command_tables.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	@echo "open build/docs/index.html, or with search: $(BIN)/python -m http.server --directory build/docs"
 
 bench: $(VENV)/.runtime ## all heads constant against the stock encoder, in one process
 	$(BIN)/python tools/time_constant_encoder.py --batch 16 --length 128
@@ -49,4 +56,4 @@ bench: $(VENV)/.runtime ## all heads constant against the stock encoder, in one 
 	$(BIN)/python tools/time_constant_encoder.py --batch 4 --length 512
 
 clean: ## remove the environment and what the demo wrote
-	rm -rf $(VENV) models lightning_logs studies
+	rm -rf $(VENV) build models lightning_logs studies

@@ -1,7 +1,7 @@
 """How much does a pretrained encoder's attention matter? Calibrate, freeze and compare its heads."""
 
 from papa_lightning.calibration import AttentionAverages, AttentionConstants, calibrate
-from papa_lightning.callbacks import ConstantAttention, HeadGates
+from papa_lightning.callbacks import AttentionImages, ConstantAttention, HeadGates
 from papa_lightning.datamodules import (
     CoLADataModule,
     DemoDataModule,
@@ -23,6 +23,7 @@ from papa_lightning.version import __version__
 __all__ = [
     "AttentionAverages",
     "AttentionConstants",
+    "AttentionImages",
     "CoLADataModule",
     "ConstantAttention",
     "DemoDataModule",

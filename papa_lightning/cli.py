@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from jsonargparse import DefaultHelpFormatter, Namespace
+from jsonargparse import DefaultHelpFormatter
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
@@ -24,6 +24,7 @@ from papa_lightning.configuration_errors import configuring, error_line
 from papa_lightning.criteria import RankingRun, criterion_from, gates_for, list_ranking, load_trained
 from papa_lightning.exceptions import PapaError
 from papa_lightning.files import check_output
+from papa_lightning.logging_defaults import SaveRunConfig, default_loggers
 from papa_lightning.ranking import HeadRanking
 from papa_lightning.summary import summarize_fit, summarize_scores
 
@@ -53,6 +54,27 @@ class PapaTrainer(L.Trainer):
     """Lightning's Trainer with one more verb, and predictions that end in a file."""
 
     callbacks: list[L.Callback]
+
+    def fit(  # type: ignore[override]
+        self,
+        model: L.LightningModule,
+        train_dataloaders: object = None,
+        val_dataloaders: object = None,
+        datamodule: L.LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Train a task, with calibration first where a callback asks for it.
+
+        Args:
+            model: The task.
+            train_dataloaders: As in Lightning's Trainer.
+            val_dataloaders: As in Lightning's Trainer.
+            datamodule: Its train and validation data are used.
+            ckpt_path: Checkpoint to go on from. The arguments of the task are then those of the checkpoint.
+            weights_only: As in Lightning's Trainer.
+        """
+        super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
 
     def calibrate(
         self,
@@ -207,18 +229,21 @@ class PapaCLI(LightningCLI):
             raise PapaError(f"seed_everything is {seed}, but must be at least 0 and below 2**32.")
         if checkpoint is not None:
             check_checkpoint(str(checkpoint))
-        self._asked = (config.get("model.init_args") or Namespace()).clone()
+        self._asked = self._task_arguments()
 
     def before_instantiate_classes(self) -> None:
         """Tell which arguments of the task a checkpoint has overridden: Lightning does so without a word."""
-        used = self.config[self.config.subcommand].get("model.init_args") or Namespace()
+        used = self._task_arguments()
         for name, told in self._asked.items():
             if name in used and name not in _FROM_DATA and _plain(used[name]) != _plain(told):
                 rank_zero_warn(f"model.{name} is {used[name]!r}, from ckpt_path, and not {told!r} as configured.")
 
+    def _task_arguments(self) -> dict[str, object]:
+        return dict((self.config[self.config.subcommand].get("model.init_args") or {}).items())
+
     def instantiate_classes(self) -> None:
         """Make data, model and trainer; what their constructors refuse is an error of the configuration."""
-        with configuring("the configuration"):
+        with configuring():
             super().instantiate_classes()
 
     def after_instantiate_classes(self) -> None:
@@ -234,11 +259,14 @@ class PapaCLI(LightningCLI):
                 )
 
     def instantiate_trainer(self, **kwargs: object) -> L.Trainer:
-        """A calibration or ranking run needs no logger, no checkpoints and no validation."""
+        """Loggers of ours where none is named; a calibration or ranking run has neither logs nor checkpoints."""
+        settings = self._get(self.config_init, "trainer")
+        if settings["logger"] in (None, True):
+            kwargs["logger"] = default_loggers(settings["default_root_dir"] or os.getcwd())
         if self.subcommand in _RUNS:
             kwargs |= {"logger": False, "enable_checkpointing": False, "num_sanity_val_steps": 0}
             kwargs |= {"limit_val_batches": 0, "min_epochs": None, "min_steps": None}
-            configured = self._get(self.config_init, "trainer")["callbacks"] or []
+            configured = settings["callbacks"] or []
             kept = configured if isinstance(configured, list) else [configured]
             kwargs["callbacks"] = [callback for callback in kept if isinstance(callback, CalibratingCallback)]
             self.save_config_callback = None
@@ -309,7 +337,8 @@ def _run_trainer(args: ArgsType) -> PapaCLI:
         trainer_defaults={"callbacks": [Timer()]},
         seed_everything_default=0,
         auto_configure_optimizers=False,
-        save_config_kwargs={"overwrite": True},
+        save_config_callback=SaveRunConfig,
+        save_config_kwargs={"save_to_log_dir": False},
         parser_kwargs={"description": _DESCRIPTION, "epilog": _SUMMARY},
         args=args,
     )

@@ -12,6 +12,7 @@ from papa_lightning.study import (
     FeatureSettings,
     Study,
     StudySettings,
+    format_groups,
     format_plan,
     format_summary,
     summarize,
@@ -38,12 +39,13 @@ def study(arguments: Sequence[str]) -> object:
     Raises:
         PapaError: See :class:`~papa_lightning.study.Study`.
     """
-    given = _study_parser().parse_args(list(arguments))
+    given = study_parser().parse_args(list(arguments))
     one = Study(_settings(StudySettings, given), given.output)
     plans = one.plan()
-    print(format_plan(plans))
     if given.dry_run:
+        print(f"{format_groups(plans)}\n\n{format_plan(plans)}")
         return plans
+    print(format_plan(plans))
     table = one.run(plans, num_workers=given.num_workers, backend=given.backend)
     print(format_summary(summarize(table)))
     print(f"results  {one.folder.path / 'results.csv'}\nreport   {write_report(one.folder.path)}")
@@ -62,13 +64,7 @@ def report(arguments: Sequence[str]) -> object:
     Raises:
         PapaError: When the folder holds no study, or nothing is finished.
     """
-    parser = ArgumentParser(
-        prog="papa report",
-        exit_on_error=False,
-        description="Write the report of a study: an HTML page and figures.",
-    )
-    parser.add_argument("folder", type=str, help="folder of the study")
-    path = write_report(parser.parse_args(list(arguments)).folder)
+    path = write_report(report_parser().parse_args(list(arguments)).folder)
     print(f"report   {path}")
     return path
 
@@ -85,21 +81,14 @@ def plan(arguments: Sequence[str]) -> object:
     Raises:
         PapaError: See :func:`~papa_lightning.study.budget.plan_budget`.
     """
-    parser = ArgumentParser(
-        prog="papa plan",
-        exit_on_error=False,
-        description="Find the largest number of heads that can be constant within a loss of the score, and confirm it.",
-    )
-    parser.add_argument("--config", action="config", help="YAML file with any of the arguments; may be repeated")
-    parser.add_argument("--output", type=str, required=True, help="folder for ranking, constants and plan")
-    parser.add_class_arguments(BudgetSettings)
-    given = parser.parse_args(list(arguments))
+    given = plan_parser().parse_args(list(arguments))
     found = plan_budget(_settings(BudgetSettings, given), given.output)
     print(format_budget(found, given.output))
     return found
 
 
-def _study_parser() -> ArgumentParser:
+def study_parser() -> ArgumentParser:
+    """The arguments of ``papa study``."""
     parser = ArgumentParser(
         prog="papa study",
         exit_on_error=False,
@@ -111,6 +100,30 @@ def _study_parser() -> ArgumentParser:
     parser.add_argument("--backend", type=Backend, default="processes", help="where they are")
     parser.add_argument("--dry_run", action="store_true", help="only print what would be done, and how much it is")
     parser.add_class_arguments(StudySettings)
+    return parser
+
+
+def report_parser() -> ArgumentParser:
+    """The arguments of ``papa report``."""
+    parser = ArgumentParser(
+        prog="papa report",
+        exit_on_error=False,
+        description="Write the report of a study: an HTML page and figures.",
+    )
+    parser.add_argument("folder", type=str, help="folder of the study")
+    return parser
+
+
+def plan_parser() -> ArgumentParser:
+    """The arguments of ``papa plan``."""
+    parser = ArgumentParser(
+        prog="papa plan",
+        exit_on_error=False,
+        description="Find the largest number of heads that can be constant within a loss of the score, and confirm it.",
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of the arguments; may be repeated")
+    parser.add_argument("--output", type=str, required=True, help="folder for ranking, constants and plan")
+    parser.add_class_arguments(BudgetSettings)
     return parser
 
 

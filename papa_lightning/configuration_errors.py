@@ -7,7 +7,7 @@ from argparse import ArgumentError
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from papa_lightning.exceptions import PapaError, explanation
 
@@ -37,7 +37,8 @@ def error_line(error: BaseException) -> str | None:
         >>> error_line(PapaError("batch_size is 0, but must be at least 1."))
         'batch_size is 0, but must be at least 1.'
     """
-    explained = explanation(error)
+    # Parsers wrap what a constructor raises in these two; any other error beside a PapaError is a fault of its own.
+    explained = explanation(error) if isinstance(error, (ValueError, ArgumentError)) else None
     if explained is not None:
         return " ".join(str(explained).split())
     if isinstance(error, ArgumentError):
@@ -50,11 +51,8 @@ def error_line(error: BaseException) -> str | None:
 
 
 @contextmanager
-def configuring(what: str) -> Iterator[None]:
+def configuring() -> Iterator[None]:
     """Whatever a constructor raises while a configuration becomes objects is an error of the configuration.
-
-    Args:
-        what: Is being set up, for the message.
 
     Raises:
         PapaError: With the message of the error, on one line.
@@ -63,7 +61,7 @@ def configuring(what: str) -> Iterator[None]:
         yield
     except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
         explained = explanation(error)
-        raise explained or PapaError(f"{what} cannot be set up: {account(str(error))} ({_SHOW})") from error
+        raise explained or PapaError(f"the configuration cannot be set up: {account(str(error))} ({_SHOW})") from error
 
 
 def account(message: str) -> str:

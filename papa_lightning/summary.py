@@ -11,6 +11,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Timer
 
 from papa_lightning.callbacks import CalibratingCallback, HeadGates, constant_heads, discover_encoder
+from papa_lightning.callbacks.run_folder import run_folder
 from papa_lightning.encoders import encoder_shape
 from papa_lightning.exceptions import UnsupportedEncoderError
 
@@ -89,7 +90,7 @@ def summarize_fit(trainer: L.Trainer, module: L.LightningModule) -> FitSummary |
         score=None if score is None else float(score),
         calibration_seconds=callback.calibration_seconds if callback else None,
         training_seconds=timer.time_elapsed("train") if timer else None,
-        logs=trainer.log_dir if trainer.loggers else None,
+        logs=None if (folder := run_folder(trainer)) is None else str(folder),
         constants=callback.constants_path if callback else None,
         checkpoint=getattr(trainer.checkpoint_callback, "best_model_path", None),
         ranking=callback.ranking_path if isinstance(callback, HeadGates) else None,

@@ -211,7 +211,8 @@ class AttentionConstants:
                 f"the constants have max_length {self.max_length}, but the encoder has {limit} positions: calibrate it "
                 f"with max_length up to {limit}."
             )
-        if model.get("weights", (own := weights_fingerprint(base))) != own:
+        weights = {model.get("weights"), weights_fingerprint(base)} - {None}  # None: not known
+        if len(weights) > 1:
             warnings.warn(
                 f"the constants were made with other weights (model {model.get('name')!r}) than the encoder has now: "
                 "right if it is a fine-tuned copy, else calibrate again.",

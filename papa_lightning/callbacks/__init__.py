@@ -1,5 +1,6 @@
 """WHEN it happens in a Lightning project that exists already: callbacks."""
 
+from papa_lightning.callbacks.attention_images import AttentionImages
 from papa_lightning.callbacks.calibrating import CalibratingCallback, calibrate_in
 from papa_lightning.callbacks.calibration_run import CalibrationRun
 from papa_lightning.callbacks.constant_attention import ConstantAttention, constant_heads
@@ -8,6 +9,7 @@ from papa_lightning.callbacks.head_gates import HeadGates, ranking_of_gates
 from papa_lightning.callbacks.predictions import PredictionWriter
 
 __all__ = [
+    "AttentionImages",
     "CalibratingCallback",
     "CalibrationRun",
     "ConstantAttention",

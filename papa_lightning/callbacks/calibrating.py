@@ -6,7 +6,6 @@ import time
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -17,6 +16,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 from transformers import PreTrainedModel
 
+from papa_lightning.attention import TokenMixer
 from papa_lightning.calibration import (
     AttentionConstants,
     ConstantsMismatchWarning,
@@ -27,6 +27,7 @@ from papa_lightning.calibration import (
 from papa_lightning.callbacks.averaged_copies import averaged_copies
 from papa_lightning.callbacks.batches import CalibrationBatches
 from papa_lightning.callbacks.discovery import discover_encoder
+from papa_lightning.callbacks.run_folder import run_folder
 from papa_lightning.encoders import (
     image_length,
     is_calibrated,
@@ -66,6 +67,8 @@ class CalibratingCallback(L.Callback, ABC):
         self.calibration_seconds: float | None = None
         #: Where the constants were written, or read from.
         self.constants_path: str | None = constants
+        self._groups_without_us: list[list[int]] | None = None
+        self._frozen: list[TokenMixer] = []
 
     @abstractmethod
     def swap(self, encoder: PreTrainedModel, max_length: int) -> None:
@@ -82,6 +85,7 @@ class CalibratingCallback(L.Callback, ABC):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Swap the encoder, and load the constants file if there is one. Runs at every stage and does nothing twice."""
+        self._groups_without_us = None
         if is_overridden("configure_model", pl_module):
             # The encoder may be made there; Lightning calls it only later, and asks that it can be called twice.
             strategy, precision = trainer.strategy, trainer.precision_plugin
@@ -103,10 +107,46 @@ class CalibratingCallback(L.Callback, ABC):
             if constants is not None and not is_calibrated(own):
                 load_constants(own, constants)
 
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Note how many parameters the optimizers of a run without us held, before those of this run are made."""
+        complete = {"state_dict", "optimizer_states"} <= checkpoint.keys()
+        if complete and not any(".papa." in key for key in checkpoint["state_dict"]):
+            self._groups_without_us = _group_sizes(state["param_groups"] for state in checkpoint["optimizer_states"])
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Refuse to go on with the optimizers of a run without us where they cannot be gone on with."""
+        groups = _group_sizes(optimizer.param_groups for optimizer in trainer.optimizers)
+        if self._groups_without_us not in (None, groups):
+            raise PapaError(
+                f"ckpt_path is a checkpoint of a run without {type(self).__name__}, and its optimizers hold other "
+                f"parameters ({self._groups_without_us} by group, but {groups} now: constants or gates joined, or "
+                "queries and keys that no head uses left). Load its weights into the module instead, "
+                'module.load_state_dict(torch.load(path, weights_only=True)["state_dict"]), and fit without ckpt_path.'
+            )
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Calibrate, unless there are constants already."""
-        if not is_calibrated(self._swapped_encoder(pl_module)):
+        encoder = self._swapped_encoder(pl_module)
+        if not is_calibrated(encoder):
             self.calibrate(trainer, pl_module)
+        self._frozen = [layer for layer in swapped_layers(encoder) if not layer.constants.requires_grad]
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep constants frozen when the rest of the encoder is unfrozen on the way, as BackboneFinetuning does it."""
+        thawed = [layer for layer in self._frozen if layer.constants.requires_grad]
+        for layer in thawed:
+            layer.constants.requires_grad_(False)
+        if thawed:
+            rank_zero_info(
+                "The constants were unfrozen with the rest of the encoder, and are frozen again: to let them learn, "
+                "unfreeze them before the training starts."
+            )
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Let go of the module."""
+        self._frozen = []
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Refuse to validate without constants; inside fit they are there by then, or the sanity check runs."""
@@ -141,6 +181,10 @@ class CalibratingCallback(L.Callback, ABC):
             load_constants(own, constants)
         self.calibration_seconds = time.perf_counter() - start
         self._save(trainer, constants)
+        facts = {"calibration/seconds": self.calibration_seconds}
+        facts["calibration/sequences"] = float(constants.metadata["sequences"])
+        for logger in trainer.loggers:
+            logger.log_metrics(facts, step=trainer.global_step)
         rank_zero_info(
             f"Calibrated on {constants.metadata['sequences']} sequences in {self.calibration_seconds:.1f} s: "
             f"{self.outcome(encoder)}"
@@ -210,13 +254,16 @@ class CalibratingCallback(L.Callback, ABC):
             )
 
     def _save(self, trainer: L.Trainer, constants: AttentionConstants) -> None:
-        if not self.save_constants or not trainer.loggers:
-            return
-        folder = trainer.log_dir  # on every process: it is broadcast
-        if folder is not None:
-            self.constants_path = str(Path(folder) / "constants.safetensors")
+        folder = run_folder(trainer)
+        if self.save_constants and folder is not None:
+            self.constants_path = str(folder / "constants.safetensors")
             if trainer.is_global_zero:
                 constants.save(self.constants_path)
+
+
+def _group_sizes(optimizers: Iterable[Iterable[Mapping[str, Any]]]) -> list[list[int]]:
+    """The number of parameters in each group of each optimizer."""
+    return [[len(group["params"]) for group in groups] for groups in optimizers]
 
 
 def calibrate_in(

@@ -14,6 +14,7 @@ from papa_lightning.attention import GatedHeads
 from papa_lightning.callbacks.calibrating import SHARDED, CalibratingCallback
 from papa_lightning.callbacks.discovery import discover_encoder
 from papa_lightning.callbacks.gate_group import forget_own_group, give_own_group
+from papa_lightning.callbacks.run_folder import run_folder
 from papa_lightning.encoders import gate_logits, is_calibrated, swap_attention, swapped_layers
 from papa_lightning.exceptions import PapaError
 from papa_lightning.ranking import HeadRanking
@@ -121,14 +122,15 @@ class HeadGates(CalibratingCallback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Rank the heads and write the ranking."""
+        super().on_train_end(trainer, pl_module)
         encoder = discover_encoder(pl_module, self.encoder)
         if not is_calibrated(encoder):
             return
         self.ranking = ranking_of_gates(encoder)
-        folder = trainer.log_dir if trainer.loggers else None  # on every process: it is broadcast
+        folder = run_folder(trainer)
         if self.output is None and folder is None:
             return
-        self.ranking_path = str(Path(folder or "") / "ranking.json") if self.output is None else self.output
+        self.ranking_path = self.output or str((folder or Path()) / "ranking.json")
         if trainer.is_global_zero:
             self.ranking.save(self.ranking_path)
         rank_zero_info(f"The ranking of the heads is in {self.ranking_path}.")

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from papa_lightning.callbacks.run_folder import run_folder
 from papa_lightning.exceptions import PapaError
 from papa_lightning.files import write_atomically
 
@@ -63,8 +64,8 @@ class PredictionWriter(BasePredictionWriter):
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open this process's part, in place of one that an interrupted run left."""
-        folder = trainer.log_dir if self.output is None and trainer.loggers else None  # broadcast: on every process
-        self._target = Path(self.output) if self.output is not None else Path(folder or ".") / "predictions.jsonl"
+        folder = run_folder(trainer)  # on every process
+        self._target = Path(self.output) if self.output is not None else (folder or Path()) / "predictions.jsonl"
         self._target.parent.mkdir(parents=True, exist_ok=True)
         self._part = open(self._part_path(trainer.global_rank), "w", encoding="utf-8")  # noqa: SIM115 (closed below)
         self._rows = 0

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 
 import torch
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 
-def weights_fingerprint(encoder: PreTrainedModel) -> str:
+def weights_fingerprint(encoder: PreTrainedModel) -> str | None:
     """SHA-256 over the names, shapes, dtypes and bytes of the parameters that the hidden states depend on.
 
     The pooler and what a swap added are left out, so an encoder has the same fingerprint with and without a
@@ -18,8 +19,10 @@ def weights_fingerprint(encoder: PreTrainedModel) -> str:
         encoder: The bare encoder.
 
     Returns:
-        64 hexadecimal digits.
+        64 hexadecimal digits; None when this process does not hold the weights: sharded ones, or those yet to be made.
     """
+    if any(isinstance(parameter, DTensor) or parameter.is_meta for parameter in encoder.parameters()):
+        return None
     digest = hashlib.sha256()
     for name, parameter in sorted(encoder.named_parameters()):
         if name.startswith("pooler.") or ".papa." in name:

@@ -10,15 +10,16 @@ from papa_lightning.encoders.finding import attention_modules, find_encoder
 from papa_lightning.encoders.swap import swap_attention
 
 
-def swap_as_saved(encoder: nn.Module, state: Mapping[str, Tensor], prefix: str = "") -> bool:
+def swap_as_saved(encoder: nn.Module, state: Mapping[str, Tensor], prefix: str | None = None) -> bool:
     """Swap an encoder to the kind, heads and length that a state dict was saved with, so that it loads strictly.
 
     The encoder waits for its constants afterwards: ``load_state_dict`` brings them.
 
     Args:
-        encoder: A supported encoder.
+        encoder: A supported encoder, or a module that holds one: in ``on_load_checkpoint`` a LightningModule passes
+            itself and ``checkpoint["state_dict"]``, and then loads what a run with a callback of ours saved.
         state: A state dict that holds the encoder's.
-        prefix: What the keys of the encoder begin with in ``state``, e.g. "encoder.".
+        prefix: What the keys of the bare encoder begin with in ``state``, e.g. "encoder."; None: those of ``encoder``.
 
     Returns:
         Whether the state dict was saved with a swapped encoder; if not, nothing is changed.
@@ -28,6 +29,9 @@ def swap_as_saved(encoder: nn.Module, state: Mapping[str, Tensor], prefix: str =
         PapaError: When the encoder has other layers or heads than the one that was saved.
     """
     base = find_encoder(encoder)
+    if prefix is None:
+        place = next(path for path, module in encoder.named_modules() if module is base)
+        prefix = f"{place}." if place else ""
     paths = {module: path for path, module in base.named_modules()}
     heads: dict[int, list[int]] = {}
     kind, length = "constant", 0

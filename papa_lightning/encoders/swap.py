@@ -16,6 +16,7 @@ from papa_lightning.encoders.finding import attention_modules, encoder_shape, fa
 from papa_lightning.encoders.freezing import freeze, thaw
 from papa_lightning.encoders.inputs import describe_lengths, fits_positions
 from papa_lightning.encoders.layer import layer_of, mixers_of
+from papa_lightning.encoders.plain_states import accept_plain_states, refuse_plain_states
 from papa_lightning.encoders.projections import CutProjection
 from papa_lightning.encoders.selection import HeadSelection, select_heads
 from papa_lightning.exceptions import HeadSelectionError, PapaError
@@ -50,9 +51,10 @@ def swap_attention(
 ) -> Model:
     """Swap what mixes the tokens of an encoder, in place.
 
-    The names of the encoder's own parameters stay; what is added has keys with ``papa.`` in them. Query and key rows
-    of constant heads are no longer computed, and where a layer has no other heads, those parameters are frozen. A
-    second swap replaces the first. Swap before DistributedDataParallel wraps the model.
+    The names of the encoder's own parameters stay; what is added has keys with ``papa.`` in them. The state dict of a
+    plain encoder still loads strictly, and leaves the constants as they are, with a warning. Query and key rows of
+    constant heads are no longer computed, and where a layer has no other heads, those parameters are frozen. A second
+    swap replaces the first. Swap before DistributedDataParallel wraps the model.
 
     Args:
         encoder: A PreTrainedModel, with or without a task head.
@@ -105,6 +107,7 @@ def swap_attention(
         layer_of(layers[0]).frozen_positions = freeze(base, family_of(base).position_parameters)
     if constants is not None:
         _fill(swapped_layers(encoder), constants)
+    accept_plain_states(base)
     return encoder
 
 
@@ -132,6 +135,7 @@ def restore_attention(encoder: Model) -> Model:
         del module.papa
         thaw(module, layer_of(module).frozen)
         thaw(base, layer_of(module).frozen_positions)
+    refuse_plain_states(base)
     detach(base)
     return encoder
 

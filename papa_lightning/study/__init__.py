@@ -2,7 +2,7 @@
 
 from papa_lightning.study.report import write_report
 from papa_lightning.study.results import CellResult, load_table, results_table
-from papa_lightning.study.run import PairPlan, Study, format_plan
+from papa_lightning.study.run import PairPlan, Study, format_groups, format_plan
 from papa_lightning.study.settings import FeatureSettings, StudySettings
 from papa_lightning.study.statistics import format_summary, rank_correlation, summarize
 from papa_lightning.study.training import ProbeSettings
@@ -14,6 +14,7 @@ __all__ = [
     "ProbeSettings",
     "Study",
     "StudySettings",
+    "format_groups",
     "format_plan",
     "format_summary",
     "load_table",

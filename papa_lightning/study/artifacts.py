@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 
 from papa_lightning.calibration import AttentionConstants, calibrate, constants_kind, control_constants, without_path
@@ -20,7 +21,7 @@ from papa_lightning.study.features import Features, LiveFeatures, store_features
 from papa_lightning.study.identity import digest
 from papa_lightning.study.plan import Choice
 from papa_lightning.study.store import StudyFolder
-from papa_lightning.study.training import train_probes
+from papa_lightning.study.training import initial_probe, train_probes
 
 
 def average_key(bench: Bench, kind: str) -> str:
@@ -101,6 +102,8 @@ def ranking_of(folder: StudyFolder, bench: Bench, criterion: str) -> HeadRanking
     if path.exists():
         return HeadRanking.load(path)
     wanted = criterion_from(criterion)
+    # Criteria that learn begin with the same probe in every process, whatever was ranked before.
+    bench.task.probe.load_state_dict(initial_probe(bench.task, bench.settings.seeds[0]).state_dict())
     inputs = RankingInputs(
         encoder=bench.task.encoder,
         constants=average_of(folder, bench) if "constants" in wanted.needs else None,
@@ -139,37 +142,36 @@ def chosen_heads(folder: StudyFolder, bench: Bench, choice: Choice) -> Iterator[
 
 
 @contextmanager
-def features_of(folder: StudyFolder, bench: Bench, key: str) -> Iterator[tuple[Features, Mapping[str, Features]]]:
-    """The hidden states of the encoder as it is now, for training and for every evaluation set.
+def features_of(
+    folder: StudyFolder, bench: Bench, key: str, evaluations: Mapping[str, Dataset]
+) -> Iterator[tuple[Features, Mapping[str, Features]]]:
+    """The hidden states of the encoder as it is now, for training and for some evaluation sets.
 
     Args:
         folder: The study's.
         bench: Encoder and task; the encoder is swapped already.
         key: What the hidden states depend on.
+        evaluations: The evaluation sets.
     """
-    settings = bench.settings.features
-    splits = {"train": bench.train, **{f"evaluation-{name}": rows for name, rows in bench.evaluations.items()}}
-    with ExitStack() as stack:
-        made: list[Features]
-        if settings.storage == "none":
-            made = [LiveFeatures(bench.task, rows) for rows in splits.values()]
-        else:
-            place, left = folder.features(key), int(settings.budget_gigabytes * 1e9)
-            if not settings.keep:
-                stack.callback(shutil.rmtree, place, ignore_errors=True)
-            made = []
-            for name, rows in splits.items():
-                stored = store_features(
-                    bench.task,
-                    rows,
-                    place / name,
-                    dtype=settings.storage,
-                    budget_bytes=left,
-                    batch_size=bench.settings.calibration_batch_size,
-                )
-                made.append(stored)
-                left -= stored.nbytes
-        yield made[0], dict(zip(bench.evaluations, made[1:], strict=True))
+    settings, splits = bench.settings.features, {"train": bench.train}
+    splits |= {f"evaluation-{name}": rows for name, rows in evaluations.items()}
+    if settings.storage == "none":
+        live = [LiveFeatures(bench.task, rows) for rows in splits.values()]
+        yield live[0], dict(zip(evaluations, live[1:], strict=True))
+        return
+    place, left, stored = folder.features(key), int(settings.budget_gigabytes * 1e9), []
+    size = bench.settings.calibration_batch_size
+    try:
+        for name, rows in splits.items():
+            new = store_features(
+                bench.task, rows, place / name, dtype=settings.storage, budget_bytes=left, batch_size=size
+            )
+            stored.append(new)
+            left -= new.nbytes
+        yield stored[0], dict(zip(evaluations, stored[1:], strict=True))
+    finally:
+        if not settings.keep:
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def probe_loss(folder: StudyFolder, bench: Bench) -> Callable[[Mapping[str, Tensor]], Tensor]:
@@ -183,7 +185,7 @@ def probe_loss(folder: StudyFolder, bench: Bench) -> Callable[[Mapping[str, Tens
         The mean loss of a labelled batch, as :meth:`Bench.padded_batches` gives them.
     """
     settings = bench.settings
-    with features_of(folder, bench, digest([bench.identity, "loss"])) as (train, _):
+    with features_of(folder, bench, digest([bench.identity, "loss"]), {}) as (train, _):
         (trained,) = train_probes(bench.task, train, {}, settings.seeds[:1], settings.probe)
     bench.task.probe.load_state_dict(trained.probe.state_dict())
 

@@ -128,7 +128,7 @@ class Points:
             start = time.perf_counter()
             swap_attention(bench.task.encoder, "constant", constants=self._constants, heads=chosen)
             try:
-                with features_of(self._folder, bench, seen) as (train, evaluations):
+                with features_of(self._folder, bench, seen, bench.evaluations) as (train, evaluations):
                     shared = (time.perf_counter() - start) / len(missing)
                     for probe in train_probes(bench.task, train, evaluations, missing, settings.probe):
                         key = keys[probe.seed]

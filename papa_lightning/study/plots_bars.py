@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from papa_lightning.study.plots_style import (
+from papa_lightning.figures.style import (
     COLOURS,
     INK,
     interval_bars,

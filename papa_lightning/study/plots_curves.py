@@ -13,7 +13,7 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from papa_lightning.study.plots_style import (
+from papa_lightning.figures.style import (
     MUTED,
     interval_bars,
     label,

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from papa_lightning.calibration import AttentionConstants
+from papa_lightning.figures.heads import MOST_HEADS
 from papa_lightning.ranking import HeadRanking
 from papa_lightning.study import plots
-from papa_lightning.study.plots_heads import MOST_HEADS
 from papa_lightning.study.report_data import StudyData
 from papa_lightning.study.report_html import Figures, Section, figure_grid, paragraph
 from papa_lightning.study.report_words import seeds_in_words

@@ -11,8 +11,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from papa_lightning.figures.style import GROUND, INK, as_png, as_svg
 from papa_lightning.files import write_atomically
-from papa_lightning.study.plots_style import GROUND, INK, as_png, as_svg
 
 _CSS = """
 :root { color-scheme: light dark;

@@ -261,3 +261,22 @@ def format_plan(plans: Sequence[PairPlan]) -> str:
         "training rows of its task)."
     )
     return "\n".join(lines)
+
+
+def format_groups(plans: Sequence[PairPlan]) -> str:
+    """What is missing, a line for each choice of heads, for the terminal.
+
+    Args:
+        plans: What :meth:`Study.plan` gave.
+
+    Returns:
+        Encoder, task, share, criterion, kind of constants, and the seeds of the probes.
+    """
+    lines = [f"{'encoder':<20} {'task':<20} {'share':>7} {'criterion':<16} {'constants':<16} seeds"]
+    for group in (group for plan in plans for group in plan.groups):
+        choice, seeds = group.choice, ", ".join(map(str, group.seeds))
+        lines.append(
+            f"{group.encoder:<20} {group.task:<20} {choice.share:>7g} {choice.criterion or '-':<16} "
+            f"{choice.kind or '-':<16} {seeds}"
+        )
+    return "\n".join(lines)

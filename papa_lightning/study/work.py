@@ -80,7 +80,7 @@ def run_group(settings: str, output: str, group: Group) -> float:
     start, bench, folder = time.perf_counter(), open_bench(settings, group.encoder, group.task), StudyFolder(output)
     with chosen_heads(folder, bench, group.choice) as constant:
         key = features_key(bench, group.choice)
-        with features_of(folder, bench, key) as (train, evaluations):
+        with features_of(folder, bench, key, bench.evaluations) as (train, evaluations):
             shared = time.perf_counter() - start
             trained = train_probes(bench.task, train, evaluations, group.seeds, bench.settings.probe)
     for probe in trained:

@@ -48,7 +48,14 @@ from conformance.tiny_models import (
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from papa_lightning import AttentionConstants, PapaError, calibrate, gate_logits, restore_attention, swap_attention
-from papa_lightning.encoders import FAMILIES, encoder_shape, find_encoder, swap_as_saved, swapped_layers
+from papa_lightning.encoders import (
+    FAMILIES,
+    PlainStateWarning,
+    encoder_shape,
+    find_encoder,
+    swap_as_saved,
+    swapped_layers,
+)
 
 AVERAGES = {"atol": 1e-10, "rtol": 1e-10}
 
@@ -256,9 +263,11 @@ def test_keys_of_the_state_dict(name, mode):
     after = model.state_dict()
     assert [key for key in after if "papa." not in key] == list(before)
     assert all(torch.equal(after[key], value) for key, value in before.items())
-    found = model.load_state_dict(before, strict=False)
-    assert found.unexpected_keys == []
-    assert sorted(found.missing_keys) == sorted(set(after) - set(before)) != []
+    assert set(after) > set(before)
+    other = swap(name, build(name, seed=1), mode)
+    with pytest.warns(PlainStateWarning):
+        other.load_state_dict(before, strict=True)
+    assert torch.equal(run(other, make_inputs(name)), run(model, make_inputs(name)))
 
 
 @cases(mode=MODES)

@@ -1,15 +1,12 @@
 """Tasks on two processes: the scores, the predictions and the constants of one process."""
 
 import json
-import os
-import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from distributed.processes import in_two_processes
 from projects import LENGTH, tiny_config, trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, WeightedRandomSampler
@@ -91,30 +88,23 @@ def train_constants(encoder: str, regime: str, **arguments: Any) -> list[Tensor]
 SCORED = [("sequences", 7), ("sequences", 1), ("tokens", 7), ("masked", 5)]
 
 
-def _process(rank: int, encoder: str, folder: str, port: int) -> None:
-    """Everything in one pair of processes: to start them takes longer than all that they do."""
-    torch.set_num_threads(1)
-    ranks = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
-    os.environ.update({name: str(value) for name, value in (ranks | address).items()})
+def run(folder: Path) -> dict[str, Any]:
+    encoder = (folder / "encoder.txt").read_text()
     two: dict[str, Any] = {"devices": 2, "strategy": "ddp"}
     results: dict[str, Any] = {f"{kind}-{number}": scores(encoder, kind, number, **two) for kind, number in SCORED}
     results["sampler"] = scores_with_a_sampler(encoder, **two)
     for kind in ("sequences", "tokens"):
-        predict(encoder, kind, Path(folder) / "two" / f"{kind}.jsonl", **two)
+        predict(encoder, kind, folder / "two" / f"{kind}.jsonl", **two)
     for regime in ("fine_tune_constants", "constants"):
         results[regime] = train_constants(encoder, regime, **two)
-    torch.save(results, f"{folder}/rank{rank}.pt")
-    dist.destroy_process_group()
+    return results
 
 
 @pytest.fixture(scope="module")
 def two_processes(encoder: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two_processes")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_process, args=(encoder, str(folder), port), nprocs=2)
+    (folder / "encoder.txt").write_text(encoder)
+    in_two_processes(run, folder)
     return folder
 
 

@@ -1,14 +1,18 @@
 """`papa` as a user runs it: every shipped configuration, on a tiny encoder and tiny data."""
 
+import inspect
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from lightning import Trainer
 
 from papa_lightning import AttentionConstants, ConstantAttention, HeadRanking, PapaError, SequenceClassificationTask
 from papa_lightning.cli import PapaCLI, main
 from papa_lightning.encoders import is_calibrated, swapped_layers
+from papa_lightning.tasks.base import EncoderTask
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -130,6 +134,46 @@ def test_print_config_is_complete(tiny: list[str], capsys: pytest.CaptureFixture
     config = yaml.safe_load(capsys.readouterr().out)
     assert config["model"]["class_path"].endswith("SequenceClassificationTask")
     assert config["data"]["init_args"]["max_length"] == 64
+    constructors = (SequenceClassificationTask.__init__, EncoderTask.__init__)
+    parameters = {name for one in constructors for name in inspect.signature(one).parameters}
+    linked = {"num_labels", "metrics", "max_length", "label_names"}  # decided by the data
+    assert set(config["model"]["init_args"]) >= parameters - {"self", "args", "kwargs"} - linked
+    assert set(config["trainer"]) == set(inspect.signature(Trainer.__init__).parameters) - {"self"}
+    assert {"seed_everything", "ckpt_path", "weights_only"} <= set(config)
+
+
+def test_what_is_printed_is_the_same_configuration_by_itself(
+    tiny: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", *tiny, "--print_config"])
+    printed = capsys.readouterr().out
+    (tmp_path / "whole.yaml").write_text(printed)
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", "whole.yaml", "--print_config"])
+    assert yaml.safe_load(capsys.readouterr().out) == yaml.safe_load(printed)
+
+
+def test_a_checkpoint_overrides_the_arguments_of_the_task_and_nothing_else(tiny: list[str]) -> None:
+    """Lightning does so (its issue 21455); docs/command_line.md says it, and a warning names what was overridden."""
+    fitted = papa("fit", *tiny, "--model.learning_rate", "0.25")
+    checkpoint = fitted.trainer.checkpoint_callback.best_model_path
+    with pytest.warns(UserWarning, match=r"model.learning_rate is 0.25, from ckpt_path, and not 0.5 as configured"):
+        cli = papa(
+            "fit", *tiny, "--ckpt_path", checkpoint, "--model.learning_rate", "0.5", "--trainer.max_epochs", "2",
+            "--data.init_args.batch_size", "3",
+        )  # fmt: skip
+    assert cli.model.hparams["learning_rate"] == 0.25
+    assert cli.trainer.optimizers[0].param_groups[0]["lr"] == 0.25
+    assert (cli.trainer.max_epochs, cli.datamodule.batch_size) == (2, 3)
+
+
+def test_a_checkpoint_that_agrees_gives_no_warning(tiny: list[str]) -> None:
+    fitted = papa("fit", *tiny)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        papa("test", *tiny, "--ckpt_path", fitted.trainer.checkpoint_callback.best_model_path)
+    assert not [one for one in caught if "as configured" in str(one.message)]
 
 
 @pytest.mark.parametrize(

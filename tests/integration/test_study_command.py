@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 import yaml
 
 from papa_lightning import AttentionConstants, HeadRanking, files
@@ -130,7 +131,13 @@ def test_a_dry_run_writes_nothing(config: dict[str, Any], capsys: pytest.Capture
     (plan,) = run(config, "--dry_run")
     assert plan.missing == plan.total == 3 * 2
     assert plan.passes == pytest.approx(1 + 3 * (1 + 6 / 12))  # calibration, and 3 choices over train and validation
-    assert "6 probes to train" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "6 probes to train" in printed
+    assert [line.split() for line in printed.splitlines()[1:4]] == [
+        ["tiny", "sst2", "0", "-", "-", "0,", "1"],
+        ["tiny", "sst2", "0.5", "variance", "average", "0,", "1"],
+        ["tiny", "sst2", "1", "-", "average", "0,", "1"],
+    ]
     assert not Path("out").exists()
 
 
@@ -148,6 +155,16 @@ def test_kept_features_serve_further_seeds(config: dict[str, Any]) -> None:
     more = run(config | kept | {"seeds": [0, 1, 2]})
     assert {path: path.stat().st_mtime_ns for path in files_before} == files_before
     pd.testing.assert_frame_equal(numbers(more), numbers(run(config | {"seeds": [0, 1, 2]}, output="fresh")))
+
+
+def test_rankings_that_learn_depend_neither_on_the_process_nor_on_others(config: dict[str, Any]) -> None:
+    def rank(output: str, criteria: list[str]) -> HeadRanking:
+        torch.manual_seed(len(criteria))  # what another process happens to have
+        run(config | {"criteria": criteria}, output=output)
+        (path,) = Path(output).glob("rankings/*gate*")
+        return HeadRanking.load(path)
+
+    assert rank("together", ["taylor", "gate"]) == rank("alone", ["gate"])
 
 
 @pytest.mark.distributed

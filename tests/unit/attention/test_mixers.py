@@ -194,3 +194,12 @@ def test_sequence_of_padding_harms_no_gate(dropout):
     mixed[0, :3].square().sum().backward()
     assert mixer.gate_logits.grad.isfinite().all()
     assert mixer.gate_logits.grad.abs().min() > 0
+
+
+def test_the_placeholder_of_a_sharded_load_changes_nothing():
+    """torch.distributed.checkpoint passes an object of its own where a strategy loads parameter by parameter."""
+    mixer = ConstantHeads(0, 2, 4, [1])
+    mixer.load_constants(torch.full((2, 4, 4), 0.25))
+    mixer.set_extra_state(object())
+    assert mixer.calibrated
+    assert mixer.heads.dynamic == (0,)

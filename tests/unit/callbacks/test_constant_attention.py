@@ -9,12 +9,20 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 from projects import LENGTH, Classifier, Sentences, loaders, trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from papa_lightning import AttentionConstants, ConstantAttention, HeadRanking, PapaError, calibrate, swap_attention
+from papa_lightning import (
+    AttentionConstants,
+    ConstantAttention,
+    HeadGates,
+    HeadRanking,
+    PapaError,
+    calibrate,
+    swap_attention,
+)
 from papa_lightning.encoders import is_calibrated, swapped_layers
 
 
@@ -346,10 +354,18 @@ def test_constants_of_another_length_are_refused(tmp_path: Path) -> None:
         trainer(ConstantAttention(max_length=16, constants=path)).fit(Classifier(), **loaders())
 
 
-def test_sharded_strategies_want_a_file() -> None:
-    run = SimpleNamespace(strategy=FSDPStrategy())  # a Trainer would refuse the strategy without a GPU
-    with pytest.raises(PapaError, match=r"FSDPStrategy.*shards the encoder.*constants=PATH"):
+@pytest.mark.parametrize("kind", [FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy])
+def test_sharded_strategies_want_a_file(kind: type[Strategy], tmp_path: Path) -> None:
+    # A Trainer would refuse them without a GPU, and DeepSpeed wants its package to be made.
+    run = SimpleNamespace(strategy=kind.__new__(kind), callbacks=[], datamodule=None)
+    with pytest.raises(PapaError, match=rf"{kind.__name__}.*shards the encoder.*constants=PATH"):
         ConstantAttention(max_length=LENGTH).setup(run, Classifier(), "fit")
+    with pytest.raises(PapaError, match=rf"{kind.__name__}.*shards the gates"):
+        HeadGates(max_length=LENGTH).setup(run, Classifier(), "fit")
+    module = Classifier()
+    path = str(expected_constants(module).save(tmp_path / "constants.safetensors"))
+    ConstantAttention(constants=path).setup(run, module, "fit")
+    assert is_calibrated(module.bert)
 
 
 def test_batches_without_input_ids() -> None:

@@ -15,7 +15,8 @@ from matplotlib.colors import LogNorm
 from PIL import Image
 from unit.study.synthetic_study import make_constants, make_table
 
-from papa_lightning.study import plots, plots_style
+from papa_lightning.figures import style
+from papa_lightning.study import plots
 from papa_lightning.study.statistics import summarize
 
 CRITERIA = ("gate", "variance", "divergence", "output", "taylor", "random", "layer:bottom_up", "layer:top_down")
@@ -98,7 +99,7 @@ def test_axes_have_names_and_finite_limits(figure):
 
 
 def test_nothing_is_cut_off_and_no_labels_overlap(figure):
-    with matplotlib.style.context(plots_style._STYLE, after_reset=True):
+    with matplotlib.style.context(style._STYLE, after_reset=True):
         figure.draw_without_rendering()
         box = figure.get_tightbbox()
         assert box.x0 >= -0.02
@@ -112,7 +113,7 @@ def test_nothing_is_cut_off_and_no_labels_overlap(figure):
 
 
 def test_legend_covers_no_axes(figure):
-    with matplotlib.style.context(plots_style._STYLE, after_reset=True):
+    with matplotlib.style.context(style._STYLE, after_reset=True):
         figure.draw_without_rendering()
         for legend in figure.legends:
             for axes in figure.axes:

@@ -1,4 +1,4 @@
-"""How every figure of a report looks, and how it becomes bytes, without touching matplotlib's global state."""
+"""How every figure looks, and how it becomes bytes, without touching matplotlib's global state."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 from torch import Tensor
 
-from papa_lightning.study.plots_style import COLOURS, INK, label, new_figure, styled
+from papa_lightning.figures.style import COLOURS, INK, label, new_figure, styled
 
 #: Most layers and heads that a grid of matrices shows, and pixels along the side of the whole grid.
 MOST_LAYERS, MOST_HEADS, _SIDE = 12, 16, 480
@@ -24,12 +24,13 @@ _MAP = "cividis"  # even in grey, and the same for readers with colour blindness
 
 
 @styled
-def head_maps(scores: Mapping[str, Tensor], title: str) -> Figure:
+def head_maps(scores: Mapping[str, Tensor], title: str, quantity: str = "score") -> Figure:
     """Scores of the heads, one panel a criterion.
 
     Args:
         scores: (L, H) by name of the criterion; NaN where a head has none.
         title: Of the figure.
+        quantity: What the colours tell.
     """
     layers, heads = next(iter(scores.values())).shape
     width = min(4.6, max(2.9, 0.27 * heads + 1.3))
@@ -43,7 +44,7 @@ def head_maps(scores: Mapping[str, Tensor], title: str) -> Figure:
         norm, unit = _norm(table)
         image = axes.imshow(table, norm=norm, cmap=_MAP, aspect="auto", interpolation="nearest")
         bar = figure.colorbar(image, ax=axes, fraction=0.06, pad=0.02, aspect=36)
-        bar.set_label(f"score{unit}")
+        bar.set_label(f"{quantity}{unit}")
         if isinstance(norm, LogNorm):  # its own ticks are formulas, which the style leaves as they are written
             bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             bar.ax.yaxis.set_minor_formatter(NullFormatter())

@@ -1,0 +1,31 @@
+"""The Trainer of transformers (which wants accelerate installed): calibrate and swap before it gets the model."""
+
+import tempfile
+
+import torch
+from data import make_batches, tiny_classifier
+from transformers import Trainer, TrainingArguments
+
+from papa_lightning import AttentionConstants, calibrate, swap_attention
+
+torch.manual_seed(0)
+model, batches = tiny_classifier(), make_batches()
+rows = [{key: value[row] for key, value in batch.items()} for batch in batches for row in range(len(batch["labels"]))]
+
+with tempfile.TemporaryDirectory() as folder:
+    calibrate(model, batches, max_length=16).save(f"{folder}/constants.safetensors")
+    constants = AttentionConstants.load(f"{folder}/constants.safetensors")
+    swap_attention(model, "constant", constants=constants, heads="all")
+    settings = {"num_train_epochs": 8, "learning_rate": 3e-3, "per_device_train_batch_size": 8, "report_to": "none"}
+    arguments = TrainingArguments(folder, use_cpu=True, save_strategy="no", disable_tqdm=True, **settings)
+    trainer = Trainer(model, arguments, train_dataset=rows)
+    trainer.train()
+    scores = trainer.evaluate(rows)
+
+    # What is saved is the plain encoder with its trained weights; the constants travel in a file of their own.
+    trainer.save_model(f"{folder}/model")
+    loaded = type(model).from_pretrained(f"{folder}/model")
+    swap_attention(loaded, "constant", constants=constants, heads="all")
+    with torch.no_grad():
+        difference = (loaded.eval()(**batches[0]).logits - model.eval()(**batches[0]).logits).abs().max().item()
+print(f"loss {scores['eval_loss']:.3f}; loaded again, the logits differ by {difference:.1g}")

@@ -1,0 +1,110 @@
+"""The callback that shows constants and gates in a run's loggers."""
+
+from __future__ import annotations
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from papa_lightning.attention import GatedHeads
+from papa_lightning.callbacks.calibrating import SHARDED
+from papa_lightning.callbacks.discovery import discover_encoder
+from papa_lightning.callbacks.image_logging import log_image
+from papa_lightning.encoders import encoder_shape, is_calibrated, swapped_layers
+from papa_lightning.exceptions import PapaError
+
+
+class AttentionImages(L.Callback):
+    """Log the constants of an encoder as images, and its gates as heat maps.
+
+    Beside :class:`~papa_lightning.ConstantAttention` or :class:`~papa_lightning.HeadGates`, in any order, or with a
+    module that swaps its encoder itself. Constants are drawn once a fit, as soon as they are there, as
+    ``attention/constants``; sigmoid(g) of every head, its share of dynamic attention, before the first step and after
+    every few epochs, as ``attention/gates``. TensorBoard, Weights & Biases and MLflow show the images; for a CSVLogger
+    they are PNG files in the folder ``images`` of the logs.
+
+    Args:
+        every_n_epochs: Epochs between two maps of the gates.
+        encoder: Attribute that holds the encoder, when the module has several.
+
+    Raises:
+        PapaError: For invalid arguments, and with strategies that shard the encoder.
+
+    Example:
+        >>> from lightning import Trainer
+        >>> from papa_lightning import HeadGates
+        >>> trainer = Trainer(callbacks=[HeadGates(max_length=64), AttentionImages()], logger=False)
+    """
+
+    def __init__(self, every_n_epochs: int = 1, encoder: str | None = None) -> None:
+        if every_n_epochs < 1:
+            raise PapaError(f"every_n_epochs is {every_n_epochs}, but must be at least 1.")
+        self.every_n_epochs, self.encoder = every_n_epochs, encoder
+        self._drawn = False
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse sharded strategies, whose processes hold a part of the constants each."""
+        if isinstance(trainer.strategy, SHARDED):
+            raise PapaError(
+                f"strategy is {type(trainer.strategy).__name__}, which shards the constants: leave AttentionImages "
+                "out, and draw the constants file on one device."
+            )
+        self._drawn = False
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draw the constants, and the gates as they begin. On_train_start, where they are made, is over."""
+        if trainer.is_global_zero and not self._drawn:
+            self._drawn = True
+            self._draw_constants(trainer, pl_module)
+            self._draw_gates(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draw the gates as they are now."""
+        if trainer.is_global_zero and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+            self._draw_gates(trainer, pl_module)
+
+    def _draw_constants(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        from papa_lightning.figures import as_png, constants_grid  # matplotlib, for those who ask for images
+
+        values = constant_matrices(pl_module, self.encoder)
+        if values is None:
+            rank_zero_warn("AttentionImages finds no constants to draw: put it beside ConstantAttention or HeadGates.")
+            return
+        png = as_png(constants_grid(values, f"Constants, T = {values.shape[-1]}"))
+        for logger in log_image(trainer, "attention/constants", png, trainer.global_step):
+            rank_zero_warn(
+                f"{type(logger).__name__} takes no images from AttentionImages: add a CSVLogger, TensorBoardLogger, "
+                "WandbLogger or MLFlowLogger."
+            )
+
+    def _draw_gates(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        from papa_lightning.figures import as_png, head_maps
+
+        layers = swapped_layers(discover_encoder(pl_module, self.encoder))
+        gates = [layer.gate_logits.detach().cpu() for layer in layers if isinstance(layer, GatedHeads)]
+        if gates:
+            shares = {f"after {trainer.global_step} steps": torch.stack(gates).double().sigmoid()}
+            figure = head_maps(shares, "Gates of the heads", "share of dynamic attention")
+            log_image(trainer, "attention/gates", as_png(figure), trainer.global_step)
+
+
+def constant_matrices(pl_module: L.LightningModule, encoder: str | None = None) -> Tensor | None:
+    """The constants that an encoder runs with.
+
+    Args:
+        pl_module: Holds the encoder.
+        encoder: Attribute that holds it, when there are several.
+
+    Returns:
+        (L, H, T, T), 0 for heads that are dynamic; None when nothing is calibrated.
+    """
+    found = discover_encoder(pl_module, encoder)
+    layers = swapped_layers(found)
+    if not layers or not is_calibrated(found):
+        return None
+    length = layers[0].max_length
+    values = torch.zeros(*encoder_shape(found), length, length)
+    for number, layer in enumerate(layers):
+        values[number, list(layer.constant_heads)] = layer.constants.detach().float().cpu()
+    return values

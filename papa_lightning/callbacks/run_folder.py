@@ -1,0 +1,31 @@
+"""The folder of a run, whatever logger it has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning as L
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+
+def run_folder(trainer: L.Trainer) -> Path | None:
+    """Where files of this run go: the first logger's folder. Call it on every process, because it is broadcast.
+
+    ``trainer.log_dir`` will not do. For loggers other than TensorBoardLogger and CSVLogger it is the folder of all
+    their runs, where one run would overwrite the files of another; ModelCheckpoint too takes name and version then.
+
+    Args:
+        trainer: Inside a run.
+
+    Returns:
+        The folder, which may not exist yet; None without a logger.
+    """
+    if not trainer.loggers:
+        return None
+    logger = trainer.loggers[0]
+    if isinstance(logger, (TensorBoardLogger, CSVLogger)):
+        folder = Path(logger.log_dir)
+    else:
+        version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+        folder = Path(logger.save_dir or trainer.default_root_dir) / str(logger.name) / version
+    return Path(trainer.strategy.broadcast(str(folder)))

@@ -1,0 +1,69 @@
+"""State dicts of plain encoders for swapped ones, and state dicts of swapped encoders for plain ones."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from torch import nn
+
+from papa_lightning.attention import TokenMixer
+
+Value = TypeVar("Value")
+
+_ADDED = ".papa."
+
+
+class PlainStateWarning(UserWarning):
+    """A swapped encoder got the weights of a plain one, which bring no constants."""
+
+
+def plain_state(state: Mapping[str, Value]) -> dict[str, Value]:
+    """A state dict without what a swap added, for a module whose encoder is not swapped.
+
+    To load a checkpoint together with its constants, see :func:`~papa_lightning.encoders.swap_as_saved`.
+
+    Args:
+        state: Of a swapped encoder, or of a module that holds some.
+
+    Returns:
+        The rest, with the same values.
+
+    Example:
+        >>> plain_state({"bert.attention.self.query.bias": 1, "bert.attention.self.papa.constants": 2})
+        {'bert.attention.self.query.bias': 1}
+    """
+    return {key: value for key, value in state.items() if _ADDED not in key}
+
+
+def accept_plain_states(encoder: nn.Module) -> None:
+    """Let a swapped encoder load the state dict of a plain one strictly: it keeps its constants, or goes on waiting.
+
+    A state dict that has a part of what the swap added, or only a part of the encoder, still has to be complete.
+
+    Args:
+        encoder: The bare encoder.
+    """
+    encoder.register_load_state_dict_pre_hook(_complete)  # type: ignore[no-untyped-call]
+
+
+def refuse_plain_states(encoder: nn.Module) -> None:
+    """Undo :func:`accept_plain_states`."""
+    hooks: dict[int, Any] = encoder._load_state_dict_pre_hooks
+    for key in [key for key, hook in hooks.items() if hook.hook is _complete]:  # handles do not survive copies
+        del hooks[key]
+
+
+def _complete(encoder: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    own = encoder.state_dict(prefix=prefix)
+    if any(key.startswith(prefix) and _ADDED in key for key in state) or not plain_state(own).keys() <= state.keys():
+        return
+    state.update({key: value for key, value in own.items() if _ADDED in key})
+    calibrated = all(part.calibrated for part in encoder.modules() if isinstance(part, TokenMixer))
+    outcome = "keeps the constants that it has" if calibrated else "waits for constants, with all heads dynamic"
+    warnings.warn(
+        f"the state dict has no constants, so it was saved with a plain encoder: the swapped encoder {outcome}.",
+        PlainStateWarning,
+        stacklevel=2,
+    )

@@ -1,0 +1,30 @@
+"""Two processes that torchrun would have started: to start them takes longer than all that a test does in them."""
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+def in_two_processes(run: Callable[[Path], Any], folder: Path) -> list[Any]:
+    """What a function of a module returns in each of them; it gets the folder."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_process, args=(run, str(folder), port), nprocs=2)
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def _process(rank: int, run: Callable[[Path], Any], folder: str, port: int) -> None:
+    torch.set_num_threads(1)
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
+    os.environ.update({name: str(value) for name, value in (ranks | address).items()})
+    torch.save(run(Path(folder)), f"{folder}/rank{rank}.pt")
+    if dist.is_initialized():
+        dist.destroy_process_group()

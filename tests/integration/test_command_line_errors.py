@@ -1,0 +1,169 @@
+"""Errors of a configuration: one line that names what is wrong, exit code 2, no traceback."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from papa_lightning import PapaError
+from papa_lightning.cli import main
+from papa_lightning.configuration_errors import account, error_line
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["papa"])
+
+
+@pytest.fixture
+def tiny(encoder_folder: str, data_folder: str) -> list[str]:
+    return [
+        "--config", str(CONFIGS / "defaults.yaml"), "--config", str(CONFIGS / "sst2.yaml"),
+        "--model.init_args.encoder", encoder_folder, "--data.init_args.data_dir", data_folder,
+        "--data.init_args.batch_size", "4", "--trainer.accelerator", "cpu", "--trainer.max_epochs", "1",
+        "--trainer.enable_progress_bar", "false",
+    ]  # fmt: skip
+
+
+def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 2
+    printed = capsys.readouterr().err
+    assert "usage:" not in printed
+    (line,) = [line for line in printed.splitlines() if "error: " in line]
+    assert line == printed.splitlines()[-1]
+    assert line.startswith("papa: error: ")
+    return line.removeprefix("papa: error: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "no command is given: choose from fit, "),
+        (["frob"], "there is no command 'frob': choose from fit, validate, test, predict, calibrate, rank, study"),
+        (["fit", "--config", "nowhere.yaml"], "File does not exist: "),
+        (["study", "--nonsense", "1"], "unrecognized arguments: --nonsense 1"),
+        (["plan"], "the following arguments are required: output, encoder, task, within"),
+        (["report", "nowhere"], "'nowhere' is not the folder of a study"),
+    ],
+)
+def test_words_that_no_parser_knows(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert message in refused(words, capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--trainer.max_epochs", "abc"], "trainer.max_epochs is abc, but must be int or null"),
+        (["--trainer.nonsense", "1"], "unrecognized arguments: --trainer.nonsense 1"),
+        (["--model.nonsense", "1"], "SequenceClassificationTask: Option 'nonsense' is not accepted"),
+        (["--model.learning_rate", "fast"], "model.learning_rate is fast, but must be float"),
+        (["--trainer.callbacks.heads", "some"], "trainer.callbacks.heads is some, but must be 'all' or int or"),
+        (["--data", "Nonsense"], "data is Nonsense, but must be the name or the import path of a class"),
+        (["--trainer.strategy", "nonsense"], "You selected an invalid strategy name"),
+        (["--trainer.accelerator", "nonsense"], "You selected an invalid accelerator name"),
+        (["--trainer.devices", "0"], "value is not a valid input using cpu accelerator"),
+        (["--trainer.max_epochs", "-5"], "`max_epochs` must be a non-negative integer or -1"),
+        (["--seed_everything", "-1"], "seed_everything is -1"),
+        (["--ckpt_path", "nowhere.ckpt"], "ckpt_path is 'nowhere.ckpt', but there is no such file"),
+        (["--ckpt_path", "best"], "ckpt_path is 'best'"),
+    ],
+)
+def test_values_that_fit_nothing(
+    arguments: list[str], message: str, tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in refused(["fit", *tiny, *arguments], capsys)
+
+
+@pytest.mark.parametrize("verb", ["fit", "test", "rank"])
+def test_a_damaged_checkpoint(verb: str, tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    Path("damaged.ckpt").write_bytes(b"PK\x03\x04 half of a file")
+    assert "'damaged.ckpt', which is damaged" in refused([verb, *tiny, "--ckpt_path", "damaged.ckpt"], capsys)
+
+
+@pytest.mark.parametrize("verb", ["calibrate", "rank"])
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(
+    verb: str, tiny: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("papa_lightning.cli.PapaTrainer.fit", lambda *_, **__: pytest.fail("began"))
+    Path("file").touch()
+    Path("folder").mkdir()
+    assert "output is 'file/x'" in refused([verb, *tiny, "--output", "file/x"], capsys)
+    assert "output is 'folder'" in refused([verb, *tiny, "--output", "folder"], capsys)
+
+
+def test_an_error_of_the_system_names_the_file(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    Path("file").touch()
+    line = refused(["fit", *tiny, "--trainer.default_root_dir", "file"], capsys)
+    assert "file" in line
+    assert "PAPA_DEBUG=1 shows the traceback" in line
+
+
+def test_what_lightning_refuses_while_it_runs(
+    tiny: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit(*_: object, **__: object) -> None:
+        raise MisconfigurationException("No `x()`\n method defined.")
+
+    monkeypatch.setattr("papa_lightning.cli.PapaTrainer.fit", fit)
+    assert refused(["fit", *tiny], capsys) == "No `x()` method defined. (PAPA_DEBUG=1 shows the traceback)"
+
+
+def test_a_fault_in_the_code_keeps_its_traceback(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fit(*_: object, **__: object) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr("papa_lightning.cli.PapaTrainer.fit", fit)
+    with pytest.raises(ValueError, match="a bug"):
+        main(["fit", *tiny])
+
+
+def test_a_fault_while_an_error_is_handled_is_not_taken_for_it() -> None:
+    fault, wrapped = KeyError("a bug"), ValueError("a page of values")
+    fault.__cause__ = wrapped.__cause__ = PapaError("batch_size is 0")
+    assert error_line(fault) is None
+    assert error_line(wrapped) == "batch_size is 0"
+
+
+@pytest.mark.parametrize("arguments", [["--trainer.max_epochs", "abc"], ["--trainer.strategy", "nonsense"]])
+def test_debug_shows_errors_of_libraries(
+    arguments: list[str], tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PAPA_DEBUG", "1")
+    with pytest.raises(Exception, match=r"abc|invalid strategy") as raised:
+        main(["fit", *tiny, *arguments])
+    assert not isinstance(raised.value, SystemExit)
+    assert raised.value.__cause__ is not None or not isinstance(raised.value, PapaError)
+
+
+def test_a_logger_whose_package_is_missing() -> None:
+    message = """Does not validate against any of the Union subtypes
+    Errors:
+      - Problem with given class_path 'lightning.pytorch.loggers.WandbLogger':
+          Requirement 'wandb>=0.12.10' not met. HINT: Try running `pip install -U 'wandb>=0.12.10'`
+      - Expected a <class 'bool'>"""
+    assert account(message) == "lightning.pytorch.loggers.WandbLogger: Requirement 'wandb>=0.12.10' not met"
+
+
+def test_the_help_lists_every_command_on_lines_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    listed = re.findall(r"^    (\w+) +\w", capsys.readouterr().out, flags=re.MULTILINE)
+    for verb in ("fit", "validate", "test", "predict", "calibrate", "rank", "study", "report", "plan"):
+        assert verb in listed
+
+
+def test_a_fit_does_not_import_studies() -> None:
+    """They bring matplotlib's figures and tables, which only `papa study`, `report` and `plan` need."""
+    code = (
+        "import sys, papa_lightning.cli; sys.exit(any(name.startswith('papa_lightning.study') for name in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
