@@ -56,4 +56,4 @@ bench: $(VENV)/.runtime ## all heads constant against the stock encoder, in one 
 	$(BIN)/python tools/time_constant_encoder.py --batch 4 --length 512
 
 clean: ## remove the environment and what the demo wrote
-	rm -rf $(VENV) build models lightning_logs studies
+	rm -rf $(VENV) build models lightning_logs studies plans

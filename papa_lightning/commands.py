@@ -89,11 +89,7 @@ def plan(arguments: Sequence[str]) -> object:
 
 def study_parser() -> ArgumentParser:
     """The arguments of ``papa study``."""
-    parser = ArgumentParser(
-        prog="papa study",
-        exit_on_error=False,
-        description="Measure scores against shares of constant heads, and write a report.",
-    )
+    parser = _parser("study", "Measure scores against shares of constant heads, and write a report.")
     parser.add_argument("--config", action="config", help="YAML file with any of the arguments; may be repeated")
     parser.add_argument("--output", type=str, required=True, help="folder of the study; one that exists goes on")
     parser.add_argument("--num_workers", type=int, default=1, help="processes that work at the same time")
@@ -105,26 +101,24 @@ def study_parser() -> ArgumentParser:
 
 def report_parser() -> ArgumentParser:
     """The arguments of ``papa report``."""
-    parser = ArgumentParser(
-        prog="papa report",
-        exit_on_error=False,
-        description="Write the report of a study: an HTML page and figures.",
-    )
+    parser = _parser("report", "Write the report of a study: an HTML page and figures.")
     parser.add_argument("folder", type=str, help="folder of the study")
     return parser
 
 
 def plan_parser() -> ArgumentParser:
     """The arguments of ``papa plan``."""
-    parser = ArgumentParser(
-        prog="papa plan",
-        exit_on_error=False,
-        description="Find the largest number of heads that can be constant within a loss of the score, and confirm it.",
+    parser = _parser(
+        "plan", "Find the largest number of heads that can be constant within a loss of the score, and confirm it."
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the arguments; may be repeated")
     parser.add_argument("--output", type=str, required=True, help="folder for ranking, constants and plan")
     parser.add_class_arguments(BudgetSettings)
     return parser
+
+
+def _parser(command: str, description: str) -> ArgumentParser:
+    return ArgumentParser(prog=f"papa {command}", exit_on_error=False, description=description)
 
 
 def _settings(kind: type[Settings], given: Namespace) -> Settings:

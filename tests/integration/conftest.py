@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, BertTokenizerFast
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 LETTERS = [*string.ascii_lowercase, *string.digits, *string.punctuation]
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *(f"##{letter}" for letter in LETTERS)]
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -91,3 +92,21 @@ def data_folders(tmp_path_factory: pytest.TempPathFactory, data_folder: str) -> 
         "ner": make("ner", words("ner_tags", names)),
         "pos": make("pos", words("upos", [["PROPN", "PROPN", "VERB", "ADV"], ["NOUN", "PROPN", "VERB", "ADP"]])),
     }
+
+
+@pytest.fixture
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logs land in the working folder; and `main` complains about the arguments of pytest."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["papa"])
+
+
+@pytest.fixture
+def tiny(encoder_folder: str, data_folder: str) -> list[str]:
+    """Arguments of one short run on the smallest encoder and data."""
+    return [
+        "--config", str(CONFIGS / "defaults.yaml"), "--config", str(CONFIGS / "sst2.yaml"),
+        "--model.init_args.encoder", encoder_folder, "--data.init_args.data_dir", data_folder,
+        "--data.init_args.batch_size", "4", "--trainer.accelerator", "cpu", "--trainer.max_epochs", "1",
+        "--trainer.enable_progress_bar", "false",
+    ]  # fmt: skip

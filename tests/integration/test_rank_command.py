@@ -9,23 +9,7 @@ from papa_lightning import AttentionConstants, HeadRanking
 from papa_lightning.cli import main
 from papa_lightning.encoders import swapped_layers
 
-CONFIGS = Path(__file__).parents[2] / "configs"
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["papa"])
-
-
-@pytest.fixture
-def tiny(encoder_folder: str, data_folder: str) -> list[str]:
-    return [
-        "--config", str(CONFIGS / "defaults.yaml"), "--config", str(CONFIGS / "sst2.yaml"),
-        "--model.init_args.encoder", encoder_folder, "--data.init_args.data_dir", data_folder,
-        "--data.init_args.batch_size", "4", "--trainer.accelerator", "cpu", "--trainer.max_epochs", "1",
-        "--trainer.enable_progress_bar", "false",
-    ]  # fmt: skip
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
 
 @pytest.mark.parametrize(
