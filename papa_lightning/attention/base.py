@@ -1,65 +1,70 @@
-"""What every kind of swapped attention has in common: the place where constants wait, and how they are saved."""
+"""What every kind of swapped attention has in common: its place in an encoder, and how it is saved."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from papa_lightning.attention.dynamic_heads import DynamicHeads
 from papa_lightning.attention.reach import Reach
-from papa_lightning.attention.zero_mass import ZeroMassWatch, first_zero_of_diagonal
+from papa_lightning.attention.zero_mass import ZeroMassWatch
 from papa_lightning.exceptions import PapaError
 
 
-class TokenMixer(nn.Module):
-    """What mixes the tokens in one self-attention layer, with room for the constants of some heads.
-
-    Constants may arrive after construction (from calibration, or with a checkpoint). Until then the
-    mixer is *waiting* and all heads are dynamic. "Calibrated" and the constant heads are part of the state
-    dict (extra state), so a checkpoint can neither lose them nor be read into a layer with other heads.
+@dataclass(frozen=True)
+class Place:
+    """Where in an encoder a mixer stands.
 
     Args:
         layer: Number of the layer, for messages.
         num_heads: H.
-        max_length: T, the longest sequence that the constants serve.
-        constant_heads: The heads with constants, ascending.
-        dtype: Of the constants.
-        device: Of the constants.
+        max_length: T, the longest sequence that the mixer serves.
+        head_size: h, the size of a head's values; 0 where nobody needs it.
+        dtype: Of the mixer's parameters.
+        device: Of the mixer's parameters.
         watch: Warns of real tokens that attend to nothing; one for all layers of an encoder warns once.
-        reach: Which keys the queries of this layer can see at all; constants beyond are not used.
-
-    Attributes:
-        constants: (constant heads, T, T), a parameter that is frozen until someone unfreezes it. Not a buffer:
-            DDP broadcasts buffers at every forward.
-        calibrated: Whether ``constants`` holds constants.
+        reach: Which keys the queries of this layer can see at all.
     """
 
-    def __init__(
-        self,
-        layer: int,
-        num_heads: int,
-        max_length: int,
-        constant_heads: Sequence[int],
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str | None = None,
-        watch: ZeroMassWatch | None = None,
-        reach: Reach = Reach(),  # noqa: B008 (frozen)
-    ) -> None:
+    layer: int
+    num_heads: int
+    max_length: int
+    head_size: int = 0
+    dtype: torch.dtype = torch.float32
+    device: torch.device | str | None = None
+    watch: ZeroMassWatch = field(default_factory=ZeroMassWatch)
+    reach: Reach = field(default_factory=Reach)
+
+
+class TokenMixer(nn.Module):
+    """What mixes the tokens in one self-attention layer in the place of the encoder's own attention.
+
+    What it needs may arrive after construction (from calibration, or with a checkpoint). Until then the mixer is
+    *waiting* and all heads are dynamic. Its kind, its heads and "calibrated" are part of the state dict (extra state),
+    so a checkpoint can neither lose them nor be read into a layer with other heads.
+
+    Args:
+        place: Where it stands.
+        heads: The heads that it replaces, ascending; the others stay dynamic.
+    """
+
+    #: The name that :func:`~papa_lightning.swap_attention` knows it by.
+    kind: ClassVar[str]
+
+    def __init__(self, place: Place, heads: Sequence[int]) -> None:
         super().__init__()
-        self.layer = layer
-        self.max_length = max_length
-        self.constant_heads = tuple(constant_heads)
-        self.heads = DynamicHeads(num_heads)
-        self.watch = watch or ZeroMassWatch()
-        self.reach = reach
+        self.layer = place.layer
+        self.max_length = place.max_length
+        self.constant_heads = tuple(heads)
+        self.heads = DynamicHeads(place.num_heads)
+        self.reach = place.reach
         #: This layer looks at the attention mask for all: they get the same one, and a look costs a sync.
         self.checks_mask = False
-        #: Batches up to this length need no look at the mass of their rows.
-        self.certain_length = max_length
-        shape = (len(self.constant_heads), max_length, max_length)
-        self.constants = nn.Parameter(torch.zeros(shape, dtype=dtype, device=device), requires_grad=False)
         self.calibrated = False
 
     def load_constants(self, values: Tensor) -> None:
@@ -68,16 +73,11 @@ class TokenMixer(nn.Module):
         Args:
             values: (H, T, T) of the whole layer; the constant heads are picked from it.
         """
-        if self.constant_heads:
-            chosen = values[list(self.constant_heads)]
-            with torch.no_grad():
-                self.constants.copy_(chosen)
-        self._set_calibrated(True)
+        raise NotImplementedError
 
     def _set_calibrated(self, calibrated: bool) -> None:
         self.calibrated = calibrated
         self.heads.choose(self.dynamic_when_calibrated() if calibrated else range(self.heads.num_heads))
-        self.certain_length = first_zero_of_diagonal(self.constants.detach())
 
     @property
     def replaces_attention(self) -> bool:
@@ -85,7 +85,7 @@ class TokenMixer(nn.Module):
         return not self.heads.all_dynamic
 
     def dynamic_when_calibrated(self) -> Sequence[int]:
-        """The heads that still need a query and a key once the constants are there."""
+        """The heads that still need a query and a key once the mixer has what it needs."""
         raise NotImplementedError
 
     def forward(
@@ -117,23 +117,20 @@ class TokenMixer(nn.Module):
         """
         raise NotImplementedError
 
-    def constants_for(self, value: Tensor) -> Tensor:
-        """The leading part of the constants for a batch of values (B, H, t, h): (constant heads, t, t).
-
-        Raises:
-            PapaError: When the sequences are longer than the constants.
-        """
-        length = value.shape[2]
-        if length > self.max_length:
-            raise PapaError(
-                f"the sequences are {length} tokens long, but the constants are for max_length {self.max_length}: "
-                f"cut the sequences to {self.max_length} tokens, or calibrate with a larger max_length."
-            )
-        return self.reach.cut(self.constants[:, :length, :length])
+    def options(self) -> dict[str, Any]:
+        """What the mixer was built with beside its place and heads: primitives, as ``__init__`` takes them."""
+        return {}
 
     def get_extra_state(self) -> Tensor:
-        """Calibrated (0 or 1), T and the constant heads, as one int64 tensor: primitive, and safe to load."""
-        return torch.tensor([int(self.calibrated), self.max_length, *self.constant_heads])
+        """What :func:`read_extra_state` gives back, as JSON in one uint8 tensor: primitive, and safe to load."""
+        state = {
+            "kind": self.kind,
+            "calibrated": self.calibrated,
+            "max_length": self.max_length,
+            "heads": list(self.constant_heads),
+            "options": self.options(),
+        }
+        return torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: object) -> None:
         """Restore from :meth:`get_extra_state`.
@@ -142,19 +139,46 @@ class TokenMixer(nn.Module):
         there, constants come from a file.
 
         Raises:
-            PapaError: When the state was saved with other constant heads or another max_length.
+            PapaError: When the state was saved with another kind, other constant heads or another max_length.
         """
         if not isinstance(state, Tensor):
             return
-        calibrated, length, *heads = state.tolist()
-        if tuple(heads) != self.constant_heads:
+        saved = read_extra_state(state)
+        if saved["kind"] != self.kind or saved["options"] != self.options():
             raise PapaError(
-                f"the checkpoint has constant heads {heads} in layer {self.layer}, but heads asks for "
+                f"the checkpoint has attention of kind {saved['kind']!r} with options {saved['options']} in layer "
+                f"{self.layer}, but the encoder was swapped to {self.kind!r} with {self.options()}: swap it to the "
+                "kind of the run that wrote it."
+            )
+        if tuple(saved["heads"]) != self.constant_heads:
+            raise PapaError(
+                f"the checkpoint has constant heads {saved['heads']} in layer {self.layer}, but heads asks for "
                 f"{list(self.constant_heads)}: pass the same heads (and ranking) as in the run that wrote it."
             )
-        if length != self.max_length:
+        if saved["max_length"] != self.max_length:
             raise PapaError(
-                f"the checkpoint has constants of max_length {length} in layer {self.layer}, but the encoder was "
-                f"swapped with max_length {self.max_length}: swap it with max_length={length}."
+                f"the checkpoint has constants of max_length {saved['max_length']} in layer {self.layer}, but the "
+                f"encoder was swapped with max_length {self.max_length}: swap it with "
+                f"max_length={saved['max_length']}."
             )
-        self._set_calibrated(bool(calibrated))
+        self._set_calibrated(saved["calibrated"])
+
+
+def read_extra_state(state: Tensor) -> Mapping[str, Any]:
+    """The kind, "calibrated", T, the heads and the options that a mixer was saved with.
+
+    Raises:
+        PapaError: When the tensor is not what :meth:`TokenMixer.get_extra_state` made.
+
+    Example:
+        >>> from papa_lightning.attention import ConstantHeads
+        >>> read_extra_state(ConstantHeads(Place(layer=0, num_heads=2, max_length=8), [1]).get_extra_state())["heads"]
+        [1]
+    """
+    try:
+        found = json.loads(bytes(state.to(torch.uint8).tolist()))
+        if (*found,) == ("kind", "calibrated", "max_length", "heads", "options"):
+            return dict(found)
+    except (ValueError, TypeError):
+        pass
+    raise PapaError("the checkpoint's papa._extra_state is damaged, or of another version: calibrate again.")

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from papa_lightning.attention.base import TokenMixer
 from papa_lightning.attention.functional import (
     apply_attention,
     attention_probabilities,
@@ -16,9 +15,10 @@ from papa_lightning.attention.functional import (
     normalized_constants,
 )
 from papa_lightning.attention.heads import merge_heads, select_heads
+from papa_lightning.attention.matrices import MatrixHeads
 
 
-class ConstantHeads(TokenMixer):
+class ConstantHeads(MatrixHeads):
     """Constant heads beside dynamic ones in one layer.
 
     Constant heads compute ``out = m (C (m V)) / max(C m, eps)`` (Hassid et al. 2022, arXiv 2211.03495, in
@@ -27,8 +27,10 @@ class ConstantHeads(TokenMixer):
     key. The published code also zeroes the padding rows of dynamic heads in such a layer; here they
     stay as they are, because nothing reads them.
 
-    See :class:`~papa_lightning.attention.base.TokenMixer` for arguments and shapes.
+    See :class:`~papa_lightning.attention.matrices.MatrixHeads` for arguments and shapes.
     """
+
+    kind = "constant"
 
     def dynamic_when_calibrated(self) -> Sequence[int]:
         """All heads but the constant ones."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from papa_lightning.attention.base import TokenMixer
+from papa_lightning.attention.base import Place
 from papa_lightning.attention.functional import (
     apply_attention,
     attention_probabilities,
@@ -16,43 +16,29 @@ from papa_lightning.attention.functional import (
     gate_mixture,
     normalized_constants,
 )
-from papa_lightning.attention.reach import Reach
-from papa_lightning.attention.zero_mass import ZeroMassWatch
+from papa_lightning.attention.matrices import MatrixHeads
 
 
-class GatedHeads(TokenMixer):
+class GatedHeads(MatrixHeads):
     """All heads of one layer, each with a gate: ``A' = sigmoid(g) A + (1 - sigmoid(g)) C_normalised``.
 
     Source: Hassid et al. 2022, arXiv 2211.03495. Because the mixture is linear, it is taken of the two products
     with the values; the matrices themselves are built only for attention dropout or when asked for.
 
     Args:
-        layer: Number of the layer, for messages.
-        num_heads: H.
-        max_length: T, the longest sequence that the constants serve.
-        constant_heads: All heads of the layer.
-        dtype: Of the constants and the gates.
-        device: Of the constants and the gates.
-        watch: See :class:`~papa_lightning.attention.base.TokenMixer`; a gated row keeps its dynamic part, so unused.
-        reach: See :class:`~papa_lightning.attention.base.TokenMixer`.
+        place: See :class:`~papa_lightning.attention.base.TokenMixer`; its watch is unused, because a gated row keeps
+            its dynamic part.
+        heads: All heads of the layer.
 
     Attributes:
         gate_logits: (H,), g in the formula, a trainable parameter that starts at 0: half dynamic, half constant.
     """
 
-    def __init__(
-        self,
-        layer: int,
-        num_heads: int,
-        max_length: int,
-        constant_heads: Sequence[int],
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str | None = None,
-        watch: ZeroMassWatch | None = None,
-        reach: Reach = Reach(),  # noqa: B008 (frozen)
-    ) -> None:
-        super().__init__(layer, num_heads, max_length, constant_heads, dtype, device, watch, reach)
-        self.gate_logits = nn.Parameter(torch.zeros(num_heads, dtype=dtype, device=device))
+    kind = "gated"
+
+    def __init__(self, place: Place, heads: Sequence[int]) -> None:
+        super().__init__(place, heads)
+        self.gate_logits = nn.Parameter(torch.zeros(place.num_heads, dtype=place.dtype, device=place.device))
 
     @property
     def replaces_attention(self) -> bool:

@@ -7,7 +7,7 @@ from papa_lightning.attention.constant import ConstantHeads
 from papa_lightning.attention.gated import GatedHeads
 from papa_lightning.exceptions import PapaError
 
-KINDS: dict[str, type[TokenMixer]] = {"constant": ConstantHeads, "gated": GatedHeads}
+KINDS: dict[str, type[TokenMixer]] = {mixer.kind: mixer for mixer in (ConstantHeads, GatedHeads)}
 
 
 def mixer_class(kind: str) -> type[TokenMixer]:

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from papa_lightning.attention import GatedHeads
+from papa_lightning.attention import GatedHeads, MatrixHeads
 from papa_lightning.callbacks.calibrating import SHARDED
 from papa_lightning.callbacks.discovery import discover_encoder
 from papa_lightning.callbacks.image_logging import log_image
@@ -106,5 +106,6 @@ def constant_matrices(pl_module: L.LightningModule, encoder: str | None = None) 
     length = layers[0].max_length
     values = torch.zeros(*encoder_shape(found), length, length)
     for number, layer in enumerate(layers):
-        values[number, list(layer.constant_heads)] = layer.constants.detach().float().cpu()
+        if isinstance(layer, MatrixHeads):
+            values[number, list(layer.constant_heads)] = layer.constants.detach().float().cpu()
     return values

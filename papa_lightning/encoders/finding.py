@@ -145,3 +145,9 @@ def encoder_shape(encoder: PreTrainedModel) -> tuple[int, int]:
             "that it has in its attribute_map."
         )
     return len(attention_modules(encoder)), heads
+
+
+def head_size(encoder: PreTrainedModel) -> int:
+    """The size h of a head's values."""
+    config = encoder.config
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)

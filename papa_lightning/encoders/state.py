@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from papa_lightning.attention import read_extra_state
 from papa_lightning.encoders.finding import attention_modules, find_encoder
 from papa_lightning.encoders.swap import swap_attention
 
@@ -42,7 +43,7 @@ def swap_as_saved(encoder: nn.Module, state: Mapping[str, Tensor], prefix: str |
             added += f"{modules[:layer].count(module)}."
         if f"{added}_extra_state" not in state:
             return False
-        _, length, *heads[layer] = state[f"{added}_extra_state"].tolist()
-        kind = "gated" if f"{added}gate_logits" in state else kind
+        saved = read_extra_state(state[f"{added}_extra_state"])
+        kind, length, heads[layer] = saved["kind"], saved["max_length"], saved["heads"]
     swap_attention(encoder, kind, heads=heads, max_length=length)
     return True

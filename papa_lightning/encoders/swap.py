@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from papa_lightning.attention import GatedHeads, HeadsInTurn, TokenMixer, ZeroMassWatch, mixer_class
+from papa_lightning.attention import GatedHeads, HeadsInTurn, Place, TokenMixer, ZeroMassWatch, mixer_class
 from papa_lightning.encoders.attaching import attach, detach
 from papa_lightning.encoders.families import EncoderFamily
-from papa_lightning.encoders.finding import attention_modules, encoder_shape, family_of, find_encoder
+from papa_lightning.encoders.finding import attention_modules, encoder_shape, family_of, find_encoder, head_size
 from papa_lightning.encoders.freezing import freeze, thaw
 from papa_lightning.encoders.inputs import describe_lengths, fits_positions
 from papa_lightning.encoders.layer import layer_of, mixers_of
@@ -98,7 +98,8 @@ def swap_attention(
     mixers: dict[nn.Module, list[TokenMixer]] = {module: [] for module in layers}
     for layer, (module, own) in enumerate(zip(layers, selection, strict=True)):
         dtype, device = _dtype_and_device(module, base)
-        mixer = build(layer, num_heads, length, own, dtype, device, watch, layer_of(module).reach)
+        reach = layer_of(module).reach
+        mixer = build(Place(layer, num_heads, length, head_size(base), dtype, device, watch, reach), own)
         mixer.checks_mask = bool(own) and not any(selection[:layer])
         mixers[module].append(mixer.train(module.training))
     for module, own_mixers in mixers.items():

@@ -8,7 +8,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 from transformers import PreTrainedModel
 
-from papa_lightning.attention import TokenMixer
+from papa_lightning.attention import MatrixHeads
 from papa_lightning.attention.zero_mass import first_zero_of_diagonal
 from papa_lightning.encoders import swapped_layers
 from papa_lightning.exceptions import PapaError
@@ -93,7 +93,7 @@ class LearningTask(L.LightningModule):
         for mixer in self._learning_mixers():
             mixer.certain_length = first_zero_of_diagonal(mixer.constants.detach())
 
-    def _learning_mixers(self) -> list[TokenMixer]:
+    def _learning_mixers(self) -> list[MatrixHeads]:
         if not self.learners.constants:
             return []
         return learning_mixers(swapped_layers(self.encoder))

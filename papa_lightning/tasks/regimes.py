@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from papa_lightning.attention import TokenMixer
+from papa_lightning.attention import MatrixHeads, TokenMixer
 from papa_lightning.attention.functional import EPS, accumulation_dtype
 from papa_lightning.exceptions import PapaError
 
@@ -72,9 +72,9 @@ def regime_of(regime: str | None, freeze_encoder: bool) -> Regime:
     return regime  # type: ignore[return-value]
 
 
-def learning_mixers(mixers: Sequence[TokenMixer]) -> list[TokenMixer]:
+def learning_mixers(mixers: Sequence[TokenMixer]) -> list[MatrixHeads]:
     """The layers that have constants to learn: an empty parameter would get no gradient, and stop DDP."""
-    return [mixer for mixer in mixers if mixer.constant_heads]
+    return [mixer for mixer in mixers if isinstance(mixer, MatrixHeads) and mixer.constant_heads]
 
 
 def project_rows(constants: Tensor) -> Tensor:
@@ -105,14 +105,14 @@ def project_rows(constants: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def project_constants(mixers: Sequence[TokenMixer]) -> None:
+def project_constants(mixers: Sequence[MatrixHeads]) -> None:
     """Apply :func:`project_rows` to the constants of the given layers, in place, within the reach of each layer."""
     for mixer in mixers:
         mixer.constants.copy_(project_rows(mixer.reach.cut(mixer.constants)))
 
 
 @torch.no_grad()
-def drop_unknown_gradients(mixers: Sequence[TokenMixer]) -> None:
+def drop_unknown_gradients(mixers: Sequence[MatrixHeads]) -> None:
     """Set the gradient of rows of zeros to 0.
 
     Constant attention divides such a row by the smallest number that it allows, so that its gradient is huge and

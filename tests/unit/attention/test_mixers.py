@@ -13,6 +13,7 @@ from papa_lightning.attention import (
     ConstantHeads,
     DynamicHeads,
     GatedHeads,
+    Place,
     ZeroMassWarning,
     ZeroMassWatch,
     mixer_class,
@@ -25,7 +26,7 @@ VALUES = torch.rand(4, 6, 6, generator=torch.Generator().manual_seed(0)) + 0.1
 
 def test_waiting_mixer_leaves_the_attention_alone():
     for kind, heads in (("constant", [1, 2]), ("gated", range(4))):
-        mixer = mixer_class(kind)(0, 4, 6, heads)
+        mixer = mixer_class(kind)(Place(0, 4, 6), heads)
         assert not mixer.calibrated
         assert not mixer.replaces_attention
         assert mixer.heads.dynamic == (0, 1, 2, 3)
@@ -36,19 +37,19 @@ def test_waiting_mixer_leaves_the_attention_alone():
 
 
 def test_dynamic_heads_after_calibration():
-    partial = ConstantHeads(0, 4, 6, [0, 3])
+    partial = ConstantHeads(Place(0, 4, 6), [0, 3])
     partial.load_constants(VALUES)
     assert partial.heads.dynamic == (1, 2)
-    full = ConstantHeads(0, 4, 6, range(4))
+    full = ConstantHeads(Place(0, 4, 6), range(4))
     full.load_constants(VALUES)
     assert full.heads.dynamic == ()
-    gated = GatedHeads(0, 4, 6, range(4))
+    gated = GatedHeads(Place(0, 4, 6), range(4))
     gated.load_constants(VALUES)
     assert gated.heads.dynamic == (0, 1, 2, 3)
 
 
 def test_layer_without_constant_heads_stays_original():
-    mixer = ConstantHeads(0, 4, 6, [])
+    mixer = ConstantHeads(Place(0, 4, 6), [])
     mixer.load_constants(VALUES)
     assert mixer.calibrated
     assert not mixer.replaces_attention
@@ -57,7 +58,7 @@ def test_layer_without_constant_heads_stays_original():
 
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_suspension(kind):
-    mixer = mixer_class(kind)(0, 4, 6, range(4))
+    mixer = mixer_class(kind)(Place(0, 4, 6), range(4))
     mixer.load_constants(VALUES)
     mixer.heads.suspended = True
     assert not mixer.replaces_attention
@@ -68,18 +69,18 @@ def test_suspension(kind):
 
 
 def test_constants_are_a_frozen_parameter_and_nothing_else_is_saved():
-    mixer = ConstantHeads(0, 4, 6, [1])
+    mixer = ConstantHeads(Place(0, 4, 6), [1])
     assert dict(mixer.named_buffers()) == {}
     assert {name: p.requires_grad for name, p in mixer.named_parameters()} == {"constants": False}
     assert set(mixer.state_dict()) == {"constants", "_extra_state"}
-    gated = GatedHeads(0, 4, 6, range(4))
+    gated = GatedHeads(Place(0, 4, 6), range(4))
     assert {name: p.requires_grad for name, p in gated.named_parameters()} == {"constants": False, "gate_logits": True}
     assert gated.gate_logits.tolist() == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_state_dict_carries_calibrated(kind):
-    mixer = mixer_class(kind)(0, 4, 6, range(4))
+    mixer = mixer_class(kind)(Place(0, 4, 6), range(4))
     other = copy.deepcopy(mixer)
     other.load_state_dict(mixer.state_dict())
     assert not other.calibrated
@@ -95,7 +96,7 @@ def test_state_dict_carries_calibrated(kind):
 
 @pytest.mark.parametrize(("saved", "wanted"), [([0, 1], [0, 2]), ([0, 1], [0]), ([], [3]), ([3], [])])
 def test_state_of_other_heads_is_refused(saved, wanted):
-    mixer, other = ConstantHeads(7, 4, 6, saved), ConstantHeads(7, 4, 6, wanted)
+    mixer, other = ConstantHeads(Place(7, 4, 6), saved), ConstantHeads(Place(7, 4, 6), wanted)
     mixer.load_constants(VALUES)
     with pytest.raises(PapaError, match=re.escape(f"constant heads {saved} in layer 7")):
         other.load_state_dict(mixer.state_dict())
@@ -103,7 +104,7 @@ def test_state_of_other_heads_is_refused(saved, wanted):
 
 
 def test_state_of_another_length_is_refused():
-    mixer, other = ConstantHeads(3, 4, 6, [0]), ConstantHeads(3, 4, 5, [0])
+    mixer, other = ConstantHeads(Place(3, 4, 6), [0]), ConstantHeads(Place(3, 4, 5), [0])
     mixer.load_constants(VALUES)
     with pytest.raises(PapaError, match=r"max_length 6.*layer 3.*max_length 5"):
         other.load_state_dict(mixer.state_dict())
@@ -111,7 +112,7 @@ def test_state_of_another_length_is_refused():
 
 
 def test_longer_sequences_than_the_constants():
-    mixer = ConstantHeads(0, 4, 6, range(4))
+    mixer = ConstantHeads(Place(0, 4, 6), range(4))
     mixer.load_constants(VALUES)
     empty = torch.zeros(1, 0, 7, 2)
     with pytest.raises(PapaError, match=r"7 tokens long.*max_length 6"):
@@ -173,7 +174,7 @@ def test_half_precision_mixers_stay_finite_at_padding(need_weights, dropout):
     query, key, value = torch.randn(3, 2, 4, 6, 8, generator=generator).half()
     mask = torch.tensor([[1, 1, 1, 0, 0, 0], [1, 0, 1, 1, 0, 1]]).bool()
     for kind in KINDS:
-        mixer = mixer_class(kind)(0, 4, 6, range(4), dtype=torch.float16)
+        mixer = mixer_class(kind)(Place(0, 4, 6, dtype=torch.float16), range(4))
         mixer.load_constants(VALUES.half())
         none = query[:, :0] if kind == "constant" else query
         mixed, weights = mixer(none, none if kind == "constant" else key, value, mask, 0.3, dropout, need_weights)
@@ -188,7 +189,7 @@ def test_sequence_of_padding_harms_no_gate(dropout):
     torch.manual_seed(0)
     query, key, value = torch.randn(3, 2, 4, 6, 8)
     mask = torch.tensor([[1, 1, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0]]).bool()
-    mixer = GatedHeads(0, 4, 6, range(4))
+    mixer = GatedHeads(Place(0, 4, 6), range(4))
     mixer.load_constants(VALUES)
     mixed, _ = mixer(query, key, value, mask, 0.3, dropout)
     mixed[0, :3].square().sum().backward()
@@ -198,7 +199,7 @@ def test_sequence_of_padding_harms_no_gate(dropout):
 
 def test_the_placeholder_of_a_sharded_load_changes_nothing():
     """torch.distributed.checkpoint passes an object of its own where a strategy loads parameter by parameter."""
-    mixer = ConstantHeads(0, 2, 4, [1])
+    mixer = ConstantHeads(Place(0, 2, 4), [1])
     mixer.load_constants(torch.full((2, 4, 4), 0.25))
     mixer.set_extra_state(object())
     assert mixer.calibrated

@@ -21,7 +21,7 @@ from unit.encoders.tiny_encoders import (
 )
 
 from papa_lightning import AttentionConstants, calibrate, restore_attention, swap_attention
-from papa_lightning.attention import ConstantHeads, ZeroMassWarning, ZeroMassWatch
+from papa_lightning.attention import ConstantHeads, Place, ZeroMassWarning, ZeroMassWatch
 from papa_lightning.attention.functional import EPS
 from papa_lightning.attention.zero_mass import first_zero_of_diagonal
 from papa_lightning.calibration import CONTROL_KINDS, ConstantsKind, constants_kind, control_constants
@@ -189,7 +189,7 @@ def test_a_partly_zero_head_beside_a_pruned_one_is_warned_of():
 def test_an_average_that_is_zero_up_to_the_length_of_the_batch_is_no_pruned_head():
     values = torch.zeros(2, 6, 6)
     values[0, 4:, 4:] = 0.5
-    mixer = ConstantHeads(0, 2, 6, [0, 1], watch=ZeroMassWatch())
+    mixer = ConstantHeads(Place(0, 2, 6), [0, 1])
     mixer.load_constants(values)
     nothing = torch.zeros(1, 0, 4, 2)
     with pytest.warns(ZeroMassWarning, match=r"heads \[0\]: real tokens at positions \[0, 1, 2, 3\]"):
