@@ -49,11 +49,12 @@ docs: $(VENV)/.docs ## the documentation: tables from the code, then a site in b
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 	@echo "open build/docs/index.html, or with search: $(BIN)/python -m http.server --directory build/docs"
 
-bench: $(VENV)/.runtime ## all heads constant against the stock encoder, in one process
-	$(BIN)/python tools/time_constant_encoder.py --batch 16 --length 128
-	$(BIN)/python tools/time_constant_encoder.py --batch 16 --length 128 --padding
-	$(BIN)/python tools/time_constant_encoder.py --batch 32 --length 64
-	$(BIN)/python tools/time_constant_encoder.py --batch 4 --length 512
+# The sets of docs/performance.md; `make bench BENCHMARKS=speed` runs one of them.
+BENCHMARKS := speed calibration folded compact growth
+bench: $(VENV)/.runtime ## time and memory against the stock encoder: tables and figures in build/benchmark
+	for name in $(BENCHMARKS); do \
+		$(BIN)/papa benchmark --config configs/benchmark/$$name.yaml --output build/benchmark/$$name || exit 1; \
+	done
 
 clean: ## remove the environment and what the demo wrote
 	rm -rf $(VENV) build models lightning_logs studies plans

@@ -1,23 +1,39 @@
 """How much does a pretrained encoder's attention matter? Calibrate, freeze and compare its heads."""
 
-from papa_lightning.calibration import AttentionAverages, AttentionConstants, calibrate
-from papa_lightning.callbacks import AttentionImages, ConstantAttention, HeadGates
+from papa_lightning.calibration import (
+    AttentionAverages,
+    AttentionConstants,
+    CompactConstants,
+    calibrate,
+    calibrate_compact,
+)
+from papa_lightning.callbacks import AttentionImages, ConstantAttention, HeadGates, SwappedAttention
 from papa_lightning.datamodules import (
     CoLADataModule,
     DemoDataModule,
+    DigitsDataModule,
     MNLIDataModule,
     MRPCDataModule,
     NERDataModule,
     POSDataModule,
     SST2DataModule,
     TextClassificationDataModule,
+    TextFileDataModule,
     TextPairClassificationDataModule,
     TokenClassificationDataModule,
 )
 from papa_lightning.encoders import gate_logits, restore_attention, swap_attention
 from papa_lightning.exceptions import PapaError
+from papa_lightning.export import export_encoder, load_encoder
+from papa_lightning.models import TransformerConfig, TransformerModel, resplit_heads
 from papa_lightning.ranking import HeadRanking
-from papa_lightning.tasks import MaskedLanguageModelingTask, SequenceClassificationTask, TokenClassificationTask
+from papa_lightning.tasks import (
+    ImageClassificationTask,
+    LanguageModelingTask,
+    MaskedLanguageModelingTask,
+    SequenceClassificationTask,
+    TokenClassificationTask,
+)
 from papa_lightning.version import __version__
 
 __all__ = [
@@ -25,10 +41,14 @@ __all__ = [
     "AttentionConstants",
     "AttentionImages",
     "CoLADataModule",
+    "CompactConstants",
     "ConstantAttention",
     "DemoDataModule",
+    "DigitsDataModule",
     "HeadGates",
     "HeadRanking",
+    "ImageClassificationTask",
+    "LanguageModelingTask",
     "MNLIDataModule",
     "MRPCDataModule",
     "MaskedLanguageModelingTask",
@@ -37,13 +57,21 @@ __all__ = [
     "PapaError",
     "SST2DataModule",
     "SequenceClassificationTask",
+    "SwappedAttention",
     "TextClassificationDataModule",
+    "TextFileDataModule",
     "TextPairClassificationDataModule",
     "TokenClassificationDataModule",
     "TokenClassificationTask",
+    "TransformerConfig",
+    "TransformerModel",
     "__version__",
     "calibrate",
+    "calibrate_compact",
+    "export_encoder",
     "gate_logits",
+    "load_encoder",
+    "resplit_heads",
     "restore_attention",
     "swap_attention",
 ]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch.distributed as dist
 from jsonargparse import DefaultHelpFormatter
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -35,7 +36,7 @@ _FROM_DATA = ("num_labels", "metrics", "max_length", "label_names")
 _RUNS = ("calibrate", "rank")
 
 #: Commands that are no verbs of a Trainer. What they need (tables, figures) is imported only when one of them runs.
-_COMMANDS = ("study", "report", "plan")
+_COMMANDS = ("study", "report", "plan", "benchmark", "export", "compact")
 
 _DESCRIPTION = "Freeze attention heads of pretrained encoders to averages, and measure what it costs."
 
@@ -45,6 +46,11 @@ _SUMMARY = """further commands, each with a --help of its own:
     report              The page and the figures of a study.
     plan                The most heads that can be constant within a loss of
                         the score, confirmed on held-out data.
+    benchmark           Time and memory of encoders against their stock form.
+    export              A folder with an encoder that lacks the query and key
+                        weights of its constant heads; ONNX.
+    compact             Constants in a few numbers a head: a relative profile
+                        and a weight for each column.
 
 papa VERB --help lists the arguments of a verb, and --print_config all their
 values. PAPA_DEBUG=1 shows the traceback of an error."""
@@ -316,7 +322,20 @@ def main(args: ArgsType = None) -> object:
             raise
         print(f"papa: error: {line}", file=sys.stderr)
         raise SystemExit(2) from error
+    finally:
+        if args is None:  # the process ends next
+            _disconnect()
     return None if args is None else done
+
+
+def _disconnect() -> None:
+    """Leave the group of processes, which Lightning does for NCCL only.
+
+    The threads of gloo would go on while the interpreter ends, and one that asks for it then aborts the process, when
+    all work is done: "terminate called without an active exception", and torchrun reports a failure.
+    """
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _run(words: list[str], args: ArgsType) -> object:

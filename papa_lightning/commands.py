@@ -1,13 +1,20 @@
-"""The commands of `papa` that are no verbs of a Trainer: ``papa study``, ``papa report`` and ``papa plan``."""
+"""The commands of `papa` that are no verbs of a Trainer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, TypeVar
 
 from jsonargparse import ArgumentParser, Namespace
 
+from papa_lightning.benchmark import BenchmarkSettings, ShapeSettings, format_result, run_benchmark, write_benchmark
+from papa_lightning.calibration import AttentionConstants, CompactConstants
+from papa_lightning.calibration.compact_words import describe_compact
+from papa_lightning.export.folder import describe_export
+from papa_lightning.export.sources import ExportSettings, export_source
+from papa_lightning.files import check_output
 from papa_lightning.study import (
     FeatureSettings,
     Study,
@@ -22,6 +29,10 @@ from papa_lightning.study.budget import plan_budget
 from papa_lightning.study.budget_settings import BudgetSettings
 from papa_lightning.study.budget_words import format_budget
 from papa_lightning.study.executors import Backend
+from papa_lightning.study.kinds_report import is_kinds_study, write_kinds_report
+from papa_lightning.study.kinds_results import markdown_table, summarize_kinds
+from papa_lightning.study.kinds_run import KindsStudy
+from papa_lightning.study.kinds_settings import KindsSettings
 from papa_lightning.study.training import ProbeSettings
 
 Settings = TypeVar("Settings", StudySettings, BudgetSettings)
@@ -40,6 +51,8 @@ def study(arguments: Sequence[str]) -> object:
         PapaError: See :class:`~papa_lightning.study.Study`.
     """
     given = study_parser().parse_args(list(arguments))
+    if given.kinds.variants:
+        return _study_kinds(given)
     one = Study(_settings(StudySettings, given), given.output)
     plans = one.plan()
     if given.dry_run:
@@ -49,6 +62,19 @@ def study(arguments: Sequence[str]) -> object:
     table = one.run(plans, num_workers=given.num_workers, backend=given.backend)
     print(format_summary(summarize(table)))
     print(f"results  {one.folder.path / 'results.csv'}\nreport   {write_report(one.folder.path)}")
+    return table
+
+
+def _study_kinds(given: Namespace) -> object:
+    """The study of kinds that ``papa study`` was told."""
+    one = KindsStudy(KindsSettings(**vars(given.kinds)), given.seeds, given.output)
+    missing = one.missing()
+    print(f"{len(missing)} of {len(one.seeds) * len(one.settings.variants)} models are to be trained")
+    if given.dry_run:
+        return missing
+    table = one.run(num_workers=given.num_workers, backend=given.backend)
+    print(markdown_table(summarize_kinds(table)))
+    print(f"results  {one.folder.path / 'kinds.csv'}\nreport   {one.folder.path / 'report.html'}")
     return table
 
 
@@ -64,7 +90,8 @@ def report(arguments: Sequence[str]) -> object:
     Raises:
         PapaError: When the folder holds no study, or nothing is finished.
     """
-    path = write_report(report_parser().parse_args(list(arguments)).folder)
+    folder = report_parser().parse_args(list(arguments)).folder
+    path = write_kinds_report(folder) if is_kinds_study(folder) else write_report(folder)
     print(f"report   {path}")
     return path
 
@@ -87,6 +114,69 @@ def plan(arguments: Sequence[str]) -> object:
     return found
 
 
+def benchmark(arguments: Sequence[str]) -> object:
+    """Run ``papa benchmark``.
+
+    Args:
+        arguments: What stands behind it on the command line.
+
+    Returns:
+        The measurements.
+
+    Raises:
+        PapaError: See :func:`~papa_lightning.benchmark.run_benchmark`.
+    """
+    given = benchmark_parser().parse_args(list(arguments))
+    values: dict[str, Any] = {one.name: given[one.name] for one in fields(BenchmarkSettings)}
+    settings = BenchmarkSettings(**values | {"shape": ShapeSettings(**vars(given.shape))})
+    if given.output is not None:
+        check_output("output", Path(given.output) / "results.json")
+    result = run_benchmark(settings)
+    print(format_result(result))
+    if given.output is not None:
+        print("\n".join(["", *(f"written  {path}" for path in write_benchmark(result, given.output))]))
+    return result
+
+
+def export(arguments: Sequence[str]) -> object:
+    """Run ``papa export``.
+
+    Args:
+        arguments: What stands behind it on the command line.
+
+    Returns:
+        The path of the folder.
+
+    Raises:
+        PapaError: See :func:`~papa_lightning.export_encoder`.
+    """
+    given = export_parser().parse_args(list(arguments))
+    settings = ExportSettings(**{one.name: given[one.name] for one in fields(ExportSettings)})
+    folder = export_source(settings, given.output)
+    print(describe_export(folder))
+    return folder
+
+
+def compact(arguments: Sequence[str]) -> object:
+    """Run ``papa compact``.
+
+    Args:
+        arguments: What stands behind it on the command line.
+
+    Returns:
+        The compact constants.
+
+    Raises:
+        PapaError: When there are no constants in the file, for bad numbers, or when the output cannot be written.
+    """
+    given = compact_parser().parse_args(list(arguments))
+    check_output("output", given.output)
+    fitted = CompactConstants.fit(AttentionConstants.load(given.constants), given.width, given.rank, given.tolerance)
+    print(describe_compact(fitted))
+    print(f"written  {fitted.save(given.output)}")
+    return fitted
+
+
 def study_parser() -> ArgumentParser:
     """The arguments of ``papa study``."""
     parser = _parser("study", "Measure scores against shares of constant heads, and write a report.")
@@ -95,6 +185,7 @@ def study_parser() -> ArgumentParser:
     parser.add_argument("--num_workers", type=int, default=1, help="processes that work at the same time")
     parser.add_argument("--backend", type=Backend, default="processes", help="where they are")
     parser.add_argument("--dry_run", action="store_true", help="only print what would be done, and how much it is")
+    parser.add_class_arguments(KindsSettings, "kinds")  # another sort of study, where it has variants
     parser.add_class_arguments(StudySettings)
     return parser
 
@@ -114,6 +205,42 @@ def plan_parser() -> ArgumentParser:
     parser.add_argument("--config", action="config", help="YAML file with any of the arguments; may be repeated")
     parser.add_argument("--output", type=str, required=True, help="folder for ranking, constants and plan")
     parser.add_class_arguments(BudgetSettings)
+    return parser
+
+
+def benchmark_parser() -> ArgumentParser:
+    """The arguments of ``papa benchmark``."""
+    parser = _parser(
+        "benchmark", "Time encoders with other attention against the stock encoder, with the bound of the arithmetic."
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of the arguments; may be repeated")
+    parser.add_argument("--output", type=str, help="folder for results, tables and figures; without one, only printed")
+    parser.add_class_arguments(BenchmarkSettings)
+    return parser
+
+
+def export_parser() -> ArgumentParser:
+    """The arguments of ``papa export``."""
+    parser = _parser("export", "Write an encoder to a folder, without the query and key weights of its constant heads.")
+    parser.add_argument("--config", action="config", help="YAML file with any of the arguments; may be repeated")
+    parser.add_argument("--output", type=str, required=True, help="the folder to be made")
+    parser.add_class_arguments(ExportSettings)
+    return parser
+
+
+def compact_parser() -> ArgumentParser:
+    """The arguments of ``papa compact``."""
+    parser = _parser("compact", "Fit a relative profile and column weights to each head of a constants file.")
+    parser.add_argument("--constants", type=str, required=True, help="the file, as papa calibrate writes it")
+    parser.add_argument("--output", type=str, required=True, help="the file with the compact constants")
+    parser.add_argument("--width", type=int, default=64, help="how far before and behind a token the profile reaches")
+    parser.add_argument("--rank", type=int, default=16, help="rank of heads that no profile describes")
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=None,
+        help="largest relative error of a head, which otherwise is of low rank or stays a matrix; profiles by default",
+    )
     return parser
 
 

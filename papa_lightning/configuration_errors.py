@@ -6,6 +6,7 @@ import re
 from argparse import ArgumentError
 from collections.abc import Iterator
 from contextlib import contextmanager
+from textwrap import shorten
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
@@ -19,6 +20,7 @@ _REASONS = re.compile(
 _UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (.*)")
 _VALUE = re.compile(r"(?:Given value|Got value): (.*)")
 _CLASS = re.compile(r"Problem with given class_path '([^']*)'")
+_UNLIKE = re.compile(r"Error\(s\) in loading state_dict for (\w+):\s*(.*)", re.DOTALL)
 _KEY = re.compile(r'Parser key "([^"]+)"')
 _EXPECTED = re.compile(r"Expected an? (?:<class '(?:\w+\.)*(\w+)'>|typing\.Literal\[(.*)\])")
 _SHOW = "PAPA_DEBUG=1 shows the traceback"
@@ -47,6 +49,10 @@ def error_line(error: BaseException) -> str | None:
         return f"{' '.join(str(error).split())} ({_SHOW})"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror} ({_SHOW})"
+    unlike = _UNLIKE.match(str(error)) if isinstance(error, RuntimeError) else None
+    if unlike:  # torch lists every key, on pages
+        keys = shorten(unlike.group(2), 160, placeholder=" …")
+        return f"ckpt_path is no checkpoint of this {unlike.group(1)}, but of another model: {keys} ({_SHOW})"
     return None
 
 

@@ -46,6 +46,10 @@ class StudyError(PapaError):
     """A study cannot be planned or run as asked, or its folder holds something else."""
 
 
+class ExportError(PapaError):
+    """An encoder cannot be exported as asked, or a folder holds no exported encoder that can be read."""
+
+
 def explanation(error: BaseException | None) -> PapaError | None:
     """The PapaError that an error is, or that it was raised from.
 

@@ -1,6 +1,5 @@
 """`papa` in a process of its own that can be killed, without paying for its imports each time."""
 
-import multiprocessing
 import os
 import shutil
 import signal
@@ -8,15 +7,13 @@ import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-_CONTEXT = multiprocessing.get_context("forkserver")
+from fresh_processes import context
 
 
 def start(words: list[str], folder: Path) -> BaseProcess:
     """Run `papa` in a folder; what it prints goes to ``printed.txt`` there."""
-    # Imported once, by a process without threads that all others are forked from.
-    _CONTEXT.set_forkserver_preload(["papa_lightning.cli", "transformers.models.bert.modeling_bert"])
     folder.mkdir(parents=True, exist_ok=True)
-    process = _CONTEXT.Process(target=_run, args=(words, str(folder)))
+    process = context.Process(target=_run, args=(words, str(folder)))
     process.start()
     return process
 

@@ -28,3 +28,13 @@ def datasets_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         datasets.disable_progress_bars()
         yield
         datasets.enable_progress_bars()
+
+
+@pytest.fixture
+def quick_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers of a study that have everything imported already, in place of spawned ones."""
+    from fresh_processes import context
+
+    from papa_lightning.study import executors
+
+    monkeypatch.setattr(executors, "get_context", lambda method: context)

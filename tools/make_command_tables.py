@@ -32,6 +32,9 @@ def command_tables() -> str:
         "study": commands.study_parser(),
         "report": commands.report_parser(),
         "plan": commands.plan_parser(),
+        "benchmark": commands.benchmark_parser(),
+        "export": commands.export_parser(),
+        "compact": commands.compact_parser(),
     }
     return "\n\n".join(_section(verb, parser) for verb, parser in parsers.items())
 
@@ -67,7 +70,7 @@ def _rows(parser: argparse.ArgumentParser) -> Iterator[str]:
             continue
         if action.option_strings and action.option_strings[-1].endswith(".help"):
             continue
-        if action.dest in ("probe", "features"):  # the group; its members follow
+        if action.dest in ("probe", "features", "shape"):  # the group; its members follow
             continue
         name = action.option_strings[-1].rstrip("+") if action.option_strings else action.dest.upper()
         default = "required" if _required(action, parser) else f"`{_plain(action.default)}`"

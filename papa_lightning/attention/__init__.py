@@ -1,27 +1,68 @@
 """WHAT mixes the tokens: attention matrices, constants and gates on plain tensors. Knows torch only."""
 
+from papa_lightning.attention.additive import AdditiveAttention, additive_attention
+from papa_lightning.attention.additive_heads import AdditiveHeads
+from papa_lightning.attention.aft import aft_banded, aft_full, aft_local, aft_simple
+from papa_lightning.attention.aft_conv import aft_conv, aft_conv2d
+from papa_lightning.attention.aft_heads import AFTConvHeads, AFTFullHeads, AFTLocalHeads, AFTSimpleHeads
+from papa_lightning.attention.aft_layers import AFTConv, AFTConv2d, AFTFull, AFTLocal, AFTSimple
 from papa_lightning.attention.base import Place, TokenMixer, read_extra_state
+from papa_lightning.attention.compact_heads import CompactHeads
+from papa_lightning.attention.compact_layer import CompactLayer
 from papa_lightning.attention.constant import ConstantHeads
 from papa_lightning.attention.dynamic_heads import DynamicHeads, HeadsInTurn, Turn
+from papa_lightning.attention.folded import FoldedHeads
 from papa_lightning.attention.gated import GatedHeads
 from papa_lightning.attention.matrices import MatrixHeads
+from papa_lightning.attention.position_bias import FactorizedBias, NormalizedKernel
 from papa_lightning.attention.reach import Reach
-from papa_lightning.attention.registry import KINDS, mixer_class
+from papa_lightning.attention.registry import KINDS, mixer_class, option_names
+from papa_lightning.attention.rows import AttentionRows, RowMixing
+from papa_lightning.attention.shared import SharedHeads
+from papa_lightning.attention.untouched import UntouchedLayer
 from papa_lightning.attention.zero_mass import ZeroMassWarning, ZeroMassWatch
 
 __all__ = [
     "KINDS",
+    "AFTConv",
+    "AFTConv2d",
+    "AFTConvHeads",
+    "AFTFull",
+    "AFTFullHeads",
+    "AFTLocal",
+    "AFTLocalHeads",
+    "AFTSimple",
+    "AFTSimpleHeads",
+    "AdditiveAttention",
+    "AdditiveHeads",
+    "AttentionRows",
+    "CompactHeads",
+    "CompactLayer",
     "ConstantHeads",
     "DynamicHeads",
+    "FactorizedBias",
+    "FoldedHeads",
     "GatedHeads",
     "HeadsInTurn",
     "MatrixHeads",
+    "NormalizedKernel",
     "Place",
     "Reach",
+    "RowMixing",
+    "SharedHeads",
     "TokenMixer",
     "Turn",
+    "UntouchedLayer",
     "ZeroMassWarning",
     "ZeroMassWatch",
+    "additive_attention",
+    "aft_banded",
+    "aft_conv",
+    "aft_conv2d",
+    "aft_full",
+    "aft_local",
+    "aft_simple",
     "mixer_class",
+    "option_names",
     "read_extra_state",
 ]

@@ -55,6 +55,10 @@ class TokenMixer(nn.Module):
 
     #: The name that :func:`~papa_lightning.swap_attention` knows it by.
     kind: ClassVar[str]
+    #: What a mixer does that leaves no head of its layer out, for messages; empty where heads can be chosen.
+    whole_layer: ClassVar[str] = ""
+    #: Whether its dynamic heads have scores, to which an encoder may add a bias of positions.
+    uses_scores: ClassVar[bool] = True
 
     def __init__(self, place: Place, heads: Sequence[int]) -> None:
         super().__init__()
@@ -67,11 +71,25 @@ class TokenMixer(nn.Module):
         self.checks_mask = False
         self.calibrated = False
 
-    def load_constants(self, values: Tensor) -> None:
+    @classmethod
+    def complete_options(cls, options: Mapping[str, Any], constants_given: bool) -> dict[str, Any]:
+        """The options that a swap asks for, and those beside them that depend on whether it brings constants."""
+        return dict(options)
+
+    @classmethod
+    def needs_constants(cls, options: Mapping[str, Any]) -> bool:
+        """Whether a mixer with these options waits for constants; one that does not is calibrated from the start."""
+        return True
+
+    def load_constants(self, values: Any) -> None:
         """Take the constants of this layer and leave the waiting state.
 
         Args:
-            values: (H, T, T) of the whole layer; the constant heads are picked from it.
+            values: What ``by_layer()`` of the constants gives for this layer: (H, T, T) in
+                :class:`~papa_lightning.AttentionConstants`, from which the constant heads are picked.
+
+        Raises:
+            PapaError: For constants of another sort than the kind takes.
         """
         raise NotImplementedError
 
@@ -118,7 +136,7 @@ class TokenMixer(nn.Module):
         raise NotImplementedError
 
     def options(self) -> dict[str, Any]:
-        """What the mixer was built with beside its place and heads: primitives, as ``__init__`` takes them."""
+        """What the mixer was built with beside its place and heads: primitives as JSON has them, for ``__init__``."""
         return {}
 
     def get_extra_state(self) -> Tensor:

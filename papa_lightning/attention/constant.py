@@ -10,7 +10,6 @@ from torch import Tensor
 from papa_lightning.attention.functional import (
     apply_attention,
     attention_probabilities,
-    constant_attention,
     dynamic_attention,
     normalized_constants,
 )
@@ -49,16 +48,17 @@ class ConstantHeads(MatrixHeads):
     ) -> tuple[Tensor, Tensor | None]:
         """See :meth:`TokenMixer.forward`."""
         constants = self.constants_for(value)
-        if constants.shape[-1] > self.certain_length and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and constants.shape[-1] > self.certain_length:
             self.watch.check(self.layer, self.constant_heads, constants, mask, self.constants)
         if need_weights:
             weights = self._weights(query, key, constants, mask, scaling, bias, batch=value.shape[0])
             return apply_attention(weights, value, dropout), weights
-        fixed = select_heads(value, self.constant_heads, dim=1)
+        # Chosen in the layout of the matrix product: heads that are no neighbours are copied, and then only once.
+        fixed = select_heads(value.permute(1, 2, 0, 3), self.constant_heads, dim=0).permute(2, 0, 1, 3)
         if dropout > 0.0:  # the one case that needs every sequence's own matrix
             mixed = apply_attention(normalized_constants(constants, mask), fixed, dropout)
         else:
-            mixed = constant_attention(constants, fixed, mask)
+            mixed = self.mix(fixed, mask)
         parts: list[tuple[Sequence[int], Tensor]] = [(self.constant_heads, mixed)]
         if dynamic := self.heads.dynamic:
             own_value = select_heads(value, dynamic, dim=1)

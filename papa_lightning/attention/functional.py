@@ -11,6 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+#: Bytes of a floating point number -> integers of the same size.
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
 #: Row sums below this count as zero: such a row stays zero instead of being divided.
 EPS = 1e-12
 
@@ -57,7 +60,11 @@ def attention_probabilities(
     elif bias is not None:
         scores.add_(bias)
     if mask is not None:
-        scores.masked_fill_(~mask.bool()[:, None, None, :], lowest)
+        padding = ~mask.bool()[:, None, None, :]
+        if bias is None:  # nothing is left of a score beside the lowest number, and a sum is much faster than a fill
+            scores.add_(torch.zeros_like(padding, dtype=scores.dtype).masked_fill_(padding, lowest))
+        else:  # the lowest number may be there already, and twice that is -inf
+            scores.masked_fill_(padding, lowest)
     if scores.requires_grad:
         return torch.softmax(scores, dim=-1)
     return torch.softmax(scores, dim=-1, out=scores)  # calibration has room for one tensor of this size, not two
@@ -81,10 +88,31 @@ def masked_attention_sum(attention: Tensor, mask: Tensor | None) -> Tensor:
                  [0., 0.]]])
     """
     if mask is not None:
-        # A fill, not a product: whatever stands at padding, NaN too, must not count, and NaN * 0 is NaN.
-        real = mask.bool()
-        attention.masked_fill_(~(real[:, None, :, None] & real[:, None, None, :]), 0.0)
+        clear_padding(attention, mask)
     return attention.sum(dim=0)
+
+
+def clear_padding(attention: Tensor, mask: Tensor, first: int = 0) -> None:
+    """Write 0 where the query or the key is padding, whatever stands there, NaN too.
+
+    Args:
+        attention: (B, H, rows, T), some neighbouring rows of the matrices, in a floating point dtype; overwritten.
+        mask: (B, T), true for a real token.
+        first: The number of the first row.
+
+    Example:
+        >>> attention = torch.full((1, 1, 2, 2), float("nan"))
+        >>> clear_padding(attention, torch.tensor([[False, False]]))
+        >>> attention
+        tensor([[[[0., 0.],
+                  [0., 0.]]]])
+    """
+    real = mask.bool()
+    pairs = real[:, None, first : first + attention.shape[2], None] & real[:, None, None, :]
+    # On the bits, because a product would leave NaN, and a fill takes ten times as long: all bits of 0.0 are 0, and
+    # those of the integer -1 are 1.
+    bits = _BITS[attention.element_size()]
+    attention.view(bits).bitwise_and_(-pairs.to(bits))
 
 
 def pair_counts(mask: Tensor) -> Tensor:
@@ -166,19 +194,45 @@ def constant_mass(constants: Tensor, mask: Tensor | None) -> Tensor:
         return exact.sum(dim=-1)[None]
     # Under autocast this product would be taken in half precision and make every row a little wrong.
     with torch.autocast(device_type=constants.device.type, enabled=False):
-        return torch.einsum("hij,bj->bhi", exact, mask.to(exact.dtype))
+        return torch.matmul(mask.to(exact.dtype), exact.transpose(1, 2)).transpose(0, 1)
 
 
-def constant_attention(constants: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+def matrix_product(matrices: Tensor, value: Tensor) -> Tensor:
+    """Matrices that are the same for the whole batch times the values, ``out[b,i,h] = sum_j A[h,i,j] V[b,h,j]``.
+
+    One product of (T x T) by (T x B h) a head. The values are copied into that layout once, unless they have it; per
+    sequence no copy would be needed, but B products of (T x T) by (T x h) take longer than the copies.
+
+    Args:
+        matrices: (H, T, T).
+        value: (B, H, T, h).
+
+    Returns:
+        (B, T, H, h) in the dtype of ``value``, a view of (H, T, B, h).
+
+    Example:
+        >>> matrix_product(torch.tensor([[[0.0, 1.0], [1.0, 0.0]]]), torch.tensor([[[[4.0], [8.0]]]])).flatten()
+        tensor([8., 4.])
+    """
+    columns = value.permute(1, 2, 0, 3)
+    mixed = torch.bmm(matrices.to(value.dtype), columns.flatten(2)).to(value.dtype)
+    return mixed.view(columns.shape).permute(2, 1, 0, 3)
+
+
+def constant_attention(
+    constants: Tensor, value: Tensor, mask: Tensor | None = None, mass: Tensor | None = None
+) -> Tensor:
     """Constant attention as one matrix product a head, ``out = m (C (m V)) / max(C m, eps)``.
 
     Equal to ``normalized_constants(constants, mask) @ value``, but because C does not depend on the
-    batch, the product is (T x T) by (T x B h) for each head and no (B, H, T, T) tensor exists.
+    batch, the product is (T x T) by (T x B h) for each head and no (B, H, T, T) tensor exists. The two products with
+    the mask and the mass are the copies into the layout of the matrix product and back, so that they cost nothing.
 
     Args:
         constants: (H, T, T), the constants of these heads cut to the length of the batch.
         value: (B, H, T, h).
         mask: (B, T), true for a real token, or None.
+        mass: ``constant_mass(constants, mask)``, where it is known already.
 
     Returns:
         (B, T, H, h) in the dtype of ``value``: the layout that an output projection flattens without a copy.
@@ -192,14 +246,20 @@ def constant_attention(constants: Tensor, value: Tensor, mask: Tensor | None = N
         >>> constant_attention(constants, value, torch.tensor([[1, 0]])).flatten()
         tensor([4., 0.])
     """
-    mass = constant_mass(constants, mask)
-    if mask is None:
-        scale = mass.clamp_min(EPS).reciprocal()
-    else:
-        scale = mask.to(mass.dtype)[:, None, :] / mass.clamp_min(EPS)
-        value = value * mask.to(value.dtype)[:, None, :, None]
-    mixed = torch.einsum("hij,bhjd->bihd", constants.to(value.dtype), value)
-    return (mixed * scale.transpose(1, 2)[..., None]).to(value.dtype)
+    batch, heads, length, _ = value.shape
+    mass = constant_mass(constants, mask) if mass is None else mass
+    scale = mass.clamp_min(EPS).reciprocal().transpose(1, 2)
+    if mask is not None:
+        scale = scale * mask[..., None]
+        columns = _copying_factor(mask.to(value.dtype).T, (heads, length, batch)) * value.permute(1, 2, 0, 3)
+        value = columns.permute(2, 0, 1, 3)
+    mixed = matrix_product(constants, value)
+    return (_copying_factor(scale, (batch, length, heads)) * mixed).to(value.dtype)
+
+
+def _copying_factor(factor: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """A factor of every h entries, (*shape, 1): torch lays out a product as its first factor, so this decides it."""
+    return factor.expand(shape).contiguous()[..., None]
 
 
 def merge_bias(mask: Tensor | None, bias: Tensor | None) -> Tensor | None:

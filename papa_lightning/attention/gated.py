@@ -11,7 +11,6 @@ from papa_lightning.attention.base import Place
 from papa_lightning.attention.functional import (
     apply_attention,
     attention_probabilities,
-    constant_attention,
     dynamic_attention,
     gate_mixture,
     normalized_constants,
@@ -35,6 +34,7 @@ class GatedHeads(MatrixHeads):
     """
 
     kind = "gated"
+    whole_layer = "puts a gate on every head"
 
     def __init__(self, place: Place, heads: Sequence[int]) -> None:
         super().__init__(place, heads)
@@ -61,17 +61,16 @@ class GatedHeads(MatrixHeads):
         bias: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """See :meth:`TokenMixer.forward`."""
-        constants = self.constants_for(value)
         if need_weights or dropout > 0.0:
             weights = gate_mixture(
                 self.gate_logits[:, None, None],
                 attention_probabilities(query, key, mask, scaling, bias),
-                normalized_constants(constants, mask),
+                normalized_constants(self.constants_for(value), mask),
             )
             return apply_attention(weights, value, dropout), weights
         mixed = gate_mixture(
             self.gate_logits[:, None],
             dynamic_attention(query, key, value, mask, scaling, bias=bias),
-            constant_attention(constants, value, mask),
+            self.mix(value, mask),
         )
         return mixed, None

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from papa_lightning.attention.base import Place, TokenMixer
+from papa_lightning.attention.exporting import constant_attention_of_any_size, is_symbolic
+from papa_lightning.attention.functional import constant_attention, matrix_product, normalized_constants
+from papa_lightning.attention.remembered import Remembered
 from papa_lightning.attention.zero_mass import first_zero_of_diagonal
 from papa_lightning.exceptions import PapaError
 
@@ -32,9 +36,12 @@ class MatrixHeads(TokenMixer):
         self.certain_length = place.max_length
         shape = (len(self.constant_heads), place.max_length, place.max_length)
         self.constants = nn.Parameter(torch.zeros(shape, dtype=place.dtype, device=place.device), requires_grad=False)
+        self._cut: Remembered[Tensor] = Remembered()
+        self._normalized: Remembered[Tensor] = Remembered()
 
-    def load_constants(self, values: Tensor) -> None:
+    def load_constants(self, values: Any) -> None:
         """See :meth:`TokenMixer.load_constants`."""
+        check_matrices(self, values)
         if self.constant_heads:
             chosen = values[list(self.constant_heads)]
             with torch.no_grad():
@@ -57,4 +64,55 @@ class MatrixHeads(TokenMixer):
                 f"the sequences are {length} tokens long, but the constants are for max_length {self.max_length}: "
                 f"cut the sequences to {self.max_length} tokens, or calibrate with a larger max_length."
             )
-        return self.reach.cut(self.constants[:, :length, :length])
+        leading = self.constants[:, :length, :length]
+        if self.reach.unlimited:
+            return leading
+        return self._cut.recall(lambda: self.reach.cut(leading), [self.constants], length, self.training)
+
+    def mix(self, value: Tensor, mask: Tensor | None, mass: Tensor | None = None) -> Tensor:
+        """Constant attention of the constant heads.
+
+        Without padding the rows of all sequences have the same sums, so that the constants are divided by them once.
+
+        Args:
+            value: (B, constant heads, T, h).
+            mask: (B, T), true for a real token, or None.
+            mass: As in :func:`~papa_lightning.attention.functional.constant_attention`.
+
+        Returns:
+            (B, T, constant heads, h).
+        """
+        constants = self.constants_for(value)
+        if is_symbolic(value.shape[2]):
+            return constant_attention_of_any_size(constants, value, mask)
+        if mask is not None:
+            return constant_attention(constants, value, mask, mass)
+        return matrix_product(self.normalized_for(value), value)
+
+    def normalized_for(self, value: Tensor) -> Tensor:
+        """What :meth:`constants_for` gives, divided by the sums of the rows: right for a batch without padding."""
+        constants, settings = self.constants_for(value), (value.shape[2], value.dtype)
+        return self._normalized.recall(
+            lambda: normalized_constants(constants, None)[0].to(value.dtype), [self.constants], settings, self.training
+        )
+
+    def train(self, mode: bool = True) -> MatrixHeads:
+        """See :meth:`torch.nn.Module.train`; also a good moment to forget what was made of the constants."""
+        self._cut.forget()
+        self._normalized.forget()
+        return super().train(mode)
+
+
+def check_matrices(mixer: TokenMixer, values: object) -> None:
+    """Refuse constants of a layer that are not the matrices of all its heads.
+
+    Raises:
+        PapaError: Names what was found.
+    """
+    shape = (mixer.heads.num_heads, mixer.max_length, mixer.max_length)
+    if not isinstance(values, Tensor) or tuple(values.shape) != shape:
+        found = f"of shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
+        raise PapaError(
+            f"the constants of layer {mixer.layer} are {found}, but kind {mixer.kind!r} takes matrices of shape "
+            f"{shape}: pass AttentionConstants, or swap to the kind that these constants are for."
+        )

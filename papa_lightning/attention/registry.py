@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
+import inspect
+
+from papa_lightning.attention.additive_heads import AdditiveHeads
+from papa_lightning.attention.aft_heads import AFTConvHeads, AFTFullHeads, AFTLocalHeads, AFTSimpleHeads
 from papa_lightning.attention.base import TokenMixer
+from papa_lightning.attention.compact_heads import CompactHeads
 from papa_lightning.attention.constant import ConstantHeads
+from papa_lightning.attention.folded import FoldedHeads
 from papa_lightning.attention.gated import GatedHeads
+from papa_lightning.attention.shared import SharedHeads
+from papa_lightning.attention.untouched import UntouchedLayer
 from papa_lightning.exceptions import PapaError
 
-KINDS: dict[str, type[TokenMixer]] = {mixer.kind: mixer for mixer in (ConstantHeads, GatedHeads)}
+_MIXERS: tuple[type[TokenMixer], ...] = (
+    ConstantHeads,
+    GatedHeads,
+    CompactHeads,
+    FoldedHeads,
+    SharedHeads,
+    AFTFullHeads,
+    AFTSimpleHeads,
+    AFTLocalHeads,
+    AFTConvHeads,
+    AdditiveHeads,
+    UntouchedLayer,
+)
+
+#: Name of a kind -> its class.
+KINDS: dict[str, type[TokenMixer]] = {mixer.kind: mixer for mixer in _MIXERS}
 
 
 def mixer_class(kind: str) -> type[TokenMixer]:
@@ -26,3 +49,13 @@ def mixer_class(kind: str) -> type[TokenMixer]:
     if kind not in KINDS:
         raise PapaError(f"kind is {kind!r}, but must be one of {', '.join(map(repr, KINDS))}.")
     return KINDS[kind]
+
+
+def option_names(mixer: type[TokenMixer]) -> tuple[str, ...]:
+    """The options of a kind: what its class takes beside place and heads.
+
+    Example:
+        >>> option_names(mixer_class("gated"))
+        ()
+    """
+    return tuple(name for name in inspect.signature(mixer).parameters if name not in ("place", "heads"))

@@ -76,8 +76,24 @@ class ZeroMassWatch:
         """
         if self.warned:
             return
-        wanted = pruned_heads((constants if whole is None else whole).detach())
-        empty = (constant_mass(constants.detach(), mask) < EPS) & ~wanted[:, None]
+        mass = constant_mass(constants.detach(), mask)
+        if (mass < EPS).any():  # only then is it worth a look at the whole constants
+            pruned = pruned_heads((constants if whole is None else whole).detach())
+            self.check_mass(layer, heads, mass, mask, pruned)
+
+    def check_mass(self, layer: int, heads: Sequence[int], mass: Tensor, mask: Tensor | None, pruned: Tensor) -> None:
+        """The same for constants that are no matrices.
+
+        Args:
+            layer: Number of the layer, for the message.
+            heads: Numbers of the constant heads, for the message.
+            mass: (B, H, t), or (1, H, t) without a mask: the row sums of these heads over the real keys.
+            mask: (B, t), true for a real token, or None.
+            pruned: (H,), true for heads that attend to nothing on purpose.
+        """
+        if self.warned:
+            return
+        empty = (mass < EPS) & ~pruned[:, None]
         if mask is not None:
             empty = empty & mask.bool()[:, None, :]
         if not empty.any():

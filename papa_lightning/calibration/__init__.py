@@ -10,22 +10,33 @@ from papa_lightning.calibration.calibrate import (
     gather,
     without_path,
 )
-from papa_lightning.calibration.constants import AttentionConstants, ConstantsMismatchWarning
+from papa_lightning.calibration.compact import CompactConstants
+from papa_lightning.calibration.compact_pass import calibrate_compact
+from papa_lightning.calibration.constants import AttentionConstants
 from papa_lightning.calibration.controls import CONTROL_KINDS, ConstantsKind, constants_kind, control_constants
+from papa_lightning.calibration.encoder_constants import ConstantsMismatchWarning, EncoderConstants
+from papa_lightning.calibration.merging import cluster_heads, folded_kinds, head_distances, merge_constants
 
 __all__ = [
     "CONTROL_KINDS",
     "AttentionAverages",
     "AttentionConstants",
+    "CompactConstants",
     "ConstantsKind",
     "ConstantsMismatchWarning",
+    "EncoderConstants",
     "calibrate",
+    "calibrate_compact",
     "check_max_length",
+    "cluster_heads",
     "constants_kind",
     "control_constants",
     "describe_model",
     "eval_mode",
     "finish",
+    "folded_kinds",
     "gather",
+    "head_distances",
+    "merge_constants",
     "without_path",
 ]

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from papa_lightning.attention.functional import average_attention, masked_attention_sum, pair_counts
+from papa_lightning.attention import AttentionRows
+from papa_lightning.attention.functional import apply_attention, average_attention, clear_padding, pair_counts
 from papa_lightning.exceptions import CalibrationError
+
+#: How many attention probabilities exist at a time: few enough for the caches of a CPU (8 MB in float32), and enough to
+#: keep another device at work (256 MB).
+_ON_CPU, _ON_DEVICES = 2**21, 2**26
 
 
 class AttentionAverages:
@@ -75,13 +81,37 @@ class AttentionAverages:
             attention: (B, H, t, t); it is overwritten.
             mask: (B, t), true for a real token, or None.
         """
-        length = attention.shape[-1]
-        added = masked_attention_sum(attention, mask)
-        self.sums[layer, :, :length, :length] += added.to(self.sums.device)
-        # What does not count is 0 by now. Norms of rows need no second tensor of the size of the matrices, and are
-        # exact enough in float32; over whole matrices they would not be.
-        rows = torch.linalg.vector_norm(attention, dim=-1).to(self.squares.device, torch.float64)
-        self.squares[layer] += rows.square().sum(dim=(0, 2))
+        self._add_rows(layer, 0, attention, mask)
+
+    def mix(self, layer: int, rows: AttentionRows, value: Tensor) -> Tensor:
+        """Add the attention of one layer of one batch, and mix the values with it, in pieces of some rows.
+
+        Args:
+            layer: Number of the layer.
+            rows: Its attention.
+            value: (B, H, t, h).
+
+        Returns:
+            (B, t, H, h).
+        """
+        value = value.contiguous()  # once, and not for each piece
+        rows = replace(rows, key=rows.key.contiguous())
+        mixed = value.new_empty(value.transpose(1, 2).shape)
+        for first, piece in rows.chunks(_ON_CPU if value.device.type == "cpu" else _ON_DEVICES):
+            mixed[:, first : first + piece.shape[2]] = apply_attention(piece, value)
+            self._add_rows(layer, first, piece, rows.mask)
+        return mixed
+
+    def _add_rows(self, layer: int, first: int, attention: Tensor, mask: Tensor | None) -> None:
+        """Some rows (B, H, rows, t), overwritten; sums within them are in their own dtype."""
+        last, length = first + attention.shape[2], attention.shape[3]
+        if mask is not None:
+            clear_padding(attention, mask, first)
+        self.sums[layer, :, first:last, :length] += attention.sum(dim=0).to(self.sums.device, torch.float64)
+        # Norms of rows need no second tensor of the size of the matrices, and are exact enough in float32; over whole
+        # matrices they would not be.
+        norms = torch.linalg.vector_norm(attention, dim=-1).to(self.squares.device, torch.float64)
+        self.squares[layer] += norms.square().sum(dim=(0, 2))
 
     def reduce(self, all_reduce: Callable[[Tensor], Tensor]) -> None:
         """Add up what all processes gathered. Every process must call it, one without sequences too.

@@ -15,15 +15,17 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from papa_lightning.attention import RowMixing
 from papa_lightning.calibration.averages import AttentionAverages
 from papa_lightning.calibration.batches import run_encoder
-from papa_lightning.calibration.constants import AttentionConstants, plain_metadata
+from papa_lightning.calibration.constants import AttentionConstants
+from papa_lightning.calibration.encoder_constants import plain_metadata
 from papa_lightning.encoders import (
     describe_lengths,
     encoder_shape,
     find_encoder,
     fits_positions,
-    observe_attention,
+    replace_mixing,
     weights_fingerprint,
 )
 from papa_lightning.exceptions import CalibrationError
@@ -115,9 +117,9 @@ def gather(
     device = encoder.device
     layers, heads = encoder_shape(encoder)
     averages = AttentionAverages(layers, heads, max_length, device)
-    observers = [partial(averages.add_attention, layer) for layer in range(layers)]
-    bar = tqdm(batches, "Calibrating", _number_of(batches), unit="batch", disable=not progress, dynamic_ncols=True)
-    with torch.no_grad(), eval_mode(encoder), observe_attention(encoder, observers):
+    mixings = [RowMixing(partial(averages.mix, layer)) for layer in range(layers)]
+    bar = tqdm(batches, "Calibrating", number_of(batches), unit="batch", disable=not progress, dynamic_ncols=True)
+    with torch.no_grad(), eval_mode(encoder), replace_mixing(encoder, mixings):
         for number, mask in enumerate(run_encoder(encoder, bar, max_length)):
             averages.add_mask(mask)
             if number == 0:  # a broken encoder shows at once, not after hours; later batches are seen at the end
@@ -138,16 +140,21 @@ def finish(encoder: PreTrainedModel, averages: AttentionAverages, metadata: Mapp
     """
     dtype = torch.promote_types(encoder.dtype, torch.float32)
     values = averages.compute(dtype).cpu()
-    noted = {
-        "model": describe_model(encoder),
-        "max_length": averages.max_length,
-        "sequences": int(averages.num_sequences),
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("papa-lightning", "torch", "transformers")},
-    }
+    noted = describe_pass(encoder, averages.max_length, averages.num_sequences)
     return AttentionConstants(
         values, averages.pair_counts.cpu(), {**metadata, **noted}, variance=averages.variance().cpu()
     )
+
+
+def describe_pass(encoder: PreTrainedModel, max_length: int, num_sequences: Tensor) -> dict[str, Any]:
+    """What a pass notes in its result: the model, T, how many sequences, and versions."""
+    return {
+        "model": describe_model(encoder),
+        "max_length": max_length,
+        "sequences": int(num_sequences),
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("papa-lightning", "torch", "transformers")},
+    }
 
 
 def describe_model(encoder: PreTrainedModel) -> dict[str, Any]:
@@ -188,7 +195,7 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
-def _number_of(batches: Iterable[Any]) -> int | None:
+def number_of(batches: Iterable[Any]) -> int | None:
     """Number of batches, where they know it."""
     try:
         return len(batches)  # type: ignore[arg-type]

@@ -2,48 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from papa_lightning.encoders import encoder_shape, find_encoder, position_limit, weights_fingerprint
+from papa_lightning.calibration.encoder_constants import EncoderConstants, plain_metadata, read_tensors, write_tensors
 from papa_lightning.exceptions import ConstantsFileError
-from papa_lightning.files import write_atomically
 
 _FORMAT = "papa_lightning.attention_constants/1"
 
+#: What holds them, and what writes them: for messages.
+_MADE_BY = ("attention constants", "AttentionConstants.save", "papa calibrate")
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def plain_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of metadata as a file gives it back: primitives, lists, and maps with strings as keys.
-
-    Raises:
-        ConstantsFileError: When it is not a mapping, or has something that JSON has no word for.
-    """
-    if not isinstance(metadata, Mapping):
-        raise ConstantsFileError(f"metadata is a {type(metadata).__name__}, but must be a mapping of primitives.")
-    try:
-        return cast("dict[str, Any]", json.loads(json.dumps(dict(metadata))))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ConstantsFileError(f"metadata cannot be saved ({error}): pass primitives only.") from error
-
-
-class ConstantsMismatchWarning(UserWarning):
-    """Constants are used with weights, a tokenizer or a layout other than those they were made with."""
-
-
 @dataclass(frozen=True, eq=False)  # tensors do not compare to one truth value
-class AttentionConstants:
+class AttentionConstants(EncoderConstants):
     """Averaged attention matrices of an encoder.
 
     Args:
@@ -107,6 +86,10 @@ class AttentionConstants:
         """T, the longest sequence that the constants serve."""
         return self.values.shape[2]
 
+    def by_layer(self) -> list[Tensor]:
+        """The constants of each layer, (H, T, T): what a swap hands to it."""
+        return list(self.values)
+
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file, whole or not at all.
 
@@ -116,14 +99,10 @@ class AttentionConstants:
         Returns:
             The path.
         """
-        tensors = {
-            "values": self.values.detach().cpu().contiguous(),
-            "pair_counts": self.pair_counts.detach().cpu().contiguous(),
-        }
+        tensors = {"values": self.values, "pair_counts": self.pair_counts}
         if self.variance is not None:
-            tensors["variance"] = self.variance.detach().cpu().contiguous()
-        metadata = {"format": _FORMAT, "papa_lightning": json.dumps(self.metadata)}
-        return write_atomically(path, safetensors.torch.save(tensors, metadata=metadata))
+            tensors["variance"] = self.variance
+        return write_tensors(path, _FORMAT, tensors, self.metadata)
 
     @classmethod
     def load(
@@ -148,89 +127,9 @@ class AttentionConstants:
 
     @classmethod
     def _read(cls, path: Path) -> AttentionConstants:
-        name = str(path)
-        if not path.is_file():
-            raise ConstantsFileError(
-                f"constants file {name!r} does not exist or is not a file: "
-                f"write one with `papa calibrate --output {name}`."
-            )
-        try:
-            with safetensors.safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != _FORMAT:
-                    raise ConstantsFileError(
-                        f"{name!r} is a safetensors file, but not one of attention constants (format "
-                        f"{metadata.get('format')!r}, expected {_FORMAT!r}): pass a file that "
-                        "AttentionConstants.save wrote."
-                    )
-                names = ["values", "pair_counts", *({"variance"} & set(file.keys()))]
-                tensors = {key: file.get_tensor(key) for key in names}
-            return cls(**tensors, metadata=json.loads(metadata["papa_lightning"]))
-        except ConstantsFileError:
-            raise
-        except (safetensors.SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
-            raise ConstantsFileError(
-                f"constants file {name!r} is damaged or not a safetensors file ({error}): calibrate again."
-            ) from error
-
-    def check(self, encoder: nn.Module, max_length: int | None = None) -> None:
-        """Check that the constants fit an encoder.
-
-        Other weights than those they were made with only warn: constants of a pretrained encoder are used with its
-        fine-tuned copies on purpose.
-
-        Args:
-            encoder: A PreTrainedModel, with or without a task head.
-            max_length: The length that is wanted, if any.
-
-        Raises:
-            ConstantsFileError: When architecture, numbers of layers or heads, or length differ.
-        """
-        base = find_encoder(encoder)
-        model = self.metadata.get("model")
-        if not isinstance(model, Mapping):
-            model = {}
-        config = base.config
-        expected = {"type": config.model_type, "hidden_size": config.hidden_size}
-        for key, value in expected.items():
-            if model.get(key, value) != value:
-                raise ConstantsFileError(
-                    f"the constants were made for another architecture ({key} {model[key]!r}, model "
-                    f"{model.get('name')!r}) than the encoder ({key} {value!r}): calibrate this encoder."
-                )
-        sizes = encoder_shape(base)
-        if sizes != (self.num_layers, self.num_heads):
-            raise ConstantsFileError(
-                f"the constants have {self.num_layers} layers of {self.num_heads} heads, but the encoder has "
-                f"{sizes[0]} layers of {sizes[1]} heads: calibrate this encoder."
-            )
-        self.check_length(max_length)
-        limit = position_limit(base)
-        if limit is not None and self.max_length > limit:
-            raise ConstantsFileError(
-                f"the constants have max_length {self.max_length}, but the encoder has {limit} positions: calibrate it "
-                f"with max_length up to {limit}."
-            )
-        weights = {model.get("weights"), weights_fingerprint(base)} - {None}  # None: not known
-        if len(weights) > 1:
-            warnings.warn(
-                f"the constants were made with other weights (model {model.get('name')!r}) than the encoder has now: "
-                "right if it is a fine-tuned copy, else calibrate again.",
-                ConstantsMismatchWarning,
-                stacklevel=3,
-            )
-
-    def check_length(self, max_length: int | None) -> None:
-        """Check that the constants were made for a length; None asks for nothing.
-
-        Raises:
-            ConstantsFileError: When they were made for another.
-        """
-        if max_length is not None and max_length != self.max_length:
-            raise ConstantsFileError(
-                f"the constants were made with max_length {self.max_length}, but max_length is {max_length}: calibrate "
-                f"again with max_length={max_length}, or pass max_length={self.max_length}."
-            )
+        tensors, metadata = read_tensors(path, _FORMAT, ("values", "pair_counts"), _MADE_BY)
+        known = {name: tensors[name] for name in ("values", "pair_counts", "variance") if name in tensors}
+        return cls(**known, metadata=metadata)
 
 
 def _check_variance(variance: object, heads: tuple[int, ...]) -> None:

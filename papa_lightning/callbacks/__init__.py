@@ -7,6 +7,8 @@ from papa_lightning.callbacks.constant_attention import ConstantAttention, const
 from papa_lightning.callbacks.discovery import discover_encoder
 from papa_lightning.callbacks.head_gates import HeadGates, ranking_of_gates
 from papa_lightning.callbacks.predictions import PredictionWriter
+from papa_lightning.callbacks.swapped_attention import SwappedAttention
+from papa_lightning.callbacks.throughput import Throughput
 
 __all__ = [
     "AttentionImages",
@@ -15,6 +17,8 @@ __all__ = [
     "ConstantAttention",
     "HeadGates",
     "PredictionWriter",
+    "SwappedAttention",
+    "Throughput",
     "calibrate_in",
     "constant_heads",
     "discover_encoder",

@@ -106,6 +106,6 @@ def constant_matrices(pl_module: L.LightningModule, encoder: str | None = None) 
     length = layers[0].max_length
     values = torch.zeros(*encoder_shape(found), length, length)
     for number, layer in enumerate(layers):
-        if isinstance(layer, MatrixHeads):
+        if isinstance(layer, MatrixHeads) and layer.constants.numel():
             values[number, list(layer.constant_heads)] = layer.constants.detach().float().cpu()
     return values

@@ -14,9 +14,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
+from torch import nn
 from transformers import PreTrainedModel
 
-from papa_lightning.attention import TokenMixer
 from papa_lightning.calibration import (
     AttentionConstants,
     ConstantsMismatchWarning,
@@ -68,7 +68,7 @@ class CalibratingCallback(L.Callback, ABC):
         #: Where the constants were written, or read from.
         self.constants_path: str | None = constants
         self._groups_without_us: list[list[int]] | None = None
-        self._frozen: list[TokenMixer] = []
+        self._frozen: list[nn.Parameter] = []
 
     @abstractmethod
     def swap(self, encoder: PreTrainedModel, max_length: int) -> None:
@@ -129,15 +129,16 @@ class CalibratingCallback(L.Callback, ABC):
         encoder = self._swapped_encoder(pl_module)
         if not is_calibrated(encoder):
             self.calibrate(trainer, pl_module)
-        self._frozen = [layer for layer in swapped_layers(encoder) if not layer.constants.requires_grad]
+        added = [parameter for layer in swapped_layers(encoder) for parameter in layer.parameters()]
+        self._frozen = [parameter for parameter in added if not parameter.requires_grad]
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Keep constants frozen when the rest of the encoder is unfrozen on the way, as BackboneFinetuning does it."""
-        thawed = [layer for layer in self._frozen if layer.constants.requires_grad]
-        for layer in thawed:
-            layer.constants.requires_grad_(False)
+        thawed = [parameter for parameter in self._frozen if parameter.requires_grad]
+        for parameter in thawed:
+            parameter.requires_grad_(False)
         if thawed:
             rank_zero_info(
                 "The constants were unfrozen with the rest of the encoder, and are frozen again: to let them learn, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import lightning as L
@@ -114,7 +115,8 @@ def load_trained(module: L.LightningModule, ckpt_path: str, encoder: str | None 
         raise
     except Exception as error:  # torch raises anything on files that are none of its own
         raise PapaError(
-            f"ckpt_path is {ckpt_path!r}, which is no checkpoint of this {type(module).__name__} ({error}): pass one "
-            "that `papa fit` wrote with the same configuration."
+            f"ckpt_path is {ckpt_path!r}, which is no checkpoint of this {type(module).__name__} "
+            f"({shorten(str(error), 200, placeholder=' …')}): pass one that `papa fit` wrote with the same "
+            "configuration."
         ) from error
     restore_attention(discover_encoder(module, encoder))

@@ -8,25 +8,31 @@ from papa_lightning.datamodules.custom import (
     TokenClassificationDataModule,
 )
 from papa_lightning.datamodules.demo import DemoDataModule
+from papa_lightning.datamodules.digits import DigitsDataModule
+from papa_lightning.datamodules.loading import PartsDataModule
 from papa_lightning.datamodules.mnli import MNLIDataModule
 from papa_lightning.datamodules.mrpc import MRPCDataModule
 from papa_lightning.datamodules.ner import NERDataModule
 from papa_lightning.datamodules.pos import POSDataModule
 from papa_lightning.datamodules.sst2 import SST2DataModule
 from papa_lightning.datamodules.text import TextDataModule
+from papa_lightning.datamodules.text_file import TextFileDataModule
 from papa_lightning.datamodules.tokens import TokenDataModule
 
 __all__ = [
     "CoLADataModule",
     "DemoDataModule",
+    "DigitsDataModule",
     "MNLIDataModule",
     "MRPCDataModule",
     "NERDataModule",
     "POSDataModule",
+    "PartsDataModule",
     "SST2DataModule",
     "TaskDataModule",
     "TextClassificationDataModule",
     "TextDataModule",
+    "TextFileDataModule",
     "TextPairClassificationDataModule",
     "TokenClassificationDataModule",
     "TokenDataModule",

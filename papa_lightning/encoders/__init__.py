@@ -15,6 +15,7 @@ from papa_lightning.encoders.inputs import (
     takes_images,
 )
 from papa_lightning.encoders.plain_states import PlainStateWarning, plain_state
+from papa_lightning.encoders.plan import Kinds, LayerPlan, Options, plan_whole_layers
 from papa_lightning.encoders.projections import (
     CutProjection,
     FusedConv1D,
@@ -45,6 +46,9 @@ __all__ = [
     "HeadSelection",
     "InlineAttention",
     "InterleavedProjection",
+    "Kinds",
+    "LayerPlan",
+    "Options",
     "PlainStateWarning",
     "accepted_inputs",
     "attention_reaches",
@@ -60,6 +64,7 @@ __all__ = [
     "load_constants",
     "observe_attention",
     "plain_state",
+    "plan_whole_layers",
     "position_limit",
     "register_family",
     "replace_mixing",

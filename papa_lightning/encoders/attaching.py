@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from papa_lightning.attention import RowMixing
 from papa_lightning.attention.functional import apply_attention
 from papa_lightning.encoders.albert import count_turns, stop_turns
 from papa_lightning.encoders.finding import attention_modules, family_of, find_encoder
@@ -139,13 +140,14 @@ def _observed(observer: Observer) -> Mixing:
 
 
 @contextmanager
-def replace_mixing(encoder: nn.Module, mixings: Sequence[Mixing]) -> Iterator[None]:
+def replace_mixing(encoder: nn.Module, mixings: Sequence[Mixing | RowMixing]) -> Iterator[None]:
     """Mix the values of an encoder, swapped or not, by functions of its dynamic attention as it was pretrained.
 
     Args:
         encoder: The encoder, with or without a task head.
         mixings: One a layer; each gets the attention matrices (B, H, T, T), the values (B, H, T, h) and the mask
-            (B, T) or None of its layer, and returns the mixed values (B, T, H, h).
+            (B, T) or None of its layer, and returns the mixed values (B, T, H, h). A
+            :class:`~papa_lightning.attention.RowMixing` gets the matrices in pieces of some rows.
     """
     base = find_encoder(encoder)
     modules = attach(base)

@@ -47,7 +47,7 @@ class SwappedDebertaSelfAttention(InlineAttention, v1.DisentangledSelfAttention)
         query, key, value = self._project(hidden_states)
         terms = len(self.pos_att_type)
         scaling, bias = (self.attention_head_size * (1 + terms)) ** -0.5, None
-        if self.relative_attention and terms and query.shape[1]:
+        if self.relative_attention and terms and query.shape[1] and self.uses_scores:
             positions = self.pos_dropout(rel_embeddings)
             bias = self.disentangled_att_bias(query * scaling, key, relative_pos, positions, 1 + terms)
         return self.attend(query, key, value, attention_mask.bool(), scaling, self.dropout, output_attentions, bias)
@@ -96,7 +96,7 @@ class SwappedDebertaV2SelfAttention(InlineAttention, v2.DisentangledSelfAttentio
         key, value = self.split_dynamic(self.key_proj(hidden_states)), self.split_heads(self.value_proj(hidden_states))
         terms = sum(term in self.pos_att_type for term in ("c2p", "p2c"))
         scaling, bias = (self.attention_head_size * (1 + terms)) ** -0.5, None
-        if self.relative_attention and terms and query.shape[1]:
+        if self.relative_attention and terms and query.shape[1] and self.uses_scores:
             folded = (query.flatten(0, 1), key.flatten(0, 1))
             positions = self.pos_dropout(rel_embeddings)
             bias = self.disentangled_attention_bias(*folded, relative_pos, positions, 1 + terms)

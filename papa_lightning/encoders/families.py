@@ -63,6 +63,8 @@ class EncoderFamily:
         layers: The modules in the order in which they run, where modules serve several layers; None finds them.
         title: The name that people know it by, for the table in the documentation; its model type where empty.
         note: What a user of the family should know, for the same table.
+        value: Attribute of the module that projects to the values, a linear layer; None where it is fused with others.
+        output: Path of the linear layer behind the mixed values, from the module, or from its parent with "../".
     """
 
     attention: str
@@ -74,6 +76,13 @@ class EncoderFamily:
     layers: Callable[[nn.Module], list[nn.Module]] | None = None
     title: str = ""
     note: str = ""
+    value: str | None = "value"
+    output: str = "../output.dense"
+
+    @property
+    def position_projections(self) -> tuple[str, ...]:
+        """Those of the projections that only terms of relative positions depend on."""
+        return tuple(name for name in self.projections if name.startswith("pos_"))
 
     def attention_modules(self, encoder: nn.Module) -> list[nn.Module]:
         """The self-attention modules, one a layer in the order in which the layers run."""
@@ -96,9 +105,11 @@ _ENCODER_ONLY = "the encoder's self-attention only: the decoder and cross-attent
 #: model_type of the configuration -> family.
 FAMILIES: dict[str, EncoderFamily] = {
     "albert": EncoderFamily(
-        "AlbertAttention", layers=layers_in_order, title="ALBERT", note="one module serves its layers"
+        "AlbertAttention", layers=layers_in_order, title="ALBERT", note="one module serves its layers", output="dense"
     ),
-    "bart": EncoderFamily("BartAttention", _Q_PROJ, title="BART", note=_ENCODER_ONLY),
+    "bart": EncoderFamily(
+        "BartAttention", _Q_PROJ, title="BART", note=_ENCODER_ONLY, value="v_proj", output="out_proj"
+    ),
     "bert": EncoderFamily("BertSelfAttention", title="BERT"),
     "bert-generation": EncoderFamily("BertGenerationSelfAttention", title="BertGeneration"),
     "camembert": EncoderFamily("CamembertSelfAttention", title="CamemBERT"),
@@ -110,6 +121,7 @@ FAMILIES: dict[str, EncoderFamily] = {
         inline=SwappedDebertaSelfAttention,
         title="DeBERTa",
         note="without talking heads",
+        value=None,
     ),
     "deberta-v2": EncoderFamily(
         "DisentangledSelfAttention",
@@ -122,23 +134,36 @@ FAMILIES: dict[str, EncoderFamily] = {
         position_parameters=_RELATIVE,
         inline=SwappedDebertaV2SelfAttention,
         title="DeBERTa v2, v3",
+        value="value_proj",
     ),
-    "deit": EncoderFamily("DeiTAttention", _Q_PROJ, title="DeiT"),
-    "dinov2": EncoderFamily("Dinov2Attention", _Q_PROJ, title="DINOv2"),
+    "deit": EncoderFamily("DeiTAttention", _Q_PROJ, title="DeiT", value="v_proj", output="o_proj"),
+    "dinov2": EncoderFamily("Dinov2Attention", _Q_PROJ, title="DINOv2", value="v_proj", output="o_proj"),
     "distilbert": EncoderFamily(
-        "DistilBertSelfAttention", {"q_lin": HeadProjection, "k_lin": HeadProjection}, title="DistilBERT"
+        "DistilBertSelfAttention",
+        {"q_lin": HeadProjection, "k_lin": HeadProjection},
+        title="DistilBERT",
+        value="v_lin",
+        output="out_lin",
     ),
     "electra": EncoderFamily("ElectraSelfAttention", title="ELECTRA"),
     "ernie": EncoderFamily("ErnieSelfAttention", title="ERNIE"),
     "esm": EncoderFamily("EsmSelfAttention", title="ESM-2"),
-    "eurobert": EncoderFamily("EuroBertAttention", _GROUPED, title="EuroBERT"),
-    "gpt2": EncoderFamily("GPT2Attention", {"c_attn": FusedConv1D}, title="GPT-2", note=_CAUSAL),
-    "gte": EncoderFamily("GteAttention", _Q_PROJ, title="GTE"),
-    "jina_embeddings_v3": EncoderFamily("JinaEmbeddingsV3Attention", _Q_PROJ, title="Jina embeddings v3"),
-    "llama": EncoderFamily("LlamaAttention", _GROUPED, title="Llama", note=_CAUSAL),
-    "mistral": EncoderFamily("MistralAttention", _GROUPED, reach=_configured_window, title="Mistral", note=_CAUSAL),
+    "eurobert": EncoderFamily("EuroBertAttention", _GROUPED, title="EuroBERT", value=None),
+    "gpt2": EncoderFamily("GPT2Attention", {"c_attn": FusedConv1D}, title="GPT-2", note=_CAUSAL, value=None),
+    "gte": EncoderFamily("GteAttention", _Q_PROJ, title="GTE", value="v_proj", output="o_proj"),
+    "jina_embeddings_v3": EncoderFamily(
+        "JinaEmbeddingsV3Attention", _Q_PROJ, title="Jina embeddings v3", value="v_proj", output="o_proj"
+    ),
+    "llama": EncoderFamily("LlamaAttention", _GROUPED, title="Llama", note=_CAUSAL, value=None),
+    "mistral": EncoderFamily(
+        "MistralAttention", _GROUPED, reach=_configured_window, title="Mistral", note=_CAUSAL, value=None
+    ),
     "modernbert": EncoderFamily(
-        "ModernBertAttention", {"Wqkv": FusedProjection}, title="ModernBERT", note="local layers keep to their window"
+        "ModernBertAttention",
+        {"Wqkv": FusedProjection},
+        title="ModernBERT",
+        note="local layers keep to their window",
+        value=None,
     ),
     "mpnet": EncoderFamily(
         "MPNetSelfAttention",
@@ -147,11 +172,26 @@ FAMILIES: dict[str, EncoderFamily] = {
         inline=SwappedMPNetSelfAttention,
         title="MPNet",
         note="the encoder still makes its position bias, once a pass",
+        value="v",
+        output="o",
     ),
-    "nomic_bert": EncoderFamily("NomicBertAttention", _Q_PROJ, title="Nomic BERT"),
-    "qwen2": EncoderFamily("Qwen2Attention", _GROUPED, title="Qwen2", note=_CAUSAL),
+    "nomic_bert": EncoderFamily("NomicBertAttention", _Q_PROJ, title="Nomic BERT", value="v_proj", output="o_proj"),
+    "papa_transformer": EncoderFamily(
+        "TransformerAttention",
+        _Q_PROJ,
+        title="papa_lightning.models",
+        note="trained from scratch; causal or not, tokens or images",
+        value="v_proj",
+        output="o_proj",
+    ),
+    "qwen2": EncoderFamily("Qwen2Attention", _GROUPED, title="Qwen2", note=_CAUSAL, value=None),
     "qwen3": EncoderFamily(
-        "Qwen3Attention", _GROUPED, query_parameters=("q_norm.weight", "k_norm.weight"), title="Qwen3", note=_CAUSAL
+        "Qwen3Attention",
+        _GROUPED,
+        query_parameters=("q_norm.weight", "k_norm.weight"),
+        title="Qwen3",
+        note=_CAUSAL,
+        value=None,
     ),
     "roberta": EncoderFamily("RobertaSelfAttention", title="RoBERTa"),
     "roformer": EncoderFamily("RoFormerSelfAttention", inline=SwappedRoFormerSelfAttention, title="RoFormer"),
@@ -161,8 +201,10 @@ FAMILIES: dict[str, EncoderFamily] = {
         position_parameters=("block.0.layer.0.SelfAttention.relative_attention_bias.",),
         title="T5",
         note=f"{_ENCODER_ONLY}; it still makes its position bias, once a pass",
+        value="v",
+        output="o",
     ),
-    "vit": EncoderFamily("ViTAttention", _Q_PROJ, title="ViT"),
+    "vit": EncoderFamily("ViTAttention", _Q_PROJ, title="ViT", value="v_proj", output="o_proj"),
     "xlm-roberta": EncoderFamily("XLMRobertaSelfAttention", title="XLM-RoBERTa"),
 }
 

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from papa_lightning.encoders.layer import attend, heads_of, is_stock, pick_heads
+from papa_lightning.encoders.layer import attend, heads_of, is_stock, pick_heads, uses_scores
 from papa_lightning.exceptions import UnsupportedEncoderError
 
 
@@ -62,6 +62,11 @@ class InlineAttention:
         """The dynamic heads of the layer that runs now, or None for all."""
         heads = heads_of(cast(nn.Module, self))
         return None if heads is None else heads.dynamic
+
+    @property
+    def uses_scores(self) -> bool:
+        """Whether terms of relative positions are of any use to the layer that runs now."""
+        return uses_scores(cast(nn.Module, self))
 
     def split_heads(self, projected: Tensor) -> Tensor:
         """(B, T, heads x h) as (B, heads, T, h)."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from papa_lightning.attention import DynamicHeads, Reach, TokenMixer, Turn
+from papa_lightning.attention import AttentionRows, DynamicHeads, Reach, RowMixing, TokenMixer, Turn
 from papa_lightning.attention.functional import attention_probabilities
 from papa_lightning.attention.heads import select_heads
 from papa_lightning.encoders.freezing import Frozen
@@ -48,7 +48,7 @@ class TouchedLayer:
     module: nn.Module | None = None
     frozen: Frozen = field(default_factory=Frozen)
     frozen_positions: Frozen = field(default_factory=Frozen)
-    mixings: list[Mixing] = field(default_factory=list)
+    mixings: list[Mixing | RowMixing] = field(default_factory=list)
 
 
 def touch(module: nn.Module, layer: TouchedLayer) -> None:
@@ -91,6 +91,12 @@ def is_stock(module: nn.Module) -> bool:
     """Whether the layer of a touched module that runs now is the layer of the original encoder, and unobserved."""
     layer, mixers = layer_of(module), mixers_of(module)
     return not layer.mixings and not (mixers and mixers[layer.turn.number].replaces_attention)
+
+
+def uses_scores(module: nn.Module) -> bool:
+    """Whether what stands in the layer that runs now has scores that a bias of positions is added to."""
+    layer, mixers = layer_of(module), mixers_of(module)
+    return bool(layer.mixings) or not mixers or mixers[layer.turn.number].uses_scores
 
 
 def heads_of(module: nn.Module) -> DynamicHeads | None:
@@ -139,8 +145,10 @@ def attend(
         bias = pick_heads(position_bias, heads.dynamic)
     mask = key_mask(attention_mask)
     if layer.mixings:
-        attention = attention_probabilities(query, key, mask, scaling, bias)
-        return layer.mixings[layer.turn.number](attention, value, mask), None
+        mixing = layer.mixings[layer.turn.number]
+        if isinstance(mixing, RowMixing):
+            return mixing.mix(AttentionRows(query, key, mask, scaling, bias), value), None
+        return mixing(attention_probabilities(query, key, mask, scaling, bias), value, mask), None
     mixer = mixers_of(module)[layer.turn.number]
     if mixer.checks_mask and not torch.compiler.is_compiling():
         refuse_other_masks(attention_mask, layer.reach)

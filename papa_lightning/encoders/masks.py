@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from papa_lightning.attention import Reach
+from papa_lightning.attention.exporting import is_symbolic
 from papa_lightning.exceptions import PapaError
 
 
@@ -35,7 +36,9 @@ def key_mask(attention_mask: Tensor | None) -> Tensor | None:
         )
     rows = attention_mask
     if rows.dim() == 4:
-        rows = rows[:, 0, 0] if rows.shape[2] == 1 else rows[:, 0].diagonal(dim1=1, dim2=2)
+        # A length that is a symbol, in a graph that is being exported, may be 1; the diagonal is right then too.
+        keys_only = not is_symbolic(rows.shape[2]) and rows.shape[2] == 1
+        rows = rows[:, 0, 0] if keys_only else rows[:, 0].diagonal(dim1=1, dim2=2)
     return _allowed(rows)
 
 

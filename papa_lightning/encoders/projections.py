@@ -6,8 +6,8 @@ that the state dict and optimizers see no difference.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,11 @@ from transformers.pytorch_utils import Conv1D
 
 from papa_lightning.attention import DynamicHeads
 from papa_lightning.attention.heads import select_heads
+from papa_lightning.attention.remembered import Remembered
+
+#: The part of a layer's weight and bias that is computed.
+Rows: TypeAlias = "tuple[Tensor, Tensor | None]"
+Cut = TypeVar("Cut", bound="CutProjection")
 
 
 class QueryKeyValue:
@@ -51,6 +56,8 @@ class CutProjection:
     replaces: type[nn.Module] = nn.Linear
     #: Values come out of the same layer, so its parameters are in use even without a dynamic head.
     holds_values = False
+    #: The dimension of the weight that a bias is added to.
+    rows_dim = 0
 
     heads: DynamicHeads
 
@@ -68,6 +75,7 @@ class CutProjection:
             cut = cast(Any, cls.__new__(cls))  # __init__ would allocate weights that are thrown away at once
             cut.__dict__.update(original.__dict__)
             cut.heads = heads
+            cut.__dict__["_rows"] = Remembered()
             cut.__dict__["_original"] = original  # not a submodule: it has no keys
             cut.__dict__["_place"] = (owner, name)
             setattr(owner, name, cut)
@@ -75,7 +83,7 @@ class CutProjection:
     def original(self) -> nn.Module:
         """The layer that this one replaced, with the parameters as they are now (moved, cast or trained)."""
         original = cast(nn.Module, self.__dict__["_original"])
-        added = ("heads", "_original", "_place")
+        added = ("heads", "_rows", "_original", "_place")
         original.__dict__.update({name: held for name, held in self.__dict__.items() if name not in added})
         return original
 
@@ -83,7 +91,40 @@ class CutProjection:
     def cuts(self) -> bool:
         """Whether to leave heads out: not when an adapter took this layer in, because its own output has all heads."""
         owner, name = cast("tuple[nn.Module, str]", self.__dict__["_place"])
-        return not self.heads.all_dynamic and cast(object, owner._modules[name]) is self
+        cuts = not self.heads.all_dynamic and cast(object, owner._modules[name]) is self
+        if not cuts and not torch.compiler.is_compiling():
+            self._forget()  # adapters write their weights into ours in ways that nobody counts
+        return cuts
+
+    def kept_rows(self, slices: Sequence[int], width: int) -> Rows:
+        """The given slices of the weight and the bias, copied only when one of them has changed.
+
+        Args:
+            slices: Ascending numbers of slices.
+            width: Rows of each.
+        """
+        layer = cast(nn.Linear, self)
+        bias = cast("Tensor | None", layer.bias)
+
+        def choose() -> Rows:
+            chosen = None if bias is None else select_heads(bias, slices, dim=0, width=width)
+            return select_heads(layer.weight, slices, dim=self.rows_dim, width=width), chosen
+
+        return self.keep(choose, slices)
+
+    def keep(self, choose: Callable[[], Rows], slices: Sequence[int]) -> Rows:
+        """What a function takes out of the weight and the bias for these slices, until one of them changes."""
+        layer = cast(nn.Linear, self)
+        held = [layer.weight] if cast("Tensor | None", layer.bias) is None else [layer.weight, layer.bias]
+        return cast("Remembered[Rows]", self.__dict__["_rows"]).recall(choose, held, tuple(slices), layer.training)
+
+    def train(self: Cut, mode: bool = True) -> Cut:
+        """See :meth:`torch.nn.Module.train`; also a good moment to take the rows out anew."""
+        self._forget()
+        return cast(Cut, super().train(mode))  # type: ignore[misc]
+
+    def _forget(self) -> None:
+        cast("Remembered[Rows]", self.__dict__["_rows"]).forget()
 
 
 class HeadProjection(CutProjection, nn.Linear):
@@ -113,10 +154,7 @@ class HeadProjection(CutProjection, nn.Linear):
         dynamic = self.dynamic
         if not dynamic:
             return hidden_states.new_empty(*hidden_states.shape[:-1], 0)
-        width = self.out_features // self.num_heads
-        weight = select_heads(self.weight, dynamic, dim=0, width=width)
-        bias = None if self.bias is None else select_heads(self.bias, dynamic, dim=0, width=width)
-        return F.linear(hidden_states, weight, bias)
+        return F.linear(hidden_states, *self.kept_rows(dynamic, self.out_features // self.num_heads))
 
 
 class GroupedKeyProjection(HeadProjection):
@@ -154,26 +192,23 @@ class FusedProjection(CutProjection, nn.Linear):
         """
         if not self.cuts:
             return F.linear(hidden_states, self.weight, self.bias)
-        rows, width = fused_rows(self.heads), self.out_features // (3 * self.heads.num_heads)
-        weight = select_heads(self.weight, rows, dim=0, width=width)
-        bias = None if self.bias is None else select_heads(self.bias, rows, dim=0, width=width)
-        return split_fused(F.linear(hidden_states, weight, bias), self.heads)
+        rows = self.kept_rows(fused_rows(self.heads), self.out_features // (3 * self.heads.num_heads))
+        return split_fused(F.linear(hidden_states, *rows), self.heads)
 
 
 class FusedConv1D(CutProjection, Conv1D):
     """The same with GPT-2's transposed layer, weight (hidden, 3 H h)."""
 
     replaces = Conv1D
+    rows_dim = 1
     holds_values = True
 
     def forward(self, hidden_states: Tensor) -> Tensor | QueryKeyValue:
         """See :meth:`FusedProjection.forward`."""
         if not self.cuts:
             return cast(Tensor, super().forward(hidden_states))  # type: ignore[no-untyped-call]
-        rows, width = fused_rows(self.heads), self.nf // (3 * self.heads.num_heads)
-        weight = select_heads(self.weight, rows, dim=1, width=width)
-        bias = select_heads(self.bias, rows, dim=0, width=width)
-        flat = torch.addmm(bias, hidden_states.reshape(-1, hidden_states.shape[-1]), weight)
+        weight, bias = self.kept_rows(fused_rows(self.heads), self.nf // (3 * self.heads.num_heads))
+        flat = torch.addmm(cast(Tensor, bias), hidden_states.reshape(-1, hidden_states.shape[-1]), weight)
         return split_fused(flat.view(*hidden_states.shape[:-1], -1), self.heads)
 
 
@@ -195,10 +230,14 @@ class InterleavedProjection(CutProjection, nn.Linear):
         Returns:
             Query and key (B, T, dynamic heads x h), and value (B, T, H h).
         """
+        weight, _ = self.keep(self._in_parts, self.heads.dynamic)
+        return split_fused(F.linear(hidden_states, weight), self.heads).parts
+
+    def _in_parts(self) -> Rows:
+        """Rows of the queries, then keys of the dynamic heads, then all values; the layer has no bias."""
         dynamic, rows = self.heads.dynamic, self.weight.view(self.heads.num_heads, 3, -1, self.in_features)
         chosen = [select_heads(rows[:, part], dynamic, dim=0) for part in (0, 1)] if dynamic else []
-        weight = torch.cat([part.flatten(0, 1) for part in (*chosen, rows[:, 2])])
-        return split_fused(F.linear(hidden_states, weight), self.heads).parts
+        return torch.cat([part.flatten(0, 1) for part in (*chosen, rows[:, 2])]), None
 
 
 def fused_rows(heads: DynamicHeads) -> list[int]:

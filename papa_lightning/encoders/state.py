@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -12,7 +13,7 @@ from papa_lightning.encoders.swap import swap_attention
 
 
 def swap_as_saved(encoder: nn.Module, state: Mapping[str, Tensor], prefix: str | None = None) -> bool:
-    """Swap an encoder to the kind, heads and length that a state dict was saved with, so that it loads strictly.
+    """Swap an encoder to what a state dict was saved with, kinds, heads and all, so that it loads strictly.
 
     The encoder waits for its constants afterwards: ``load_state_dict`` brings them.
 
@@ -34,8 +35,7 @@ def swap_as_saved(encoder: nn.Module, state: Mapping[str, Tensor], prefix: str |
         place = next(path for path, module in encoder.named_modules() if module is base)
         prefix = f"{place}." if place else ""
     paths = {module: path for path, module in base.named_modules()}
-    heads: dict[int, list[int]] = {}
-    kind, length = "constant", 0
+    layers: list[Mapping[str, Any]] = []
     modules = attention_modules(base)
     for layer, module in enumerate(modules):
         added = f"{prefix}{paths[module]}.papa."
@@ -43,7 +43,12 @@ def swap_as_saved(encoder: nn.Module, state: Mapping[str, Tensor], prefix: str |
             added += f"{modules[:layer].count(module)}."
         if f"{added}_extra_state" not in state:
             return False
-        saved = read_extra_state(state[f"{added}_extra_state"])
-        kind, length, heads[layer] = saved["kind"], saved["max_length"], saved["heads"]
-    swap_attention(encoder, kind, heads=heads, max_length=length)
+        layers.append(read_extra_state(state[f"{added}_extra_state"]))
+    swap_attention(
+        encoder,
+        [saved["kind"] for saved in layers],
+        heads={layer: saved["heads"] for layer, saved in enumerate(layers)},
+        max_length=layers[0]["max_length"],
+        options=[saved["options"] for saved in layers],
+    )
     return True

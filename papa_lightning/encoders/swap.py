@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
-from papa_lightning.attention import GatedHeads, HeadsInTurn, Place, TokenMixer, ZeroMassWatch, mixer_class
+from papa_lightning.attention import FoldedHeads, GatedHeads, HeadsInTurn, Place, TokenMixer, ZeroMassWatch
 from papa_lightning.encoders.attaching import attach, detach
 from papa_lightning.encoders.families import EncoderFamily
-from papa_lightning.encoders.finding import attention_modules, encoder_shape, family_of, find_encoder, head_size
+from papa_lightning.encoders.finding import (
+    attention_modules,
+    attention_reaches,
+    encoder_shape,
+    family_of,
+    find_encoder,
+    head_size,
+)
+from papa_lightning.encoders.folding import check_folding, fold, unfold
 from papa_lightning.encoders.freezing import freeze, thaw
-from papa_lightning.encoders.inputs import describe_lengths, fits_positions
+from papa_lightning.encoders.inputs import describe_lengths, fits_positions, position_limit
 from papa_lightning.encoders.layer import layer_of, mixers_of
 from papa_lightning.encoders.plain_states import accept_plain_states, refuse_plain_states
+from papa_lightning.encoders.plan import Kinds, LayerPlan, Options, plan_layers
 from papa_lightning.encoders.projections import CutProjection
 from papa_lightning.encoders.selection import HeadSelection, select_heads
-from papa_lightning.exceptions import HeadSelectionError, PapaError
+from papa_lightning.encoders.trimming import refuse_trimmed
+from papa_lightning.exceptions import PapaError
 from papa_lightning.ranking import HeadRanking
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -29,12 +39,11 @@ class Constants(Protocol):
     """What a swap needs of :class:`~papa_lightning.AttentionConstants`, whose room stands above this one."""
 
     @property
-    def values(self) -> Tensor:
-        """(L, H, T, T)."""
-
-    @property
     def max_length(self) -> int:
         """T."""
+
+    def by_layer(self) -> Sequence[Any]:
+        """What :meth:`TokenMixer.load_constants` of each layer takes, in layer order."""
 
     def check(self, encoder: nn.Module, max_length: int | None = None) -> None:
         """Refuse an encoder, or a length, that the constants do not fit."""
@@ -42,12 +51,13 @@ class Constants(Protocol):
 
 def swap_attention(
     encoder: Model,
-    kind: str,
+    kind: Kinds,
     *,
     constants: Constants | None = None,
     heads: HeadSelection = "all",
     ranking: HeadRanking | None = None,
     max_length: int | None = None,
+    options: Options | None = None,
 ) -> Model:
     """Swap what mixes the tokens of an encoder, in place.
 
@@ -58,13 +68,19 @@ def swap_attention(
 
     Args:
         encoder: A PreTrainedModel, with or without a task head.
-        kind: "constant" (chosen heads use their constants) or "gated" (every head mixes both, with a learned gate).
-        constants: The averaged attention matrices. None leaves the encoder waiting, with all heads dynamic, until
-            :func:`load_constants` or a checkpoint brings them; ``max_length`` is required then.
+        kind: "constant" (chosen heads use their constants), "gated" (every head mixes both, with a learned gate), or
+            another of :data:`~papa_lightning.attention.KINDS`; or a list with one kind a layer, in which "dynamic"
+            leaves a layer alone.
+        constants: The averaged attention matrices. For kinds that need them, None leaves the encoder waiting, with
+            all heads dynamic, until :func:`load_constants` or a checkpoint brings them; ``max_length`` is required
+            then.
         heads: "all"; a list of (layer, head) pairs; a map from layer to heads; or a number (int) or share
-            (float) of heads, which wants a ranking. "gated" takes "all" only.
+            (float) of heads, which wants a ranking. Kinds other than "constant" take "all" only, in their layers.
         ranking: The order in which heads become constant.
-        max_length: T of the constants to come, when there are none yet.
+        max_length: T of the constants to come, when there are none yet. For kinds that need none, the longest
+            sequence; None means all positions of the encoder.
+        options: What the kind takes beside that, as primitives: {"window": 32}. Where kinds differ by layer, each
+            layer takes the options that its kind has; or a list with one map a layer.
 
     Returns:
         The encoder that was passed.
@@ -87,29 +103,41 @@ def swap_attention(
         torch.Size([1, 4, 4])
     """
     base = find_encoder(encoder)
-    length = _length(base, constants, max_length)
     num_layers, num_heads = encoder_shape(base)
     selection = select_heads(heads, num_layers, num_heads, ranking)
-    build = mixer_class(kind)
-    if kind == "gated" and any(len(own) < num_heads for own in selection):
-        raise HeadSelectionError(f'heads is {heads!r}, but kind "gated" puts a gate on every head: pass heads="all".')
+    plans = plan_layers(kind, options, selection, num_heads, constants is not None)
+    built = _build(base, plans, _length(base, plans, constants, max_length))
+    pieces = [None] * num_layers if constants is None else constants.by_layer()
+    for mixer, plan, piece in zip(built, plans, pieces, strict=True):
+        if plan.needs_constants and constants is not None:
+            mixer.load_constants(piece)
     restore_attention(encoder)
-    layers, watch = attach(base), ZeroMassWatch()
+    layers = attach(base)
     mixers: dict[nn.Module, list[TokenMixer]] = {module: [] for module in layers}
-    for layer, (module, own) in enumerate(zip(layers, selection, strict=True)):
-        dtype, device = _dtype_and_device(module, base)
-        reach = layer_of(module).reach
-        mixer = build(Place(layer, num_heads, length, head_size(base), dtype, device, watch, reach), own)
-        mixer.checks_mask = bool(own) and not any(selection[:layer])
+    for module, mixer in zip(layers, built, strict=True):
         mixers[module].append(mixer.train(module.training))
     for module, own_mixers in mixers.items():
         _install(module, own_mixers, family_of(base))
-    if not any(mixer.dynamic_when_calibrated() for mixer in swapped_layers(base)):
+        if isinstance(own_mixers[0], FoldedHeads):
+            fold(base, module, family_of(base), own_mixers[0].heads)
+    if not any(mixer.uses_scores and mixer.dynamic_when_calibrated() for mixer in built):
         layer_of(layers[0]).frozen_positions = freeze(base, family_of(base).position_parameters)
-    if constants is not None:
-        _fill(swapped_layers(encoder), constants)
     accept_plain_states(base)
     return encoder
+
+
+def _build(encoder: PreTrainedModel, plans: Sequence[LayerPlan], length: int) -> list[TokenMixer]:
+    """The mixers, one a layer, before anything about the encoder is changed."""
+    num_heads, watch, built = encoder_shape(encoder)[1], ZeroMassWatch(), list[TokenMixer]()
+    places = zip(attention_modules(encoder), attention_reaches(encoder), strict=True)
+    for layer, (plan, (module, reach)) in enumerate(zip(plans, places, strict=True)):
+        dtype, device = _dtype_and_device(module, encoder)
+        place = Place(layer, num_heads, length, head_size(encoder), dtype, device, watch, reach)
+        mixer = plan.mixer(place, plan.heads, **plan.options)
+        mixer.checks_mask = bool(plan.heads) and not any(earlier.constant_heads for earlier in built)
+        built.append(mixer)
+    check_folding(encoder, family_of(encoder), built)
+    return built
 
 
 def restore_attention(encoder: Model) -> Model:
@@ -125,11 +153,14 @@ def restore_attention(encoder: Model) -> Model:
 
     Raises:
         UnsupportedEncoderError: For a model that is not a supported encoder.
+        PapaError: For an exported encoder, which has lost the weights of its constant heads.
     """
     base = find_encoder(encoder)
+    refuse_trimmed(base)
     for module in dict.fromkeys(attention_modules(base)):
         if not mixers_of(module):
             continue
+        unfold(module)
         for path, part in list(module.named_modules()):  # an adapter may have taken a projection in
             if isinstance(part, CutProjection):
                 module.set_submodule(path, part.original())
@@ -156,12 +187,19 @@ def load_constants(encoder: nn.Module, constants: Constants) -> None:
     if not mixers:
         raise PapaError("the encoder is not swapped: call swap_attention(encoder, ...) before load_constants.")
     constants.check(find_encoder(encoder), max_length=mixers[0].max_length)
-    _fill(mixers, constants)
+    pieces = zip(mixers, constants.by_layer(), strict=True)
+    wanted = [(mixer, piece) for mixer, piece in pieces if mixer.needs_constants(mixer.options())]
+    if not wanted:
+        raise _unwanted([mixer.kind for mixer in mixers])
+    for mixer, piece in wanted:
+        mixer.load_constants(piece)
 
 
-def _fill(mixers: Sequence[TokenMixer], constants: Constants) -> None:
-    for mixer, values in zip(mixers, constants.values, strict=True):
-        mixer.load_constants(values)
+def _unwanted(kinds: Sequence[str]) -> PapaError:
+    return PapaError(
+        f"constants are given, but layers of kind {', '.join(sorted(set(kinds)))} with these options take none: leave "
+        'them out, or ask for a start from them (options={"init": "from_constants"} where the kind has it).'
+    )
 
 
 def swapped_layers(encoder: nn.Module) -> list[TokenMixer]:
@@ -195,23 +233,33 @@ def gate_logits(encoder: nn.Module) -> list[nn.Parameter]:
     return [mixer.gate_logits for mixer in mixers]
 
 
-def _length(encoder: PreTrainedModel, constants: Constants | None, max_length: int | None) -> int:
+def _length(
+    encoder: PreTrainedModel, plans: Sequence[LayerPlan], constants: Constants | None, max_length: int | None
+) -> int:
+    needed = any(plan.needs_constants for plan in plans)
     if constants is None:
-        if max_length is None:
+        if max_length is None and needed:
             raise PapaError(
                 "constants is None: pass the AttentionConstants of this encoder, or max_length to wait for them."
+            )
+        max_length = position_limit(encoder) if max_length is None else max_length
+        if max_length is None:
+            raise PapaError(
+                "max_length is None, and the encoder names no limit: pass the length of the longest sequences."
             )
         if not fits_positions(encoder, max_length):
             raise PapaError(
                 f"max_length is {max_length!r}, but must be {describe_lengths(encoder)}: pass the length of the "
-                "constants to come."
+                "constants to come, or of the longest sequences."
             )
         return max_length
-    if not isinstance(getattr(constants, "values", None), Tensor):
+    if not callable(getattr(constants, "by_layer", None)):
         raise PapaError(
             f"constants is a {type(constants).__name__}, but must be an AttentionConstants: pass what calibrate(...) "
             "returned, or AttentionConstants.load(path)."
         )
+    if not needed:
+        raise _unwanted([plan.mixer.kind for plan in plans])
     constants.check(encoder, max_length=max_length)
     return constants.max_length
 
@@ -231,6 +279,14 @@ def _install(module: nn.Module, mixers: list[TokenMixer], family: EncoderFamily)
     for name, projection in family.projections.items():
         if name in module._modules:
             projection.replace(module, name, heads)
+    layer_of(module).frozen = freeze(module, _unused(mixers, family))
+
+
+def _unused(mixers: Sequence[TokenMixer], family: EncoderFamily) -> list[str]:
+    """What the names of the parameters of a module begin with that no loss can reach any more."""
     if not any(mixer.dynamic_when_calibrated() for mixer in mixers):
-        unused = [f"{name}." for name, projection in family.projections.items() if not projection.holds_values]
-        layer_of(module).frozen = freeze(module, (*unused, *family.query_parameters))
+        queries = [f"{name}." for name, projection in family.projections.items() if not projection.holds_values]
+        return [*queries, *family.query_parameters]
+    if not any(mixer.uses_scores for mixer in mixers):
+        return [f"{name}." for name in family.position_projections]
+    return []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from papa_lightning.attention import KINDS
 from papa_lightning.encoders.families import FAMILIES, EncoderFamily
 from papa_lightning.encoders.projections import GroupedKeyProjection
 
@@ -22,7 +21,7 @@ def _row(model_type: str, family: EncoderFamily) -> tuple[str, ...]:
     return (
         family.title or model_type,
         f"`{model_type}`",
-        ", ".join(KINDS),
+        'all but "folded"' if family.value is None else "all",
         _not_computed(family),
         "attention interface" if family.inline is None else "own forward",
         "conformance, golden numbers" if model_type in GOLDEN else "conformance",

@@ -1,5 +1,9 @@
 """Studies: how the score of a task depends on the share of constant heads."""
 
+from papa_lightning.study.kinds_report import write_kinds_report
+from papa_lightning.study.kinds_results import KindResult, summarize_kinds
+from papa_lightning.study.kinds_run import KindsStudy
+from papa_lightning.study.kinds_settings import KindsSettings
 from papa_lightning.study.report import write_report
 from papa_lightning.study.results import CellResult, load_table, results_table
 from papa_lightning.study.run import PairPlan, Study, format_groups, format_plan
@@ -10,6 +14,9 @@ from papa_lightning.study.training import ProbeSettings
 __all__ = [
     "CellResult",
     "FeatureSettings",
+    "KindResult",
+    "KindsSettings",
+    "KindsStudy",
     "PairPlan",
     "ProbeSettings",
     "Study",
@@ -21,5 +28,7 @@ __all__ = [
     "rank_correlation",
     "results_table",
     "summarize",
+    "summarize_kinds",
+    "write_kinds_report",
     "write_report",
 ]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,36 @@ def digest(content: object) -> str:
     """
     text = json.dumps([STUDY_VERSION, content], sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def with_contents(value: Any) -> Any:
+    """Plain values in which the path of a file is replaced by what is in it: the same name may hold other data later.
+
+    Args:
+        value: Primitives, lists and maps. Folders and everything else stay as they are.
+
+    Example:
+        >>> with_contents({"files": ["no such file"], "unit": "bytes"})
+        {'files': ['no such file'], 'unit': 'bytes'}
+    """
+    if isinstance(value, dict):
+        return {name: with_contents(held) for name, held in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [with_contents(held) for held in value]
+    if isinstance(value, str) and Path(value).is_file():
+        path = Path(value)
+        return _contents(str(path.absolute()), path.stat().st_mtime_ns, path.stat().st_size)
+    return value
+
+
+@cache
+def _contents(path: str, modified: int, size: int) -> str:
+    """SHA-256 of a file; time and size are there for the cache alone."""
+    found = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while piece := file.read(2**20):
+            found.update(piece)
+    return found.hexdigest()
 
 
 def rows_digest(rows: Dataset) -> str:

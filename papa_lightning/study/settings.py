@@ -65,8 +65,8 @@ class StudySettings:
         PapaError: When an argument is out of its range.
     """
 
-    encoders: Mapping[str, str]
-    tasks: Mapping[str, Mapping[str, Any]]
+    encoders: Mapping[str, str] = field(default_factory=dict)
+    tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     criteria: Sequence[str] = ("variance",)
     shares: Sequence[float] = (0.0, 0.5, 0.875, 0.9375, 1.0)
     seeds: Sequence[int] = (0, 1, 2)
@@ -80,7 +80,7 @@ class StudySettings:
 
     def __post_init__(self) -> None:
         for name in ("encoders", "tasks"):
-            _check_names(name, getattr(self, name))
+            check_names(name, getattr(self, name))
         for name in ("criteria", "shares", "seeds", "constants", "control_shares"):
             _check_list(name, getattr(self, name))
         for name in ("shares", "control_shares"):
@@ -121,7 +121,16 @@ def settings_from(plain: Mapping[str, Any]) -> StudySettings:
     return StudySettings(**{**plain, **nested})
 
 
-def _check_names(argument: str, named: Mapping[str, Any]) -> None:
+def check_names(argument: str, named: Mapping[str, Any]) -> None:
+    """Refuse names that cannot be parts of file names.
+
+    Args:
+        argument: What maps the names, for the message.
+        named: Name -> anything.
+
+    Raises:
+        PapaError: Also when there are none.
+    """
     if not isinstance(named, Mapping) or not named:
         raise PapaError(f"{argument} is {named!r}, but must map at least one name to what it means.")
     for name in named:

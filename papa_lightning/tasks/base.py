@@ -23,7 +23,8 @@ from papa_lightning.encoders import (
 )
 from papa_lightning.exceptions import PapaError
 from papa_lightning.ranking import HeadRanking
-from papa_lightning.tasks.checks import Preset, Schedule, check_arguments, check_inputs
+from papa_lightning.tasks.checks import Preset, Schedule, check_arguments, check_inputs, main_input
+from papa_lightning.tasks.distillation import Teacher
 from papa_lightning.tasks.evaluation import EvaluatedTask
 from papa_lightning.tasks.learning import LearningTask
 from papa_lightning.tasks.losses import LabelledCrossEntropy
@@ -85,6 +86,10 @@ class EncoderTask(LearningTask, EvaluatedTask):
         constants_learning_rate: Learning rate of constants that learn, whose entries are of the order 1/T; None takes
             `learning_rate`.
         label_names: Names of the classes by number, for predictions and entities.
+        distillation: Weight in the loss of the mean squared error between the hidden states of the encoder, whose
+            attention a callback has swapped, and those of the original; see
+            :func:`~papa_lightning.tasks.distillation.hidden_state_distance`. Above 0 the original is held in memory,
+            too, and runs beside it in training. Logged as ``train/distillation``.
 
     Attributes:
         encoder: The encoder.
@@ -114,15 +119,18 @@ class EncoderTask(LearningTask, EvaluatedTask):
         regime: Regime | None = None,
         constants_learning_rate: float | None = None,
         label_names: Sequence[str] | None = None,
+        distillation: float = 0.0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         # On the command line Lightning saves what was configured, and not what a subclass decides by itself.
-        self.hparams.update({"num_labels": num_labels, "metrics": metrics, "label_names": label_names})
+        decided = {"num_labels": num_labels, "max_length": max_length, "metrics": metrics, "label_names": label_names}
+        self.hparams.update(decided)
         check_arguments(self.hparams)
         self.encoder = self.configure_encoder()
         self._encoder_inputs = accepted_inputs(self.encoder)
         self._vocabulary_checked = False
+        self._teacher: Teacher | None = None
         self.probe = self.configure_probe()
         self.loss = self.configure_loss()
         metric_collection = self.configure_metrics()
@@ -140,7 +148,7 @@ class EncoderTask(LearningTask, EvaluatedTask):
         Raises:
             PapaError: If the encoder or a file cannot be loaded, or the encoder has fewer positions than `max_length`.
         """
-        encoder = load_encoder(self.hparams["encoder"])
+        encoder = self.make_encoder()
         positions, max_length = position_limit(encoder), self.hparams["max_length"]
         if positions is not None and max_length > positions:
             raise PapaError(
@@ -160,6 +168,17 @@ class EncoderTask(LearningTask, EvaluatedTask):
                 ranking=HeadRanking.load(ranking) if ranking is not None else None,
             )
         return encoder
+
+    def make_encoder(self) -> PreTrainedModel:
+        """Make the encoder as it is before anything is frozen or swapped: loaded, here.
+
+        Returns:
+            The encoder.
+
+        Raises:
+            PapaError: If it cannot be loaded.
+        """
+        return load_encoder(self.hparams["encoder"])
 
     @abstractmethod
     def configure_probe(self) -> nn.Module:
@@ -210,11 +229,40 @@ class EncoderTask(LearningTask, EvaluatedTask):
         return self
 
     def on_fit_start(self) -> None:
-        """Tell Lightning that the encoder is in evaluation mode on purpose."""
+        """Load the original encoder for distillation, and tell Lightning which modules are in evaluation mode."""
+        if self.hparams["distillation"] > 0:
+            self._teacher = Teacher(self._original_encoder())
         if self._stays_in_eval_mode:
             # By its number, so that a module that is in evaluation mode by mistake still brings the warning.
             modules = sum(1 for _ in self.encoder.modules())
             warnings.filterwarnings("ignore", message=rf"Found {modules} module\(s\) in eval mode")
+
+    def on_fit_end(self) -> None:
+        """Let go of the original encoder."""
+        self._teacher = None
+
+    def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
+        """Compute and log the loss of a batch; see `EvaluatedTask.training_step`."""
+        loss = super().training_step(batch, batch_idx)
+        if self._teacher is None:
+            return loss
+        distance = self._teacher.take()
+        self.log("train/distillation", distance, batch_size=len(main_input(batch)))
+        weight: float = self.hparams["distillation"]
+        return loss + weight * distance
+
+    def _original_encoder(self) -> PreTrainedModel:
+        """Of a run that goes on, too: as it was before the first step."""
+        if self.hparams["encoder"] is None:
+            raise PapaError("distillation wants an encoder to stay near, but encoder is None: pass distillation=0.")
+        if not any(parameter.requires_grad for parameter in self.encoder.parameters()):
+            raise PapaError(
+                f"distillation is {self.hparams['distillation']}, but nothing in the encoder learns: swap its "
+                "attention to a kind with parameters, or fine-tune it, or pass distillation=0."
+            )
+        original = self.make_encoder()
+        cast(nn.Module, original).to(device=self.device, dtype=self.encoder.dtype)
+        return original
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make room for constants that a checkpoint brings along, so that it loads without the callback that made them.
@@ -254,6 +302,8 @@ class EncoderTask(LearningTask, EvaluatedTask):
             hidden_states: tuple[Tensor, ...] = self.encoder(
                 **inputs, output_hidden_states=True, return_dict=True
             ).hidden_states
+        if self._teacher is not None and self.training:
+            self._teacher.compare(inputs, hidden_states)
         return hidden_states
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:

@@ -50,6 +50,7 @@ def check_arguments(hparams: Mapping[str, Any]) -> None:
         ("weight_decay", hparams["weight_decay"] >= 0, "at least 0"),
         ("warmup_share", 0 <= hparams["warmup_share"] <= 1, "a share from 0 to 1"),
         ("dropout", 0 <= hparams["dropout"] < 1, "a share from 0 to below 1"),
+        ("distillation", hparams["distillation"] >= 0, "at least 0"),
     )
     for name, valid, wanted in ranges:
         if not valid:
@@ -65,6 +66,35 @@ def check_arguments(hparams: Mapping[str, Any]) -> None:
             f"heads is {hparams['heads']!r} and ranking is {hparams['ranking']!r}, but there is no constants file "
             "that they could choose heads for: pass constants, or give both to the callback instead."
         )
+
+
+def drop_fixed(arguments: dict[str, Any], task: str, **fixed: Any) -> None:
+    """Drop the arguments that are no choice of a task: a checkpoint brings them along, with the value that they have.
+
+    Args:
+        arguments: Changed in place.
+        task: What fixes them, for the message.
+        fixed: Name -> the only value.
+
+    Raises:
+        PapaError: If one has another value.
+
+    Example:
+        >>> drop_fixed({"num_labels": 3}, "masked language modelling", num_labels=40)
+        Traceback (most recent call last):
+        ...
+        papa_lightning.exceptions.PapaError: num_labels is 3, but masked language modelling fixes it to 40: leave it
+        out.
+    """
+    for name, value in fixed.items():
+        given = arguments.pop(name, value)
+        if (tuple(given) if isinstance(given, list) else given) != value:
+            raise PapaError(f"{name} is {given!r}, but {task} fixes it to {value!r}: leave it out.")
+
+
+def main_input(batch: Mapping[str, Tensor]) -> Tensor:
+    """The tokens or the images of a batch."""
+    return batch["input_ids"] if "input_ids" in batch else batch["pixel_values"]
 
 
 def check_inputs(batch: Any, max_length: int) -> None:
@@ -160,7 +190,7 @@ def checked_labels(batch: Mapping[str, Tensor], num_labels: int, per_token: bool
             "needs none."
         )
     labels = batch["labels"]
-    shape = tuple(batch["input_ids"].shape if per_token else batch["input_ids"].shape[:1])
+    shape = tuple(main_input(batch).shape[: 2 if per_token else 1])
     if tuple(labels.shape) != shape or labels.is_floating_point():
         unit = f"token, {UNLABELLED} where there is none" if per_token else "sequence"
         raise PapaError(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from papa_lightning.exceptions import PapaError
-from papa_lightning.tasks.checks import check_inputs
+from papa_lightning.tasks.checks import check_inputs, main_input
 from papa_lightning.tasks.scores import Scored, StageScores
 from papa_lightning.tasks.shards import nth_loader, unrepeated_rows
 
@@ -51,6 +51,17 @@ class EvaluatedTask(L.LightningModule, ABC):
             float32, (B, C), (B, T, C) or (B, T).
         """
 
+    def check_batch(self, batch: Mapping[str, Tensor]) -> None:
+        """Check that a batch has the inputs of the encoder, without reading a value.
+
+        Args:
+            batch: What the data loader returned.
+
+        Raises:
+            PapaError: If it lacks an input, or has one of a wrong shape.
+        """
+        check_inputs(batch, self.hparams["max_length"])
+
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         """Compute and log the loss of a batch.
 
@@ -65,7 +76,7 @@ class EvaluatedTask(L.LightningModule, ABC):
             PapaError: See `score`.
         """
         loss = self.score(batch, batch_idx).loss
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["input_ids"]))
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(main_input(batch)))
         return loss
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -147,9 +158,9 @@ class EvaluatedTask(L.LightningModule, ABC):
         """Leave out an example that this process has only because others have one more."""
         if self._trainer is None or self.trainer.world_size == 1:
             return None
-        check_inputs(batch, self.hparams["max_length"])
+        self.check_batch(batch)
         loaders = self.trainer.val_dataloaders if stage == "val" else self.trainer.test_dataloaders
-        return unrepeated_rows(nth_loader(loaders, dataloader_idx), batch_idx, len(batch["input_ids"]))
+        return unrepeated_rows(nth_loader(loaders, dataloader_idx), batch_idx, len(main_input(batch)))
 
     def _scores(self, stage: Literal["val", "test"]) -> StageScores:
         return cast(StageScores, self.scores[stage])

@@ -10,6 +10,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from papa_lightning.exceptions import PapaError
 from papa_lightning.tasks.base import EncoderTask
+from papa_lightning.tasks.checks import drop_fixed
 from papa_lightning.tasks.losses import UNLABELLED
 from papa_lightning.tasks.masking import TokenMasker, load_masking_tokenizer
 from papa_lightning.tasks.metrics import LogitPerplexity
@@ -53,7 +54,7 @@ class MaskedLanguageModelingTask(EncoderTask):
         if not 0 < mask_share < 1:
             raise PapaError(f"mask_share is {mask_share!r}: pass a value that is a share above 0 and below 1.")
         vocabulary = vocabulary_size(encoder)
-        _drop_fixed(kwargs, num_labels=vocabulary, metrics=_METRICS, label_names=None)
+        drop_fixed(kwargs, "masked language modelling", num_labels=vocabulary, metrics=_METRICS, label_names=None)
         super().__init__(
             encoder=encoder,
             num_labels=vocabulary,
@@ -125,11 +126,3 @@ class MaskedLanguageModelingTask(EncoderTask):
         best, tokens = self.probe([level[asked] for level in self.encode(batch)]).float().softmax(dim=-1).max(dim=-1)
         labels = batch["input_ids"].new_full(asked.shape, UNLABELLED).masked_scatter(asked, tokens)
         return {"labels": labels, "probabilities": best.new_zeros(asked.shape).masked_scatter(asked, best)}
-
-
-def _drop_fixed(arguments: dict[str, Any], **fixed: Any) -> None:
-    """Drop the arguments that are no choice here: a checkpoint brings them along, with the only value they can have."""
-    for name, value in fixed.items():
-        given = arguments.pop(name, value)
-        if (tuple(given) if isinstance(given, list) else given) != value:
-            raise PapaError(f"{name} is {given!r}, but masked language modelling fixes it to {value!r}: leave it out.")

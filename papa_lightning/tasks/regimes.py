@@ -74,7 +74,7 @@ def regime_of(regime: str | None, freeze_encoder: bool) -> Regime:
 
 def learning_mixers(mixers: Sequence[TokenMixer]) -> list[MatrixHeads]:
     """The layers that have constants to learn: an empty parameter would get no gradient, and stop DDP."""
-    return [mixer for mixer in mixers if isinstance(mixer, MatrixHeads) and mixer.constant_heads]
+    return [mixer for mixer in mixers if isinstance(mixer, MatrixHeads) and mixer.constants.numel()]
 
 
 def project_rows(constants: Tensor) -> Tensor:

@@ -28,13 +28,16 @@ from conformance.tiny_models import (
     CASES,
     HEADS,
     IMPLEMENTATIONS,
+    IN_ALL_MODES,
     MODES,
     NAMES,
     build,
     calibrated,
     cases,
+    cases_in_modes,
     encoder_of,
     heads_of,
+    make_config,
     make_constants,
     make_gates,
     make_inputs,
@@ -45,7 +48,7 @@ from conformance.tiny_models import (
     swapped,
     two_batches,
 )
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from papa_lightning import AttentionConstants, PapaError, calibrate, gate_logits, restore_attention, swap_attention
 from papa_lightning.encoders import (
@@ -113,7 +116,7 @@ def test_averages(name, implementation):
     assert torch.equal(run(model, inputs), outputs)
 
 
-@cases(mode=MODES)
+@cases_in_modes()
 def test_averages_of_a_swapped_encoder(name, mode):
     """They are of the attention that the encoder was pretrained with, and the swap stays."""
     model, inputs = swapped(name, mode), make_inputs(name)
@@ -146,7 +149,7 @@ def test_other_heads(name):
     assert_close(real(name, inputs, run(model, inputs)), real(name, inputs, expected))
 
 
-@cases("text", "causal", "text to text", mode=MODES)
+@cases_in_modes("text", "causal", "text to text")
 def test_padding_does_not_reach_real_tokens(name, mode):
     short, model = make_inputs(name, length=6, padded=False), swapped(name, mode)
     pads = torch.full((4, 4), model.config.pad_token_id or 0)
@@ -156,7 +159,7 @@ def test_padding_does_not_reach_real_tokens(name, mode):
     assert_close(run(model, {"input_ids": tokens}), run(model, short))
 
 
-@cases("text", "causal", "text to text", mode=MODES)
+@cases_in_modes("text", "causal", "text to text")
 def test_a_sequence_of_padding(name, mode):
     """It reaches neither the outputs of the others, nor the gradients."""
     model, inputs = swapped(name, mode), make_inputs(name)
@@ -168,7 +171,7 @@ def test_a_sequence_of_padding(name, mode):
         assert_close(found[key], gradient)
 
 
-@cases(mode=MODES)
+@cases_in_modes()
 def test_a_batch_of_one(name, mode):
     inputs, model = make_inputs(name), swapped(name, mode)
     expected = run(model, inputs)
@@ -177,13 +180,13 @@ def test_a_batch_of_one(name, mode):
         assert_close(real(name, one, run(model, one)), real(name, one, expected[row : row + 1]))
 
 
-@cases("text", "causal", "text to text", mode=MODES, length=[1, 6])
+@cases_in_modes("text", "causal", "text to text", length=[1, 6])
 def test_a_shorter_batch(name, mode, length):
     inputs = make_inputs(name, length=length, padded=length > 1)
     assert_close(real(name, inputs, run(swapped(name, mode), inputs)), explicit_outputs(name, mode, inputs))
 
 
-@cases("text", "causal", "text to text", mode=MODES)
+@cases_in_modes("text", "causal", "text to text")
 def test_a_longer_batch_is_refused(name, mode):
     model = swapped(name, mode)
     with pytest.raises(PapaError, match="max_length 10"):
@@ -219,7 +222,7 @@ def test_attention_matrices(name, mode):
         assert_close(*(real(name, inputs, one.transpose(1, 2)) for one in (attention, matrices)))
 
 
-@cases(mode=MODES)
+@cases_in_modes()
 def test_bfloat16(name, mode):
     """Not much less exact than the plain encoder is in bfloat16."""
     errors, rough = [], torch.bfloat16
@@ -230,8 +233,13 @@ def test_bfloat16(name, mode):
     assert errors[1] <= 3 * errors[0] + 0.01
 
 
-@pytest.mark.parametrize("mode", [*MODES, "none"])
-@pytest.mark.parametrize(("name", "implementation"), IMPLEMENTATIONS)
+@pytest.mark.parametrize(
+    ("name", "implementation", "mode"),
+    [
+        *((*pair, "partial") for pair in IMPLEMENTATIONS),
+        *((name, None, mode) for name in IN_ALL_MODES for mode in ("all", "gated", "none")),
+    ],
+)
 def test_restoration(name, implementation, mode):
     model, inputs = build(name, implementation), make_inputs(name)
     before, expected = snapshot(model), run(model, inputs)
@@ -244,7 +252,7 @@ def test_restoration(name, implementation, mode):
     assert swapped_layers(model) == []
 
 
-@cases(mode=MODES)
+@cases_in_modes()
 def test_restoration_keeps_what_was_trained(name, mode):
     model, other, inputs = swapped(name, mode), build(name, seed=1), make_inputs(name)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3)
@@ -257,7 +265,7 @@ def test_restoration_keeps_what_was_trained(name, mode):
     assert not torch.equal(run(model, inputs), run(plain(name), inputs))
 
 
-@cases(mode=MODES)
+@cases_in_modes()
 def test_keys_of_the_state_dict(name, mode):
     before, model = plain(name).state_dict(), swapped(name, mode)
     after = model.state_dict()
@@ -270,7 +278,7 @@ def test_keys_of_the_state_dict(name, mode):
     assert torch.equal(run(other, make_inputs(name)), run(model, make_inputs(name)))
 
 
-@cases(mode=MODES)
+@cases_in_modes()
 def test_a_saved_state_dict_loads_strictly(name, mode):
     model, other, inputs = swapped(name, mode), build(name, seed=1), make_inputs(name)
     state = torch.load(saved(encoder_of(model).state_dict()), weights_only=True)
@@ -288,7 +296,7 @@ def test_saved_constants(tmp_path):
     assert torch.equal(*outputs)
 
 
-@cases(mode=MODES, copied_by=["deepcopy", "pickle"])
+@cases_in_modes(copied_by=["deepcopy", "pickle"])
 def test_copies(name, mode, copied_by):
     model, inputs = swapped(name, mode), make_inputs(name)
     expected = run(model, inputs)
@@ -335,7 +343,7 @@ def test_gradients_of_gates_and_constants(name):
     assert_close(torch.stack([mixer.constants.grad for mixer in swapped_layers(model)]), values.grad)
 
 
-@cases(mode=MODES)
+@cases_in_modes()
 def test_dropout_of_attention_in_training(name, mode):
     model, inputs = swap(name, build(name, dropout=0.3), mode), make_inputs(name)
     torch.manual_seed(0)
@@ -348,7 +356,7 @@ def test_dropout_of_attention_in_training(name, mode):
 
 
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated")  # the name before transformers 6
-@cases(mode=MODES)
+@cases_in_modes()
 def test_gradient_checkpointing(name, mode):
     if not plain(name).supports_gradient_checkpointing:
         pytest.skip("the family has no gradient checkpointing")
@@ -361,7 +369,7 @@ def test_gradient_checkpointing(name, mode):
         assert_close(gradient, expected[key])
 
 
-@cases("causal", mode=MODES)
+@cases_in_modes("causal")
 def test_later_tokens_do_not_reach_earlier_ones(name, mode):
     model, inputs = swapped(name, mode), make_inputs(name, padded=False)
     before = run(model, inputs)
@@ -371,8 +379,14 @@ def test_later_tokens_do_not_reach_earlier_ones(name, mode):
     assert not torch.allclose(after[:, 6:], before[:, 6:], atol=1e-3)
 
 
-@cases("causal", mode=MODES)
+def _skip_without_generation(name):
+    if type(make_config(name)) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        pytest.skip("the family has no model that generates")
+
+
+@cases_in_modes("causal")
 def test_generation_without_a_cache(name, mode):
+    _skip_without_generation(name)
     model = swap(name, build(name, auto=AutoModelForCausalLM), mode)
     prompt = make_inputs(name, batch=2, length=4, padded=False)
     tokens = prompt["input_ids"]
@@ -383,8 +397,9 @@ def test_generation_without_a_cache(name, mode):
     assert torch.equal(model.generate(**prompt, max_new_tokens=5, do_sample=False, use_cache=False), tokens)
 
 
-@cases("causal", mode=MODES)
+@cases_in_modes("causal")
 def test_generation_with_a_cache_is_refused(name, mode):
+    _skip_without_generation(name)
     model, prompt = build(name, auto=AutoModelForCausalLM), make_inputs(name, batch=2, length=4, padded=False)
     options = {**prompt, "max_new_tokens": 5, "do_sample": False, "use_cache": True}
     expected = model.generate(**options)

@@ -70,6 +70,8 @@ _MODERNBERT = {
     **{f"{token}_token_id": number for number, token in enumerate(["pad", "bos", "eos"])},
     **{"cls_token_id": 1, "sep_token_id": 2},
 }
+_PAPA = {name: _BERT[name] for name in list(_BERT)[:6]}
+_PATCHES = {"image_size": 6, "patch_size": 2, "num_channels": 1}
 _BART = {
     "vocab_size": VOCABULARY,
     "d_model": HIDDEN,
@@ -169,12 +171,16 @@ CASES: dict[str, Case] = {
     "qwen2-sliding": _llama("qwen2", {1: 2, 2: 2}, use_sliding_window=True, sliding_window=3, max_window_layers=1),
     "qwen3": _llama("qwen3", head_dim=6),
     "mistral": _llama("mistral", dict.fromkeys(range(LAYERS), 3), sliding_window=4),
+    "papa-causal": Case("papa_transformer", _PAPA | {"causal": True}, dropout="attention_dropout", kind="causal"),
+    "papa-images": Case("papa_transformer", _PAPA | _PATCHES, dropout="attention_dropout", kind="image", length=9),
     "bart": Case("bart", _BART, dropout="attention_dropout", kind="text to text"),
     "t5": Case("t5", _T5, dropout="dropout_rate", kind="text to text", scale=0.2),
 }
 #: The cases of the families that the package has.
 NAMES = [name for name, case in CASES.items() if case.model_type in FAMILIES]
 MODES = ["all", "partial", "gated"]
+#: One for each way in which attention is computed.
+IN_ALL_MODES = ["bert", "deberta-v2-shared", "modernbert", "gpt2", "vit", "t5"]
 
 
 def cases(*kinds, **others):
@@ -184,6 +190,18 @@ def cases(*kinds, **others):
     for values in others.values():
         rows = [(*row, value) for row in rows for value in values]
     return pytest.mark.parametrize(("name", *others), rows)
+
+
+def cases_in_modes(*kinds, **others):
+    """Like :func:`cases` with modes, for what depends on the family or on the mode, but hardly on both at once.
+
+    Every family in the mode that has layers of all sorts (constant, mixed, dynamic), and some families in all modes.
+    """
+    names = [name for name in NAMES if not kinds or CASES[name].kind in kinds]
+    rows = [(name, mode) for name in names for mode in MODES if mode == "partial" or name in IN_ALL_MODES]
+    for values in others.values():
+        rows = [(*row, value) for row in rows for value in values]
+    return pytest.mark.parametrize(("name", "mode", *others), rows)
 
 
 def make_config(name, **options):

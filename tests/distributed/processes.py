@@ -1,4 +1,4 @@
-"""Two processes that torchrun would have started: to start them takes longer than all that a test does in them."""
+"""Two processes that torchrun would have started."""
 
 import os
 import socket
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from fresh_processes import context
 
 
 def in_two_processes(run: Callable[[Path], Any], folder: Path) -> list[Any]:
@@ -16,7 +17,7 @@ def in_two_processes(run: Callable[[Path], Any], folder: Path) -> list[Any]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(_process, args=(run, str(folder), port), nprocs=2)
+    mp.start_processes(_process, args=(run, str(folder), port), nprocs=2, start_method=context.get_start_method())
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
 

@@ -7,8 +7,10 @@ import lightning as L
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from distributed.processes import in_two_processes
+from fresh_processes import context
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import DDPStrategy
 from projects import LENGTH, Classifier, Sentences, tiny_config, trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
@@ -29,25 +31,40 @@ def _all_reduce(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _calibrate_share(rank: int, world_size: int, number: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
-    share = Subset(Sentences(number), range(rank, number, world_size))
-    constants = calibrate(make_encoder(), DataLoader(share, batch_size=2), max_length=LENGTH, all_reduce=_all_reduce)
-    constants.save(Path(folder) / f"rank{rank}.safetensors")
-    dist.destroy_process_group()
+NUMBERS = [7, 1]  # of sequences: with one, a process has none
+each_number = pytest.mark.parametrize("number", NUMBERS, ids=["7-sequences", "an-empty-rank"])
 
 
-@pytest.mark.parametrize("number", [7, 1], ids=["7-sequences", "an-empty-rank"])
-def test_calibrate_over_two_ranks(tmp_path: Path, number: int) -> None:
-    mp.spawn(_calibrate_share, args=(2, number, str(tmp_path)), nprocs=2)
+def _calibrate_shares(folder: Path) -> None:
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    for number in NUMBERS:
+        share = DataLoader(Subset(Sentences(number), range(rank, number, 2)), batch_size=2)
+        constants = calibrate(make_encoder(), share, max_length=LENGTH, all_reduce=_all_reduce)
+        constants.save(folder / f"{number}-rank{rank}.safetensors")
+
+
+@pytest.fixture(scope="module")
+def shares(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shares")
+    in_two_processes(_calibrate_shares, folder)
+    return folder
+
+
+@each_number
+def test_calibrate_over_two_ranks(shares: Path, number: int) -> None:
     expected = calibrate(make_encoder(), DataLoader(Sentences(number), batch_size=3), max_length=LENGTH)
     for rank in range(2):
-        constants = AttentionConstants.load(tmp_path / f"rank{rank}.safetensors")
+        constants = AttentionConstants.load(shares / f"{number}-rank{rank}.safetensors")
         assert constants.values.dtype == torch.float64
         torch.testing.assert_close(constants.values, expected.values, rtol=1e-12, atol=0)
         assert torch.equal(constants.pair_counts, expected.pair_counts)
         assert constants.metadata["sequences"] == number
+
+
+def _by_lightning() -> DDPStrategy:
+    """Lightning starts the processes itself, as for ``ddp_spawn``: module and callbacks travel by pickle."""
+    return DDPStrategy(start_method=context.get_start_method())
 
 
 class RankedByGates(HeadGates):
@@ -64,7 +81,7 @@ def test_gates_under_ddp(tmp_path: Path) -> None:
     callback = RankedByGates(0.05, output=str(tmp_path / "ranking.json"), max_length=LENGTH)
     module = Classifier()
     module.bert.requires_grad_(False)
-    run = trainer(callback, devices=2, strategy="ddp_spawn", default_root_dir=tmp_path, max_epochs=2)
+    run = trainer(callback, devices=2, strategy=_by_lightning(), default_root_dir=tmp_path, max_epochs=2)
     run.fit(module, DataLoader(Sentences(8), batch_size=2), DataLoader(Sentences(4)))
     rankings = [HeadRanking.load(tmp_path / f"{name}.json") for name in ("rank0", "rank1", "ranking")]
     assert rankings[0] == rankings[1] == rankings[2]
@@ -85,10 +102,10 @@ def _fit(folder: Path, devices: int, number: int, **arguments: Any) -> Attention
     return AttentionConstants.load(written)
 
 
-@pytest.mark.parametrize("number", [7, 1], ids=["7-sequences", "an-empty-rank"])
+@each_number
 def test_callback_under_ddp(tmp_path: Path, number: int) -> None:
     """No find_unused_parameters is needed either: DDP itself would complain about a parameter that no loss reaches."""
-    two = _fit(tmp_path / "two", devices=2, number=number, strategy="ddp_spawn")
+    two = _fit(tmp_path / "two", devices=2, number=number, strategy=_by_lightning())
     one = _fit(tmp_path / "one", devices=1, number=number)
     assert two.metadata["sequences"] == one.metadata["sequences"] == number
     torch.testing.assert_close(two.values, one.values, rtol=1e-12, atol=0)

@@ -13,7 +13,20 @@ import papa_lightning
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-ROOMS = ("attention", "calibration", "callbacks", "criteria", "datamodules", "encoders", "figures", "study", "tasks")
+ROOMS = (
+    "attention",
+    "benchmark",
+    "calibration",
+    "callbacks",
+    "criteria",
+    "datamodules",
+    "encoders",
+    "export",
+    "figures",
+    "models",
+    "study",
+    "tasks",
+)
 
 
 def messages() -> set[str]:
@@ -100,7 +113,10 @@ def test_the_tables_of_commands_are_those_of_the_parsers() -> None:
     assert with_tables(text) == text, "docs/command_line.md is not what the parsers say: run `make docs`"
 
 
-@pytest.mark.parametrize("verb", ["fit", "validate", "test", "predict", "calibrate", "rank", "study", "report", "plan"])
+@pytest.mark.parametrize(
+    "verb",
+    ["fit", "validate", "test", "predict", "calibrate", "rank", "study", "report", "plan", "benchmark", "export"],
+)
 def test_every_verb_has_a_section(verb: str) -> None:
     assert f"\n### papa {verb}\n" in (DOCS / "command_line.md").read_text()
 

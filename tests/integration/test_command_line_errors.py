@@ -1,11 +1,12 @@
 """Errors of a configuration: one line that names what is wrong, exit code 2, no traceback."""
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from fresh_processes import in_a_new_process
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from papa_lightning import PapaError
@@ -70,6 +71,16 @@ def test_values_that_fit_nothing(
 def test_a_damaged_checkpoint(verb: str, tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     Path("damaged.ckpt").write_bytes(b"PK\x03\x04 half of a file")
     assert "'damaged.ckpt', which is damaged" in refused([verb, *tiny, "--ckpt_path", "damaged.ckpt"], capsys)
+
+
+@pytest.mark.parametrize("verb", ["fit", "test", "rank"])
+def test_a_checkpoint_of_another_model(verb: str, tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    state = {f"bert.weight{number}": torch.zeros(1) for number in range(100)}
+    torch.save({"state_dict": state, "pytorch-lightning_version": "2.6.0"}, "other.ckpt")
+    line = refused([verb, *tiny, "--ckpt_path", "other.ckpt"], capsys)
+    assert "no checkpoint of this SequenceClassificationTask" in line
+    assert "Missing key(s)" in line
+    assert len(line) < 500
 
 
 @pytest.mark.parametrize("verb", ["calibrate", "rank"])
@@ -145,9 +156,12 @@ def test_the_help_lists_every_command_on_lines_of_its_own(capsys: pytest.Capture
         assert verb in listed
 
 
+def studies_in_a_new_process() -> list[str]:
+    """Where nothing but the command line is imported, and what that needs."""
+    assert "papa_lightning.cli" in sys.modules
+    return [name for name in sys.modules if name.startswith("papa_lightning.study")]
+
+
 def test_a_fit_does_not_import_studies() -> None:
     """They bring matplotlib's figures and tables, which only `papa study`, `report` and `plan` need."""
-    code = (
-        "import sys, papa_lightning.cli; sys.exit(any(name.startswith('papa_lightning.study') for name in sys.modules))"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert in_a_new_process(studies_in_a_new_process) == []

@@ -12,7 +12,7 @@ import pytest
 import torch
 from command_runs import finished, kill
 
-from papa_lightning import AttentionConstants, PapaError
+from papa_lightning import AttentionConstants, PapaError, load_encoder
 from papa_lightning.cli import check_checkpoint
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -31,6 +31,10 @@ def tiny(encoder_folder: str, data_folder: str) -> list[str]:
 
 def same(one: Path, other: Path) -> bool:
     return torch.equal(AttentionConstants.load(one).values, AttentionConstants.load(other).values)
+
+
+def same_state(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
@@ -67,6 +71,27 @@ def test_calibrate_killed(tiny: list[str], tmp_path: Path) -> None:
         assert "Constants are in constants.safetensors" in printed
         assert same(left, expected)
     print(f"\ncalibrate, {seconds:.1f} s undisturbed: {dict(found)}")
+
+
+def test_export_killed(encoder_folder: str, tmp_path: Path) -> None:
+    shape = (2, 2, 16, 16)
+    AttentionConstants(torch.rand(shape), torch.ones(shape[2:])).save(tmp_path / "constants.safetensors")
+    words = ["export", "--encoder", encoder_folder, "--constants", str(tmp_path / "constants.safetensors")]
+    words += ["--output", "exported"]
+    seconds, _ = finished(words, tmp_path / "undisturbed")
+    expected = load_encoder(tmp_path / "undisturbed" / "exported").state_dict()
+    moments, found = random.Random(0), Counter[str]()
+    for number in range(KILLS):
+        folder = tmp_path / str(number)
+        kill(words, folder, moments.uniform(0, seconds))
+        left = folder / "exported"
+        there = left.exists()
+        assert not there or same_state(load_encoder(left).state_dict(), expected)
+        begun = len(list(folder.glob(".exported.*")))
+        found[f"killed {'with' if there else 'without'} a folder, {begun} begun"] += 1
+    finished([*words, "--replace", "true"], folder)  # what was left does not stand in the way
+    assert same_state(load_encoder(left).state_dict(), expected)
+    print(f"\nexport, {seconds:.1f} s undisturbed: {dict(found)}")
 
 
 def test_fit_killed(tiny: list[str], tmp_path: Path) -> None:

@@ -4,9 +4,8 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,9 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from command_runs import start
 
-from papa_lightning import AttentionConstants, HeadRanking, files
+from papa_lightning import AttentionConstants, HeadRanking, commands, files
 from papa_lightning.cli import main
 from papa_lightning.study import ProbeSettings, Study, StudySettings, load_table
 
@@ -25,6 +25,14 @@ CONFIGS = Path(__file__).parents[2] / "configs" / "study"
 @pytest.fixture(autouse=True)
 def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def draw_report(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Called by a test that looks at the report: its figures take longer than all the rest of a study."""
+    write_report = commands.write_report
+    monkeypatch.setattr(commands, "write_report", lambda folder: Path(folder) / "report.html")
+    return lambda: monkeypatch.setattr(commands, "write_report", write_report)
 
 
 @pytest.fixture
@@ -57,7 +65,10 @@ def numbers(table: pd.DataFrame) -> pd.DataFrame:
     return table.drop(columns=["seconds"])
 
 
-def test_every_cell_is_in_the_table_and_the_report(config: dict[str, Any], data_folders: dict[str, str]) -> None:
+def test_every_cell_is_in_the_table_and_the_report(
+    config: dict[str, Any], data_folders: dict[str, str], draw_report: Callable[[], None]
+) -> None:
+    draw_report()
     config["tasks"]["ner"] = _task("NERDataModule", data_folders["ner"])
     config["criteria"] = ["variance", "random", "random:1"]
     config["constants"] = ["average", "uniform", "zero", "sequences:4", "other:ner"]
@@ -87,42 +98,40 @@ def test_all_heads_are_the_same_heads_for_every_criterion(config: dict[str, Any]
     assert (everything["variance"] == everything["random"]).all()
 
 
-def test_the_second_run_does_nothing(config: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    first = run(config)
+def test_the_second_run_does_nothing(
+    config: dict[str, Any], done: pd.DataFrame, capsys: pytest.CaptureFixture[str]
+) -> None:
     times = {path: path.stat().st_mtime_ns for path in Path("out").glob("c*/*")}
     second = run(config)
     assert "\n0 probes to train" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in Path("out").glob("c*/*")} == times
-    pd.testing.assert_frame_equal(first, second)
+    pd.testing.assert_frame_equal(done, second)
 
 
 @pytest.mark.parametrize(
     ("place", "value"),
     [("learning_rate", 0.02), ("max_epochs", 1), ("batch_size", 5), ("dropout", 0.3), ("schedule", "linear")],
 )
-def test_changed_settings_never_find_old_results(config: dict[str, Any], place: str, value: Any) -> None:
-    first = measure(config)
+def test_changed_settings_never_find_old_results(
+    config: dict[str, Any], done: pd.DataFrame, place: str, value: Any
+) -> None:
     config["probe"][place] = value
-    second = measure(config)
-    assert not set(first.hash) & set(second.hash)
+    assert not set(done.hash) & set(measure(config).hash)
 
 
-def test_changed_data_never_find_old_results(config: dict[str, Any], tmp_path: Path) -> None:
-    first = measure(config)
+def test_changed_data_never_find_old_results(config: dict[str, Any], done: pd.DataFrame, tmp_path: Path) -> None:
     task = config["tasks"]["sst2"]["init_args"]
     changed = tmp_path / "changed"
     shutil.copytree(task["data_dir"], changed)
     lines = (changed / "train.jsonl").read_text().splitlines()
     (changed / "train.jsonl").write_text("\n".join([*lines[:-1], lines[-1].replace("film", "song")]))
     config["tasks"] = {"sst2": _task("SST2DataModule", str(changed))}
-    second = measure(config)
-    assert not set(first.hash) & set(second.hash)
+    assert not set(done.hash) & set(measure(config).hash)
 
 
-def test_more_seeds_add_to_what_is_there(config: dict[str, Any]) -> None:
-    alone = run(config)
+def test_more_seeds_add_to_what_is_there(config: dict[str, Any], done: pd.DataFrame) -> None:
     together = run(config | {"seeds": [1, 0, 2]})
-    assert set(alone.hash) < set(together.hash)
+    assert set(done.hash) < set(together.hash)
     fresh = run(config | {"seeds": [1, 0, 2]}, output="fresh")
     pd.testing.assert_frame_equal(numbers(together), numbers(fresh))
 
@@ -141,10 +150,9 @@ def test_a_dry_run_writes_nothing(config: dict[str, Any], capsys: pytest.Capture
     assert not Path("out").exists()
 
 
-def test_stored_features_give_the_numbers_of_the_running_encoder(config: dict[str, Any]) -> None:
-    stored = run(config)
+def test_stored_features_give_the_numbers_of_the_running_encoder(config: dict[str, Any], done: pd.DataFrame) -> None:
     live = run(config | {"features": {"storage": "none"}}, output="live")
-    pd.testing.assert_frame_equal(numbers(stored), numbers(live), rtol=1e-5, atol=1e-5)
+    pd.testing.assert_frame_equal(numbers(done), numbers(live), rtol=1e-5, atol=1e-5)
 
 
 def test_kept_features_serve_further_seeds(config: dict[str, Any]) -> None:
@@ -168,6 +176,7 @@ def test_rankings_that_learn_depend_neither_on_the_process_nor_on_others(config:
 
 
 @pytest.mark.distributed
+@pytest.mark.usefixtures("quick_workers")
 def test_two_workers_give_the_table_of_one(config: dict[str, Any], encoder_folders: dict[str, str]) -> None:
     config["encoders"]["other"] = encoder_folders["roberta"]
     one = run(config, output="one")
@@ -205,22 +214,32 @@ def measure(config: dict[str, Any]) -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, encoder_folder: str, data_folder: str) -> pd.DataFrame:
+def undisturbed_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("undisturbed") / "study"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(undisturbed_folder: Path, encoder_folder: str, data_folder: str) -> pd.DataFrame:
     settings = small_study(encoder_folder, data_folder)
     settings |= {"probe": ProbeSettings(**settings["probe"])}
-    return Study(StudySettings(**settings), tmp_path_factory.mktemp("undisturbed") / "study").run(progress=False)
+    return Study(StudySettings(**settings), undisturbed_folder).run(progress=False)
+
+
+@pytest.fixture
+def done(undisturbed: pd.DataFrame, undisturbed_folder: Path) -> pd.DataFrame:
+    """The small study has run before, in the folder that tests write to."""
+    shutil.copytree(undisturbed_folder, "out")
+    return undisturbed
 
 
 def test_killed_it_goes_on(config: dict[str, Any], undisturbed: pd.DataFrame) -> None:
     Path("study.yaml").write_text(yaml.safe_dump(config))
-    command = [sys.executable, "-m", "papa_lightning", "study", "--config", "study.yaml", "--output", "out"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while len(list(Path("out/cells").glob("*.json"))) < 2 and process.poll() is None:
-        assert time.monotonic() < deadline
+    process = start(["study", "--config", "study.yaml", "--output", "out"], Path.cwd())
+    while len(list(Path("out/cells").glob("*.json"))) < 2 and process.is_alive():
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     left = {path.name for path in Path("out/cells").glob("*.json")}
     assert len(left) >= 2
     pd.testing.assert_frame_equal(numbers(measure(config)), numbers(undisturbed))
@@ -255,7 +274,10 @@ def test_bad_input_ends_with_one_line(
         assert word in message
 
 
-def test_a_report_of_no_study_ends_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_report_of_no_study_ends_with_one_line(
+    draw_report: Callable[[], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw_report()
     with pytest.raises(SystemExit) as stopped:
         main(["report", "nowhere"])
     assert stopped.value.code == 2
@@ -271,7 +293,7 @@ def test_every_shipped_study_runs(names: list[str], encoder_folder: str, data_fo
     for task, settings in tasks.items():
         folder = {"data_dir": data_folders.get(task, data_folders["sst2"])}
         settings["init_args"] = {"max_length": 24} | folder
-    tiny = {"encoders": dict.fromkeys(shipped["encoders"], encoder_folder), "tasks": tasks, "seeds": [0]}
+    tiny = {"encoders": {next(iter(shipped["encoders"])): encoder_folder}, "tasks": tasks, "seeds": [0]}
     tiny |= {"probe": {"max_epochs": 1}, "constants": shipped.get("constants", ["average"])[:-2] or ["average"]}
     Path("tiny.yaml").write_text(yaml.safe_dump(tiny))
     configs = [f"--config={CONFIGS / name}.yaml" for name in names]
@@ -284,4 +306,7 @@ def test_every_shipped_study_runs(names: list[str], encoder_folder: str, data_fo
 
 def test_every_shipped_configuration_is_run() -> None:
     run_here = {"demo", "defaults", "six_tasks", "controls"}
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} == run_here | {"plan"}  # test_plan_command runs that
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == run_here | {
+        "plan",  # test_plan_command runs that
+        *("kinds", "heads", "kinds_digits"),  # and test_kinds_studies these
+    }

@@ -10,6 +10,7 @@ from papa_lightning.attention.functional import (
     apply_attention,
     attention_probabilities,
     average_attention,
+    clear_padding,
     constant_attention,
     constant_mass,
     dynamic_attention,
@@ -353,3 +354,40 @@ def test_fused_kernel_drops_only_in_training():
     expected = F.scaled_dot_product_attention(query, key, value, scale=0.5).transpose(1, 2)
     assert_close(dynamic_attention(query, key, value, None, 0.5), expected)
     assert not torch.allclose(dynamic_attention(query, key, value, None, 0.5, dropout=0.5), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_padding_is_cleared_whatever_stands_there(dtype):
+    attention = torch.randn(3, 2, 2, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    mask = make_mask("holes", 3, 5)
+    mask[1] = 0
+    padding = ~(mask.bool()[:, None, 2:4, None] & mask.bool()[:, None, None, :])
+    expected = attention.masked_fill(padding, 0.0)
+    for broken in (float("nan"), float("inf"), -1.0):
+        found = attention.masked_fill(padding, broken)
+        clear_padding(found, mask, first=2)
+        assert torch.equal(found, expected)
+
+
+class Results(TorchDispatchMode):
+    """Keeps all tensors that operations give, so that no memory is taken twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.tensors = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.tensors += [result] if isinstance(result, torch.Tensor) else []
+        return result
+
+
+@pytest.mark.parametrize("kind", ["none", "holes"])
+def test_values_are_copied_into_the_product_and_out_of_it_only(kind):
+    constants, value = make_case((8, 3, 4, 16))
+    value = value.transpose(1, 2).contiguous().transpose(1, 2)  # as projections give it
+    with Results() as results:
+        mixed = constant_attention(constants, value, make_mask(kind, 8, 4))
+    assert mixed.is_contiguous()
+    memories = {one.untyped_storage().data_ptr() for one in results.tensors if one.numel() >= value.numel()}
+    assert len(memories - {value.untyped_storage().data_ptr()}) == 3  # the copy in, the product, the copy out

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from papa_lightning.attention import (
-    KINDS,
     ConstantHeads,
     DynamicHeads,
     GatedHeads,
@@ -56,7 +55,7 @@ def test_layer_without_constant_heads_stays_original():
     assert mixer.constants.shape == (0, 6, 6)
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("kind", ["constant", "gated"])
 def test_suspension(kind):
     mixer = mixer_class(kind)(Place(0, 4, 6), range(4))
     mixer.load_constants(VALUES)
@@ -78,7 +77,7 @@ def test_constants_are_a_frozen_parameter_and_nothing_else_is_saved():
     assert gated.gate_logits.tolist() == [0, 0, 0, 0]
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("kind", ["constant", "gated"])
 def test_state_dict_carries_calibrated(kind):
     mixer = mixer_class(kind)(Place(0, 4, 6), range(4))
     other = copy.deepcopy(mixer)
@@ -173,7 +172,7 @@ def test_half_precision_mixers_stay_finite_at_padding(need_weights, dropout):
     generator = torch.Generator().manual_seed(0)
     query, key, value = torch.randn(3, 2, 4, 6, 8, generator=generator).half()
     mask = torch.tensor([[1, 1, 1, 0, 0, 0], [1, 0, 1, 1, 0, 1]]).bool()
-    for kind in KINDS:
+    for kind in ("constant", "gated"):
         mixer = mixer_class(kind)(Place(0, 4, 6, dtype=torch.float16), range(4))
         mixer.load_constants(VALUES.half())
         none = query[:, :0] if kind == "constant" else query

@@ -44,6 +44,25 @@ def groups_of_gates(run: L.Trainer, module: nn.Module) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.parametrize(("by_group", "rate"), [(True, 0.1), (False, 1e-3)])
+def test_a_schedule_with_a_maximum_overrides_the_rate_of_the_gates_unless_it_has_one_a_group(
+    by_group: bool, rate: float
+) -> None:
+    """docs/callbacks.md has the remedy."""
+
+    class Cycle(FrozenEncoder):
+        def configure_optimizers(self) -> Any:
+            optimizer = super().configure_optimizers()
+            most: Any = [group["lr"] for group in optimizer.param_groups] if by_group else 1e-3
+            return [optimizer], [torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=most, total_steps=100)]
+
+    module = Cycle()
+    run = trainer(HeadGates(max_length=LENGTH, learning_rate=0.1))
+    run.fit(module, **loaders())
+    (group,) = groups_of_gates(run, module)
+    assert group["max_lr"] == rate
+
+
 def test_gates_and_probe_learn_and_a_frozen_encoder_stays() -> None:
     module, callback = FrozenEncoder(), HeadGates(max_length=LENGTH, learning_rate=0.1)
     before = {name: value.clone() for name, value in module.state_dict().items()}

@@ -47,7 +47,7 @@ def compile_all(module: Classifier) -> Any:
 
 
 def compile_encoder(module: Classifier) -> Any:
-    module.bert.compile(backend="aot_eager")
+    module.bert.compile(backend="eager")
     return module
 
 

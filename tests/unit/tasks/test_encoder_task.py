@@ -1,15 +1,13 @@
 """What all tasks share: arguments, encoder, modes, gradients, optimizer. Seen through a classification task."""
 
 import copy
-import pickle
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
+from fresh_processes import in_a_new_process
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
@@ -114,6 +112,7 @@ def test_attributes_and_hyperparameters(bert: str) -> None:
         "regime": None,
         "constants_learning_rate": None,
         "label_names": None,
+        "distillation": 0.0,
         "pooling": "layerwise",
     }
 
@@ -299,17 +298,15 @@ def test_sequences_of_another_length(length: int, message: str, bert: str) -> No
 
 
 @pytest.mark.distributed
-def test_task_reaches_a_spawned_process(bert: str, constants_file: str, tmp_path: Path) -> None:
+def test_task_reaches_a_new_process(bert: str, constants_file: str) -> None:
     # Lightning's ddp_spawn sends the task by pickle; transformers keeps what it needs in tables of each process.
     tasks = [make_task(bert), make_task(bert, constants=constants_file)]
-    (tmp_path / "tasks.pickle").write_bytes(pickle.dumps((tasks, make_batch())))
-    code = (
-        "import pickle, sys, torch; tasks, batch = pickle.load(open('tasks.pickle', 'rb'));"
-        "torch.save([task.encode(batch)[-1] for task in tasks], 'encoded.pt')"
-    )
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
-    for task, encoded in zip(tasks, torch.load(tmp_path / "encoded.pt"), strict=True):
+    for task, encoded in zip(tasks, in_a_new_process(_encode, tasks, make_batch()), strict=True):
         torch.testing.assert_close(task.encode(make_batch())[-1], encoded)
+
+
+def _encode(tasks: list[SequenceClassificationTask], batch: dict[str, Tensor]) -> list[Tensor]:
+    return [task.encode(batch)[-1] for task in tasks]
 
 
 def test_copy_encodes_the_same_and_takes_no_random_numbers(bert: str) -> None:

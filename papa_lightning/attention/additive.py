@@ -1,0 +1,142 @@
+"""Additive attention: scores from a sum of query and key instead of their product."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from papa_lightning.attention.aft_checks import check_count, check_divides, check_mask
+from papa_lightning.attention.aft_means import masked_values, recomputed
+from papa_lightning.attention.aft_projections import ProjectedMixing
+from papa_lightning.attention.functional import accumulation_dtype
+from papa_lightning.exceptions import PapaError
+
+
+def additive_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    chunk: int = 16,
+) -> Tensor:
+    """Additive attention, ``sum_t' softmax_t'(v . tanh(Q_t + K_t')) V_t'`` over the allowed keys.
+
+    Source: "Neural Machine Translation by Jointly Learning to Align and Translate", Bahdanau et al. 2015, arXiv
+    1409.0473. In time O(T^2 n); rows are taken in chunks and computed again in the backward pass, so memory is O(B
+    chunk T n). Scores are float32 (float64 for float64 input), also under autocast. Rows without any allowed key are 0.
+
+    Args:
+        query: (B, T, n).
+        key: (B, T, n).
+        value: (B, T, d).
+        v: (n,), or (H, n / H) for H heads: neighbouring channels of query, key and value belong to a head, and each
+            head has a softmax of its own.
+        mask: (B, T), true for a real token, or None.
+        causal: Only keys at or before the row.
+        chunk: Rows at a time.
+
+    Returns:
+        (B, T, d) in the dtype of ``value``.
+
+    Raises:
+        PapaError: When shapes do not fit.
+
+    Example:
+        >>> x = torch.tensor([[[0.0], [2.0]]])
+        >>> additive_attention(x, x, x, torch.zeros(1)).flatten()
+        tensor([1., 1.])
+        >>> additive_attention(x, x, x, torch.zeros(1), causal=True).flatten()
+        tensor([0., 1.])
+    """
+    heads = v if v.dim() == 2 else v[None]
+    _check(query, key, value, heads, mask)
+    check_count("chunk", chunk, least=1)
+    dtype = accumulation_dtype(value.dtype)
+    length, device = query.shape[1], query.device
+    with torch.autocast(device.type, enabled=False):
+        queries, keys = _by_head(query.to(dtype), heads.shape[0]), _by_head(key.to(dtype), heads.shape[0])
+        values = _by_head(masked_values(value, mask), heads.shape[0])
+        allowed = None if mask is None else mask.bool()[:, None, None, :]
+        means = []
+        for start in range(0, length, chunk):
+            rows = queries[:, :, start : start + chunk]
+            seen = start + rows.shape[2] if causal else length
+            row = torch.arange(start, start + rows.shape[2], device=device)
+            own = torch.arange(seen, device=device) <= row[:, None] if causal else None
+            some = _both(None if allowed is None else allowed[..., :seen], own)
+            means.append(recomputed(_chunk_of_rows, rows, keys, values, heads.to(dtype), some, seen))
+        return torch.cat(means, dim=2).transpose(1, 2).flatten(2).to(value.dtype)
+
+
+def _by_head(tensor: Tensor, heads: int) -> Tensor:
+    return torch.unflatten(tensor, -1, (heads, -1)).transpose(1, 2)
+
+
+def _both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    if first is None or second is None:
+        return second if first is None else first
+    return first & second
+
+
+def _chunk_of_rows(
+    query: Tensor, keys: Tensor, values: Tensor, heads: Tensor, allowed: Tensor | None, seen: int
+) -> Tensor:
+    """(B, H, rows, h): the means of some rows over the first ``seen`` keys."""
+    keys, values = keys[:, :, :seen], values[:, :, :seen]
+    hidden = torch.tanh(query[:, :, :, None] + keys[:, :, None])
+    scores = torch.einsum("bhijn,hn->bhij", hidden, heads)
+    if allowed is None:
+        return torch.softmax(scores, dim=-1) @ values
+    # The lowest finite number: minus infinity would make rows without keys NaN, also in the gradient.
+    scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
+    return (torch.softmax(scores, dim=-1) @ values).masked_fill(~allowed.any(dim=-1, keepdim=True), 0.0)
+
+
+def _check(query: Tensor, key: Tensor, value: Tensor, heads: Tensor, mask: Tensor | None) -> None:
+    if query.dim() != 3 or query.shape != key.shape or value.dim() != 3 or query.shape[:2] != value.shape[:2]:
+        raise PapaError(
+            f"query, key and value have the shapes {tuple(query.shape)}, {tuple(key.shape)} and {tuple(value.shape)}, "
+            "but must be (sequences, tokens, channels), query and key with the same number of channels."
+        )
+    check_mask(mask, query)
+    if heads.dim() != 2 or heads.numel() != query.shape[-1]:
+        raise PapaError(
+            f"v has {heads.numel()} numbers, but query and key have {query.shape[-1]} channels: it needs one for each."
+        )
+    check_divides("the heads of v", heads.shape[0], value.shape[-1])
+
+
+class AdditiveAttention(ProjectedMixing):
+    """Additive attention over hidden states, ``softmax_t'(v . tanh(W_q x_t + W_k x_t')) W_v x_t'``.
+
+    Source: as :func:`additive_attention`.
+
+    Args:
+        hidden_size: d.
+        heads: H, which share d: each has d / H channels of queries, keys, values and v.
+        causal: Tokens look at themselves and those before them only.
+        chunk: Rows that are computed at a time; a chunk takes B chunk T d numbers.
+
+    Raises:
+        PapaError: When a number is smaller than 1, or ``heads`` does not divide ``hidden_size``.
+
+    Example:
+        >>> AdditiveAttention(8, heads=2)(torch.randn(2, 10, 8)).shape
+        torch.Size([2, 10, 8])
+    """
+
+    def __init__(self, hidden_size: int, heads: int = 1, causal: bool = False, chunk: int = 16) -> None:
+        check_count("heads", heads, least=1)
+        super().__init__(hidden_size)
+        check_divides("heads", heads, hidden_size)
+        check_count("chunk", chunk, least=1)
+        self.causal, self.chunk = causal, chunk
+        self.v = nn.Parameter(torch.empty(heads, hidden_size // heads))
+        bound = self.v.shape[1] ** -0.5  # as nn.Linear(d / H, 1) begins
+        nn.init.uniform_(self.v, -bound, bound)
+
+    def mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """See :func:`additive_attention`."""
+        return additive_attention(query, key, value, self.v, mask, self.causal, self.chunk)

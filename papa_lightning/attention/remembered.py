@@ -1,0 +1,126 @@
+"""What is computed from parameters alone, kept for as long as these stay as they are."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Hashable, Sequence
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+Result = TypeVar("Result")
+
+
+class Remembered(Generic[Result]):
+    """The last result of a function of parameters, computed again when one of them is another or has changed.
+
+    A change is a new parameter, new memory (a move, another dtype, loading with assign=True), a step of any optimizer
+    if the parameter can be trained, or a write in place that torch counts: load_state_dict, everything under
+    ``torch.no_grad``. Writes through ``parameter.data`` are not counted by torch, so owners also forget when they are
+    set to training or evaluation.
+
+    Nothing is kept while gradients may flow to the parameters, while they are trained, and in a compiled graph. Copies
+    of the owner begin empty.
+
+    Example:
+        >>> weight, doubled = torch.ones(2), Remembered()
+        >>> doubled.recall(lambda: 2 * weight, [weight])
+        tensor([2., 2.])
+        >>> doubled.recall(lambda: 2 * weight, [weight]) is doubled.recall(lambda: 2 * weight, [weight])
+        True
+        >>> weight += 1
+        >>> doubled.recall(lambda: 2 * weight, [weight])
+        tensor([4., 4.])
+    """
+
+    def __init__(self) -> None:
+        self._held: tuple[_Origin, Result] | None = None
+
+    def recall(
+        self,
+        compute: Callable[[], Result],
+        parameters: Sequence[Tensor],
+        settings: Hashable = None,
+        training: bool = False,
+    ) -> Result:
+        """The result, kept or computed now.
+
+        Args:
+            compute: Of the parameters and the settings alone; called without gradients when the result is kept.
+            parameters: What it reads.
+            settings: What else it depends on.
+            training: Whether the owner is in training mode.
+        """
+        if torch.compiler.is_compiling():
+            return compute()
+        trained = any(parameter.requires_grad for parameter in parameters) and (training or torch.is_grad_enabled())
+        if trained or not all(_is_plain(parameter) for parameter in parameters):
+            self.forget()
+            return compute()
+        held = self._held  # read once: replicas of a module in other threads share this object
+        if held is None or not held[0].still_is(parameters, settings):
+            # What is made in inference mode could never take part in a backward pass.
+            with torch.inference_mode(False), torch.no_grad():
+                held = _Origin(parameters, settings), compute()
+            self._held = held
+        return held[1]
+
+    def forget(self) -> None:
+        """Compute again next time."""
+        self._held = None
+
+    def __reduce__(self) -> tuple[type[Remembered[Result]], tuple[()]]:
+        """A copy, or what is read from a file, begins empty."""
+        return type(self), ()
+
+
+class _Steps:
+    """How many steps the optimizers of this process took: fused ones write in ways that torch does not count."""
+
+    taken = 0
+
+    @classmethod
+    def count(cls, *_: object) -> None:
+        """Run by torch after each step."""
+        cls.taken += 1
+
+
+register_optimizer_step_post_hook(_Steps.count)
+
+
+class _Origin:
+    """What a result was computed from. Weak references: neither a parameter nor its memory is kept alive by it."""
+
+    def __init__(self, parameters: Sequence[Tensor], settings: Hashable) -> None:
+        self.settings = settings
+        self.parameters = [weakref.ref(parameter) for parameter in parameters]
+        self.states = [_state(parameter) for parameter in parameters]
+        # While these live, no other memory is taken for the same.
+        self.storages = [StorageWeakRef(parameter.untyped_storage()) for parameter in parameters]  # type: ignore[no-untyped-call]
+
+    def still_is(self, parameters: Sequence[Tensor], settings: Hashable) -> bool:
+        """Whether nothing is different now."""
+        return (
+            settings == self.settings
+            and len(parameters) == len(self.parameters)
+            and all(known() is parameter for known, parameter in zip(self.parameters, parameters, strict=True))
+            and [_state(parameter) for parameter in parameters] == self.states
+        )
+
+
+def _state(parameter: Tensor) -> Hashable:
+    writes = parameter._version, _Steps.taken if parameter.requires_grad else None
+    memory = parameter.untyped_storage()._cdata, parameter.storage_offset(), parameter.stride()
+    return writes, memory, parameter.shape, parameter.dtype
+
+
+def _is_plain(parameter: Tensor) -> bool:
+    """Whether changes of a tensor can be told: not of those that stand for others, as in torch.func."""
+    return (
+        type(parameter) in (Tensor, nn.Parameter)
+        and not parameter.is_inference()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(parameter)
+    )

@@ -1,0 +1,106 @@
+"""What the attention-free and the additive kinds have in common: queries and keys, but no scores that others add to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from papa_lightning.attention.base import Place, TokenMixer
+from papa_lightning.exceptions import PapaError
+
+
+class ScorelessLayer(TokenMixer):
+    """All heads of a layer, mixed without dot products of queries and keys.
+
+    In a layer of limited reach only causality counts: a sliding window of the encoder does not bind it. Attention
+    matrices are not made, so an encoder that is asked for them gets None; attention dropout is not used.
+
+    Args:
+        place: See :class:`~papa_lightning.attention.base.TokenMixer`; with the size of the heads.
+        heads: All heads of the layer.
+        causal: None: as the encoder. Anything else than that is refused.
+
+    Attributes:
+        causal: Whether a row sees only itself and the rows before it.
+
+    Raises:
+        PapaError: For invalid arguments.
+    """
+
+    uses_scores = False
+
+    def __init__(self, place: Place, heads: Sequence[int], causal: bool | None = None) -> None:
+        super().__init__(place, heads)
+        self.causal = place.reach.after == 0
+        if causal not in (None, self.causal):
+            found = ("bidirectional", "causal")[self.causal]
+            raise PapaError(
+                f"causal is {causal!r}, but layer {place.layer} of the encoder is {found}, and so is what stands in "
+                "its place: leave causal out."
+            )
+        if place.head_size < 1:
+            raise PapaError(f"head_size is {place.head_size}, but kind {self.kind!r} needs the size of the heads.")
+
+    @classmethod
+    def needs_constants(cls, options: Mapping[str, Any]) -> bool:
+        """Not unless a kind says so."""
+        return False
+
+    def load_constants(self, values: Any) -> None:
+        """Refused, unless a kind takes them.
+
+        Raises:
+            PapaError: Always.
+        """
+        raise PapaError(f"kind {self.kind!r} with options {self.options()} takes no constants: leave them out.")
+
+    @property
+    def replaces_attention(self) -> bool:
+        """True once calibrated."""
+        return self.calibrated and not self.heads.suspended
+
+    def dynamic_when_calibrated(self) -> Sequence[int]:
+        """All heads: their queries and keys are used."""
+        return range(self.heads.num_heads)
+
+    def check_length(self, length: int) -> None:
+        """Refuse sequences for which there are no position biases.
+
+        Raises:
+            PapaError: Names both lengths.
+        """
+        if length > self.max_length:
+            raise PapaError(
+                f"the sequences are {length} tokens long, but the position bias of kind {self.kind!r} is for "
+                f"max_length {self.max_length}: cut the sequences, or swap with a larger max_length."
+            )
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        scaling: float,
+        dropout: float = 0.0,
+        need_weights: bool = False,
+        bias: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """See :meth:`TokenMixer.forward`; scaling, dropout and bias are not used, and there are no matrices."""
+        return self.mix(query, key, value, mask), None
+
+    def mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """Mix the values.
+
+        Args:
+            query: (B, H, T, h).
+            key: (B, H, T, h).
+            value: (B, H, T, h).
+            mask: (B, T) or None.
+
+        Returns:
+            (B, T, H, h).
+        """
+        raise NotImplementedError

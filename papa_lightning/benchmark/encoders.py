@@ -1,0 +1,131 @@
+"""The encoders that are measured, what they read, and constants for them."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+
+from papa_lightning.benchmark.settings import BenchmarkSettings
+from papa_lightning.benchmark.sizes import Size
+from papa_lightning.calibration import AttentionConstants
+from papa_lightning.encoders import describe_lengths, encoder_shape, find_encoder, fits_positions, takes_images
+from papa_lightning.exceptions import PapaError
+from papa_lightning.tasks.pretrained import load_encoder
+
+#: What makes an encoder of this type the one that people know; other types take the common sizes only.
+_OPTIONS: dict[str, dict[str, object]] = {
+    "deberta": {"relative_attention": True, "position_biased_input": False, "pos_att_type": ["c2p", "p2c"]},
+    "deberta-v2": {
+        "relative_attention": True,
+        "position_biased_input": False,
+        "pos_att_type": ["c2p", "p2c"],
+        "position_buckets": 256,
+        "share_att_key": True,
+        "norm_rel_ebd": "layer_norm",
+    },
+}
+_VOCABULARY = 1000
+
+
+def make_stock(settings: BenchmarkSettings, size: Size, device: torch.device) -> PreTrainedModel:
+    """The encoder as it comes, in eval mode.
+
+    Args:
+        settings: Its name, or its type.
+        size: Its sizes, where it has random weights; its input.
+        device: Where it goes.
+
+    Raises:
+        PapaError: When it cannot be made, or has no positions for the input.
+    """
+    made = _with_random_weights(settings, size) if settings.encoder is None else load_encoder(settings.encoder)
+    encoder = find_encoder(made)
+    if takes_images(encoder):
+        raise PapaError(f"the encoder is a {encoder.config.model_type}, which reads images: pass an encoder of text.")
+    if not fits_positions(encoder, size.length):
+        raise PapaError(
+            f"inputs has {size.batch}x{size.length}, but the encoder's sequences must be {describe_lengths(encoder)}: "
+            "pass shorter ones."
+        )
+    nn.Module.to(encoder, device=device, dtype=getattr(torch, settings.dtype))
+    nn.Module.eval(encoder)
+    return encoder
+
+
+def _with_random_weights(settings: BenchmarkSettings, size: Size) -> PreTrainedModel:
+    model_type = settings.shape.type
+    try:
+        config = AutoConfig.for_model(
+            model_type,
+            vocab_size=_VOCABULARY,
+            hidden_size=size.hidden,
+            num_hidden_layers=size.layers,
+            num_attention_heads=size.heads,
+            intermediate_size=4 * size.hidden,
+            max_position_embeddings=max(512, size.length) + 2,  # RoBERTa's positions begin behind the padding token's
+            pad_token_id=0,
+            **_OPTIONS.get(model_type, {}),
+        )
+        torch.manual_seed(settings.seed)
+        made: PreTrainedModel = cast(Any, AutoModel).from_config(config)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise PapaError(f"shape.type is {model_type!r}, of which no encoder can be made here: {reason}") from error
+    return made
+
+
+def copy_of(encoder: PreTrainedModel) -> PreTrainedModel:
+    """The same encoder with the same parameters: not copies of them, which would only fill the memory."""
+    shared: dict[int, object] = {id(tensor): tensor for tensor in (*encoder.parameters(), *encoder.buffers())}
+    return copy.deepcopy(encoder, shared)
+
+
+def make_batches(
+    settings: BenchmarkSettings, size: Size, device: torch.device, vocabulary: int
+) -> list[dict[str, Tensor]]:
+    """Random tokens; padding at the end, as much as was asked for, in sequences whose lengths are spread evenly."""
+    generator = torch.Generator().manual_seed(settings.seed)
+    shortest = round(size.length * (1 - 2 * settings.padding))
+    lengths = torch.linspace(size.length, max(shortest, 1), size.batch).round()
+    mask = (torch.arange(size.length) < lengths[:, None]).long()
+    shape = (size.batch, size.length)
+    tokens = [torch.randint(1, vocabulary, shape, generator=generator) for _ in range(settings.batches)]
+    return [{"input_ids": (one * mask).to(device), "attention_mask": mask.to(device)} for one in tokens]
+
+
+def choose_heads(encoder: PreTrainedModel, settings: BenchmarkSettings, share: float) -> list[tuple[int, int]]:
+    """The constant heads of a share, where the settings want them."""
+    layers, heads = encoder_shape(encoder)
+    every = [(layer, head) for layer in range(layers) for head in range(heads)]
+    if settings.placement == "random":
+        random.Random(settings.seed).shuffle(every)
+    elif settings.placement == "every_layer":
+        every.sort(key=lambda one: one[1])
+    return sorted(every[: round(share * len(every))])
+
+
+def random_constants(encoder: PreTrainedModel, length: int, shared: bool, seed: int) -> AttentionConstants:
+    """Attention matrices of random scores: times do not depend on their values.
+
+    Args:
+        encoder: For its number of layers and heads.
+        length: T.
+        shared: All heads have the same one.
+        seed: Of the scores.
+    """
+    layers, heads = encoder_shape(encoder)
+    # The same in all layers, which copy them: at T = 4096 the matrices of twelve heads are 0.8 GB already.
+    scores = torch.randn(1, 1 if shared else heads, length, length, generator=torch.Generator().manual_seed(seed))
+    values = torch.softmax(scores, dim=-1).expand(layers, heads, length, length)
+    return AttentionConstants(values, torch.ones(length, length))
+
+
+def real_tokens(batches: Sequence[dict[str, Tensor]]) -> int:
+    """Number of tokens that are not padding."""
+    return sum(int(batch["attention_mask"].sum()) for batch in batches)

@@ -1,0 +1,98 @@
+"""How time and memory grow with the number of tokens, layers or heads: points and fitted exponents."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+from scipy.stats import linregress
+
+#: Columns of the table of results that may grow, and what they are called.
+AXES: Mapping[str, str] = {"length": "tokens T", "layers": "layers L", "heads": "heads H"}
+#: What grows with them.
+QUANTITIES: Mapping[str, str] = {"seconds": "time of a batch", "memory": "memory above the encoder"}
+_SIZES = ("encoder", "hidden", "layers", "heads", "batch", "length")
+_VARIANT = ["kind", "share", "backend"]
+#: A line through fewer points says nothing about its own error.
+LEAST_POINTS = 3
+
+
+@dataclass(frozen=True)
+class Growth:
+    """One variant along one axis.
+
+    Args:
+        axis: "length", "layers" or "heads".
+        quantity: "seconds", or "memory": the peak of a pass and what the kind keeps.
+        variant: Kind, share (None where it has none), backend.
+        points: (size, quantity), ascending.
+        exponent: e of ``quantity ~ size^e``, fitted over the upper part of the sizes.
+        error: Its standard error.
+        fitted: The smallest size of the fit.
+    """
+
+    axis: str
+    quantity: str
+    variant: tuple[str, float | None, str]
+    points: Sequence[tuple[float, float]]
+    exponent: float
+    error: float
+    fitted: float
+
+
+def growths(table: pd.DataFrame) -> list[Growth]:
+    """Every variant along every axis with enough points.
+
+    Along an axis, all other sizes are those of the first row.
+
+    Args:
+        table: Of :meth:`~papa_lightning.benchmark.results.BenchmarkResult.table`.
+    """
+    if table.empty:
+        return []
+    base = table.iloc[0]
+    table = table.assign(memory=table["peak_bytes"].astype(float) + table["held_bytes"])
+    found = []
+    for axis in AXES:
+        others = [name for name in _SIZES if name != axis]
+        rows = table[(table[others] == base[others]).all(axis=1)]
+        for variant, own in rows.groupby(_VARIANT, sort=False, dropna=False):
+            for quantity in QUANTITIES:
+                points = [(float(x), float(y)) for x, y in zip(own[axis], own[quantity], strict=True) if y > 0]
+                if len(points) >= LEAST_POINTS:
+                    found.append(_growth(axis, quantity, variant, sorted(points)))
+    return found
+
+
+def fit_exponent(points: Sequence[tuple[float, float]]) -> tuple[float, float, float]:
+    """The exponent of a power law, by least squares between the logarithms.
+
+    What is small is ruled by what does not grow; so only the points from the geometric mean of the smallest and the
+    largest size on count, but at least the last three.
+
+    Args:
+        points: (size, quantity), ascending, all above 0.
+
+    Returns:
+        The exponent, its standard error, and the smallest size that counts.
+
+    Example:
+        >>> exponent, error, smallest = fit_exponent([(size, 3.0 * size**2) for size in (64, 256, 1024, 2048, 4096)])
+        >>> round(exponent, 6), smallest
+        (2.0, 1024)
+    """
+    middle = math.sqrt(points[0][0] * points[-1][0])
+    upper = [point for point in points if point[0] >= middle]
+    upper = upper if len(upper) >= LEAST_POINTS else list(points[-LEAST_POINTS:])
+    line = linregress([math.log(size) for size, _ in upper], [math.log(value) for _, value in upper])
+    return float(line.slope), float(line.stderr), upper[0][0]
+
+
+def _growth(axis: str, quantity: str, variant: tuple[str, float, str], points: Sequence[tuple[float, float]]) -> Growth:
+    kind, share, backend = variant
+    exponent, error, fitted = fit_exponent(points)
+    return Growth(
+        axis, quantity, (kind, None if math.isnan(share) else share, backend), points, exponent, error, fitted
+    )

@@ -1,0 +1,135 @@
+"""What came out of a benchmark: rows, how they were measured, and the files that they are kept in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from papa_lightning.exceptions import ResultFileError
+from papa_lightning.files import write_atomically
+
+_FORMAT = "papa_lightning.benchmark/1"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One variant of one encoder with one input.
+
+    Args:
+        encoder: Its name, or its type where its weights are random.
+        hidden: d.
+        layers: L.
+        heads: H.
+        batch: B, sequences.
+        length: T, tokens with padding.
+        kind: Of attention.
+        share: Of its constant heads; None where the kind has no shares.
+        backend: Of the dynamic attention.
+        seconds: Median of a batch.
+        low: First quartile of the seconds.
+        high: Third quartile.
+        sequences_per_second: At the median.
+        tokens_per_second: At the median; padding does not count.
+        peak_bytes: High-water mark of one pass above the model; None where it cannot be counted.
+        held_bytes: Of the parameters and buffers that the kind adds to the encoder.
+        speed: Median of the stock encoder under sdpa by this one's.
+        speed_low: First quartile of the quotients of runs that were made in the same turn.
+        speed_high: Third quartile.
+        bound: The largest speed that the arithmetic allows; None where it is not known.
+    """
+
+    encoder: str
+    hidden: int
+    layers: int
+    heads: int
+    batch: int
+    length: int
+    kind: str
+    share: float | None
+    backend: str
+    seconds: float
+    low: float
+    high: float
+    sequences_per_second: float
+    tokens_per_second: float
+    peak_bytes: int | None
+    held_bytes: int
+    speed: float
+    speed_low: float
+    speed_high: float
+    bound: float | None
+
+    @property
+    def reached(self) -> float | None:
+        """Share of the bound."""
+        return None if self.bound is None else self.speed / self.bound
+
+
+@dataclass(frozen=True)
+class BenchmarkResult:
+    """All measurements of one run.
+
+    Args:
+        rows: In the order in which they were made.
+        settings: What was asked.
+        about: The machine, versions, device, dtype, threads, seed.
+    """
+
+    rows: Sequence[Measurement]
+    settings: Mapping[str, Any]
+    about: Mapping[str, Any]
+
+    def table(self) -> pd.DataFrame:
+        """One row a measurement, with "reached", the share of the bound."""
+        columns = [one.name for one in fields(Measurement)]
+        found = pd.DataFrame([asdict(row) for row in self.rows], columns=columns)
+        return found.assign(reached=[row.reached for row in self.rows])
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Write ``results.json`` and ``results.csv``.
+
+        Args:
+            folder: Is made when missing.
+
+        Returns:
+            Their paths.
+        """
+        content = {
+            "format": _FORMAT,
+            "about": dict(self.about),
+            "settings": dict(self.settings),
+            "rows": [asdict(row) | {"reached": row.reached} for row in self.rows],
+        }
+        text, path = json.dumps(content, indent=1, allow_nan=False), Path(folder)
+        return [
+            write_atomically(path / "results.json", text.encode()),
+            write_atomically(path / "results.csv", self.table().to_csv(index=False).encode()),
+        ]
+
+    @classmethod
+    def load(cls, path: str | Path) -> BenchmarkResult:
+        """Read ``results.json``.
+
+        Args:
+            path: The file.
+
+        Raises:
+            ResultFileError: When it is missing, damaged, or something else.
+        """
+        names = {one.name for one in fields(Measurement)}
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            if content["format"] != _FORMAT:
+                raise KeyError(content["format"])
+            rows = [Measurement(**{name: row[name] for name in names}) for row in content["rows"]]
+            return cls(rows, content["settings"], content["about"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ResultFileError(
+                f"{str(path)!r} cannot be read as the results of a benchmark ({error!r}): pass a results.json that "
+                "`papa benchmark --output` wrote."
+            ) from error

@@ -1,0 +1,192 @@
+"""Measuring: variants of one encoder with one input after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from papa_lightning.benchmark.about import about
+from papa_lightning.benchmark.backends import BACKENDS, REFERENCE, Batches, check_backend, compiling, use_backend
+from papa_lightning.benchmark.bound import block_of
+from papa_lightning.benchmark.encoders import (
+    choose_heads,
+    copy_of,
+    make_batches,
+    make_stock,
+    random_constants,
+    real_tokens,
+)
+from papa_lightning.benchmark.kinds import Case, kind_of
+from papa_lightning.benchmark.memory import held_bytes, peak_bytes
+from papa_lightning.benchmark.results import BenchmarkResult, Measurement
+from papa_lightning.benchmark.settings import BenchmarkSettings
+from papa_lightning.benchmark.sizes import Size
+from papa_lightning.benchmark.timing import Spread, interleaved_times, synchronizer, threads_of_torch
+from papa_lightning.calibration import without_path
+from papa_lightning.encoders import encoder_shape
+from papa_lightning.study.bench import find_device
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way in which an encoder computes its attention.
+
+    Args:
+        kind: See :data:`papa_lightning.benchmark.kinds`.
+        share: Of constant heads; None where the kind has no shares.
+        backend: Of the dynamic attention.
+    """
+
+    kind: str
+    share: float | None
+    backend: str
+
+    def __str__(self) -> str:
+        share = "" if self.share is None else f" {100 * self.share:g} %"
+        return f"{self.kind}{share}, {self.backend}"
+
+
+STOCK = Variant("stock", None, REFERENCE)
+
+
+def variants(settings: BenchmarkSettings) -> list[Variant]:
+    """What is measured for each size: the reference first.
+
+    Args:
+        settings: Kinds, shares and backends.
+
+    Example:
+        >>> [str(one) for one in variants(BenchmarkSettings(kinds=["constant", "gated"], shares=[0.5, 1]))]
+        ['stock, sdpa', 'constant 50 %, sdpa', 'constant 100 %, sdpa', 'gated, sdpa']
+    """
+    found = [STOCK, *(Variant("stock", None, backend) for backend in settings.backends)]
+    for name in settings.kinds:
+        kind = kind_of(name)
+        for share in settings.shares if kind.by_share else [None]:
+            for backend in settings.backends if kind.by_backend else [REFERENCE]:
+                found.append(Variant(name, None if share is None else float(share), backend))
+    return list(dict.fromkeys(found))
+
+
+def run_benchmark(settings: BenchmarkSettings, progress: bool = True) -> BenchmarkResult:
+    """Measure all variants of all sizes.
+
+    For each size: every variant is set up from the same stock encoder, whose parameters they share; the memory of its
+    first pass is counted (of a compiled one, of its second); then all are run in turn, first to warm up and then for
+    their times. No gradients, eval mode, no garbage collection while the clock runs.
+
+    Args:
+        settings: What to measure.
+        progress: Show a bar.
+
+    Returns:
+        The measurements.
+
+    Raises:
+        PapaError: For an encoder, a device or a backend that cannot be used.
+    """
+    device, dtype = find_device(settings.device), getattr(torch, settings.dtype)
+    for backend in settings.backends:
+        check_backend(backend, dtype, device, padded=settings.padding > 0)
+    sizes, rows = settings.sizes(), list[Measurement]()
+    with threads_of_torch(settings.threads), torch.random.fork_rng():
+        for size in tqdm(sizes, "Benchmark", unit="size", disable=not progress, dynamic_ncols=True):
+            rows += _measure(settings, size, device)
+        noted = about(settings, device)
+    return BenchmarkResult(rows, _plain(settings), noted)
+
+
+def _measure(settings: BenchmarkSettings, size: Size, device: torch.device) -> list[Measurement]:
+    """The variants of one size."""
+    stock = make_stock(settings, size, device)
+    use_backend(stock, REFERENCE)
+    batches = make_batches(settings, size, device, int(stock.config.vocab_size))
+    encoders = {variant: copy_of(stock) for variant in variants(settings)}
+    runs = {variant: _prepared(settings, size, variant, encoder, batches) for variant, encoder in encoders.items()}
+    with torch.inference_mode(), compiling([BACKENDS[variant.backend] for variant in runs]):
+        stock(**batches[0])  # what a device sets up once is no variant's memory
+        memory = {variant: _memory(variant, run, device) for variant, run in runs.items()}
+        times = interleaved_times(runs, settings.repeats, settings.warmup, synchronizer(device))
+    held = {variant: held_bytes(encoder, without=stock) for variant, encoder in encoders.items()}
+    return [
+        _measurement(settings, size, stock, variant, times, (memory[variant], held[variant]), real_tokens(batches))
+        for variant in runs
+    ]
+
+
+def _prepared(
+    settings: BenchmarkSettings, size: Size, variant: Variant, encoder: PreTrainedModel, batches: Batches
+) -> Callable[[], object]:
+    """A copy of the stock encoder becomes a variant; what is timed of it."""
+    use_backend(encoder, variant.backend)
+    case = Case(
+        choose_heads(encoder, settings, variant.share or 0.0),
+        size.length,
+        settings.options.get(variant.kind, {}),
+        partial(random_constants, seed=settings.seed),
+    )
+    return partial(kind_of(variant.kind).prepare(encoder, case, BACKENDS[variant.backend]), batches)
+
+
+def _memory(variant: Variant, run: Callable[[], object], device: torch.device) -> int | None:
+    if BACKENDS[variant.backend].compiled:
+        run()  # torch.compile works here, and needs memory of its own
+    return peak_bytes(run, device)
+
+
+def _measurement(
+    settings: BenchmarkSettings,
+    size: Size,
+    stock: PreTrainedModel,
+    variant: Variant,
+    times: Mapping[Variant, Sequence[float]],
+    memory: tuple[int | None, int],
+    tokens: int,
+) -> Measurement:
+    own, reference = Spread.of(times[variant]), Spread.of(times[STOCK])
+    quotients = Spread.of([one / other for one, other in zip(times[STOCK], times[variant], strict=True)])
+    layers, heads = encoder_shape(stock)
+    return Measurement(
+        encoder=without_path(settings.encoder) if settings.encoder is not None else settings.shape.type,
+        hidden=int(stock.config.hidden_size),
+        layers=layers,
+        heads=heads,
+        batch=size.batch,
+        length=size.length,
+        kind=variant.kind,
+        share=variant.share,
+        backend=variant.backend,
+        seconds=own.median / settings.batches,
+        low=own.low / settings.batches,
+        high=own.high / settings.batches,
+        sequences_per_second=size.batch * settings.batches / own.median,
+        tokens_per_second=tokens / own.median,
+        peak_bytes=memory[0],
+        held_bytes=memory[1],
+        speed=reference.median / own.median,
+        speed_low=quotients.low,
+        speed_high=quotients.high,
+        bound=_bound(settings, size, stock, variant),
+    )
+
+
+def _bound(settings: BenchmarkSettings, size: Size, stock: PreTrainedModel, variant: Variant) -> float | None:
+    block, saves = block_of(stock.config, size.length), kind_of(variant.kind).saves
+    if block is None or saves is None:
+        return None
+    layers, heads = encoder_shape(stock)
+    # A share is rounded to whole heads.
+    share = len(choose_heads(stock, settings, variant.share or 0.0)) / (layers * heads)
+    return block.speed(saves(block, share, settings.options.get(variant.kind, {})))
+
+
+def _plain(settings: BenchmarkSettings) -> dict[str, Any]:
+    """The settings without the path of an encoder."""
+    encoder = settings.encoder
+    return settings.as_dict() | {"encoder": None if encoder is None else without_path(encoder)}

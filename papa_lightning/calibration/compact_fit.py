@@ -1,0 +1,196 @@
+"""Fitting ``rho(i - j) + alpha(j)`` to averaged attention, from the few sums that the least squares depend on.
+
+The loss of one head is ``sum_ij n_ij (C_ij - rho(i - j) - alpha(j))^2`` with n the pair counts, and both parts are
+never negative. Its terms in rho and alpha need the sums of ``S = n C`` over diagonals and columns, and those of n.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from papa_lightning.attention import Reach
+
+#: The solver stops when a step changes no number by more than this share of the largest.
+_PRECISION = 1e-9
+_MOST_STEPS = 20_000
+
+
+def row_bands(rows: Tensor, first: int, width: int) -> Tensor:
+    """The entries around the diagonal of some rows of matrices.
+
+    Args:
+        rows: (..., R, T), the rows ``first`` to ``first + R - 1`` of matrices (T, T).
+        first: Number of the first row.
+        width: w.
+
+    Returns:
+        (..., R, 2 w + 1): at ``w + o`` the entry of row i in column i - o, 0 outside the matrix.
+
+    Example:
+        >>> row_bands(torch.tensor([[1, 2, 3], [4, 5, 6]]), 0, 1)
+        tensor([[2, 1, 0],
+                [6, 5, 4]])
+    """
+    number, length = rows.shape[-2:]
+    low, high = first - width, first + number + width
+    near = rows[..., max(low, 0) : min(high, length)]
+    padded = F.pad(near, (max(-low, 0), max(high - length, 0))).contiguous()
+    *outer, row, _ = padded.stride()
+    bands = padded.as_strided((*padded.shape[:-1], 2 * width + 1), (*outer, row + 1, 1))
+    return bands.flip(-1)
+
+
+@dataclass(frozen=True)
+class BandSums:
+    """What the least squares of the heads of one layer depend on.
+
+    Args:
+        diagonals: (H, 2 w + 1), sums of ``n_ij C_ij`` over the pairs with i - j = o, at ``w + o``.
+        columns: (H, T), sums of ``n_ij C_ij`` over i.
+        diagonal_counts: (2 w + 1,), the same sums of n_ij.
+        column_counts: (T,), the same sums of n_ij.
+        pair_counts: (2 w + 1, T), n_ij itself at ``w + i - j`` and j.
+    """
+
+    diagonals: Tensor
+    columns: Tensor
+    diagonal_counts: Tensor
+    column_counts: Tensor
+    pair_counts: Tensor
+
+
+def band_sums(diagonals: Tensor, columns: Tensor, counts: Tensor, reach: Reach) -> BandSums:
+    """The sums over attention with those over the pair counts.
+
+    Args:
+        diagonals: See :class:`BandSums`.
+        columns: See :class:`BandSums`.
+        counts: (T, T), how often calibration saw each pair.
+        reach: Of the layer: pairs beyond it do not count.
+    """
+    counts, width = reach.cut(counts), diagonals.shape[-1] // 2
+    pairs = row_bands(counts.T, 0, width).flip(-1).T
+    return BandSums(diagonals, columns, pairs.sum(dim=1), counts.sum(dim=0), pairs)
+
+
+def fit_profile(sums: BandSums) -> tuple[Tensor, Tensor]:
+    """The profile and the columns of least loss among those that are never negative.
+
+    With one of them fixed, each number of the other has a best value of its own. Fixing them in turn lowers a convex
+    loss at every step, and ends at its least value, because the bound 0 is one of single numbers too.
+
+    Args:
+        sums: Of one layer.
+
+    Returns:
+        rho (H, 2 w + 1) and alpha (H, T), float64. Offsets and columns without a pair are 0.
+    """
+    pairs = sums.pair_counts.double()
+    per_offset, per_column = _inverse(sums.diagonal_counts), _inverse(sums.column_counts)
+    profile = torch.zeros_like(sums.diagonals, dtype=torch.float64)
+    columns = sums.columns.double() * per_column
+    for _ in range(_MOST_STEPS):
+        before = profile
+        profile = ((sums.diagonals - columns @ pairs.T) * per_offset).clamp_min(0.0)
+        columns = ((sums.columns - profile @ pairs) * per_column).clamp_min(0.0)
+        if (profile - before).abs().max() <= _PRECISION * profile.abs().max():
+            break
+    return profile, columns
+
+
+def _inverse(counts: Tensor) -> Tensor:
+    return torch.where(counts > 0, 1.0 / counts.double().clamp_min(1e-300), 0.0)
+
+
+def weight_beyond(columns: Tensor, counts: Tensor) -> Tensor:
+    """The weight of columns that calibration never saw: the median over those that it saw often.
+
+    The median, because the first column and those of separators stand out, and say nothing about others.
+
+    Args:
+        columns: (H, T), alpha.
+        counts: (T,), how many pairs each column had; at least half of the most is often.
+
+    Returns:
+        (H,).
+
+    Example:
+        >>> weight_beyond(torch.tensor([[9.0, 1.0, 2.0, 0.0]]), torch.tensor([4.0, 4.0, 3.0, 1.0]))
+        tensor([2.])
+    """
+    return columns[:, counts >= counts.max() / 2].median(dim=1).values
+
+
+def relative_error(target: Tensor, fitted: Tensor, counts: Tensor) -> Tensor:
+    """``sqrt(sum_ij n_ij (C_ij - F_ij)^2 / sum_ij n_ij C_ij^2)`` of each head, 0 for a head that is 0 throughout.
+
+    Args:
+        target: (H, R, T), some rows of C or all.
+        fitted: (H, R, T), the same rows of F.
+        counts: (R, T), the same rows of n.
+
+    Returns:
+        (H,), float64.
+    """
+    target, fitted, weights = target.double(), fitted.double(), counts.double()
+    wrong, whole = (((part.square() * weights).sum(dim=(1, 2))) for part in (target - fitted, target))
+    return torch.where(wrong > 0, (wrong / whole.clamp_min(1e-300)).sqrt(), 0.0)
+
+
+def profile_rows(profile: Tensor, columns: Tensor, rows: Tensor, reach: Reach) -> Tensor:
+    """Some rows of ``rho(i - j) + alpha(j)``, 0 beyond the reach.
+
+    Args:
+        profile: (H, 2 w + 1).
+        columns: (H, T).
+        rows: (R,), the numbers of the rows.
+        reach: Of the layer.
+
+    Returns:
+        (H, R, T).
+    """
+    width = profile.shape[-1] // 2
+    offsets = rows[:, None].to(columns.device) - torch.arange(columns.shape[-1], device=columns.device)
+    banded = profile[:, (offsets + width).clamp(0, 2 * width)].masked_fill(offsets.abs() > width, 0.0)
+    beyond = torch.zeros_like(offsets, dtype=torch.bool)
+    if reach.before is not None:
+        beyond |= offsets > reach.before
+    if reach.after is not None:
+        beyond |= offsets < -reach.after
+    return (banded + columns[:, None]).masked_fill(beyond, 0.0)
+
+
+def infer_reach(values: Tensor, counts: Tensor) -> Reach:
+    """The reach of a layer from its constants: softmax attention is 0 nowhere else.
+
+    Args:
+        values: (H, T, T).
+        counts: (T, T); pairs that were never seen say nothing.
+
+    Example:
+        >>> infer_reach(torch.ones(1, 3, 3).tril(), torch.ones(3, 3))
+        Reach(before=None, after=0)
+    """
+    length = len(counts)
+    rows, keys = ((values != 0).any(dim=0) & (counts > 0)).nonzero(as_tuple=True)
+    if len(rows) == 0:
+        return Reach()
+    before, after = (int(offsets.max().clamp_min(0)) for offsets in (rows - keys, keys - rows))
+    seen_rows, seen_keys = (counts > 0).nonzero(as_tuple=True)
+    farthest = [int(offsets.max()) for offsets in (seen_rows - seen_keys, seen_keys - seen_rows)]
+    return clip_reach(Reach(before if before < farthest[0] else None, after if after < farthest[1] else None), length)
+
+
+def clip_reach(reach: Reach, length: int) -> Reach:
+    """The same reach as far as sequences of a length show it: a limit that none of their pairs passes is none.
+
+    Example:
+        >>> clip_reach(Reach(before=63, after=0), 64)
+        Reach(before=None, after=0)
+    """
+    limits = (None if limit is None or limit >= length - 1 else limit for limit in (reach.before, reach.after))
+    return Reach(*limits)

@@ -1,0 +1,107 @@
+"""The callback that exchanges the attention of an encoder for another kind, in any Lightning project."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+from torch import nn
+from transformers import PreTrainedModel
+
+from papa_lightning.callbacks.calibrating import CalibratingCallback
+from papa_lightning.callbacks.discovery import discover_encoder
+from papa_lightning.callbacks.gate_group import forget_own_group, give_own_group
+from papa_lightning.encoders import LayerPlan, plan_whole_layers, swap_attention, swapped_layers
+from papa_lightning.exceptions import PapaError
+
+
+class SwappedAttention(CalibratingCallback):
+    """Swap whole layers of an encoder to a kind of attention for the run: attention-free, additive, shared.
+
+    Works on any LightningModule that holds a supported transformers encoder. In ``setup`` the encoder is swapped in
+    place, so that the parameters of the kind are there before the optimizer is made. Kinds that start from the
+    calibrated average take it from a constants file, or else from one pass over the train data when training starts, as
+    :class:`~papa_lightning.ConstantAttention` does; others need no pass. Everything travels in the module's checkpoint.
+
+    Args:
+        kind: As :func:`~papa_lightning.swap_attention` takes it: one for all layers, or a list with one a layer, in
+            which "dynamic" leaves a layer alone.
+        options: Options of the kind, e.g. {"window": 32}; {"init": "from_constants"} makes an attention-free kind
+            start from the average, {"matrix": "constant"} makes a shared matrix constant. A constants file means both.
+        learning_rate: Of the parameters that the kind adds, in an optimizer group of their own without weight decay;
+            None leaves them with the others.
+        max_length: T, the longest sequence. None takes the datamodule's ``max_length``, or else the constants file's.
+        constants: Path of a constants file to start from instead of calibrating.
+        encoder: Attribute that holds the encoder, when the module has several.
+        batch_size: Sequences a batch of the calibration pass; None takes that of the train loader.
+        save_constants: Write the constants of a pass to ``constants.safetensors`` in the logger's folder.
+
+    Raises:
+        PapaError: For invalid arguments; those that depend on the encoder when ``setup`` sees it.
+
+    Example:
+        >>> from lightning import Trainer
+        >>> free = SwappedAttention("aft_local", {"window": 16, "init": "from_constants"}, max_length=64)
+        >>> trainer = Trainer(callbacks=[free], logger=False)
+    """
+
+    def __init__(
+        self,
+        kind: str | list[str],
+        options: dict[str, Any] | None = None,
+        learning_rate: float | None = None,
+        max_length: int | None = None,
+        constants: str | None = None,
+        encoder: str | None = None,
+        batch_size: int | None = None,
+        save_constants: bool = True,
+    ) -> None:
+        super().__init__(max_length, constants, encoder, batch_size, save_constants)
+        if learning_rate is not None and not 0.0 < learning_rate < float("inf"):
+            raise PapaError(f"learning_rate is {learning_rate}, but must be above 0, or None to take that of the rest.")
+        self.kind, self.options, self.learning_rate = kind, options, learning_rate
+
+    def swap(self, encoder: PreTrainedModel, max_length: int) -> None:
+        """Swap to the kind, unless that is done; see :meth:`CalibratingCallback.swap`."""
+        plans = plan_whole_layers(encoder, self.kind, self.options, constants_given=self.constants is not None)
+        if self.constants is not None and not any(plan.needs_constants for plan in plans):
+            raise PapaError(
+                f"constants is {self.constants!r}, but kind {self.kind!r} with options {self.options!r} needs none: "
+                "leave the file out, or ask for a start from it."
+            )
+        if not _is_swapped_to(encoder, plans, max_length):
+            swap_attention(encoder, self.kind, max_length=max_length, options=[plan.options for plan in plans])
+
+    def outcome(self, encoder: PreTrainedModel) -> str:
+        """How many layers differ from those of the original encoder."""
+        layers = swapped_layers(encoder)
+        return f"{sum(layer.replaces_attention for layer in layers)} of {len(layers)} layers are swapped from now on."
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Swap the encoder, and provide for the parameter group of what was added before the optimizer is made."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit" and self.learning_rate is not None:
+            give_own_group(pl_module, lambda: self.added_parameters(pl_module), self.learning_rate)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Leave the module's configure_optimizers as it was."""
+        forget_own_group(pl_module)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """The same after an error: the Trainer calls no teardown then."""
+        forget_own_group(pl_module)
+
+    def added_parameters(self, pl_module: L.LightningModule) -> list[nn.Parameter]:
+        """What the swap added and what learns, in layer order."""
+        layers = swapped_layers(discover_encoder(pl_module, self.encoder))
+        return [parameter for layer in layers for parameter in layer.parameters() if parameter.requires_grad]
+
+
+def _is_swapped_to(encoder: PreTrainedModel, plans: Sequence[LayerPlan], length: int) -> bool:
+    """Whether an earlier stage, or the module itself, swapped the encoder to just this."""
+    layers = swapped_layers(encoder)
+    return len(layers) == len(plans) and all(
+        type(layer) is plan.mixer and layer.max_length == length and plan.options.items() <= layer.options().items()
+        for layer, plan in zip(layers, plans, strict=True)
+    )

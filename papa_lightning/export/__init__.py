@@ -1,0 +1,7 @@
+"""Exported encoders: folders without the query and key weights of constant heads, and graphs for other runtimes."""
+
+from papa_lightning.export.folder import export_encoder
+from papa_lightning.export.graphs import export_onnx, export_program
+from papa_lightning.export.loading import load_encoder
+
+__all__ = ["export_encoder", "export_onnx", "export_program", "load_encoder"]

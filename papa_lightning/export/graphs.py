@@ -1,0 +1,189 @@
+"""Encoders as graphs: of torch.export, and in ONNX for other runtimes."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental import _config as shapes
+from transformers import PreTrainedModel
+
+from papa_lightning.encoders import accepted_inputs, find_encoder, is_calibrated, swapped_layers, takes_images
+from papa_lightning.exceptions import ExportError
+
+#: Inputs of a graph, in this order.
+_TEXT = ("input_ids", "attention_mask", "token_type_ids")
+
+
+class HiddenStates(nn.Module):
+    """An encoder that takes tokens and returns its last hidden states alone.
+
+    Args:
+        encoder: The bare encoder.
+    """
+
+    def __init__(self, encoder: PreTrainedModel) -> None:
+        super().__init__()
+        self.encoder = encoder
+        # A cache of keys is of no use to a graph, and swapped attention knows none.
+        self.options = {"use_cache": False} if getattr(encoder.config, "use_cache", False) else {}
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        """All (B, T); the result is (B, T, d)."""
+        segments = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        output = self.encoder(
+            input_ids=input_ids, attention_mask=attention_mask, **segments, **self.options, return_dict=True
+        )
+        result: Tensor = output.last_hidden_state
+        return result
+
+
+class HiddenStatesOfImages(nn.Module):
+    """The same for an encoder of images.
+
+    Args:
+        encoder: The bare encoder.
+    """
+
+    def __init__(self, encoder: PreTrainedModel) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """(B, channels, height, width); the result is (B, T, d)."""
+        result: Tensor = self.encoder(pixel_values=pixel_values, return_dict=True).last_hidden_state
+        return result
+
+
+def export_program(encoder: nn.Module) -> torch.export.ExportedProgram:
+    """A swapped encoder as a graph of ``torch.export``, for any batch size and any length up to that of its constants.
+
+    Its inputs are those named input_ids, attention_mask and, where the encoder tells segments apart, token_type_ids,
+    each (B, T), or pixel_values; its output is the last hidden states. An attention mask is always passed, and is one
+    of padding: a graph can refuse no other. The stock attention of transformers asks for at least two tokens, so that
+    graphs of partly constant encoders do too.
+
+    Args:
+        encoder: Swapped and calibrated, or loaded with :func:`load_encoder`; in evaluation mode.
+
+    Returns:
+        The program; ``program.module()`` runs it, ``torch.export.save`` writes it.
+
+    Raises:
+        ExportError: When the encoder has no constants, is in training mode, or cannot be a graph.
+    """
+    module, inputs, sizes = _parts(encoder)
+    with _quiet(), _any_size():
+        try:
+            return torch.export.export(module, (), kwargs=inputs, dynamic_shapes=sizes, strict=False)
+        except Exception as error:  # torch raises anything
+            raise _no_graph(error) from error
+
+
+def export_onnx(encoder: nn.Module, path: str | Path) -> Path:
+    """Write a swapped encoder as an ONNX file, for any batch size and any length up to that of its constants.
+
+    Inputs and output are those of :func:`export_program`, with the axes "batch" and "length"; a length of 1 is served
+    too. An exported encoder (:func:`load_encoder`) gives the smallest file.
+
+    Args:
+        encoder: Swapped and calibrated; in evaluation mode.
+        path: The file. Weights of more than 2 GB stand in a second file beside it.
+
+    Returns:
+        The path.
+
+    Raises:
+        ExportError: When the encoder has no constants, is in training mode, or cannot be a graph.
+        PapaError: When packages are missing.
+    """
+    check_onnx()
+    module, inputs, sizes = _parts(encoder)
+    names = {name: {axis: "length" if axis else "batch" for axis in sizes[name]} for name in inputs}
+    with _quiet():
+        try:
+            program = torch.onnx.export(
+                module,
+                (),
+                kwargs=inputs,
+                dynamo=True,
+                dynamic_shapes=names,
+                input_names=list(inputs),
+                output_names=["last_hidden_state"],
+                verbose=False,
+            )
+        except Exception as error:  # torch raises anything
+            raise _no_graph(error) from error
+        assert program is not None
+        program.save(str(path))
+    return Path(path)
+
+
+def check_onnx() -> None:
+    """Refuse to begin without the packages that ONNX files are written with.
+
+    Raises:
+        ExportError: Names them.
+    """
+    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ExportError(
+            f"onnx is asked for, but {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed: "
+            'pip install "papa-lightning[onnx]".'
+        )
+
+
+def _parts(encoder: nn.Module) -> tuple[nn.Module, dict[str, Tensor], dict[str, Any]]:
+    """The module, an example of its inputs, and which of their sizes may change."""
+    base = find_encoder(encoder)
+    if not is_calibrated(base) or base.training:
+        found = "in training mode" if base.training else "not swapped, or has no constants"
+        raise ExportError(
+            f"the encoder is {found}, but a graph is made of one with constants and in evaluation mode: call "
+            "swap_attention(...) and encoder.eval()."
+        )
+    batch = torch.export.Dim.DYNAMIC(min=1)
+    if takes_images(base):
+        config: Any = base.config
+        sides = config.image_size if isinstance(config.image_size, (tuple, list)) else [config.image_size] * 2
+        pixels = torch.zeros(2, config.num_channels, *sides, dtype=base.dtype, device=base.device)
+        return HiddenStatesOfImages(base), {"pixel_values": pixels}, {"pixel_values": {0: batch}}
+    longest = swapped_layers(base)[0].max_length
+    # Neither 1 nor the longest: a graph must not be made for either alone.
+    example = torch.ones(2, longest - 1 if longest > 2 else longest, dtype=torch.int64, device=base.device)
+    length = {1: torch.export.Dim.DYNAMIC(min=1, max=longest)} if longest > 2 else {}
+    inputs = {name: example * (name != "token_type_ids") for name in _TEXT if name in accepted_inputs(base)}
+    return HiddenStates(base), inputs, {name: {0: batch, **length} for name in inputs}
+
+
+def _no_graph(error: Exception) -> ExportError:
+    line = " ".join(str(error).split())[:400]
+    return ExportError(f"the encoder cannot be made a graph by this version of torch ({type(error).__name__}: {line}).")
+
+
+@contextmanager
+def _any_size() -> Iterator[None]:
+    """Sizes of 1 are no special case: otherwise torch makes a graph for all sizes but them. Its ONNX export does so."""
+    with shapes.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+        yield
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What torch says while it makes graphs is for its developers."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)

@@ -1,0 +1,71 @@
+"""Reading an exported encoder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import safetensors.torch
+from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedModel
+
+from papa_lightning.encoders import is_calibrated, swap_as_saved, swapped_layers
+from papa_lightning.encoders.trimming import trim
+from papa_lightning.exceptions import ExportError, PapaError
+from papa_lightning.export.building import build_encoder, fill_encoder
+from papa_lightning.export.facts import CONFIG, WEIGHTS, Facts, read_facts
+
+
+def load_encoder(folder: str | Path) -> PreTrainedModel:
+    """Load an encoder that was exported, with its constants in place.
+
+    It gives the numbers of the encoder that was exported. What its constant heads left out is gone: it cannot be
+    restored, swapped anew or calibrated. No code of the folder is run, and nothing but the folder is read.
+
+    Args:
+        folder: What :func:`export_encoder` or ``papa export`` wrote; it may have been moved.
+
+    Returns:
+        The bare encoder, on the CPU and in evaluation mode, with parameters in the dtype that they were exported in.
+
+    Raises:
+        ExportError: When the folder is no exported encoder, or something in it is missing, damaged or changed.
+
+    Example:
+        >>> load_encoder("./no-such-folder")
+        Traceback (most recent call last):
+        ...
+        papa_lightning.exceptions.ExportError: 'no-such-folder' holds no exported encoder...
+    """
+    path = Path(folder)
+    facts = read_facts(path)
+    try:
+        return _load(path, facts)
+    except PapaError as error:
+        raise ExportError(f"the exported encoder in {str(path)!r} cannot be used: {error}") from error
+    except Exception as error:  # whatever transformers and torch raise of a configuration that somebody made up
+        raise ExportError(
+            f"the exported encoder in {str(path)!r} cannot be used ({type(error).__name__}: {error}): export it again, "
+            "with the versions of transformers and papa_lightning that it is to be used with."
+        ) from error
+
+
+def _load(folder: Path, facts: Facts) -> PreTrainedModel:
+    state = safetensors.torch.load_file(folder / WEIGHTS)
+    encoder = build_encoder(_read_config(folder), facts.encoder, state.keys())
+    if not swap_as_saved(encoder, state):
+        raise ExportError(f"{WEIGHTS} holds no swapped encoder")
+    trim(encoder)
+    fill_encoder(encoder, state)
+    if not is_calibrated(encoder) or [list(mixer.constant_heads) for mixer in swapped_layers(encoder)] != facts.heads:
+        raise ExportError(f"{WEIGHTS} has other heads than papa.json")
+    encoder.train(False)
+    return encoder
+
+
+def _read_config(folder: Path) -> PretrainedConfig:
+    content = json.loads((folder / CONFIG).read_bytes())
+    model_type = content.get("model_type")
+    if model_type not in CONFIG_MAPPING:  # never by code that the folder names
+        raise ExportError(f"{CONFIG} has model_type {model_type!r}, which transformers does not know")
+    config: PretrainedConfig = CONFIG_MAPPING[model_type].from_dict(content)
+    return config

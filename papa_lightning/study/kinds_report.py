@@ -1,0 +1,111 @@
+"""The page and the figures of a study of kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from papa_lightning.exceptions import StudyError
+from papa_lightning.figures.style import COLOURS, INK, interval_bars, label, new_figure, styled
+from papa_lightning.files import write_atomically
+from papa_lightning.study.kinds_results import KindResult, kinds_table, markdown_table, summarize_kinds, table_cells
+from papa_lightning.study.kinds_settings import KindsSettings, cell_hash
+from papa_lightning.study.report_html import Figures, Section, facts, figure_grid, html_table, page, paragraph
+from papa_lightning.study.store import StudyFolder
+
+#: Column of the summary -> what its axis says, and the unit.
+_PANELS: Mapping[str, tuple[str, float]] = {
+    "score": ("{metric}", 1.0),
+    "steps_per_second": ("steps per second", 1.0),
+    "added_memory_bytes": ("added memory (MB)", 1e6),
+    "parameters": ("parameters (thousands)", 1e3),
+}
+
+
+def is_kinds_study(folder: str | Path) -> bool:
+    """Whether the folder holds a study of kinds.
+
+    Raises:
+        StudyError: When it holds no study at all.
+    """
+    return "kinds" in StudyFolder(folder).read()["settings"]
+
+
+def write_kinds_report(folder: str | Path) -> Path:
+    """Write report.html, kinds.md and the figures of a study of kinds.
+
+    Args:
+        folder: Of the study, finished or not.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        PapaError: When the folder holds no such study, or nothing is finished.
+    """
+    store = StudyFolder(folder)
+    noted = store.read()
+    settings, seeds = KindsSettings(**noted["settings"]["kinds"]), noted["settings"]["seeds"]
+    table = _finished(store, settings, seeds)
+    if not len(table):
+        raise StudyError(f"{str(store.path)!r} has no finished training yet: run `papa study` first.")
+    summary = summarize_kinds(table)
+    write_atomically(store.path / "kinds.md", markdown_table(summary).encode())
+    drawn = Figures(store.path / "figures").add(kind_panels(summary), ("kinds",), _caption(summary, settings))
+    sections = [
+        Section("kinds", "Kinds of attention", figure_grid([drawn], wide=True)),
+        Section("table", "Table", _table(summary)),
+        Section("measured", "How it was measured", facts(_about(settings, seeds, noted["about"]))),
+    ]
+    lead = paragraph("Models that differ in what mixes their tokens, trained for the same number of steps.")
+    return write_atomically(store.path / "report.html", page("Kinds of attention", lead, sections).encode())
+
+
+def _finished(store: StudyFolder, settings: KindsSettings, seeds: list[int]) -> pd.DataFrame:
+    files = [store.cell(cell_hash(settings, variant, seed)) for variant in settings.variants for seed in seeds]
+    return kinds_table(KindResult.load(file) for file in files if file.exists())
+
+
+@styled
+def kind_panels(summary: pd.DataFrame) -> Figure:
+    """Score, speed, memory and size of each variant, with 95 % intervals.
+
+    Args:
+        summary: Of :func:`~papa_lightning.study.kinds_results.summarize_kinds`.
+    """
+    names, places = [label(name) for name in summary["variant"]], np.arange(len(summary))[::-1]
+    figure = new_figure(3.2 + 2.0 * len(_PANELS), 1.2 + 0.3 * len(names))
+    panels = figure.subplots(1, len(_PANELS), sharey=True)
+    for index, (axes, (column, (title, unit))) in enumerate(zip(panels, _PANELS.items(), strict=True)):
+        mean, low, high = (summary[f"{column}{end}"].to_numpy(float) / unit for end in ("", "_low", "_high"))
+        kept = np.isfinite(mean)
+        bars = interval_bars(mean, low, high)[:, kept]
+        axes.errorbar(mean[kept], places[kept], xerr=bars, fmt="o", color=COLOURS[index], ecolor=INK, linewidth=1.1)
+        axes.set_xlabel(title.format(metric=summary["metric"].iloc[0].replace("_", " ")))
+    panels[0].set_yticks(places, names)
+    panels[0].set_ylim(-0.6, len(names) - 0.4)
+    return figure
+
+
+def _caption(summary: pd.DataFrame, settings: KindsSettings) -> str:
+    return (
+        f"Means and 95 % intervals (Student's t) over {summary['n'].max()} seeds, {settings.steps} steps each. Added "
+        "memory is the peak of the training above what was in use before its first step."
+    )
+
+
+def _table(summary: pd.DataFrame) -> str:
+    metric = summary["metric"].iloc[0].replace("_", " ")
+    columns = ["variant", metric, "loss (nats)", "steps/s", "peak MB", "added MB", "parameters", "seeds"]
+    rows = [table_cells(row) for _, row in summary.iterrows()]
+    return html_table(columns, rows, frozenset(columns[1:]))
+
+
+def _about(settings: KindsSettings, seeds: list[int], about: Mapping[str, Any]) -> dict[str, Any]:
+    told = {"task": settings.model, "data": settings.data, "steps": settings.steps, "seeds": seeds}
+    return told | {"equal parameters": settings.equal_parameters, "precision": settings.precision, **about}

@@ -1,0 +1,236 @@
+"""Running a study of kinds: what is missing is trained, and every finished training stays."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from pydoc import locate
+from typing import Any
+
+import lightning as L
+import pandas as pd
+from jsonargparse import ArgumentParser
+from tqdm.auto import tqdm
+
+from papa_lightning import datamodules, tasks  # noqa: F401 (imported for their names, which settings refer to)
+from papa_lightning.calibration import AttentionConstants
+from papa_lightning.callbacks import Throughput
+from papa_lightning.callbacks.throughput import release_memory
+from papa_lightning.encoders import swap_attention
+from papa_lightning.exceptions import PapaError, explanation
+from papa_lightning.files import write_atomically
+from papa_lightning.study.executors import Backend, run_pieces
+from papa_lightning.study.kinds_report import write_kinds_report
+from papa_lightning.study.kinds_results import KindResult, kinds_table
+from papa_lightning.study.kinds_settings import KindsSettings, cell_hash
+from papa_lightning.study.store import StudyFolder
+from papa_lightning.study.versions import versions
+from papa_lightning.tasks import EncoderTask, FromScratchTask
+
+#: What a Trainer leaves out: the study has its own.
+_SILENT = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+#: What the task takes from its data.
+_FROM_DATA = ("num_labels", "max_length", "metrics", "label_names")
+
+
+class KindsStudy:
+    """Scores, speed, memory and size of variants of a model, each trained for the same steps with every seed.
+
+    What is finished is in the folder, under a hash of the settings that it depends on and of what the files of the data
+    hold: a study that was killed goes on where it was. What a folder of data holds does not count.
+
+    Args:
+        settings: What to study.
+        seeds: Of the initial weights and the order of the examples.
+        output: Folder of the study.
+
+    Raises:
+        StudyError: When the folder cannot hold a study.
+    """
+
+    def __init__(self, settings: KindsSettings, seeds: Sequence[int], output: str | Path) -> None:
+        self.settings, self.seeds, self.folder = settings, list(seeds), StudyFolder(output)
+        self.folder.check()
+
+    def missing(self) -> list[tuple[str, int]]:
+        """Variant and seed of what is still to be trained, in the order in which it will be."""
+        cells = [(variant, seed) for seed in self.seeds for variant in self.settings.variants]
+        return [cell for cell in cells if not self._file(*cell).exists()]
+
+    def run(self, num_workers: int = 1, backend: Backend = "processes", progress: bool = True) -> pd.DataFrame:
+        """Train what is missing, and write table, figure and page.
+
+        Args:
+            num_workers: Processes at a time.
+            backend: Where they are.
+            progress: Show a bar.
+
+        Returns:
+            The table, one row a training.
+
+        Raises:
+            PapaError: When something cannot be built or trained; what is finished stays.
+        """
+        plain = asdict(self.settings)
+        self.folder.write({"kinds": plain, "seeds": self.seeds}, {"versions": versions()}, {})
+        work = partial(run_cell, json.dumps(plain), str(self.folder.path))
+        missing = self.missing()
+        for _ in tqdm(
+            run_pieces(work, missing, num_workers, backend),
+            "Training",
+            len(missing),
+            unit="model",
+            disable=not progress,
+        ):
+            self.table()
+        write_kinds_report(self.folder.path)
+        return self.table()
+
+    def table(self) -> pd.DataFrame:
+        """Collect what is finished into the table, and write it."""
+        files = [self._file(variant, seed) for variant in self.settings.variants for seed in self.seeds]
+        table = kinds_table(KindResult.load(file) for file in files if file.exists())
+        write_atomically(self.folder.path / "kinds.csv", table.to_csv(index=False).encode())
+        return table
+
+    def _file(self, variant: str, seed: int) -> Path:
+        return self.folder.cell(cell_hash(self.settings, variant, seed))
+
+
+def run_cell(settings: str, output: str, cell: tuple[str, int]) -> float:
+    """Train one variant with one seed, and write its result.
+
+    Args:
+        settings: A :class:`KindsSettings` as JSON.
+        output: Folder of the study.
+        cell: Variant and seed.
+
+    Returns:
+        Seconds.
+    """
+    start, (variant, seed) = time.perf_counter(), cell
+    study = KindsSettings(**json.loads(settings))
+    data = _build(L.LightningDataModule, "data", study.data)
+    L.seed_everything(seed, verbose=False)
+    task = make_variant(study, variant, data)
+    throughput = Throughput()
+    quiet: dict[str, Any] = dict.fromkeys(_SILENT, False)
+    trainer = L.Trainer(
+        max_steps=study.steps,
+        max_epochs=-1,
+        accelerator=study.accelerator,
+        devices=1,
+        precision=study.precision,  # type: ignore[arg-type] # Lightning refuses what it does not know
+        gradient_clip_val=study.gradient_clip,
+        callbacks=[throughput],
+        limit_val_batches=0,
+        **quiet,
+    )
+    release_memory()  # what the last training left would hide what this one takes
+    trainer.fit(task, datamodule=data)
+    trainer.limit_val_batches = 1.0
+    scores = {name: float(one) for name, one in trainer.validate(task, datamodule=data, verbose=False)[0].items()}
+    seconds = time.perf_counter() - start
+    result = _result(study, cell, task, scores, throughput.facts, seconds)
+    result.save(StudyFolder(output).cell(result.hash))
+    return seconds
+
+
+def make_variant(settings: KindsSettings, variant: str, data: L.LightningDataModule) -> EncoderTask:
+    """Build the task of a variant, with the attention of its kind, and as many parameters as the first variant has.
+
+    Args:
+        settings: Of the study.
+        variant: Its name.
+        data: The data module.
+
+    Raises:
+        PapaError: When it cannot be built.
+    """
+    task = _make(settings, variant, data)
+    if not settings.equal_parameters or variant == settings.reference or not isinstance(task, FromScratchTask):
+        return task
+    wanted = learning_parameters(_make(settings, settings.reference, data))
+    config = task.encoder.config
+    of_a_column = config.num_hidden_layers * (2 * config.hidden_size + 1)
+    width = config.intermediate_size + round((wanted - learning_parameters(task)) / of_a_column)
+    if width < 1:
+        raise PapaError(
+            f"kinds.variants has {variant!r}, whose attention alone has more parameters than {settings.reference!r}: "
+            "pass equal_parameters=false, or a larger model."
+        )
+    return _make(settings, variant, data, intermediate_size=width)
+
+
+def learning_parameters(task: EncoderTask) -> int:
+    """The number of parameters that learn."""
+    return sum(one.numel() for one in task.parameters() if one.requires_grad)
+
+
+def _make(settings: KindsSettings, variant: str, data: L.LightningDataModule, **changed: Any) -> EncoderTask:
+    arguments, swap = settings.arguments(variant) | changed, settings.swap(variant)
+    for name in _FROM_DATA:
+        value = getattr(data, name, None)
+        if value is not None:
+            arguments[name] = list(value) if isinstance(value, tuple) else value
+    path = settings.model["class_path"]
+    if "constants" not in swap and _learns_from_nothing(getattr(tasks, path, None) or locate(path)):
+        arguments, swap = arguments | swap, {}
+    task: EncoderTask = _build(EncoderTask, "model", {**settings.model, "init_args": arguments})
+    if swap.get("kind", "dynamic") != "dynamic":
+        constants = None if "constants" not in swap else AttentionConstants.load(swap["constants"])
+        length = task.hparams["max_length"]
+        options = swap.get("kind_options")
+        swap_attention(task.encoder, swap["kind"], constants=constants, max_length=length, options=options)
+    return task
+
+
+def _learns_from_nothing(task: object) -> bool:
+    return isinstance(task, type) and issubclass(task, FromScratchTask)
+
+
+def _build(base: type, name: str, given: Mapping[str, Any]) -> Any:
+    """An object of settings.
+
+    Raises:
+        PapaError: When there is no such class, or an argument is wrong.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(base, name, required=True)
+    try:
+        return parser.instantiate(parser.parse_object({name: dict(given)}))[name]
+    except Exception as error:
+        explained = explanation(error)
+        if explained is not None:
+            raise explained from error
+        raise PapaError(f"kinds.{name} cannot be built from {dict(given)}: {' '.join(str(error).split())}") from error
+
+
+def _result(
+    study: KindsSettings,
+    cell: tuple[str, int],
+    task: EncoderTask,
+    scores: Mapping[str, float],
+    facts: Mapping[str, float],
+    seconds: float,
+) -> KindResult:
+    kind = study.variants[cell[0]].get("kind", (study.model.get("init_args") or {}).get("kind", "dynamic"))
+    return KindResult(
+        variant=cell[0],
+        kind=kind if isinstance(kind, str) else ",".join(kind),
+        seed=cell[1],
+        metric=task.score_name.removeprefix("val/"),
+        score=scores[task.score_name],
+        loss=scores["val/loss"],
+        parameters=int(facts["parameters"]),
+        steps=study.steps,
+        seconds=seconds,
+        versions=versions(),
+        hash=cell_hash(study, *cell),
+        **{name: facts.get(name, math.nan) for name in ("steps_per_second", "peak_memory_bytes", "added_memory_bytes")},
+    )

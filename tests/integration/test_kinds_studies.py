@@ -1,0 +1,76 @@
+"""The shipped studies of kinds, with small models and one step."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+from transformers import AutoModel
+
+from papa_lightning import SST2DataModule, calibrate
+from papa_lightning.cli import main
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "study"
+
+
+def run_small(name, folder, model, data):
+    """The shipped settings, but for the sizes."""
+    settings = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    settings["seeds"] = [0]
+    settings["kinds"] |= {"steps": 1, "accelerator": "cpu"}
+    settings["kinds"]["model"]["init_args"] |= {"num_layers": 1, **model}
+    settings["kinds"]["data"]["init_args"] |= data
+    (folder / "small.yaml").write_text(json.dumps(settings))
+    table = main(["study", "--config", str(folder / "small.yaml"), "--output", str(folder / "study")])
+    assert list(table["variant"]) == list(settings["kinds"]["variants"])
+    return table
+
+
+@pytest.mark.parametrize("name", ["kinds", "heads"])
+def test_studies_of_text(name, tmp_path):
+    (tmp_path / "text.txt").write_text("".join(chr(97 + number * number % 23) for number in range(3000)))
+    data = {"files": str(tmp_path / "text.txt"), "max_length": 64, "batch_size": 1, "max_eval_blocks": 1}
+    table = run_small(name, tmp_path, {"hidden_size": 24}, data)
+    assert table["score"].between(2.0, 10.0).all(), "untrained: about the logarithm of the vocabulary"
+    assert (abs(table["score"] - table["loss"] / math.log(2)) < 1e-4).all()
+    if name == "heads":
+        assert table["parameters"].nunique() == 1
+
+
+def test_study_of_digits(tmp_path):
+    table = run_small("kinds_digits", tmp_path, {"hidden_size": 8}, {"batch_size": 8})
+    assert table["score"].between(0.0, 1.0).all()
+    assert (table["metric"] == "accuracy").all()
+
+
+def test_a_pretrained_encoder(encoder_folder, data_folder, tmp_path):
+    """Swapped to each kind, with constants where it is told of a file, and fine-tuned the same number of steps."""
+    data = SST2DataModule(tokenizer=encoder_folder, data_dir=data_folder, max_length=16, batch_size=4)
+    data.setup("fit")
+    constants = calibrate(AutoModel.from_pretrained(encoder_folder), data.train_dataloader(), max_length=16)
+    file = str(constants.save(tmp_path / "constants.safetensors"))
+    settings = {
+        "steps": 2,
+        "accelerator": "cpu",
+        "model": {
+            "class_path": "SequenceClassificationTask",
+            "init_args": {"encoder": encoder_folder, "freeze_encoder": False},
+        },
+        "data": {
+            "class_path": "SST2DataModule",
+            "init_args": {"tokenizer": encoder_folder, "data_dir": data_folder, "max_length": 16, "batch_size": 4},
+        },
+        "variants": {
+            "stock": {},
+            "constant": {"kind": "constant", "constants": file},
+            "aft_local": {"kind": "aft_local", "constants": file, "kind_options": {"window": 4}},
+            "additive": {"kind": "additive"},
+        },
+    }
+    (tmp_path / "study.yaml").write_text(json.dumps({"seeds": [0], "kinds": settings}))
+    table = main(["study", "--config", str(tmp_path / "study.yaml"), "--output", str(tmp_path / "study")])
+    sizes = dict(zip(table["variant"], table["parameters"], strict=True))
+    assert sizes["constant"] < sizes["stock"] < sizes["aft_local"], "queries and keys frozen; biases added"
+    assert table["score"].between(0.0, 1.0).all()
+    assert table["loss"].nunique() == 4, "each mixes in its own way"

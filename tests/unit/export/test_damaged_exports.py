@@ -1,0 +1,145 @@
+"""Folders that are damaged or of somebody else: our own error, or an encoder that is the same; never anything else."""
+
+import hashlib
+import json
+import pickle
+import shutil
+import struct
+
+import pytest
+import torch
+from conformance.fuzzing import examples
+from conformance.tiny_models import make_inputs, swapped
+from hypothesis import given
+from hypothesis import strategies as st
+
+from papa_lightning import export_encoder, load_encoder
+from papa_lightning.exceptions import ExportError
+
+FILES = ["papa.json", "config.json", "model.safetensors"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return export_encoder(swapped("bert", "partial"), tmp_path_factory.mktemp("whole") / "exported")
+
+
+@pytest.fixture
+def folder(whole, tmp_path):
+    return shutil.copytree(whole, tmp_path / "damaged")
+
+
+def write(folder, name, content, trusted):
+    """A file that was changed, also together with the sum that belongs to it."""
+    (folder / name).write_bytes(content)
+    if trusted and name != "papa.json":
+        facts = json.loads((folder / "papa.json").read_bytes())
+        facts["files"][name] = hashlib.sha256(content).hexdigest()
+        (folder / "papa.json").write_text(json.dumps(facts))
+
+
+@st.composite
+def damages(draw, content):
+    start = draw(st.integers(0, len(content) - 1))
+    if draw(st.booleans()):
+        return content[:start]
+    some = draw(st.binary(min_size=1, max_size=8))
+    return content[:start] + some + content[start + draw(st.sampled_from([0, len(some), 3])) :]
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_damaged_bytes(trusted, whole, folder):
+    """With the right sum beside it, too: whatever bytes claim to be an encoder."""
+    outcomes, inputs = [], make_inputs("bert")
+    with torch.no_grad():
+        expected = load_encoder(whole)(**inputs).last_hidden_state
+    contents = {name: (whole / name).read_bytes() for name in FILES}
+
+    @examples(24)
+    @given(name=st.sampled_from(FILES), data=st.data())
+    def damaged_file(name, data):
+        for one, content in contents.items():
+            write(folder, one, content, trusted=False)
+        write(folder, name, data.draw(damages(contents[name])), trusted)
+        try:
+            loaded = load_encoder(folder)
+        except ExportError:
+            outcomes.append("refused")
+            return
+        outcomes.append("read")
+        if not trusted:
+            with torch.no_grad():
+                assert torch.equal(loaded(**inputs).last_hidden_state, expected)
+
+    damaged_file()
+    print(f"trusted {trusted}: {outcomes.count('refused')} of {len(outcomes)} refused")  # shown by pytest -s
+    assert outcomes.count("refused") >= (0.3 if trusted else 0.7) * len(outcomes) >= 7
+
+
+def change(folder, name, key, value):
+    content = json.loads((folder / name).read_bytes())
+    content[key] = value
+    write(folder, name, json.dumps(content).encode(), trusted=True)
+
+
+@pytest.mark.parametrize(("name", "key", "value"), [
+    ("papa.json", "format", "papa_lightning.exported_encoder/2"),
+    ("papa.json", "encoder", "BertSelfAttention"),
+    ("papa.json", "encoder", "logger"),
+    ("papa.json", "encoder", "BertForMaskedLM"),
+    ("papa.json", "heads", [[0], [0, 1, 2, 3], []]),
+    ("papa.json", "files", {}),
+    ("papa.json", "max_length", "10"),
+    ("config.json", "model_type", "no-such-type"),
+    ("config.json", "model_type", "roformer"),
+    ("config.json", "hidden_size", 64),
+    ("config.json", "num_attention_heads", 8),
+    ("config.json", "num_hidden_layers", 2),
+    ("config.json", "intermediate_size", "many"),
+])  # fmt: skip
+def test_parts_that_do_not_belong_together(name, key, value, folder):
+    change(folder, name, key, value)
+    with pytest.raises(ExportError):
+        load_encoder(folder)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_missing_files(name, folder):
+    (folder / name).unlink()
+    with pytest.raises(ExportError, match=name):
+        load_encoder(folder)
+    with pytest.raises(ExportError):
+        load_encoder(folder / "no-such-folder")
+
+
+class Bomb:
+    """Code in a file."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return (type(self.marker).touch, (self.marker,))
+
+
+def test_no_code_of_a_folder_is_run(folder, tmp_path):
+    marker = tmp_path / "marker"
+    code = f"import pathlib\npathlib.Path({str(marker)!r}).touch()\nclass Own: pass\n"
+    (folder / "own.py").write_text(code)
+    change(folder, "config.json", "auto_map", {"AutoConfig": "own.Own", "AutoModel": "own.Own"})
+    load_encoder(folder)
+    change(folder, "config.json", "model_type", "own")
+    with pytest.raises(ExportError, match="model_type 'own'"):
+        load_encoder(folder)
+    for name in reversed(FILES):
+        write(folder, name, pickle.dumps(Bomb(marker)), trusted=True)
+        with pytest.raises(ExportError):
+            load_encoder(folder)
+    assert not marker.exists()
+
+
+def test_a_header_that_claims_too_much(folder):
+    header = json.dumps({"embeddings": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}}).encode()
+    write(folder, "model.safetensors", struct.pack("<Q", len(header)) + header, trusted=True)
+    with pytest.raises(ExportError):
+        load_encoder(folder)

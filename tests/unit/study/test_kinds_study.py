@@ -1,0 +1,143 @@
+"""A study of kinds: what it trains, what it finds again, what it draws."""
+
+import json
+import math
+
+import pandas as pd
+import pytest
+import torch
+
+from papa_lightning import PapaError
+from papa_lightning.cli import main
+from papa_lightning.datamodules import TextFileDataModule
+from papa_lightning.exceptions import ResultFileError
+from papa_lightning.study import kinds_run
+from papa_lightning.study.kinds_report import write_kinds_report
+from papa_lightning.study.kinds_results import KindResult, kinds_table, markdown_table, summarize_kinds
+from papa_lightning.study.kinds_run import KindsStudy, learning_parameters, make_variant
+from papa_lightning.study.kinds_settings import KindsSettings, cell_hash
+
+TEXT = "".join(chr(97 + number * number % 23) for number in range(1200))
+VARIANTS = {
+    "dot-2": {},
+    "dot-1": {"num_heads": 1},
+    "local": {"kind": "aft_local", "kind_options": {"window": 4, "per_head": False}},
+}
+
+
+@pytest.fixture
+def settings(tmp_path):
+    (tmp_path / "text.txt").write_text(TEXT)
+    data = {"files": str(tmp_path / "text.txt"), "max_length": 16, "batch_size": 4, "max_eval_blocks": 2}
+    return {
+        "model": {
+            "class_path": "LanguageModelingTask",
+            "init_args": {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "learning_rate": 0.01},
+        },
+        "data": {"class_path": "TextFileDataModule", "init_args": data},
+        "variants": VARIANTS,
+        "steps": 5,
+        "accelerator": "cpu",
+    }
+
+
+def result(variant="a", seed=0, score=1.0, **others):
+    values = {"kind": "dynamic", "metric": "bits_per_character", "loss": 2.0, "parameters": 10, "steps": 3,
+              "steps_per_second": 4.0, "peak_memory_bytes": 5e6, "added_memory_bytes": 1e6, "seconds": 1.0,
+              "versions": {"torch": "2"}, "hash": "1f"}  # fmt: skip
+    return KindResult(variant=variant, seed=seed, score=score, **(values | others))
+
+
+def test_variants_have_equal_parameters_and_their_own_attention(settings):
+    study = KindsSettings(**settings)
+    data = TextFileDataModule(**settings["data"]["init_args"])
+    tasks = {name: make_variant(study, name, data) for name in VARIANTS}
+    sizes = {name: learning_parameters(task) for name, task in tasks.items()}
+    assert sizes["dot-1"] == sizes["dot-2"]
+    assert 0 < abs(sizes["local"] - sizes["dot-2"]) <= 33 / 2  # half of what one column of the feed-forward has
+    assert [tasks[name].encoder.config.num_attention_heads for name in VARIANTS] == [2, 1, 2]
+    assert [tasks[name].hparams["kind"] for name in VARIANTS] == ["dynamic", "dynamic", "aft_local"]
+    free = make_variant(KindsSettings(**settings, equal_parameters=False), "local", data)
+    assert learning_parameters(free) > sizes["local"] + 33
+
+
+def test_a_study_is_run_reported_and_gone_on_with(settings, tmp_path, monkeypatch):
+    config, folder = tmp_path / "study.yaml", tmp_path / "study"
+    config.write_text(json.dumps({"seeds": [0, 1], "kinds": settings}))
+    table = main(["study", "--config", str(config), "--output", str(folder)])
+    assert list(zip(table["variant"], table["seed"], strict=True)) == [(name, s) for name in VARIANTS for s in (0, 1)]
+    assert (table[["steps_per_second", "parameters"]] > 0).all(axis=None)
+    scores = table["score"].to_numpy()
+    assert len(set(scores)) == 6, "variants and seeds differ"
+    assert (abs(scores - table["loss"] / math.log(2)) < 1e-5).all()
+    page = (folder / "report.html").read_text()
+    assert "<svg" in page
+    assert "| local | " in (folder / "kinds.md").read_text()
+    assert pd.read_csv(folder / "kinds.csv")["score"].tolist() == pytest.approx(scores.tolist())
+    next((folder / "cells").iterdir()).unlink()
+    trained = []
+    run_cell = kinds_run.run_cell
+    monkeypatch.setattr(kinds_run, "run_cell", lambda *args: trained.append(args[2]) or run_cell(*args))
+    again = main(["study", "--config", str(config), "--output", str(folder)])
+    assert len(trained) == 1
+    assert again["score"].tolist() == scores.tolist(), "the same numbers"
+    page = (folder / "report.html").read_text()  # the speed of the one that was trained again is another
+    (folder / "report.html").unlink()
+    assert main(["report", str(folder)]).read_text() == page
+    settings["variants"] = {**VARIANTS, "local": {**VARIANTS["local"], "num_heads": 4}}
+    assert KindsStudy(KindsSettings(**settings), [0, 1], folder).missing() == [("local", 0), ("local", 1)]
+    other = KindsStudy(KindsSettings(**settings), [7], tmp_path / "other")
+    other.folder.write({"kinds": settings, "seeds": [7]}, {}, {})
+    with pytest.raises(PapaError, match="no finished training"):
+        write_kinds_report(tmp_path / "other")
+
+
+def test_intervals_are_students():
+    summary = summarize_kinds(
+        kinds_table([result(seed=seed, score=score) for seed, score in enumerate([1.0, 2.0, 6.0])])
+    )
+    row = summary.iloc[0]
+    half = 4.302653 * torch.tensor([1.0, 2.0, 6.0]).std().item() / math.sqrt(3)
+    assert (row["score"], row["score_high"] - row["score"]) == (3.0, pytest.approx(half, rel=1e-5))
+    assert "| a | 3.000 ± 6.572 | 2.000 ± 0.000 | 4.00 ± 0.00 | 5 ± 0 | 1 ± 0 | 10 | 3 |" in markdown_table(summary)
+
+
+def test_results_are_read_back_and_damaged_ones_refused(tmp_path):
+    path = result(peak_memory_bytes=math.nan).save(tmp_path / "one.json")
+    loaded = KindResult.load(path)
+    assert math.isnan(loaded.peak_memory_bytes)
+    assert loaded.hash == "1f"
+    path.write_text(path.read_text().replace("score", "scare"))
+    with pytest.raises(ResultFileError, match="damaged"):
+        KindResult.load(path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"steps": 0}, r"kinds\.steps is 0"),
+        ({"variants": {}}, r"kinds\.variants is {}, but must map"),
+        ({"variants": {"a b": {}}}, r"kinds\.variants has the name 'a b'"),
+        ({"model": {"init_args": {}}}, r"kinds\.model is .* but must have class_path"),
+    ],
+)
+def test_bad_settings(settings, changed, message):
+    with pytest.raises(PapaError, match=message):
+        KindsSettings(**(settings | changed))
+
+
+def test_an_argument_that_the_task_does_not_have(settings):
+    study = KindsSettings(**(settings | {"variants": {"a": {"num_haeds": 1}}}))
+    with pytest.raises(PapaError, match=r"kinds\.model cannot be built .*num_haeds"):
+        make_variant(study, "a", TextFileDataModule(**settings["data"]["init_args"]))
+
+
+def test_a_changed_text_finds_no_old_results(settings, tmp_path):
+    before = cell_hash(KindsSettings(**settings), "dot-2", 0)
+    assert cell_hash(KindsSettings(**settings), "dot-2", 0) == before
+    moved = tmp_path / "elsewhere.txt"
+    moved.write_text(TEXT)
+    settings["data"]["init_args"]["files"] = str(moved)
+    assert cell_hash(KindsSettings(**settings), "dot-2", 0) == before
+    moved.write_text(TEXT[::-1])
+    assert cell_hash(KindsSettings(**settings), "dot-2", 0) != before
