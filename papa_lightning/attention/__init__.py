@@ -10,6 +10,7 @@ from papa_lightning.attention.base import Place, TokenMixer, read_extra_state
 from papa_lightning.attention.compact_heads import CompactHeads
 from papa_lightning.attention.compact_layer import CompactLayer
 from papa_lightning.attention.constant import ConstantHeads
+from papa_lightning.attention.dynamic import DynamicAttention, RowMixing
 from papa_lightning.attention.dynamic_heads import DynamicHeads, HeadsInTurn, Turn
 from papa_lightning.attention.folded import FoldedHeads
 from papa_lightning.attention.gated import GatedHeads
@@ -17,7 +18,6 @@ from papa_lightning.attention.matrices import MatrixHeads
 from papa_lightning.attention.position_bias import FactorizedBias, NormalizedKernel
 from papa_lightning.attention.reach import Reach
 from papa_lightning.attention.registry import KINDS, mixer_class, option_names
-from papa_lightning.attention.rows import AttentionRows, RowMixing
 from papa_lightning.attention.shared import SharedHeads
 from papa_lightning.attention.untouched import UntouchedLayer
 from papa_lightning.attention.zero_mass import ZeroMassWarning, ZeroMassWatch
@@ -35,10 +35,10 @@ __all__ = [
     "AFTSimpleHeads",
     "AdditiveAttention",
     "AdditiveHeads",
-    "AttentionRows",
     "CompactHeads",
     "CompactLayer",
     "ConstantHeads",
+    "DynamicAttention",
     "DynamicHeads",
     "FactorizedBias",
     "FoldedHeads",

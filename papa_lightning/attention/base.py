@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from papa_lightning.attention.dynamic import DynamicAttention
 from papa_lightning.attention.dynamic_heads import DynamicHeads
 from papa_lightning.attention.reach import Reach
 from papa_lightning.attention.zero_mass import ZeroMassWatch
@@ -100,35 +101,22 @@ class TokenMixer(nn.Module):
     @property
     def replaces_attention(self) -> bool:
         """True while the layer differs from the layer of the original encoder."""
-        return not self.heads.all_dynamic
+        return bool(self.constant_heads) and self.calibrated and not self.heads.suspended
 
     def dynamic_when_calibrated(self) -> Sequence[int]:
         """The heads that still need a query and a key once the mixer has what it needs."""
         raise NotImplementedError
 
     def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        scaling: float,
-        dropout: float = 0.0,
-        need_weights: bool = False,
-        bias: Tensor | None = None,
+        self, attention: DynamicAttention, value: Tensor, dropout: float = 0.0, need_weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """Mix the values. Called only while :attr:`replaces_attention`.
 
         Args:
-            query: (B, dynamic heads, T, h).
-            key: (B, dynamic heads, T, h).
-            value: (B, H, T, h).
-            mask: (B, T), true for a real token, or None.
-            scaling: Factor of the scores of the dynamic heads.
+            attention: That of the dynamic heads, with the padding mask of the batch.
+            value: (B, H, T, h), of all heads.
             dropout: Attention dropout, 0 outside training.
             need_weights: Also return the attention matrices.
-            bias: What the encoder adds to the scores of the dynamic heads, or where they may look; see
-                :func:`~papa_lightning.attention.functional.attention_probabilities`.
 
         Returns:
             The mixed values (B, T, H, h), and the matrices used, (B, H, T, T), or None.

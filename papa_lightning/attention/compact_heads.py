@@ -20,13 +20,8 @@ from papa_lightning.attention.compact_layer import (
     own_weights,
     row_mass,
 )
-from papa_lightning.attention.functional import (
-    apply_attention,
-    attention_probabilities,
-    constant_attention,
-    dynamic_attention,
-    normalized_constants,
-)
+from papa_lightning.attention.dynamic import DynamicAttention
+from papa_lightning.attention.functional import apply_attention, constant_attention, normalized_constants
 from papa_lightning.attention.heads import merge_heads, select_heads
 from papa_lightning.exceptions import PapaError
 
@@ -149,28 +144,20 @@ class CompactHeads(TokenMixer):
             )
 
     def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        scaling: float,
-        dropout: float = 0.0,
-        need_weights: bool = False,
-        bias: Tensor | None = None,
+        self, attention: DynamicAttention, value: Tensor, dropout: float = 0.0, need_weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """See :meth:`TokenMixer.forward`."""
+        mask = attention.mask
         parts = self._parts_for(value, mask)
         if need_weights:
-            weights = self._weights(parts, query, key, mask, scaling, bias, batch=value.shape[0])
+            weights = self._weights(attention, parts, batch=value.shape[0])
             return apply_attention(weights, value, dropout), weights
         mixed: list[tuple[Sequence[int], Tensor]] = []
         for form, rows in heads_by_form(self.forms).items():
             own = [self.constant_heads[row] for row in rows]
             mixed.append((own, self._mix(form, parts, select_heads(value, own, dim=1), mask, dropout)))
         if dynamic := self.heads.dynamic:
-            own_value = select_heads(value, dynamic, dim=1)
-            mixed.append((dynamic, dynamic_attention(query, key, own_value, mask, scaling, dropout, bias)))
+            mixed.append((dynamic, attention.mix(select_heads(value, dynamic, dim=1), dropout)))
         return merge_heads(mixed, dim=2), None
 
     def _parts_for(self, value: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
@@ -204,21 +191,11 @@ class CompactHeads(TokenMixer):
     def _matrices(self, form: str, parts: Mapping[str, Tensor]) -> Tensor:
         return self.reach.cut(expand_form(form, parts))
 
-    def _weights(
-        self,
-        parts: Mapping[str, Tensor],
-        query: Tensor,
-        key: Tensor,
-        mask: Tensor | None,
-        scaling: float,
-        bias: Tensor | None,
-        batch: int,
-    ) -> Tensor:
+    def _weights(self, attention: DynamicAttention, parts: Mapping[str, Tensor], batch: int) -> Tensor:
         pieces: list[tuple[Sequence[int], Tensor]] = []
         for form, rows in heads_by_form(self.forms).items():
-            fixed = normalized_constants(self._matrices(form, parts), mask).expand(batch, -1, -1, -1)
+            fixed = normalized_constants(self._matrices(form, parts), attention.mask).expand(batch, -1, -1, -1)
             pieces.append(([self.constant_heads[row] for row in rows], fixed))
         if dynamic := self.heads.dynamic:
-            probabilities = attention_probabilities(query, key, mask, scaling, bias)
-            pieces.append((dynamic, probabilities.to(parts["profile"].dtype)))
+            pieces.append((dynamic, attention.matrices().to(parts["profile"].dtype)))
         return merge_heads(pieces, dim=1)

@@ -7,12 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from papa_lightning.attention.functional import (
-    apply_attention,
-    attention_probabilities,
-    dynamic_attention,
-    normalized_constants,
-)
+from papa_lightning.attention.dynamic import DynamicAttention
+from papa_lightning.attention.functional import apply_attention, normalized_constants
 from papa_lightning.attention.heads import merge_heads, select_heads
 from papa_lightning.attention.matrices import MatrixHeads
 
@@ -36,22 +32,14 @@ class ConstantHeads(MatrixHeads):
         return [head for head in range(self.heads.num_heads) if head not in self.constant_heads]
 
     def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        scaling: float,
-        dropout: float = 0.0,
-        need_weights: bool = False,
-        bias: Tensor | None = None,
+        self, attention: DynamicAttention, value: Tensor, dropout: float = 0.0, need_weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """See :meth:`TokenMixer.forward`."""
-        constants = self.constants_for(value)
+        constants, mask = self.constants_for(value), attention.mask
         if not torch.compiler.is_compiling() and constants.shape[-1] > self.certain_length:
             self.watch.check(self.layer, self.constant_heads, constants, mask, self.constants)
         if need_weights:
-            weights = self._weights(query, key, constants, mask, scaling, bias, batch=value.shape[0])
+            weights = self._weights(attention, constants, batch=value.shape[0])
             return apply_attention(weights, value, dropout), weights
         # Chosen in the layout of the matrix product: heads that are no neighbours are copied, and then only once.
         fixed = select_heads(value.permute(1, 2, 0, 3), self.constant_heads, dim=0).permute(2, 0, 1, 3)
@@ -61,22 +49,12 @@ class ConstantHeads(MatrixHeads):
             mixed = self.mix(fixed, mask)
         parts: list[tuple[Sequence[int], Tensor]] = [(self.constant_heads, mixed)]
         if dynamic := self.heads.dynamic:
-            own_value = select_heads(value, dynamic, dim=1)
-            parts.append((dynamic, dynamic_attention(query, key, own_value, mask, scaling, dropout, bias)))
+            parts.append((dynamic, attention.mix(select_heads(value, dynamic, dim=1), dropout)))
         return merge_heads(parts, dim=2), None
 
-    def _weights(
-        self,
-        query: Tensor,
-        key: Tensor,
-        constants: Tensor,
-        mask: Tensor | None,
-        scaling: float,
-        bias: Tensor | None,
-        batch: int,
-    ) -> Tensor:
-        fixed = normalized_constants(constants, mask).expand(batch, -1, -1, -1)
+    def _weights(self, attention: DynamicAttention, constants: Tensor, batch: int) -> Tensor:
+        fixed = normalized_constants(constants, attention.mask).expand(batch, -1, -1, -1)
         parts: list[tuple[Sequence[int], Tensor]] = [(self.constant_heads, fixed)]
         if dynamic := self.heads.dynamic:
-            parts.append((dynamic, attention_probabilities(query, key, mask, scaling, bias).to(fixed.dtype)))
+            parts.append((dynamic, attention.matrices().to(fixed.dtype)))
         return merge_heads(parts, dim=1)

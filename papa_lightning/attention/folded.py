@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from papa_lightning.attention.base import Place
+from papa_lightning.attention.dynamic import DynamicAttention
 from papa_lightning.attention.exporting import is_symbolic
 from papa_lightning.attention.functional import EPS, apply_attention, constant_mass, normalized_constants
 from papa_lightning.attention.matrices import MatrixHeads, check_matrices
@@ -100,18 +101,10 @@ class FoldedHeads(MatrixHeads):
         return (shared_product(constants, channels * real) * scale).to(value.dtype)[:, :, None]
 
     def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        scaling: float,
-        dropout: float = 0.0,
-        need_weights: bool = False,
-        bias: Tensor | None = None,
+        self, attention: DynamicAttention, value: Tensor, dropout: float = 0.0, need_weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """See :meth:`TokenMixer.forward`; the values are those of the folded projection, or of the heads."""
-        constants = self.constants_for(value)
+        constants, mask = self.constants_for(value), attention.mask
         if constants.shape[-1] > self.certain_length and not torch.compiler.is_compiling():
             self.watch.check(self.layer, self.constant_heads[:1], constants, mask, self.constants)
         batch, heads, length, size = value.shape

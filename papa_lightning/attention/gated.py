@@ -8,13 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from papa_lightning.attention.base import Place
-from papa_lightning.attention.functional import (
-    apply_attention,
-    attention_probabilities,
-    dynamic_attention,
-    gate_mixture,
-    normalized_constants,
-)
+from papa_lightning.attention.dynamic import DynamicAttention
+from papa_lightning.attention.functional import apply_attention, gate_mixture, normalized_constants
 from papa_lightning.attention.matrices import MatrixHeads
 
 
@@ -40,37 +35,20 @@ class GatedHeads(MatrixHeads):
         super().__init__(place, heads)
         self.gate_logits = nn.Parameter(torch.zeros(place.num_heads, dtype=place.dtype, device=place.device))
 
-    @property
-    def replaces_attention(self) -> bool:
-        """True once calibrated: the gates act on every head."""
-        return self.calibrated and not self.heads.suspended
-
     def dynamic_when_calibrated(self) -> Sequence[int]:
         """All heads: the dynamic part of the mixture needs its queries and keys."""
         return range(self.heads.num_heads)
 
     def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        scaling: float,
-        dropout: float = 0.0,
-        need_weights: bool = False,
-        bias: Tensor | None = None,
+        self, attention: DynamicAttention, value: Tensor, dropout: float = 0.0, need_weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """See :meth:`TokenMixer.forward`."""
         if need_weights or dropout > 0.0:
             weights = gate_mixture(
                 self.gate_logits[:, None, None],
-                attention_probabilities(query, key, mask, scaling, bias),
-                normalized_constants(self.constants_for(value), mask),
+                attention.matrices(),
+                normalized_constants(self.constants_for(value), attention.mask),
             )
             return apply_attention(weights, value, dropout), weights
-        mixed = gate_mixture(
-            self.gate_logits[:, None],
-            dynamic_attention(query, key, value, mask, scaling, bias=bias),
-            self.mix(value, mask),
-        )
-        return mixed, None
+        constant = self.mix(value, attention.mask)
+        return gate_mixture(self.gate_logits[:, None], attention.mix(value), constant), None

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from torch import Tensor
 
-from papa_lightning.attention.base import Place, TokenMixer
+from papa_lightning.attention.base import Place
+from papa_lightning.attention.dynamic import DynamicAttention
+from papa_lightning.attention.without_constants import WithoutConstants
 from papa_lightning.exceptions import PapaError
 
 
-class ScorelessLayer(TokenMixer):
+class ScorelessLayer(WithoutConstants):
     """All heads of a layer, mixed without dot products of queries and keys.
 
     In a layer of limited reach only causality counts: a sliding window of the encoder does not bind it. Attention
@@ -43,28 +44,6 @@ class ScorelessLayer(TokenMixer):
         if place.head_size < 1:
             raise PapaError(f"head_size is {place.head_size}, but kind {self.kind!r} needs the size of the heads.")
 
-    @classmethod
-    def needs_constants(cls, options: Mapping[str, Any]) -> bool:
-        """Not unless a kind says so."""
-        return False
-
-    def load_constants(self, values: Any) -> None:
-        """Refused, unless a kind takes them.
-
-        Raises:
-            PapaError: Always.
-        """
-        raise PapaError(f"kind {self.kind!r} with options {self.options()} takes no constants: leave them out.")
-
-    @property
-    def replaces_attention(self) -> bool:
-        """True once calibrated."""
-        return self.calibrated and not self.heads.suspended
-
-    def dynamic_when_calibrated(self) -> Sequence[int]:
-        """All heads: their queries and keys are used."""
-        return range(self.heads.num_heads)
-
     def check_length(self, length: int) -> None:
         """Refuse sequences for which there are no position biases.
 
@@ -78,18 +57,10 @@ class ScorelessLayer(TokenMixer):
             )
 
     def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        scaling: float,
-        dropout: float = 0.0,
-        need_weights: bool = False,
-        bias: Tensor | None = None,
+        self, attention: DynamicAttention, value: Tensor, dropout: float = 0.0, need_weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """See :meth:`TokenMixer.forward`; scaling, dropout and bias are not used, and there are no matrices."""
-        return self.mix(query, key, value, mask), None
+        """See :meth:`TokenMixer.forward`; dropout is not used, nor are scores, and there are no matrices."""
+        return self.mix(attention.query, attention.key, value, attention.mask), None
 
     def mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """Mix the values.

@@ -9,12 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from papa_lightning.attention.base import Place
-from papa_lightning.attention.functional import (
-    apply_attention,
-    attention_probabilities,
-    constant_attention,
-    normalized_constants,
-)
+from papa_lightning.attention.dynamic import DynamicAttention
+from papa_lightning.attention.functional import apply_attention, constant_attention, normalized_constants
 from papa_lightning.attention.matrices import MatrixHeads, check_matrices
 from papa_lightning.exceptions import PapaError
 
@@ -75,34 +71,21 @@ class SharedHeads(MatrixHeads):
             self.constants.copy_(values.mean(dim=0, keepdim=True))
         self._set_calibrated(True)
 
-    @property
-    def replaces_attention(self) -> bool:
-        """True once calibrated."""
-        return self.calibrated and not self.heads.suspended
-
     def dynamic_when_calibrated(self) -> Sequence[int]:
         """All heads for a dynamic matrix, none for a constant one."""
         return range(self.heads.num_heads) if self.matrix == "dynamic" else ()
 
     def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        scaling: float,
-        dropout: float = 0.0,
-        need_weights: bool = False,
-        bias: Tensor | None = None,
+        self, attention: DynamicAttention, value: Tensor, dropout: float = 0.0, need_weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """See :meth:`TokenMixer.forward`; dropout drops entries of the one matrix, for all heads together."""
         batch, heads, length, size = value.shape
         channels = value.transpose(1, 2).reshape(batch, 1, length, heads * size)
         if self.matrix == "dynamic":
-            weights = attention_probabilities(query, key, mask, scaling, bias).mean(dim=1, keepdim=True)
+            weights = attention.matrices().mean(dim=1, keepdim=True)
             mixed = apply_attention(weights, channels, dropout)
         else:
-            constants = self.constants_for(value)
+            constants, mask = self.constants_for(value), attention.mask
             if length > self.certain_length and not torch.compiler.is_compiling():
                 self.watch.check(self.layer, self.constant_heads[:1], constants, mask, self.constants)
             if not (need_weights or dropout > 0.0):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from papa_lightning.attention.base import Place, TokenMixer
-from papa_lightning.exceptions import PapaError
+from papa_lightning.attention.base import Place
+from papa_lightning.attention.without_constants import WithoutConstants
 
 
-class UntouchedLayer(TokenMixer):
+class UntouchedLayer(WithoutConstants):
     """Stands in a layer that keeps the attention of the encoder, beside layers of other kinds.
 
     It has no parameters and is never called: all heads are dynamic for good.
@@ -24,20 +23,3 @@ class UntouchedLayer(TokenMixer):
     def __init__(self, place: Place, heads: Sequence[int]) -> None:
         super().__init__(place, heads)
         self._set_calibrated(True)
-
-    @classmethod
-    def needs_constants(cls, options: Mapping[str, Any]) -> bool:
-        """No."""
-        return False
-
-    def load_constants(self, values: Any) -> None:
-        """Refused.
-
-        Raises:
-            PapaError: Always.
-        """
-        raise PapaError(f'layer {self.layer} is of kind "dynamic", which takes no constants.')
-
-    def dynamic_when_calibrated(self) -> Sequence[int]:
-        """All heads."""
-        return range(self.heads.num_heads)

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from papa_lightning.attention import AttentionRows
+from papa_lightning.attention import DynamicAttention
 from papa_lightning.attention.functional import apply_attention, average_attention, clear_padding, pair_counts
 from papa_lightning.exceptions import CalibrationError
 
@@ -83,23 +83,23 @@ class AttentionAverages:
         """
         self._add_rows(layer, 0, attention, mask)
 
-    def mix(self, layer: int, rows: AttentionRows, value: Tensor) -> Tensor:
+    def mix(self, layer: int, attention: DynamicAttention, value: Tensor) -> Tensor:
         """Add the attention of one layer of one batch, and mix the values with it, in pieces of some rows.
 
         Args:
             layer: Number of the layer.
-            rows: Its attention.
+            attention: Its attention.
             value: (B, H, t, h).
 
         Returns:
             (B, t, H, h).
         """
         value = value.contiguous()  # once, and not for each piece
-        rows = replace(rows, key=rows.key.contiguous())
+        attention = replace(attention, key=attention.key.contiguous())
         mixed = value.new_empty(value.transpose(1, 2).shape)
-        for first, piece in rows.chunks(_ON_CPU if value.device.type == "cpu" else _ON_DEVICES):
+        for first, piece in attention.chunks(_ON_CPU if value.device.type == "cpu" else _ON_DEVICES):
             mixed[:, first : first + piece.shape[2]] = apply_attention(piece, value)
-            self._add_rows(layer, first, piece, rows.mask)
+            self._add_rows(layer, first, piece, attention.mask)
         return mixed
 
     def _add_rows(self, layer: int, first: int, attention: Tensor, mask: Tensor | None) -> None:

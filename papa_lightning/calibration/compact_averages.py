@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from papa_lightning.attention import AttentionRows, Reach
+from papa_lightning.attention import DynamicAttention, Reach
 from papa_lightning.attention.functional import apply_attention, pair_counts
 from papa_lightning.calibration.compact_fit import BandSums, band_sums, row_bands
 from papa_lightning.exceptions import CalibrationError
@@ -72,20 +72,20 @@ class CompactAverages:
         self.pair_counts[:length, :length] += pair_counts(mask).to(self.pair_counts.device)
         self.num_sequences += mask.bool().any(dim=1).sum().to(self.num_sequences.device)
 
-    def mix(self, layer: int, rows: AttentionRows, value: Tensor) -> Tensor:
+    def mix(self, layer: int, attention: DynamicAttention, value: Tensor) -> Tensor:
         """Add the attention of one layer of one batch, and mix the values with it.
 
         Args:
             layer: Number of the layer.
-            rows: Its attention.
+            attention: Its attention.
             value: (B, H, T, h).
 
         Returns:
             (B, T, H, h).
         """
         mixed = value.new_empty(value.shape[0], value.shape[2], value.shape[1], value.shape[3])
-        real = None if rows.mask is None else rows.mask.bool()
-        for first, chunk in rows.chunks():
+        real = None if attention.mask is None else attention.mask.bool()
+        for first, chunk in attention.chunks():
             last = first + chunk.shape[2]
             mixed[:, first:last] = apply_attention(chunk, value)
             if real is not None:  # a fill, because what stands at padding may be NaN

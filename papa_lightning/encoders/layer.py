@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from papa_lightning.attention import AttentionRows, DynamicHeads, Reach, RowMixing, TokenMixer, Turn
-from papa_lightning.attention.functional import attention_probabilities
+from papa_lightning.attention import DynamicAttention, DynamicHeads, Reach, RowMixing, TokenMixer, Turn
 from papa_lightning.attention.heads import select_heads
 from papa_lightning.encoders.freezing import Frozen
 from papa_lightning.encoders.masks import key_mask, reach_bias, refuse_other_masks
@@ -143,16 +142,16 @@ def attend(
     bias = reach_bias(attention_mask, layer.reach, value.shape[2], value.device)
     if position_bias is not None:
         bias = pick_heads(position_bias, heads.dynamic)
-    mask = key_mask(attention_mask)
+    attention = DynamicAttention(query, key, key_mask(attention_mask), scaling, bias)
     if layer.mixings:
         mixing = layer.mixings[layer.turn.number]
         if isinstance(mixing, RowMixing):
-            return mixing.mix(AttentionRows(query, key, mask, scaling, bias), value), None
-        return mixing(attention_probabilities(query, key, mask, scaling, bias), value, mask), None
+            return mixing.mix(attention, value), None
+        return mixing(attention.matrices(), value, attention.mask), None
     mixer = mixers_of(module)[layer.turn.number]
     if mixer.checks_mask and not torch.compiler.is_compiling():
         refuse_other_masks(attention_mask, layer.reach)
-    return cast("tuple[Tensor, Tensor | None]", mixer(query, key, value, mask, scaling, dropout, need_weights, bias))
+    return cast("tuple[Tensor, Tensor | None]", mixer(attention, value, dropout, need_weights))
 
 
 def cache_error(found: str) -> PapaError:

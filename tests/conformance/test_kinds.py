@@ -73,11 +73,11 @@ def test_queries_and_keys_are_the_encoders_own(name):
     """The first layer gets those whose scaled products make the attention of the original."""
     model, inputs, scaling = swap(name, build(name), "additive"), make_inputs(name), (32 // HEADS) ** -0.5
     mixer, seen = swapped_layers(model)[0], {}
-    mixer.register_forward_pre_hook(lambda _, args: seen.update(query=args[0], key=args[1], mask=args[3]))
+    mixer.register_forward_pre_hook(lambda _, args: seen.update(given=args[0]))
     run(model, inputs)
     with observe_attention(model, [lambda attention, _: seen.setdefault("attention", attention)] * CASES[name].layers):
         run(model, inputs)
-    scores = seen["query"] @ seen["key"].transpose(-1, -2) * scaling
+    scores = seen["given"].query @ seen["given"].key.transpose(-1, -2) * scaling
     allowed = mixer.reach.allowed(10) & inputs["attention_mask"].bool()[:, None, None]
     expected = scores.masked_fill(~allowed, -torch.inf).softmax(dim=-1)
     rows = inputs["attention_mask"].bool()

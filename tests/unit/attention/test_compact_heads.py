@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from unit.attention.mixing import mix
 
 from papa_lightning import PapaError
 from papa_lightning.attention import (
@@ -68,11 +69,11 @@ def test_the_same_as_the_matrices(heads, length, reach):
     query, key, value, mask = batch(dynamic, length)
     for real in (None, mask):
         bias = None if reach.unlimited else reach.allowed(length)
-        found, none = mixer(query, key, value, real, 0.5, bias=bias)
+        found, none = mix(mixer, query, key, value, real, 0.5, bias=bias)
         assert none is None
-        torch.testing.assert_close(found, same(query, key, value, real, 0.5, bias=bias)[0], **EXACT)
-        found, weights = mixer(query, key, value, real, 0.5, need_weights=True, bias=bias)
-        expected, matrices = same(query, key, value, real, 0.5, need_weights=True, bias=bias)
+        torch.testing.assert_close(found, mix(same, query, key, value, real, 0.5, bias=bias)[0], **EXACT)
+        found, weights = mix(mixer, query, key, value, real, 0.5, need_weights=True, bias=bias)
+        expected, matrices = mix(same, query, key, value, real, 0.5, need_weights=True, bias=bias)
         torch.testing.assert_close(weights, matrices, **EXACT)
         torch.testing.assert_close(found, expected, **EXACT)
 
@@ -82,11 +83,11 @@ def test_attention_dropout():
     mixer, _ = make(layer=layer)
     query, key, value, mask = batch([])
     torch.manual_seed(0)
-    found, _ = mixer(query, key, value, mask, 0.5, dropout=0.4)
+    found, _ = mix(mixer, query, key, value, mask, 0.5, dropout=0.4)
     torch.manual_seed(0)
     expected = apply_attention(normalized_constants(layer.expand(), mask), value, 0.4)
     torch.testing.assert_close(found, expected, **EXACT)
-    assert not torch.allclose(found, mixer(query, key, value, mask, 0.5)[0])
+    assert not torch.allclose(found, mix(mixer, query, key, value, mask, 0.5)[0])
 
 
 def test_waiting_until_constants_come():
@@ -116,7 +117,7 @@ def test_saved_and_loaded_into_a_mixer_that_waits(forms):
     assert other.forms == ("profile", "dense", "low_rank")
     assert all(parameter is held[name] for name, parameter in other.named_parameters())
     given = batch([1, 3])
-    torch.testing.assert_close(other(*given, 0.5)[0], mixer(*given, 0.5)[0], rtol=0, atol=0)
+    torch.testing.assert_close(mix(other, *given, 0.5)[0], mix(mixer, *given, 0.5)[0], rtol=0, atol=0)
 
 
 def test_a_waiting_state_makes_it_wait_again():
@@ -154,7 +155,7 @@ def test_constants_that_do_not_fit():
 def test_longer_sequences_than_the_constants():
     mixer, _ = make()
     with pytest.raises(PapaError, match=r"8 tokens long.*max_length 7.*extend\(8\)"):
-        mixer(*batch([], LENGTH + 1), 0.5)
+        mix(mixer, *batch([], LENGTH + 1), 0.5)
 
 
 @pytest.mark.parametrize("form", ["profile", "low_rank", "dense"])
@@ -173,24 +174,24 @@ def test_watch_over_rows_without_mass(form):
     mixer, _ = make(layer=layer)
     assert mixer.certain_length == 0
     mixer.watch.check_mass(0, [], torch.zeros(1, 0, 3), None, torch.zeros(0, dtype=torch.bool))
-    mixer(*batch([])[:3], None, 0.5)
+    mix(mixer, *batch([])[:3], None, 0.5)
     assert not mixer.watch.warned
     with pytest.warns(ZeroMassWarning, match=r"layer 3, heads \[1\]: real tokens at positions \[0, 1, 3, 4\]"):
-        mixer(*batch([]), 0.5)
+        mix(mixer, *batch([]), 0.5)
 
 
 def test_sure_rows_are_not_looked_at(monkeypatch):
     mixer, _ = make()
     assert mixer.certain_length == LENGTH
     monkeypatch.setattr(mixer.watch, "check_mass", None)
-    mixer(*batch([]), 0.5)
+    mix(mixer, *batch([]), 0.5)
 
 
 def test_unfrozen_constants_learn():
     mixer, _ = make()
     for parameter in mixer.parameters():
         parameter.requires_grad_(True)
-    mixer(*batch([]), 0.5)[0].square().sum().backward()
+    mix(mixer, *batch([]), 0.5)[0].square().sum().backward()
     assert all(parameter.grad.abs().max() > 1e-4 for parameter in mixer.parameters())
 
 

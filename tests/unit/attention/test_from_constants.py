@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from unit.attention.mixing import mix
 
 from papa_lightning.attention import Place, Reach, mixer_class
 from papa_lightning.attention.from_constants import FLOOR, band_bias, dense_bias, kernel_bias, kernel_entries
@@ -28,7 +29,7 @@ def weights_of(kind, constants, causal, **options):
     mixer.load_constants(constants)
     value = torch.eye(LENGTH, dtype=torch.float64).expand(1, HEADS, -1, -1)
     query, key = torch.randn(2, 1, HEADS, LENGTH, LENGTH, dtype=torch.float64) * 5
-    return mixer(query, key, value, None, 0.3)[0][0].transpose(0, 1)
+    return mix(mixer, query, key, value, None, 0.3)[0][0].transpose(0, 1)
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from unit.attention.mixing import mix
 
 from papa_lightning import PapaError
 from papa_lightning.attention import KINDS, Place, Reach, additive_attention, mixer_class
@@ -75,7 +76,7 @@ def explicit_aft(mixer, query, key, value, mask, causal):
 @pytest.mark.parametrize("kind", [kind for kind in NEW if kind.startswith("aft")])
 def test_the_formula(kind, reach, length):
     mixer, (query, key, value, mask) = make(kind, reach, **NEW[kind]), batch(length)
-    found, weights = mixer(query, key, value, mask, 0.3)
+    found, weights = mix(mixer, query, key, value, mask, 0.3)
     assert weights is None
     torch.testing.assert_close(found, explicit_aft(mixer, query, key, value, mask, reach.after == 0), **CLOSE)
 
@@ -85,13 +86,13 @@ def test_additive_heads_each_have_their_scores():
     for head in range(HEADS):
         one = [tensor[:, head] for tensor in (query, key, value)]
         expected = additive_attention(*one, mixer.score_weight[head], mask)
-        torch.testing.assert_close(mixer(query, key, value, mask, 0.3)[0][:, :, head], expected, **CLOSE)
+        torch.testing.assert_close(mix(mixer, query, key, value, mask, 0.3)[0][:, :, head], expected, **CLOSE)
 
 
 @pytest.mark.parametrize("kind", NEW)
 def test_every_input_and_parameter_has_a_gradient(kind):
     mixer, (query, key, value, mask) = make(kind, **NEW[kind]), batch()
-    mixer(query, key, value, mask, 0.3)[0].square().sum().backward()
+    mix(mixer, query, key, value, mask, 0.3)[0].square().sum().backward()
     parameters = dict(mixer.named_parameters())
     parameters = {name: one for name, one in parameters.items() if one.requires_grad} | {
         "q": query,
@@ -107,7 +108,7 @@ def test_a_start_from_constants_learns_at_once(kind):
     mixer = mixer_class(kind)(Place(2, HEADS, LENGTH, SIZE), range(HEADS), init="from_constants", **NEW[kind])
     mixer.load_constants(torch.rand(HEADS, LENGTH, LENGTH) + 0.1)
     *inputs, mask = (tensor.float().detach() for tensor in batch())
-    mixer(*inputs, mask, 0.3)[0].square().sum().backward()
+    mix(mixer, *inputs, mask, 0.3)[0].square().sum().backward()
     assert all(one.grad.abs().max() > 0 for one in mixer.parameters())
 
 
@@ -115,7 +116,7 @@ def test_a_start_from_constants_learns_at_once(kind):
 def test_causal_layers_do_not_look_ahead(kind):
     mixer, (query, key, value, _) = make(kind, CAUSAL, **NEW[kind]), batch()
     bias = CAUSAL.allowed(LENGTH)
-    mixer(query, key, value, None, 0.3, bias=bias)[0][:, 3].sum().backward()
+    mix(mixer, query, key, value, None, 0.3, bias=bias)[0][:, 3].sum().backward()
     assert value.grad[:, :, 4:].abs().max() == 0
     assert value.grad[:, :, :4].abs().min() > 0
     if kind != "aft_simple":
@@ -126,20 +127,20 @@ def test_causal_layers_do_not_look_ahead(kind):
 def test_padding_reaches_nothing_and_nothing_is_nan(kind):
     mixer, (query, key, value, mask) = make(kind, **NEW[kind]), batch()
     mask[1] = False  # a sequence of padding
-    found = mixer(query, key, value, mask, 0.3)[0]
+    found = mix(mixer, query, key, value, mask, 0.3)[0]
     found.sum().backward()
     assert found.isfinite().all()
     assert all(tensor.grad.isfinite().all() for tensor in (query, key, value))
     mask[1, :4] = True
     other = [torch.where(mask[:, None, :, None], tensor, 99.0) for tensor in (query, key, value)]
-    before, after = mixer(query, key, value, mask, 0.3)[0], mixer(*other, mask, 0.3)[0]
+    before, after = mix(mixer, query, key, value, mask, 0.3)[0], mix(mixer, *other, mask, 0.3)[0]
     torch.testing.assert_close(before[mask], after[mask], **CLOSE)
 
 
 def test_shared_dynamic_matrix_is_the_mean_of_the_heads():
     mixer, (query, key, value, mask) = make("shared"), batch()
     mean = attention_probabilities(query, key, mask, 0.3).mean(dim=1, keepdim=True)
-    mixed, weights = mixer(query, key, value, mask, 0.3, need_weights=True)
+    mixed, weights = mix(mixer, query, key, value, mask, 0.3, need_weights=True)
     torch.testing.assert_close(mixed, (mean @ value).transpose(1, 2), **CLOSE)
     torch.testing.assert_close(weights, mean.expand(-1, HEADS, -1, -1), **CLOSE)
 
@@ -157,7 +158,7 @@ def test_with_one_constant_matrix_value_and_output_maps_are_one(masked):
     mixer.load_constants(constants)
     value = (hidden @ to_value).unflatten(-1, (heads, size)).transpose(1, 2)
     nothing = value[:, :0]
-    explicit = mixer(nothing, nothing, value, mask, 0.3)[0].flatten(2) @ to_output
+    explicit = mix(mixer, nothing, nothing, value, mask, 0.3)[0].flatten(2) @ to_output
 
     pieces = zip(to_value.split(size, dim=1), to_output.split(size, dim=0), strict=True)
     folded = torch.stack([own @ out for own, out in pieces]).sum(dim=0)
@@ -165,7 +166,7 @@ def test_with_one_constant_matrix_value_and_output_maps_are_one(masked):
     matrix = constants.mean(dim=0) * mask[:, None, :]
     expected = matrix / matrix.sum(-1, keepdim=True) @ hidden @ folded
     torch.testing.assert_close(explicit[mask], expected[mask], atol=1e-6, rtol=0)
-    weights = mixer(nothing, nothing, value, mask, 0.3, need_weights=True)
+    weights = mix(mixer, nothing, nothing, value, mask, 0.3, need_weights=True)
     torch.testing.assert_close(weights[0].flatten(2) @ to_output, explicit, **CLOSE)
 
 
@@ -209,7 +210,7 @@ def test_constants_of_another_sort(kind):
 def test_sequences_without_positions(kind):
     query, key, value, mask = batch(LENGTH + 1)
     with pytest.raises(PapaError, match="8 tokens long, but the position bias"):
-        make(kind, **NEW[kind])(query, key, value, mask, 0.3)
+        mix(make(kind, **NEW[kind]), query, key, value, mask, 0.3)
 
 
 def test_the_names_of_the_kinds():

@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from unit.attention.mixing import mix
 
 from papa_lightning.attention import (
     ConstantHeads,
@@ -115,7 +116,7 @@ def test_longer_sequences_than_the_constants():
     mixer.load_constants(VALUES)
     empty = torch.zeros(1, 0, 7, 2)
     with pytest.raises(PapaError, match=r"7 tokens long.*max_length 6"):
-        mixer(empty, empty, torch.zeros(1, 4, 7, 2), None, 1.0)
+        mix(mixer, empty, empty, torch.zeros(1, 4, 7, 2), None, 1.0)
 
 
 def test_unknown_kind():
@@ -176,7 +177,7 @@ def test_half_precision_mixers_stay_finite_at_padding(need_weights, dropout):
         mixer = mixer_class(kind)(Place(0, 4, 6, dtype=torch.float16), range(4))
         mixer.load_constants(VALUES.half())
         none = query[:, :0] if kind == "constant" else query
-        mixed, weights = mixer(none, none if kind == "constant" else key, value, mask, 0.3, dropout, need_weights)
+        mixed, weights = mix(mixer, none, none if kind == "constant" else key, value, mask, 0.3, dropout, need_weights)
         assert mixed.dtype is torch.float16
         assert mixed.isfinite().all()
         assert (weights is None) == (not need_weights) or dropout > 0
@@ -190,7 +191,7 @@ def test_sequence_of_padding_harms_no_gate(dropout):
     mask = torch.tensor([[1, 1, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0]]).bool()
     mixer = GatedHeads(Place(0, 4, 6), range(4))
     mixer.load_constants(VALUES)
-    mixed, _ = mixer(query, key, value, mask, 0.3, dropout)
+    mixed, _ = mix(mixer, query, key, value, mask, 0.3, dropout)
     mixed[0, :3].square().sum().backward()
     assert mixer.gate_logits.grad.isfinite().all()
     assert mixer.gate_logits.grad.abs().min() > 0

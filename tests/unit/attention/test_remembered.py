@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from unit.attention.mixing import mix
 
 from papa_lightning.attention import ConstantHeads, Place
 from papa_lightning.attention.remembered import Remembered
@@ -177,12 +178,12 @@ def test_normalised_constants_are_made_once_for_a_length():
     none = value[:, :0]
     expected = values[:, :4, :4] / values[:, :4, :4].sum(-1, keepdim=True)
     for _ in range(2):
-        torch.testing.assert_close(mixer(none, none, value, None, 1.0)[0], (expected @ value).transpose(1, 2))
+        torch.testing.assert_close(mix(mixer, none, none, value, None, 1.0)[0], (expected @ value).transpose(1, 2))
     kept = mixer._normalized._held[1]
-    mixer(none, none, value, None, 1.0)
+    mix(mixer, none, none, value, None, 1.0)
     assert mixer._normalized._held[1] is kept
     assert mixer.constants_for(value).data_ptr() == mixer.constants.data_ptr()  # a part of them, no copy
     mixer.load_constants(values.flip(2))
     expected = values.flip(2)[:, :4, :4] / values.flip(2)[:, :4, :4].sum(-1, keepdim=True)
-    torch.testing.assert_close(mixer(none, none, value, None, 1.0)[0], (expected @ value).transpose(1, 2))
+    torch.testing.assert_close(mix(mixer, none, none, value, None, 1.0)[0], (expected @ value).transpose(1, 2))
     assert mixer.train()._normalized._held is None

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conformance import tiny_models
 from torch.testing import assert_close
+from unit.attention.mixing import mix
 from unit.encoders.tiny_encoders import (
     ALL,
     HEADS,
@@ -193,7 +194,7 @@ def test_an_average_that_is_zero_up_to_the_length_of_the_batch_is_no_pruned_head
     mixer.load_constants(values)
     nothing = torch.zeros(1, 0, 4, 2)
     with pytest.warns(ZeroMassWarning, match=r"heads \[0\]: real tokens at positions \[0, 1, 2, 3\]"):
-        mixer(nothing, nothing, torch.ones(1, 2, 4, 2), None, 1.0)
+        mix(mixer, nothing, nothing, torch.ones(1, 2, 4, 2), None, 1.0)
 
 
 def test_pruned_heads_need_no_look_at_the_mask(monkeypatch):
