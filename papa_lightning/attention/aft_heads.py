@@ -20,8 +20,9 @@ its scores (T5, DeBERTa, MPNet) and attention dropout have nothing to act on her
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ from papa_lightning.attention.aft_conv import aft_conv, aft_conv2d
 from papa_lightning.attention.base import Place
 from papa_lightning.attention.from_constants import band_bias, dense_bias, kernel_bias, kernel_entries
 from papa_lightning.attention.matrices import check_matrices
-from papa_lightning.attention.position_bias import FactorizedBias, NormalizedKernel
+from papa_lightning.attention.position_bias import BandBias, FactorizedBias, NormalizedKernel, TableBias
 from papa_lightning.attention.scoreless import ScorelessLayer
 from papa_lightning.exceptions import PapaError
 
@@ -145,41 +146,59 @@ class BiasedAFTHeads(AFTSimpleHeads):
 
 
 class TableAFTHeads(BiasedAFTHeads):
-    """What the kinds with a table of position biases have in common.
+    """What the kinds with a position bias for pairs of positions have in common.
 
     Args:
         place: As in :class:`AFTSimpleHeads`.
         heads: The same.
-        columns: Of the table, which has a row for each position.
-        per_head: A table for the channels of each head, so that constants are taken over exactly; False: one for all
+        new_table: Makes a bias with a parameter for every pair, for ``groups`` groups of channels.
+        per_head: A bias for the channels of each head, so that constants are taken over exactly; False: one for all
             channels, as in the paper, from the mean of the heads' constants.
+        inner: Inner size of a factorised bias ``w = u v^T``, as in the paper; None: a parameter for every pair.
         init: As in :class:`BiasedAFTHeads`.
         causal: As in :class:`AFTSimpleHeads`.
 
     Attributes:
-        position_bias: w, (H or 1, T, columns).
+        position_bias: w of H groups of channels, or of one.
+
+    Raises:
+        PapaError: For a factorised bias that is to start from constants: few factors cannot hold their logarithm.
     """
 
     def __init__(
-        self, place: Place, heads: Sequence[int], columns: int, per_head: bool, init: str, causal: bool | None
+        self,
+        place: Place,
+        heads: Sequence[int],
+        new_table: Callable[..., nn.Module],
+        per_head: bool,
+        inner: int | None,
+        init: str,
+        causal: bool | None,
     ) -> None:
         super().__init__(place, heads, init, causal)
-        self.per_head = per_head
-        shape = (place.num_heads if per_head else 1, place.max_length, columns)
-        self.position_bias = nn.Parameter(torch.empty(shape, dtype=place.dtype, device=place.device))
-        nn.init.normal_(self.position_bias, std=FactorizedBias.start)
+        if inner is not None and init == "from_constants":
+            raise PapaError(
+                f"inner is {inner}, but init is 'from_constants', and a product of small factors cannot hold the "
+                "logarithm of the constants: leave inner out, or pass init 'paper'."
+            )
+        self.per_head, self.inner = per_head, inner
+        groups = place.num_heads if per_head else 1
+        bias = new_table(groups=groups) if inner is None else FactorizedBias(place.max_length, inner, groups)
+        self.position_bias = bias.to(device=place.device, dtype=place.dtype)
 
     def options(self) -> dict[str, Any]:
-        """Whether there is a table a head, beside those of the base."""
-        return {"per_head": self.per_head, **super().options()}
+        """Whether there is a bias a head and how it is made, beside those of the base."""
+        return {"per_head": self.per_head, "inner": self.inner, **super().options()}
 
     def start_from(self, constants: Tensor) -> None:
         """See :meth:`BiasedAFTHeads.start_from`."""
         seen = self.reach.cut(constants)
-        self.position_bias.copy_(self.table(seen if self.per_head else seen.mean(dim=0, keepdim=True)))
+        cast("TableBias | BandBias", self.position_bias).table.copy_(
+            self.table(seen if self.per_head else seen.mean(dim=0, keepdim=True))
+        )
 
     def table(self, constants: Tensor) -> Tensor:
-        """The table of position biases that gives constants (H or 1, T, T) back."""
+        """The parameters of such a bias that gives constants (H or 1, T, T) back."""
         raise NotImplementedError
 
 
@@ -190,11 +209,9 @@ class AFTFullHeads(TableAFTHeads):
         place: As in :class:`AFTSimpleHeads`.
         heads: The same.
         per_head: As in :class:`TableAFTHeads`.
+        inner: As in :class:`TableAFTHeads`.
         init: As in :class:`BiasedAFTHeads`.
         causal: As in :class:`AFTSimpleHeads`.
-
-    Attributes:
-        position_bias: w, (H or 1, T, T).
     """
 
     kind = "aft_full"
@@ -204,10 +221,11 @@ class AFTFullHeads(TableAFTHeads):
         place: Place,
         heads: Sequence[int],
         per_head: bool = True,
+        inner: int | None = None,
         init: str = "paper",
         causal: bool | None = None,
     ) -> None:
-        super().__init__(place, heads, place.max_length, per_head, init, causal)
+        super().__init__(place, heads, partial(TableBias, place.max_length), per_head, inner, init, causal)
 
     def table(self, constants: Tensor) -> Tensor:
         """See :func:`~papa_lightning.attention.from_constants.dense_bias`."""
@@ -215,8 +233,9 @@ class AFTFullHeads(TableAFTHeads):
 
     def mean(self, gate: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """See :meth:`AFTSimpleHeads.mean`."""
-        self.check_length(value.shape[1])
-        return aft_full(gate, self.scaled_key(key), value, self.position_bias, mask, self.causal)
+        length = value.shape[1]
+        self.check_length(length)
+        return aft_full(gate, self.scaled_key(key), value, self.position_bias(length), mask, self.causal)
 
 
 class AFTLocalHeads(TableAFTHeads):
@@ -227,11 +246,9 @@ class AFTLocalHeads(TableAFTHeads):
         heads: The same.
         window: s, at most max_length.
         per_head: As in :class:`TableAFTHeads`.
+        inner: As in :class:`TableAFTHeads`.
         init: As in :class:`BiasedAFTHeads`; see :func:`~papa_lightning.attention.from_constants.band_bias`.
         causal: As in :class:`AFTSimpleHeads`.
-
-    Attributes:
-        position_bias: (H or 1, T, 2 s - 1), or (..., s) in a causal layer: the band of w, columns are offsets.
     """
 
     kind = "aft_local"
@@ -242,12 +259,13 @@ class AFTLocalHeads(TableAFTHeads):
         heads: Sequence[int],
         window: int = 32,
         per_head: bool = True,
+        inner: int | None = None,
         init: str = "paper",
         causal: bool | None = None,
     ) -> None:
         check_window(window, place.max_length, "max_length")
-        columns = window if place.reach.after == 0 else 2 * window - 1
-        super().__init__(place, heads, columns, per_head, init, causal)
+        new_table = partial(BandBias, place.max_length, window, place.reach.after == 0)
+        super().__init__(place, heads, new_table, per_head, inner, init, causal)
         self.window = window
 
     def options(self) -> dict[str, Any]:
@@ -262,9 +280,9 @@ class AFTLocalHeads(TableAFTHeads):
         """See :meth:`AFTSimpleHeads.mean`."""
         length = value.shape[1]
         self.check_length(length)
-        hidden = max(0, self.window - length)  # offsets that reach beyond both ends of a short sequence
-        band = self.position_bias[:, :length, hidden : None if self.causal else -hidden or None]
-        return aft_banded(gate, self.scaled_key(key), value, band, 1 - self.window + hidden, mask, self.causal)
+        band = cast("BandBias | FactorizedBias", self.position_bias).band(length, self.window, self.causal)
+        first = 1 - min(self.window, length)
+        return aft_banded(gate, self.scaled_key(key), value, band, first, mask, self.causal)
 
 
 class AFTConvHeads(BiasedAFTHeads):

@@ -101,6 +101,53 @@ class FactorizedBias(nn.Module):
         return self.u[:, :length].to(dtype), self.v[:, :length].to(dtype)
 
 
+class TableBias(nn.Module):
+    """Position bias with a parameter for every pair of positions, (H, T, T); it can have any value.
+
+    Args:
+        max_length: T, the longest sequence.
+        groups: H, the number of groups of channels with a bias of their own.
+
+    Example:
+        >>> TableBias(max_length=16, groups=2)(length=10).shape
+        torch.Size([2, 10, 10])
+    """
+
+    def __init__(self, max_length: int, groups: int = 1) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.empty(groups, max_length, max_length))
+        nn.init.normal_(self.table, std=FactorizedBias.start)
+
+    def forward(self, length: int) -> Tensor:
+        """See :meth:`FactorizedBias.forward`."""
+        return self.table[:, :length, :length]
+
+
+class BandBias(nn.Module):
+    """Position bias with a parameter for every pair within a window, (H, T, offsets) as of :func:`FactorizedBias.band`.
+
+    Args:
+        max_length: T, the longest sequence.
+        window: s, at most T.
+        causal: Only keys at or before the row, s offsets; else 2 s - 1.
+        groups: H, the number of groups of channels with a bias of their own.
+
+    Example:
+        >>> BandBias(max_length=16, window=3).band(length=10, window=3).shape
+        torch.Size([1, 10, 5])
+    """
+
+    def __init__(self, max_length: int, window: int, causal: bool = False, groups: int = 1) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.empty(groups, max_length, window if causal else 2 * window - 1))
+        nn.init.normal_(self.table, std=FactorizedBias.start)
+
+    def band(self, length: int, window: int, causal: bool = False) -> Tensor:
+        """See :meth:`FactorizedBias.band`, with the window and the direction that the bias was built for."""
+        hidden = max(0, window - length)  # offsets that reach beyond both ends of a short sequence
+        return self.table[:, :length, hidden : None if causal else -hidden or None]
+
+
 class NormalizedKernel(nn.Module):
     """Kernel of AFT-conv, ``gamma (w - mean w) / std w + beta`` for each head (Zhai et al. 2021, arXiv 2105.14103).
 

@@ -31,6 +31,7 @@ KINDS = ["aft_full", "aft_simple", "aft_local", "aft_conv", "additive", "shared"
 #: One family for every way in which an encoder is opened, each with two kinds; every kind in two families.
 SEAMS = ["bert", "gpt2", "llama", "albert", "deberta-v2-own", "t5"]
 PAIRS = [(name, KINDS[(place + step) % 6]) for place, name in enumerate(SEAMS) for step in (0, 3)]
+FACTORS = [("bert", "aft_full", {"inner": 4}), ("gpt2", "aft_local", {"window": 3, "inner": 4, "per_head": False})]
 
 
 def swap(name, model, kind, **options):
@@ -95,9 +96,11 @@ def test_a_start_from_constants_is_the_constant_encoder(name):
     assert_close(local, constant, {"atol": 1e-5, "rtol": 0})
 
 
-@pytest.mark.parametrize(("name", "kind"), PAIRS)
-def test_states_and_copies(name, kind):
-    model, inputs = swap(name, build(name), kind), make_inputs(name)
+@pytest.mark.parametrize(
+    ("name", "kind", "options"), [*((*pair, {}) for pair in PAIRS), *FACTORS], ids=lambda part: str(part)
+)
+def test_states_and_copies(name, kind, options):
+    model, inputs = swap(name, build(name), kind, **({"options": options} if options else {})), make_inputs(name)
     expected, other = run(model, inputs), build(name, seed=1)
     state = torch.load(saved(encoder_of(model).state_dict()), weights_only=True)
     assert swap_as_saved(encoder_of(other), state)
@@ -158,7 +161,7 @@ def test_kinds_by_layer():
     layers = swapped_layers(model)
     assert [layer.constant_heads for layer in layers] == [(), (0, 1, 2, 3), (0, 1, 2, 3)]
     assert [layer.options() for layer in layers[:2]] == [{}, {}]
-    assert layers[2].options() == {"window": 4, "per_head": True, "init": "from_constants"}
+    assert layers[2].options() == {"window": 4, "per_head": True, "inner": None, "init": "from_constants"}
 
 
 def test_attention_matrices():
@@ -203,7 +206,7 @@ def test_a_start_from_constants_waits_for_them():
 
 def test_without_max_length_all_positions_count():
     model = swap_attention(build("bert"), "aft_full")
-    assert swapped_layers(model)[0].position_bias.shape == (HEADS, 24, 24)
+    assert swapped_layers(model)[0].position_bias.table.shape == (HEADS, 24, 24)
 
 
 NO_ERROR = {"max_length": 10, "options": None}

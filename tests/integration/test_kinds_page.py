@@ -31,9 +31,9 @@ def test_the_run_of_the_page(tiny: list[str]) -> None:
     task = SequenceClassificationTask.load_from_checkpoint(cli.trainer.checkpoint_callback.best_model_path)
     own, loaded = swapped_layers(cli.model.encoder), swapped_layers(task.encoder)
     assert [layer.kind for layer in loaded] == ["aft_local"] * 2
-    assert loaded[0].options() == {"window": 16, "per_head": True, "init": "from_constants"}
+    assert loaded[0].options() == {"window": 16, "per_head": True, "inner": None, "init": "from_constants"}
     assert all(layer.calibrated for layer in loaded)
-    assert torch.equal(loaded[1].get_parameter("position_bias"), own[1].get_parameter("position_bias"))
+    assert torch.equal(loaded[1].get_parameter("position_bias.table"), own[1].get_parameter("position_bias.table"))
 
 
 @pytest.mark.usefixtures("in_a_folder_of_its_own")

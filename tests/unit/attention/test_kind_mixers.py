@@ -21,6 +21,13 @@ NEW = {
     "additive": {},
     "shared": {},
 }
+#: All kinds with their options, and the factorised biases of the paper.
+CASES = {kind: (kind, options) for kind, options in NEW.items()} | {
+    "aft_full, inner": ("aft_full", {"inner": 2}),
+    "aft_full, inner, one": ("aft_full", {"inner": 2, "per_head": False}),
+    "aft_local, inner": ("aft_local", {"window": 3, "inner": 2}),
+    "aft_local, inner, one": ("aft_local", {"window": 3, "inner": 2, "per_head": False}),
+}
 
 
 def make(kind, reach=None, **options):
@@ -33,6 +40,11 @@ def make(kind, reach=None, **options):
             if parameter.requires_grad:
                 parameter.add_(torch.randn_like(parameter) * 0.5)
     return mixer
+
+
+def make_case(case, reach=None):
+    kind, options = CASES[case]
+    return make(kind, reach, **options)
 
 
 def batch(length=LENGTH, seed=0):
@@ -58,12 +70,16 @@ def explicit_aft(mixer, query, key, value, mask, causal):
         keys = key * mixer.key_scale[:, None]
         bias = torch.zeros(HEADS, length, length, dtype=torch.float64)
         if mixer.kind == "aft_full":
-            bias = mixer.position_bias[:, :length, :length]
+            bias = mixer.position_bias(length)
         if mixer.kind == "aft_local":
-            rows = mixer.position_bias[:, :length]
-            bias = torch.where(
-                offset.abs() < 3, rows.gather(-1, (offset + 2).clamp(0, rows.shape[-1] - 1).expand(HEADS, -1, -1)), 0.0
-            )
+            near = offset.abs() < 3
+            if mixer.inner is None:
+                rows = mixer.position_bias.table[:, :length]
+                bias = rows.gather(-1, (offset + 2).clamp(0, rows.shape[-1] - 1).expand(HEADS, -1, -1))
+            else:
+                bias = mixer.position_bias(length)
+            bias = torch.where(near, bias, 0.0)
+        bias = bias.expand(HEADS, -1, -1)
     weights = torch.exp(bias[None, ..., None] + keys[:, :, None])  # (B, H, query, key, h)
     allowed = mask[:, None, None, :] & (position <= position[:, None] if causal else torch.tensor(True))
     weights = weights * allowed[..., None]
@@ -73,9 +89,9 @@ def explicit_aft(mixer, query, key, value, mask, causal):
 
 @pytest.mark.parametrize("reach", [Reach(), CAUSAL], ids=["both ways", "causal"])
 @pytest.mark.parametrize("length", [LENGTH, 2])
-@pytest.mark.parametrize("kind", [kind for kind in NEW if kind.startswith("aft")])
-def test_the_formula(kind, reach, length):
-    mixer, (query, key, value, mask) = make(kind, reach, **NEW[kind]), batch(length)
+@pytest.mark.parametrize("case", [case for case in CASES if case.startswith("aft")])
+def test_the_formula(case, reach, length):
+    mixer, (query, key, value, mask) = make_case(case, reach), batch(length)
     found, weights = mix(mixer, query, key, value, mask, 0.3)
     assert weights is None
     torch.testing.assert_close(found, explicit_aft(mixer, query, key, value, mask, reach.after == 0), **CLOSE)
@@ -89,9 +105,9 @@ def test_additive_heads_each_have_their_scores():
         torch.testing.assert_close(mix(mixer, query, key, value, mask, 0.3)[0][:, :, head], expected, **CLOSE)
 
 
-@pytest.mark.parametrize("kind", NEW)
-def test_every_input_and_parameter_has_a_gradient(kind):
-    mixer, (query, key, value, mask) = make(kind, **NEW[kind]), batch()
+@pytest.mark.parametrize("case", CASES)
+def test_every_input_and_parameter_has_a_gradient(case):
+    mixer, (query, key, value, mask) = make_case(case), batch()
     mix(mixer, query, key, value, mask, 0.3)[0].square().sum().backward()
     parameters = dict(mixer.named_parameters())
     parameters = {name: one for name, one in parameters.items() if one.requires_grad} | {
@@ -112,20 +128,19 @@ def test_a_start_from_constants_learns_at_once(kind):
     assert all(one.grad.abs().max() > 0 for one in mixer.parameters())
 
 
-@pytest.mark.parametrize("kind", NEW)
-def test_causal_layers_do_not_look_ahead(kind):
-    mixer, (query, key, value, _) = make(kind, CAUSAL, **NEW[kind]), batch()
+@pytest.mark.parametrize("case", CASES)
+def test_causal_layers_do_not_look_ahead(case):
+    mixer, (query, key, value, _) = make_case(case, CAUSAL), batch()
     bias = CAUSAL.allowed(LENGTH)
     mix(mixer, query, key, value, None, 0.3, bias=bias)[0][:, 3].sum().backward()
     assert value.grad[:, :, 4:].abs().max() == 0
     assert value.grad[:, :, :4].abs().min() > 0
-    if kind != "aft_simple":
-        assert key.grad[:, :, 4:].abs().max() == 0
+    assert key.grad[:, :, 4:].abs().max() == 0
 
 
-@pytest.mark.parametrize("kind", NEW)
-def test_padding_reaches_nothing_and_nothing_is_nan(kind):
-    mixer, (query, key, value, mask) = make(kind, **NEW[kind]), batch()
+@pytest.mark.parametrize("case", CASES)
+def test_padding_reaches_nothing_and_nothing_is_nan(case):
+    mixer, (query, key, value, mask) = make_case(case), batch()
     mask[1] = False  # a sequence of padding
     found = mix(mixer, query, key, value, mask, 0.3)[0]
     found.sum().backward()
@@ -177,6 +192,12 @@ REFUSED = {
     "grid": ("aft_conv", {"grid": True, "window": 2}, "the 7 tokens of layer 2 are no square grid"),
     "init": ("aft_full", {"init": "zero"}, "init is 'zero', but must be one of 'paper', 'from_constants'"),
     "causal": ("aft_full", {"causal": True}, "causal is True, but layer 2 of the encoder is bidirectional"),
+    "inner": ("aft_full", {"inner": 0}, "inner is 0"),
+    "factors of constants": (
+        "aft_local",
+        {"window": 3, "inner": 4, "init": "from_constants"},
+        "inner is 4, but init is 'from_c",
+    ),
     "matrix": ("shared", {"matrix": "mean"}, "matrix is 'mean', but must be one of 'dynamic', 'constant'"),
 }
 
