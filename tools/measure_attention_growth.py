@@ -9,28 +9,27 @@ log cost against log T, cost ~ T^p. Second table: a pre-norm block (mixing, then
 a training step at one length, against the block with the explicit softmax.
 
 Time is the processor time of the process, so that other work on the machine counts little; median of interleaved runs.
-Memory is the peak of live tensor bytes above what was there before (parameters, their gradients and the input do not
-count): a dispatch mode sees every tensor that an operation makes, and a weak reference tells when its storage is freed.
-Buffers inside one operation are not seen. "softmax" is dot-product attention with explicit matrices, "sdpa" the fused
-kernel.
+Memory is the most that PyTorch allocates above what was there before, inside operations too; parameters, gradients and
+the input do not count. "softmax" is dot-product attention with explicit matrices, "sdpa" the fused kernel.
 """
 
 import argparse
 import platform
 import statistics
 import time
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from papa_lightning.attention import AdditiveAttention, AFTConv, AFTFull, AFTLocal, AFTSimple
 from papa_lightning.attention.aft_projections import ProjectedMixing
+from papa_lightning.benchmark.timing import interleaved_times
+from papa_lightning.memory import peak_bytes
+
+CPU = torch.device("cpu")
 
 
 class DotProduct(ProjectedMixing):
@@ -68,34 +67,6 @@ class Block(nn.Module):
         return hidden + self.feed_forward(self.between(hidden))
 
 
-class LiveBytes(TorchDispatchMode):
-    """The peak of the bytes of tensors that were made while it is active and still live."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live = self.peak = 0
-        self.known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        old = {tensor.untyped_storage()._cdata for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}
-        result = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in old | self.known.keys():
-                self._add(tensor.untyped_storage())
-        return result
-
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        size, number = storage.nbytes(), storage._cdata
-
-        def freed(_: object) -> None:
-            del self.known[number]
-            self.live -= size
-
-        self.known[number] = weakref.ref(storage, freed)
-        self.live += size
-        self.peak = max(self.peak, self.live)
-
-
 #: By name: width, length, causal -> a mixing layer.
 KINDS: dict[str, Callable[[int, int, bool], nn.Module]] = {
     "softmax": lambda d, length, causal: DotProduct(d, max(1, d // 64), causal, fused=False),
@@ -121,21 +92,8 @@ def training_step(module: nn.Module, hidden: Tensor) -> None:
 
 def interleaved_medians(calls: Mapping[str, Callable[[], None]], repeats: int) -> dict[str, float]:
     """Median seconds of processor time of each call, one of each in turn; the first round does not count."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for repeat in range(1 + repeats):
-        for name, call in calls.items():
-            start = time.process_time()
-            call()
-            if repeat:
-                times[name].append(time.process_time() - start)
+    times = interleaved_times(calls, repeats, warmup=1, clock=time.process_time)
     return {name: statistics.median(values) for name, values in times.items()}
-
-
-def peak_bytes(call: Callable[[], None]) -> int:
-    """Peak live tensor bytes of a call."""
-    with LiveBytes() as tracker:
-        call()
-    return tracker.peak
 
 
 def exponent(lengths: Sequence[int], costs: Sequence[float]) -> float:
@@ -157,7 +115,7 @@ def growth(args: argparse.Namespace) -> None:
             }
             for kind, median in interleaved_medians(calls, args.repeats).items():
                 seconds[kind].append(median)
-                memory[kind].append(peak_bytes(calls[kind]))
+                memory[kind].append(peak_bytes(calls[kind], CPU))
         for what, costs, unit in (("time, ms", seconds, 1e-3), ("memory, MiB", memory, 2**20)):
             print(f"\n| {name}: {what} | " + " | ".join(f"T {length}" for length in args.lengths) + " | exponent |")
             print("| --- " * (len(args.lengths) + 2) + "|")
@@ -173,7 +131,7 @@ def blocks(args: argparse.Namespace) -> None:
     made = {kind: Block(KINDS[kind](width, length, args.causal), width) for kind in args.kinds}
     calls = {kind: lambda block=block: training_step(block, hidden) for kind, block in made.items()}
     seconds = interleaved_medians(calls, args.repeats)
-    memory = {kind: peak_bytes(call) for kind, call in calls.items()}
+    memory = {kind: peak_bytes(call, CPU) for kind, call in calls.items()}
     print(
         f"\n| block, d {width}, T {length} | step, ms | speed | memory, MiB | share |\n| --- | --- | --- | --- | --- |"
     )

@@ -23,13 +23,13 @@ from papa_lightning.benchmark.encoders import (
     real_tokens,
 )
 from papa_lightning.benchmark.kinds import Case, kind_of
-from papa_lightning.benchmark.memory import held_bytes, peak_bytes
 from papa_lightning.benchmark.results import BenchmarkResult, Measurement
 from papa_lightning.benchmark.settings import BenchmarkSettings
 from papa_lightning.benchmark.sizes import Size
 from papa_lightning.benchmark.timing import Spread, interleaved_times, synchronizer, threads_of_torch
 from papa_lightning.calibration import without_path
 from papa_lightning.encoders import encoder_shape
+from papa_lightning.memory import held_bytes, peak_bytes
 from papa_lightning.study.bench import find_device
 
 

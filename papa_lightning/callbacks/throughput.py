@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import time
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 
 from papa_lightning.exceptions import PapaError
+from papa_lightning.memory import AllocationWatch, forget_peak, peak_memory
 
 
 class Throughput(L.Callback):
@@ -19,20 +17,23 @@ class Throughput(L.Callback):
 
     - ``throughput/steps_per_second``: optimizer steps by the wall clock, loading of data included, validation and the
       first `warmup_steps` left out.
-    - ``throughput/peak_memory_bytes``: the most memory at any moment of the fit. On a CUDA device what torch has
+    - ``throughput/step_memory_bytes``: the most that one training step, the second, allocates at a moment beyond what
+      is there before it: what it keeps for the backward pass, more or less. Parameters, their gradients and the state
+      of the optimizer do not count. Exact on CUDA devices and on the CPU; see
+      :class:`~papa_lightning.memory.AllocationWatch`.
+    - ``throughput/peak_memory_bytes``: the most memory at any moment after that step. On a CUDA device what torch has
       allocated there, else the resident memory of the whole process, where the system tells (Linux).
-    - ``throughput/added_memory_bytes``: how far that is above the memory in use when the training began: gradients,
-      the state of the optimizer, and what a step keeps for the backward pass.
     - ``throughput/parameters``: those that learn.
 
     Args:
-        warmup_steps: Steps at the beginning that do not count: the first ones allocate and compile.
+        warmup_steps: Steps at the beginning whose time does not count: the first ones allocate and compile, and the
+            memory of the second is watched.
 
     Attributes:
         facts: What was logged, by name without ``throughput/``; empty before a fit has ended.
 
     Raises:
-        PapaError: For a negative `warmup_steps`.
+        PapaError: For `warmup_steps` below 2.
 
     Example:
         >>> from lightning import Trainer
@@ -40,29 +41,52 @@ class Throughput(L.Callback):
     """
 
     def __init__(self, warmup_steps: int = 3) -> None:
-        if warmup_steps < 0:
-            raise PapaError(f"warmup_steps is {warmup_steps!r}, but must be at least 0.")
+        if warmup_steps < 2:
+            raise PapaError(
+                f"warmup_steps is {warmup_steps!r}, but must be at least 2: the memory of the second step is watched."
+            )
         self.warmup_steps = warmup_steps
         self.facts: dict[str, float] = {}
         self._clock = _Clock()
         self._steps_before = 0
-        self._memory_before: int | None = None
+        self._watch: AllocationWatch | None = None
+        self._watched = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forget earlier fits, and earlier peaks of memory."""
-        self.facts, self._clock = {}, _Clock()
+        self.facts, self._clock, self._watched = {}, _Clock(), False
         self._steps_before = trainer.global_step
-        self._memory_before = memory_in_use(pl_module.device)
         forget_peak(pl_module.device)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Start the clock once the first steps are over."""
-        if not self._clock.started and trainer.global_step - self._steps_before >= self.warmup_steps:
+        """Watch the memory of the second step, and start the clock once the first steps are over."""
+        steps = trainer.global_step - self._steps_before
+        if steps == 1 and not self._watched:
+            self._watch, self._watched = AllocationWatch(pl_module.device), True
+            self._watch.start()
+        if not self._clock.started and steps >= self.warmup_steps:
             _wait(pl_module.device)
             self._steps_before = trainer.global_step
             self._clock.run()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Note the memory of the step that is watched."""
+        if self._watch is None:
+            return
+        found, self._watch = self._watch.stop(), None
+        if found is not None:
+            self.facts["step_memory_bytes"] = float(found)
+        forget_peak(pl_module.device)  # the watching took memory, too
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Leave no profiler running."""
+        if self._watch is not None:
+            self._watch.stop()
+            self._watch = None
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop the clock."""
@@ -80,13 +104,12 @@ class Throughput(L.Callback):
         _wait(pl_module.device)
         self._clock.pause()
         learning = sum(one.numel() for one in pl_module.parameters() if one.requires_grad)
-        self.facts = {"parameters": float(learning)}
+        self.facts["parameters"] = float(learning)
         if self._clock.seconds > 0 and trainer.global_step > self._steps_before:
             self.facts["steps_per_second"] = (trainer.global_step - self._steps_before) / self._clock.seconds
         peak = peak_memory(pl_module.device)
-        if peak is not None and self._memory_before is not None:
+        if peak is not None:
             self.facts["peak_memory_bytes"] = float(peak)
-            self.facts["added_memory_bytes"] = float(max(peak - self._memory_before, 0))
         logged = {f"throughput/{name}": value for name, value in self.facts.items()}
         for logger in trainer.loggers:
             logger.log_metrics(logged, step=trainer.global_step)
@@ -106,45 +129,6 @@ class _Clock:
         if self._since is not None:
             self.seconds += time.perf_counter() - self._since
             self._since = None
-
-
-def memory_in_use(device: torch.device) -> int | None:
-    """Bytes in use now; see :class:`Throughput`. None where the system does not tell."""
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else _status("VmRSS")
-
-
-def peak_memory(device: torch.device) -> int | None:
-    """The most bytes in use since :func:`forget_peak`. None where the system does not tell."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM")
-
-
-def forget_peak(device: torch.device) -> None:
-    """Start again from the memory that is in use now; where a process may not, the peak is that of its whole life."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # 5: see proc(5), the peak of the resident memory
-    except OSError:
-        return
-
-
-def release_memory() -> None:
-    """Give back what nobody uses: freed memory that the process still holds would hide what comes next."""
-    gc.collect()
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError, TypeError):  # not glibc
-        return
-
-
-def _status(name: str) -> int | None:
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    found = [line.split() for line in lines if line.startswith(f"{name}:")]
-    return int(found[0][1]) * 1024 if found else None
 
 
 def _wait(device: torch.device) -> None:

@@ -22,7 +22,7 @@ from papa_lightning.study.store import StudyFolder
 _PANELS: Mapping[str, tuple[str, float]] = {
     "score": ("{metric}", 1.0),
     "steps_per_second": ("steps per second", 1.0),
-    "added_memory_bytes": ("added memory (MB)", 1e6),
+    "step_memory_bytes": ("memory of a step (MB)", 1e6),
     "parameters": ("parameters (thousands)", 1e3),
 }
 
@@ -94,14 +94,14 @@ def kind_panels(summary: pd.DataFrame) -> Figure:
 
 def _caption(summary: pd.DataFrame, settings: KindsSettings) -> str:
     return (
-        f"Means and 95 % intervals (Student's t) over {summary['n'].max()} seeds, {settings.steps} steps each. Added "
-        "memory is the peak of the training above what was in use before its first step."
+        f"Means and 95 % intervals (Student's t) over {summary['n'].max()} seeds, {settings.steps} steps each. The "
+        "memory of a step is the most that one training step allocates at a moment."
     )
 
 
 def _table(summary: pd.DataFrame) -> str:
     metric = summary["metric"].iloc[0].replace("_", " ")
-    columns = ["variant", metric, "loss (nats)", "steps/s", "peak MB", "added MB", "parameters", "seeds"]
+    columns = ["variant", metric, "loss (nats)", "steps/s", "peak MB", "MB a step", "parameters", "seeds"]
     rows = [table_cells(row) for _, row in summary.iterrows()]
     return html_table(columns, rows, frozenset(columns[1:]))
 

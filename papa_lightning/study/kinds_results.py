@@ -15,9 +15,9 @@ from papa_lightning.exceptions import ResultFileError
 from papa_lightning.files import write_atomically
 from papa_lightning.study.statistics import mean_interval
 
-_FORMAT = "papa_lightning.kind_result/1"
+_FORMAT = "papa_lightning.kind_result/2"
 #: What is summarised over the seeds.
-MEASURED = ("score", "loss", "steps_per_second", "peak_memory_bytes", "added_memory_bytes", "parameters")
+MEASURED = ("score", "loss", "steps_per_second", "peak_memory_bytes", "step_memory_bytes", "parameters")
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class KindResult:
         steps: Optimizer steps.
         steps_per_second: See :class:`~papa_lightning.callbacks.Throughput`; NaN where not measured, as of the next two.
         peak_memory_bytes: See there.
-        added_memory_bytes: See there.
+        step_memory_bytes: See there.
         seconds: What all of it took.
         versions: Of the software, by name.
         hash: Of all that the score depends on.
@@ -51,7 +51,7 @@ class KindResult:
     steps: int
     steps_per_second: float
     peak_memory_bytes: float
-    added_memory_bytes: float
+    step_memory_bytes: float
     seconds: float
     versions: Mapping[str, str]
     hash: str
@@ -112,7 +112,7 @@ def summarize_kinds(table: pd.DataFrame) -> pd.DataFrame:
 def markdown_table(summary: pd.DataFrame) -> str:
     """The summary as a markdown table, with half of each interval behind the mean."""
     metric = summary["metric"].iloc[0] if len(summary) else "score"
-    head = ("variant", metric, "loss (nats)", "steps/s", "peak memory (MB)", "added (MB)", "parameters", "seeds")
+    head = ("variant", metric, "loss (nats)", "steps/s", "peak memory (MB)", "a step (MB)", "parameters", "seeds")
     lines = [head, ("---", *["---:"] * (len(head) - 1))]
     lines += [table_cells(row) for _, row in summary.iterrows()]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -126,7 +126,7 @@ def table_cells(row: pd.Series) -> tuple[str, ...]:
         _with_half(row, "loss", 3),
         _with_half(row, "steps_per_second", 2),
         _with_half(row, "peak_memory_bytes", 0, 1e6),
-        _with_half(row, "added_memory_bytes", 0, 1e6),
+        _with_half(row, "step_memory_bytes", 0, 1e6),
         f"{row['parameters']:,.0f}",
         str(row["n"]),
     )

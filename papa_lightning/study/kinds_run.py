@@ -20,10 +20,10 @@ from tqdm.auto import tqdm
 from papa_lightning import datamodules, tasks  # noqa: F401 (imported for their names, which settings refer to)
 from papa_lightning.calibration import AttentionConstants
 from papa_lightning.callbacks import Throughput
-from papa_lightning.callbacks.throughput import release_memory
 from papa_lightning.encoders import swap_attention
 from papa_lightning.exceptions import PapaError, explanation
 from papa_lightning.files import write_atomically
+from papa_lightning.memory import release_memory
 from papa_lightning.study.executors import Backend, run_pieces
 from papa_lightning.study.kinds_report import write_kinds_report
 from papa_lightning.study.kinds_results import KindResult, kinds_table
@@ -232,5 +232,5 @@ def _result(
         seconds=seconds,
         versions=versions(),
         hash=cell_hash(study, *cell),
-        **{name: facts.get(name, math.nan) for name in ("steps_per_second", "peak_memory_bytes", "added_memory_bytes")},
+        **{name: facts.get(name, math.nan) for name in ("steps_per_second", "peak_memory_bytes", "step_memory_bytes")},
     )

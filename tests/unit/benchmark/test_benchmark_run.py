@@ -20,9 +20,9 @@ from papa_lightning.benchmark import (
     write_benchmark,
 )
 from papa_lightning.benchmark.encoders import choose_heads, copy_of, make_batches, make_stock, random_constants
-from papa_lightning.benchmark.memory import held_bytes, peak_bytes
 from papa_lightning.encoders import swap_attention
 from papa_lightning.exceptions import PapaError, ResultFileError
+from papa_lightning.memory import held_bytes
 
 CPU = torch.device("cpu")
 
@@ -120,21 +120,6 @@ def test_peaks_above_the_model(result):
     assert stock["eager"] > stock["sdpa"]
     calibration = table[table["kind"] == "calibration"].set_index("length")["peak_bytes"]
     assert calibration[16] > 8 * 2 * 2 * 16 * 16  # its sums
-
-
-def test_peak_bytes_is_the_highest_moment_and_not_the_sum():
-    def passing():
-        first = torch.ones(1000)
-        del first
-        second = torch.ones(500)
-        third = torch.ones(300)
-        del second, third
-
-    assert peak_bytes(passing, CPU) == 4000
-    kept = []
-    assert peak_bytes(lambda: kept.append(torch.ones(100)), CPU) == 400
-    assert peak_bytes(lambda: None, CPU) == 0
-    assert peak_bytes(lambda: None, torch.device("meta")) is None
 
 
 def test_copies_share_the_parameters():

@@ -43,7 +43,7 @@ def settings(tmp_path):
 
 def result(variant="a", seed=0, score=1.0, **others):
     values = {"kind": "dynamic", "metric": "bits_per_character", "loss": 2.0, "parameters": 10, "steps": 3,
-              "steps_per_second": 4.0, "peak_memory_bytes": 5e6, "added_memory_bytes": 1e6, "seconds": 1.0,
+              "steps_per_second": 4.0, "peak_memory_bytes": 5e6, "step_memory_bytes": 1e6, "seconds": 1.0,
               "versions": {"torch": "2"}, "hash": "1f"}  # fmt: skip
     return KindResult(variant=variant, seed=seed, score=score, **(values | others))
 

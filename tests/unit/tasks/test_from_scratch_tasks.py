@@ -162,5 +162,3 @@ def test_bad_encoders_images_and_callbacks(tmp_path):
         ImageClassificationTask(num_labels=2, max_length=3, **SMALL)
     with pytest.raises(PapaError, match="are no square grid"):
         ImageClassificationTask(num_labels=2, image_size=[4, 2], kind="aft_conv", kind_options={"grid": True}, **SMALL)
-    with pytest.raises(PapaError, match="warmup_steps is -1"):
-        Throughput(warmup_steps=-1)
