@@ -72,8 +72,7 @@ def aft_full(
     bias = check_bias(position_bias, length, query.shape[-1])
     with torch.autocast(query.device.type, enabled=False):
         bias = bias[:, :length, :length].to(accumulation_dtype(query.dtype))
-        keys = _grouped(masked_keys(key, mask), bias.shape[0])
-        values = _grouped(masked_values(value, mask), bias.shape[0])
+        keys, values = _by_group(key, value, mask, bias.shape[0])
         rows = rows_with_keys(mask, causal)
         means, start = [], 0
         for piece in torch.split(bias, chunk, dim=1):
@@ -226,11 +225,15 @@ def aft_banded(
     band = check_band(band, query.shape[1], query.shape[-1])
     with torch.autocast(query.device.type, enabled=False):
         band = band.to(accumulation_dtype(query.dtype))
-        keys = _grouped(masked_keys(key, mask), band.shape[0])
-        values = _grouped(masked_values(value, mask), band.shape[0])
+        keys, values = _by_group(key, value, mask, band.shape[0])
         rows = rows_with_keys(mask, causal)
         mean = recomputed(banded_mean, keys, values, Band(band, first), rows, causal)
         return _gated(query, _ungrouped(mean), value.dtype)
+
+
+def _by_group(key: Tensor, value: Tensor, mask: Tensor | None, groups: int) -> tuple[Tensor, Tensor]:
+    """Keys and values (B, H, T, d / H) in at least float32, minus infinity and 0 where masked."""
+    return _grouped(masked_keys(key, mask), groups), _grouped(masked_values(value, mask), groups)
 
 
 def _grouped(tensor: Tensor, groups: int) -> Tensor:

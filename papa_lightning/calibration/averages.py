@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from papa_lightning.attention import DynamicAttention
-from papa_lightning.attention.functional import apply_attention, average_attention, clear_padding, pair_counts
-from papa_lightning.exceptions import CalibrationError
+from papa_lightning.attention.functional import apply_attention, average_attention, clear_padding
+from papa_lightning.calibration.running_sums import RunningSums, check_finite
 
 #: How many attention probabilities exist at a time: few enough for the caches of a CPU (8 MB in float32), and enough to
 #: keep another device at work (256 MB).
 _ON_CPU, _ON_DEVICES = 2**21, 2**26
 
 
-class AttentionAverages:
+class AttentionAverages(RunningSums):
     """Sums of attention matrices and pair counts over a stream of batches, in float64.
 
         sums[l,h,i,j] = sum over sequences of A[l,h,i,j] m_i m_j
@@ -50,28 +48,14 @@ class AttentionAverages:
                   [0., 0.]]]], dtype=torch.float64)
     """
 
+    added = ("sums", "pair_counts", "squares", "num_sequences")
+
     def __init__(
         self, num_layers: int, num_heads: int, max_length: int, device: torch.device | str | None = None
     ) -> None:
-        device = torch.device("cpu" if device is None else device)
-        if device.type == "mps":
-            device = torch.device("cpu")
-        float64 = partial(torch.zeros, dtype=torch.float64, device=device)
-        self.max_length = max_length
-        self.sums = float64((num_layers, num_heads, max_length, max_length))
-        self.pair_counts = float64((max_length, max_length))
-        self.squares = float64((num_layers, num_heads))
-        self.num_sequences = float64(())
-
-    def add_mask(self, mask: Tensor) -> None:
-        """Count the pairs of one batch.
-
-        Args:
-            mask: (B, t) with t up to T, true for a real token.
-        """
-        length = mask.shape[1]
-        self.pair_counts[:length, :length] += pair_counts(mask).to(self.pair_counts.device)
-        self.num_sequences += mask.bool().any(dim=1).sum().to(self.num_sequences.device)
+        super().__init__(max_length, device)
+        self.sums = self.zeros(num_layers, num_heads, max_length, max_length)
+        self.squares = self.zeros(num_layers, num_heads)
 
     def add_attention(self, layer: int, attention: Tensor, mask: Tensor | None) -> None:
         """Add the attention matrices of one layer of one batch.
@@ -113,31 +97,13 @@ class AttentionAverages:
         norms = torch.linalg.vector_norm(attention, dim=-1).to(self.squares.device, torch.float64)
         self.squares[layer] += norms.square().sum(dim=(0, 2))
 
-    def reduce(self, all_reduce: Callable[[Tensor], Tensor]) -> None:
-        """Add up what all processes gathered. Every process must call it, one without sequences too.
-
-        Args:
-            all_reduce: Sums a tensor over processes and returns the sum.
-        """
-        self.sums = all_reduce(self.sums)
-        self.pair_counts = all_reduce(self.pair_counts)
-        self.squares = all_reduce(self.squares)
-        self.num_sequences = all_reduce(self.num_sequences)
-
     def check_finite(self) -> None:
         """Look for NaN and infinity.
 
         Raises:
             CalibrationError: Names the first layer that has one.
         """
-        finite = self.sums.isfinite().flatten(1).all(dim=1).tolist()
-        if not all(finite):
-            layer = finite.index(False)
-            heads = (~self.sums[layer].isfinite().flatten(1).all(dim=1)).nonzero().flatten().tolist()
-            raise CalibrationError(
-                f"the attention of layer {layer}, heads {heads}, is NaN or infinite: the encoder's weights or its "
-                "precision are at fault. Check the checkpoint, and calibrate in 32-bit precision."
-            )
+        check_finite(self.sums)
 
     def compute(self, dtype: torch.dtype = torch.float64) -> Tensor:
         """The constants, ``sums / counts`` and 0 where counts is 0.
@@ -151,7 +117,7 @@ class AttentionAverages:
         Raises:
             CalibrationError: When no sequence was added, or a sum is not finite.
         """
-        self._check_sequences()
+        self.check_sequences()
         self.check_finite()
         values = torch.empty(self.sums.shape, dtype=dtype, device=self.sums.device)
         for layer, sums in enumerate(self.sums):  # by layer: the whole quotient in float64 would be a second copy
@@ -181,15 +147,8 @@ class AttentionAverages:
             >>> averages.variance()
             tensor([[0.5000]], dtype=torch.float64)
         """
-        self._check_sequences()
+        self.check_sequences()
         explained = torch.empty_like(self.squares)
         for layer, sums in enumerate(self.sums):  # by layer, as in compute
             explained[layer] = (average_attention(sums, self.pair_counts) * sums).sum(dim=(1, 2))
         return ((self.squares - explained) / self.pair_counts.diagonal().sum()).clamp_min(0.0)
-
-    def _check_sequences(self) -> None:
-        if self.num_sequences == 0:
-            raise CalibrationError(
-                "calibration saw no sequence with a real token: the batches are empty. Pass at least one batch of "
-                "input_ids with an attention_mask that has ones."
-            )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,9 @@ from papa_lightning.calibration.encoder_constants import (
 )
 from papa_lightning.encoders import attention_reaches, find_encoder
 from papa_lightning.exceptions import ConstantsFileError, PapaError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _FORMAT = "papa_lightning.compact_constants/1"
 
@@ -223,29 +226,12 @@ class CompactConstants(EncoderConstants):
         return write_tensors(path, _FORMAT, tensors, self.metadata)
 
     @classmethod
-    def load(
-        cls, path: str | Path, encoder: nn.Module | None = None, max_length: int | None = None
-    ) -> CompactConstants:
-        """Read a file that :meth:`save` wrote.
-
-        Args:
-            path: The file.
-            encoder: Check the constants against this encoder, as :meth:`check` does.
-            max_length: Check that they were made for this length.
-
-        Raises:
-            ConstantsFileError: When the file is missing, damaged, or something else, or does not fit.
-        """
-        tensors, metadata = read_tensors(Path(path), _FORMAT, ("errors", "forms", "reaches"), _MADE_BY)
+    def _read(cls, path: Path) -> Self:
+        tensors, metadata = read_tensors(path, _FORMAT, ("errors", "forms", "reaches"), _MADE_BY)
         try:
-            constants = cls(_layers(tensors), tensors["errors"], metadata)
+            return cls(_layers(tensors), tensors["errors"], metadata)
         except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise damaged_file(Path(path), error) from error
-        if encoder is not None:
-            constants.check(encoder, max_length)
-        else:
-            constants.check_length(max_length)
-        return constants
+            raise damaged_file(path, error) from error
 
 
 def profile_layer(sums: BandSums, reach: Reach, dtype: torch.dtype) -> CompactLayer:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from papa_lightning.attention import DynamicAttention, Reach
-from papa_lightning.attention.functional import apply_attention, pair_counts
+from papa_lightning.attention.functional import apply_attention
 from papa_lightning.calibration.compact_fit import BandSums, band_sums, row_bands
-from papa_lightning.exceptions import CalibrationError
+from papa_lightning.calibration.running_sums import RunningSums, check_finite
 
 
-class CompactAverages:
+class CompactAverages(RunningSums):
     """Sums of attention over diagonals and columns, and over a sample of query rows, in float64.
 
     With ``S_ij = sum over sequences of A[i,j] m_i m_j``:
@@ -40,6 +39,8 @@ class CompactAverages:
         num_sequences: 0-dim.
     """
 
+    added = ("diagonals", "columns", "sampled", *RunningSums.added)
+
     def __init__(
         self,
         reaches: Sequence[Reach],
@@ -49,28 +50,13 @@ class CompactAverages:
         num_rows: int,
         device: torch.device | str | None = None,
     ) -> None:
-        device = torch.device("cpu" if device is None else device)
-        if device.type == "mps":
-            device = torch.device("cpu")
-        float64 = partial(torch.zeros, dtype=torch.float64, device=device)
+        super().__init__(max_length, device)
         self.reaches, self.width, layers = tuple(reaches), width, len(reaches)
         order = torch.randperm(max_length, generator=torch.Generator().manual_seed(0))
         self.rows = order[:num_rows].sort().values
-        self.diagonals = float64((layers, num_heads, 2 * width + 1))
-        self.columns = float64((layers, num_heads, max_length))
-        self.sampled = float64((layers, num_heads, len(self.rows), max_length))
-        self.pair_counts = float64((max_length, max_length))
-        self.num_sequences = float64(())
-
-    def add_mask(self, mask: Tensor) -> None:
-        """Count the pairs of one batch.
-
-        Args:
-            mask: (B, t) with t up to T, true for a real token.
-        """
-        length = mask.shape[1]
-        self.pair_counts[:length, :length] += pair_counts(mask).to(self.pair_counts.device)
-        self.num_sequences += mask.bool().any(dim=1).sum().to(self.num_sequences.device)
+        self.diagonals = self.zeros(layers, num_heads, 2 * width + 1)
+        self.columns = self.zeros(layers, num_heads, max_length)
+        self.sampled = self.zeros(layers, num_heads, len(self.rows), max_length)
 
     def mix(self, layer: int, attention: DynamicAttention, value: Tensor) -> Tensor:
         """Add the attention of one layer of one batch, and mix the values with it.
@@ -104,32 +90,14 @@ class CompactAverages:
             sampled = chunk[:, :, (self.rows[places] - first).to(chunk.device)].sum(dim=0)
             self.sampled[layer, :, places.to(device), :length] += sampled.to(device, torch.float64)
 
-    def reduce(self, all_reduce: Callable[[Tensor], Tensor]) -> None:
-        """Add up what all processes gathered. Every process must call it, one without sequences too.
-
-        Args:
-            all_reduce: Sums a tensor over processes and returns the sum.
-        """
-        for name in ("diagonals", "columns", "sampled", "pair_counts", "num_sequences"):
-            setattr(self, name, all_reduce(getattr(self, name)))
-
     def check(self) -> None:
         """Look for what no constants can be made of.
 
         Raises:
             CalibrationError: When no sequence was added, or a sum is not finite; it names the first such layer.
         """
-        if self.num_sequences == 0:
-            raise CalibrationError(
-                "calibration saw no sequence with a real token: the batches are empty. Pass at least one batch of "
-                "input_ids with an attention_mask that has ones."
-            )
-        finite = self.columns.isfinite().flatten(1).all(dim=1).tolist()
-        if not all(finite):
-            raise CalibrationError(
-                f"the attention of layer {finite.index(False)} is NaN or infinite: the encoder's weights or its "
-                "precision are at fault. Check the checkpoint, and calibrate in 32-bit precision."
-            )
+        self.check_sequences()
+        check_finite(self.columns)
 
     def sums(self, layer: int) -> BandSums:
         """What the fit of one layer depends on."""

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from papa_lightning.calibration.encoder_constants import EncoderConstants, plain_metadata, read_tensors, write_tensors
 from papa_lightning.exceptions import ConstantsFileError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _FORMAT = "papa_lightning.attention_constants/1"
 
@@ -105,28 +108,7 @@ class AttentionConstants(EncoderConstants):
         return write_tensors(path, _FORMAT, tensors, self.metadata)
 
     @classmethod
-    def load(
-        cls, path: str | Path, encoder: nn.Module | None = None, max_length: int | None = None
-    ) -> AttentionConstants:
-        """Read a file that :meth:`save` wrote.
-
-        Args:
-            path: The file.
-            encoder: Check the constants against this encoder, as :meth:`check` does.
-            max_length: Check that they were made for this length.
-
-        Raises:
-            ConstantsFileError: When the file is missing, damaged, or something else, or does not fit.
-        """
-        constants = cls._read(Path(path))
-        if encoder is not None:
-            constants.check(encoder, max_length)
-        else:
-            constants.check_length(max_length)
-        return constants
-
-    @classmethod
-    def _read(cls, path: Path) -> AttentionConstants:
+    def _read(cls, path: Path) -> Self:
         tensors, metadata = read_tensors(path, _FORMAT, ("values", "pair_counts"), _MADE_BY)
         known = {name: tensors[name] for name in ("values", "pair_counts", "variance") if name in tensors}
         return cls(**known, metadata=metadata)

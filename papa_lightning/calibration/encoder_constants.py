@@ -6,7 +6,7 @@ import json
 import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import safetensors
 import safetensors.torch
@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from papa_lightning.encoders import encoder_shape, find_encoder, position_limit, weights_fingerprint
 from papa_lightning.exceptions import ConstantsFileError
 from papa_lightning.files import write_atomically
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 def plain_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,6 +56,29 @@ class EncoderConstants:
     @property
     def max_length(self) -> int:
         """T, the longest sequence that the constants serve."""
+        raise NotImplementedError
+
+    @classmethod
+    def load(cls, path: str | Path, encoder: nn.Module | None = None, max_length: int | None = None) -> Self:
+        """Read a file that ``save`` wrote.
+
+        Args:
+            path: The file.
+            encoder: Check the constants against this encoder, as :meth:`check` does.
+            max_length: Check that they were made for this length.
+
+        Raises:
+            ConstantsFileError: When the file is missing, damaged, or something else, or does not fit.
+        """
+        constants = cls._read(Path(path))
+        if encoder is not None:
+            constants.check(encoder, max_length)
+        else:
+            constants.check_length(max_length)
+        return constants
+
+    @classmethod
+    def _read(cls, path: Path) -> Self:
         raise NotImplementedError
 
     def check(self, encoder: nn.Module, max_length: int | None = None) -> None:

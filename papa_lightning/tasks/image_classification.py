@@ -9,14 +9,14 @@ from torchmetrics import MetricCollection
 
 from papa_lightning.exceptions import PapaError
 from papa_lightning.models import TransformerConfig
-from papa_lightning.tasks.checks import checked_labels, drop_fixed
+from papa_lightning.tasks.checks import drop_fixed
+from papa_lightning.tasks.classifying import ExampleClassificationTask
 from papa_lightning.tasks.from_scratch import FromScratchTask
 from papa_lightning.tasks.metrics import classification_metrics
 from papa_lightning.tasks.probes import PooledProbe
-from papa_lightning.tasks.scores import Scored
 
 
-class ImageClassificationTask(FromScratchTask):
+class ImageClassificationTask(ExampleClassificationTask, FromScratchTask):
     """Classify images with a Transformer on their patches that learns from nothing, and cross-entropy.
 
     A batch has `pixel_values` (B, channels, height, width) and `labels` (B,). The patches are the tokens, row by row;
@@ -104,21 +104,3 @@ class ImageClassificationTask(FromScratchTask):
         levels = self.encode(batch)
         logits: Tensor = self.probe(levels, torch.ones_like(levels[-1][..., 0]))
         return logits
-
-    def score(self, batch: Mapping[str, Tensor], batch_idx: int, rows: int | None = None) -> Scored:
-        """Compute the loss of a batch, and the classes of its images; see `EncoderTask.score`."""
-        logits = self(batch)[:rows]
-        labels = checked_labels(batch, self.hparams["num_labels"], per_token=False, look=batch_idx == 0)[:rows]
-        return Scored(self.loss(logits, labels), len(labels), logits.argmax(dim=-1), labels)
-
-    def predict(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Predict the class of every image.
-
-        Args:
-            batch: A batch, with or without labels.
-
-        Returns:
-            `labels` (B,), the predicted classes, and `probabilities` (B, C) in float32.
-        """
-        probabilities = self(batch).float().softmax(dim=-1)
-        return {"labels": probabilities.argmax(dim=-1), "probabilities": probabilities}

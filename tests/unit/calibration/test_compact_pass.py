@@ -114,5 +114,5 @@ def test_attention_that_is_not_finite():
     model = build()
     with torch.no_grad():
         model.encoder.layer[1].attention.self.query.weight.fill_(float("nan"))
-    with pytest.raises(CalibrationError, match="attention of layer 1 is NaN"):
+    with pytest.raises(CalibrationError, match=r"attention of layer 1, heads \[0, 1, 2, 3\], is NaN"):
         calibrate_compact(model, make_batches(), LENGTH)
