@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from papa_lightning.exceptions import StudyError
 from papa_lightning.figures.style import COLOURS, INK, interval_bars, label, new_figure, styled
 from papa_lightning.files import write_atomically
+from papa_lightning.study.kinds_curve import one_number, score_curve
 from papa_lightning.study.kinds_results import KindResult, kinds_table, markdown_table, summarize_kinds, table_cells
 from papa_lightning.study.kinds_settings import KindsSettings, cell_hash
 from papa_lightning.study.report_html import Figures, Section, facts, figure_grid, html_table, page, paragraph
@@ -56,9 +57,12 @@ def write_kinds_report(folder: str | Path) -> Path:
         raise StudyError(f"{str(store.path)!r} has no finished training yet: run `papa study` first.")
     summary = summarize_kinds(table)
     write_atomically(store.path / "kinds.md", markdown_table(summary).encode())
-    drawn = Figures(store.path / "figures").add(kind_panels(summary), ("kinds",), _caption(summary, settings))
+    figures, caption, differing = Figures(store.path / "figures"), _caption(summary, settings), one_number(settings)
+    drawn = [figures.add(kind_panels(summary), ("kinds",), caption)]
+    if differing is not None:
+        drawn.append(figures.add(score_curve(summary, table, *differing), ("curve",), caption))
     sections = [
-        Section("kinds", "Kinds of attention", figure_grid([drawn], wide=True)),
+        Section("kinds", "Kinds of attention", figure_grid(drawn, wide=True)),
         Section("table", "Table", _table(summary)),
         Section("measured", "How it was measured", facts(_about(settings, seeds, noted["about"]))),
     ]

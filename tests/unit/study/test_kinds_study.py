@@ -12,6 +12,7 @@ from papa_lightning.cli import main
 from papa_lightning.datamodules import TextFileDataModule
 from papa_lightning.exceptions import ResultFileError
 from papa_lightning.study import kinds_run
+from papa_lightning.study.kinds_curve import one_number, score_curve
 from papa_lightning.study.kinds_report import write_kinds_report
 from papa_lightning.study.kinds_results import KindResult, kinds_table, markdown_table, summarize_kinds
 from papa_lightning.study.kinds_run import KindsStudy, learning_parameters, make_variant
@@ -90,6 +91,29 @@ def test_a_study_is_run_reported_and_gone_on_with(settings, tmp_path, monkeypatc
     other.folder.write({"kinds": settings, "seeds": [7]}, {}, {})
     with pytest.raises(PapaError, match="no finished training"):
         write_kinds_report(tmp_path / "other")
+
+
+def test_variants_that_differ_in_one_number_make_a_curve(settings, tmp_path):
+    windows = {f"w{size}": {"kind": "aft_local", "kind_options": {"window": size}} for size in (2, 8)}
+    study = KindsSettings(**(settings | {"variants": windows}))
+    assert one_number(study) == ("kind_options.window", {"w2": 2, "w8": 8})
+    for others in (VARIANTS, {"a": {}}, {"a": {}, "b": {"kind": "additive"}}, {"a": {}, "b": {"dropout": 0.0}}):
+        assert one_number(KindsSettings(**(settings | {"variants": others}))) is None
+    table = kinds_table(
+        [result("w8", seed, 2.0 + seed) for seed in (0, 1)] + [result("w2", seed, 1.0 + seed) for seed in (0, 1)]
+    )
+    figure = score_curve(summarize_kinds(table), table, *one_number(study))
+    (axes,) = figure.axes
+    line = next(one for one in axes.lines if one.get_linestyle() == "-")
+    assert (line.get_xdata().tolist(), line.get_ydata().tolist()) == ([2, 8], [1.5, 2.5])
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("window", "bits per character")
+    folder = tmp_path / "study"
+    store = KindsStudy(study, [0], folder).folder
+    store.write({"kinds": settings | {"variants": windows}, "seeds": [0]}, {}, {})
+    for name in windows:
+        result(name, 0, 1.0).save(store.cell(cell_hash(study, name, 0)))
+    assert write_kinds_report(folder).read_text().count("<figure>") == 2
+    assert (folder / "figures" / "curve.svg").exists()
 
 
 def test_intervals_are_students():
