@@ -74,7 +74,7 @@ def aft_full(
         bias = bias[:, :length, :length].to(accumulation_dtype(query.dtype))
         keys, values = _by_group(key, value, mask, bias.shape[0])
         rows = rows_with_keys(mask, causal)
-        means, start = [], 0
+        chunks, start = [], 0
         for piece in torch.split(bias, chunk, dim=1):
             stop = start + piece.shape[1]
             some = None if rows is None else rows[:, :, start:stop]
@@ -82,22 +82,31 @@ def aft_full(
             later = (
                 torch.ones(piece.shape[1:], dtype=torch.bool, device=piece.device).triu(start + 1) if causal else None
             )
-            means.append(recomputed(_chunk_of_rows, keys, values, piece, some, seen, later))
+            own = query[:, start:stop]
+            chunks.append(recomputed(_chunk_of_rows, own, keys, values, piece, some, seen, later, value.dtype))
             start = stop
-        return _gated(query, _ungrouped(torch.cat(means, dim=2)), value.dtype)
+        return torch.cat(chunks, dim=1)
 
 
 def _chunk_of_rows(
-    keys: Tensor, values: Tensor, bias: Tensor, rows: Tensor | None, seen: int, later: Tensor | None
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    bias: Tensor,
+    rows: Tensor | None,
+    seen: int,
+    later: Tensor | None,
+    dtype: torch.dtype,
 ) -> Tensor:
-    """(B, H, rows, h): the means of some rows, with the maximum of the ``seen`` keys before or at the last of them."""
+    """(B, rows, d): some rows, with the maximum of the ``seen`` keys before or at the last of them."""
     if later is not None:
         keys, values, bias = keys[:, :, :seen], values[:, :, :seen], bias.masked_fill(later, -torch.inf)[..., :seen]
     scaled = torch.exp(keys - finite_maximum(keys, dim=2))
     weights = torch.exp(bias - finite_maximum(bias, dim=-1))
     denominator = torch.einsum("hij,bhjd->bhid", weights, scaled)
     numerator = torch.einsum("hij,bhjd->bhid", weights, scaled * values)
-    return weighted_mean(numerator, denominator, keys, values, lambda group, row: bias[group, row], rows)
+    mean = weighted_mean(numerator, denominator, keys, values, lambda group, row: bias[group, row], rows)
+    return _gated(query, _ungrouped(mean), dtype)
 
 
 def aft_simple(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
@@ -126,11 +135,16 @@ def aft_simple(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = 
         tensor([0.0000, 0.5000])
     """
     check_rows(query, key, value, mask)
+    return recomputed(simple_mixture, query, key, value, mask, causal)
+
+
+def simple_mixture(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """What :func:`aft_simple` gives; what the backward pass needs is kept, and not computed again."""
     with torch.autocast(query.device.type, enabled=False):
         keys, values = masked_keys(key, mask), masked_values(value, mask)
         if causal:
             nothing, rows = Band(keys.new_zeros(1, 1, 0), 0), rows_with_keys(mask, causal)
-            mean = _ungrouped(recomputed(banded_mean, _grouped(keys, 1), _grouped(values, 1), nothing, rows, causal))
+            mean = _ungrouped(banded_mean(_grouped(keys, 1), _grouped(values, 1), nothing, rows, causal))
         else:
             weights = torch.exp(keys - finite_maximum(keys, dim=1))
             total = weights.sum(dim=1, keepdim=True)  # at least 1 where there is a key: no underflow
@@ -223,11 +237,18 @@ def aft_banded(
     """
     check_rows(query, key, value, mask)
     band = check_band(band, query.shape[1], query.shape[-1])
+    return recomputed(banded_mixture, query, key, value, band, first, mask, causal)
+
+
+def banded_mixture(
+    query: Tensor, key: Tensor, value: Tensor, band: Tensor, first: int, mask: Tensor | None, causal: bool
+) -> Tensor:
+    """What :func:`aft_banded` gives for a band (H, T, n); what the backward pass needs is kept, as above."""
     with torch.autocast(query.device.type, enabled=False):
         band = band.to(accumulation_dtype(query.dtype))
         keys, values = _by_group(key, value, mask, band.shape[0])
         rows = rows_with_keys(mask, causal)
-        mean = recomputed(banded_mean, keys, values, Band(band, first), rows, causal)
+        mean = banded_mean(keys, values, Band(band, first), rows, causal)
         return _gated(query, _ungrouped(mean), value.dtype)
 
 

@@ -51,6 +51,19 @@ def check_mask(mask: Tensor | None, query: Tensor) -> None:
         )
 
 
+def check_grid(side: int, length: int) -> None:
+    """A square grid of tokens.
+
+    Raises:
+        PapaError: When there are not as many tokens as cells.
+    """
+    if side * side != length:
+        raise PapaError(
+            f"side is {side}, but the sequences have {length} tokens, which is no grid of {side} x {side}: pass square "
+            "images, without tokens beside the grid."
+        )
+
+
 def check_bias(bias: Tensor, length: int, channels: int) -> Tensor:
     """Position biases as (H, T', T').
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from papa_lightning.attention.aft_band import Band, banded_mean
-from papa_lightning.attention.aft_checks import check_heads, check_kernel
+from papa_lightning.attention.aft_checks import check_grid, check_heads, check_kernel
 from papa_lightning.attention.aft_means import (
     LogWeights,
     finite_maximum,
@@ -22,7 +22,6 @@ from papa_lightning.attention.aft_means import (
     weighted_mean,
 )
 from papa_lightning.attention.functional import accumulation_dtype
-from papa_lightning.exceptions import PapaError
 
 
 def aft_conv(
@@ -57,12 +56,19 @@ def aft_conv(
     """
     check_heads(query, key, value, mask)
     check_kernel(kernel, query.shape[2], dimensions=1)
+    return recomputed(conv_mixture, query, key, value, kernel, mask, causal)
+
+
+def conv_mixture(
+    query: Tensor, key: Tensor, value: Tensor, kernel: Tensor, mask: Tensor | None, causal: bool
+) -> Tensor:
+    """What :func:`aft_conv` gives; what the backward pass needs is kept, and not computed again."""
     size = kernel.shape[1]
     with torch.autocast(query.device.type, enabled=False):
         keys, values = _by_head(key, value, mask)
         band = Band(kernel[:, None].to(keys.dtype), -(size - 1) if causal else -((size - 1) // 2))
         band, rows = _visible(band, query.shape[1]), rows_with_keys(mask, causal)
-        mean = recomputed(banded_mean, keys, values, band, rows, causal)
+        mean = banded_mean(keys, values, band, rows, causal)
         return (torch.sigmoid(query.to(mean.dtype)) * mean.transpose(1, 2)).to(value.dtype)
 
 
@@ -108,11 +114,12 @@ def aft_conv2d(
     """
     check_heads(query, key, value, mask)
     check_kernel(kernel, query.shape[2], dimensions=2)
-    if side * side != query.shape[1]:
-        raise PapaError(
-            f"side is {side}, but the sequences have {query.shape[1]} tokens, which is no grid of {side} x {side}: "
-            "pass square images, without tokens beside the grid."
-        )
+    check_grid(side, query.shape[1])
+    return recomputed(conv2d_mixture, query, key, value, kernel, side, mask)
+
+
+def conv2d_mixture(query: Tensor, key: Tensor, value: Tensor, kernel: Tensor, side: int, mask: Tensor | None) -> Tensor:
+    """What :func:`aft_conv2d` gives; what the backward pass needs is kept, as above."""
     with torch.autocast(query.device.type, enabled=False):
         keys, values = _by_head(key, value, mask)
         logs = kernel.to(accumulation_dtype(key.dtype))

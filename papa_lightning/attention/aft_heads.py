@@ -27,9 +27,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from papa_lightning.attention.aft import aft_banded, aft_full, aft_simple
-from papa_lightning.attention.aft_checks import check_window
-from papa_lightning.attention.aft_conv import aft_conv, aft_conv2d
+from papa_lightning.attention.aft import aft_full, banded_mixture, simple_mixture
+from papa_lightning.attention.aft_checks import check_grid, check_window
+from papa_lightning.attention.aft_conv import conv2d_mixture, conv_mixture
+from papa_lightning.attention.aft_means import recomputed
 from papa_lightning.attention.base import Place
 from papa_lightning.attention.from_constants import band_bias, dense_bias, kernel_bias, kernel_entries
 from papa_lightning.attention.matrices import check_matrices
@@ -72,7 +73,11 @@ class AFTSimpleHeads(ScorelessLayer):
         self._set_calibrated(True)
 
     def mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        """See :meth:`ScorelessLayer.mix`."""
+        """See :meth:`ScorelessLayer.mix`; of what is computed the backward pass finds the inputs only."""
+        return recomputed(self.mixture, query, key, value, mask)
+
+    def mixture(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """See :meth:`ScorelessLayer.mix`; what the backward pass needs is kept, and not computed again."""
         gate = _flat(torch.addcmul(self.query_shift[:, None], query, self.query_scale[:, None]))
         mixed = self.mean(gate, key, _flat(value), mask)
         return (mixed * self.gate_scale).view(*mixed.shape[:2], value.shape[1], -1)
@@ -89,7 +94,7 @@ class AFTSimpleHeads(ScorelessLayer):
         Returns:
             (B, T, d).
         """
-        return aft_simple(gate, self.scaled_key(key), value, mask, self.causal)
+        return simple_mixture(gate, self.scaled_key(key), value, mask, self.causal)
 
     def scaled_key(self, key: Tensor) -> Tensor:
         """The keys of all channels, (B, T, d)."""
@@ -231,6 +236,10 @@ class AFTFullHeads(TableAFTHeads):
         """See :func:`~papa_lightning.attention.from_constants.dense_bias`."""
         return dense_bias(constants)
 
+    def mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """See :meth:`ScorelessLayer.mix`; only chunks of rows are computed again, so that no (T, T, d) ever exists."""
+        return self.mixture(query, key, value, mask)
+
     def mean(self, gate: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """See :meth:`AFTSimpleHeads.mean`."""
         length = value.shape[1]
@@ -282,7 +291,7 @@ class AFTLocalHeads(TableAFTHeads):
         self.check_length(length)
         band = cast("BandBias | FactorizedBias", self.position_bias).band(length, self.window, self.causal)
         first = 1 - min(self.window, length)
-        return aft_banded(gate, self.scaled_key(key), value, band, first, mask, self.causal)
+        return banded_mixture(gate, self.scaled_key(key), value, band, first, mask, self.causal)
 
 
 class AFTConvHeads(BiasedAFTHeads):
@@ -350,8 +359,10 @@ class AFTConvHeads(BiasedAFTHeads):
         one = (key * self.key_scale[:, None]).sum(dim=-1).transpose(1, 2)
         gate, value = gate.view(*one.shape, -1), value.view(*one.shape, -1)
         if not self.grid:
-            return aft_conv(gate, one, value, self.kernel(), mask, self.causal).flatten(2)
-        return aft_conv2d(gate, one, value, self.kernel(), math.isqrt(value.shape[1]), mask).flatten(2)
+            return conv_mixture(gate, one, value, self.kernel(), mask, self.causal).flatten(2)
+        side = math.isqrt(value.shape[1])
+        check_grid(side, value.shape[1])
+        return conv2d_mixture(gate, one, value, self.kernel(), side, mask).flatten(2)
 
 
 def _flat(tensor: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The pure functions of attention-free mixing against their formulas, and in the corners where sums underflow."""
 
+import importlib
 import json
 from pathlib import Path
 
@@ -239,10 +240,9 @@ def test_only_what_underflows_is_redone(monkeypatch):
         aft_simple(query, key, value, causal=True)
 
 
-def test_full_keeps_no_weights_for_the_backward_pass():
-    rows = [torch.randn(1, 256, 4, requires_grad=True) for _ in range(3)]
-    bias = torch.randn(256, 256, requires_grad=True)
-    given = {tensor.untyped_storage().data_ptr() for tensor in (*rows, bias)}
+def kept_numbers(call, given):
+    """How many numbers autograd keeps of a call, beside what it was given."""
+    places = {tensor.untyped_storage().data_ptr() for tensor in given}
     kept = {}
 
     def keep(tensor):
@@ -250,10 +250,31 @@ def test_full_keeps_no_weights_for_the_backward_pass():
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        aft_full(*rows, bias, chunk=32)
-    assert (
-        0 < sum(tensor.untyped_storage().nbytes() // 4 for place, tensor in kept.items() if place not in given) < 2**14
+        call()
+    return sum(tensor.untyped_storage().nbytes() // 4 for place, tensor in kept.items() if place not in places)
+
+
+@pytest.mark.parametrize("name", ["full", "simple", "simple, causal", "banded", "conv", "conv2d"])
+def test_the_backward_pass_finds_the_inputs_only(name, monkeypatch):
+    rows = [torch.randn(1, 256, 4, requires_grad=True) for _ in range(3)]
+    heads = [torch.randn(1, 256, 2, *size, requires_grad=True) for size in ((2,), (), (2,))]
+    bias, band, kernel, kernel2d = (
+        torch.randn(size, requires_grad=True) for size in ((256, 256), (1, 256, 9), (2, 9), (2, 3, 3))
     )
+    calls = {
+        "full": lambda: aft_full(*rows, bias, chunk=32),
+        "simple": lambda: aft_simple(*rows),
+        "simple, causal": lambda: aft_simple(*rows, causal=True),
+        "banded": lambda: aft_banded(*rows, band, -4),
+        "conv": lambda: aft_conv(*heads, kernel),
+        "conv2d": lambda: aft_conv2d(*heads, kernel2d, side=16),
+    }
+    given = [*rows, *heads, bias, band, kernel, kernel2d]
+    assert kept_numbers(calls[name], given) == 0
+    for module in ("aft", "aft_conv"):  # by name, because a function has the name of its module
+        module = importlib.import_module(f"papa_lightning.attention.{module}")
+        monkeypatch.setattr(module, "recomputed", lambda function, *args: function(*args))
+    assert kept_numbers(calls[name], given) > 2**11, "without computing again"
 
 
 def test_the_package_aft_pytorch_gives_the_same_on_small_inputs():

@@ -234,6 +234,24 @@ def test_sequences_without_positions(kind):
         mix(make(kind, **NEW[kind]), query, key, value, mask, 0.3)
 
 
+def test_tokens_that_are_no_grid():
+    mixer = mixer_class("aft_conv")(Place(2, HEADS, 9, SIZE), range(HEADS), window=3, grid=True)
+    query, key, value, _ = (tensor.float() for tensor in batch(LENGTH))
+    with pytest.raises(PapaError, match="side is 2, but the sequences have 7 tokens"):
+        mix(mixer, query, key, value, None, 0.3)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.startswith("aft") and "full" not in case])
+def test_the_backward_pass_of_attention_free_layers_finds_the_inputs_only(case):
+    mixer, (query, key, value, mask) = make_case(case), batch()
+    given = {tensor.data_ptr() for tensor in (query, key, value, mask, *mixer.parameters())}
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one.data_ptr()), lambda _: None):
+        mixed = mix(mixer, query, key, value, mask, 0.3)[0]
+    assert mixed.requires_grad
+    assert set(kept) <= given
+
+
 def test_the_names_of_the_kinds():
     assert all(mixer.kind == name for name, mixer in KINDS.items())
     assert NEW.keys() | {"constant", "gated", "dynamic"} <= KINDS.keys()
