@@ -77,15 +77,16 @@ def _finished(store: StudyFolder, settings: KindsSettings, seeds: list[int]) -> 
 
 @styled
 def kind_panels(summary: pd.DataFrame) -> Figure:
-    """Score, speed, memory and size of each variant, with 95 % intervals.
+    """Score, speed, memory and size of each variant, with 95 % intervals; what was not measured is left out.
 
     Args:
         summary: Of :func:`~papa_lightning.study.kinds_results.summarize_kinds`.
     """
     names, places = [label(name) for name in summary["variant"]], np.arange(len(summary))[::-1]
-    figure = new_figure(3.2 + 2.0 * len(_PANELS), 1.2 + 0.3 * len(names))
-    panels = figure.subplots(1, len(_PANELS), sharey=True)
-    for index, (axes, (column, (title, unit))) in enumerate(zip(panels, _PANELS.items(), strict=True)):
+    shown = {column: panel for column, panel in _PANELS.items() if summary[column].notna().any()}
+    figure = new_figure(3.2 + 2.0 * len(shown), 1.2 + 0.3 * len(names))
+    panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    for index, (axes, (column, (title, unit))) in enumerate(zip(panels, shown.items(), strict=True)):
         mean, low, high = (summary[f"{column}{end}"].to_numpy(float) / unit for end in ("", "_low", "_high"))
         kept = np.isfinite(mean)
         bars = interval_bars(mean, low, high)[:, kept]

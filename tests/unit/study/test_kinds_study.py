@@ -13,7 +13,7 @@ from papa_lightning.datamodules import TextFileDataModule
 from papa_lightning.exceptions import ResultFileError
 from papa_lightning.study import kinds_run
 from papa_lightning.study.kinds_curve import one_number, score_curve
-from papa_lightning.study.kinds_report import write_kinds_report
+from papa_lightning.study.kinds_report import kind_panels, write_kinds_report
 from papa_lightning.study.kinds_results import KindResult, kinds_table, markdown_table, summarize_kinds
 from papa_lightning.study.kinds_run import KindsStudy, learning_parameters, make_variant
 from papa_lightning.study.kinds_settings import KindsSettings, cell_hash
@@ -91,6 +91,18 @@ def test_a_study_is_run_reported_and_gone_on_with(settings, tmp_path, monkeypatc
     other.folder.write({"kinds": settings, "seeds": [7]}, {}, {})
     with pytest.raises(PapaError, match="no finished training"):
         write_kinds_report(tmp_path / "other")
+
+
+def test_what_was_not_measured_has_no_panel():
+    complete, partial = (
+        kind_panels(summarize_kinds(kinds_table([result(steps_per_second=speed), result("b", steps_per_second=speed)])))
+        for speed in (2.0, math.nan)
+    )
+    assert [axes.get_xlabel() for axes in complete.axes] == [
+        "bits per character", "steps per second", "memory of a step (MB)", "parameters (thousands)"
+    ]  # fmt: skip
+    assert len(partial.axes) == 3
+    assert [tick.get_text() for tick in partial.axes[0].get_yticklabels()] == ["a", "b"]
 
 
 def test_variants_that_differ_in_one_number_make_a_curve(settings, tmp_path):
