@@ -131,3 +131,12 @@ def snapshot(model):
 
 
 ALL = [(layer, head) for layer in range(LAYERS) for head in range(HEADS)]
+
+
+def run(model, inputs, **options):
+    with torch.no_grad():
+        return model(**inputs, **options)
+
+
+def hidden(model, inputs):
+    return run(model, inputs).last_hidden_state[None]
