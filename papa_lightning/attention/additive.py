@@ -86,7 +86,7 @@ def _chunk_of_rows(
     """(B, H, rows, h): the means of some rows over the first ``seen`` keys."""
     keys, values = keys[:, :, :seen], values[:, :, :seen]
     hidden = torch.tanh(query[:, :, :, None] + keys[:, :, None])
-    scores = torch.einsum("bhijn,hn->bhij", hidden, heads)
+    scores = torch.matmul(hidden, heads[:, None, :, None]).squeeze(-1)  # einsum would copy the largest tensor first
     if allowed is None:
         return torch.softmax(scores, dim=-1) @ values
     # The lowest finite number: minus infinity would make rows without keys NaN, also in the gradient.
