@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from papa_lightning.exceptions import StudyError
-from papa_lightning.figures.style import COLOURS, INK, interval_bars, label, new_figure, styled
+from papa_lightning.figures.style import COLOURS, INK, interval_bars, label, new_figure, padded_limits, styled
 from papa_lightning.files import write_atomically
 from papa_lightning.study.kinds_curve import one_number, score_curve
 from papa_lightning.study.kinds_results import KindResult, kinds_table, markdown_table, summarize_kinds, table_cells
@@ -26,6 +26,9 @@ _PANELS: Mapping[str, tuple[str, float]] = {
     "step_memory_bytes": ("memory of a step (MB)", 1e6),
     "parameters": ("parameters (thousands)", 1e3),
 }
+
+#: The least that an axis shows, as a share of the largest value: parameters that are equal to 0.1 % shall look equal.
+_LEAST_SPAN = 0.05
 
 
 def is_kinds_study(folder: str | Path) -> bool:
@@ -91,6 +94,7 @@ def kind_panels(summary: pd.DataFrame) -> Figure:
         kept = np.isfinite(mean)
         bars = interval_bars(mean, low, high)[:, kept]
         axes.errorbar(mean[kept], places[kept], xerr=bars, fmt="o", color=COLOURS[index], ecolor=INK, linewidth=1.1)
+        axes.set_xlim(padded_limits((*mean, *low, *high), least_span=_LEAST_SPAN * float(np.nanmax(abs(mean)))))
         axes.set_xlabel(title.format(metric=summary["metric"].iloc[0].replace("_", " ")))
     panels[0].set_yticks(places, names)
     panels[0].set_ylim(-0.6, len(names) - 0.4)

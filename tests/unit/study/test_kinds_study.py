@@ -101,6 +101,8 @@ def test_what_was_not_measured_has_no_panel():
     assert [axes.get_xlabel() for axes in complete.axes] == [
         "bits per character", "steps per second", "memory of a step (MB)", "parameters (thousands)"
     ]  # fmt: skip
+    low, high = complete.axes[3].get_xlim()
+    assert high - low > 0.05 * 10 / 1e3, "equal parameters do not look different"
     assert len(partial.axes) == 3
     assert [tick.get_text() for tick in partial.axes[0].get_yticklabels()] == ["a", "b"]
 
