@@ -20,7 +20,8 @@ class AllocationWatch:
 
     On CUDA, what PyTorch's own allocator counts; it forgets earlier peaks. On the CPU, every allocation of PyTorch's
     allocator as its profiler records them, also those inside an operation; not what the mathematics library takes for
-    itself. Other devices, and a CPU on which another profiler runs already, cannot be watched.
+    itself. What was allocated before and is freed meanwhile lowers the count on CUDA only. Other devices, and a CPU on
+    which another profiler runs already, cannot be watched.
 
     Args:
         device: Where the work is done.

@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from torch import nn
 
 from papa_lightning.exceptions import PapaError
 from papa_lightning.memory import AllocationWatch, forget_peak, peak_memory
@@ -18,8 +19,8 @@ class Throughput(L.Callback):
     - ``throughput/steps_per_second``: optimizer steps by the wall clock, loading of data included, validation and the
       first `warmup_steps` left out.
     - ``throughput/step_memory_bytes``: the most that one training step, the second, allocates at a moment beyond what
-      is there before it: what it keeps for the backward pass, more or less. Parameters, their gradients and the state
-      of the optimizer do not count. Exact on CUDA devices and on the CPU; see
+      is there before it: what it keeps for the backward pass, and its gradients. Parameters and the state of the
+      optimizer do not count. Exact on CUDA devices and on the CPU; see
       :class:`~papa_lightning.memory.AllocationWatch`.
     - ``throughput/peak_memory_bytes``: the most memory at any moment after that step. On a CUDA device what torch has
       allocated there, else the resident memory of the whole process, where the system tells (Linux).
@@ -51,6 +52,7 @@ class Throughput(L.Callback):
         self._steps_before = 0
         self._watch: AllocationWatch | None = None
         self._watched = False
+        self._freed = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forget earlier fits, and earlier peaks of memory."""
@@ -65,6 +67,8 @@ class Throughput(L.Callback):
         steps = trainer.global_step - self._steps_before
         if steps == 1 and not self._watched:
             self._watch, self._watched = AllocationWatch(pl_module.device), True
+            # The gradients of the first step are freed in the second, which only CUDA's allocator counts.
+            self._freed = _bytes_of_gradients(pl_module) if pl_module.device.type == "cuda" else 0
             self._watch.start()
         if not self._clock.started and steps >= self.warmup_steps:
             _wait(pl_module.device)
@@ -79,7 +83,7 @@ class Throughput(L.Callback):
             return
         found, self._watch = self._watch.stop(), None
         if found is not None:
-            self.facts["step_memory_bytes"] = float(found)
+            self.facts["step_memory_bytes"] = float(found + self._freed)
         forget_peak(pl_module.device)  # the watching took memory, too
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
@@ -129,6 +133,10 @@ class _Clock:
         if self._since is not None:
             self.seconds += time.perf_counter() - self._since
             self._since = None
+
+
+def _bytes_of_gradients(module: nn.Module) -> int:
+    return sum(one.grad.numel() * one.grad.element_size() for one in module.parameters() if one.grad is not None)
 
 
 def _wait(device: torch.device) -> None:

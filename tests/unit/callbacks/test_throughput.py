@@ -43,6 +43,17 @@ def test_facts_of_a_fit():
     assert callback.facts.keys() == {"parameters", "peak_memory_bytes"}, "one step is too few for the others"
 
 
+def test_gradients_count():
+    """A step of 4 MB whose gradients have 8 MB, made while the 4 MB are there."""
+    callback, model = Throughput(), Allocating()
+    model.table = torch.nn.Parameter(torch.zeros(2 * 10**6))
+    step = model.training_step
+    model.training_step = lambda batch, batch_idx: step(batch, batch_idx) + model.table.sum()
+    model.configure_optimizers = lambda: torch.optim.SGD(model.parameters(), lr=0.1)
+    fit(callback, model)
+    assert 8e6 <= callback.facts["step_memory_bytes"] < 1.7e7
+
+
 def test_memory_with_accumulated_gradients():
     callback = Throughput()
     fit(callback, Allocating(), accumulate_grad_batches=2)
