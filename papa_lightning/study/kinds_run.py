@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from papa_lightning import datamodules, tasks  # noqa: F401 (imported for their names, which settings refer to)
 from papa_lightning.calibration import AttentionConstants
 from papa_lightning.callbacks import Throughput
-from papa_lightning.encoders import swap_attention
+from papa_lightning.encoders import is_calibrated, swap_attention
 from papa_lightning.exceptions import PapaError, explanation
 from papa_lightning.files import write_atomically
 from papa_lightning.memory import release_memory
@@ -187,6 +187,11 @@ def _make(settings: KindsSettings, variant: str, data: L.LightningDataModule, **
         length = task.hparams["max_length"]
         options = swap.get("kind_options")
         swap_attention(task.encoder, swap["kind"], constants=constants, max_length=length, options=options)
+        if not is_calibrated(task.encoder):  # nothing would ever come, and the original attention would be trained
+            raise PapaError(
+                f"kinds.variants.{variant} has kind {swap['kind']!r} with kind_options {options}, which starts from "
+                "averages of the encoder, but no constants: make them with `papa calibrate`, and add constants: FILE."
+            )
     return task
 
 

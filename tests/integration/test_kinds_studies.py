@@ -4,12 +4,15 @@ import json
 import math
 from pathlib import Path
 
+import lightning as L
 import pytest
 import yaml
 from transformers import AutoModel
 
-from papa_lightning import SST2DataModule, calibrate
+from papa_lightning import PapaError, SST2DataModule, calibrate
 from papa_lightning.cli import main
+from papa_lightning.study.kinds_run import make_variant
+from papa_lightning.study.kinds_settings import KindsSettings
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "study"
 
@@ -74,3 +77,20 @@ def test_a_pretrained_encoder(encoder_folder, data_folder, tmp_path):
     assert sizes["constant"] < sizes["stock"] < sizes["aft_local"], "queries and keys frozen; biases added"
     assert table["score"].between(0.0, 1.0).all()
     assert table["loss"].nunique() == 4, "each mixes in its own way"
+
+
+@pytest.mark.parametrize(
+    "swap",
+    [{"kind": "constant"}, {"kind": "aft_full", "kind_options": {"init": "from_constants"}}],
+    ids=lambda one: one["kind"],
+)
+def test_a_pretrained_encoder_without_the_constants_that_its_kind_needs(encoder_folder, swap):
+    """It would wait for them, and the original attention would be trained under the name of the kind."""
+    task = {"encoder": str(encoder_folder), "num_labels": 2, "max_length": 16, "freeze_encoder": False}
+    settings = KindsSettings(
+        model={"class_path": "SequenceClassificationTask", "init_args": task},
+        data={"class_path": "SST2DataModule"},
+        variants={"mine": swap},
+    )
+    with pytest.raises(PapaError, match=r"kinds\.variants\.mine has kind .* but no constants: .*constants: FILE"):
+        make_variant(settings, "mine", L.LightningDataModule())
