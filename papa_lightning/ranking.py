@@ -6,11 +6,17 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import SupportsFloat
 
 from papa_lightning.exceptions import PapaError, RankingFileError
 from papa_lightning.files import write_atomically
+
+#: Scores are exact to this many units in the last place of the quantities that they are computed from. Batch size,
+#: threads and processor move those of real encoders by 3 at most.
+UNITS = 32
+_FLOAT32 = 2.0**-23
 
 _FORMAT = "papa_lightning.head_ranking/1"
 
@@ -55,12 +61,19 @@ class HeadRanking:
             object.__setattr__(self, "scores", scores)
 
     @classmethod
-    def from_scores(cls, scores: Sequence[Sequence[float]], criterion: str) -> HeadRanking:
+    def from_scores(
+        cls, scores: Sequence[Sequence[float]], criterion: str, rounding: float | None = None
+    ) -> HeadRanking:
         """Rank by ascending score, ties in the order of layers and heads.
+
+        Scores that differ by rounding only are equal, see :func:`merge_ties`, so that the order is the same on every
+        machine, with any number of threads and any batch size.
 
         Args:
             scores: (L, H) nested sequence; the lowest score becomes constant first.
             criterion: What the scores are.
+            rounding: Scores no further apart than this are equal. None means :data:`UNITS` units in the last place
+                (float32) of the largest absolute score; 0 takes the scores as they are.
 
         Raises:
             PapaError: When a score is not a finite number.
@@ -68,10 +81,15 @@ class HeadRanking:
         Example:
             >>> HeadRanking.from_scores([[0.3, 0.1], [0.2, 0.4]], "gate").heads
             [(0, 1), (1, 0), (0, 0), (1, 1)]
+            >>> HeadRanking.from_scores([[0.1 + 0.2, 0.3]], "gate").heads
+            [(0, 0), (0, 1)]
         """
-        places = [(score, (layer, head)) for layer, row in enumerate(scores) for head, score in enumerate(row)]
-        flat = sorted((_as_score(score, head), head) for score, head in places)
-        return cls([head for _, head in flat], [score for score, _ in flat], criterion)
+        places = [(layer, head) for layer, row in enumerate(scores) for head, _ in enumerate(row)]
+        flat = [_as_score(scores[layer][head], (layer, head)) for layer, head in places]
+        if rounding is None:
+            rounding = UNITS * _FLOAT32 * max(map(abs, flat), default=0.0)
+        ranked = sorted(zip(merge_ties(flat, rounding), places, strict=True))
+        return cls([head for _, head in ranked], [score for score, _ in ranked], criterion)
 
     def first(self, amount: int | float) -> list[tuple[int, int]]:
         """The heads that become constant first.
@@ -132,6 +150,31 @@ class HeadRanking:
             return cls(content["heads"], content["scores"], str(content["criterion"]))
         except (KeyError, TypeError, ValueError) as error:
             raise RankingFileError(f"ranking file {str(path)!r} is damaged ({error}): make it anew.") from error
+
+
+def merge_ties(values: Sequence[float], rounding: float) -> list[float]:
+    """Make numbers equal that differ by rounding only.
+
+    In ascending order, neighbours no further apart than ``rounding`` are tied, and every number of a chain of ties
+    becomes its lowest.
+
+    Args:
+        values: Finite numbers.
+        rounding: Largest difference of two neighbours that are tied, at least 0.
+
+    Returns:
+        The numbers in the order of ``values``.
+
+    Example:
+        >>> merge_ties([5.0000005, 1.0, 5.0], rounding=1e-5)
+        [5.0, 1.0, 5.0]
+    """
+    merged = list(values)
+    order = sorted(range(len(merged)), key=values.__getitem__)
+    for before, here in pairwise(order):
+        if values[here] - values[before] <= rounding:
+            merged[here] = merged[before]
+    return merged
 
 
 def _as_pair(entry: object) -> tuple[int, int]:

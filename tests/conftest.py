@@ -13,8 +13,9 @@ import datasets
 import pytest
 import torch
 
-# Tiny tensors gain nothing from threads, and lose much where other processes use the cores.
-torch.set_num_threads(1)
+# Tiny tensors gain nothing from threads, and lose much where other processes use the cores. Results must not hang on
+# their number, so OMP_NUM_THREADS tries another.
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
 @pytest.fixture(scope="session", autouse=True)

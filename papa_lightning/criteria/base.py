@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from papa_lightning.calibration import AttentionConstants
 from papa_lightning.encoders import attention_reaches, encoder_shape, find_encoder
 from papa_lightning.exceptions import PapaError
+from papa_lightning.ranking import UNITS, merge_ties
 
 if TYPE_CHECKING:
     from papa_lightning.tasks.base import EncoderTask
@@ -47,11 +49,13 @@ class HeadCriterion(ABC):
         name: By which :data:`~papa_lightning.criteria.CRITERIA` knows it.
         needs: Names of the fields of :class:`RankingInputs` that must not be None.
         passes: What it costs, in forward passes over the batches; 0 where it runs nothing.
+        magnitude: Of the quantities whose difference a score is, where these can be much larger than every score.
     """
 
     name: ClassVar[str]
     needs: ClassVar[frozenset[str]] = frozenset()
     passes: float = 0.0
+    magnitude: ClassVar[float] = 0.0
 
     @property
     def spec(self) -> str:
@@ -65,7 +69,8 @@ class HeadCriterion(ABC):
             inputs: What the criterion may look at.
 
         Returns:
-            (L, H), float64, on the CPU; the head with the lowest score becomes constant first.
+            (L, H), float64, on the CPU; the head with the lowest score becomes constant first. Scores that differ by
+            the rounding of their computation only are equal.
 
         Raises:
             PapaError: When something is missing in `inputs` or does not fit, or a score is not finite.
@@ -84,7 +89,17 @@ class HeadCriterion(ABC):
                 f"criterion {self.name!r} gave scores that are not finite for (layer, head) {broken[0]} and "
                 f"{len(broken) - 1} others: check the checkpoint and the loss, and compute in 32-bit precision."
             )
-        return scores
+        rounding = self.rounding(scores, precision(find_encoder(inputs.encoder)))
+        return torch.tensor(merge_ties(scores.flatten().tolist(), rounding), dtype=torch.float64).view(shape)
+
+    def rounding(self, scores: Tensor, precision: float) -> float:
+        """The largest difference of two scores that may come from rounding only.
+
+        Args:
+            scores: (L, H), float64.
+            precision: See :func:`precision`.
+        """
+        return precision * max(self.magnitude, float(scores.abs().max()))
 
     @abstractmethod
     def measure(self, inputs: RankingInputs) -> Tensor:
@@ -106,6 +121,15 @@ class HeadCriterion(ABC):
             )
         if inputs.constants is not None and "constants" in self.needs:
             inputs.constants.check(find_encoder(inputs.encoder))
+
+
+def precision(encoder: PreTrainedModel) -> float:
+    """What quantities that an encoder computes are exact to, relative to their magnitude.
+
+    Args:
+        encoder: The bare encoder; in half precision attention and losses are still added up in float32.
+    """
+    return UNITS * torch.finfo(torch.promote_types(encoder.dtype, torch.float32)).eps
 
 
 def per_layer(inputs: RankingInputs) -> list[Tensor]:

@@ -14,9 +14,10 @@ from tqdm.auto import tqdm
 from papa_lightning.attention.functional import apply_attention, constant_attention
 from papa_lightning.calibration import eval_mode
 from papa_lightning.calibration.batches import checked_inputs
-from papa_lightning.criteria.base import HeadCriterion, RankingInputs, per_layer
+from papa_lightning.criteria.base import HeadCriterion, RankingInputs, per_layer, precision
 from papa_lightning.encoders import find_encoder, replace_mixing
 from papa_lightning.exceptions import PapaError
+from papa_lightning.ranking import merge_ties
 
 Head = tuple[int, int]
 
@@ -82,9 +83,13 @@ class GreedySearch(HeadCriterion):
             return _mean_loss(loss, batches)
 
         with torch.no_grad(), eval_mode(base), replace_mixing(base, [mixer.mix for mixer in mixers]):
-            for number, head, found in _search(heads, self.rounds, loss_of):
+            for number, head, found in _search(heads, self.rounds, loss_of, precision(base)):
                 scores[head] = number + found / (1 + found)
         return scores
+
+    def rounding(self, scores: Tensor, precision: float) -> float:
+        """None is left: losses of a round that differ by rounding are equal in :meth:`measure` already."""
+        return 0.0
 
     def _batches(self, inputs: RankingInputs) -> list[Mapping[str, Any]]:
         """The first batches, checked, and on the device of the encoder: they are gone over many times."""
@@ -165,18 +170,22 @@ def first_sequences(batches: Iterable[Mapping[str, Any]], sequences: int) -> Ite
 
 
 def _search(
-    heads: Sequence[Head], rounds: int, loss_of: Callable[[Sequence[Head]], float]
+    heads: Sequence[Head], rounds: int, loss_of: Callable[[Sequence[Head]], float], precision: float
 ) -> Iterator[tuple[int, Head, float]]:
-    """Round, head and loss of all heads, in the order in which they become constant."""
+    """Round, head and loss of all heads, in the order in which they become constant.
+
+    Losses that differ by no more than ``precision`` of the largest are equal, so that rounding decides nothing.
+    """
     chosen: list[Head] = []
     left = list(heads)
     # On a terminal only; elsewhere nobody waits for it.
     with tqdm(total=measurements(len(left), rounds), desc="Greedy search", disable=None, dynamic_ncols=True) as bar:
         for number, step in enumerate(steps(len(heads), rounds)):
-            losses = {}
+            found = []
             for head in left:
-                losses[head] = loss_of([*chosen, head])
+                found.append(loss_of([*chosen, head]))
                 bar.update()
+            losses = dict(zip(left, merge_ties(found, precision * max(found)), strict=True))
             best = sorted(left, key=losses.__getitem__)[:step]  # stable: ties in the order of layers and heads
             yield from ((number, head, losses[head]) for head in best)
             chosen += best

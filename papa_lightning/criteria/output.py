@@ -36,6 +36,7 @@ class OutputChange(HeadCriterion):
     name: ClassVar[str] = "output"
     needs: ClassVar[frozenset[str]] = frozenset({"constants", "batches"})
     passes = 1.3
+    magnitude = 1e-6  # squares of differences of whole outputs
 
     def measure(self, inputs: RankingInputs) -> Tensor:
         """See :meth:`HeadCriterion.measure`.

@@ -62,6 +62,8 @@ gate, greedy, random, random:SEED, layer:bottom_up, layer:top_down.
 def rank_heads(criterion: str | HeadCriterion, inputs: RankingInputs) -> HeadRanking:
     """Rank the heads of an encoder: the lowest score becomes constant first, ties by layer and head.
 
+    Scores that differ by rounding only are ties, see :meth:`HeadCriterion.scores`.
+
     Args:
         criterion: A criterion, or its text as for :func:`criterion_from`.
         inputs: What it may look at.
@@ -81,7 +83,7 @@ def rank_heads(criterion: str | HeadCriterion, inputs: RankingInputs) -> HeadRan
     """
     chosen = criterion if isinstance(criterion, HeadCriterion) else criterion_from(criterion)
     spec = criterion if isinstance(criterion, str) else chosen.spec
-    return HeadRanking.from_scores(chosen.scores(inputs).tolist(), criterion=spec)
+    return HeadRanking.from_scores(chosen.scores(inputs).tolist(), criterion=spec, rounding=0.0)
 
 
 def _unknown(spec: object) -> PapaError:

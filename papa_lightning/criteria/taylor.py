@@ -13,9 +13,10 @@ from transformers import PreTrainedModel
 
 from papa_lightning.attention.functional import apply_attention, constant_attention
 from papa_lightning.calibration import eval_mode
-from papa_lightning.criteria.base import HeadCriterion, RankingInputs, per_layer
+from papa_lightning.criteria.base import HeadCriterion, RankingInputs, per_layer, precision
 from papa_lightning.encoders import find_encoder, replace_mixing
 from papa_lightning.exceptions import PapaError
+from papa_lightning.ranking import merge_ties
 
 _NAME = "papa_taylor_gates"
 
@@ -51,19 +52,24 @@ class TaylorImportance(HeadCriterion):
         assert inputs.loss is not None
         base, constants = find_encoder(inputs.encoder), per_layer(inputs)
         sums = torch.zeros(len(constants), constants[0].shape[0], dtype=torch.float64, device=base.device)
-        sequences = 0
+        sequences, losses = 0, 0.0
         with _gates(base, (len(constants), constants[0].shape[0])) as gates:
             own: dict[int, Tensor] = {}
             mixings = [partial(_mix, own, layer, gates[layer], values) for layer, values in enumerate(constants)]
             with torch.enable_grad(), eval_mode(base), replace_mixing(base, mixings):
                 for batch in inputs.batches:
                     own.clear()
-                    gradients = _gradients(inputs.loss(_on(base.device, batch)), own, len(constants))
+                    loss = inputs.loss(_on(base.device, batch))
+                    gradients = _gradients(loss, own, len(constants))
                     sums += torch.stack([gradient.double().abs().sum(dim=0) for gradient in gradients])
                     sequences += gradients[0].shape[0]
+                    losses += float(loss.detach().abs()) * gradients[0].shape[0]
         if sequences == 0:
             raise PapaError("batches is empty: pass at least one labelled batch.")
-        return sums / sequences
+        # A loss that no head matters for has gradients that are rounding of the loss.
+        scores = (sums / sequences).cpu()
+        merged = merge_ties(scores.flatten().tolist(), precision(base) * losses / sequences)
+        return torch.tensor(merged, dtype=torch.float64).view(scores.shape)
 
 
 def _gradients(loss: Tensor, own: Mapping[int, Tensor], num_layers: int) -> list[Tensor]:

@@ -23,6 +23,7 @@ class AttentionVariance(HeadCriterion):
 
     name: ClassVar[str] = "variance"
     needs: ClassVar[frozenset[str]] = frozenset({"constants"})
+    magnitude = 0.125  # sums of squares of rows that sum to 1 are subtracted from each other
 
     def measure(self, inputs: RankingInputs) -> Tensor:
         """See :meth:`HeadCriterion.measure`.

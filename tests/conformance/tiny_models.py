@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import MODEL_MAPPING, AutoConfig, AutoModel
+from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoConfig, AutoModel
+from transformers import __version__ as transformers_version
 from unit.encoders import tiny_encoders
 
 from papa_lightning import AttentionConstants, calibrate, gate_logits, swap_attention
@@ -176,8 +177,10 @@ CASES: dict[str, Case] = {
     "bart": Case("bart", _BART, dropout="attention_dropout", kind="text to text"),
     "t5": Case("t5", _T5, dropout="dropout_rate", kind="text to text", scale=0.2),
 }
-#: The cases of the families that the package has.
-NAMES = [name for name, case in CASES.items() if case.model_type in FAMILIES]
+#: The cases of the families that the package has; those that the installed transformers has, and the others.
+_OF_FAMILIES = [name for name, case in CASES.items() if case.model_type in FAMILIES]
+NAMES = [name for name in _OF_FAMILIES if CASES[name].model_type in CONFIG_MAPPING]
+LACKING = [name for name in _OF_FAMILIES if name not in NAMES]
 MODES = ["all", "partial", "gated"]
 #: One for each way in which attention is computed.
 IN_ALL_MODES = ["bert", "deberta-v2-shared", "modernbert", "gpt2", "vit", "t5"]
@@ -189,7 +192,14 @@ def cases(*kinds, **others):
     rows = [(name,) for name in names]
     for values in others.values():
         rows = [(*row, value) for row in rows for value in values]
-    return pytest.mark.parametrize(("name", *others), rows)
+    return pytest.mark.parametrize(("name", *others), rows + _skipped(kinds, 1 + len(others)))
+
+
+def _skipped(kinds, columns):
+    """A skipped row for each case whose family the installed transformers lacks."""
+    lacking = [name for name in LACKING if not kinds or CASES[name].kind in kinds]
+    why = {name: f"transformers {transformers_version} has no {CASES[name].model_type!r}" for name in lacking}
+    return [pytest.param(n, *[None] * (columns - 1), marks=pytest.mark.skip(reason=why[n])) for n in lacking]
 
 
 def cases_in_modes(*kinds, **others):
@@ -201,7 +211,7 @@ def cases_in_modes(*kinds, **others):
     rows = [(name, mode) for name in names for mode in MODES if mode == "partial" or name in IN_ALL_MODES]
     for values in others.values():
         rows = [(*row, value) for row in rows for value in values]
-    return pytest.mark.parametrize(("name", "mode", *others), rows)
+    return pytest.mark.parametrize(("name", "mode", *others), rows + _skipped(kinds, 2 + len(others)))
 
 
 def make_config(name, **options):
