@@ -11,18 +11,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch.distributed as dist
 from jsonargparse import DefaultHelpFormatter
-from lightning.pytorch.callbacks import Timer
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 # Imported for their names: a configuration file says `class_path: SST2DataModule`, and what is imported is found.
 from papa_lightning import callbacks, datamodules, tasks  # noqa: F401
 from papa_lightning.callbacks import CalibratingCallback, CalibrationRun, ConstantAttention, PredictionWriter
 from papa_lightning.configuration_errors import configuring, error_line
 from papa_lightning.criteria import RankingRun, criterion_from, gates_for, list_ranking, load_trained
+from papa_lightning.either_lightning import (
+    ArgsType,
+    L,
+    LightningArgumentParser,
+    LightningCLI,
+    Timer,
+    rank_zero_only,
+    rank_zero_warn,
+)
 from papa_lightning.exceptions import PapaError
 from papa_lightning.files import check_output
 from papa_lightning.logging_defaults import SaveRunConfig, default_loggers

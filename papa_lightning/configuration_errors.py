@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from textwrap import shorten
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-
+from papa_lightning.either_lightning import MisconfigurationException
 from papa_lightning.exceptions import PapaError, explanation
 
 #: Lines of jsonargparse's account that say what is wrong, apart from types that were tried.

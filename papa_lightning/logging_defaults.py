@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-import lightning as L
-from lightning.pytorch.cli import SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-
 from papa_lightning.callbacks.run_folder import run_folder
+from papa_lightning.either_lightning import CSVLogger, L, Logger, SaveConfigCallback, TensorBoardLogger
 from papa_lightning.files import write_atomically
 
 

@@ -7,11 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import lightning as L
-from lightning.pytorch.callbacks import Timer
-
 from papa_lightning.callbacks import CalibratingCallback, HeadGates, constant_heads, discover_encoder
 from papa_lightning.callbacks.run_folder import run_folder
+from papa_lightning.either_lightning import L, Timer
 from papa_lightning.encoders import encoder_shape
 from papa_lightning.exceptions import UnsupportedEncoderError
 

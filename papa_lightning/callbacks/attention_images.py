@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from papa_lightning.attention import GatedHeads, MatrixHeads
 from papa_lightning.callbacks.calibrating import SHARDED
 from papa_lightning.callbacks.discovery import discover_encoder
 from papa_lightning.callbacks.image_logging import log_image
+from papa_lightning.either_lightning import Callback, L, is_a, rank_zero_warn
 from papa_lightning.encoders import encoder_shape, is_calibrated, swapped_layers
 from papa_lightning.exceptions import PapaError
 
 
-class AttentionImages(L.Callback):
+class AttentionImages(Callback):
     """Log the constants of an encoder as images, and its gates as heat maps.
 
     Beside :class:`~papa_lightning.ConstantAttention` or :class:`~papa_lightning.HeadGates`, in any order, or with a
@@ -45,7 +44,7 @@ class AttentionImages(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse sharded strategies, whose processes hold a part of the constants each."""
-        if isinstance(trainer.strategy, SHARDED):
+        if is_a(trainer.strategy, *SHARDED):
             raise PapaError(
                 f"strategy is {type(trainer.strategy).__name__}, which shards the constants: leave AttentionImages "
                 "out, and draw the constants file on one device."

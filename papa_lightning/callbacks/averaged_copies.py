@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import lightning as L
-from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from torch import nn
+
+from papa_lightning.either_lightning import L, is_a
 
 
 def averaged_copies(trainer: L.Trainer, module: L.LightningModule) -> Iterator[L.LightningModule]:
@@ -24,7 +24,8 @@ def averaged_copies(trainer: L.Trainer, module: L.LightningModule) -> Iterator[L
     Yields:
         Modules of the same class. None before the callback's own ``setup``, whose copy is of what ours left then.
     """
-    averaging = (one for one in trainer.callbacks if isinstance(one, (WeightAveraging, StochasticWeightAveraging)))  # type: ignore[attr-defined]
+    names = ("WeightAveraging", "StochasticWeightAveraging")
+    averaging = (one for one in trainer.callbacks if is_a(one, *names))  # type: ignore[attr-defined]
     for callback in averaging:
         for held in vars(callback).values():
             parts = held.modules() if isinstance(held, nn.Module) else ()

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
-import lightning as L
 from torch.utils.data import DataLoader, IterableDataset
 
+from papa_lightning.either_lightning import L
 from papa_lightning.exceptions import CalibrationError
 
 

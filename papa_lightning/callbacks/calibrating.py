@@ -8,12 +8,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import lightning as L
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.model_helpers import is_overridden
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -28,6 +22,7 @@ from papa_lightning.callbacks.averaged_copies import averaged_copies
 from papa_lightning.callbacks.batches import CalibrationBatches
 from papa_lightning.callbacks.discovery import discover_encoder
 from papa_lightning.callbacks.run_folder import run_folder
+from papa_lightning.either_lightning import Callback, L, TrainerFn, is_a, is_overridden, isolate_rng, rank_zero_info
 from papa_lightning.encoders import (
     image_length,
     is_calibrated,
@@ -37,10 +32,10 @@ from papa_lightning.encoders import (
 )
 from papa_lightning.exceptions import CalibrationError, PapaError
 
-SHARDED = (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)
+SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
 
 
-class CalibratingCallback(L.Callback, ABC):
+class CalibratingCallback(Callback, ABC):
     """A callback that swaps an encoder, and gives it its constants once: from a file, a checkpoint or a pass.
 
     A subclass says in :meth:`swap` what the encoder is swapped to. Arguments as in
@@ -92,7 +87,7 @@ class CalibratingCallback(L.Callback, ABC):
             with strategy.tensor_init_context(), strategy.model_sharded_context(), precision.module_init_context():
                 pl_module.configure_model()
         encoder = discover_encoder(pl_module, self.encoder)
-        if self.constants is None and isinstance(trainer.strategy, SHARDED):
+        if self.constants is None and is_a(trainer.strategy, *SHARDED):
             raise CalibrationError(
                 f"strategy is {type(trainer.strategy).__name__}, which shards the encoder, so this process cannot "
                 "calibrate it: calibrate first (`papa calibrate` on one device), then pass constants=PATH."

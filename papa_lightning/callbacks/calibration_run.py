@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import lightning as L
-from lightning.pytorch.utilities import rank_zero_info
-
 from papa_lightning.callbacks.constant_attention import ConstantAttention
+from papa_lightning.either_lightning import Callback, L, rank_zero_info
 
 
-class CalibrationRun(L.Callback):
+class CalibrationRun(Callback):
     """Calibrate as a ConstantAttention would, into a file, and end ``fit`` before it trains.
 
     Args:

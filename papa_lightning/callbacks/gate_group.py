@@ -17,9 +17,10 @@ from functools import wraps
 from typing import Any
 from unittest import mock
 
-import lightning as L
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from papa_lightning.either_lightning import L
 
 #: Marks our ``configure_optimizers``, and holds the one that the module itself, apart from its class, had before.
 _BEFORE = "papa_before"

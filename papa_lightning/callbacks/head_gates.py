@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -15,6 +13,7 @@ from papa_lightning.callbacks.calibrating import SHARDED, CalibratingCallback
 from papa_lightning.callbacks.discovery import discover_encoder
 from papa_lightning.callbacks.gate_group import forget_own_group, give_own_group
 from papa_lightning.callbacks.run_folder import run_folder
+from papa_lightning.either_lightning import L, is_a, rank_zero_info
 from papa_lightning.encoders import gate_logits, is_calibrated, swap_attention, swapped_layers
 from papa_lightning.exceptions import PapaError
 from papa_lightning.ranking import HeadRanking
@@ -84,7 +83,7 @@ class HeadGates(CalibratingCallback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Swap the encoder, and provide for the gates' parameter group before the optimizer is made."""
-        if isinstance(trainer.strategy, SHARDED):
+        if is_a(trainer.strategy, *SHARDED):
             raise PapaError(
                 f"strategy is {type(trainer.strategy).__name__}, which shards the gates with the encoder: train gates "
                 "on one device or with strategy ddp, then use the ranking file."

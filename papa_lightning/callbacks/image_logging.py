@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
-import lightning as L
 import numpy as np
-from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from numpy.typing import NDArray
 
+from papa_lightning.either_lightning import L, Logger, is_a
 from papa_lightning.files import write_atomically
 
 
@@ -29,15 +29,16 @@ def log_image(trainer: L.Trainer, name: str, png: bytes, step: int) -> list[Logg
         The loggers that take no images.
     """
     left_out = []
+    logger: Any
     for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
+        if is_a(logger, "TensorBoardLogger"):
             logger.experiment.add_image(name, _pixels(png), step, dataformats="HWC")
-        elif isinstance(logger, WandbLogger):
+        elif is_a(logger, "WandbLogger"):
             logger.log_image(name, [_pixels(png)], step)
-        elif isinstance(logger, MLFlowLogger):
+        elif is_a(logger, "MLFlowLogger"):
             file = f"{name}/step-{step:06d}.png"
             logger.experiment.log_image(logger.run_id, _pixels(png), artifact_file=file)
-        elif isinstance(logger, CSVLogger):
+        elif is_a(logger, "CSVLogger"):
             write_atomically(Path(logger.log_dir) / "images" / f"{name.replace('/', '-')}-{step:06d}.png", png)
         else:
             left_out.append(logger)

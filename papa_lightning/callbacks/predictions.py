@@ -9,13 +9,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-import lightning as L
 from datasets import Dataset
-from lightning.pytorch.callbacks import BasePredictionWriter
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from papa_lightning.callbacks.run_folder import run_folder
+from papa_lightning.either_lightning import BasePredictionWriter, L, rank_zero_info
 from papa_lightning.exceptions import PapaError
 from papa_lightning.files import write_atomically
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-import lightning as L
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from papa_lightning.either_lightning import L, is_a
 
 
 def run_folder(trainer: L.Trainer) -> Path | None:
@@ -22,8 +22,8 @@ def run_folder(trainer: L.Trainer) -> Path | None:
     """
     if not trainer.loggers:
         return None
-    logger = trainer.loggers[0]
-    if isinstance(logger, (TensorBoardLogger, CSVLogger)):
+    logger: Any = trainer.loggers[0]
+    if is_a(logger, "TensorBoardLogger", "CSVLogger"):
         folder = Path(logger.log_dir)
     else:
         version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import lightning as L
 from torch import nn
 from transformers import PreTrainedModel
 
 from papa_lightning.callbacks.calibrating import CalibratingCallback
 from papa_lightning.callbacks.discovery import discover_encoder
 from papa_lightning.callbacks.gate_group import forget_own_group, give_own_group
+from papa_lightning.either_lightning import L
 from papa_lightning.encoders import LayerPlan, plan_whole_layers, swap_attention, swapped_layers
 from papa_lightning.exceptions import PapaError
 

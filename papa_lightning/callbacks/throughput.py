@@ -5,15 +5,15 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import lightning as L
 import torch
 from torch import nn
 
+from papa_lightning.either_lightning import Callback, L
 from papa_lightning.exceptions import PapaError
 from papa_lightning.memory import AllocationWatch, forget_peak, peak_memory
 
 
-class Throughput(L.Callback):
+class Throughput(Callback):
     """Log speed, memory and size of a fit when it ends, to every logger.
 
     - ``throughput/steps_per_second``: optimizer steps by the wall clock, loading of data included, validation and the

@@ -6,13 +6,12 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-import lightning as L
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from papa_lightning.callbacks import CalibratingCallback, HeadGates
 from papa_lightning.criteria.base import HeadCriterion, RankingInputs
+from papa_lightning.either_lightning import L, isolate_rng
 from papa_lightning.encoders import find_encoder, gate_logits, swap_attention
 from papa_lightning.exceptions import PapaError
 

@@ -7,21 +7,20 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 
 from papa_lightning.calibration import AttentionConstants, eval_mode
 from papa_lightning.callbacks import CalibratingCallback, calibrate_in, discover_encoder
 from papa_lightning.criteria.base import RankingInputs
 from papa_lightning.criteria.registry import criterion_from, rank_heads
+from papa_lightning.either_lightning import Callback, L, rank_zero_info
 from papa_lightning.encoders import restore_attention
 from papa_lightning.exceptions import PapaError
 from papa_lightning.ranking import HeadRanking
 from papa_lightning.tasks.base import EncoderTask
 
 
-class RankingRun(L.Callback):
+class RankingRun(Callback):
     """Rank the heads by a criterion, write the file, and end ``fit``: before it trains, or where it would have ended.
 
     Args:

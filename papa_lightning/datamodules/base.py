@@ -9,7 +9,6 @@ from typing import Any, Literal, get_args
 import torch
 from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import Hasher
-from lightning import LightningDataModule
 from torch.utils.data import DataLoader, default_collate
 from transformers import PreTrainedTokenizerBase
 
@@ -20,6 +19,7 @@ from papa_lightning.datamodules.layouts import Layout, Padding, Preset, cut_padd
 from papa_lightning.datamodules.reports import COUNTERS, report_labels, report_missing_splits, report_truncation
 from papa_lightning.datamodules.rows import check_columns, class_names, is_labelled, named, number_column
 from papa_lightning.datamodules.tokenizing import fingerprint, load_tokenizer
+from papa_lightning.either_lightning import LightningDataModule
 from papa_lightning.exceptions import DataError
 
 Role = Literal["train", "validation", "test", "predict"]

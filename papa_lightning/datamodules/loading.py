@@ -6,10 +6,10 @@ from abc import ABC, abstractmethod
 from typing import Any, Literal
 
 import torch
-from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 from papa_lightning.datamodules.arguments import check_at_least, check_choice
+from papa_lightning.either_lightning import LightningDataModule
 from papa_lightning.exceptions import DataError
 
 Part = Literal["train", "validation", "test"]

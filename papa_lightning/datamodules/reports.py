@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from datasets import Dataset
-from lightning.pytorch.utilities import rank_zero_warn
+
+from papa_lightning.either_lightning import rank_zero_warn
 
 COUNTERS = ("truncated", "cut_words", "vanished", "repaired")
 """Columns of tokenised rows that count what was lost or changed; batches do not hold them."""

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, List, Value
-from lightning.pytorch.utilities import rank_zero_warn
 from transformers import PreTrainedTokenizerBase
 
 from papa_lightning.datamodules.base import TaskDataModule
@@ -14,6 +13,7 @@ from papa_lightning.datamodules.files import READERS
 from papa_lightning.datamodules.reports import tally
 from papa_lightning.datamodules.tokenizing import prepare_for_words, tokenize_words
 from papa_lightning.datamodules.words import has_tags, is_iob2, repair_iob2, tag_ids, word_lists
+from papa_lightning.either_lightning import rank_zero_warn
 
 
 class TokenDataModule(TaskDataModule):

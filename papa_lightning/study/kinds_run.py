@@ -12,7 +12,6 @@ from pathlib import Path
 from pydoc import locate
 from typing import Any
 
-import lightning as L
 import pandas as pd
 from jsonargparse import ArgumentParser
 from tqdm.auto import tqdm
@@ -20,6 +19,7 @@ from tqdm.auto import tqdm
 from papa_lightning import datamodules, tasks  # noqa: F401 (imported for their names, which settings refer to)
 from papa_lightning.calibration import AttentionConstants
 from papa_lightning.callbacks import Throughput
+from papa_lightning.either_lightning import L
 from papa_lightning.encoders import is_calibrated, swap_attention
 from papa_lightning.exceptions import PapaError, explanation
 from papa_lightning.files import write_atomically

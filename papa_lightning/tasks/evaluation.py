@@ -4,17 +4,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, Literal, cast
 
-import lightning as L
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from papa_lightning.either_lightning import LightningModule
 from papa_lightning.exceptions import PapaError
 from papa_lightning.tasks.checks import check_inputs, main_input
 from papa_lightning.tasks.scores import Scored, StageScores
 from papa_lightning.tasks.shards import nth_loader, unrepeated_rows
 
 
-class EvaluatedTask(L.LightningModule, ABC):
+class EvaluatedTask(LightningModule, ABC):
     """The part of `EncoderTask` that runs the steps. Subclasses say how a batch is scored, and what is predicted.
 
     Attributes:

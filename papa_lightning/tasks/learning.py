@@ -2,14 +2,13 @@
 
 from typing import Any
 
-import lightning as L
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 from transformers import PreTrainedModel
 
 from papa_lightning.attention import MatrixHeads
 from papa_lightning.attention.zero_mass import first_zero_of_diagonal
+from papa_lightning.either_lightning import LightningModule, OptimizerLRScheduler
 from papa_lightning.encoders import swapped_layers
 from papa_lightning.exceptions import PapaError
 from papa_lightning.tasks.optimizers import build_optimizer, with_schedule
@@ -24,7 +23,7 @@ from papa_lightning.tasks.regimes import (
 )
 
 
-class LearningTask(L.LightningModule):
+class LearningTask(LightningModule):
     """The part of `EncoderTask` that knows the regimes: what requires a gradient, optimizer, and constants that learn.
 
     Attributes:

@@ -2,12 +2,11 @@
 
 import math
 
-import lightning as L
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 from transformers import get_scheduler
 
+from papa_lightning.either_lightning import L, OptimizerLRScheduler
 from papa_lightning.exceptions import PapaError
 
 

@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DistributedSampler
+
+from papa_lightning.either_lightning import is_a
 
 
 def nth_loader(loaders: Any, index: int) -> Any:
@@ -18,7 +19,7 @@ def nth_loader(loaders: Any, index: int) -> Any:
         >>> nth_loader({"matched": "first", "mismatched": "second"}, 1)
         'second'
     """
-    if isinstance(loaders, CombinedLoader):
+    if is_a(loaders, "CombinedLoader"):
         return loaders.flattened[index]
     if isinstance(loaders, Mapping):
         loaders = list(loaders.values())
