@@ -1,6 +1,8 @@
 """The base of all data modules: from task files or the hub to batches of rows of one length."""
 
 import copy
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +15,7 @@ from torch.utils.data import DataLoader, default_collate
 from transformers import PreTrainedTokenizerBase
 
 from papa_lightning.datamodules.arguments import as_text, check_at_least, check_choice
-from papa_lightning.datamodules.files import READERS, find_split_files, missing_split, read_split
+from papa_lightning.datamodules.files import READERS, content_hash, find_split_files, missing_split, read_split
 from papa_lightning.datamodules.hub import load_hub
 from papa_lightning.datamodules.layouts import Layout, Padding, Preset, cut_padding
 from papa_lightning.datamodules.reports import COUNTERS, report_labels, report_missing_splits, report_truncation
@@ -173,6 +175,26 @@ class TaskDataModule(LightningDataModule, ABC):
         """The training data in a few words, for metadata: `sst2 train (hub nyu-mll/glue, sst2)`."""
         limit = "" if self.max_train_examples is None else f", first {self.max_train_examples} examples"
         return f"{self.task_name} {self.split_names['train']} ({self.source}{limit})"
+
+    def fingerprint(self) -> str:
+        """Identify the data as they are now, by content: the bytes of the files, or what the hub's cache holds.
+
+        A file that changes has another fingerprint whatever its time and size say. Arguments of the data module, such
+        as `max_length`, are no part of it.
+
+        Returns:
+            64 hexadecimal digits.
+
+        Raises:
+            DataError: See the class.
+        """
+        if self.folder is not None:
+            files = find_split_files(self.folder, self.split_names.values(), self.suffixes)
+            contents = {name: [path.suffix, content_hash(path)] for name, path in files.items()}
+        else:
+            splits = {name: self.load_split(split) for split, name in self.split_names.items()}
+            contents = {name: [rows._fingerprint] for name, rows in splits.items() if rows is not None}
+        return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
 
     @abstractmethod
     def needed_columns(self, labelled: bool) -> list[str]:

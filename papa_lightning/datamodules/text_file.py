@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import get_args
 
 from papa_lightning.datamodules.arguments import as_text, check_at_least, check_choice
 from papa_lightning.datamodules.blocks import Blocks, Tokens, Unit, read_tokens
+from papa_lightning.datamodules.files import content_hash
 from papa_lightning.datamodules.loading import Part, PartsDataModule, Rows
 from papa_lightning.exceptions import DataError
 
@@ -100,6 +102,10 @@ class TextFileDataModule(PartsDataModule):
     def description(self) -> str:
         """The training data in a few words, for metadata; without any path."""
         return f"{self.unit} of {', '.join(Path(path).name for path in self.files)}, first {TRAIN_END:.0%}"
+
+    def fingerprint(self) -> str:
+        """Identify the files by their bytes, in their order; see `TaskDataModule.fingerprint`."""
+        return hashlib.sha256(" ".join(map(content_hash, self.files)).encode()).hexdigest()
 
     def part(self, name: Part) -> Rows:
         """The blocks of a part; see `PartsDataModule.part`."""
