@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from itertools import count
+from pathlib import Path
 
 from papa_lightning.callbacks.run_folder import run_folder
-from papa_lightning.either_lightning import CSVLogger, L, Logger, SaveConfigCallback, TensorBoardLogger
+from papa_lightning.either_lightning import (
+    CSVLogger,
+    L,
+    Logger,
+    SaveConfigCallback,
+    TensorBoardLogger,
+    rank_zero_only,
+)
 from papa_lightning.files import write_atomically
 
 
@@ -17,10 +26,60 @@ def default_loggers(folder: str) -> list[Logger]:
     Args:
         folder: What ``lightning_logs`` is in.
     """
-    loggers: list[Logger] = [CSVLogger(folder)]
+    first = _ReservingCSVLogger(folder)
+    loggers: list[Logger] = [first]
     if find_spec("tensorboard") or find_spec("tensorboardX"):
-        loggers.append(TensorBoardLogger(folder, version=loggers[0].version))
+        loggers.append(_TensorBoardBeside(folder, first))
     return loggers
+
+
+class _ReservingCSVLogger(CSVLogger):
+    """Takes the next number by making its folder, when a run asks for it.
+
+    Lightning looks which numbers are there, and two runs that look at the same time would share one. In a store with an
+    address, where making a folder tells nothing, it looks too.
+    """
+
+    _reserved: int | None = None
+
+    @property
+    def version(self) -> int:
+        """Number of the run. Only the first process makes the folder; all others ask that one where it is."""
+        if self._reserved is None:
+            self._reserved = int(super().version)
+            if getattr(rank_zero_only, "rank", 0) == 0 and "://" not in self.save_dir:
+                self._reserved = _reserve(Path(self.root_dir), self._reserved)
+        return self._reserved
+
+
+def _reserve(root: Path, least: int) -> int:
+    root.mkdir(parents=True, exist_ok=True)
+    for number in count(least):
+        try:
+            (root / f"version_{number}").mkdir()
+        except FileExistsError:
+            continue
+        return number
+    raise AssertionError("numbers do not end")
+
+
+class _TensorBoardBeside(TensorBoardLogger):
+    """Writes to the folder of another logger.
+
+    Args:
+        folder: What ``lightning_logs`` is in.
+        beside: The other one.
+    """
+
+    def __init__(self, folder: str, beside: CSVLogger) -> None:
+        super().__init__(folder)
+        self._beside = beside
+
+    @property
+    def version(self) -> int | str:
+        """That of the other one."""
+        version: int | str = self._beside.version
+        return version
 
 
 class SaveRunConfig(SaveConfigCallback):

@@ -35,25 +35,45 @@ def test_csv_always_and_metrics_with_units(tiny: list[str]) -> None:
 def test_tensorboard_beside_it_where_it_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a substitute: the real one is tried where it is installed."""
 
-    class Substitute(TensorBoardLogger):
-        def __init__(self, folder: str, version: Any) -> None:
-            self.place = (folder, version)
+    class Substitute(logging_defaults._TensorBoardBeside):
+        def __init__(self, folder: str, beside: CSVLogger) -> None:
+            self.place, self._beside = folder, beside
 
-    monkeypatch.setattr(logging_defaults, "TensorBoardLogger", Substitute)
+    monkeypatch.setattr(logging_defaults, "_TensorBoardBeside", Substitute)
     monkeypatch.setattr(logging_defaults, "find_spec", lambda name: name if name == "tensorboard" else None)
     (tmp_path / "lightning_logs" / "version_4").mkdir(parents=True)
     first, second = logging_defaults.default_loggers(str(tmp_path))
     assert isinstance(first, CSVLogger)
     assert isinstance(second, Substitute)
-    assert second.place == (str(tmp_path), first.version) == (str(tmp_path), 5)
+    assert not (tmp_path / "lightning_logs" / "version_5").exists(), "a number is taken when a run asks for it"
+    assert (second.place, second.version, first.version) == (str(tmp_path), 5, 5)
     monkeypatch.setattr(logging_defaults, "find_spec", lambda name: None)
-    assert [type(one) for one in logging_defaults.default_loggers(str(tmp_path))] == [CSVLogger]
+    (only,) = logging_defaults.default_loggers(str(tmp_path))
+    assert isinstance(only, CSVLogger)
+
+
+def test_runs_that_start_together_have_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both look before either has a folder: then the next number is the same for both."""
+    monkeypatch.setattr(CSVLogger, "_get_next_version", lambda logger: 0)
+    runs = [logging_defaults.default_loggers(str(tmp_path))[0] for _ in range(3)]
+    assert [run.version for run in runs] == [0, 1, 2]
+    assert [run.version for run in runs] == [0, 1, 2], "and keep them"
+    names = sorted(path.name for path in (tmp_path / "lightning_logs").iterdir())
+    assert names == ["version_0", "version_1", "version_2"]
+
+
+def test_other_processes_of_a_run_take_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging_defaults.rank_zero_only, "rank", 1)
+    assert logging_defaults.default_loggers(str(tmp_path))[0].version == 0
+    assert not (tmp_path / "lightning_logs").exists()
 
 
 def test_both_share_a_folder(tiny: list[str]) -> None:
     pytest.importorskip("tensorboard", reason="the extra `tensorboard`")
     cli = fit(*tiny)
-    assert [type(one) for one in cli.trainer.loggers] == [CSVLogger, TensorBoardLogger]
+    csv_logger, tensorboard = cli.trainer.loggers
+    assert isinstance(csv_logger, CSVLogger)
+    assert isinstance(tensorboard, TensorBoardLogger)
     names = {path.name.partition(".")[0] for path in Path("lightning_logs/version_0").iterdir()}
     assert {"metrics", "config", "hparams", "events", "checkpoints", "constants"} <= names
     assert not Path("lightning_logs/version_1").exists()
