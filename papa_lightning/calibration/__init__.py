@@ -8,6 +8,7 @@ from papa_lightning.calibration.calibrate import (
     eval_mode,
     finish,
     gather,
+    progress_bar,
     without_path,
 )
 from papa_lightning.calibration.compact import CompactConstants
@@ -16,6 +17,7 @@ from papa_lightning.calibration.constants import AttentionConstants
 from papa_lightning.calibration.controls import CONTROL_KINDS, ConstantsKind, constants_kind, control_constants
 from papa_lightning.calibration.encoder_constants import ConstantsMismatchWarning, EncoderConstants
 from papa_lightning.calibration.merging import cluster_heads, folded_kinds, head_distances, merge_constants
+from papa_lightning.calibration.observing import EncoderCalls, observe, watch_calls
 
 __all__ = [
     "CONTROL_KINDS",
@@ -24,6 +26,7 @@ __all__ = [
     "CompactConstants",
     "ConstantsKind",
     "ConstantsMismatchWarning",
+    "EncoderCalls",
     "EncoderConstants",
     "calibrate",
     "calibrate_compact",
@@ -38,5 +41,8 @@ __all__ = [
     "gather",
     "head_distances",
     "merge_constants",
+    "observe",
+    "progress_bar",
+    "watch_calls",
     "without_path",
 ]

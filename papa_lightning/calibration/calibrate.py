@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,17 +14,16 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from papa_lightning.attention import RowMixing
 from papa_lightning.calibration.averages import AttentionAverages
 from papa_lightning.calibration.batches import run_encoder
 from papa_lightning.calibration.constants import AttentionConstants
 from papa_lightning.calibration.encoder_constants import plain_metadata
+from papa_lightning.calibration.observing import observe
 from papa_lightning.encoders import (
     describe_lengths,
     encoder_shape,
     find_encoder,
     fits_positions,
-    replace_mixing,
     weights_fingerprint,
 )
 from papa_lightning.exceptions import CalibrationError
@@ -114,17 +112,10 @@ def gather(
     Raises:
         CalibrationError: For a bad batch.
     """
-    device = encoder.device
-    layers, heads = encoder_shape(encoder)
-    averages = AttentionAverages(layers, heads, max_length, device)
-    mixings = [RowMixing(partial(averages.mix, layer)) for layer in range(layers)]
-    bar = tqdm(batches, "Calibrating", number_of(batches), unit="batch", disable=not progress, dynamic_ncols=True)
-    with torch.no_grad(), eval_mode(encoder), replace_mixing(encoder, mixings):
-        for number, mask in enumerate(run_encoder(encoder, bar, max_length)):
-            averages.add_mask(mask)
-            if number == 0:  # a broken encoder shows at once, not after hours; later batches are seen at the end
-                averages.check_finite()
-    return averages
+    with torch.no_grad(), eval_mode(encoder), observe(encoder, max_length) as calls:
+        for number, _ in enumerate(run_encoder(encoder, progress_bar(batches, progress), max_length), start=1):
+            calls.number = number
+    return calls.sums
 
 
 def finish(encoder: PreTrainedModel, averages: AttentionAverages, metadata: Mapping[str, Any]) -> AttentionConstants:
@@ -195,9 +186,11 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
-def number_of(batches: Iterable[Any]) -> int | None:
-    """Number of batches, where they know it."""
+def progress_bar(batches: Iterable[Any], shown: bool) -> Iterable[Any]:
+    """The batches, with the bar of a calibration pass; it has an end where they know their number."""
     try:
-        return len(batches)  # type: ignore[arg-type]
+        number = len(batches)  # type: ignore[arg-type]
     except TypeError:
-        return None
+        number = None
+    bar: Iterable[Any] = tqdm(batches, "Calibrating", number, unit="batch", disable=not shown, dynamic_ncols=True)
+    return bar

@@ -97,6 +97,14 @@ class CompactAverages(RunningSums):
             CalibrationError: When no sequence was added, or a sum is not finite; it names the first such layer.
         """
         self.check_sequences()
+        self.check_finite()
+
+    def check_finite(self) -> None:
+        """Look for NaN and infinity.
+
+        Raises:
+            CalibrationError: Names the first layer that has one.
+        """
         check_finite(self.columns)
 
     def sums(self, layer: int) -> BandSums:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from papa_lightning.attention import CompactLayer, RowMixing
+from papa_lightning.attention import CompactLayer
 from papa_lightning.attention.functional import average_attention
 from papa_lightning.calibration.batches import run_encoder
-from papa_lightning.calibration.calibrate import check_max_length, describe_pass, eval_mode, number_of
+from papa_lightning.calibration.calibrate import check_max_length, describe_pass, eval_mode, progress_bar
 from papa_lightning.calibration.compact import CompactConstants, check_width, profile_layer
 from papa_lightning.calibration.compact_averages import CompactAverages
 from papa_lightning.calibration.compact_fit import profile_rows, relative_error
 from papa_lightning.calibration.encoder_constants import plain_metadata
-from papa_lightning.encoders import attention_reaches, encoder_shape, find_encoder, replace_mixing
+from papa_lightning.calibration.observing import observe_into
+from papa_lightning.encoders import attention_reaches, encoder_shape, find_encoder
 from papa_lightning.exceptions import CalibrationError
 
 
@@ -89,15 +88,11 @@ def _gather(
     num_rows: int,
     progress: bool,
 ) -> CompactAverages:
-    layers, heads = encoder_shape(encoder)
+    heads = encoder_shape(encoder)[1]
     averages = CompactAverages(attention_reaches(encoder), heads, max_length, width, num_rows, encoder.device)
-    mixings = [RowMixing(partial(averages.mix, layer)) for layer in range(layers)]
-    bar = tqdm(batches, "Calibrating", number_of(batches), unit="batch", disable=not progress, dynamic_ncols=True)
-    with torch.no_grad(), eval_mode(encoder), replace_mixing(encoder, mixings):
-        for number, mask in enumerate(run_encoder(encoder, bar, max_length)):
-            averages.add_mask(mask)
-            if number == 0:  # a broken encoder shows at once, not after hours
-                averages.check()
+    with torch.no_grad(), eval_mode(encoder), observe_into(encoder, averages) as calls:
+        for number, _ in enumerate(run_encoder(encoder, progress_bar(batches, progress), max_length), start=1):
+            calls.number = number
     return averages
 
 

@@ -1,121 +1,173 @@
-"""The train data of a Trainer, once and in order: what a calibration pass goes over."""
+"""What reaches an encoder from the train data of a Trainer, each sequence once: what a calibration pass goes over."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from itertools import islice
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
 
-from torch.utils.data import DataLoader, IterableDataset
+from transformers import PreTrainedModel
 
+from papa_lightning.calibration import AttentionAverages, observe, progress_bar, watch_calls
+from papa_lightning.calibration.batches import checked_inputs
+from papa_lightning.calibration.observing import named_inputs
+from papa_lightning.callbacks.own_step import REMEDY, run_step, trial
+from papa_lightning.callbacks.train_batches import TrainBatches
+from papa_lightning.callbacks.unchanged import unchanged
 from papa_lightning.either_lightning import L
 from papa_lightning.exceptions import CalibrationError
 
+#: From a batch on its device to the encoder's inputs in it: a mapping, or several.
+ReadInputs: TypeAlias = Callable[[Any], Any]
+
 
 class CalibrationBatches:
-    """Each sequence of the train data once, in order, shared out among the processes without repeats.
+    """The inputs of an encoder, from each sequence of the train data once, shared out among the processes.
 
-    The train loader itself will not do: it shuffles, and under DDP its sampler repeats samples so that all
-    processes get equally many, which makes an average wrong.
+    They are read from the batches, where somebody knows how; else the module's own training step runs, and they are
+    what it gives to the encoder. See :class:`~papa_lightning.callbacks.train_batches.TrainBatches` for the order.
 
     Args:
-        trainer: A Trainer whose train data loader is set up.
+        trainer: A Trainer whose train data loader is set up. Every process must make one.
         module: Its LightningModule; batches pass through its transfer hooks, as in training.
+        encoder: The bare encoder, a part of the module.
+        max_length: T.
         batch_size: Sequences a batch; None takes that of the train loader.
+        read: Gives the encoder's inputs in a batch; None leaves it to the module's step.
 
     Raises:
         CalibrationError: When the train data cannot be gone over this way.
     """
 
-    def __init__(self, trainer: L.Trainer, module: L.LightningModule, batch_size: int | None = None) -> None:
-        self.trainer, self.module = trainer, module
-        self.loader = _sequential_shard(trainer, batch_size)
-        self.limit = _batch_limit(trainer.limit_train_batches, self.loader)
+    def __init__(
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        encoder: PreTrainedModel,
+        max_length: int,
+        batch_size: int | None = None,
+        read: ReadInputs | None = None,
+    ) -> None:
+        self.trainer, self.module, self.encoder = trainer, module, encoder
+        self.max_length, self.read = max_length, read
+        with self._data_unchanged():
+            self.batches = TrainBatches(trainer, batch_size)
+        self._recorded: list[Mapping[str, Any]] | None = None
 
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
-        """Batches on the device of the module, as mappings with the inputs of the encoder."""
-        for batch in islice(self.loader, self.limit):
-            batch = self.trainer.precision_plugin.convert_input(batch)
-            batch = self.module._on_before_batch_transfer(batch, dataloader_idx=0)
-            yield encoder_inputs(self.trainer.strategy.batch_to_device(batch, dataloader_idx=0))
+        """Mappings with the inputs of the encoder, on the device of the module, whole as far as they were read."""
+        if self.read is not None:
+            for number, batch in self._on_device(self.batches):
+                yield from read_inputs(self.read, batch, number)
+        else:
+            yield from self.recorded()
 
     def __len__(self) -> int:
-        """Number of batches of this process.
+        """Number of batches of this process; of what the step gives to the encoder only once it ran.
 
         Raises:
             TypeError: When the data does not know its length.
         """
-        if self.limit is None:
-            raise TypeError("the train data does not know its length")
-        return self.limit
+        return len(self.batches) if self._recorded is None else len(self._recorded)
+
+    def observe(self, progress: bool = False) -> AttentionAverages:
+        """Run the module's own step over the batches and average the attention of the encoder in all of its calls.
+
+        Args:
+            progress: Show a progress bar.
+
+        Returns:
+            The sums of this process.
+
+        Raises:
+            CalibrationError: When the step fails, or calls the encoder with what cannot be counted.
+        """
+        with self._trial(), observe(self.encoder, self.max_length) as calls:
+            for number, batch in self._on_device(progress_bar(self.batches, progress)):
+                calls.number = number
+                run_step(self.trainer, self.module, batch, number)
+                calls.check()
+        return calls.sums
+
+    def recorded(self) -> Sequence[Mapping[str, Any]]:
+        """What the step gives to the encoder, for those who go over it several times and need nothing else.
+
+        Raises:
+            CalibrationError: When the step fails, or never calls the encoder, or calls it with what cannot be counted.
+        """
+        if self._recorded is None:
+            self._recorded = self._record()
+        return self._recorded
+
+    def _record(self) -> list[Mapping[str, Any]]:
+        recorded: list[Mapping[str, Any]] = []
+        number = 0
+
+        def watch(forward: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+            inputs, _ = checked_inputs(self.encoder, named_inputs(forward, arguments, options), number, self.max_length)
+            recorded.append({name: one.detach().cpu() for name, one in inputs.items()})
+            return forward(*arguments, **options)
+
+        with self._trial(), watch_calls(self.encoder, watch):
+            for number, batch in self._on_device(self.batches):
+                run_step(self.trainer, self.module, batch, number)
+        if not recorded:
+            raise self.not_reached()
+        return recorded
+
+    @contextmanager
+    def _trial(self) -> Iterator[None]:
+        hooks = (self.module.on_train_start, self.module.on_train_epoch_start)
+        with self._data_unchanged(), trial(self.trainer, self.module, hooks):
+            yield
+
+    def _on_device(self, batches: Any) -> Iterator[tuple[int, Any]]:
+        for number, batch in enumerate(batches):
+            if batch is not None:
+                yield number, to_device(self.trainer, self.module, batch)
+
+    @contextmanager
+    def _data_unchanged(self) -> Iterator[None]:
+        """Loaders, samplers and data sets, their generators and counters, and the global random state."""
+        with isolate_rng(), unchanged([self.trainer.train_dataloader], besides=[self.trainer], tensors=False):
+            yield
+
+    def not_reached(self) -> CalibrationError:
+        """The error for a step that has not called the encoder at all."""
+        name, kind = type(self.module).__name__, type(self.encoder).__name__
+        return CalibrationError(
+            f"training_step of {name} ran over the train data, but never called its {kind}: name the encoder that "
+            f"it trains with encoder=..., or {REMEDY}."
+        )
 
 
-_MAIN_INPUTS = ("input_ids", "inputs_embeds", "pixel_values")
+def to_device(trainer: L.Trainer, module: L.LightningModule, batch: Any) -> Any:
+    """A batch as the Trainer hands it to a step: in its precision, through the module's hooks, on its device."""
+    batch = trainer.precision_plugin.convert_input(batch)
+    batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
+    return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
 
 
-def encoder_inputs(batch: Any) -> Mapping[str, Any]:
-    """The mapping with the encoder's inputs in a batch of any usual form.
+def read_inputs(read: ReadInputs, batch: Any, number: int) -> list[Mapping[str, Any]]:
+    """The mappings that ``encoder_inputs`` gives for a batch.
 
     Args:
-        batch: A mapping, or a tuple or list that holds one (e.g. (inputs, labels)).
+        read: What gives them.
+        batch: The batch.
+        number: Of the batch, for messages.
 
     Raises:
-        CalibrationError: When there is no mapping with input_ids or pixel_values.
+        CalibrationError: When it gives something else.
 
     Example:
-        >>> encoder_inputs(({"input_ids": [1]}, 0))
-        {'input_ids': [1]}
+        >>> read_inputs(lambda batch: batch["text"], {"text": {"input_ids": [1]}}, 0)
+        [{'input_ids': [1]}]
     """
-    candidates = batch if isinstance(batch, (tuple, list)) else [batch]
-    for candidate in candidates:
-        if isinstance(candidate, Mapping) and any(name in candidate for name in _MAIN_INPUTS):
-            return candidate
-    found = f"keys {list(batch)}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
-    raise CalibrationError(
-        f"a batch of the train data holds no mapping with input_ids or pixel_values (found {found}): let it hold one, "
-        "or override ConstantAttention.calibration_batches to give mappings with the inputs of the encoder."
-    )
-
-
-def _sequential_shard(trainer: L.Trainer, batch_size: int | None) -> Any:
-    loader = trainer.train_dataloader
-    remedy = "override ConstantAttention.calibration_batches, or make a constants file first and pass constants=PATH"
-    if not isinstance(loader, DataLoader):
-        if trainer.world_size == 1 and not isinstance(loader, (dict, list, tuple)):
-            return loader
+    given = read(batch)
+    several = [given] if isinstance(given, Mapping) else given
+    if not isinstance(several, (list, tuple)) or not all(isinstance(one, Mapping) for one in several):
         raise CalibrationError(
-            f"the train data is a {type(loader).__name__}, but calibration needs one torch DataLoader to go over each "
-            f"sequence once: {remedy}."
+            f"encoder_inputs gave a {type(given).__name__} for batch {number}, but must give a mapping with the "
+            "encoder's inputs (input_ids and attention_mask, or pixel_values), or a list of such mappings."
         )
-    if isinstance(loader.dataset, IterableDataset):
-        if trainer.world_size == 1:
-            return loader
-        raise CalibrationError(
-            f"the train data set ({type(loader.dataset).__name__}) is iterable only, so {trainer.world_size} processes "
-            f"cannot share it without repeats: {remedy}."
-        )
-    size = batch_size or loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
-    if size is None:
-        raise CalibrationError("the train data loader has no batch_size: pass ConstantAttention(batch_size=...).")
-    return DataLoader(
-        loader.dataset,
-        batch_size=size,
-        sampler=range(trainer.global_rank, len(loader.dataset), trainer.world_size),  # type: ignore[arg-type]
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        timeout=loader.timeout,
-        worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context,
-    )
-
-
-def _batch_limit(limit: int | float | None, loader: Any) -> int | None:
-    """Batches of this process under the Trainer's ``limit_train_batches``; None when nobody knows."""
-    try:
-        available = len(loader)
-    except TypeError:
-        return limit if isinstance(limit, int) else None
-    if limit is None:
-        return available
-    return min(available, limit) if isinstance(limit, int) else int(available * limit)
+    return list(several)

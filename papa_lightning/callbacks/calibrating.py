@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import inspect
 import time
+import uuid
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from papa_lightning.calibration import (
+    AttentionAverages,
     AttentionConstants,
     ConstantsMismatchWarning,
-    calibrate,
     check_max_length,
+    finish,
+    gather,
     without_path,
 )
 from papa_lightning.callbacks.averaged_copies import averaged_copies
 from papa_lightning.callbacks.batches import CalibrationBatches
+from papa_lightning.callbacks.constants_file import new_constants_file
 from papa_lightning.callbacks.discovery import discover_encoder
+from papa_lightning.callbacks.origins import Origin, note_origin, origin_of
+from papa_lightning.callbacks.processes import all_or_none, on_first
 from papa_lightning.callbacks.run_folder import run_folder
+from papa_lightning.callbacks.validation_rows import check_validation
 from papa_lightning.either_lightning import Callback, L, TrainerFn, is_a, is_overridden, isolate_rng, rank_zero_info
 from papa_lightning.encoders import (
     image_length,
@@ -45,6 +54,9 @@ class CalibratingCallback(Callback, ABC):
         PapaError: For invalid arguments.
     """
 
+    #: Whether constants that another callback made in an earlier fit are made anew; False where others learn from them.
+    calibrates_anew = True
+
     def __init__(
         self,
         max_length: int | None = None,
@@ -64,6 +76,8 @@ class CalibratingCallback(Callback, ABC):
         self.constants_path: str | None = constants
         self._groups_without_us: list[list[int]] | None = None
         self._frozen: list[nn.Parameter] = []
+        self._name = ""
+        self._restored = False
 
     @abstractmethod
     def swap(self, encoder: PreTrainedModel, max_length: int) -> None:
@@ -80,7 +94,7 @@ class CalibratingCallback(Callback, ABC):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Swap the encoder, and load the constants file if there is one. Runs at every stage and does nothing twice."""
-        self._groups_without_us = None
+        self._groups_without_us, self._restored = None, False
         if is_overridden("configure_model", pl_module):
             # The encoder may be made there; Lightning calls it only later, and asks that it can be called twice.
             strategy, precision = trainer.strategy, trainer.precision_plugin
@@ -99,11 +113,13 @@ class CalibratingCallback(Callback, ABC):
             warn_of_other_data(constants, describe_data(trainer))
         for own in self._encoders(trainer, pl_module):
             self.swap(own, length)
-            if constants is not None and not is_calibrated(own):
+            if constants is not None and (not is_calibrated(own) or self._of_another(trainer, own)):
                 load_constants(own, constants)
+                self._note(own, f"those of the file {self.constants}")
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Note how many parameters the optimizers of a run without us held, before those of this run are made."""
+        """Note what a checkpoint brings: constants, or else optimizers that know nothing of us."""
+        self._restored = any(".papa." in key for key in checkpoint.get("state_dict", ()))
         complete = {"state_dict", "optimizer_states"} <= checkpoint.keys()
         if complete and not any(".papa." in key for key in checkpoint["state_dict"]):
             self._groups_without_us = _group_sizes(state["param_groups"] for state in checkpoint["optimizer_states"])
@@ -120,10 +136,20 @@ class CalibratingCallback(Callback, ABC):
             )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Calibrate, unless there are constants already."""
+        """Calibrate, unless the encoder has constants of its own, of a file, of a checkpoint or of us already."""
         encoder = self._swapped_encoder(pl_module)
+        length = swapped_layers(encoder)[0].max_length
+        if any(layer.constant_heads for layer in swapped_layers(encoder)):
+            all_or_none(trainer, lambda: check_validation(trainer, pl_module, encoder, length))
+        if self._restored and is_calibrated(encoder):
+            self._note(encoder, "those of the checkpoint that this run goes on from")
         if not is_calibrated(encoder):
             self.calibrate(trainer, pl_module)
+        elif self.calibrates_anew and self._of_another(trainer, encoder):
+            rank_zero_info(f"The encoder has constants already, {_text(encoder)}: this callback makes its own.")
+            self.calibrate(trainer, pl_module)
+        elif any(layer.needs_constants(layer.options()) for layer in swapped_layers(encoder)):
+            rank_zero_info(f"The constants in use are {_text(encoder)}; this fit does not calibrate.")
         added = [parameter for layer in swapped_layers(encoder) for parameter in layer.parameters()]
         self._frozen = [parameter for parameter in added if not parameter.requires_grad]
 
@@ -171,12 +197,18 @@ class CalibratingCallback(Callback, ABC):
         """
         encoder = self._swapped_encoder(pl_module)
         length = swapped_layers(encoder)[0].max_length
-        start = time.perf_counter()
+        start, folder = time.perf_counter(), run_folder(trainer) if self.save_constants else None
+        # Before the pass, which would be lost otherwise.
+        path = None if folder is None else on_first(trainer, lambda: new_constants_file(folder, self.encoder))
         constants = calibrate_in(trainer, encoder, self.calibration_batches(trainer, pl_module), length)
         for own in self._encoders(trainer, pl_module):
             load_constants(own, constants)
+            self._note(own, _described(constants, trainer))
         self.calibration_seconds = time.perf_counter() - start
-        self._save(trainer, constants)
+        if path is not None:
+            self.constants_path = path
+            if trainer.is_global_zero:
+                constants.save(path)
         facts = {"calibration/seconds": self.calibration_seconds}
         facts["calibration/sequences"] = float(constants.metadata["sequences"])
         for logger in trainer.loggers:
@@ -188,12 +220,32 @@ class CalibratingCallback(Callback, ABC):
         return constants
 
     def calibration_batches(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Iterable[Mapping[str, Any]]:
-        """What to calibrate on; override it for data of another shape.
+        """What to calibrate on: what the encoder gets from the train data. Override it for other data.
 
         Returns:
             Mappings with input_ids and attention_mask, of this process's share: over all processes each sequence once.
         """
-        return CalibrationBatches(trainer, pl_module, self.batch_size)
+        encoder, read = discover_encoder(pl_module, self.encoder), self.encoder_inputs
+        layers = swapped_layers(encoder)
+        length = layers[0].max_length if layers else self.length(trainer, encoder, None)
+        if getattr(read, "__func__", None) is CalibratingCallback.encoder_inputs:
+            own = getattr(pl_module, "encoder_inputs", None)
+            read = own if inspect.ismethod(own) else None  # type: ignore[assignment]
+        return CalibrationBatches(trainer, pl_module, encoder, length, self.batch_size, read)
+
+    def encoder_inputs(self, batch: Any) -> Mapping[str, Any] | Sequence[Mapping[str, Any]]:
+        """The encoder's inputs in a batch of the train data; override it where the module's own step does not do.
+
+        As long as nobody overrides it, the module is asked, if it has a method of this name; else the calibration pass
+        runs the module's ``training_step`` and counts whatever reaches the encoder.
+
+        Args:
+            batch: As ``training_step`` gets it, on its device.
+
+        Returns:
+            A mapping with input_ids and attention_mask, or pixel_values, or a list of several.
+        """
+        raise NotImplementedError
 
     @property
     def state_key(self) -> str:
@@ -249,12 +301,28 @@ class CalibratingCallback(Callback, ABC):
                 f"{type(self).__name__}, or constants=PATH of a constants file, or fit first."
             )
 
-    def _save(self, trainer: L.Trainer, constants: AttentionConstants) -> None:
-        folder = run_folder(trainer)
-        if self.save_constants and folder is not None:
-            self.constants_path = str(folder / "constants.safetensors")
-            if trainer.is_global_zero:
-                constants.save(self.constants_path)
+    def _note(self, encoder: PreTrainedModel, text: str) -> None:
+        self._name = self._name or uuid.uuid4().hex
+        note_origin(encoder, Origin(self._name, text))
+
+    def _of_another(self, trainer: L.Trainer, encoder: PreTrainedModel) -> bool:
+        """Whether a callback that is not part of this run brought the constants of an encoder."""
+        origin = None if self._restored else origin_of(encoder)
+        callbacks = (one for one in trainer.callbacks if isinstance(one, CalibratingCallback))  # type: ignore[attr-defined]
+        return origin is not None and origin.callback not in {self._name, *(one._name for one in callbacks)}
+
+
+def _text(encoder: PreTrainedModel) -> str:
+    """Where the constants of an encoder come from."""
+    origin = origin_of(encoder)
+    return "those that the module brought along" if origin is None else origin.text
+
+
+def _described(constants: AttentionConstants, trainer: L.Trainer) -> str:
+    """From what data constants were made in a fit."""
+    datamodule = getattr(trainer, "datamodule", None)
+    data = constants.metadata.get("data") or (type(datamodule).__name__ if datamodule else "the train data")
+    return f"averages over {constants.metadata['sequences']} sequences of {data} in an earlier fit"
 
 
 def _group_sizes(optimizers: Iterable[Iterable[Mapping[str, Any]]]) -> list[list[int]]:
@@ -276,15 +344,29 @@ def calibrate_in(
     Returns:
         The constants, equal on every process.
     """
-    with isolate_rng(), trainer.precision_plugin.forward_context():
-        return calibrate(
-            encoder,
-            batches,
-            max_length,
-            metadata=describe_data(trainer),
-            all_reduce=lambda tensor: trainer.strategy.reduce(tensor, reduce_op="sum"),
-            progress=trainer.is_global_zero and trainer.progress_bar_callback is not None,
-        )
+    check_max_length(encoder, max_length)
+    progress = trainer.is_global_zero and trainer.progress_bar_callback is not None
+    by_step = batches if isinstance(batches, CalibrationBatches) and batches.read is None else None
+
+    def share() -> AttentionAverages:
+        if by_step is not None:
+            return by_step.observe(progress)
+        with isolate_rng(), trainer.precision_plugin.forward_context():
+            return gather(encoder, _begun(batches), max_length, progress=progress)
+
+    averages = all_or_none(trainer, share)
+    averages.reduce(lambda tensor: trainer.strategy.reduce(tensor, reduce_op="sum"))
+    if by_step is not None and not averages.pair_counts.any():
+        raise by_step.not_reached()
+    return finish(encoder, averages, describe_data(trainer))
+
+
+def _begun(batches: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
+    """Batches that are begun, because a generator may run the module's own step, which is not to be observed too."""
+    if not isinstance(batches, Iterator):
+        return batches
+    first = next(batches, None)
+    return batches if first is None else chain([first], batches)
 
 
 def warn_of_other_data(constants: AttentionConstants, data: Mapping[str, Any]) -> None:

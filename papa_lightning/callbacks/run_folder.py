@@ -18,9 +18,9 @@ def run_folder(trainer: L.Trainer) -> Path | None:
         trainer: Inside a run.
 
     Returns:
-        The folder, which may not exist yet; None without a logger.
+        The folder, which may not exist yet; None without a logger, and in a trial run, which leaves nothing behind.
     """
-    if not trainer.loggers:
+    if not trainer.loggers or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return None
     logger: Any = trainer.loggers[0]
     if is_a(logger, "TensorBoardLogger", "CSVLogger"):

@@ -46,6 +46,8 @@ class SwappedAttention(CalibratingCallback):
         >>> trainer = Trainer(callbacks=[free], logger=False)
     """
 
+    calibrates_anew = False
+
     def __init__(
         self,
         kind: str | list[str],

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from papa_lightning.calibration import AttentionConstants, eval_mode
-from papa_lightning.callbacks import CalibratingCallback, calibrate_in, discover_encoder
+from papa_lightning.callbacks import CalibratingCallback, CalibrationBatches, calibrate_in, discover_encoder
 from papa_lightning.criteria.base import RankingInputs
 from papa_lightning.criteria.registry import criterion_from, rank_heads
 from papa_lightning.either_lightning import Callback, L, rank_zero_info
@@ -72,6 +72,8 @@ class RankingRun(Callback):
         constants = self.constants
         if constants is None and "constants" in self.needs:
             constants = calibrate_in(trainer, encoder, batches, self.calibration.length(trainer, encoder, None))
+        if isinstance(batches, CalibrationBatches) and batches.read is None:
+            batches = batches.recorded()
         inputs = RankingInputs(encoder, constants, batches)
         if isinstance(pl_module, EncoderTask):
             inputs = task_inputs(pl_module, constants, batches)

@@ -275,6 +275,16 @@ class EncoderTask(LearningTask, EvaluatedTask):
             swap_as_saved(self.encoder, state, prefix="encoder.")
             self._apply_regime()
 
+    def encoder_inputs(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What a calibration pass gives to the encoder: the batch, from which it takes what the encoder knows.
+
+        The training step would do other things to it: a masked language model is trained with words that are masked.
+
+        Args:
+            batch: As `encode` takes it.
+        """
+        return batch
+
     def encode(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Run the encoder.
 

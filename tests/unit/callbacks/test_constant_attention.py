@@ -366,18 +366,3 @@ def test_sharded_strategies_want_a_file(kind: type[Strategy], tmp_path: Path) ->
     path = str(expected_constants(module).save(tmp_path / "constants.safetensors"))
     ConstantAttention(constants=path).setup(run, module, "fit")
     assert is_calibrated(module.bert)
-
-
-def test_batches_without_input_ids() -> None:
-    class Renamed(Sentences):
-        def __getitem__(self, index: int) -> dict[str, Tensor]:
-            return {"tokens": super().__getitem__(index)["input_ids"]}
-
-    with pytest.raises(PapaError, match=r"no mapping with input_ids or pixel_values \(found keys \['tokens'\]\)"):
-        trainer(ConstantAttention(max_length=LENGTH)).fit(Classifier(), DataLoader(Renamed(4)))
-
-
-def test_several_train_loaders_are_refused() -> None:
-    data = {"one": DataLoader(Sentences(4)), "two": DataLoader(Sentences(4))}
-    with pytest.raises(PapaError, match="the train data is a dict"):
-        trainer(ConstantAttention(max_length=LENGTH)).fit(Classifier(), data)

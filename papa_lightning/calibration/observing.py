@@ -1,0 +1,199 @@
+"""Watching the calls of an encoder, whoever makes them, and averaging its attention in each."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from papa_lightning.attention import DynamicAttention, RowMixing
+from papa_lightning.calibration.averages import AttentionAverages
+from papa_lightning.calibration.batches import checked_inputs
+from papa_lightning.calibration.compact_averages import CompactAverages
+from papa_lightning.encoders import encoder_shape, replace_mixing
+from papa_lightning.exceptions import CalibrationError
+
+_WATCHED = "papa_watched"
+Sums = TypeVar("Sums", AttentionAverages, CompactAverages)
+
+
+class EncoderCalls(Generic[Sums]):
+    """The calls of an encoder while it is observed, and the sums over them.
+
+    Args:
+        encoder: The bare encoder.
+        sums: What the calls are added to.
+
+    Attributes:
+        sums: As above.
+        number: Of the batch that the next calls belong to, for messages.
+        count: The calls so far.
+        error: What went wrong in a call, also where the caller of the encoder caught it.
+    """
+
+    def __init__(self, encoder: PreTrainedModel, sums: Sums) -> None:
+        self.encoder, self.sums = encoder, sums
+        self.number, self.count = 0, 0
+        self.error: Exception | None = None
+        self._runs: list[int] | None = None
+
+    def mix(self, layer: int, attention: DynamicAttention, value: Tensor) -> Tensor:
+        """Add the attention of a layer, and mix the values with it; see :meth:`AttentionAverages.mix`.
+
+        Raises:
+            CalibrationError: When the layer runs outside a call of its encoder, where nobody knows the mask.
+        """
+        if self._runs is None:
+            raise CalibrationError(
+                f"layer {layer} ran outside of a call of its {type(self.encoder).__name__}, so its tokens cannot be "
+                "counted: call the encoder as a whole, or give its inputs by encoder_inputs(batch) of the callback."
+            )
+        self._runs[layer] += 1
+        with torch.no_grad():
+            return self.sums.mix(layer, attention, value)
+
+    def call(self, forward: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """Check the inputs of a call, run it, and count it."""
+        if self._runs is not None:
+            return forward(*arguments, **options)
+        try:
+            return self._counted(forward, arguments, options)
+        except Exception as error:
+            self.error = error
+            raise
+        finally:
+            self._runs = None
+
+    def check(self) -> None:
+        """Raise what went wrong in a call and was caught by its caller: the sums lack something."""
+        if self.error is not None:
+            raise self.error
+
+    def _counted(self, forward: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        inputs = named_inputs(forward, arguments, options)
+        _, mask = checked_inputs(self.encoder, inputs, self.number, self.sums.max_length)
+        self._runs = [0] * encoder_shape(self.encoder)[0]
+        output = forward(*arguments, **options)
+        other = [layer for layer, runs in enumerate(self._runs) if runs != 1]
+        if other:
+            raise CalibrationError(
+                f"layer {other[0]} ran {self._runs[other[0]]} times in a call of the {type(self.encoder).__name__} in "
+                f"batch {self.number}, but must run once: let all layers run once a call, without early exits, dropped "
+                "layers or calls in pieces."
+            )
+        self.sums.add_mask(mask.to(self.encoder.device))
+        if self.count == 0:  # a broken encoder shows at once, not after hours; later calls are seen at the end
+            self.sums.check_finite()
+        self.count += 1
+        return output
+
+
+def named_inputs(forward: Callable[..., Any], arguments: tuple[Any, ...], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by name, as far as they fit the signature.
+
+    Args:
+        forward: What is called.
+        arguments: By position.
+        options: By name.
+
+    Example:
+        >>> named_inputs(lambda input_ids, attention_mask: None, (1,), {"attention_mask": 2})
+        {'input_ids': 1, 'attention_mask': 2}
+    """
+    return dict(zip(inspect.signature(forward).parameters, arguments, strict=False)) | dict(options)
+
+
+@contextmanager
+def watch_calls(
+    encoder: PreTrainedModel, watch: Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+) -> Iterator[None]:
+    """Let a function make the calls of an encoder, in whatever it is wrapped; what is compiled runs uncompiled.
+
+    Args:
+        encoder: The bare encoder.
+        watch: Gets the encoder's forward and the arguments of a call, by position and by name; returns its output.
+
+    Raises:
+        CalibrationError: When somebody watches already.
+    """
+    before, forward = vars(encoder).get("forward"), encoder.forward
+    if getattr(before, _WATCHED, False):
+        raise CalibrationError(
+            f"the {type(encoder).__name__} is calibrated or watched already: begin when that has ended, or work on a "
+            "copy (copy.deepcopy) of it."
+        )
+
+    @wraps(forward)
+    def watched(*arguments: Any, **options: Any) -> Any:
+        return watch(forward, arguments, options)
+
+    vars(watched)[_WATCHED] = True
+    vars(encoder)["forward"] = watched
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        del vars(encoder)["forward"]
+        if before is not None:
+            vars(encoder)["forward"] = before
+
+
+@contextmanager
+def observe_into(encoder: PreTrainedModel, sums: Sums) -> Iterator[EncoderCalls[Sums]]:
+    """Add up the dynamic attention of an encoder, swapped or not, in whatever calls are made of it.
+
+    Modes and gradients are the caller's.
+
+    Args:
+        encoder: The bare encoder.
+        sums: Where to.
+
+    Yields:
+        The calls.
+
+    Raises:
+        CalibrationError: From a call of the encoder that cannot be counted: without an attention_mask, longer than T,
+            or in which a layer does not run exactly once.
+    """
+    calls = EncoderCalls(encoder, sums)
+
+    def mixing(layer: int) -> RowMixing:
+        return RowMixing(lambda attention, value: calls.mix(layer, attention, value))
+
+    with replace_mixing(encoder, [mixing(layer) for layer in range(encoder_shape(encoder)[0])]):  # noqa: SIM117
+        with watch_calls(encoder, calls.call):
+            yield calls
+
+
+@contextmanager
+def observe(encoder: PreTrainedModel, max_length: int) -> Iterator[EncoderCalls[AttentionAverages]]:
+    """Average the dynamic attention of an encoder, swapped or not, in whatever calls are made of it.
+
+    Args:
+        encoder: The bare encoder.
+        max_length: T, the longest sequence.
+
+    Yields:
+        The calls; their ``sums`` are the :class:`AttentionAverages`.
+
+    Raises:
+        CalibrationError: As :func:`observe_into`.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> config = BertConfig(num_hidden_layers=1, num_attention_heads=2, hidden_size=8, intermediate_size=8)
+        >>> encoder = BertModel(config).eval()
+        >>> with torch.no_grad(), observe(encoder, 4) as calls:
+        ...     output = encoder(torch.tensor([[1, 2, 3, 0]]), torch.tensor([[1, 1, 1, 0]]))
+        >>> calls.count, calls.sums.compute().shape
+        (1, torch.Size([1, 2, 4, 4]))
+    """
+    layers, heads = encoder_shape(encoder)
+    with observe_into(encoder, AttentionAverages(layers, heads, max_length, encoder.device)) as calls:
+        yield calls

@@ -1,0 +1,203 @@
+"""Putting objects back as they were, with all that they hold: weights, buffers, metrics, counters, lists, generators.
+
+A calibration pass runs code of other people that was written to change things. What it changed is undone by what it
+was: every object that can be reached from the ones named is looked at before, and given back its attributes, entries
+and values afterwards.
+"""
+
+from __future__ import annotations
+
+import random
+import types
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+#: Classes of these packages hold what must go on by itself (threads, processes), or no state that a step changes.
+_LEFT_ALONE = (
+    *("asyncio", "concurrent", "logging", "multiprocessing", "queue", "socket", "subprocess", "threading", "weakref"),
+    *("datasets", "pandas", "polars", "pyarrow", "tokenizers", "torch._dynamo", "torch._inductor", "torch.distributed"),
+    *("torch.fx", "torch.utils.data.dataloader._"),
+)
+_NO_STATE = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType, str, bytes, int)
+#: The entries of longer containers (rows of a data set) are not looked into; that they are these is kept.
+_LONG = 10_000
+
+
+@contextmanager
+def unchanged(objects: Iterable[object], besides: Iterable[object] = (), tensors: bool = True) -> Iterator[None]:
+    """Undo, at the end, what happened to objects and to all that can be reached from them.
+
+    Tensors are copied to main memory for the time.
+
+    Args:
+        objects: The objects.
+        besides: What is left alone, and not looked into.
+        tensors: False leaves the values of tensors and arrays alone, which for data would be a second copy of them.
+    """
+    kept = _Kept(besides, tensors)
+    for one in objects:
+        kept.keep(one)
+    try:
+        yield
+    finally:
+        kept.restore()
+
+
+class _Kept:
+    def __init__(self, besides: Iterable[object], tensors: bool) -> None:
+        self._seen: dict[int, object] = {id(one): one for one in besides}  # holds them, so that no number is reused
+        self._tensors = tensors
+        self._undo: list[Callable[[], None]] = []
+
+    def keep(self, root: object) -> None:
+        waiting = [root]
+        while waiting:
+            one = waiting.pop()
+            if one is None or id(one) in self._seen or issubclass(type(one), _NO_STATE) or _is_left_alone(type(one)):
+                continue
+            self._seen[id(one)] = one
+            waiting.extend(self._note(one))
+
+    def restore(self) -> None:
+        for undo in reversed(self._undo):
+            undo()
+
+    def _note(self, one: Any) -> Iterable[object]:
+        """Note how to put one object back; gives what it holds."""
+        found: list[object] = []
+        if isinstance(one, Tensor):
+            if self._tensors:
+                self._undo.append(_tensor(one))
+            return found
+        if isinstance(one, np.ndarray):
+            if self._tensors:
+                self._undo.append(_array(one))
+            return found
+        generator = _generator(one)
+        if generator is not None:
+            self._undo.append(generator)
+            return found
+        for kind, note in _CONTAINERS.items():
+            if isinstance(one, kind):
+                self._undo.append(note(one))
+                if len(one) <= _LONG:
+                    found.extend(one.values() if kind is dict else one)
+        if isinstance(one, tuple) and len(one) <= _LONG:
+            found.extend(one)
+        if type(getattr(one, "__dict__", None)) is dict:
+            self._undo.append(_dict(vars(one)))
+            found.extend(vars(one).values())
+        return found
+
+
+def _is_left_alone(kind: type) -> bool:
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    if kind in weakref.ProxyTypes:
+        return True
+    return any(name == one or name.startswith(one if one.endswith("_") else f"{one}.") for one in _LEFT_ALONE)
+
+
+def _tensor(one: Tensor) -> Callable[[], None]:
+    strange = is_lazy(one) or is_traceable_wrapper_subclass(one) or one.layout != torch.strided
+    if strange or one.is_meta or one.is_inference():
+        return lambda: None
+    learns, gradient = one.requires_grad, one.grad if one.is_leaf else None
+    place = one.data
+    values = place.to("cpu", copy=True)
+
+    def undo() -> None:
+        if one.data_ptr() != place.data_ptr() or one.shape != place.shape or one.dtype != place.dtype:
+            one.data = place
+        if not torch.equal(place.cpu(), values):
+            place.copy_(values)
+        if one.is_leaf:
+            if one.requires_grad != learns:
+                one.requires_grad_(learns)
+            one.grad = gradient
+
+    return undo
+
+
+def _array(one: np.ndarray[Any, Any]) -> Callable[[], None]:
+    values = one.copy()
+
+    def undo() -> None:
+        if one.flags.writeable:
+            one[...] = values
+
+    return undo
+
+
+def _generator(one: Any) -> Callable[[], None] | None:
+    """How to put a generator of random numbers back; None for anything else."""
+    if isinstance(one, torch.Generator):
+        state = one.get_state()
+        return lambda: (one.set_state(state), None)[1]
+    if isinstance(one, random.Random):
+        numbers = one.getstate()
+        return lambda: one.setstate(numbers)
+    if isinstance(one, np.random.Generator):
+        bits = one.bit_generator.state
+        return lambda: setattr(one.bit_generator, "state", bits)
+    if isinstance(one, np.random.RandomState):
+        legacy = one.get_state()
+        return lambda: one.set_state(legacy)
+    return None
+
+
+def _same(one: Iterable[object], other: Iterable[object]) -> bool:
+    return all(a is b for a, b in zip(one, other, strict=False))
+
+
+def _list(one: list[Any]) -> Callable[[], None]:
+    before = list(one)
+
+    def undo() -> None:
+        if len(one) != len(before) or not _same(one, before):
+            one[:] = before
+
+    return undo
+
+
+def _dict(one: dict[Any, Any]) -> Callable[[], None]:
+    before = dict(one)
+
+    def undo() -> None:
+        if len(one) != len(before) or not (_same(one, before) and _same(one.values(), before.values())):
+            one.clear()
+            one.update(before)
+
+    return undo
+
+
+def _set(one: set[Any]) -> Callable[[], None]:
+    before = set(one)
+
+    def undo() -> None:
+        if one != before:
+            one.clear()
+            one.update(before)
+
+    return undo
+
+
+def _deque(one: deque[Any]) -> Callable[[], None]:
+    before = list(one)
+
+    def undo() -> None:
+        one.clear()
+        one.extend(before)
+
+    return undo
+
+
+_CONTAINERS: dict[type, Callable[[Any], Callable[[], None]]] = {list: _list, dict: _dict, set: _set, deque: _deque}
