@@ -290,7 +290,9 @@ class PapaCLI(LightningCLI):
             rank_zero_only(print)(summary)
 
     def after_rank(self) -> None:
-        """Print the heads at both ends of the ranking, and where it is."""
+        """Print the heads at both ends of the ranking, and where it is; a trial run has none."""
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         output = self.config[self.subcommand]["output"]
         rank_zero_only(print)(list_ranking(HeadRanking.load(output), output))
 

@@ -52,7 +52,8 @@ def check_output(name: str, path: str | Path) -> None:
         if Path(path).is_dir():
             raise IsADirectoryError(None, "it is a folder")
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=Path(path).parent):
+        # As long a name as the file has while it is written.
+        with tempfile.NamedTemporaryFile(dir=Path(path).parent, prefix=f".{Path(path).name}."):
             pass
     except OSError as error:
         raise PapaError(

@@ -38,7 +38,8 @@ class EncoderCalls(Generic[Sums]):
     """
 
     def __init__(self, encoder: PreTrainedModel, sums: Sums) -> None:
-        self.encoder, self.sums = encoder, sums
+        self.encoder = encoder
+        self.sums: Sums = sums
         self.number, self.count = 0, 0
         self.error: Exception | None = None
         self._runs: list[int] | None = None
@@ -56,7 +57,8 @@ class EncoderCalls(Generic[Sums]):
             )
         self._runs[layer] += 1
         with torch.no_grad():
-            return self.sums.mix(layer, attention, value)
+            mixed: Tensor = self.sums.mix(layer, attention, value)
+        return mixed
 
     def call(self, forward: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """Check the inputs of a call, run it, and count it."""

@@ -14,7 +14,7 @@ from papa_lightning.calibration.observing import named_inputs
 from papa_lightning.callbacks.own_step import REMEDY, run_step, trial
 from papa_lightning.callbacks.train_batches import TrainBatches
 from papa_lightning.callbacks.unchanged import unchanged
-from papa_lightning.either_lightning import L
+from papa_lightning.either_lightning import L, isolate_rng
 from papa_lightning.exceptions import CalibrationError
 
 #: From a batch on its device to the encoder's inputs in it: a mapping, or several.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from papa_lightning.callbacks.constant_attention import ConstantAttention
 from papa_lightning.either_lightning import Callback, L, rank_zero_info
+from papa_lightning.exceptions import CalibrationError
 
 
 class CalibrationRun(Callback):
@@ -18,7 +19,7 @@ class CalibrationRun(Callback):
     def __init__(self, calibration: ConstantAttention, output: str) -> None:
         calibration.constants = None
         calibration.save_constants = False
-        self.calibration, self.output = calibration, output
+        self.calibration, self.output, self._calibrated = calibration, output, False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Swap the encoder, so that bad arguments show before the data are read."""
@@ -27,7 +28,19 @@ class CalibrationRun(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Calibrate, write, stop."""
         constants = self.calibration.calibrate(trainer, pl_module)
+        self._calibrated = True
+        trainer.should_stop = True
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            rank_zero_info(f"fast_dev_run is a trial of one or a few batches: nothing was written to {self.output}.")
+            return
         if trainer.is_global_zero:
             constants.save(self.output)
         rank_zero_info(f"Constants are in {self.output}.")
-        trainer.should_stop = True
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Refuse to end as if all were well where the Trainer had nothing to train on."""
+        if not self._calibrated:
+            raise CalibrationError(
+                f"there was nothing to calibrate on, so {self.output} was not written: the train data are empty, or "
+                "limit_train_batches, max_epochs or max_steps is 0. Let them allow a batch."
+            )

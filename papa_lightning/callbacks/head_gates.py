@@ -34,7 +34,8 @@ class HeadGates(CalibratingCallback):
         learning_rate: Of the gates. None: that of the rest (the optimizer's first group), as in the published code;
             at the probe's 2e-5 gates move by ten-thousandths; docs/rankings.md compares rates. A scheduler multiplies
             it as it does the others.
-        output: Where the ranking is written; None takes ``ranking.json`` in the logger's folder, if there is one.
+        output: Where the ranking is written; None takes ``ranking.json`` in the logger's folder, if there is one. A
+            trial run (``fast_dev_run``) writes none.
         max_length: T, the longest sequence; as in :class:`~papa_lightning.ConstantAttention`.
         constants: Path of a constants file to use instead of calibrating.
         encoder: Attribute that holds the encoder, when the module has several.
@@ -127,7 +128,7 @@ class HeadGates(CalibratingCallback):
             return
         self.ranking = ranking_of_gates(encoder)
         folder = run_folder(trainer)
-        if self.output is None and folder is None:
+        if trainer.fast_dev_run or (self.output is None and folder is None):  # type: ignore[attr-defined]
             return
         self.ranking_path = self.output or str((folder or Path()) / "ranking.json")
         if trainer.is_global_zero:

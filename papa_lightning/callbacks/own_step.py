@@ -194,11 +194,11 @@ def _no_collectives(trainer: L.Trainer, module: nn.Module) -> AbstractContextMan
     return nullcontext() if trainer.world_size == 1 else _Alone(type(module).__name__)
 
 
-class _Alone(TorchDispatchMode):
+class _Alone(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Refuse what would wait for other processes: they have not equally many batches, so it might never end."""
 
     def __init__(self, name: str) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._name = name
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -34,6 +34,8 @@ class PredictionWriter(BasePredictionWriter):
     data loaders there is a file for each, ``predictions-matched.jsonl``: named by the datamodule's
     `validation_names` if it has as many, else numbered from 0.
 
+    A trial run (``fast_dev_run``) writes nothing.
+
     Args:
         output: A ``.jsonl`` or ``.parquet`` file. None: ``predictions.jsonl`` in the logger's folder, or in the
             working folder without a logger.
@@ -61,7 +63,9 @@ class PredictionWriter(BasePredictionWriter):
         self._rows = 0
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Open this process's part, in place of one that an interrupted run left."""
+        """Open this process's part, in place of one that an interrupted run left; a trial run leaves nothing."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         folder = run_folder(trainer)  # on every process
         self._target = Path(self.output) if self.output is not None else (folder or Path()) / "predictions.jsonl"
         self._target.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +83,8 @@ class PredictionWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Add the rows of a batch to this process's part."""
-        assert self._part is not None
+        if self._part is None:
+            return
         rows = prediction_rows(prediction, getattr(pl_module, "label_names", None))
         for number, row in enumerate(rows):
             # Without a torch DataLoader nobody knows the places, but then there is one process and the order is right.
@@ -89,6 +94,9 @@ class PredictionWriter(BasePredictionWriter):
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put the parts together."""
+        if self._part is None:
+            rank_zero_info("fast_dev_run is a trial of one or a few batches: no predictions were written.")
+            return
         self._close()
         trainer.strategy.barrier("papa: parts of predictions are written")
         loaders = trainer.predict_dataloaders

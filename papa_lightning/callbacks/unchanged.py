@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 #: Classes of these packages hold what must go on by itself (threads, processes), or no state that a step changes.
 _LEFT_ALONE = (
@@ -86,13 +85,11 @@ class _Kept:
         if generator is not None:
             self._undo.append(generator)
             return found
-        for kind, note in _CONTAINERS.items():
-            if isinstance(one, kind):
-                self._undo.append(note(one))
-                if len(one) <= _LONG:
-                    found.extend(one.values() if kind is dict else one)
-        if isinstance(one, tuple) and len(one) <= _LONG:
-            found.extend(one)
+        note = next((note for kind, note in _CONTAINERS.items() if isinstance(one, kind)), None)
+        if note is not None:
+            self._undo.append(note(one))
+        if (note is not None or isinstance(one, tuple)) and len(one) <= _LONG:
+            found.extend(one.values() if isinstance(one, dict) else one)
         if type(getattr(one, "__dict__", None)) is dict:
             self._undo.append(_dict(vars(one)))
             found.extend(vars(one).values())
@@ -107,8 +104,8 @@ def _is_left_alone(kind: type) -> bool:
 
 
 def _tensor(one: Tensor) -> Callable[[], None]:
-    strange = is_lazy(one) or is_traceable_wrapper_subclass(one) or one.layout != torch.strided
-    if strange or one.is_meta or one.is_inference():
+    whole: bool = one.layout == torch.strided and not is_lazy(one) and not one.is_meta
+    if not whole or one.is_inference() or hasattr(one, "__tensor_flatten__"):  # the last: a wrapper of other tensors
         return lambda: None
     learns, gradient = one.requires_grad, one.grad if one.is_leaf else None
     place = one.data

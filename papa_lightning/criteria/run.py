@@ -79,6 +79,9 @@ class RankingRun(Callback):
             inputs = task_inputs(pl_module, constants, batches)
         with eval_mode(pl_module), trainer.precision_plugin.forward_context():
             self.ranking = rank_heads(self.criterion, inputs)
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            rank_zero_info(f"fast_dev_run is a trial of one or a few batches: nothing was written to {self.output}.")
+            return self.ranking
         self.ranking.save(self.output)
         rank_zero_info(f"The ranking of the heads is in {self.output}.")
         return self.ranking
