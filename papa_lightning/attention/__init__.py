@@ -19,6 +19,7 @@ from papa_lightning.attention.position_bias import FactorizedBias, NormalizedKer
 from papa_lightning.attention.reach import Reach
 from papa_lightning.attention.registry import KINDS, mixer_class, option_names
 from papa_lightning.attention.shared import SharedHeads
+from papa_lightning.attention.slots import Slots, slots_at, slots_from_first
 from papa_lightning.attention.untouched import UntouchedLayer
 from papa_lightning.attention.zero_mass import ZeroMassWarning, ZeroMassWatch
 
@@ -50,6 +51,7 @@ __all__ = [
     "Reach",
     "RowMixing",
     "SharedHeads",
+    "Slots",
     "TokenMixer",
     "Turn",
     "UntouchedLayer",
@@ -65,4 +67,6 @@ __all__ = [
     "mixer_class",
     "option_names",
     "read_extra_state",
+    "slots_at",
+    "slots_from_first",
 ]

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from papa_lightning.attention.functional import attention_probabilities, dynamic_attention
+
+if TYPE_CHECKING:
+    from papa_lightning.attention.slots import Slots
 
 #: How many attention probabilities exist at a time: 32 MB in float32.
 CHUNK = 2**23
@@ -27,6 +31,7 @@ class DynamicAttention:
         mask: (B, T), true for a real token, or None. It holds for the whole layer, constant heads too.
         scaling: Factor of the scores.
         bias: What the encoder adds to the scores, or where they may look.
+        slots: How the tokens were put in order, where they do not stand as in the batch; T is then the number of slots.
 
     Example:
         >>> import torch
@@ -42,6 +47,7 @@ class DynamicAttention:
     mask: Tensor | None
     scaling: float
     bias: Tensor | None = None
+    slots: Slots | None = None
 
     def matrices(self) -> Tensor:
         """The probabilities, (B, dynamic heads, T, T), float32 or float64."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from papa_lightning.encoders import accepted_inputs, check_vocabulary, takes_images
+from papa_lightning.encoders import ReadBatch, accepted_inputs, check_vocabulary, takes_images
 from papa_lightning.exceptions import CalibrationError
 
 
@@ -23,18 +23,22 @@ def run_encoder(encoder: PreTrainedModel, batches: Iterable[Mapping[str, Any]], 
         max_length: T.
 
     Yields:
-        The mask (B, t) of each batch, on the device of the encoder, after the encoder has run.
+        The mask of each batch by the slots of its tokens, (B, slots), on the device of the encoder, after the encoder
+        has run.
 
     Raises:
         CalibrationError: For a bad batch.
     """
     # A decoder would keep keys and values of earlier tokens, for nothing.
     options = {"use_cache": False} if "use_cache" in inspect.signature(encoder.forward).parameters else {}
+    reading = ReadBatch.of(encoder)
     for number, batch in enumerate(batches):
         inputs, mask = checked_inputs(encoder, batch, number, max_length)
         if mask.numel() > 0:
-            encoder(**{name: tensor.to(encoder.device) for name, tensor in inputs.items()}, **options)
-            yield mask.to(encoder.device)
+            on_device = {name: tensor.to(encoder.device) for name, tensor in inputs.items()}
+            positions = reading.read(encoder, on_device, max_length)
+            encoder(**on_device, **options)
+            yield reading.mask_by_slot(mask.to(encoder.device), positions)
 
 
 def checked_inputs(

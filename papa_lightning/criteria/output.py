@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from papa_lightning.attention import DynamicAttention, RowMixing
 from papa_lightning.attention.functional import apply_attention, constant_attention
 from papa_lightning.calibration import eval_mode
 from papa_lightning.calibration.batches import run_encoder
@@ -50,7 +51,7 @@ class OutputChange(HeadCriterion):
         layers, heads = encoder_shape(base)
         found = OutputProjections(layers)
         moments: list[Tensor | float] = [0.0] * layers
-        mixings = [partial(_mix, found, moments, layer, own) for layer, own in enumerate(per_layer(inputs))]
+        mixings = [RowMixing(partial(_mix, found, moments, layer, own)) for layer, own in enumerate(per_layer(inputs))]
         with torch.no_grad(), eval_mode(base), replace_mixing(base, mixings), found.watching(base):
             for _ in run_encoder(base, inputs.batches, inputs.constants.max_length):
                 pass
@@ -66,17 +67,19 @@ def _mix(
     moments: list[Tensor | float],
     layer: int,
     constants: Tensor,
-    attention: Tensor,
+    attention: DynamicAttention,
     value: Tensor,
-    mask: Tensor | None,
 ) -> Tensor:
-    """Mix the values of one layer dynamically, and add up what would change; see Mixing in encoders/layer.py."""
-    length = value.shape[2]
-    mixed = apply_attention(attention, value)
+    """Mix the values of one layer dynamically, and add up what would change; see RowMixing."""
+    length, mask, slots = value.shape[2], attention.mask, attention.slots
+    mixed = apply_attention(attention.matrices(), value)
     change = mixed - constant_attention(constants[:, :length, :length], value, mask)
     if mask is not None:
         change = change.masked_fill(~mask.bool()[:, :, None, None], 0.0)
     tokens = change.flatten(0, 1).transpose(0, 1)  # (H, B T, h)
     moments[layer] += torch.bmm(tokens.transpose(1, 2), tokens).double()
-    found.expect(layer, mask, mixed)
+    if slots is None:
+        found.expect(layer, mask, mixed)
+    else:  # the projection gets the tokens in the order of the batch
+        found.expect(layer, slots.real, slots.read(mixed))
     return mixed

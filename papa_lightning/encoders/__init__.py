@@ -1,6 +1,7 @@
 """WHERE attention goes in an encoder: finding, swapping and restoring it. Knows torch and transformers."""
 
 from papa_lightning.encoders.attaching import observe_attention, replace_mixing
+from papa_lightning.encoders.batch import ReadBatch, UnmaskedPaddingWarning
 from papa_lightning.encoders.families import FAMILIES, EncoderFamily, register_family
 from papa_lightning.encoders.finding import attention_reaches, encoder_shape, find_encoder, is_supported
 from papa_lightning.encoders.fingerprint import weights_fingerprint
@@ -50,6 +51,8 @@ __all__ = [
     "LayerPlan",
     "Options",
     "PlainStateWarning",
+    "ReadBatch",
+    "UnmaskedPaddingWarning",
     "accepted_inputs",
     "attention_reaches",
     "check_vocabulary",

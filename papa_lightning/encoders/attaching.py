@@ -14,6 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from papa_lightning.attention import RowMixing
 from papa_lightning.attention.functional import apply_attention
 from papa_lightning.encoders.albert import count_turns, stop_turns
+from papa_lightning.encoders.batch import ReadBatch
 from papa_lightning.encoders.finding import attention_modules, family_of, find_encoder
 from papa_lightning.encoders.interface import check_implementation, papa_config
 from papa_lightning.encoders.layer import (
@@ -21,7 +22,6 @@ from papa_lightning.encoders.layer import (
     Observer,
     TouchedLayer,
     cache_error,
-    is_stock,
     is_touched,
     layer_of,
     mixers_of,
@@ -55,7 +55,7 @@ def attach(encoder: PreTrainedModel) -> list[nn.Module]:
             check_implementation(_config_of(module))
     paths = {module: path for path, module in encoder.named_modules()}
     for module in dict.fromkeys(modules):
-        layer = TouchedLayer(family.reach(module))
+        layer = TouchedLayer(family.reach(module), family.slot_rule(encoder.config))
         if family.inline is None:
             _dispatch(module, layer)
         else:
@@ -64,6 +64,7 @@ def attach(encoder: PreTrainedModel) -> list[nn.Module]:
             encoder.set_submodule(paths[layer.module], module)
         touch(module, layer)
     encoder.register_forward_pre_hook(refuse_cache, with_kwargs=True)
+    encoder.register_forward_pre_hook(ReadBatch.of(encoder), with_kwargs=True)
     modules = attention_modules(encoder)
     shared = [module for module, layers in Counter(modules).items() if layers > 1]
     if shared:
@@ -80,7 +81,7 @@ def refuse_cache(encoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[s
     cache = kwargs.get("past_key_values")
     if cache is None or not hasattr(cache, "get_seq_length") or not cache.get_seq_length():
         return
-    if any(not is_stock(module) for module in attention_modules(encoder)):
+    if any(isinstance(hook, ReadBatch) and hook.differs for hook in encoder._forward_pre_hooks.values()):
         raise cache_error(f"past_key_values holds {cache.get_seq_length()} tokens")
 
 
@@ -106,7 +107,7 @@ def detach(encoder: PreTrainedModel) -> None:
     """Undo :func:`attach`."""
     family, paths = family_of(encoder), {module: path for path, module in encoder.named_modules()}
     stop_turns(encoder)
-    remove_hooks(encoder, lambda hook: hook is refuse_cache)
+    remove_hooks(encoder, lambda hook: hook is refuse_cache or isinstance(hook, ReadBatch))
     for module in dict.fromkeys(attention_modules(encoder)):
         if not is_touched(module):
             continue

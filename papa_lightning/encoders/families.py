@@ -22,6 +22,7 @@ from papa_lightning.encoders.projections import (
     InterleavedProjection,
 )
 from papa_lightning.encoders.roformer import SwappedRoFormerSelfAttention
+from papa_lightning.encoders.slots import SlotRule
 from papa_lightning.exceptions import PapaError
 
 Projections = Mapping[str, type[CutProjection]]
@@ -42,6 +43,18 @@ def _configured_window(module: Any) -> Reach:
     """For causal modules that read the window from the configuration."""
     window = module.config.sliding_window
     return Reach(before=None if window is None else int(window) - 1, after=0)
+
+
+def _absolute_or_rotary(config: Any) -> SlotRule:
+    return "mask" if getattr(config, "position_embedding_type", None) == "rotary" else "input_ids"
+
+
+def _rotary_scores(config: Any) -> SlotRule:
+    return "tensor" if config.rotary_value else "mask"  # values that are turned too say where a token stands
+
+
+def _relative(config: Any) -> SlotRule:
+    return "tensor" if getattr(config, "position_biased_input", True) else "mask"
 
 
 @dataclass(frozen=True)
@@ -65,6 +78,9 @@ class EncoderFamily:
         note: What a user of the family should know, for the same table.
         value: Attribute of the module that projects to the values, a linear layer; None where it is fused with others.
         output: Path of the linear layer behind the mixed values, from the module, or from its parent with "../".
+        slots: Where the slots of the constants are counted from, or a function that reads it from the configuration:
+            "tensor", its beginning, where positions are absolute; "mask", the first real token of a sequence, where
+            they are relative; "input_ids", the same where they number the tokens that are not the padding token.
     """
 
     attention: str
@@ -78,11 +94,16 @@ class EncoderFamily:
     note: str = ""
     value: str | None = "value"
     output: str = "../output.dense"
+    slots: SlotRule | Callable[[Any], SlotRule] = "tensor"
 
     @property
     def position_projections(self) -> tuple[str, ...]:
         """Those of the projections that only terms of relative positions depend on."""
         return tuple(name for name in self.projections if name.startswith("pos_"))
+
+    def slot_rule(self, config: Any) -> SlotRule:
+        """Where an encoder of this configuration counts slots from."""
+        return self.slots(config) if callable(self.slots) else self.slots
 
     def attention_modules(self, encoder: nn.Module) -> list[nn.Module]:
         """The self-attention modules, one a layer in the order in which the layers run."""
@@ -112,7 +133,7 @@ FAMILIES: dict[str, EncoderFamily] = {
     ),
     "bert": EncoderFamily("BertSelfAttention", title="BERT"),
     "bert-generation": EncoderFamily("BertGenerationSelfAttention", title="BertGeneration"),
-    "camembert": EncoderFamily("CamembertSelfAttention", title="CamemBERT"),
+    "camembert": EncoderFamily("CamembertSelfAttention", title="CamemBERT", slots="input_ids"),
     "deberta": EncoderFamily(
         "DisentangledSelfAttention",
         {"in_proj": InterleavedProjection, "pos_proj": HeadProjection, "pos_q_proj": HeadProjection},
@@ -122,6 +143,7 @@ FAMILIES: dict[str, EncoderFamily] = {
         title="DeBERTa",
         note="without talking heads",
         value=None,
+        slots=_relative,
     ),
     "deberta-v2": EncoderFamily(
         "DisentangledSelfAttention",
@@ -135,6 +157,7 @@ FAMILIES: dict[str, EncoderFamily] = {
         inline=SwappedDebertaV2SelfAttention,
         title="DeBERTa v2, v3",
         value="value_proj",
+        slots=_relative,
     ),
     "deit": EncoderFamily("DeiTAttention", _Q_PROJ, title="DeiT", value="v_proj", output="o_proj"),
     "dinov2": EncoderFamily("Dinov2Attention", _Q_PROJ, title="DINOv2", value="v_proj", output="o_proj"),
@@ -147,16 +170,27 @@ FAMILIES: dict[str, EncoderFamily] = {
     ),
     "electra": EncoderFamily("ElectraSelfAttention", title="ELECTRA"),
     "ernie": EncoderFamily("ErnieSelfAttention", title="ERNIE"),
-    "esm": EncoderFamily("EsmSelfAttention", title="ESM-2"),
-    "eurobert": EncoderFamily("EuroBertAttention", _GROUPED, title="EuroBERT", value=None),
+    "esm": EncoderFamily("EsmSelfAttention", title="ESM-2", slots=_absolute_or_rotary),
+    "eurobert": EncoderFamily("EuroBertAttention", _GROUPED, title="EuroBERT", value=None, slots="mask"),
     "gpt2": EncoderFamily("GPT2Attention", {"c_attn": FusedConv1D}, title="GPT-2", note=_CAUSAL, value=None),
-    "gte": EncoderFamily("GteAttention", _Q_PROJ, title="GTE", value="v_proj", output="o_proj"),
+    "gte": EncoderFamily("GteAttention", _Q_PROJ, title="GTE", value="v_proj", output="o_proj", slots="mask"),
     "jina_embeddings_v3": EncoderFamily(
-        "JinaEmbeddingsV3Attention", _Q_PROJ, title="Jina embeddings v3", value="v_proj", output="o_proj"
+        "JinaEmbeddingsV3Attention",
+        _Q_PROJ,
+        title="Jina embeddings v3",
+        value="v_proj",
+        output="o_proj",
+        slots="mask",
     ),
-    "llama": EncoderFamily("LlamaAttention", _GROUPED, title="Llama", note=_CAUSAL, value=None),
+    "llama": EncoderFamily("LlamaAttention", _GROUPED, title="Llama", note=_CAUSAL, value=None, slots="mask"),
     "mistral": EncoderFamily(
-        "MistralAttention", _GROUPED, reach=_configured_window, title="Mistral", note=_CAUSAL, value=None
+        "MistralAttention",
+        _GROUPED,
+        reach=_configured_window,
+        title="Mistral",
+        note=_CAUSAL,
+        value=None,
+        slots="mask",
     ),
     "modernbert": EncoderFamily(
         "ModernBertAttention",
@@ -164,6 +198,7 @@ FAMILIES: dict[str, EncoderFamily] = {
         title="ModernBERT",
         note="local layers keep to their window",
         value=None,
+        slots="mask",
     ),
     "mpnet": EncoderFamily(
         "MPNetSelfAttention",
@@ -174,8 +209,11 @@ FAMILIES: dict[str, EncoderFamily] = {
         note="the encoder still makes its position bias, once a pass",
         value="v",
         output="o",
+        slots="mask",  # its layers do not hear of the tokens; where these are padding, the two are the same
     ),
-    "nomic_bert": EncoderFamily("NomicBertAttention", _Q_PROJ, title="Nomic BERT", value="v_proj", output="o_proj"),
+    "nomic_bert": EncoderFamily(
+        "NomicBertAttention", _Q_PROJ, title="Nomic BERT", value="v_proj", output="o_proj", slots="mask"
+    ),
     "papa_transformer": EncoderFamily(
         "TransformerAttention",
         _Q_PROJ,
@@ -184,7 +222,7 @@ FAMILIES: dict[str, EncoderFamily] = {
         value="v_proj",
         output="o_proj",
     ),
-    "qwen2": EncoderFamily("Qwen2Attention", _GROUPED, title="Qwen2", note=_CAUSAL, value=None),
+    "qwen2": EncoderFamily("Qwen2Attention", _GROUPED, title="Qwen2", note=_CAUSAL, value=None, slots="mask"),
     "qwen3": EncoderFamily(
         "Qwen3Attention",
         _GROUPED,
@@ -192,9 +230,12 @@ FAMILIES: dict[str, EncoderFamily] = {
         title="Qwen3",
         note=_CAUSAL,
         value=None,
+        slots="mask",
     ),
-    "roberta": EncoderFamily("RobertaSelfAttention", title="RoBERTa"),
-    "roformer": EncoderFamily("RoFormerSelfAttention", inline=SwappedRoFormerSelfAttention, title="RoFormer"),
+    "roberta": EncoderFamily("RobertaSelfAttention", title="RoBERTa", slots="input_ids"),
+    "roformer": EncoderFamily(
+        "RoFormerSelfAttention", inline=SwappedRoFormerSelfAttention, title="RoFormer", slots=_rotary_scores
+    ),
     "t5": EncoderFamily(
         "T5Attention",
         {"q": HeadProjection, "k": HeadProjection},
@@ -203,9 +244,10 @@ FAMILIES: dict[str, EncoderFamily] = {
         note=f"{_ENCODER_ONLY}; it still makes its position bias, once a pass",
         value="v",
         output="o",
+        slots="mask",
     ),
     "vit": EncoderFamily("ViTAttention", _Q_PROJ, title="ViT", value="v_proj", output="o_proj"),
-    "xlm-roberta": EncoderFamily("XLMRobertaSelfAttention", title="XLM-RoBERTa"),
+    "xlm-roberta": EncoderFamily("XLMRobertaSelfAttention", title="XLM-RoBERTa", slots="input_ids"),
 }
 
 

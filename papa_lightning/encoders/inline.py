@@ -6,7 +6,9 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from papa_lightning.encoders.layer import attend, heads_of, is_stock, pick_heads, uses_scores
+from papa_lightning.encoders.layer import attend, heads_of, is_stock, layer_of, pick_heads, uses_scores
+from papa_lightning.encoders.masks import key_mask
+from papa_lightning.encoders.slots import slots_of
 from papa_lightning.exceptions import UnsupportedEncoderError
 
 
@@ -67,6 +69,14 @@ class InlineAttention:
     def uses_scores(self) -> bool:
         """Whether terms of relative positions are of any use to the layer that runs now."""
         return uses_scores(cast(nn.Module, self))
+
+    def by_slot(self, positions: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """What an encoder has for the positions (1, 1, T, h), as (B or 1, 1, T, h) by the slots of the tokens.
+
+        Scores depend on differences of relative positions alone, but not every kind of attention does.
+        """
+        slots = slots_of(key_mask(attention_mask), layer_of(cast(nn.Module, self)).slots)
+        return positions if slots is None else positions[0, :, slots.places].transpose(0, 1)
 
     def split_heads(self, projected: Tensor) -> Tensor:
         """(B, T, heads x h) as (B, heads, T, h)."""

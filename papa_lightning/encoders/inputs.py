@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import cast
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -33,10 +34,15 @@ def position_limit(encoder: PreTrainedModel) -> int | None:
     rows = getattr(encoder.config, "max_position_embeddings", None)
     if rows is None or rows < 1:
         return None
+    return int(rows) - first_position(encoder)
+
+
+def first_position(encoder: PreTrainedModel) -> int:
+    """The id of the first position of a sequence: 0, or ``padding_idx + 1`` in families like RoBERTa."""
     for path, module in encoder.named_modules():
         if path.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            return int(rows) - int(module.padding_idx) - 1
-    return int(rows)
+            return int(cast(int, module.padding_idx)) + 1
+    return 0
 
 
 def takes_images(encoder: PreTrainedModel) -> bool:

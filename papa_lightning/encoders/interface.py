@@ -17,6 +17,7 @@ from transformers import PretrainedConfig
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from papa_lightning.encoders.batch import POSITIONS
 from papa_lightning.encoders.layer import attend, is_stock, layer_of
 from papa_lightning.exceptions import UnsupportedEncoderError
 
@@ -84,6 +85,7 @@ def papa_attention_forward(
     layer = layer_of(module)
     config = cast(PretrainedConfig, layer.config)
     scale = value.shape[-1] ** -0.5 if scaling is None else scaling
+    positions = kwargs.pop(POSITIONS, None)
     if is_stock(module):
         stock = _stock_attention(module, config)
         return stock(module, query, key, value, attention_mask, scaling=scale, dropout=dropout, **kwargs)
@@ -95,6 +97,7 @@ def papa_attention_forward(
         dropout,
         need_weights=bool(kwargs.get("output_attentions", config.output_attentions)) or layer.always_weights,
         position_bias=kwargs.get("position_bias"),
+        positions=positions,
     )
 
 

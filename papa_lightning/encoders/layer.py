@@ -14,9 +14,11 @@ from papa_lightning.attention import DynamicAttention, DynamicHeads, Reach, RowM
 from papa_lightning.attention.heads import select_heads
 from papa_lightning.encoders.freezing import Frozen
 from papa_lightning.encoders.masks import key_mask, reach_bias, refuse_other_masks
+from papa_lightning.encoders.slots import Positions, SlotRule, slots_of
 from papa_lightning.exceptions import PapaError
 
-#: Receives the attention matrices (B, H, T, T) and the mask (B, T) of one layer; may overwrite the matrices.
+#: Receives the attention matrices (B, H, T, T) and the mask (B, T) of one layer; may overwrite the matrices. The tokens
+#: are in the order of their slots, here and in a mixing.
 Observer: TypeAlias = Callable[[Tensor, "Tensor | None"], None]
 #: From the attention matrices (B, H, T, T), the values (B, H, T, h) and the mask (B, T) of one layer to the mixed
 #: values (B, T, H, h) that its output projection gets.
@@ -31,6 +33,7 @@ class TouchedLayer:
 
     Args:
         reach: Which keys its queries can see at all.
+        slots: Where its encoder counts slots from.
         turn: Which of its layers runs, for a module that serves several.
         config: The configuration object that the module shared with its encoder, where that was exchanged.
         always_weights: The attention matrices are always asked for: nobody can tell whether they are.
@@ -41,6 +44,7 @@ class TouchedLayer:
     """
 
     reach: Reach
+    slots: SlotRule = "tensor"
     turn: Turn = field(default_factory=Turn)
     config: PretrainedConfig | None = None
     always_weights: bool = False
@@ -112,6 +116,7 @@ def attend(
     dropout: float,
     need_weights: bool,
     position_bias: Tensor | None = None,
+    positions: Positions | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Mix the tokens of a layer that is observed or swapped.
 
@@ -124,6 +129,7 @@ def attend(
         dropout: Attention dropout, 0 outside training.
         need_weights: Also return the attention matrices.
         position_bias: (B or 1, H or dynamic heads, T, T), added to the scores.
+        positions: What the encoder was told of the positions of its tokens.
 
     Returns:
         Mixed values (B, T, H, h), and attention matrices (B, H, T, T) or None.
@@ -143,15 +149,26 @@ def attend(
     if position_bias is not None:
         bias = pick_heads(position_bias, heads.dynamic)
     attention = DynamicAttention(query, key, key_mask(attention_mask), scaling, bias)
-    if layer.mixings:
-        mixing = layer.mixings[layer.turn.number]
-        if isinstance(mixing, RowMixing):
-            return mixing.mix(attention, value), None
-        return mixing(attention.matrices(), value, attention.mask), None
-    mixer = mixers_of(module)[layer.turn.number]
-    if mixer.checks_mask and not torch.compiler.is_compiling():
+    if not layer.mixings and mixers_of(module)[layer.turn.number].checks_mask and not torch.compiler.is_compiling():
         refuse_other_masks(attention_mask, layer.reach)
-    return cast("tuple[Tensor, Tensor | None]", mixer(attention, value, dropout, need_weights))
+    slots = slots_of(attention.mask, layer.slots, positions)
+    if slots is None:
+        return _mix(module, attention, value, dropout, need_weights)
+    mixed, weights = _mix(module, slots.arrange(attention), slots.fill(value), dropout, need_weights)
+    return slots.read(mixed), None if weights is None else slots.read_pairs(weights)
+
+
+def _mix(
+    module: nn.Module, attention: DynamicAttention, value: Tensor, dropout: float, need_weights: bool
+) -> tuple[Tensor, Tensor | None]:
+    layer = layer_of(module)
+    if not layer.mixings:
+        mixer = mixers_of(module)[layer.turn.number]
+        return cast("tuple[Tensor, Tensor | None]", mixer(attention, value, dropout, need_weights))
+    mixing = layer.mixings[layer.turn.number]
+    if isinstance(mixing, RowMixing):
+        return mixing.mix(attention, value), None
+    return mixing(attention.matrices(), value, attention.mask), None
 
 
 def cache_error(found: str) -> PapaError:

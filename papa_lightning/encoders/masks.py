@@ -2,12 +2,105 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from papa_lightning.attention import Reach
 from papa_lightning.attention.exporting import is_symbolic
 from papa_lightning.exceptions import PapaError
+
+#: Old encoders add -10,000 where others add the lowest number.
+_LOW = -1000.0
+
+
+def check_mask(attention_mask: object, shape: Sequence[int] | None, allow_empty: bool = False) -> None:
+    """Refuse a mask that is there but does not say which tokens are real.
+
+    Values are looked at on a CPU only: elsewhere a look makes the device wait.
+
+    Args:
+        attention_mask: What a user passed to an encoder.
+        shape: (B, T) of the batch; None where it is not known.
+        allow_empty: Whether a batch may be all padding.
+
+    Raises:
+        PapaError: Names what was found.
+
+    Example:
+        >>> check_mask(torch.tensor([[1, 2]]), (1, 2))
+        Traceback (most recent call last):
+        ...
+        papa_lightning.exceptions.PapaError: attention_mask has the value 2, but...
+    """
+    if isinstance(attention_mask, (Sequence, np.ndarray)):
+        raise PapaError(
+            f"attention_mask is a {type(attention_mask).__name__}, but must be a tensor of shape (batch, length): let "
+            'the tokenizer return tensors (return_tensors="pt").'
+        )
+    if not isinstance(attention_mask, Tensor):
+        return  # those that an encoder takes besides are read, or refused, layer by layer
+    found = tuple(attention_mask.shape)
+    if attention_mask.dim() == 4:
+        _check_scores(attention_mask)
+    elif attention_mask.dim() != 2 or (shape is not None and found != tuple(shape)):
+        batch = "(batch, length)" if shape is None else f"(batch, length), which is {tuple(shape)}"
+        raise PapaError(f"attention_mask has shape {found}, but must be of shape {batch}: pass that of the tokenizer.")
+    else:
+        _check_ones(attention_mask, allow_empty)
+
+
+def _check_ones(mask: Tensor, allow_empty: bool) -> None:
+    if mask.is_complex() or mask.is_quantized:
+        raise PapaError(f"attention_mask is of {mask.dtype}, but must be of whole numbers (torch.int64) or boolean.")
+    if not can_look(mask) or mask.numel() == 0:
+        return
+    wrong = first_false((mask == 0) | (mask == 1), mask)
+    if wrong is not None:
+        raise PapaError(
+            f"attention_mask has the value {wrong}, but is 1 for a real token and 0 for padding: pass that of the "
+            "tokenizer."
+        )
+    if not allow_empty and is_true_everywhere(mask == 0):
+        raise PapaError(
+            f"attention_mask of shape {tuple(mask.shape)} is 0 throughout, so that no token is real: pass 1 for the "
+            "tokens of the text."
+        )
+
+
+def _check_scores(mask: Tensor) -> None:
+    """Of a mask for scores: boolean, or 0 and numbers so low that nothing is left of a score beside them."""
+    if not mask.is_floating_point() or not can_look(mask):
+        return
+    wrong = first_false((mask == 0) | (mask <= _LOW), mask)
+    if wrong is not None:
+        raise PapaError(
+            f"attention_mask of shape {tuple(mask.shape)} has the value {wrong}, but one of four dimensions is added "
+            "to the scores, and is 0 or the lowest number: pass a mask of shape (batch, length)."
+        )
+
+
+def can_look(tensor: Tensor) -> bool:
+    """Whether the values of a tensor can be had at once: not on another device, which would wait, nor in a graph."""
+    return (
+        tensor.device.type == "cpu"
+        and type(tensor) in (Tensor, nn.Parameter)
+        and not torch.compiler.is_compiling()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    )
+
+
+def is_true_everywhere(flags: Tensor) -> bool:
+    """Whether all flags are true, of a tensor for which :func:`can_look` holds."""
+    return bool(flags.numpy().all())
+
+
+def first_false(flags: Tensor, values: Tensor) -> Any:
+    """The first value whose flag is false, or None; of tensors for which :func:`can_look` holds."""
+    return None if is_true_everywhere(flags) else values[~flags][0].item()
 
 
 def key_mask(attention_mask: Tensor | None) -> Tensor | None:

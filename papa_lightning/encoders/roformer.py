@@ -38,6 +38,8 @@ class SwappedRoFormerSelfAttention(InlineAttention, RoFormerSelfAttention):
         value = self.split_heads(self.value(hidden_states))
         if sinusoidal_pos is not None:
             rotate = self.apply_rotary_position_embeddings
+            if not self.uses_scores:
+                sinusoidal_pos = self.by_slot(sinusoidal_pos, attention_mask)
             query, key = rotate(sinusoidal_pos, query, key)
             if self.rotary_value:
                 value, _ = rotate(sinusoidal_pos, value, value)

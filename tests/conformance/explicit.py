@@ -119,11 +119,20 @@ def real(name, inputs, hidden):
     return hidden[real_tokens(name, inputs)]
 
 
-def normalized(constants, mask, allowed):
+def slots(name, mask):
+    """(B, t), the row and column of the constants that a token has; those before the first real token have any."""
+    places = torch.arange(mask.shape[1]).expand(mask.shape)
+    if not CASES[name].relative:
+        return places
+    first = [next((place for place, real in enumerate(row) if real), 0) for row in mask.tolist()]
+    return (places - torch.tensor(first)[:, None]) % mask.shape[1]
+
+
+def normalized(constants, mask, allowed, places):
     """``C m_i m_j`` of one head where attention is allowed, each row divided by its sum; (B, t, t)."""
     length = mask.shape[1]
     pairs = mask[:, :, None] & mask[:, None, :] & allowed[:length, :length]
-    kept = constants[:length, :length] * pairs
+    kept = constants[places[:, :, None], places[:, None, :]] * pairs
     total = kept.sum(dim=-1, keepdim=True)
     return torch.where(total > 0, kept / torch.where(total > 0, total, 1.0), 0.0)
 
@@ -139,12 +148,13 @@ def constant_heads(name, inputs, constants, heads, gates=None):
         gates: (L, H) logits of a mixture with the dynamic matrices.
     """
     mask, allowed = real_tokens(name, inputs), allowed_pairs(name)
+    places = slots(name, mask)
 
     def replace(layer, matrices):
         own = list(matrices.unbind(dim=1))
         for head in range(HEADS):
             if (layer, head) in heads:
-                fixed = normalized(constants[layer, head], mask, allowed[layer])
+                fixed = normalized(constants[layer, head], mask, allowed[layer], places)
                 gate = 0.0 if gates is None else torch.sigmoid(gates[layer, head])
                 own[head] = gate * own[head] + (1 - gate) * fixed
         return torch.stack(own, dim=1)
@@ -173,12 +183,13 @@ def averages(name, batches):
     for inputs in batches:
         with explicit_attention(model, case.layers) as record:
             run(model, inputs)
-        for row, mask in enumerate(real_tokens(name, inputs)):
-            length, real = len(mask), mask.double()
-            pairs = real[:, None] * real[None, :]
-            counts[:length, :length] += pairs
+        masks = real_tokens(name, inputs)
+        for row, (mask, places) in enumerate(zip(masks, slots(name, masks), strict=True)):
+            real = mask.double()
+            pairs, rows, columns = real[:, None] * real[None, :], places[:, None], places[None, :]
+            counts[rows, columns] += pairs
             for layer, matrices in enumerate(record.matrices):
-                sums[layer, :, :length, :length] += matrices[row] * pairs
+                sums[layer][:, rows, columns] += matrices[row] * pairs
     return torch.where(counts > 0, sums / counts.clamp(min=1), 0.0), counts
 
 

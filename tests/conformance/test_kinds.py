@@ -73,6 +73,7 @@ def _without_gradient(encoder, inputs):
 def test_queries_and_keys_are_the_encoders_own(name):
     """The first layer gets those whose scaled products make the attention of the original."""
     model, inputs, scaling = swap(name, build(name), "additive"), make_inputs(name), (32 // HEADS) ** -0.5
+    inputs["attention_mask"][:, 0] = 1  # in the order of the batch
     mixer, seen = swapped_layers(model)[0], {}
     mixer.register_forward_pre_hook(lambda _, args: seen.update(given=args[0]))
     run(model, inputs)

@@ -112,6 +112,7 @@ class Case:
         layers: How often attention is computed.
         length: T.
         scale: Of the random weights; smaller where queries and keys are not scaled.
+        relative: Its positions are relative, so that slots count from the first real token of a sequence.
     """
 
     model_type: str
@@ -122,6 +123,7 @@ class Case:
     layers: int = LAYERS
     length: int = LENGTH
     scale: float = 0.35
+    relative: bool = False
 
     @property
     def masked(self) -> bool:
@@ -138,27 +140,35 @@ class Case:
 
 
 def _llama(model_type: str, reach: Mapping[int, int] | None = None, **options: Any) -> Case:
-    return Case(model_type, _LLAMA | options, dropout="attention_dropout", kind="causal", reach=reach or {})
+    return Case(
+        model_type, _LLAMA | options, dropout="attention_dropout", kind="causal", reach=reach or {}, relative=True
+    )
 
 
 CASES: dict[str, Case] = {
-    **{name: Case(name, _BERT) for name in ("bert", "roberta", "xlm-roberta", "camembert", "bert-generation", "mpnet")},
-    **{name: Case(name, _BERT) for name in ("ernie", "gte", "jina_embeddings_v3", "nomic_bert")},
-    "esm": Case("esm", {**_BERT, "position_embedding_type": "rotary", "mask_token_id": 1, "pad_token_id": 0}),
-    "eurobert": Case("eurobert", _LLAMA, dropout="attention_dropout"),
+    **{name: Case(name, _BERT) for name in ("bert", "roberta", "xlm-roberta", "camembert", "bert-generation", "ernie")},
+    **{name: Case(name, _BERT, relative=True) for name in ("mpnet", "gte", "jina_embeddings_v3", "nomic_bert")},
+    "esm": Case(
+        "esm", {**_BERT, "position_embedding_type": "rotary", "mask_token_id": 1, "pad_token_id": 0}, relative=True
+    ),
+    "eurobert": Case("eurobert", _LLAMA, dropout="attention_dropout", relative=True),
     "electra": Case("electra", {**_BERT, "embedding_size": 16}),
     "distilbert": Case("distilbert", _DISTILBERT, dropout="attention_dropout"),
-    "deberta": Case("deberta", {**_DEBERTA, "max_relative_positions": 6, "type_vocab_size": 0}),
+    "deberta": Case("deberta", {**_DEBERTA, "max_relative_positions": 6, "type_vocab_size": 0}, relative=True),
     "deberta-v2-shared": Case(
-        "deberta-v2", {**_DEBERTA, "share_att_key": True, "position_buckets": 4, "norm_rel_ebd": "layer_norm"}
+        "deberta-v2",
+        {**_DEBERTA, "share_att_key": True, "position_buckets": 4, "norm_rel_ebd": "layer_norm"},
+        relative=True,
     ),
-    "deberta-v2-own": Case("deberta-v2", {**_DEBERTA, "share_att_key": False, "max_relative_positions": 6}),
-    "modernbert": Case("modernbert", _MODERNBERT, dropout="attention_dropout", reach={1: 2}),
+    "deberta-v2-own": Case(
+        "deberta-v2", {**_DEBERTA, "share_att_key": False, "max_relative_positions": 6}, relative=True
+    ),
+    "modernbert": Case("modernbert", _MODERNBERT, dropout="attention_dropout", reach={1: 2}, relative=True),
     "albert": Case("albert", _ALBERT),
     "albert-groups": Case(
         "albert", {**_ALBERT, "num_hidden_layers": 4, "num_hidden_groups": 2, "inner_group_num": 2}, layers=8
     ),
-    "roformer": Case("roformer", _BERT),
+    "roformer": Case("roformer", _BERT, relative=True),
     "roformer-value": Case("roformer", {**_BERT, "rotary_value": True}),
     "vit": Case("vit", _VISION, kind="image", length=10),
     "deit": Case("deit", _VISION, kind="image", length=11),
@@ -175,7 +185,7 @@ CASES: dict[str, Case] = {
     "papa-causal": Case("papa_transformer", _PAPA | {"causal": True}, dropout="attention_dropout", kind="causal"),
     "papa-images": Case("papa_transformer", _PAPA | _PATCHES, dropout="attention_dropout", kind="image", length=9),
     "bart": Case("bart", _BART, dropout="attention_dropout", kind="text to text"),
-    "t5": Case("t5", _T5, dropout="dropout_rate", kind="text to text", scale=0.2),
+    "t5": Case("t5", _T5, dropout="dropout_rate", kind="text to text", scale=0.2, relative=True),
 }
 #: The cases of the families that the package has; those that the installed transformers has, and the others.
 _OF_FAMILIES = [name for name, case in CASES.items() if case.model_type in FAMILIES]

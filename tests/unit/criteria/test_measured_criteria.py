@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conformance.explicit import allowed_pairs, constant_heads, explicit_attention, normalized, real_tokens, run
+from conformance.explicit import allowed_pairs, constant_heads, explicit_attention, normalized, real_tokens, run, slots
 from conformance.tiny_models import CASES, HEADS, encode, encoder_of, make_inputs, plain, snapshot, swap, two_batches
 
 from papa_lightning import AttentionConstants, PapaError, calibrate, restore_attention
@@ -42,7 +42,8 @@ def model_of(name: str) -> torch.nn.Module:
 def normalized_all(name, constants, inputs):
     """C' of every layer and head, (L, B, H, t, t)."""
     mask, allowed = real_tokens(name, inputs), allowed_pairs(name)
-    heads = [[normalized(own, mask, allowed[layer]) for own in values] for layer, values in enumerate(constants.values)]
+    places, layers = slots(name, mask), enumerate(constants.values)
+    heads = [[normalized(own, mask, allowed[layer], places) for own in values] for layer, values in layers]
     return torch.stack([torch.stack(own, dim=1) for own in heads])
 
 
