@@ -11,7 +11,7 @@ from papa_lightning.attention.compact_heads import CompactHeads
 from papa_lightning.attention.compact_layer import CompactLayer
 from papa_lightning.attention.constant import ConstantHeads
 from papa_lightning.attention.dynamic import DynamicAttention, RowMixing
-from papa_lightning.attention.dynamic_heads import DynamicHeads, HeadsInTurn, Turn
+from papa_lightning.attention.dynamic_heads import DynamicHeads, runs_in
 from papa_lightning.attention.folded import FoldedHeads
 from papa_lightning.attention.gated import GatedHeads
 from papa_lightning.attention.matrices import MatrixHeads
@@ -44,7 +44,6 @@ __all__ = [
     "FactorizedBias",
     "FoldedHeads",
     "GatedHeads",
-    "HeadsInTurn",
     "MatrixHeads",
     "NormalizedKernel",
     "Place",
@@ -53,7 +52,6 @@ __all__ = [
     "SharedHeads",
     "Slots",
     "TokenMixer",
-    "Turn",
     "UntouchedLayer",
     "ZeroMassWarning",
     "ZeroMassWatch",
@@ -67,6 +65,7 @@ __all__ = [
     "mixer_class",
     "option_names",
     "read_extra_state",
+    "runs_in",
     "slots_at",
     "slots_from_first",
 ]

@@ -60,6 +60,8 @@ class TokenMixer(nn.Module):
     whole_layer: ClassVar[str] = ""
     #: Whether its dynamic heads have scores, to which an encoder may add a bias of positions.
     uses_scores: ClassVar[bool] = True
+    #: Whether it gives attention matrices to who asks for them.
+    has_matrices: ClassVar[bool] = True
 
     def __init__(self, place: Place, heads: Sequence[int]) -> None:
         super().__init__()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+
+import torch
 
 
 class DynamicHeads:
     """Which heads of one layer need a query and a key right now.
 
     The projections and the mixer of a layer share one such object, so that both change at once when
-    constants arrive. A plain object, not a module: it adds nothing to the state dict.
+    constants arrive. A plain object, not a module: it adds nothing to the state dict. Threads share it too, so nothing
+    about a single forward is kept in it.
 
     Args:
         num_heads: H.
@@ -26,9 +30,20 @@ class DynamicHeads:
 
     def __init__(self, num_heads: int) -> None:
         self.num_heads = num_heads
-        #: While suspended, every head counts as dynamic: calibration looks at the attention of the original encoder.
-        self.suspended = False
+        self._suspended_by: int | None = None
         self._dynamic = tuple(range(num_heads))
+
+    @property
+    def suspended(self) -> bool:
+        """While suspended, every head counts as dynamic: calibration looks at the attention of the original encoder.
+
+        Only in the thread that set it: forwards of others go on as before.
+        """
+        return self._suspended_by is not None and runs_in(self._suspended_by)
+
+    @suspended.setter
+    def suspended(self, suspended: bool) -> None:
+        self._suspended_by = threading.get_ident() if suspended else None
 
     @property
     def dynamic(self) -> tuple[int, ...]:
@@ -56,30 +71,14 @@ class DynamicHeads:
         return tuple(dict.fromkeys(head // size for head in self.dynamic))
 
 
-class Turn:
-    """Which of the layers that share one module runs now (ALBERT); 0 for ever where no module is shared.
+def runs_in(thread: int) -> bool:
+    """Whether a thread is the one that runs now. Compiled graphs cannot ask: they hold for all threads.
 
     Args:
-        number: Counted from 0 in each pass of the encoder.
+        thread: What ``threading.get_ident()`` gave.
+
+    Example:
+        >>> runs_in(threading.get_ident())
+        True
     """
-
-    def __init__(self, number: int = 0) -> None:
-        self.number = number
-
-
-class HeadsInTurn(DynamicHeads):
-    """The dynamic heads of the layer that runs now, among those that share one module.
-
-    Args:
-        layers: The dynamic heads of these layers, in the order in which they run.
-        turn: Says which layer runs.
-    """
-
-    def __init__(self, layers: Sequence[DynamicHeads], turn: Turn) -> None:
-        super().__init__(layers[0].num_heads)
-        self.layers, self.turn = tuple(layers), turn
-
-    @property
-    def dynamic(self) -> tuple[int, ...]:
-        """Those of the layer that runs now."""
-        return self.layers[self.turn.number].dynamic
+    return torch.compiler.is_compiling() or thread == threading.get_ident()

@@ -31,6 +31,7 @@ class ScorelessLayer(WithoutConstants):
     """
 
     uses_scores = False
+    has_matrices = False
 
     def __init__(self, place: Place, heads: Sequence[int], causal: bool | None = None) -> None:
         super().__init__(place, heads)

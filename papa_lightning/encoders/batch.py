@@ -17,11 +17,16 @@ from papa_lightning.encoders.finding import attention_modules, attention_reaches
 from papa_lightning.encoders.inputs import first_position
 from papa_lightning.encoders.layer import layer_of, mixers_of
 from papa_lightning.encoders.masks import can_look, check_mask, is_true_everywhere, key_mask
-from papa_lightning.encoders.slots import GivenSlots, NumberedTokens, PositionRule, Positions, SlotRule, slots_of
+from papa_lightning.encoders.slots import (
+    POSITIONS,
+    GivenSlots,
+    NumberedTokens,
+    PositionRule,
+    Positions,
+    SlotRule,
+    slots_of,
+)
 from papa_lightning.exceptions import PapaError
-
-#: The argument in which the positions travel from an encoder to its attention, through the calls in between.
-POSITIONS = "papa_positions"
 
 
 class UnmaskedPaddingWarning(UserWarning):
@@ -169,7 +174,7 @@ class ReadBatch:
 
     @property
     def _is_observed(self) -> bool:
-        return bool(layer_of(self.modules[0]).mixings)
+        return layer_of(self.modules[0]).watched
 
     @property
     def _length(self) -> int | None:

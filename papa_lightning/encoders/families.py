@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from papa_lightning.attention import Reach
-from papa_lightning.encoders.albert import layers_in_order
+from papa_lightning.encoders.albert import SwappedAlbertAttention, layers_in_order
 from papa_lightning.encoders.deberta import SwappedDebertaSelfAttention, SwappedDebertaV2SelfAttention
 from papa_lightning.encoders.inline import InlineAttention
 from papa_lightning.encoders.mpnet import SwappedMPNetSelfAttention
@@ -126,7 +126,12 @@ _ENCODER_ONLY = "the encoder's self-attention only: the decoder and cross-attent
 #: model_type of the configuration -> family.
 FAMILIES: dict[str, EncoderFamily] = {
     "albert": EncoderFamily(
-        "AlbertAttention", layers=layers_in_order, title="ALBERT", note="one module serves its layers", output="dense"
+        "AlbertAttention",
+        inline=SwappedAlbertAttention,
+        layers=layers_in_order,
+        title="ALBERT",
+        note="one module serves its layers",
+        output="dense",
     ),
     "bart": EncoderFamily(
         "BartAttention", _Q_PROJ, title="BART", note=_ENCODER_ONLY, value="v_proj", output="out_proj"

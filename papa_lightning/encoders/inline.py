@@ -61,13 +61,13 @@ class InlineAttention:
 
     @property
     def dynamic(self) -> tuple[int, ...] | None:
-        """The dynamic heads of the layer that runs now, or None for all."""
+        """The dynamic heads of the layer, or None for all."""
         heads = heads_of(cast(nn.Module, self))
         return None if heads is None else heads.dynamic
 
     @property
     def uses_scores(self) -> bool:
-        """Whether terms of relative positions are of any use to the layer that runs now."""
+        """Whether terms of relative positions are of any use to the layer."""
         return uses_scores(cast(nn.Module, self))
 
     def by_slot(self, positions: Tensor, attention_mask: Tensor | None) -> Tensor:
@@ -97,6 +97,7 @@ class InlineAttention:
         dropout: nn.Module,
         need_weights: bool,
         position_bias: Tensor | None = None,
+        turn: int = 0,
     ) -> tuple[Tensor, Tensor | None]:
         """Mix the tokens.
 
@@ -109,6 +110,7 @@ class InlineAttention:
             dropout: The attention dropout of the module.
             need_weights: Also return the attention matrices.
             position_bias: (B or 1, H or dynamic heads, T, T), added to the scores.
+            turn: Which layer runs, in a module that serves several.
 
         Returns:
             (B, T, H h), and attention matrices (B, H, T, T) or None.
@@ -122,6 +124,7 @@ class InlineAttention:
             probability,
             need_weights,
             position_bias,
+            turn=turn,
         )
         return mixed.flatten(2), weights
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -17,8 +17,10 @@ from transformers import PretrainedConfig
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from papa_lightning.encoders.batch import POSITIONS
-from papa_lightning.encoders.layer import attend, is_stock, layer_of
+from papa_lightning.attention import DynamicAttention, Reach
+from papa_lightning.encoders.layer import attend, is_stock, is_touched, layer_of
+from papa_lightning.encoders.masks import score_bias
+from papa_lightning.encoders.slots import POSITIONS
 from papa_lightning.exceptions import UnsupportedEncoderError
 
 IMPLEMENTATION = "papa"
@@ -82,23 +84,66 @@ def papa_attention_forward(
         PapaError: When the mask is not that of padding, the sequences are longer than the constants, or a cache of
             earlier tokens is in use.
     """
-    layer = layer_of(module)
-    config = cast(PretrainedConfig, layer.config)
+    # Another thread may have stopped observing since this forward began: then the module has its own configuration.
+    config = cast(PretrainedConfig, layer_of(module).config if is_touched(module) else module.config)
     scale = value.shape[-1] ** -0.5 if scaling is None else scaling
-    positions = kwargs.pop(POSITIONS, None)
+    positions, need_weights = kwargs.pop(POSITIONS, None), wants_weights(config, kwargs)
     if is_stock(module):
+        kwargs["output_attentions"] = False  # what has no matrices to give would only warn of it
         stock = _stock_attention(module, config)
-        return stock(module, query, key, value, attention_mask, scaling=scale, dropout=dropout, **kwargs)
+        mixed, weights = stock(module, query, key, value, attention_mask, scaling=scale, dropout=dropout, **kwargs)
+        if need_weights and weights is None:
+            weights = matrices_of(module, query, key, attention_mask, scale, kwargs.get("position_bias"))
+        return mixed, weights
     return attend(
         module,
         (query, key, value),
         attention_mask,
         scale,
         dropout,
-        need_weights=bool(kwargs.get("output_attentions", config.output_attentions)) or layer.always_weights,
+        need_weights,
         position_bias=kwargs.get("position_bias"),
         positions=positions,
     )
+
+
+def wants_weights(config: PretrainedConfig, kwargs: Mapping[str, Any]) -> bool:
+    """Whether a forward is asked for the attention matrices, by an argument or by the configuration.
+
+    Args:
+        config: Of the encoder.
+        kwargs: What a layer is given; ``papa_weights`` stands for a request that the encoder keeps from its layers.
+    """
+    return bool(kwargs.get("papa_weights", kwargs.get("output_attentions", config.output_attentions)))
+
+
+def matrices_of(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    position_bias: Tensor | None = None,
+) -> Tensor:
+    """The attention matrices of a layer of the original encoder, whose implementation does not give them.
+
+    Args:
+        module: The self-attention module.
+        query: (B, H, T, h).
+        key: (B, key heads, T, h).
+        attention_mask: What the encoder hands to its layers.
+        scaling: Factor of the scores.
+        position_bias: (B or 1, H, T, T), added to the scores.
+
+    Returns:
+        (B, H, T, T), before dropout.
+    """
+    group = cast(int, getattr(module, "num_key_value_groups", 1))
+    reach = layer_of(module).reach if is_touched(module) else Reach()
+    bias = score_bias(attention_mask, reach, query, position_bias)
+    key = key.repeat_interleave(group, dim=1) if group > 1 else key
+    padding = attention_mask if attention_mask is not None and attention_mask.dim() == 2 else None
+    return DynamicAttention(query, key, padding, scaling, bias).matrices().to(query.dtype)
 
 
 def _stock_attention(module: nn.Module, config: PretrainedConfig) -> Callable[..., tuple[Tensor, Tensor | None]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, cast
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from papa_lightning.attention import DynamicAttention, DynamicHeads, Reach, RowMixing, TokenMixer, Turn
+from papa_lightning.attention import DynamicAttention, DynamicHeads, Reach, RowMixing, TokenMixer, runs_in
 from papa_lightning.attention.heads import select_heads
 from papa_lightning.encoders.freezing import Frozen
 from papa_lightning.encoders.masks import key_mask, reach_bias, refuse_other_masks
@@ -34,24 +35,34 @@ class TouchedLayer:
     Args:
         reach: Which keys its queries can see at all.
         slots: Where its encoder counts slots from.
-        turn: Which of its layers runs, for a module that serves several.
         config: The configuration object that the module shared with its encoder, where that was exchanged.
-        always_weights: The attention matrices are always asked for: nobody can tell whether they are.
         module: The module that stood in this one's place, where it was exchanged.
         frozen: Its parameters that the swap froze, to be thawed by the restoration.
         frozen_positions: The same of the encoder's parameters outside the layers.
         mixings: While someone looks on: what mixes the values instead, one a layer of the module.
+        watcher: The thread that looks on; forwards of others go on as if nobody did.
+        told: The user has been told of layers without attention matrices.
     """
 
     reach: Reach
     slots: SlotRule = "tensor"
-    turn: Turn = field(default_factory=Turn)
     config: PretrainedConfig | None = None
-    always_weights: bool = False
     module: nn.Module | None = None
     frozen: Frozen = field(default_factory=Frozen)
     frozen_positions: Frozen = field(default_factory=Frozen)
     mixings: list[Mixing | RowMixing] = field(default_factory=list)
+    watcher: int = 0
+    told: bool = False
+
+    def watch(self, mixings: Sequence[Mixing | RowMixing]) -> None:
+        """Let these mix the values in forwards of this thread; none of them ends it."""
+        self.watcher = threading.get_ident()
+        self.mixings = list(mixings)
+
+    @property
+    def watched(self) -> bool:
+        """Whether someone looks on at the forward that runs now."""
+        return bool(self.mixings) and runs_in(self.watcher)
 
 
 def touch(module: nn.Module, layer: TouchedLayer) -> None:
@@ -83,29 +94,51 @@ def mixers_of(module: nn.Module) -> list[TokenMixer]:
 
 
 def remove_hooks(module: nn.Module, ours: Callable[[Any], bool]) -> None:
-    """Remove forward pre-hooks by what they are: handles do not survive copies of a module."""
-    for key, hook in list(module._forward_pre_hooks.items()):
-        if ours(hook):
-            del module._forward_pre_hooks[key]
-            module._forward_pre_hooks_with_kwargs.pop(key, None)
+    """Remove forward hooks and pre-hooks by what they are: handles do not survive copies of a module."""
+    for held, kinds in (
+        (module._forward_pre_hooks, [module._forward_pre_hooks_with_kwargs]),
+        (module._forward_hooks, [module._forward_hooks_with_kwargs, module._forward_hooks_always_called]),
+    ):
+        for key in [key for key, hook in held.items() if ours(hook)]:
+            del held[key]
+            for flags in kinds:
+                flags.pop(key, None)
 
 
-def is_stock(module: nn.Module) -> bool:
-    """Whether the layer of a touched module that runs now is the layer of the original encoder, and unobserved."""
-    layer, mixers = layer_of(module), mixers_of(module)
-    return not layer.mixings and not (mixers and mixers[layer.turn.number].replaces_attention)
+def layers_served(module: nn.Module) -> int:
+    """How many layers a touched module serves that may differ from each other right now; 0 for an untouched one."""
+    watchers = len(layer_of(module).mixings) if is_touched(module) and layer_of(module).watched else 0
+    return max(watchers, len(mixers_of(module)))
 
 
-def uses_scores(module: nn.Module) -> bool:
-    """Whether what stands in the layer that runs now has scores that a bias of positions is added to."""
-    layer, mixers = layer_of(module), mixers_of(module)
-    return bool(layer.mixings) or not mixers or mixers[layer.turn.number].uses_scores
+def is_stock(module: nn.Module, turn: int = 0) -> bool:
+    """Whether a layer of a module is the layer of the original encoder, and unobserved.
 
-
-def heads_of(module: nn.Module) -> DynamicHeads | None:
-    """Which heads of the layer that runs now are dynamic; None means all."""
+    Args:
+        module: A touched module, or one that is touched no longer, because an observer left while it ran.
+        turn: Which of the layers that it serves.
+    """
     mixers = mixers_of(module)
-    return mixers[layer_of(module).turn.number].heads if mixers else None
+    watched = is_touched(module) and layer_of(module).watched
+    return not watched and not (mixers and mixers[turn].replaces_attention)
+
+
+def gives_matrices(module: nn.Module, turn: int = 0) -> bool:
+    """Whether a layer has attention matrices to give to who asks for them."""
+    mixers = mixers_of(module)
+    return is_stock(module, turn) or layer_of(module).watched or mixers[turn].has_matrices
+
+
+def uses_scores(module: nn.Module, turn: int = 0) -> bool:
+    """Whether what stands in a layer has scores that a bias of positions is added to."""
+    mixers = mixers_of(module)
+    return layer_of(module).watched or not mixers or mixers[turn].uses_scores
+
+
+def heads_of(module: nn.Module, turn: int = 0) -> DynamicHeads | None:
+    """Which heads of a layer are dynamic; None means all."""
+    mixers = mixers_of(module)
+    return mixers[turn].heads if mixers else None
 
 
 def attend(
@@ -117,6 +150,7 @@ def attend(
     need_weights: bool,
     position_bias: Tensor | None = None,
     positions: Positions | None = None,
+    turn: int = 0,
 ) -> tuple[Tensor, Tensor | None]:
     """Mix the tokens of a layer that is observed or swapped.
 
@@ -130,6 +164,7 @@ def attend(
         need_weights: Also return the attention matrices.
         position_bias: (B or 1, H or dynamic heads, T, T), added to the scores.
         positions: What the encoder was told of the positions of its tokens.
+        turn: Which of the layers that the module serves.
 
     Returns:
         Mixed values (B, T, H, h), and attention matrices (B, H, T, T) or None.
@@ -143,32 +178,32 @@ def attend(
     group = cast(int, getattr(module, "num_key_value_groups", 1))
     if group > 1:
         value = value.repeat_interleave(group, dim=1)
-    heads = heads_of(module) or DynamicHeads(value.shape[1])
+    heads = heads_of(module, turn) or DynamicHeads(value.shape[1])
     query, key = pick_heads(query, heads.dynamic), _keys(key, heads, group)
     bias = reach_bias(attention_mask, layer.reach, value.shape[2], value.device)
     if position_bias is not None:
         bias = pick_heads(position_bias, heads.dynamic)
     attention = DynamicAttention(query, key, key_mask(attention_mask), scaling, bias)
-    if not layer.mixings and mixers_of(module)[layer.turn.number].checks_mask and not torch.compiler.is_compiling():
+    if not layer.watched and mixers_of(module)[turn].checks_mask and not torch.compiler.is_compiling():
         refuse_other_masks(attention_mask, layer.reach)
     slots = slots_of(attention.mask, layer.slots, positions)
     if slots is None:
-        return _mix(module, attention, value, dropout, need_weights)
-    mixed, weights = _mix(module, slots.arrange(attention), slots.fill(value), dropout, need_weights)
+        return _mix(module, turn, attention, value, dropout, need_weights)
+    mixed, weights = _mix(module, turn, slots.arrange(attention), slots.fill(value), dropout, need_weights)
     return slots.read(mixed), None if weights is None else slots.read_pairs(weights)
 
 
 def _mix(
-    module: nn.Module, attention: DynamicAttention, value: Tensor, dropout: float, need_weights: bool
+    module: nn.Module, turn: int, attention: DynamicAttention, value: Tensor, dropout: float, need_weights: bool
 ) -> tuple[Tensor, Tensor | None]:
     layer = layer_of(module)
-    if not layer.mixings:
-        mixer = mixers_of(module)[layer.turn.number]
+    if not layer.watched:
+        mixer = mixers_of(module)[turn]
         return cast("tuple[Tensor, Tensor | None]", mixer(attention, value, dropout, need_weights))
-    mixing = layer.mixings[layer.turn.number]
+    mixing, weights = layer.mixings[turn], attention.matrices() if need_weights else None
     if isinstance(mixing, RowMixing):
-        return mixing.mix(attention, value), None
-    return mixing(attention.matrices(), value, attention.mask), None
+        return mixing.mix(attention, value), weights
+    return mixing(attention.matrices(), value, attention.mask), weights
 
 
 def cache_error(found: str) -> PapaError:

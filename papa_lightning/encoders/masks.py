@@ -151,6 +151,29 @@ def reach_bias(attention_mask: Tensor | None, reach: Reach, length: int, device:
     return reach.allowed(length, device)
 
 
+def score_bias(
+    attention_mask: Tensor | None, reach: Reach, query: Tensor, position_bias: Tensor | None = None
+) -> Tensor | None:
+    """What a layer of the original encoder adds to its scores, all together; None for nothing.
+
+    Args:
+        attention_mask: As in :func:`key_mask`; one of shape (B, T) is left to others.
+        reach: Of the layer; a mask with rows for queries says it itself.
+        query: (B, H, T, h).
+        position_bias: (B or 1, H, T, T).
+    """
+    if attention_mask is not None and attention_mask.dim() == 4:
+        mask = attention_mask
+    elif not reach.unlimited:
+        mask = reach.allowed(query.shape[2], query.device)
+    else:
+        return position_bias
+    if position_bias is None:
+        return mask
+    lowest = torch.finfo(position_bias.dtype).min
+    return position_bias.masked_fill(~mask, lowest) if mask.dtype == torch.bool else position_bias + mask
+
+
 def refuse_other_masks(attention_mask: Tensor | None, reach: Reach) -> None:
     """Refuse a mask that says more than which tokens are padding.
 

@@ -89,9 +89,13 @@ class CutProjection:
 
     @property
     def cuts(self) -> bool:
+        """Whether to leave heads out, see :meth:`cuts_to`."""
+        return self.cuts_to(self.heads)
+
+    def cuts_to(self, heads: DynamicHeads) -> bool:
         """Whether to leave heads out: not when an adapter took this layer in, because its own output has all heads."""
         owner, name = cast("tuple[nn.Module, str]", self.__dict__["_place"])
-        cuts = not self.heads.all_dynamic and cast(object, owner._modules[name]) is self
+        cuts = not heads.all_dynamic and cast(object, owner._modules[name]) is self
         if not cuts and not torch.compiler.is_compiling():
             self._forget()  # adapters write their weights into ours in ways that nobody counts
         return cuts
@@ -135,23 +139,24 @@ class HeadProjection(CutProjection, nn.Linear):
         """The number of heads that the layer has rows for."""
         return self.heads.num_heads
 
-    @property
-    def dynamic(self) -> Sequence[int]:
+    def computed(self, heads: DynamicHeads) -> Sequence[int]:
         """Those of them that are computed."""
-        return self.heads.dynamic
+        return heads.dynamic
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
+    def forward(self, hidden_states: Tensor, heads: DynamicHeads | None = None) -> Tensor:
         """Project to the dynamic heads.
 
         Args:
             hidden_states: (B, T, hidden).
+            heads: Those of the layer that runs, in a module that serves several; None: those of the mixer.
 
         Returns:
             (B, T, dynamic heads x h); with no dynamic head an empty tensor, and nothing is computed.
         """
-        if not self.cuts:
+        heads = self.heads if heads is None else heads
+        if not self.cuts_to(heads):
             return F.linear(hidden_states, self.weight, self.bias)
-        dynamic = self.dynamic
+        dynamic = self.computed(heads)
         if not dynamic:
             return hidden_states.new_empty(*hidden_states.shape[:-1], 0)
         return F.linear(hidden_states, *self.kept_rows(dynamic, self.out_features // self.num_heads))
@@ -165,10 +170,9 @@ class GroupedKeyProjection(HeadProjection):
         """The number of key heads."""
         return self.heads.num_heads // self._group
 
-    @property
-    def dynamic(self) -> Sequence[int]:
+    def computed(self, heads: DynamicHeads) -> Sequence[int]:
         """The key heads that a dynamic head needs."""
-        return self.heads.groups(self._group)
+        return heads.groups(self._group)
 
     @property
     def _group(self) -> int:

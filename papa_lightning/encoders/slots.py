@@ -16,6 +16,9 @@ from papa_lightning.exceptions import PapaError
 #: Where slots are counted from, see :class:`~papa_lightning.encoders.EncoderFamily`.
 SlotRule: TypeAlias = Literal["tensor", "mask", "input_ids"]
 
+#: The argument in which the positions travel from an encoder to its attention, through the calls in between.
+POSITIONS = "papa_positions"
+
 
 @dataclass(frozen=True, eq=False)
 class GivenSlots:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from papa_lightning.attention import FoldedHeads, GatedHeads, HeadsInTurn, Place, TokenMixer, ZeroMassWatch
+from papa_lightning.attention import DynamicHeads, FoldedHeads, GatedHeads, Place, TokenMixer, ZeroMassWatch
 from papa_lightning.encoders.attaching import attach, detach
 from papa_lightning.encoders.families import EncoderFamily
 from papa_lightning.encoders.finding import (
@@ -275,7 +275,7 @@ def _install(module: nn.Module, mixers: list[TokenMixer], family: EncoderFamily)
         module.papa, heads = mixers[0], mixers[0].heads
     else:
         module.papa = nn.ModuleList(mixers)
-        heads = HeadsInTurn([mixer.heads for mixer in mixers], layer_of(module).turn)
+        heads = DynamicHeads(mixers[0].heads.num_heads)  # those of the layer that runs come with the call
     for name, projection in family.projections.items():
         if name in module._modules:
             projection.replace(module, name, heads)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from papa_lightning.attention import DynamicHeads
 from papa_lightning.attention.heads import select_heads
 from papa_lightning.encoders.projections import (
     CutProjection,
@@ -77,15 +78,18 @@ class TrimmedProjection(CutProjection):
 
     slices: Slices
 
-    def rows(self) -> tuple[Tensor, Tensor | None]:
+    def rows(self, heads: DynamicHeads | None = None) -> tuple[Tensor, Tensor | None]:
         """Weight and bias for the heads that are dynamic right now.
+
+        Args:
+            heads: As in :meth:`HeadProjection.forward`.
 
         Raises:
             PapaError: When a head is asked for whose rows are not there.
         """
         layer, held = cast(nn.Linear, self), self.slices.kept
         bias = cast("Tensor | None", layer.bias)
-        needed = slices_of(self, self.heads.dynamic).kept
+        needed = slices_of(self, (self.heads if heads is None else heads).dynamic).kept
         if needed == held:
             return layer.weight, bias
         if not set(needed) <= set(held):
@@ -113,9 +117,9 @@ def left_out_error() -> PapaError:
 class TrimmedHeadProjection(TrimmedProjection, HeadProjection):
     """A linear layer to the dynamic heads."""
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
+    def forward(self, hidden_states: Tensor, heads: DynamicHeads | None = None) -> Tensor:
         """See :meth:`HeadProjection.forward`."""
-        weight, bias = self.rows()
+        weight, bias = self.rows(heads)
         if not weight.shape[0]:
             return hidden_states.new_empty(*hidden_states.shape[:-1], 0)
         return F.linear(hidden_states, weight, bias)

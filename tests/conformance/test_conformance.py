@@ -37,6 +37,7 @@ from conformance.tiny_models import (
     cases_in_modes,
     encoder_of,
     heads_of,
+    implementations,
     make_config,
     make_constants,
     make_gates,
@@ -207,19 +208,25 @@ def test_the_plain_encoder(name, implementation, mode):
 
 @cases(mode=MODES)
 def test_attention_matrices(name, mode):
-    """On request, where the family gives them; for constant heads the normalised constants."""
-    inputs, model = make_inputs(name), swapped(name, mode, "eager")
+    """On request, one entry a layer, whatever implementation the encoder has; constants where heads are constant."""
+    inputs = make_inputs(name)
     with torch.no_grad():
         if encoder_of(plain(name, "eager"))(**inputs, output_attentions=True).attentions is None:
             pytest.skip("the family reports no attention")
-        output = encoder_of(model)(**inputs, output_attentions=True)
     with written_out(name, mode, inputs) as record:
         expected = run(plain(name, "eager"), inputs)
-    assert_close(real(name, inputs, output.last_hidden_state), real(name, inputs, expected))
-    assert len(output.attentions) == CASES[name].layers
-    for attention, matrices in zip(output.attentions, record.matrices, strict=True):
-        assert attention.shape == matrices.shape
-        assert_close(*(real(name, inputs, one.transpose(1, 2)) for one in (attention, matrices)))
+    for implementation in implementations(name):
+        encoder = encoder_of(swapped(name, mode, implementation))
+        with torch.no_grad():
+            output = encoder(**inputs, output_attentions=True, output_hidden_states=True)
+            unasked = encoder(**inputs).last_hidden_state
+        assert_close(real(name, inputs, output.last_hidden_state), real(name, inputs, unasked))
+        assert_close(real(name, inputs, output.last_hidden_state), real(name, inputs, expected))
+        assert len(output.attentions) == CASES[name].layers
+        assert len(output.hidden_states) == CASES[name].layers + 1
+        for attention, matrices in zip(output.attentions, record.matrices, strict=True):
+            assert attention.shape == matrices.shape
+            assert_close(*(real(name, inputs, one.transpose(1, 2)) for one in (attention, matrices)))
 
 
 @cases_in_modes()

@@ -14,6 +14,7 @@ from conformance.tiny_models import (
     calibrated,
     cases,
     encoder_of,
+    implementations,
     make_constants,
     make_inputs,
     plain,
@@ -165,11 +166,29 @@ def test_kinds_by_layer():
     assert layers[2].options() == {"window": 4, "per_head": True, "inner": None, "init": "from_constants"}
 
 
-def test_attention_matrices():
-    """Layers without any report none; a shared one is the same for all heads."""
-    model = swap("bert", build("bert", "eager"), ["aft_simple", "shared", "additive"])
-    (only,) = model(**make_inputs("bert"), output_attentions=True).attentions
-    assert torch.equal(only, only[:, :1].expand(-1, HEADS, -1, -1))
+@pytest.mark.parametrize("name", ["bert", "gpt2", "t5", "albert-groups", "deberta-v2-own", "mpnet"])
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_attention_matrices(name, implementation):
+    """One entry a layer: None, and one warning that says why, where a kind has none; a shared matrix for all heads."""
+    if implementation not in implementations(name):
+        pytest.skip("the family has one implementation")
+    layers = CASES[name].layers
+    kinds = [("aft_simple", "dynamic", "shared", "additive")[layer % 4] for layer in range(layers)]
+    encoder, inputs = encoder_of(swap(name, build(name, implementation), kinds)), make_inputs(name)
+    with pytest.warns(UserWarning, match=r"None for layers \[0.* makes no attention matrices") as caught:
+        output, _ = [encoder(**inputs, output_attentions=True, output_hidden_states=True) for _ in range(2)]
+    assert len(caught) == 1
+    assert [one is None for one in output.attentions] == [kind in ("aft_simple", "additive") for kind in kinds]
+    first = encoder_of(swap(name, build(name, "eager"), ["aft_simple"] + ["dynamic"] * (layers - 1)))
+    expected = first(**inputs, output_attentions=True).attentions
+
+    assert_close(*(real(name, inputs, one[1].transpose(1, 2)) for one in (output.attentions, expected)))
+    assert torch.equal(output.attentions[2], output.attentions[2][:, :1].expand(-1, HEADS, -1, -1))
+    assert len(output.hidden_states) == layers + 1
+    pairs = encoder(**inputs, output_attentions=True, return_dict=False)
+    found = [one for one in pairs if type(one) is tuple and len(one) == layers]
+    assert len(found) == 1
+    assert [one is None for one in found[0]] == [one is None for one in output.attentions]
 
 
 def test_relative_positions_are_left_out_and_frozen(monkeypatch):
