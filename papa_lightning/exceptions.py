@@ -1,5 +1,9 @@
 """Errors that a user of papa_lightning can cause and can mend."""
 
+from __future__ import annotations
+
+from papa_lightning.text import printable
+
 
 class PapaError(ValueError):
     """Base of every error that papa_lightning raises on purpose.
@@ -12,6 +16,14 @@ class PapaError(ValueError):
         ...
         papa_lightning.exceptions.PapaError: max_length is 0, but must be at least 1: pass the padded length.
     """
+
+    def __str__(self) -> str:
+        """The message; names that come from files cannot steer the terminal."""
+        return printable(super().__str__())
+
+
+class OutputError(PapaError, OSError):
+    """A file or folder cannot be written: something else is in its place, or the system refuses it."""
 
 
 class UnsupportedEncoderError(PapaError):

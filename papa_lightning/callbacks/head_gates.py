@@ -16,6 +16,7 @@ from papa_lightning.callbacks.run_folder import run_folder
 from papa_lightning.either_lightning import L, is_a, rank_zero_info
 from papa_lightning.encoders import gate_logits, is_calibrated, swap_attention, swapped_layers
 from papa_lightning.exceptions import PapaError
+from papa_lightning.files import check_output
 from papa_lightning.ranking import HeadRanking
 
 
@@ -89,6 +90,8 @@ class HeadGates(CalibratingCallback):
                 f"strategy is {type(trainer.strategy).__name__}, which shards the gates with the encoder: train gates "
                 "on one device or with strategy ddp, then use the ranking file."
             )
+        if stage == "fit" and self.output is not None:
+            check_output("output", self.output)
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             give_own_group(pl_module, lambda: self.gates(pl_module), self.learning_rate)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 from datasets import Dataset
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch import Tensor
 from papa_lightning.callbacks.run_folder import run_folder
 from papa_lightning.either_lightning import BasePredictionWriter, L, rank_zero_info
 from papa_lightning.exceptions import PapaError
-from papa_lightning.files import write_atomically
+from papa_lightning.files import check_output, new_part, open_part, remove_left, write_atomically
 
 _FORMATS = (".jsonl", ".parquet")
 _NONE = -100
@@ -58,18 +58,23 @@ class PredictionWriter(BasePredictionWriter):
             raise PapaError(f"output is {output!r}, but must be a file that ends with {' or '.join(_FORMATS)}.")
         self.output = output
         self.paths: list[str] = []
-        self._target = Path()
-        self._part: TextIO | None = None
+        self._targets: list[Path] = []
+        self._token = ""
+        self._part: BinaryIO | None = None
         self._rows = 0
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Open this process's part, in place of one that an interrupted run left; a trial run leaves nothing."""
+        """Refuse outputs that cannot be written, and open this process's part; a trial run leaves nothing."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         folder = run_folder(trainer)  # on every process
-        self._target = Path(self.output) if self.output is not None else (folder or Path()) / "predictions.jsonl"
-        self._target.parent.mkdir(parents=True, exist_ok=True)
-        self._part = open(self._part_path(trainer.global_rank), "w", encoding="utf-8")  # noqa: SIM115 (closed below)
+        target = Path(self.output) if self.output is not None else (folder or Path()) / "predictions.jsonl"
+        self._targets = _targets(trainer, target)
+        for one in self._targets:
+            check_output("output", one)
+        remove_left(target.parent)
+        self._token = trainer.strategy.broadcast(secrets.token_hex(6))
+        self._part = open_part(self._part_path(trainer.global_rank))
         self._rows = 0
 
     def write_on_batch_end(
@@ -89,7 +94,8 @@ class PredictionWriter(BasePredictionWriter):
         for number, row in enumerate(rows):
             # Without a torch DataLoader nobody knows the places, but then there is one process and the order is right.
             place = batch_indices[number] if batch_indices else self._rows
-            self._part.write(f"{dataloader_idx}\t{place}\t{json.dumps(row, ensure_ascii=False)}\n")
+            line = f"{dataloader_idx}\t{place}\t{json.dumps(row, ensure_ascii=False)}\n"
+            self._part.write(line.encode())
             self._rows += 1
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -97,48 +103,48 @@ class PredictionWriter(BasePredictionWriter):
         if self._part is None:
             rank_zero_info("fast_dev_run is a trial of one or a few batches: no predictions were written.")
             return
-        self._close()
+        self._part.flush()  # still locked, so that nobody takes it for one that a killed run left
         trainer.strategy.barrier("papa: parts of predictions are written")
-        loaders = trainer.predict_dataloaders
-        count = len(loaders) if isinstance(loaders, (list, tuple, Mapping)) else 1
-        names = getattr(getattr(trainer, "datamodule", None), "validation_names", ())
-        targets = [self._target]
-        if count > 1:
-            suffixes = names if len(names) == count else range(count)
-            targets = [self._target.with_stem(f"{self._target.stem}-{suffix}") for suffix in suffixes]
-        self.paths = [str(target) for target in targets]
+        self.paths = [str(target) for target in self._targets]
         if trainer.is_global_zero:
-            self._merge([self._part_path(rank) for rank in range(trainer.world_size)], targets)
+            self._merge([self._part_path(rank) for rank in range(trainer.world_size)])
         trainer.strategy.barrier("papa: predictions are written")
+        self._remove_part()
         rank_zero_info(f"Predictions are in {', '.join(self.paths)}.")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Remove this process's part: the output is complete or as it was before."""
-        if self._part is not None:
-            self._close()
-            with suppress(FileNotFoundError):
-                self._part_path(trainer.global_rank).unlink()
+        self._remove_part()
 
-    def _merge(self, parts: Sequence[Path], targets: Sequence[Path]) -> None:
-        lines: list[dict[int, str]] = [{} for _ in targets]
+    def _merge(self, parts: Sequence[Path]) -> None:
+        lines: list[dict[int, str]] = [{} for _ in self._targets]
         for part in parts:
             with open(part, encoding="utf-8") as file:
                 for line in file:
                     loader, place, row = line.split("\t", 2)
                     lines[int(loader)][int(place)] = row  # a sampler of the user's own may repeat an example
-        for target, rows in zip(targets, lines, strict=True):
+        for target, rows in zip(self._targets, lines, strict=True):
             ordered = [rows[place] for place in sorted(rows)]
             write_atomically(target, _parquet(ordered) if target.suffix == ".parquet" else "".join(ordered).encode())
-        for part in parts:
-            part.unlink()
 
     def _part_path(self, rank: int) -> Path:
-        return self._target.with_name(f".{self._target.name}.part{rank}")
+        return new_part(self._targets[0].parent, self._token, rank)
 
-    def _close(self) -> None:
+    def _remove_part(self) -> None:
         if self._part is not None:
+            Path(self._part.name).unlink(missing_ok=True)
             self._part.close()
             self._part = None
+
+
+def _targets(trainer: L.Trainer, target: Path) -> list[Path]:
+    """The file of each data loader."""
+    loaders = trainer.predict_dataloaders
+    count = len(loaders) if isinstance(loaders, (list, tuple, Mapping)) else 1
+    if count <= 1:
+        return [target]
+    names = getattr(getattr(trainer, "datamodule", None), "validation_names", ())
+    return [target.with_stem(f"{target.stem}-{one}") for one in (names if len(names) == count else range(count))]
 
 
 def prediction_rows(prediction: Any, label_names: Sequence[str] | None) -> Iterator[dict[str, Any]]:

@@ -19,7 +19,8 @@ from papa_lightning.export.building import build_encoder, transient_buffers
 from papa_lightning.export.facts import CONFIG, FACTS, FORMAT, GRAPH, WEIGHTS, Facts, digest
 from papa_lightning.export.graphs import check_onnx, export_onnx
 from papa_lightning.export.loading import load_encoder
-from papa_lightning.export.staging import check_folder, staged_folder
+from papa_lightning.export.staging import check_folder
+from papa_lightning.files import staged_folder
 from papa_lightning.version import __version__
 
 #: Entries of a configuration that lead elsewhere: to where it came from, or to code.
@@ -79,6 +80,7 @@ def export_encoder(
         loaded = _read_back(folder)
         if onnx:
             export_onnx(loaded, folder / GRAPH)
+        check_folder("output_dir", target, replace)  # somebody may have been faster
     return target
 
 

@@ -87,10 +87,11 @@ def test_export_killed(encoder_folder: str, tmp_path: Path) -> None:
         left = folder / "exported"
         there = left.exists()
         assert not there or same_state(load_encoder(left).state_dict(), expected)
-        begun = len(list(folder.glob(".exported.*")))
+        begun = len(list(folder.glob(".papa-*")))
         found[f"killed {'with' if there else 'without'} a folder, {begun} begun"] += 1
-    finished([*words, "--replace", "true"], folder)  # what was left does not stand in the way
-    assert same_state(load_encoder(left).state_dict(), expected)
+        finished([*words, "--replace", "true"], folder)  # what was left does not stand in the way, and goes
+        assert same_state(load_encoder(left).state_dict(), expected)
+        assert sorted(entry.name for entry in folder.iterdir()) == ["exported", "printed.txt"]
     print(f"\nexport, {seconds:.1f} s undisturbed: {dict(found)}")
 
 

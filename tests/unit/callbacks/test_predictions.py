@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,42 @@ def test_an_interrupted_prediction_leaves_what_was_there(tmp_path: Path) -> None
         trainer(PredictionWriter(str(path))).predict(Broken(), DataLoader(range(5)))
     assert [one.name for one in tmp_path.iterdir()] == ["out.jsonl"]
     assert path.read_text() == "before"
+
+
+def test_planted_links_are_not_followed(tmp_path: Path) -> None:
+    path, victim = tmp_path / "out.jsonl", tmp_path / "victim"
+    victim.write_text("mine")
+    (tmp_path / ".out.jsonl.part0").symlink_to(victim)
+    trainer(PredictionWriter(str(path))).predict(Parity(), DataLoader(range(5)))
+    assert victim.read_text() == "mine"
+    assert len(read(path)) == 5
+
+
+def test_links_lead_to_the_output(tmp_path: Path) -> None:
+    (tmp_path / "out.jsonl").symlink_to("target.jsonl")
+    trainer(PredictionWriter(str(tmp_path / "out.jsonl"))).predict(Parity(), DataLoader(range(5)))
+    assert (tmp_path / "out.jsonl").is_symlink()
+    assert len(read(tmp_path / "target.jsonl")) == 5
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("loaders", [1, 2])
+def test_pipes_are_refused_before_anything_is_predicted(loaders: int, tmp_path: Path) -> None:
+    class Never(Parity):
+        def predict_step(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+            raise AssertionError("predicted")
+
+    data = [DataLoader(range(5)) for _ in range(loaders)]
+    os.mkfifo(tmp_path / ("out.jsonl" if loaders == 1 else "out-1.jsonl"))
+    with pytest.raises(PapaError, match=r"is a pipe, which cannot be written as a file"):
+        trainer(PredictionWriter(str(tmp_path / "out.jsonl"))).predict(Never(), data)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_a_killed_run_left_goes(tmp_path: Path) -> None:
+    (tmp_path / ".papa-0123456789ab0000.part").write_text("half")
+    trainer(PredictionWriter(str(tmp_path / "out.jsonl"))).predict(Parity(), DataLoader(range(5)))
+    assert [one.name for one in tmp_path.iterdir()] == ["out.jsonl"]
 
 
 def test_can_be_copied() -> None:
