@@ -317,8 +317,8 @@ def main(args: ArgsType = None) -> object:
         command exits with what it gets, and only None means success.
 
     Raises:
-        SystemExit: With code 2 and one line on stderr for invalid input. With PAPA_DEBUG=1 in the environment the
-            PapaError itself, with its traceback.
+        SystemExit: With code 2 and one line on stderr for invalid input, and with code 130 after Ctrl-C. With
+            PAPA_DEBUG=1 in the environment the error itself, with its traceback.
     """
     words = sys.argv[1:] if args is None else args
     try:
@@ -329,6 +329,11 @@ def main(args: ArgsType = None) -> object:
             raise
         print(f"papa: error: {line}", file=sys.stderr)
         raise SystemExit(2) from error
+    except KeyboardInterrupt as stop:
+        if os.environ.get("PAPA_DEBUG") == "1":
+            raise
+        print(f"papa: interrupted{f': {stop}' if str(stop) else ''}", file=sys.stderr)
+        raise SystemExit(130) from stop  # 128 and the number of the signal, as shells have it
     finally:
         if args is None:  # the process ends next
             _disconnect()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,7 +29,7 @@ from papa_lightning.study import (
 from papa_lightning.study.budget import plan_budget
 from papa_lightning.study.budget_settings import BudgetSettings
 from papa_lightning.study.budget_words import format_budget
-from papa_lightning.study.executors import Backend
+from papa_lightning.study.executors import Backend, check_num_workers
 from papa_lightning.study.kinds_report import is_kinds_study, write_kinds_report
 from papa_lightning.study.kinds_results import markdown_table, summarize_kinds
 from papa_lightning.study.kinds_run import KindsStudy
@@ -51,17 +52,24 @@ def study(arguments: Sequence[str]) -> object:
         PapaError: See :class:`~papa_lightning.study.Study`.
     """
     given = study_parser().parse_args(list(arguments))
-    if given.kinds.variants:
-        return _study_kinds(given)
+    check_num_workers(given.num_workers, given.backend)
+    with _going_on(given.output):
+        return _study_kinds(given) if given.kinds.variants else _study_shares(given)
+
+
+def _study_shares(given: Namespace) -> object:
+    """The study of shares that ``papa study`` was told."""
     one = Study(_settings(StudySettings, given), given.output)
-    plans = one.plan()
     if given.dry_run:
+        plans = one.plan()
         print(f"{format_groups(plans)}\n\n{format_plan(plans)}")
         return plans
-    print(format_plan(plans))
-    table = one.run(plans, num_workers=given.num_workers, backend=given.backend)
-    print(format_summary(summarize(table)))
-    print(f"results  {one.folder.path / 'results.csv'}\nreport   {write_report(one.folder.path)}")
+    with one.folder.claimed():
+        plans = one.plan()
+        print(format_plan(plans))
+        table = one.run(plans, num_workers=given.num_workers, backend=given.backend)
+        print(format_summary(summarize(table)))
+        print(f"results  {one.folder.path / 'results.csv'}\nreport   {write_report(one.folder.path)}")
     return table
 
 
@@ -109,7 +117,8 @@ def plan(arguments: Sequence[str]) -> object:
         PapaError: See :func:`~papa_lightning.study.budget.plan_budget`.
     """
     given = plan_parser().parse_args(list(arguments))
-    found = plan_budget(_settings(BudgetSettings, given), given.output)
+    with _going_on(given.output):
+        found = plan_budget(_settings(BudgetSettings, given), given.output)
     print(format_budget(found, given.output))
     return found
 
@@ -246,6 +255,15 @@ def compact_parser() -> ArgumentParser:
 
 def _parser(command: str, description: str) -> ArgumentParser:
     return ArgumentParser(prog=f"papa {command}", exit_on_error=False, description=description)
+
+
+@contextmanager
+def _going_on(output: str) -> Iterator[None]:
+    """Tell who interrupts a command that nothing is lost."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(f"the same command goes on from what is finished in {output!r}.") from stop
 
 
 def _settings(kind: type[Settings], given: Namespace) -> Settings:

@@ -34,8 +34,11 @@ def datasets_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture
 def quick_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers of a study that have everything imported already, in place of spawned ones."""
+    from multiprocessing import forkserver
+
     from fresh_processes import context
 
     from papa_lightning.study import executors
 
+    forkserver.ensure_running()  # not with the first worker: Ctrl-C is held back then, and would be in all others
     monkeypatch.setattr(executors, "get_context", lambda method: context)

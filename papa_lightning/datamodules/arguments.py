@@ -1,5 +1,6 @@
 """Checks of the arguments of data modules."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,32 @@ def check_at_least(name: str, value: int, minimum: int) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise DataError(f"{name} is {value!r}, but must be a whole number, at least {minimum}.")
+
+
+def most_processes() -> int:
+    """More processes than this are a slip of the keyboard: 64, or as many as the machine has cores."""
+    return max(64, os.cpu_count() or 1)
+
+
+def check_processes(name: str, value: int, minimum: int) -> None:
+    """Refuse a number of processes that cannot be meant.
+
+    Args:
+        name: Name of the argument.
+        value: Its value.
+        minimum: The smallest value that is allowed.
+
+    Raises:
+        DataError: It is no whole number, too small, or above :func:`most_processes`.
+
+    Example:
+        >>> check_processes("num_workers", 4, 0)
+    """
+    check_at_least(name, value, minimum)
+    if value > most_processes():
+        raise DataError(
+            f"{name} is {value}, but this machine has {os.cpu_count()} cores: pass at most {most_processes()}."
+        )
 
 
 def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:

@@ -14,7 +14,7 @@ from datasets.fingerprint import Hasher
 from torch.utils.data import DataLoader, default_collate
 from transformers import PreTrainedTokenizerBase
 
-from papa_lightning.datamodules.arguments import as_text, check_at_least, check_choice
+from papa_lightning.datamodules.arguments import as_text, check_at_least, check_choice, check_processes
 from papa_lightning.datamodules.files import READERS, content_hash, find_split_files, missing_split, read_split
 from papa_lightning.datamodules.hub import load_hub
 from papa_lightning.datamodules.layouts import Layout, Padding, Preset, cut_padding
@@ -308,10 +308,12 @@ class TaskDataModule(LightningDataModule, ABC):
         check_at_least("max_length", self.max_length, self.fewest_slots)
         for name in ("batch_size", "eval_batch_size"):
             check_at_least(name, getattr(self, name), 1)
-        for name in ("max_train_examples", "max_eval_examples", "num_proc"):
+        for name in ("max_train_examples", "max_eval_examples"):
             if getattr(self, name) is not None:
                 check_at_least(name, getattr(self, name), 1)
-        check_at_least("num_workers", self.num_workers, 0)
+        check_processes("num_workers", self.num_workers, 0)
+        if self.num_proc is not None:
+            check_processes("num_proc", self.num_proc, 1)
         check_choice("layout", self.layout, get_args(Layout))
         check_choice("preset", self.preset, get_args(Preset))
         check_choice("padding", self.padding, get_args(Padding))

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from papa_lightning.datamodules.arguments import check_at_least, check_choice
+from papa_lightning.datamodules.arguments import check_at_least, check_choice, check_processes
 from papa_lightning.either_lightning import LightningDataModule
 from papa_lightning.exceptions import DataError
 
@@ -46,7 +46,7 @@ class PartsDataModule(LightningDataModule, ABC):
         self.num_workers = num_workers
         check_at_least("batch_size", self.batch_size, 1)
         check_at_least("eval_batch_size", self.eval_batch_size, 1)
-        check_at_least("num_workers", num_workers, 0)
+        check_processes("num_workers", num_workers, 0)
         self._rows: dict[Part, Rows] = {}
 
     @abstractmethod

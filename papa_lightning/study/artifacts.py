@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 
 import torch
@@ -17,7 +16,7 @@ from papa_lightning.encoders import encoder_shape, restore_attention, swap_atten
 from papa_lightning.exceptions import StudyError
 from papa_lightning.ranking import HeadRanking
 from papa_lightning.study.bench import Bench
-from papa_lightning.study.features import Features, LiveFeatures, store_features
+from papa_lightning.study.features import Features, LiveFeatures, StoredFeatures, store_features
 from papa_lightning.study.identity import digest
 from papa_lightning.study.plan import Choice
 from papa_lightning.study.store import StudyFolder
@@ -159,9 +158,10 @@ def features_of(
         live = [LiveFeatures(bench.task, rows) for rows in splits.values()]
         yield live[0], dict(zip(evaluations, live[1:], strict=True))
         return
-    place, left, stored = folder.features(key), int(settings.budget_gigabytes * 1e9), []
+    left, stored = int(settings.budget_gigabytes * 1e9), list[StoredFeatures]()
     size = bench.settings.calibration_batch_size
-    try:
+    # Two choices of two processes may come down to the same hidden states, and none may remove those of the other.
+    with nullcontext(folder.features(key)) if settings.keep else folder.temporary_features() as place:
         for name, rows in splits.items():
             new = store_features(
                 bench.task, rows, place / name, dtype=settings.storage, budget_bytes=left, batch_size=size
@@ -169,9 +169,6 @@ def features_of(
             stored.append(new)
             left -= new.nbytes
         yield stored[0], dict(zip(evaluations, stored[1:], strict=True))
-    finally:
-        if not settings.keep:
-            shutil.rmtree(place, ignore_errors=True)
 
 
 def probe_loss(folder: StudyFolder, bench: Bench) -> Callable[[Mapping[str, Tensor]], Tensor]:
@@ -185,7 +182,8 @@ def probe_loss(folder: StudyFolder, bench: Bench) -> Callable[[Mapping[str, Tens
         The mean loss of a labelled batch, as :meth:`Bench.padded_batches` gives them.
     """
     settings = bench.settings
-    with features_of(folder, bench, digest([bench.identity, "loss"]), {}) as (train, _):
+    half = settings.features.storage == "float16"
+    with features_of(folder, bench, digest([bench.identity, "loss", half]), {}) as (train, _):
         (trained,) = train_probes(bench.task, train, {}, settings.seeds[:1], settings.probe)
     bench.task.probe.load_state_dict(trained.probe.state_dict())
 

@@ -16,12 +16,14 @@ from tqdm.auto import tqdm
 from papa_lightning.calibration import AttentionConstants, without_path
 from papa_lightning.criteria import GreedySearch, RankingInputs, rank_heads
 from papa_lightning.files import write_atomically
+from papa_lightning.locking import claimed
 from papa_lightning.ranking import HeadRanking
 from papa_lightning.study.artifacts import average_of, probe_loss, ranking_of
 from papa_lightning.study.bench import Bench, find_device
 from papa_lightning.study.budget_data import HELD_OUT, open_split_bench
 from papa_lightning.study.budget_points import Drop, Point, Points, largest_within
 from papa_lightning.study.budget_settings import BudgetSettings
+from papa_lightning.study.executors import interruptible
 from papa_lightning.study.identity import digest
 from papa_lightning.study.store import StudyFolder, check_writable
 from papa_lightning.study.versions import versions
@@ -87,13 +89,19 @@ def plan_budget(settings: BudgetSettings, output: str | Path, progress: bool = T
         The plan, as written. Where not one head fits, it chooses none.
 
     Raises:
-        PapaError: When something cannot be loaded, stored or trained, or the score with all heads dynamic is 0.
+        PapaError: When something cannot be loaded, stored or trained, the score with all heads dynamic is 0, or
+            another process works in the folder.
     """
-    start, output = time.perf_counter(), Path(output)
-    check_writable(output)
+    check_writable(Path(output))
+    folder = StudyFolder(Path(output) / "work")
+    with claimed("output", output, folder.path / ".lock"), interruptible():
+        folder.clear(keep_features=settings.features.keep)
+        return _plan(settings, Path(output), folder, progress)
+
+
+def _plan(settings: BudgetSettings, output: Path, folder: StudyFolder, progress: bool) -> HeadBudget:
+    start = time.perf_counter()
     bench, held_out = open_split_bench(settings)
-    folder = StudyFolder(output / "work")
-    folder.clear_features(keep=settings.features.keep)
     constants, ranking = average_of(folder, bench), _ranking(folder, bench, settings)
     points = Points(folder, bench, constants, ranking)
     heads = _search(points, len(ranking.heads), settings.limit, progress)

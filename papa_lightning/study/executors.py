@@ -3,86 +3,321 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
-from typing import Any, Literal, TypeVar
+import pickle
+import signal
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, Generic, Literal, TypeVar, cast
 
 import torch
 
-from papa_lightning.exceptions import StudyError
+from papa_lightning.datamodules.arguments import most_processes
+from papa_lightning.exceptions import PapaError, StudyError
 
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
 Backend = Literal["processes", "ray"]
 """Where the workers are."""
 
+#: Seconds in which a worker that has nothing left to do must be gone.
+_PATIENCE = 10.0
+
 
 def run_pieces(
-    function: Callable[[Piece], Result], pieces: Sequence[Piece], num_workers: int, backend: Backend = "processes"
-) -> Iterator[tuple[Piece, Result]]:
+    function: Callable[[Piece], Result],
+    pieces: Sequence[Piece],
+    num_workers: int,
+    backend: Backend = "processes",
+    name: Callable[[Piece], str] = str,
+) -> Generator[tuple[Piece, Result], None, None]:
     """Do pieces of work, and give each as it is done.
+
+    When a piece fails, or the caller stops, by Ctrl-C or by closing the generator, the workers are killed: what they
+    write must be whole or not there at any moment. They end with this process too, whatever ends it.
 
     Args:
         function: Importable by name; it takes and returns plain values.
         pieces: What to do, the first first.
-        num_workers: How many at a time; 1 stays in this process.
+        num_workers: How many at a time, never more than there are pieces; 1 stays in this process.
         backend: ``"processes"`` of this machine, which share its cores, or ``"ray"``.
+        name: Says in a few words what a piece is, for messages.
 
-    Yields:
-        The pieces that are done, with what came out.
+    Returns:
+        A generator of the pieces that are done, with what came out.
 
     Raises:
-        StudyError: When Ray is asked for and not installed.
+        StudyError: For a bad `num_workers`, or when Ray is asked for and not installed. While running: when a piece
+            fails, with its name.
 
     Example:
         >>> sorted(run_pieces(abs, [-1, 2], num_workers=1))
         [(-1, 1), (2, 2)]
     """
-    if backend == "ray":
-        yield from _run_on_ray(function, pieces, num_workers)
-    elif num_workers == 1:
-        for piece in pieces:
-            yield piece, function(piece)
-    else:
-        yield from _run_in_processes(function, pieces, num_workers)
+    check_num_workers(num_workers, backend)
+    outcomes = _run_on_ray if backend == "ray" else _run_here if num_workers == 1 else _run_in_processes
+    return _results(outcomes(function, pieces, num_workers), name)
+
+
+def check_num_workers(num_workers: int, backend: Backend = "processes") -> None:
+    """Refuse a number of workers that cannot be meant.
+
+    Raises:
+        StudyError: When it is no whole number, below 1, or for processes above 64 and above the number of cores.
+    """
+    whole = isinstance(num_workers, int) and not isinstance(num_workers, bool)
+    if not whole or num_workers < 1:
+        raise StudyError(f"num_workers is {num_workers!r}, but must be a whole number from 1 on; 1 starts no process.")
+    if backend == "processes" and num_workers > most_processes():
+        raise StudyError(
+            f"num_workers is {num_workers}, but this machine has {os.cpu_count()} cores, and every worker holds an "
+            f'encoder: pass at most {most_processes()}, or backend="ray" for a cluster.'
+        )
+
+
+@dataclass(frozen=True)
+class _Outcome(Generic[Result]):
+    """What came of a piece; of plain values, since not every error can be sent to another process.
+
+    Args:
+        result: What the function returned.
+        error: What is told when it failed; None when it did not.
+        traceback: Of the error.
+    """
+
+    result: Result | None = None
+    error: str | None = None
+    traceback: str = ""
+
+    @classmethod
+    def failed(cls, error: Exception) -> _Outcome[Result]:
+        """Of a piece that raised an error."""
+        told = " ".join(str(error).split())
+        if not isinstance(error, PapaError):
+            told = f"{type(error).__name__}: {told} (PAPA_DEBUG=1 shows the traceback)"
+        return cls(error=told, traceback=traceback.format_exc())
+
+
+def _do(function: Callable[[Piece], Result], piece: Piece) -> _Outcome[Result]:
+    try:
+        return _Outcome(function(piece))
+    except Exception as error:
+        return _Outcome.failed(error)
+
+
+class _PieceError(Exception):
+    """The traceback of a piece, as the cause of the error that names the piece."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
+
+
+def _results(
+    outcomes: Generator[tuple[Piece, _Outcome[Result]], None, None], name: Callable[[Piece], str]
+) -> Generator[tuple[Piece, Result], None, None]:
+    try:
+        for piece, outcome in outcomes:
+            if outcome.error is not None:
+                raise StudyError(f"{name(piece)}: {outcome.error}") from _PieceError(outcome.traceback)
+            yield piece, cast(Result, outcome.result)
+    finally:
+        outcomes.close()
+
+
+def _run_here(
+    function: Callable[[Piece], Result], pieces: Sequence[Piece], num_workers: int
+) -> Generator[tuple[Piece, _Outcome[Result]], None, None]:
+    for piece in pieces:
+        with interruptible():
+            outcome = _do(function, piece)
+        yield piece, outcome
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Give an interruption on: Lightning's Trainer would end the process, and be deaf to the next one.
+
+    Raises:
+        KeyboardInterrupt: When a training within was interrupted.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as end:
+        if main and before is not None:
+            signal.signal(signal.SIGINT, before)
+        raise KeyboardInterrupt from end
+
+
+class _Worker:
+    """A process that does pieces of work until it is told to end, or its parent has ended.
+
+    Args:
+        context: How it is started.
+        function: What it does.
+        threads: Number of its threads.
+    """
+
+    def __init__(self, context: Any, function: Callable[[Any], Any], threads: int) -> None:
+        self.connection, self._theirs = context.Pipe()
+        # No daemon: those may not have children, but the data loaders of a training have.
+        self.process: BaseProcess = context.Process(target=_work, args=(self._theirs, function, threads))
+
+    def start(self) -> None:
+        """Start it."""
+        try:
+            with _interrupts_held():
+                self.process.start()
+        except OSError as error:
+            raise StudyError(f"a worker process cannot be started ({error}): pass a smaller num_workers.") from error
+        finally:
+            self._theirs.close()
+
+    def give(self, piece: object) -> None:
+        """Have it do a piece."""
+        with suppress(OSError):  # it has ended, which is seen where its outcome is awaited
+            self.connection.send((piece,))
+
+    def dismiss(self) -> None:
+        """Have it end."""
+        with suppress(OSError):
+            self.connection.send(None)
+
+    def outcome(self) -> _Outcome[Any]:
+        """What came of the piece that it did, once its connection or its sentinel is ready."""
+        with suppress(EOFError, OSError):
+            if self.connection.poll():
+                return cast("_Outcome[Any]", self.connection.recv())
+        self.process.join(_PATIENCE)
+        code = self.process.exitcode or 0
+        how = (
+            f"was killed by signal {-code}, which may be for lack of memory: pass a smaller num_workers."
+            if code < 0
+            else f'ended with {code}: in a script, start the study behind `if __name__ == "__main__":`.'
+        )
+        return _Outcome(error=f"its worker process {self.process.pid} {how}")
+
+    def kill(self) -> None:
+        """End it by force."""
+        if self.process.pid is not None:  # it was started
+            self.process.kill()
+
+    def end(self) -> None:
+        """See it end, if need be by force."""
+        if self.process.pid is not None:
+            self.process.join(_PATIENCE)
+            self.process.kill()
+            self.process.join(_PATIENCE)
+        self.connection.close()
 
 
 def _run_in_processes(
     function: Callable[[Piece], Result], pieces: Sequence[Piece], num_workers: int
-) -> Iterator[tuple[Piece, Result]]:
+) -> Generator[tuple[Piece, _Outcome[Result]], None, None]:
+    waiting, workers = deque(pieces), list[_Worker]()
+    busy: dict[_Worker, Piece] = {}
     threads = max(1, torch.get_num_threads() // num_workers)
     # Not fork: a process that has used torch's threads, or an accelerator, cannot be copied.
-    with ProcessPoolExecutor(num_workers, get_context("spawn"), initializer=_begin, initargs=(threads,)) as pool:
-        futures = {pool.submit(function, piece): piece for piece in pieces}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    context = get_context("spawn")
+
+    def give(worker: _Worker) -> None:
+        if waiting:
+            busy[worker] = waiting.popleft()
+            worker.give(busy[worker])
+        else:
+            worker.dismiss()
+
+    try:
+        for _ in range(min(num_workers, len(pieces))):
+            workers.append(_Worker(context, function, threads))
+            workers[-1].start()
+            give(workers[-1])
+        while busy:
+            for worker in _ready(list(busy)):
+                piece, outcome = busy.pop(worker), worker.outcome()
+                if outcome.error is None:  # else nothing is begun any more
+                    give(worker)
+                yield piece, outcome
+    except BaseException:
+        for worker in workers:
+            worker.kill()
+        raise
+    finally:
+        for worker in workers:
+            worker.end()
 
 
-def _begin(threads: int) -> None:
-    """Share the cores: as many threads in every worker as there are cores would be in each other's way."""
+def _ready(workers: Sequence[_Worker]) -> list[_Worker]:
+    """Those of which something is known, at least one; of a process that was killed, its end."""
+    sources: dict[Any, _Worker] = {worker.connection: worker for worker in workers}
+    sources |= {worker.process.sentinel: worker for worker in workers}
+    return list(dict.fromkeys(sources[source] for source in wait(list(sources))))
+
+
+def _work(connection: Connection, function: Callable[[Any], Any], threads: int) -> None:
+    """What a worker does."""
+    with suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes, and the first one decides
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    torch.set_num_threads(threads)
+    torch.set_num_threads(threads)  # as many in every worker as there are cores would be in each other's way
+    with suppress(EOFError, OSError):  # the first process has ended
+        while (given := connection.recv()) is not None:
+            outcome = _do(function, *given)
+            try:
+                connection.send(outcome)
+            except (TypeError, AttributeError, pickle.PicklingError) as error:
+                connection.send(_Outcome[Any].failed(error))
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it has ended, whatever ended it."""
+    parent, started_by = parent_process(), os.getppid()
+    # The sentinel tells at once, also where another process lies between the two; the number tells where a process
+    # that was forked from the parent still holds the other end of the sentinel.
+    while parent is not None and parent.is_alive() and os.getppid() == started_by:
+        parent.join(1.0)
+    os._exit(1)
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Processes that are started meanwhile never see Ctrl-C, not even while they import this module."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _run_on_ray(
     function: Callable[[Piece], Result], pieces: Sequence[Piece], num_workers: int
-) -> Iterator[tuple[Piece, Result]]:
+) -> Generator[tuple[Piece, _Outcome[Result]], None, None]:
     try:
         import ray
     except ImportError as error:
         raise StudyError('backend is "ray", which is not installed: pip install "papa-lightning[ray]".') from error
     ray.init(ignore_reinit_error=True, num_cpus=num_workers if "RAY_ADDRESS" not in os.environ else None)
-    remote: Any = ray.remote(_call)  # a plain function: Ray does not take what functools.partial makes
+    remote: Any = ray.remote(_do)  # a plain function: Ray does not take what functools.partial makes
     waiting = {remote.remote(function, piece): piece for piece in pieces}
-    while waiting:
-        (done,), _ = ray.wait(list(waiting), num_returns=1)
-        yield waiting.pop(done), ray.get(done)
-
-
-def _call(function: Callable[[Piece], Result], piece: Piece) -> Result:
-    return function(piece)
+    try:
+        while waiting:
+            (done,), _ = ray.wait(list(waiting), num_returns=1)
+            try:
+                outcome = ray.get(done)
+            except ray.exceptions.RayError as error:
+                outcome = _Outcome[Any].failed(error)
+            yield waiting.pop(done), outcome
+    finally:
+        for reference in waiting:
+            ray.cancel(reference, force=True)

@@ -78,6 +78,11 @@ class Group:
     choice: Choice
     seeds: tuple[int, ...]
 
+    def __str__(self) -> str:
+        by, seeds = self.choice.criterion or self.choice.kind, ", ".join(map(str, self.seeds))
+        chosen = f"share {self.choice.share:g}" + (f" ({by})" if by else "")
+        return f"encoder {self.encoder}, task {self.task}, {chosen}, seeds {seeds}"
+
 
 def pairs(settings: StudySettings) -> list[tuple[str, str]]:
     """Encoders and tasks, in the order in which they are studied."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,9 +15,10 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
+from papa_lightning.exceptions import StudyError
 from papa_lightning.study.artifacts import average_key, criterion_cost, ranking_key
 from papa_lightning.study.bench import find_device
-from papa_lightning.study.executors import Backend, run_pieces
+from papa_lightning.study.executors import Backend, check_num_workers, run_pieces
 from papa_lightning.study.plan import Choice, Group, cells, choices, pairs
 from papa_lightning.study.results import CellResult, results_table, save_table
 from papa_lightning.study.settings import StudySettings
@@ -93,6 +95,7 @@ class Study:
         Raises:
             PapaError: When an encoder or data cannot be loaded.
         """
+        open_bench.cache_clear()
         return [self._plan_pair(encoder, task) for encoder, task in pairs(self.settings)]
 
     def run(
@@ -106,7 +109,7 @@ class Study:
 
         Args:
             plans: What :meth:`plan` gave just now; None plans first.
-            num_workers: Processes at a time.
+            num_workers: Processes at a time. They end with this one, also when it is killed.
             backend: Where they are.
             progress: Show a bar with the remaining time.
 
@@ -114,24 +117,43 @@ class Study:
             The table of results, which also is in the folder.
 
         Raises:
-            PapaError: When something cannot be loaded, stored or trained; what is finished stays.
+            PapaError: For a bad `num_workers`; when another process works in the folder; when something cannot be
+                loaded, stored or trained. What is finished stays.
         """
-        plans = self.plan() if plans is None else plans
-        self.folder.clear_features(keep=self.settings.features.keep)
-        self.folder.write(self.settings.as_dict(), self._about(plans), _joined(plan.files for plan in plans))
-        work = partial(run_pieces, num_workers=num_workers, backend=backend)
-        with _bar(plans, progress) as bar:
-            todo = [plan for plan in plans if plan.groups]
-            first = partial(_prepare_pair, self._json, str(self.folder.path))
-            for pair, _ in work(first, [(plan.encoder, plan.task) for plan in todo]):
-                bar.update(sum(plan.preparation * plan.examples for plan in todo if (plan.encoder, plan.task) == pair))
-            cost = {(plan.encoder, plan.task): plan.group_cost * plan.examples for plan in todo}
-            second = partial(run_group, self._json, str(self.folder.path))
-            for group, _ in work(second, [group for plan in todo for group in plan.groups]):
+        check_num_workers(num_workers, backend)
+        with self.folder.claimed():
+            plans = self.plan() if plans is None else plans
+            self.folder.clear(keep_features=self.settings.features.keep)
+            self.folder.write(self.settings.as_dict(), self._about(plans), _joined(plan.files for plan in plans))
+            try:
+                with _bar(plans, progress) as bar:
+                    self._prepare(plans, partial(run_pieces, num_workers=num_workers, backend=backend), bar)
+                    self._measure(plans, partial(run_pieces, num_workers=num_workers, backend=backend), bar)
+            finally:
+                open_bench.cache_clear()
+                self.folder.clear(keep_features=self.settings.features.keep)  # of workers that were stopped
+            return self.table(plans)
+
+    def _prepare(self, plans: Sequence[PairPlan], work: Callable[..., Any], bar: tqdm[Any]) -> None:
+        """Make constants and rankings."""
+        cost = {(plan.encoder, plan.task): plan.preparation * plan.examples for plan in plans if plan.groups}
+        function = partial(_prepare_pair, self._json, str(self.folder.path))
+        with closing(work(function, list(cost), name="encoder {0[0]}, task {0[1]}".format)) as done:
+            for pair, _ in done:
+                bar.update(cost[pair])
+
+    def _measure(self, plans: Sequence[PairPlan], work: Callable[..., Any], bar: tqdm[Any]) -> None:
+        """Train the probes."""
+        plan_of = {(plan.encoder, plan.task): plan for plan in plans}
+        function, groups = partial(run_group, self._json, str(self.folder.path)), [g for p in plans for g in p.groups]
+        with closing(work(function, groups, name=Group.__str__)) as done:
+            for group, _ in done:
+                plan = plan_of[group.encoder, group.task]
+                if any(self._result(plan.keys[group.choice, seed]) is None for seed in group.seeds):
+                    raise StudyError(f"{group}: encoder or data have changed since the plan was made: run it again.")
                 bar.set_postfix_str(f"{group.encoder}, {group.task}, share {group.choice.share:g}", refresh=False)
-                bar.update(cost[group.encoder, group.task])
+                bar.update(plan.group_cost * plan.examples)
                 self.table(plans)
-        return self.table(plans)
 
     def table(self, plans: Iterable[PairPlan]) -> pd.DataFrame:
         """Collect the finished cells into the table, and write it.

@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from papa_lightning.exceptions import StudyError
 from papa_lightning.files import write_atomically
+from papa_lightning.locking import claimed
 
 _FORMAT = "papa_lightning.study/1"
+#: Files of a process that is at work or was killed.
+_UNFINISHED = ("[cr]*/.*", "features/.*", "features/*/.*.part", ".study.json.*", ".results.*", ".kinds.csv.*")
 
 
 class StudyFolder:
@@ -33,6 +38,24 @@ class StudyFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._held = False
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep other processes from the folder for a while. To look at what is finished, nobody needs it.
+
+        Raises:
+            PapaError: When another process works in it.
+        """
+        if self._held:
+            yield
+            return
+        with claimed("output", self.path, self.path / ".lock"):
+            self._held = True
+            try:
+                yield
+            finally:
+                self._held = False
 
     def constants(self, encoder: str, task: str, kind: str, key: str) -> Path:
         """Where the constants of an encoder and a task are."""
@@ -47,17 +70,28 @@ class StudyFolder:
         return self.path / "cells" / f"{key}.json"
 
     def features(self, key: str) -> Path:
-        """Where the hidden states of one choice of heads are."""
+        """Where the hidden states of one choice of heads stay."""
         return self.path / "features" / key[:16]
 
-    def clear_features(self, keep: bool) -> None:
-        """Remove the hidden states that a killed run left behind.
+    @contextmanager
+    def temporary_features(self) -> Iterator[Path]:
+        """A folder for hidden states that nobody else uses, for a while."""
+        (self.path / "features").mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self.path / "features", prefix=".", ignore_cleanup_errors=True) as place:
+            yield Path(place)
+
+    def clear(self, keep_features: bool) -> None:
+        """Remove what a killed run left behind. To be called while the folder is claimed.
 
         Args:
-            keep: Leave those that are complete.
+            keep_features: Leave the hidden states that are complete.
         """
-        for left in (self.path / "features").glob("*/.*.part" if keep else "*"):
-            shutil.rmtree(left, ignore_errors=True)
+        patterns = _UNFINISHED if keep_features else (*_UNFINISHED, "features/*")
+        for left in [path for pattern in patterns for path in self.path.glob(pattern)]:
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
 
     def relative(self, path: Path) -> str:
         """A path inside the folder, as it is noted in ``study.json``: the folder may move."""
@@ -70,8 +104,8 @@ class StudyFolder:
             StudyError: When it is a file, cannot be written, or has files but no study.
         """
         check_writable(self.path)
-        if self.path.is_dir() and any(self.path.iterdir()):
-            self.read()
+        if self.path.is_dir() and any(not path.name.startswith(".") for path in self.path.iterdir()):
+            self.read()  # a run that was killed at its start leaves hidden files only
 
     def write(self, settings: Mapping[str, Any], about: Mapping[str, Any], files: Mapping[str, Any]) -> None:
         """Note what the study is.

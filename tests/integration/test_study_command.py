@@ -17,7 +17,7 @@ from command_runs import start
 
 from papa_lightning import AttentionConstants, HeadRanking, commands, files
 from papa_lightning.cli import main
-from papa_lightning.study import ProbeSettings, Study, StudySettings, load_table
+from papa_lightning.study import ProbeSettings, Study, StudySettings, load_table, work
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "study"
 
@@ -243,6 +243,58 @@ def test_killed_it_goes_on(config: dict[str, Any], undisturbed: pd.DataFrame) ->
     left = {path.name for path in Path("out/cells").glob("*.json")}
     assert len(left) >= 2
     pd.testing.assert_frame_equal(numbers(measure(config)), numbers(undisturbed))
+
+
+def test_a_folder_in_use_is_refused_by_name(
+    config: dict[str, Any], done: pd.DataFrame, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Study(StudySettings(**config | {"probe": ProbeSettings(**config["probe"])}), "out").folder.claimed():
+        (kept := Path("out/features/.of_the_first")).mkdir(parents=True)
+        with pytest.raises(SystemExit) as stopped:
+            run(config | {"seeds": [5]})
+        assert stopped.value.code == 2
+        assert f"output is 'out', where process {os.getpid()} on" in capsys.readouterr().err
+        assert kept.exists()
+        assert main(["study", "--config", "study.yaml", "--output", "out", "--dry_run"])[0].missing
+        assert len(list(Path("out/cells").iterdir())) == 6
+    assert len(run(config | {"seeds": [5]})) == 3 * 2, "and what it left is gone"
+    assert not list(Path("out/features").iterdir())
+
+
+def test_ctrl_c_ends_with_one_line(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(work, "train_probes", interrupted)
+        with pytest.raises(SystemExit) as stopped:
+            run(config)
+    assert stopped.value.code == 130
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.endswith("papa: interrupted: the same command goes on from what is finished in 'out'.")
+    assert len(run(config)[lambda table: table.is_score]) == 6
+
+
+def test_a_piece_that_fails_is_named(config: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    config["probe"]["learning_rate"] = 1e38
+    with pytest.raises(SystemExit) as stopped:
+        run(config)
+    assert stopped.value.code == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "encoder tiny, task sst2, share 0, seeds 0, 1: the loss of seed 0 is not finite" in line
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "1000000", "2.5", "many"])
+def test_numbers_of_workers_that_cannot_be_meant(
+    number: str, config: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run(config, "--num_workers", number)
+    assert stopped.value.code == 2
+    assert f"num_workers is {number}, but" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not Path("out").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,11 @@
 """The folder of a study."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-from papa_lightning.exceptions import StudyError
+from papa_lightning.exceptions import PapaError, StudyError
 from papa_lightning.study.store import StudyFolder
 
 
@@ -51,6 +52,40 @@ def test_what_a_killed_run_left_goes(tmp_path: Path, keep: bool) -> None:
     whole, half = tmp_path / "features" / "0123" / "train", tmp_path / "features" / "0123" / ".train.abc.part"
     for folder in (whole, half):
         folder.mkdir(parents=True)
-    StudyFolder(tmp_path).clear_features(keep=keep)
+    temporary = tmp_path / "features" / ".x1"
+    temporary.mkdir()
+    files = [Path("cells", ".1f.json.x"), Path("constants", ".a.x"), Path(".study.json.x"), Path(".results.csv.x")]
+    for path in (*files, Path("cells", "1f.json")):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).touch()
+    StudyFolder(tmp_path).clear(keep_features=keep)
     assert whole.exists() == keep
     assert not half.exists()
+    assert not temporary.exists()
+    assert not any((tmp_path / path).exists() for path in files)
+    assert (tmp_path / "cells" / "1f.json").exists()
+
+
+def test_a_run_that_was_killed_at_its_start_does_not_spoil_the_folder(tmp_path: Path) -> None:
+    (tmp_path / ".lock").touch()
+    (tmp_path / ".study.json.x").touch()
+    StudyFolder(tmp_path).check()
+
+
+def test_temporary_features_are_nobody_elses(tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path)
+    with folder.temporary_features() as one, folder.temporary_features() as other:
+        assert one != other
+        (one / "train").mkdir()
+    assert not one.exists()
+    assert not other.exists()
+
+
+def test_a_claim_of_a_folder_is_one_of_the_process_that_has_it(tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path)
+    refused = pytest.raises(PapaError, match=f"process {os.getpid()} on")
+    with folder.claimed(), folder.claimed(), refused, StudyFolder(tmp_path).claimed():
+        pass
+    with StudyFolder(tmp_path).claimed():
+        pass
+    assert list(tmp_path.iterdir()) == []
