@@ -20,6 +20,7 @@ from papa_lightning.exceptions import PapaError, explanation
 from papa_lightning.study.chance import chance_level
 from papa_lightning.study.identity import digest, encoder_identity, rows_digest
 from papa_lightning.study.settings import StudySettings
+from papa_lightning.study.versions import computing_versions
 from papa_lightning.tasks import SequenceClassificationTask, TokenClassificationTask
 from papa_lightning.tasks.base import EncoderTask
 
@@ -50,6 +51,7 @@ class Bench:
 
     def __init__(self, settings: StudySettings, encoder: str, task: str) -> None:
         self.settings, self.encoder, self.name = settings, encoder, task
+        self._seen: dict[str, str] = {}
         folder = settings.encoders[encoder]
         self.data = make_data(task, settings.tasks[task], folder)
         self.data.setup("fit")
@@ -71,12 +73,27 @@ class Bench:
             "task": type(self.task).__name__,
             "labels": list(self.data.label_names),
             "metrics": list(self.data.metrics),
+            "computed": {
+                "batch_size": self.settings.calibration_batch_size,
+                "device": self.task.device.type,
+                "versions": computing_versions(),
+            },
         }
 
     @property
     def seen(self) -> str:
-        """Hash of what calibration sees."""
-        return digest([self.identity[name] for name in ("encoder", "train", "max_length")])
+        """Hash of what calibration sees, and how it is computed."""
+        return digest([self.identity[name] for name in ("encoder", "train", "max_length", "computed")])
+
+    def seen_on(self, task: str) -> str:
+        """The same of this encoder on another task of the study.
+
+        Args:
+            task: Its name.
+        """
+        if task not in self._seen:
+            self._seen[task] = Bench(self.settings, self.encoder, task).seen
+        return self._seen[task]
 
     def batches(self, rows: Dataset | None = None) -> Iterable[Mapping[str, Tensor]]:
         """The training rows, or some of them, in order, in batches as calibration takes them.

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
 from transformers import PreTrainedModel
 
+from papa_lightning.datamodules.files import content_hash
 from papa_lightning.encoders import weights_fingerprint
+from papa_lightning.exceptions import PapaError
 
 #: Part of every hash: raise it when the same settings would give other numbers than before.
 STUDY_VERSION = 1
@@ -36,10 +38,12 @@ def digest(content: object) -> str:
 
 
 def with_contents(value: Any) -> Any:
-    """Plain values in which the path of a file is replaced by what is in it: the same name may hold other data later.
+    """Plain values in which the path of a file or folder is replaced by what is in it.
+
+    The same name may hold other data later, and a file may move.
 
     Args:
-        value: Primitives, lists and maps. Folders and everything else stay as they are.
+        value: Primitives, lists and maps.
 
     Example:
         >>> with_contents({"files": ["no such file"], "unit": "bytes"})
@@ -49,20 +53,15 @@ def with_contents(value: Any) -> Any:
         return {name: with_contents(held) for name, held in value.items()}
     if isinstance(value, (list, tuple)):
         return [with_contents(held) for held in value]
-    if isinstance(value, str) and Path(value).is_file():
-        path = Path(value)
-        return _contents(str(path.absolute()), path.stat().st_mtime_ns, path.stat().st_size)
-    return value
-
-
-@cache
-def _contents(path: str, modified: int, size: int) -> str:
-    """SHA-256 of a file; time and size are there for the cache alone."""
-    found = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while piece := file.read(2**20):
-            found.update(piece)
-    return found.hexdigest()
+    if not isinstance(value, str):
+        return value
+    try:
+        path = Path(value).expanduser()
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except (OSError, ValueError, RuntimeError):  # too long, with a zero byte, of an unknown user
+        return value
+    # Beside a folder its name: any word of the settings may be the name of a folder too.
+    return content_hash(path) if is_file else [value, content_hash(path)] if is_folder else value
 
 
 def rows_digest(rows: Dataset) -> str:
@@ -89,4 +88,17 @@ def encoder_identity(encoder: PreTrainedModel) -> dict[str, Any]:
     config = json.loads(encoder.config.to_json_string(use_diff=True))
     for name in ("_name_or_path", "transformers_version", "architectures"):
         config.pop(name, None)
-    return {"weights": weights_fingerprint(encoder), "config": config}
+    weights = weights_fingerprint(encoder)
+    if weights is None:
+        raise PapaError("encoder has weights that this process does not hold (sharded, or on meta): load it whole.")
+    return {"weights": weights, "buffers": _buffers(encoder), "config": config}
+
+
+def _buffers(encoder: PreTrainedModel) -> dict[str, str]:
+    """Hashes of what is stored with the weights and is none."""
+    stored = encoder.state_dict().keys()
+    return {
+        name: hashlib.sha256(buffer.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data).hexdigest()
+        for name, buffer in encoder.named_buffers()
+        if name in stored and ".papa." not in name
+    }

@@ -15,7 +15,7 @@ from papa_lightning.figures.style import COLOURS, INK, interval_bars, label, new
 from papa_lightning.files import write_atomically
 from papa_lightning.study.kinds_curve import one_number, score_curve
 from papa_lightning.study.kinds_results import KindResult, kinds_table, markdown_table, summarize_kinds, table_cells
-from papa_lightning.study.kinds_settings import KindsSettings, cell_hash
+from papa_lightning.study.kinds_settings import KindsSettings
 from papa_lightning.study.report_html import Figures, Section, facts, figure_grid, html_table, page, paragraph
 from papa_lightning.study.store import StudyFolder
 
@@ -55,7 +55,7 @@ def write_kinds_report(folder: str | Path) -> Path:
     store = StudyFolder(folder)
     noted = store.read()
     settings, seeds = KindsSettings(**noted["settings"]["kinds"]), noted["settings"]["seeds"]
-    table = _finished(store, settings, seeds)
+    table = _finished(store, noted["files"])
     if not len(table):
         raise StudyError(f"{str(store.path)!r} has no finished training yet: run `papa study` first.")
     summary = summarize_kinds(table)
@@ -73,8 +73,12 @@ def write_kinds_report(folder: str | Path) -> Path:
     return write_atomically(store.path / "report.html", page("Kinds of attention", lead, sections).encode())
 
 
-def _finished(store: StudyFolder, settings: KindsSettings, seeds: list[int]) -> pd.DataFrame:
-    files = [store.cell(cell_hash(settings, variant, seed)) for variant in settings.variants for seed in seeds]
+def _finished(store: StudyFolder, noted: object) -> pd.DataFrame:
+    """The trainings of the last run, as far as they are finished; nothing else is needed, no data and no encoder."""
+    cells = noted.get("cells") if isinstance(noted, Mapping) else None
+    if not isinstance(cells, list) or not all(isinstance(name, str) for name in cells):
+        raise StudyError(f"{str(store.path / 'study.json')!r} lacks the names of its cells: run `papa study` again.")
+    files = [store.path / name for name in cells]
     return kinds_table(KindResult.load(file) for file in files if file.exists())
 
 

@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -19,21 +20,28 @@ from tqdm.auto import tqdm
 from papa_lightning import datamodules, tasks  # noqa: F401 (imported for their names, which settings refer to)
 from papa_lightning.calibration import AttentionConstants
 from papa_lightning.callbacks import Throughput
+from papa_lightning.datamodules.files import content_hash
+from papa_lightning.datamodules.tokenizing import fingerprint
 from papa_lightning.either_lightning import L
 from papa_lightning.encoders import is_calibrated, swap_attention
 from papa_lightning.exceptions import PapaError, explanation
 from papa_lightning.files import write_atomically
 from papa_lightning.memory import release_memory
-from papa_lightning.study.executors import Backend, run_pieces
+from papa_lightning.study.bench import find_device
+from papa_lightning.study.executors import Backend, check_num_workers, run_pieces
+from papa_lightning.study.identity import digest, encoder_identity, with_contents
 from papa_lightning.study.kinds_report import write_kinds_report
 from papa_lightning.study.kinds_results import KindResult, kinds_table
-from papa_lightning.study.kinds_settings import KindsSettings, cell_hash
+from papa_lightning.study.kinds_settings import KindsSettings
 from papa_lightning.study.store import StudyFolder
-from papa_lightning.study.versions import versions
+from papa_lightning.study.versions import computing_versions, versions
 from papa_lightning.tasks import EncoderTask, FromScratchTask
+from papa_lightning.tasks.pretrained import load_encoder
 
 #: What a Trainer leaves out: the study has its own.
 _SILENT = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+#: Paths of which the fingerprints of data module and tokenizer tell what is in them.
+_FINGERPRINTED = ("data_dir", "files", "tokenizer")
 #: What the task takes from its data.
 _FROM_DATA = ("num_labels", "max_length", "metrics", "label_names")
 
@@ -41,8 +49,8 @@ _FROM_DATA = ("num_labels", "max_length", "metrics", "label_names")
 class KindsStudy:
     """Scores, speed, memory and size of variants of a model, each trained for the same steps with every seed.
 
-    What is finished is in the folder, under a hash of the settings that it depends on and of what the files of the data
-    hold: a study that was killed goes on where it was. What a folder of data holds does not count.
+    What is finished is in the folder, under a hash of all that it depends on: the settings, and the contents of data,
+    pretrained encoders, constants and other files that they name. A study that was killed goes on where it was.
 
     Args:
         settings: What to study.
@@ -59,8 +67,7 @@ class KindsStudy:
 
     def missing(self) -> list[tuple[str, int]]:
         """Variant and seed of what is still to be trained, in the order in which it will be."""
-        cells = [(variant, seed) for seed in self.seeds for variant in self.settings.variants]
-        return [cell for cell in cells if not self._file(*cell).exists()]
+        return [cell for cell, path in self._files(cell_hashes(self.settings, self.seeds)).items() if not path.exists()]
 
     def run(self, num_workers: int = 1, backend: Backend = "processes", progress: bool = True) -> pd.DataFrame:
         """Train what is missing, and write table, figure and page.
@@ -74,46 +81,104 @@ class KindsStudy:
             The table, one row a training.
 
         Raises:
-            PapaError: When something cannot be built or trained; what is finished stays.
+            PapaError: For a bad `num_workers`; when another process works in the folder; when something cannot be built
+                or trained. What is finished stays.
         """
-        plain = asdict(self.settings)
-        self.folder.write({"kinds": plain, "seeds": self.seeds}, {"versions": versions()}, {})
-        work = partial(run_cell, json.dumps(plain), str(self.folder.path))
-        missing = self.missing()
-        for _ in tqdm(
-            run_pieces(work, missing, num_workers, backend),
-            "Training",
-            len(missing),
-            unit="model",
-            disable=not progress,
-        ):
-            self.table()
-        write_kinds_report(self.folder.path)
-        return self.table()
+        check_num_workers(num_workers, backend)
+        with self.folder.claimed():
+            plain = asdict(self.settings)
+            self.folder.clear(keep_features=False)
+            hashes = cell_hashes(self.settings, self.seeds)  # anew: the files may hold something else than before
+            files = self._files(hashes)
+            noted = {"cells": [self.folder.relative(files[cell]) for cell in hashes]}
+            self.folder.write({"kinds": plain, "seeds": self.seeds}, {"versions": versions()}, noted)
+            work = partial(run_cell, json.dumps(plain), str(self.folder.path))
+            missing = [(*cell, hashes[cell]) for cell, path in files.items() if not path.exists()]
+            with (
+                closing(run_pieces(work, missing, num_workers, backend, "variant {0[0]}, seed {0[1]}".format)) as done,
+                tqdm(total=len(missing), desc="Training", unit="model", disable=not progress) as bar,
+            ):
+                for _ in done:
+                    bar.update()
+                    self._table([files[cell] for cell in hashes])
+            write_kinds_report(self.folder.path)
+            return self._table([files[cell] for cell in hashes])
 
-    def table(self) -> pd.DataFrame:
+    def _table(self, files: Sequence[Path]) -> pd.DataFrame:
         """Collect what is finished into the table, and write it."""
-        files = [self._file(variant, seed) for variant in self.settings.variants for seed in self.seeds]
         table = kinds_table(KindResult.load(file) for file in files if file.exists())
         write_atomically(self.folder.path / "kinds.csv", table.to_csv(index=False).encode())
         return table
 
-    def _file(self, variant: str, seed: int) -> Path:
-        return self.folder.cell(cell_hash(self.settings, variant, seed))
+    def _files(self, hashes: Mapping[tuple[str, int], str]) -> dict[tuple[str, int], Path]:
+        """Where each result is, in the order in which they are trained."""
+        cells = [(variant, seed) for seed in self.seeds for variant in self.settings.variants]
+        return {cell: self.folder.cell(hashes[cell]) for cell in cells}
 
 
-def run_cell(settings: str, output: str, cell: tuple[str, int]) -> float:
+def cell_hashes(settings: KindsSettings, seeds: Sequence[int]) -> dict[tuple[str, int], str]:
+    """What the result of each training depends on, by content: files that change give other hashes, moved ones do not.
+
+    Args:
+        settings: Of the study. Other variants do not count for one, but for the first where parameters are made equal.
+        seeds: Of the initial weights and the order of the examples.
+
+    Returns:
+        Variant and seed -> hash, in the order of the table.
+
+    Raises:
+        PapaError: When the data module cannot be built, or something cannot be read.
+    """
+    encoders: dict[str, Any] = {}
+
+    def contents(arguments: Mapping[str, Any]) -> Any:
+        """Of a pretrained encoder the weights, wherever they come from."""
+        name = arguments.get("encoder")
+        if not isinstance(name, str):
+            return with_contents(arguments)
+        if name not in encoders:
+            encoders[name] = encoder_identity(load_encoder(name))
+        return with_contents({**arguments, "encoder": None}) | {"encoder": encoders[name]}
+
+    plain = {name: value for name, value in asdict(settings).items() if name not in ("model", "data", "variants")}
+    device = find_device(settings.accelerator if settings.accelerator in ("auto", "cpu") else "auto").type
+    common = [plain, settings.model["class_path"], _data_contents(settings.data), computing_versions(), device]
+    models = {}
+    for name in settings.variants:
+        swap = settings.swap(name)
+        start = {"constants": content_hash(swap["constants"])} if swap.get("constants") is not None else {}
+        models[name] = [contents(settings.arguments(name)), {**swap, **start}]
+    reference = models[settings.reference] if settings.equal_parameters else None
+    return {
+        (variant, seed): digest(["kinds", common, models[variant], reference, seed])
+        for variant in settings.variants
+        for seed in seeds
+    }
+
+
+def _data_contents(settings: Mapping[str, Any]) -> Any:
+    """What data module and tokenizer hold, and how they are made."""
+    data = _build(L.LightningDataModule, "data", settings)
+    if not hasattr(data, "fingerprint"):
+        return with_contents(settings)
+    given = {name: value for name, value in (settings.get("init_args") or {}).items() if name not in _FINGERPRINTED}
+    tokenizer = getattr(data, "tokenizer", None)
+    known = [data.fingerprint(), None if tokenizer is None else fingerprint(tokenizer)]
+    return [settings["class_path"], with_contents(given), known]
+
+
+def run_cell(settings: str, output: str, cell: tuple[str, int, str]) -> float:
     """Train one variant with one seed, and write its result.
 
     Args:
         settings: A :class:`KindsSettings` as JSON.
         output: Folder of the study.
-        cell: Variant and seed.
+        cell: Variant, seed, and the hash of all that the result depends on.
 
     Returns:
         Seconds.
     """
-    start, (variant, seed) = time.perf_counter(), cell
+    start, (variant, seed, _) = time.perf_counter(), cell
     study = KindsSettings(**json.loads(settings))
     data = _build(L.LightningDataModule, "data", study.data)
     L.seed_everything(seed, verbose=False)
@@ -218,7 +283,7 @@ def _build(base: type, name: str, given: Mapping[str, Any]) -> Any:
 
 def _result(
     study: KindsSettings,
-    cell: tuple[str, int],
+    cell: tuple[str, int, str],
     task: EncoderTask,
     scores: Mapping[str, float],
     facts: Mapping[str, float],
@@ -236,6 +301,6 @@ def _result(
         steps=study.steps,
         seconds=seconds,
         versions=versions(),
-        hash=cell_hash(study, *cell),
+        hash=cell[2],
         **{name: facts.get(name, math.nan) for name in ("steps_per_second", "peak_memory_bytes", "step_memory_bytes")},
     )

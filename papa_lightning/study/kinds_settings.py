@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from papa_lightning.exceptions import PapaError
-from papa_lightning.study.identity import digest, with_contents
 from papa_lightning.study.settings import check_names
 
 #: What a variant may say beside arguments of the task.
@@ -72,18 +71,3 @@ class KindsSettings:
     def swap(self, variant: str) -> dict[str, Any]:
         """What a variant says of the kind."""
         return {name: value for name, value in self.variants[variant].items() if name in _SWAP}
-
-
-def cell_hash(settings: KindsSettings, variant: str, seed: int) -> str:
-    """What the result of a training depends on.
-
-    Args:
-        settings: Of the study.
-        variant: Its name; other variants do not count, but for the first one where parameters are made equal to its.
-        seed: Of the initial weights and the order of the examples.
-    """
-    plain = asdict(settings)
-    del plain["variants"]
-    plain["data"] = with_contents(dict(settings.data))
-    reference = dict(settings.variants[settings.reference]) if settings.equal_parameters else None
-    return digest(["kinds", plain, dict(settings.variants[variant]), reference, seed])

@@ -21,3 +21,13 @@ def versions() -> dict[str, str]:
     """
     found = {name: version(name) for name in _PACKAGES}
     return found | {"papa_lightning": __version__, "python": platform.python_version()}
+
+
+def computing_versions() -> dict[str, str]:
+    """Those of what computes: with others of Python or of what reads data, the same rows give the same numbers.
+
+    Example:
+        >>> sorted(computing_versions())
+        ['papa_lightning', 'torch', 'torchmetrics', 'transformers']
+    """
+    return {name: found for name, found in versions().items() if name not in ("datasets", "python")}

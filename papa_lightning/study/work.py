@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from papa_lightning.calibration import constants_kind
 from papa_lightning.encoders import encoder_shape
 from papa_lightning.study.artifacts import average_of, chosen_heads, features_of, ranking_key, ranking_of
 from papa_lightning.study.bench import Bench
@@ -24,7 +25,7 @@ from papa_lightning.study.versions import versions
 
 @lru_cache(maxsize=1)  # the pieces of one pair follow each other, and loading an encoder takes seconds
 def open_bench(settings: str, encoder: str, task: str) -> Bench:
-    """Load an encoder and a task.
+    """Load an encoder and a task. A plan begins, and a run ends, with an empty cache: the files may hold others then.
 
     Args:
         settings: Those of the study, as JSON.
@@ -37,7 +38,10 @@ def open_bench(settings: str, encoder: str, task: str) -> Bench:
 def features_key(bench: Bench, choice: Choice) -> str:
     """What the hidden states of a choice of heads depend on."""
     ranked = None if choice.criterion is None else ranking_key(bench, choice.criterion)
-    return digest([bench.identity, choice.share, choice.kind, ranked, bench.settings.features.storage == "float16"])
+    other = None if choice.kind is None else constants_kind(choice.kind).other_task
+    elsewhere = None if other is None else bench.seen_on(other)
+    half = bench.settings.features.storage == "float16"
+    return digest([bench.identity, choice.share, choice.kind, elsewhere, ranked, half])
 
 
 def cell_key(bench: Bench, choice: Choice, seed: int) -> str:

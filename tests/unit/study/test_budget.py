@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import string
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from transformers import AutoModel, BertConfig, BertModel, BertTokenizerFast
 from papa_lightning import AttentionConstants, HeadRanking, PapaError, swap_attention
 from papa_lightning.encoders import swapped_layers
 from papa_lightning.exceptions import StudyError
+from papa_lightning.locking import claimed
 from papa_lightning.study import budget, budget_points
 from papa_lightning.study.budget import plan_budget, within
 from papa_lightning.study.budget_data import halves, open_split_bench
@@ -382,6 +384,19 @@ def test_an_old_plan_is_gone_before_the_files_beside_it_change(
     with pytest.raises(OSError, match="disk full"):
         plan_budget(settings, tmp_path, progress=False)
     assert not (tmp_path / "plan.json").exists()
+
+
+def test_a_second_plan_in_the_folder_is_refused_by_name(known, encoder_folder, data_folder, tmp_path):
+    probes = known(straight(0.02))
+    left = tmp_path / "work" / "features" / ".left"
+    left.mkdir(parents=True)
+    with claimed("output", tmp_path, tmp_path / "work" / ".lock"):
+        with pytest.raises(PapaError, match=f"where process {os.getpid()} on .* has been at work since"):
+            plan_in(tmp_path, encoder_folder, data_folder)
+        assert left.exists()
+    assert probes.trained == []
+    plan_in(tmp_path, encoder_folder, data_folder)
+    assert not left.exists()
 
 
 def test_an_output_that_is_a_file_is_refused(encoder_folder, data_folder, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import pandas as pd
 import pytest
@@ -15,8 +16,8 @@ from papa_lightning.study import kinds_run
 from papa_lightning.study.kinds_curve import one_number, score_curve
 from papa_lightning.study.kinds_report import kind_panels, write_kinds_report
 from papa_lightning.study.kinds_results import KindResult, kinds_table, markdown_table, summarize_kinds
-from papa_lightning.study.kinds_run import KindsStudy, learning_parameters, make_variant
-from papa_lightning.study.kinds_settings import KindsSettings, cell_hash
+from papa_lightning.study.kinds_run import KindsStudy, cell_hashes, learning_parameters, make_variant
+from papa_lightning.study.kinds_settings import KindsSettings
 
 TEXT = "".join(chr(97 + number * number % 23) for number in range(1200))
 VARIANTS = {
@@ -88,7 +89,7 @@ def test_a_study_is_run_reported_and_gone_on_with(settings, tmp_path, monkeypatc
     settings["variants"] = {**VARIANTS, "local": {**VARIANTS["local"], "num_heads": 4}}
     assert KindsStudy(KindsSettings(**settings), [0, 1], folder).missing() == [("local", 0), ("local", 1)]
     other = KindsStudy(KindsSettings(**settings), [7], tmp_path / "other")
-    other.folder.write({"kinds": settings, "seeds": [7]}, {}, {})
+    other.folder.write({"kinds": settings, "seeds": [7]}, {}, {"cells": ["cells/1f.json"]})
     with pytest.raises(PapaError, match="no finished training"):
         write_kinds_report(tmp_path / "other")
 
@@ -123,9 +124,9 @@ def test_variants_that_differ_in_one_number_make_a_curve(settings, tmp_path):
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("window", "bits per character")
     folder = tmp_path / "study"
     store = KindsStudy(study, [0], folder).folder
-    store.write({"kinds": settings | {"variants": windows}, "seeds": [0]}, {}, {})
-    for name in windows:
-        result(name, 0, 1.0).save(store.cell(cell_hash(study, name, 0)))
+    cells = [result(name, 0, 1.0).save(store.cell(name)) for name in windows]
+    noted = {"cells": [store.relative(path) for path in cells]}
+    store.write({"kinds": settings | {"variants": windows}, "seeds": [0]}, {}, noted)
     assert write_kinds_report(folder).read_text().count("<figure>") == 2
     assert (folder / "figures" / "curve.svg").exists()
 
@@ -171,11 +172,16 @@ def test_an_argument_that_the_task_does_not_have(settings):
 
 
 def test_a_changed_text_finds_no_old_results(settings, tmp_path):
-    before = cell_hash(KindsSettings(**settings), "dot-2", 0)
-    assert cell_hash(KindsSettings(**settings), "dot-2", 0) == before
+    def hashed():
+        return cell_hashes(KindsSettings(**settings), [0])
+
+    before = hashed()
+    assert hashed() == before
     moved = tmp_path / "elsewhere.txt"
     moved.write_text(TEXT)
     settings["data"]["init_args"]["files"] = str(moved)
-    assert cell_hash(KindsSettings(**settings), "dot-2", 0) == before
+    assert hashed() == before
+    times = moved.stat().st_atime_ns, moved.stat().st_mtime_ns
     moved.write_text(TEXT[::-1])
-    assert cell_hash(KindsSettings(**settings), "dot-2", 0) != before
+    os.utime(moved, ns=times)
+    assert set(hashed().values()).isdisjoint(before.values())
