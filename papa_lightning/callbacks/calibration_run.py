@@ -16,6 +16,9 @@ class CalibrationRun(Callback):
         output: Where the constants are written.
     """
 
+    needs_labels = False
+    """The data module need not have labels."""
+
     def __init__(self, calibration: ConstantAttention, output: str) -> None:
         calibration.constants = None
         calibration.save_constants = False

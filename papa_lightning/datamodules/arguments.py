@@ -1,7 +1,9 @@
 """Checks of the arguments of data modules."""
 
 import os
+import re
 from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +123,45 @@ def as_names(name: str, value: Any, fewest: int) -> tuple[str, ...]:
     if len(value) < fewest:
         raise DataError(f"{name} is {list(value)!r}, but must hold {fewest} names or more.")
     return tuple(value)
+
+
+def as_label_names(value: Any) -> tuple[str, ...]:
+    """Return the names of a task's labels; whole numbers, which YAML makes of names like 1, are names too.
+
+    Args:
+        value: What was given as `label_names`.
+
+    Returns:
+        The names, two or more.
+
+    Raises:
+        DataError: It is no list of different names.
+
+    Example:
+        >>> as_label_names(["no", "yes"]), as_label_names([1, 2, 3])
+        (('no', 'yes'), ('1', '2', '3'))
+    """
+    given = value if isinstance(value, Sequence) and not isinstance(value, str) else ()
+    if truths := [name for name in given if isinstance(name, bool)]:
+        raise DataError(
+            f"label_names holds {truths[0]!r}, but must hold names: put words that YAML reads as truth values (yes, "
+            "no, on, off, true, false) into quotes, ['no', 'yes']."
+        )
+    names = as_names("label_names", [str(n) if isinstance(n, int) else n for n in given] or value, fewest=2)
+    numbers = [number for name in names if (number := number_of(name)) is not None]
+    if len(set(numbers)) < len(numbers):
+        raise DataError(f"label_names is {list(names)!r}, which holds a number in two forms: keep one.")
+    return names
+
+
+def number_of(value: Any) -> Decimal | None:
+    """Return what a number is, also one in digits; None for anything else.
+
+    Example:
+        >>> number_of(" 2.0") == number_of(2), number_of("two"), number_of(True)
+        (True, None, None)
+    """
+    if isinstance(value, (bool, list, dict)):
+        return None
+    found = re.fullmatch(r"[+-]?[0-9]{1,300}(\.[0-9]*)?([eE][+-]?[0-9]{1,3})?", str(value).strip())
+    return Decimal(found[0]) if found else None

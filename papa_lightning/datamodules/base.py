@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, default_collate
 from transformers import PreTrainedTokenizerBase
 
 from papa_lightning.datamodules.arguments import as_text, check_at_least, check_choice, check_processes
-from papa_lightning.datamodules.files import READERS, content_hash, find_split_files, missing_split, read_split
+from papa_lightning.datamodules.files import content_hash, find_split_files, missing_split, read_split
+from papa_lightning.datamodules.formats import ID_COLUMNS, READERS, suffix_of
 from papa_lightning.datamodules.hub import load_hub
 from papa_lightning.datamodules.layouts import Layout, Padding, Preset, cut_padding
 from papa_lightning.datamodules.reports import COUNTERS, report_labels, report_missing_splits, report_truncation
@@ -40,7 +41,7 @@ ROLES: Mapping[str | None, tuple[Role, ...]] = {
 
 # Part of the identity of stored rows: raise it when `encode` of a data module or what it calls gives other rows, or
 # rows of before would be read from the cache.
-ROWS_VERSION = 3
+ROWS_VERSION = 4
 
 
 class TaskDataModule(LightningDataModule, ABC):
@@ -53,8 +54,8 @@ class TaskDataModule(LightningDataModule, ABC):
 
     Args:
         tokenizer: Name on the hub, or local folder. Use the encoder's.
-        data_dir: Folder that holds one file per split (`train`, `validation`, `test`; .jsonl, .csv, .tsv or .parquet).
-            None: the data set is taken from the hub.
+        data_dir: Folder that holds one file per split (`train`, `validation`, `test`; .jsonl, .json, .csv, .tsv or
+            .parquet). None: the data set is taken from the hub.
         max_length: Number of slots T of every row.
         batch_size: Rows per training batch.
         eval_batch_size: Rows per batch of validation, test and prediction. None: as `batch_size`.
@@ -190,7 +191,7 @@ class TaskDataModule(LightningDataModule, ABC):
         """
         if self.folder is not None:
             files = find_split_files(self.folder, self.split_names.values(), self.suffixes)
-            contents = {name: [path.suffix, content_hash(path)] for name, path in files.items()}
+            contents = {name: [suffix_of(path), content_hash(path)] for name, path in files.items()}
         else:
             splits = {name: self.load_split(split) for split, name in self.split_names.items()}
             contents = {name: [rows._fingerprint] for name, rows in splits.items() if rows is not None}
@@ -274,13 +275,14 @@ class TaskDataModule(LightningDataModule, ABC):
                     f"{self.task_name} ({self.source})", role, self.role_splits, self.split_names, used
                 )
         splits = dict.fromkeys(split for splits in roles.values() for split in splits)
-        new = {split: self._tokenized(split) for split in splits if split not in self._rows}
+        new = {split: self._tokenized(split) for split in splits if not self._is_ready(split)}
         self._rows.update(new)
         self._splits.update(roles)
         self.report({self._file(split): rows for split, rows in new.items()})
         if "train" in roles and not new.keys().isdisjoint([*roles["train"], *roles["validation"]]):
             train, others = ({self._file(split): self._rows[split] for split in roles[r]} for r in ROLES["fit"])
-            report_labels(self.task_name, train, others, self.label_names, self.label_column)
+            if all("labels" in rows.column_names for rows in [*train.values(), *others.values()]):
+                report_labels(self.task_name, train, others, self.label_names, self.label_column)
 
     def report(self, splits: Mapping[str, Dataset]) -> None:
         """Warn once of what was lost from new splits, given by the name of their file."""
@@ -340,22 +342,37 @@ class TaskDataModule(LightningDataModule, ABC):
 
     def is_labelled(self, rows: Dataset) -> bool:
         """Tell whether rows have labels; a test split may have none, or hidden ones."""
-        return self.label_column in rows.column_names and is_labelled(rows[self.label_column])
+        if self.label_column not in rows.column_names:
+            return False
+        names = class_names(rows.features[self.label_column], self.label_names)
+        return is_labelled(named(rows[self.label_column], names), self.label_names)
+
+    def needs_labels(self, split: str) -> bool:
+        """Tell whether the rows of a split must have labels.
+
+        That hangs on what runs: a module or a callback of the Trainer with `needs_labels = False`, as masked language
+        modelling and calibration have it, reads none. Rows of a test split need none.
+        """
+        runs = [] if self.trainer is None else [self.trainer.lightning_module, *getattr(self.trainer, "callbacks", ())]
+        return split not in self.role_splits["test"] and all(getattr(one, "needs_labels", True) for one in runs)
 
     def _tokenized(self, split: str) -> Dataset:
         """Load, check and tokenise a split; the result lies in the cache of the datasets library."""
         rows = self._load_rows(split)
-        labelled = split not in self.role_splits["test"] or self.is_labelled(rows)
+        labelled = self.needs_labels(split) or (split in self.role_splits["test"] and self.is_labelled(rows))
         where, kept = self._where(split), self.needed_columns(labelled)
         check_columns(rows.column_names, kept, where)
-        ids = number_column(rows.features, ("idx", "id"))
-        label, names = self.label_column, class_names(rows.features.get(self.label_column), self.label_names)
+        ids = number_column(rows, ID_COLUMNS, where)
+        label, names = self.label_column, None
+        if labelled:
+            names = class_names(rows.features.get(label), self.label_names)
         types, data = self.features(labelled), copy.copy(self)
         data.trainer, data._rows = None, {}  # `encode` goes to other processes, and these stay here
 
         def encode(columns: Mapping[str, Sequence[Any]], numbers: Sequence[int]) -> dict[str, list[Any]]:
             values = {name: named(columns[name], names if name == label else None) for name in kept}
-            return data.encode(values, numbers, where) | {"example_id": list(columns[ids] if ids else numbers)}
+            given = numbers if ids is None else list(map(int, columns[ids]))
+            return data.encode(values, numbers, where) | {"example_id": list(given)}
 
         cls = type(self)
         identity = [ROWS_VERSION, cls.__module__, cls.__qualname__, cls.encode.__code__, rows._fingerprint]
@@ -371,6 +388,10 @@ class TaskDataModule(LightningDataModule, ABC):
             new_fingerprint=Hasher.hash([*identity, *facts, fingerprint(self.tokenizer)]),
             desc=f"Tokenising {self.task_name} {split}",
         )
+
+    def _is_ready(self, split: str) -> bool:
+        """Tell whether a split is tokenised, with labels if they are needed now."""
+        return split in self._rows and ("labels" in self._rows[split].column_names or not self.needs_labels(split))
 
     def _load_rows(self, split: str) -> Dataset:
         """Load the rows of a split that must exist, as many as the limits allow."""

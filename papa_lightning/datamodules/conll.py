@@ -4,11 +4,11 @@ import re
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from datasets import Dataset, Features, List, Value
 
-from papa_lightning.datamodules.files import check_not_empty, check_utf8
+from papa_lightning.datamodules.files import check_not_empty, check_utf8, store_rows
+from papa_lightning.datamodules.formats import open_text, suffix_of
 from papa_lightning.exceptions import DataError
 
 COLUMN_SUFFIXES = (".conll", ".bio", ".txt")
@@ -18,18 +18,22 @@ CONLLU_SUFFIX = ".conllu"
 """Suffix of a file of Universal Dependencies."""
 
 # Part of the identity of stored rows: raise it when a file is read in another way.
-_VERSION = 1
+_VERSION = 2
 
 _CONLLU_COLUMNS = 10
 
+Places = tuple[int, int]
+"""Number of the column of the words and of the tags, from 0, or from -1 backwards."""
 
-def read_conll(path: Path, word_column: str, tag_column: str, places: tuple[int, int] = (0, -1)) -> Dataset:
+
+def read_conll(path: Path, word_column: str, tag_column: str, places: Places | None = None) -> Dataset:
     r"""Read a file with one word a line and its tags beside it; the rows stay on disk, memory-mapped.
 
-    Columns are separated by tabs, or by blanks if the first line has no tab; an empty line ends a sentence; lines that
-    begin with -DOCSTART- are left out. Every line has the same number of columns; with one only, there are no tags.
-    A .conllu file is read by the rules of Universal Dependencies instead: comments, ranges of multiword tokens (`8-9`)
-    and empty nodes (`8.1`) are left out, and the tag is the universal part of speech (UPOS).
+    Columns are separated by tabs, or by blanks if the first word has no tab behind it; an empty line ends a sentence.
+    Every line has the same number of columns; with one only, there are no tags. Lines that begin with -DOCSTART- are
+    left out, and so are comments: lines before the first word of a sentence that begin with # and have another number
+    of columns than the words. A .conllu file is read by the rules of Universal Dependencies instead: comments, ranges
+    of multiword tokens (`8-9`) and empty nodes (`8.1`) are left out.
 
     Source: Tjong Kim Sang and De Meulder, "Introduction to the CoNLL-2003 Shared Task", 2003;
     https://universaldependencies.org/format.html.
@@ -38,7 +42,8 @@ def read_conll(path: Path, word_column: str, tag_column: str, places: tuple[int,
         path: The file, in UTF-8.
         word_column: Name of the column of words in the result.
         tag_column: Name of its column of tags.
-        places: Number of the column of the words and of the tags, from 0, or from -1 backwards.
+        places: Number of the column of the words and of the tags, from 0, or from -1 backwards. None: the first and the
+            last one, in a .conllu file those of the forms and of the universal parts of speech (UPOS).
 
     Returns:
         One row a sentence, words and tags as lists of strings.
@@ -55,66 +60,65 @@ def read_conll(path: Path, word_column: str, tag_column: str, places: tuple[int,
     """
     check_not_empty(path)
     check_utf8(path)
-    tagged = path.suffix == CONLLU_SUFFIX or _columns_of_first_line(path) > 1
-    names = [word_column, tag_column] if tagged else [word_column]
-    stat = path.stat()
-    try:
-        rows: Dataset = Dataset.from_generator(
-            _rows,
-            features=Features(dict.fromkeys(names, List(Value("string")))),
-            gen_kwargs={  # the last two only tell the cache that the file has changed, or how it is read
-                "path": str(path),
-                "names": tuple(names),
-                "places": places,
-                "stamp": (stat.st_mtime_ns, stat.st_size),
-                "version": _VERSION,
-            },
-        )
-    except Exception as error:  # the library wraps ours
-        raise _cause(error) or error from error
-    return rows
+    universal = suffix_of(path) == CONLLU_SUFFIX
+    separator, width = ("\t", _CONLLU_COLUMNS) if universal else _shape(path)
+    names = [word_column, tag_column] if width > 1 else [word_column]
+    used = (places or ((1, 3) if universal else (0, -1)))[: len(names)]
+
+    def rows() -> Iterator[dict[str, list[str]]]:
+        lines = _conllu_lines(path) if universal else _conll_lines(path, separator, width)
+        yield from _sentences(path, lines, names, used)
+
+    types = Features(dict.fromkeys(names, List(Value("string"))))
+    return store_rows(path, rows, types, _VERSION, names, used)
 
 
-def _rows(
-    path: str, names: tuple[str, ...], places: tuple[int, int], stamp: tuple[int, int], version: int
+def _sentences(
+    path: Path, lines: Iterator[tuple[int, list[str]] | None], names: list[str], places: tuple[int, ...]
 ) -> Iterator[dict[str, list[str]]]:
     """The sentences of a file, in their order."""
-    words = _conllu_words(path) if path.endswith(CONLLU_SUFFIX) else _conll_words(path, places)
-    sentence: list[tuple[str, ...]] = []
+    sentence: list[list[str]] = []
     count = 0
-    for word in chain(words, [None]):
-        if word is not None:
-            sentence.append(word)
+    for line in chain(lines, [None]):
+        if line is not None:
+            sentence.append(_cells(path, *line, places))
         elif sentence:
-            yield {name: [entry[n] for entry in sentence] for n, name in enumerate(names)}
+            yield {name: [cells[n] for cells in sentence] for n, name in enumerate(names)}
             sentence, count = [], count + 1
     if not count:
-        raise DataError(f"{path!r} holds no sentences: write at least one into it, or remove it.")
+        raise DataError(f"{str(path)!r} holds no sentences: write at least one into it, or remove it.")
 
 
-def _conll_words(path: str, places: tuple[int, int]) -> Iterator[tuple[str, ...] | None]:
-    """Words with tags, None at the end of a sentence."""
-    separator, width = None, 0
+def _cells(path: Path, number: int, columns: list[str], places: tuple[int, ...]) -> list[str]:
+    """Word and tag of a line."""
+    try:
+        cells = [columns[place] for place in places]
+    except IndexError as error:
+        reason = f"the columns {places} are asked for"
+        raise _line_error(path, number, len(columns), max(places) + 1, reason) from error
+    if "" in cells:
+        raise DataError(f"{str(path)!r}, line {number}: a word or tag is empty: fill it in, or remove the line.")
+    return cells
+
+
+def _conll_lines(path: Path, separator: str, width: int) -> Iterator[tuple[int, list[str]] | None]:
+    """Number and columns of every word, None at the end of a sentence."""
+    begins = True
     for number, line in _lines(path):
-        if not line.strip(" \t") or line.startswith("-DOCSTART-"):
+        if _ends(line):
             yield None
+            begins = True
             continue
-        separator = separator or ("\t" if "\t" in line else "[ \t]+")
-        columns = re.split(separator, line if separator == "\t" else line.strip(" \t"))
-        width = width or len(columns)
-        if len(columns) != width:
-            raise _line_error(path, number, len(columns), width, "the first line of the file has so many")
-        try:
-            word = tuple(columns[place] for place in (places if width > 1 else places[:1]))
-        except IndexError as error:
-            raise _line_error(path, number, width, max(places) + 1, f"the columns {places} are asked for") from error
-        if "" in word:
-            raise DataError(f"{path!r}, line {number}: a word or tag is empty: fill it in, or remove the line.")
-        yield word
+        columns = _columns(line, separator)
+        if len(columns) == width:
+            yield number, columns
+            begins = False
+        elif not (begins and line.startswith("#")):
+            raise _line_error(path, number, len(columns), width, "the first word of the file has so many")
 
 
-def _conllu_words(path: str) -> Iterator[tuple[str, ...] | None]:
-    """Words with universal parts of speech, None at the end of a sentence."""
+def _conllu_lines(path: Path) -> Iterator[tuple[int, list[str]] | None]:
+    """Number and columns of every word, None at the end of a sentence."""
     for number, line in _lines(path):
         if not line.strip():
             yield None
@@ -123,31 +127,43 @@ def _conllu_words(path: str) -> Iterator[tuple[str, ...] | None]:
             if len(columns) != _CONLLU_COLUMNS:
                 raise _line_error(path, number, len(columns), _CONLLU_COLUMNS, "CoNLL-U has so many, between tabs")
             if not re.search("[-.]", columns[0]):
-                yield columns[1], columns[3]
+                yield number, columns
 
 
-def _lines(path: str) -> Iterator[tuple[int, str]]:
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Number, from 1, and text of every line."""
-    with open(path, encoding="utf-8-sig") as lines:
+    with open_text(path) as lines:
         for number, line in enumerate(lines, start=1):
-            yield number, line.rstrip("\r\n")
+            text = line.rstrip("\r\n")
+            if "\r" in text:
+                raise DataError(f"{str(path)!r}, line {number} holds a carriage return: remove it.")
+            yield number, text
 
 
-def _columns_of_first_line(path: Path) -> int:
-    """Number of columns of the first line with a word, 0 without one."""
-    for _, line in _lines(str(path)):
-        if line.strip() and not line.startswith("-DOCSTART-"):
-            return len(re.split("[ \t]+", line.strip(" \t")))
-    return 0
+def _ends(line: str) -> bool:
+    """Whether a line stands between sentences."""
+    return not line.strip(" \t") or line.startswith("-DOCSTART-")
 
 
-def _line_error(path: str, number: int, found: int, expected: int, reason: str) -> DataError:
+def _columns(line: str, separator: str) -> list[str]:
+    """The columns of a line."""
+    return line.split("\t") if separator == "\t" else re.split("[ \t]+", line.strip(" \t"))
+
+
+def _shape(path: Path) -> tuple[str, int]:
+    """Separator and number of columns of the first word, which is no line with # if there are others."""
+    first = ""
+    for _, line in _lines(path):
+        if not _ends(line):
+            first = line if not (first and line.startswith("#")) else first
+            if not line.startswith("#"):
+                break
+    separator = "\t" if "\t" in first else " "
+    return separator, len(_columns(first, separator))
+
+
+def _line_error(path: Path, number: int, found: int, expected: int, reason: str) -> DataError:
     """Describe a line with a wrong number of columns."""
-    return DataError(f"{path!r}, line {number} has {found} columns, but expected are {expected} ({reason}): mend it.")
-
-
-def _cause(error: BaseException | None) -> Any:
-    """The DataError that another error was raised from, None if there is none."""
-    while error is not None and not isinstance(error, DataError):
-        error = error.__cause__ or error.__context__
-    return error
+    return DataError(
+        f"{str(path)!r}, line {number} has {found} columns, but expected are {expected} ({reason}): mend it."
+    )

@@ -3,12 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-from papa_lightning.datamodules.arguments import as_names, as_text, check_choice
+from papa_lightning.datamodules.arguments import as_label_names, as_names, as_text, check_choice
 from papa_lightning.datamodules.base import TaskDataModule
 from papa_lightning.datamodules.text import TextDataModule
 from papa_lightning.datamodules.tokens import TokenDataModule
 from papa_lightning.datamodules.words import is_iob2
 from papa_lightning.exceptions import DataError
+
+# With other types than text, so that the command line hands over what YAML made of names, and the message can say so.
+LabelNames = list[str | bool | int | float] | tuple[str | bool | int | float, ...]
 
 
 class TextClassificationDataModule(TextDataModule):
@@ -16,7 +19,8 @@ class TextClassificationDataModule(TextDataModule):
 
     Args:
         tokenizer: Name on the hub, or local folder. Use the encoder's.
-        label_names: Names of the labels, two or more. Rows give a label by its name, or by its place here from 0.
+        label_names: Names of the labels, two or more, as text. Rows give a label by its name, or, where no name is a
+            number, by its place here from 0.
         text_column: Column of the text.
         label_column: Column of the label.
         metrics: Names of the metrics; the first one is the score.
@@ -40,7 +44,7 @@ class TextClassificationDataModule(TextDataModule):
     def __init__(
         self,
         tokenizer: str,
-        label_names: list[str] | tuple[str, ...],
+        label_names: LabelNames,
         text_column: str = "text",
         label_column: str = "label",
         metrics: list[str] | tuple[str, ...] = ("accuracy",),
@@ -60,7 +64,8 @@ class TextPairClassificationDataModule(TextDataModule):
 
     Args:
         tokenizer: Name on the hub, or local folder. Use the encoder's.
-        label_names: Names of the labels, two or more. Rows give a label by its name, or by its place here from 0.
+        label_names: Names of the labels, two or more, as text. Rows give a label by its name, or, where no name is a
+            number, by its place here from 0.
         text_columns: Columns of the first and of the second text.
         label_column: Column of the label.
         metrics: Names of the metrics; the first one is the score.
@@ -85,7 +90,7 @@ class TextPairClassificationDataModule(TextDataModule):
     def __init__(
         self,
         tokenizer: str,
-        label_names: list[str] | tuple[str, ...],
+        label_names: LabelNames,
         text_columns: list[str] | tuple[str, ...] = ("sentence1", "sentence2"),
         label_column: str = "label",
         metrics: list[str] | tuple[str, ...] = ("accuracy",),
@@ -111,7 +116,8 @@ class TokenClassificationDataModule(TokenDataModule):
 
     Args:
         tokenizer: Name on the hub, or local folder. Use the encoder's.
-        label_names: Names of the labels, two or more. Words give a label by its name, or by its place here from 0.
+        label_names: Names of the labels, two or more, as text. Words give a label by its name, or, where no name is a
+            number, by its place here from 0.
         token_column: Column of the words, a list.
         label_column: Column of the labels, a list of the same length.
         metrics: Names of the metrics; the first one is the score.
@@ -119,7 +125,8 @@ class TokenClassificationDataModule(TokenDataModule):
         hub_path: Name of the data set on the hub, where there is no `data_dir`.
         hub_config: Its configuration.
         split_names: Names of the splits that are called otherwise, by "train", "validation" and "test".
-        conll_places: Columns of the word and of the label in a CoNLL file, from 0, or from -1 backwards.
+        conll_places: Columns of the word and of the label in a CoNLL file, from 0, or from -1 backwards. None: the
+            first and the last one, in a .conllu file those of the form and of the universal part of speech.
         max_length: Number of slots T of every row.
         **kwargs: See `TaskDataModule`.
 
@@ -137,7 +144,7 @@ class TokenClassificationDataModule(TokenDataModule):
     def __init__(
         self,
         tokenizer: str,
-        label_names: list[str] | tuple[str, ...],
+        label_names: LabelNames,
         token_column: str = "tokens",
         label_column: str = "tags",
         metrics: list[str] | tuple[str, ...] | None = None,
@@ -145,18 +152,19 @@ class TokenClassificationDataModule(TokenDataModule):
         hub_path: str | None = None,
         hub_config: str | None = None,
         split_names: dict[str, str] | None = None,
-        conll_places: tuple[int, int] = (0, -1),
+        conll_places: tuple[int, int] | None = None,
         max_length: int = 128,
         **kwargs: Any,
     ) -> None:
         if metrics is None:
-            names = as_names("label_names", label_names, fewest=2)
+            names = as_label_names(label_names)
             metrics = ("entity_f1",) if is_iob2(names) else ("token_accuracy",)
         self.token_column = as_text("token_column", token_column)
         _state(self, label_names, label_column, metrics, task_name, hub_path, hub_config, split_names)
-        if len(conll_places) != 2 or not all(isinstance(place, int) for place in conll_places):
-            raise DataError(f"conll_places is {conll_places!r}, but must be two numbers of columns, such as (0, -1).")
-        self.conll_places = (conll_places[0], conll_places[1])
+        if conll_places is not None:
+            if len(conll_places) != 2 or not all(type(place) is int for place in conll_places):
+                raise DataError(f"conll_places is {conll_places!r}, but must be two numbers of columns, like (0, -1).")
+            self.conll_places = (conll_places[0], conll_places[1])
         super().__init__(tokenizer, max_length=max_length, **kwargs)
 
 
@@ -171,7 +179,7 @@ def _state(
     split_names: Mapping[str, str] | None,
 ) -> None:
     """State the facts of a task that other data modules state as class attributes."""
-    data.label_names = as_names("label_names", label_names, fewest=2)
+    data.label_names = as_label_names(label_names)
     data.metrics = as_names("metrics", metrics, fewest=1)
     data.label_column = as_text("label_column", label_column)
     data.task_name = as_text("task_name", task_name)

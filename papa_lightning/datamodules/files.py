@@ -1,24 +1,19 @@
-"""Local files of a task: one file a split, read with the datasets library."""
+"""Local files of a task: one file a split, whose rows are stored by the datasets library."""
 
-import csv
 import hashlib
-import json
-from collections.abc import Iterable, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, load_dataset
+from datasets import Dataset, Features
+from datasets.fingerprint import Hasher
 
+from papa_lightning.datamodules.formats import READERS, open_bytes, suffix_of, unreadable
 from papa_lightning.exceptions import DataError
 
-# Suffix of a file: the reader of the datasets library and its options. Text must come as it is: pandas would turn
-# the words "null" and "None" into missing values. Tab-separated task files (GLUE's) hold unpaired quotation marks.
-READERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    ".jsonl": ("json", {}),
-    ".csv": ("csv", {"keep_default_na": False}),
-    ".tsv": ("csv", {"keep_default_na": False, "sep": "\t", "quoting": csv.QUOTE_NONE}),
-    ".parquet": ("parquet", {}),
-}
+# Part of the identity of stored rows: raise it when a file is read in another way.
+_VERSION = 1
 
 # Files of Universal Dependencies have names of their own: en_ewt-ud-dev.conllu.
 _TREEBANK_NAMES = {"train": "-ud-train", "validation": "-ud-dev", "test": "-ud-test"}
@@ -52,8 +47,8 @@ def find_split_files(folder: Path, splits: Iterable[str], suffixes: Sequence[str
         )
     files: dict[str, Path] = {}
     for split in splits:
-        files_here = sorted(path for path in folder.iterdir() if path.suffix in suffixes)
-        matches = [path for path in files_here if path.stem == split or _is_treebank(path, split)]
+        files_here = sorted(path for path in folder.iterdir() if suffix_of(path) in suffixes)
+        matches = [path for path in files_here if _stem(path) == split or _is_treebank(path, split)]
         if len(matches) > 1:
             names = ", ".join(path.name for path in matches)
             raise DataError(f"data_dir {str(folder)!r} holds several files for the split {split!r}: {names}: keep one.")
@@ -64,7 +59,13 @@ def find_split_files(folder: Path, splits: Iterable[str], suffixes: Sequence[str
 
 def _is_treebank(path: Path, split: str) -> bool:
     """Tell whether a file is a split of a treebank under its own name."""
-    return path.suffix == ".conllu" and split in _TREEBANK_NAMES and path.stem.endswith(_TREEBANK_NAMES[split])
+    ending = _TREEBANK_NAMES.get(split)
+    return suffix_of(path) == ".conllu" and ending is not None and _stem(path).endswith(ending)
+
+
+def _stem(path: Path) -> str:
+    """The name of a file without its suffix and that of its compression."""
+    return Path(path.name.removesuffix(".gz")).stem
 
 
 def missing_split(folder: Path, split: str, suffixes: Sequence[str] = tuple(READERS)) -> DataError:
@@ -90,7 +91,7 @@ def file_names(split: str, suffixes: Sequence[str] = tuple(READERS)) -> str:
 
     Example:
         >>> file_names("train")
-        'train.jsonl, train.csv, train.tsv or train.parquet'
+        'train.jsonl, train.json, train.csv, train.tsv or train.parquet'
     """
     *others, last = [split + suffix for suffix in suffixes]
     return f"{', '.join(others)} or {last}"
@@ -99,28 +100,70 @@ def file_names(split: str, suffixes: Sequence[str] = tuple(READERS)) -> str:
 def read_split(path: Path) -> Dataset:
     """Read the file of one split; the rows stay on disk, memory-mapped.
 
+    Values are what the file says: a cell of a .csv or .tsv file is text, but for whole numbers in the columns `idx` and
+    `id`; what stands in a .jsonl, .json or .parquet file keeps its type.
+
     Args:
-        path: A .jsonl, .csv, .tsv or .parquet file.
+        path: A .jsonl, .json, .csv, .tsv or .parquet file; if it is text, also compressed, with .gz behind its name.
 
     Returns:
         The rows, without any check of their columns.
 
     Raises:
-        DataError: The file is empty, cannot be read, or has no rows.
+        DataError: The file is empty, cannot be read, has no rows, or rows that do not fit its header; the message names
+            the line.
     """
     check_not_empty(path)
-    if path.suffix != ".parquet":
-        check_utf8(path)  # the readers let broken characters pass, or do not say where they are
-    reader, options = READERS[path.suffix]
+    file_format = READERS[suffix_of(path)]
     try:
-        rows = load_dataset(reader, data_files=str(path), split="train", **options)
-    except Exception as error:  # each reader raises errors of its own libraries: pandas, pyarrow, json
-        if "corresponds to no data" in str(error):  # what the datasets library says of a file without rows
-            raise DataError(f"{str(path)!r} holds no rows: write at least one row into it, or remove it.") from error
-        raise DataError(
-            f"{str(path)!r} cannot be read as {path.suffix}: {_reason(path, error)}. Mend the file or write it again."
-        ) from error
-    return rows
+        if file_format.is_text:
+            check_utf8(path)  # the readers do not say where broken characters are
+        types = file_format.types(path)
+    except Exception as error:  # each reader raises errors of its own libraries
+        raise _explained(path, error) from error
+    return store_rows(path, lambda: file_format.rows(path, types), types)
+
+
+def store_rows(path: Path, rows: Callable[[], Iterator[dict[str, Any]]], types: Features, *facts: object) -> Dataset:
+    """Store the rows of a file in the cache of the datasets library, under a name made of the bytes of the file.
+
+    Args:
+        path: The file.
+        rows: Read its rows.
+        types: Types of their columns.
+        facts: What else decides on how the file is read.
+
+    Returns:
+        The rows, memory-mapped; those of before if a file with the same bytes was read in the same way.
+
+    Raises:
+        DataError: The file cannot be read, has no rows, or changes while it is read.
+    """
+    content = content_hash(path)
+
+    def stored() -> Iterator[dict[str, Any]]:
+        empty = True
+        for row in rows():
+            yield row
+            empty = False
+        if empty:
+            raise DataError(f"{str(path)!r} holds no rows: write at least one row into it, or remove it.")
+        if content_hash(path) != content:
+            raise DataError(f"{str(path)!r} was changed while it was read: wait until it is whole, and run again.")
+
+    name = Hasher.hash([_VERSION, content, suffix_of(path), str(types), *facts])
+    try:
+        found: Dataset = Dataset.from_generator(stored, features=types, fingerprint=name)
+    except Exception as error:  # the library wraps ours
+        raise _explained(path, error) from error
+    return found
+
+
+def _explained(path: Path, error: BaseException) -> DataError:
+    """The DataError that another error was raised from, or one that quotes the innermost error."""
+    while not isinstance(error, DataError) and (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    return error if isinstance(error, DataError) else unreadable(path, first_line(error))
 
 
 def first_line(error: BaseException) -> str:
@@ -139,18 +182,8 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0].rstrip(" .:") or type(error).__name__
 
 
-def _reason(path: Path, error: BaseException) -> str:
-    """Say why a file is unreadable: the line if one can be found, else the innermost error's words."""
-    if path.suffix == ".jsonl" and (line := _broken_line(path)):
-        return line
-    while (inner := error.__cause__ or error.__context__) is not None:
-        error = inner
-    return first_line(error)
-
-
 def content_hash(path: str | Path) -> str:
-    """Identify a file by its bytes, or a folder by the names and bytes of all that is in it; times and places do not
-    count.
+    """Identify a file by its bytes, or a folder by the names and bytes of all in it; times and places do not count.
 
     Args:
         path: A file or folder; `~` is the home folder.
@@ -212,25 +245,14 @@ def check_utf8(path: Path) -> None:
     Raises:
         DataError: It holds other bytes; the message names the line.
     """
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
+    try:
+        with open_bytes(path) as lines:
+            for number, line in enumerate(lines, start=1):  # noqa: B007 (for the message)
                 line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{str(path)!r} is not in UTF-8: line {number}, byte {error.start + 1} ({error.reason}). "
-                    "Write the file again in UTF-8."
-                ) from error
-
-
-def _broken_line(path: Path) -> str | None:
-    """Describe the first line of a JSON Lines file in UTF-8 that is not a JSON object."""
-    with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                row = json.loads(line) if line.strip() else {}
-            except json.JSONDecodeError as error:
-                return f"line {number} is not JSON ({error.msg}, character {error.colno})"
-            if not isinstance(row, dict):
-                return f"line {number} is not a JSON object"
-    return None
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{str(path)!r} is not in UTF-8: line {number}, byte {error.start + 1} ({error.reason}). "
+            "Write the file again in UTF-8."
+        ) from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise unreadable(path, first_line(error)) from error

@@ -2,8 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from functools import lru_cache
 from typing import Any
 
+from datasets import Dataset
+
+from papa_lightning.datamodules.arguments import number_of
 from papa_lightning.exceptions import DataError
 
 HIDDEN_LABEL = -1
@@ -60,7 +65,7 @@ def check_texts(values: Sequence[Any], rows: Sequence[int], column: str, source:
 def label_ids(
     values: Sequence[Any], rows: Sequence[int], label_names: Sequence[str], column: str, source: str
 ) -> list[int]:
-    """Return the labels of one column as numbers; a label may be given by number or by name.
+    """Return the labels of one column as numbers; for what may stand for a label see `label_id`.
 
     Args:
         values: The column's values.
@@ -79,43 +84,73 @@ def label_ids(
         >>> label_ids([1, "negative"], [0, 1], ("negative", "positive"), "label", "train.jsonl")
         [1, 0]
     """
-    allowed = ", ".join(f"{number} ({name})" for number, name in enumerate(label_names))
     labels = []
     for value, row in zip(values, rows, strict=True):
         label = label_id(value, label_names)
         if label is None:
             found = "is missing" if _is_missing(value) else f"is {value!r}, which is no label of this task"
-            remedy = f"use one of {allowed}, by number or by name"
-            if _is_fraction(value):
+            remedy = f"use one of {allowed_labels(label_names)}"
+            if isinstance(value, bool):
+                remedy += "; to use truth values, name the labels 'false' and 'true' in label_names"
+            elif _is_fraction(value):
                 remedy += "; tasks with measured values (regression) are not supported: put them into classes"
             raise row_error(source, row, column, found, remedy)
         labels.append(label)
     return labels
 
 
-def number_column(features: Mapping[str, Any], names: Sequence[str]) -> str | None:
-    """Return the first of some columns that holds whole numbers.
+def allowed_labels(label_names: Sequence[str]) -> str:
+    """List what may stand for a label, for messages.
+
+    Example:
+        >>> allowed_labels(("no", "yes"))
+        '0 (no), 1 (yes), by number or by name'
+        >>> allowed_labels(("1", "2"))
+        "'1', '2', by name only because names are numbers"
+    """
+    if _numbers(tuple(label_names)):
+        return f"{', '.join(map(repr, label_names))}, by name only because names are numbers"
+    return ", ".join(f"{number} ({name})" for number, name in enumerate(label_names)) + ", by number or by name"
+
+
+def number_column(rows: Dataset, names: Sequence[str], source: str) -> str | None:
+    """Return the first of some columns that holds nothing but whole numbers.
 
     Args:
-        features: Types of the columns in the datasets library.
+        rows: The rows.
         names: Names of the columns to choose from.
+        source: What was read, for the message.
 
     Returns:
         The name, None if there is no such column.
 
+    Raises:
+        DataError: Some rows have a whole number there, and others have none.
+
     Example:
-        >>> from datasets import Value
-        >>> number_column({"idx": Value("string"), "id": Value("int64")}, ("idx", "id"))
+        >>> number_column(Dataset.from_dict({"idx": ["a", "b"], "id": [5, 7]}), ("idx", "id"), "train.csv")
         'id'
     """
-    types = {name: str(getattr(features.get(name), "dtype", "")) for name in names}
-    return next((name for name, kind in types.items() if kind.startswith(("int", "uint"))), None)
+    for name in names:
+        if not str(getattr(rows.features.get(name), "dtype", "")).startswith(("int", "uint", "float")):
+            continue
+        values = list(rows[name])
+        given = [value for value in values if not _is_missing(value)]
+        if not given or any(value != int(value) or abs(value) >= 2**63 for value in given if math.isfinite(value)):
+            continue
+        if len(given) < len(values) or not all(map(math.isfinite, given)):
+            row = next(row for row, value in enumerate(values) if _is_missing(value) or not math.isfinite(value))
+            found = "is missing, though other rows have whole numbers there"
+            raise row_error(source, row, name, found, "give each row a number, or remove the column")
+        return name
+    return None
 
 
 def class_names(feature: Any, label_names: Sequence[str]) -> list[str] | None:
-    """Return the names that the numbers of a column stand for, if the data set gives them and the task knows any.
+    """Return the names that the numbers of a column stand for, if the data set numbers its classes.
 
-    Data sets of the hub number the same labels in different orders; names say what is meant.
+    Data sets of the hub number the same labels in different orders; names say what is meant. Where the data set has
+    other names than the task, but as many, its classes are those of the task in their order.
 
     Args:
         feature: Type of the column in the datasets library, or None.
@@ -124,13 +159,23 @@ def class_names(feature: Any, label_names: Sequence[str]) -> list[str] | None:
     Returns:
         The names by number, or None.
 
+    Raises:
+        DataError: The data set has other names than the task, and more or fewer.
+
     Example:
         >>> from datasets import ClassLabel, List
         >>> class_names(List(ClassLabel(names=["VERB", "NOUN"])), ("NOUN", "VERB"))
         ['VERB', 'NOUN']
     """
     names = getattr(getattr(feature, "feature", feature), "names", None)
-    return list(names) if names and set(names) & set(label_names) else None
+    if not names or set(names) & set(label_names):
+        return list(names) if names else None
+    if len(names) != len(label_names):
+        raise DataError(
+            f"label_names is {list(label_names)!r}, but the data set has {len(names)} classes of other names, "
+            f"{', '.join(map(repr, names))}: name those."
+        )
+    return list(label_names)
 
 
 def named(values: Sequence[Any], names: Sequence[str] | None) -> Sequence[Any]:
@@ -159,24 +204,40 @@ def named(values: Sequence[Any], names: Sequence[str] | None) -> Sequence[Any]:
     ]
 
 
-def is_labelled(values: Sequence[Any]) -> bool:
+def is_labelled(values: Sequence[Any], label_names: Sequence[str] = ()) -> bool:
     """Tell whether a column of labels holds any: test splits are often published without.
 
     Args:
         values: The column's values.
+        label_names: Names of the task's labels, by number.
 
     Returns:
-        False if every value is missing or hidden (-1).
+        False if every value is missing or hidden (-1, where no label has that name).
 
     Example:
-        >>> is_labelled([-1, None]), is_labelled([-1, 0])
-        (False, True)
+        >>> is_labelled([-1, None]), is_labelled([-1, 0]), is_labelled([-1, None], ("-1", "1"))
+        (False, True, True)
     """
-    return not all(_is_missing(value) or value in (HIDDEN_LABEL, str(HIDDEN_LABEL)) for value in values)
+    return not all(_is_missing(value) or is_hidden(value, label_names) for value in values)
+
+
+def is_hidden(value: Any, label_names: Sequence[str], hidden: Sequence[int] = (HIDDEN_LABEL,)) -> bool:
+    """Tell whether a value says that a label is kept secret.
+
+    Args:
+        value: The label.
+        label_names: Names of the task's labels, by number.
+        hidden: Numbers that say so where they are no names.
+    """
+    return number_of(value) in hidden and label_id(value, label_names) is None
 
 
 def label_id(value: Any, label_names: Sequence[str]) -> int | None:
-    """Return the number of a label; text files give numbers as text or as floats.
+    """Return the number of a label. A value means the same in files of every kind, with types or without.
+
+    A text that is the name of a label is that label. Where names are numbers, a number is the name that is equal to
+    it: 1, "1" and 1.0 are the label "1", wherever it stands. Else a whole number is the place of a label. Truth values
+    are the labels named "true" and "false", in any case.
 
     Args:
         value: The label by number or by name.
@@ -188,15 +249,26 @@ def label_id(value: Any, label_names: Sequence[str]) -> int | None:
     Example:
         >>> label_id("1", ("negative", "positive")), label_id("good", ("negative", "positive"))
         (1, None)
+        >>> label_id(1, ("1", "2", "3")), label_id("2.0", ("1", "2", "3")), label_id(0, ("1", "2", "3"))
+        (0, 1, None)
     """
-    if value in label_names:
+    if isinstance(value, str) and value in label_names:
         return label_names.index(value)
-    if isinstance(value, str) and value.strip().isdecimal():
-        value = int(value)
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    valid = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(label_names)
-    return value if valid else None
+    if str(value).lower() in ("true", "false"):
+        found = [number for number, name in enumerate(label_names) if name.lower() == str(value).lower()]
+        return found[0] if len(found) == 1 else None
+    number = number_of(value)
+    if number is None:
+        return None
+    if names := _numbers(tuple(label_names)):
+        return names.get(number)
+    return int(number) if number == number.to_integral_value() and 0 <= number < len(label_names) else None
+
+
+@lru_cache(maxsize=32)  # asked for every word of a data set
+def _numbers(label_names: tuple[str, ...]) -> Mapping[Decimal, int]:
+    """The labels whose names are numbers, by that number."""
+    return {number: place for place, name in enumerate(label_names) if (number := number_of(name)) is not None}
 
 
 def _is_fraction(value: Any) -> bool:

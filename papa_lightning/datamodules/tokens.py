@@ -8,9 +8,10 @@ from datasets import Dataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from papa_lightning.datamodules.base import TaskDataModule
-from papa_lightning.datamodules.conll import COLUMN_SUFFIXES, CONLLU_SUFFIX, read_conll
-from papa_lightning.datamodules.files import READERS
+from papa_lightning.datamodules.conll import COLUMN_SUFFIXES, CONLLU_SUFFIX, Places, read_conll
+from papa_lightning.datamodules.formats import READERS, suffix_of
 from papa_lightning.datamodules.reports import tally
+from papa_lightning.datamodules.rows import class_names, named
 from papa_lightning.datamodules.tokenizing import prepare_for_words, tokenize_words
 from papa_lightning.datamodules.words import has_tags, is_iob2, repair_iob2, tag_ids, word_lists
 from papa_lightning.either_lightning import rank_zero_warn
@@ -33,8 +34,8 @@ class TokenDataModule(TaskDataModule):
 
     token_column: str = "tokens"
     """Column of the words."""
-    conll_places: tuple[int, int] = (0, -1)
-    """Columns of the word and of the tag in a CoNLL file, from 0, or from -1 backwards."""
+    conll_places: Places | None = None
+    """Columns of the word and of the tag in a CoNLL file; see `read_conll`."""
     suffixes = (*READERS, *COLUMN_SUFFIXES, CONLLU_SUFFIX)
     hub_remedy = "pass data_dir, a folder with the original files as train.conll, validation.conll and test.conll"
 
@@ -73,13 +74,16 @@ class TokenDataModule(TaskDataModule):
 
     def read_file(self, path: Path) -> Dataset:
         """Read the file of one split."""
-        if path.suffix in READERS:
+        if suffix_of(path) in READERS:
             return super().read_file(path)
         return read_conll(path, self.token_column, self.label_column, self.conll_places)
 
     def is_labelled(self, rows: Dataset) -> bool:
         """Tell whether rows have labels; a test split may have none, or hidden ones."""
-        return self.label_column in rows.column_names and has_tags(rows[self.label_column])
+        if self.label_column not in rows.column_names:
+            return False
+        names = class_names(rows.features[self.label_column], self.label_names)
+        return has_tags(named(rows[self.label_column], names), self.label_names)
 
     def report(self, splits: Mapping[str, Dataset]) -> None:
         """Warn once of what was lost from new splits, given by the name of their file."""

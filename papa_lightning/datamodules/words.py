@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from papa_lightning.datamodules.rows import HIDDEN_LABEL, label_id, row_error
+from papa_lightning.datamodules.rows import HIDDEN_LABEL, allowed_labels, is_hidden, label_id, row_error
 
 
 def word_lists(values: Sequence[Any], rows: Sequence[int], column: str, source: str) -> list[list[str]]:
@@ -88,9 +88,8 @@ def tag_ids(
         ids = [label_id(tag, label_names) for tag in tags]
         if None in ids:
             number = ids.index(None)
-            allowed = ", ".join(f"{n} ({name})" for n, name in enumerate(label_names))
             wrong = f"has {tags[number]!r} at word {number + 1} ({row_words[number]!r}), which is no label of this task"
-            raise row_error(source, row, columns[1], wrong, f"use one of {allowed}, by number or by name")
+            raise row_error(source, row, columns[1], wrong, f"use one of {allowed_labels(label_names)}")
         found.append([number for number in ids if number is not None])
     return found
 
@@ -137,21 +136,26 @@ def repair_iob2(tags: Sequence[int], label_names: Sequence[str]) -> tuple[list[i
     return repaired, sum(new != old for new, old in zip(repaired, tags, strict=True))
 
 
-def has_tags(values: Sequence[Any]) -> bool:
+def has_tags(values: Sequence[Any], label_names: Sequence[str] = ()) -> bool:
     """Tell whether a column of tags holds any: test splits are often published without.
 
     Args:
         values: The column's values.
+        label_names: Names of the task's tags, by number.
 
     Returns:
-        False if every tag is missing or hidden (-1, -100, or `_` as in CoNLL-U).
+        False if every tag is missing or hidden (-1, -100, or `_` as in CoNLL-U), where no tag has that name.
 
     Example:
         >>> has_tags([[-1, -1], None, ["_"]]), has_tags([["O"], None])
         (False, True)
     """
-    hidden = (HIDDEN_LABEL, -100, "_", "", None)
-    return any(tag not in hidden for value in values for tag in (value if isinstance(value, list) else [value]))
+    missing = {"_", ""} - set(label_names)
+    return any(
+        not (tag is None or tag in missing or is_hidden(tag, label_names, (HIDDEN_LABEL, -100)))
+        for value in values
+        for tag in (value if isinstance(value, list) else [value])
+    )
 
 
 def _cells(value: Any, row: int, column: str, source: str, kind: str) -> list[Any]:

@@ -43,6 +43,9 @@ class MaskedLanguageModelingTask(EncoderTask):
         PapaError: See `EncoderTask`; also if the tokenizer cannot be loaded or has no mask token.
     """
 
+    needs_labels = False
+    """The data module need not have labels."""
+
     def __init__(
         self,
         encoder: str,

@@ -16,7 +16,7 @@ CONLLU = """# sent_id = 1
 """
 
 
-def read(tmp_path, name, text, places=(0, -1)):
+def read(tmp_path, name, text, places=None):
     (tmp_path / name).write_text(text, encoding="utf-8")
     return read_conll(tmp_path / name, "tokens", "tags", places).to_list()
 
@@ -69,7 +69,7 @@ def test_changed_file_is_read_again(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("train.conll", "EU NNP B-ORG\n\nrejects O\n", r"line 3 has 2 columns, but expected are 3 \(the first line of"),
+        ("train.conll", "EU NNP B-ORG\n\nrejects O\n", r"line 3 has 2 columns, but expected are 3 \(the first word of"),
         ("train.conll", "EU\tO\nNew York B-LOC\n", "line 2 has 1 columns, but expected are 2"),
         ("train.conll", "EU\tO\n\tO\n", "line 2: a word or tag is empty"),
         ("train.conllu", CONLLU + "2\tx\tSYM\n", r"line 11 has 3 columns, but expected are 10 \(CoNLL-U has so many"),

@@ -40,13 +40,13 @@ def test_missing_split_lists_what_was_found(tmp_path):
         (tmp_path / name).write_text("x")
     message = str(missing_split(tmp_path, "train"))
     assert "no file for the split 'train'; it holds: dev.jsonl, training.jsonl" in message
-    assert "train.jsonl, train.csv, train.tsv or train.parquet" in message
+    assert "train.jsonl, train.json, train.csv, train.tsv or train.parquet" in message
 
 
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("train.jsonl", '{"sentence": "null", "label": 1}\n{"sentence": "two \\"words\\"", "label": 0}\n'),
+        ("train.jsonl", '{"sentence": "null", "label": "1"}\n{"sentence": "two \\"words\\"", "label": "0"}\n'),
         ("train.csv", 'sentence,label\nnull,1\n"two ""words""",0\n'),
         ("train.tsv", 'sentence\tlabel\nnull\t1\ntwo "words"\t0\n'),
     ],
@@ -54,7 +54,7 @@ def test_missing_split_lists_what_was_found(tmp_path):
 def test_text_comes_as_it_is(tmp_path, name, content):
     (tmp_path / name).write_text(content)
     rows = read_split(tmp_path / name)
-    assert rows.to_list() == [{"sentence": "null", "label": 1}, {"sentence": 'two "words"', "label": 0}]
+    assert rows.to_list() == [{"sentence": "null", "label": "1"}, {"sentence": 'two "words"', "label": "0"}]
 
 
 def test_parquet(tmp_path):
