@@ -26,7 +26,8 @@ class PredictionWriter(BasePredictionWriter):
 
     Columns: ``example_id``; for a task with one label an example ``label`` and ``probabilities``, one number for each
     class in the order of the module's `label_names`; for a task with a label a token ``labels`` and
-    ``probabilities``, lists with one entry for each predicted word or token. Labels are names where the module has
+    ``probabilities``, lists with one entry for each word, null where a word has no token or none within `max_length`,
+    or one for each predicted token where the batches do not tell the words. Labels are names where the module has
     `label_names`, else numbers.
 
     Each process writes a part beside the output while it predicts, so that memory holds one batch, and at the end the
@@ -152,14 +153,15 @@ def prediction_rows(prediction: Any, label_names: Sequence[str] | None) -> Itera
 
     Args:
         prediction: Mapping of `example_id` (B,), `labels` (B,) or (B, T), -100 where there is none, and
-            `probabilities` (B, C), (B, T, C) or (B, T).
+            `probabilities` (B, C), (B, T, C) or (B, T). With `word_ids` (B, T) and `num_words` (B,) there is an entry
+            for each word.
         label_names: Names of the classes by number, or None.
 
     Yields:
         The rows.
 
     Raises:
-        PapaError: If the prediction is something else.
+        PapaError: If the prediction is something else, or not finite.
 
     Example:
         >>> import torch
@@ -180,13 +182,34 @@ def prediction_rows(prediction: Any, label_names: Sequence[str] | None) -> Itera
         return label_names[label] if label_names is not None and label < len(label_names) else label
 
     ids, labels, probabilities = (prediction[column].cpu() for column in wanted)
-    for example, label, probability in zip(ids.tolist(), labels, probabilities, strict=True):
+    places = _word_places(prediction)
+    for row, (example, label, probability) in enumerate(zip(ids.tolist(), labels, probabilities, strict=True)):
+        if not bool(probability[label != _NONE].isfinite().all()):
+            raise PapaError(
+                f"the prediction of example_id {example} has probabilities that are not finite: look at the weights of "
+                "the module, or predict in 32-bit precision."
+            )
         if label.dim() == 0:
             yield {"example_id": example, "label": name(int(label)), "probabilities": probability.tolist()}
-        else:
-            chosen = label != _NONE
-            names = [name(one) for one in label[chosen].tolist()]
-            yield {"example_id": example, "labels": names, "probabilities": probability[chosen].tolist()}
+            continue
+        chosen = (label != _NONE).nonzero().flatten().tolist() if places is None else places[row]
+        yield {
+            "example_id": example,
+            "labels": [None if slot is None else name(int(label[slot])) for slot in chosen],
+            "probabilities": [None if slot is None else probability[slot].tolist() for slot in chosen],
+        }
+
+
+def _word_places(prediction: Mapping[str, Tensor]) -> list[list[int | None]] | None:
+    """The slot of every word of every example, None for one that has none; None if the words are not told."""
+    if "word_ids" not in prediction or "num_words" not in prediction:
+        return None
+    found: list[list[int | None]] = [[None] * count for count in prediction["num_words"].tolist()]
+    for places, words in zip(found, prediction["word_ids"].tolist(), strict=True):
+        for slot, word in enumerate(words):
+            if word != _NONE:
+                places[word] = slot
+    return found
 
 
 def _parquet(lines: Sequence[str]) -> bytes:

@@ -438,6 +438,7 @@ class TaskDataModule(LightningDataModule, ABC):
         }
         loaders = []
         for rows in (self._rows[split] for split in self._splits[role]):
-            columns = [name for name in rows.column_names if name not in COUNTERS]
+            left_out = set(COUNTERS) - ({"num_words"} if role == "predict" else set())
+            columns = [name for name in rows.column_names if name not in left_out]
             loaders.append(DataLoader(rows.with_format("torch", columns=columns), **settings))
         return loaders

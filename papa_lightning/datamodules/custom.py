@@ -7,8 +7,9 @@ from papa_lightning.datamodules.arguments import as_label_names, as_names, as_te
 from papa_lightning.datamodules.base import TaskDataModule
 from papa_lightning.datamodules.text import TextDataModule
 from papa_lightning.datamodules.tokens import TokenDataModule
-from papa_lightning.datamodules.words import is_iob2
+from papa_lightning.either_lightning import rank_zero_warn
 from papa_lightning.exceptions import DataError
+from papa_lightning.schemes import RULES, looks_tagged, scheme_of
 
 # With other types than text, so that the command line hands over what YAML made of names, and the message can say so.
 LabelNames = list[str | bool | int | float] | tuple[str | bool | int | float, ...]
@@ -111,8 +112,8 @@ class TextPairClassificationDataModule(TextDataModule):
 class TokenClassificationDataModule(TokenDataModule):
     """Sentences of your own that are split into words, with one of any number of labels per word.
 
-    Labels in the scheme IOB2 (O, and B- and I- of every kind) are scored by the F1 of entities, others by the accuracy
-    over words, unless `metrics` says otherwise.
+    Labels that mark entities (O, and B- and I- of every kind: the scheme IOB2; also IOB1, IO, IOBES and BILOU) are
+    scored by the F1 of entities, others by the accuracy over words, unless `metrics` says otherwise.
 
     Args:
         tokenizer: Name on the hub, or local folder. Use the encoder's.
@@ -158,7 +159,13 @@ class TokenClassificationDataModule(TokenDataModule):
     ) -> None:
         if metrics is None:
             names = as_label_names(label_names)
-            metrics = ("entity_f1",) if is_iob2(names) else ("token_accuracy",)
+            metrics = ("token_accuracy",) if scheme_of(names) is None else ("entity_f1",)
+            if metrics == ("token_accuracy",) and looks_tagged(names):
+                rank_zero_warn(
+                    f"label_names is {list(names)!r}, whose tags look as if they marked entities, but in none of the "
+                    f"schemes {', '.join(RULES)}: they are scored by the accuracy over words, where 'O' everywhere "
+                    "is good already. Mend the names for the F1 of entities, or pass metrics to choose."
+                )
         self.token_column = as_text("token_column", token_column)
         _state(self, label_names, label_column, metrics, task_name, hub_path, hub_config, split_names)
         if conll_places is not None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from papa_lightning.datamodules.arguments import as_text
+from papa_lightning.datamodules.tokenizing import NO_LABEL
 from papa_lightning.datamodules.tokens import TokenDataModule
 
 
@@ -51,17 +52,23 @@ class POSDataModule(TokenDataModule):
         super().__init__(tokenizer, max_length=max_length, **kwargs)
 
     def encode(self, columns: Mapping[str, Sequence[Any]], rows: Sequence[int], where: str) -> dict[str, list[Any]]:
-        """Leave out words without a part of speech, and go on as `TokenDataModule.encode`."""
-        if self.label_column in columns:
-            pairs = zip(columns[self.token_column], columns[self.label_column], strict=True)
-            words, tags = zip(*(_tagged(words, tags) for words, tags in pairs), strict=True)
-            columns = {self.token_column: words, self.label_column: tags}
-        return super().encode(columns, rows, where)
+        """Leave out words without a part of speech, and go on as `TokenDataModule.encode`; words keep their numbers."""
+        if self.label_column not in columns:
+            return super().encode(columns, rows, where)
+        given = columns[self.token_column]
+        pairs = [_tagged(words, tags) for words, tags in zip(given, columns[self.label_column], strict=True)]
+        words, tags, kept = zip(*pairs, strict=True)
+        encoded = super().encode({self.token_column: words, self.label_column: tags}, rows, where)
+        for row, numbers in enumerate(kept):
+            if numbers is not None:
+                encoded["num_words"][row] = len(given[row])
+                encoded["word_ids"][row] = [n if n == NO_LABEL else numbers[n] for n in encoded["word_ids"][row]]
+        return encoded
 
 
-def _tagged(words: Any, tags: Any) -> tuple[Any, Any]:
-    """The words of a row that have a part of speech; what is no pair of lists is refused later."""
+def _tagged(words: Any, tags: Any) -> tuple[Any, Any, list[int] | None]:
+    """The words of a row that have a part of speech, and their numbers; what is no pair of lists is refused later."""
     if not (isinstance(words, list) and isinstance(tags, list) and len(words) == len(tags)):
-        return words, tags
+        return words, tags, None
     kept = [number for number, tag in enumerate(tags) if tag != "_"]
-    return [words[number] for number in kept], [tags[number] for number in kept]
+    return [words[number] for number in kept], [tags[number] for number in kept], kept

@@ -7,8 +7,9 @@ from datasets import Dataset
 
 from papa_lightning.either_lightning import rank_zero_warn
 
-COUNTERS = ("truncated", "cut_words", "vanished", "repaired")
-"""Columns of tokenised rows that count what was lost or changed; batches do not hold them."""
+COUNTERS = ("truncated", "cut_words", "vanished", "repaired", "num_words")
+"""Columns of tokenised rows that count words, and what was lost or changed; batches do not hold them, but for the
+number of words where they are predicted."""
 
 
 def tally(splits: Mapping[str, Dataset], counter: str) -> tuple[int, str]:

@@ -1,6 +1,7 @@
 """Data modules whose rows are sentences split into words, with one label per word."""
 
 from collections.abc import Mapping, Sequence
+from operator import ne
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from papa_lightning.datamodules.conll import COLUMN_SUFFIXES, CONLLU_SUFFIX, Pla
 from papa_lightning.datamodules.formats import READERS, suffix_of
 from papa_lightning.datamodules.reports import tally
 from papa_lightning.datamodules.rows import class_names, named
-from papa_lightning.datamodules.tokenizing import prepare_for_words, tokenize_words
-from papa_lightning.datamodules.words import has_tags, is_iob2, repair_iob2, tag_ids, word_lists
+from papa_lightning.datamodules.tokenizing import NO_LABEL, prepare_for_words, tokenize_words
+from papa_lightning.datamodules.words import fit_tag_ids, has_tags, tag_ids, word_lists
 from papa_lightning.either_lightning import rank_zero_warn
+from papa_lightning.schemes import scheme_of
 
 
 class TokenDataModule(TaskDataModule):
@@ -23,12 +25,14 @@ class TokenDataModule(TaskDataModule):
     A subclass states the facts of its task as class attributes: a short file, see `POSDataModule`. `labels` of a batch
     are (B, T): the first token of a word carries the word's label, all else is -100, which losses and metrics leave
     out. `word_ids` (B, T) has the number of the word in the same places, from 0, so that the words of rows without
-    labels can be told too. In the segment-aligned layout only the last separator moves, so that words keep their
-    positions.
+    labels can be told too; batches to predict also have `num_words` (B,). In the segment-aligned layout only the last
+    separator moves, so that words keep their positions.
 
     Besides the files of `TaskDataModule`, `data_dir` may hold CoNLL files (.conll, .bio or .txt: one word a line, its
     tag in the last column) and CoNLL-U files (.conllu). Lists in csv and tsv files are words between blanks, or JSON.
-    Where the labels are IOB2 tags, an I- tag without a B- before it (schemes IOB1 and IO) becomes a B- tag.
+    Where the labels mark entities in a scheme that `scheme_of` knows, tags that break it are mended: in IOB2 an I- tag
+    without a B- before it (schemes IOB1 and IO) becomes a B- tag. Words that become no token, or have no slot, take
+    nothing else with them: what is left of an entity is tagged as one.
     For the arguments see `TaskDataModule`.
     """
 
@@ -50,7 +54,7 @@ class TokenDataModule(TaskDataModule):
 
     def features(self, labelled: bool) -> dict[str, Any]:
         """Return the types in which the columns of `encode` are stored; batches hold int64 whatever they are."""
-        counts = {name: Value("int32") for name in ("cut_words", "vanished", "repaired")}
+        counts = {name: Value("int32") for name in ("cut_words", "vanished", "repaired", "num_words")}
         slots = List(Value("int32"), length=self.max_length)
         labels = {"labels": slots} if labelled else {}
         return super().features(labelled=False) | counts | {"word_ids": slots} | labels
@@ -58,15 +62,19 @@ class TokenDataModule(TaskDataModule):
     def encode(self, columns: Mapping[str, Sequence[Any]], rows: Sequence[int], where: str) -> dict[str, list[Any]]:
         """Check n rows and turn them into columns of numbers; see `TaskDataModule.encode`."""
         words = word_lists(columns[self.token_column], rows, self.token_column, where)
-        tags, repaired = None, [0] * len(words)
+        tags = None
         if self.label_column in columns:
             names = (self.token_column, self.label_column)
             tags = tag_ids(columns[self.label_column], words, rows, self.label_names, names, where)
-            if is_iob2(self.label_names):
-                pairs = [repair_iob2(row, self.label_names) for row in tags]
-                tags, repaired = [row for row, _ in pairs], [count for _, count in pairs]
         encoded = tokenize_words(self.tokenizer, words, tags, self.max_length, self.layout, self.preset)
-        return encoded | {"repaired": repaired}
+        if tags is not None and (scheme := scheme_of(self.label_names)) is not None:
+            fitted = [fit_tag_ids(row, range(len(row)), self.label_names, scheme) for row in tags]
+            encoded["repaired"] = [sum(map(ne, *pair)) for pair in zip(tags, fitted, strict=True)]
+            encoded["labels"] = [
+                _place_tags(word_ids, fit_tag_ids(row, _words_in(word_ids), self.label_names, scheme))
+                for row, word_ids in zip(tags, encoded["word_ids"], strict=True)
+            ]
+        return encoded | {"num_words": list(map(len, words))}
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer and check that it can make rows of the layout, word by word."""
@@ -90,10 +98,14 @@ class TokenDataModule(TaskDataModule):
         super().report(splits)
         repaired, places = tally(splits, "repaired")
         if repaired:
+            scheme = scheme_of(self.label_names)
+            found = f"do not fit the scheme {scheme} and are read as part of the entities that they begin or go on"
+            reason = "mend the files, or name the labels as their scheme does"
+            if scheme == "IOB2":
+                found = "were I- without a B- or I- of the same kind before them, and are read as B-"
+                reason = "the files are in the scheme IOB1 or IO, and the task is scored in IOB2"
             rank_zero_warn(
-                f"{self.task_name}: {repaired} tags of column {self.label_column!r} were I- without a B- or I- of the "
-                f"same kind before them, and are read as B- ({places}): the files are in the scheme IOB1 or IO, and "
-                "the task is scored in IOB2."
+                f"{self.task_name}: {repaired} tags of column {self.label_column!r} {found} ({places}): {reason}."
             )
         vanished, places = tally(splits, "vanished")
         if vanished:
@@ -101,3 +113,14 @@ class TokenDataModule(TaskDataModule):
                 f"{self.task_name}: {vanished} words of column {self.token_column!r} become no token with this "
                 f"tokenizer, so their labels have no place ({places}): they are neither trained on nor scored."
             )
+
+
+def _words_in(word_ids: Sequence[int]) -> list[int]:
+    """Numbers of the words of a row that have a slot, in their order."""
+    return [word for word in word_ids if word != NO_LABEL]
+
+
+def _place_tags(word_ids: Sequence[int], tags: Sequence[int]) -> list[int]:
+    """Tags of the words of a row in their slots."""
+    left = iter(tags)
+    return [NO_LABEL if word == NO_LABEL else next(left) for word in word_ids]

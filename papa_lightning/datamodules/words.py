@@ -1,10 +1,11 @@
-"""Checks of a token task's rows: lists of words and tags of the same length, and tags in the scheme IOB2."""
+"""Checks of a token task's rows: lists of words and tags of the same length, and tags that mark entities."""
 
 import json
 from collections.abc import Sequence
 from typing import Any
 
 from papa_lightning.datamodules.rows import HIDDEN_LABEL, allowed_labels, is_hidden, label_id, row_error
+from papa_lightning.schemes import Scheme, fit_tags
 
 
 def word_lists(values: Sequence[Any], rows: Sequence[int], column: str, source: str) -> list[list[str]]:
@@ -94,46 +95,25 @@ def tag_ids(
     return found
 
 
-def is_iob2(label_names: Sequence[str]) -> bool:
-    """Tell whether tags mark entities in the scheme IOB2: O, and for every I- tag a B- tag of the same kind.
+def fit_tag_ids(tags: Sequence[int], kept: Sequence[int], label_names: Sequence[str], scheme: Scheme) -> list[int]:
+    """Tag the words that are left of a sentence, by number; see `fit_tags`.
 
     Args:
-        label_names: Names of the tags.
+        tags: Tags of all words, by number.
+        kept: Numbers of the words that are left.
+        label_names: Names of the tags, in the scheme.
+        scheme: The scheme.
 
     Returns:
-        True if they do.
+        One tag for each word that is left; its own where the scheme wants one that the task has not.
 
     Example:
-        >>> is_iob2(("O", "B-PER", "I-PER")), is_iob2(("NOUN", "VERB")), is_iob2(("O", "I-PER"))
-        (True, False, False)
+        >>> fit_tag_ids([2, 2, 0, 1, 2], range(5), ("O", "B-PER", "I-PER"), "IOB2")
+        [1, 2, 0, 1, 2]
     """
-    kinds = [name[2:] for name in label_names if name.startswith("B-")]
-    return bool(kinds) and all(
-        name == "O" or name.startswith("B-") or (name.startswith("I-") and name[2:] in kinds) for name in label_names
-    )
-
-
-def repair_iob2(tags: Sequence[int], label_names: Sequence[str]) -> tuple[list[int], int]:
-    """Turn tags in the schemes IOB1 or IO into IOB2: an I- tag that continues nothing begins an entity.
-
-    Args:
-        tags: Tags of one sentence, by number.
-        label_names: Names of the tags; `is_iob2` holds for them.
-
-    Returns:
-        The tags, and how many of them changed.
-
-    Example:
-        >>> repair_iob2([2, 2, 0, 1, 2], ("O", "B-PER", "I-PER"))
-        ([1, 2, 0, 1, 2], 1)
-    """
-    repaired, before = [], "O"
-    for tag in tags:
-        name = label_names[tag]
-        begins = name.startswith("I-") and before[1:] != name[1:]
-        repaired.append(label_names.index(f"B-{name[2:]}") if begins else tag)
-        before = name
-    return repaired, sum(new != old for new, old in zip(repaired, tags, strict=True))
+    names = list(label_names)
+    wanted = fit_tags([names[tag] for tag in tags], kept, scheme)
+    return [names.index(name) if name in names else tags[word] for name, word in zip(wanted, kept, strict=True)]
 
 
 def has_tags(values: Sequence[Any], label_names: Sequence[str] = ()) -> bool:

@@ -15,6 +15,7 @@ from torchmetrics.classification import (
 from torchmetrics.text import Perplexity
 
 from papa_lightning.exceptions import PapaError
+from papa_lightning.schemes import Scheme
 from papa_lightning.tasks.entity_f1 import EntityF1
 from papa_lightning.tasks.losses import UNLABELLED
 
@@ -125,7 +126,9 @@ def classification_metrics(names: Sequence[str], num_labels: int) -> MetricColle
     return MetricCollection({name: CLASSIFICATION_METRICS[name](num_labels) for name in names})
 
 
-def token_metrics(names: Sequence[str], num_labels: int, label_names: Sequence[str] | None) -> MetricCollection:
+def token_metrics(
+    names: Sequence[str], num_labels: int, label_names: Sequence[str] | None, scheme: Scheme | None = None
+) -> MetricCollection:
     """Build the metrics of a task with one tag a token.
 
     - ``token_accuracy``: share of labelled tokens whose tag is right.
@@ -135,6 +138,7 @@ def token_metrics(names: Sequence[str], num_labels: int, label_names: Sequence[s
         names: Names of the metrics, each once.
         num_labels: The number of tags.
         label_names: Names of the tags by number, or None.
+        scheme: Scheme of the tags for `EntityF1`. None: recognised.
 
     Returns:
         The metrics under their names; each is updated with predicted and true tags (B, T), -100 where there is none.
@@ -155,7 +159,7 @@ def token_metrics(names: Sequence[str], num_labels: int, label_names: Sequence[s
                 "metrics has 'entity_f1', but label_names is None: pass the names of the tags, or a datamodule that "
                 "has label_names."
             )
-        metrics[name] = EntityF1(label_names or ()) if name == "entity_f1" else _token_accuracy(num_labels)
+        metrics[name] = EntityF1(label_names or (), scheme) if name == "entity_f1" else _token_accuracy(num_labels)
     return MetricCollection(metrics)
 
 

@@ -6,12 +6,15 @@ from typing import Any
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from papa_lightning.schemes import Scheme
 from papa_lightning.tasks.base import EncoderTask
 from papa_lightning.tasks.checks import checked_labels
 from papa_lightning.tasks.losses import UNLABELLED
 from papa_lightning.tasks.metrics import token_metrics
 from papa_lightning.tasks.probes import TokenProbe
 from papa_lightning.tasks.scores import Scored
+
+_WORDS = ("word_ids", "num_words")
 
 
 class TokenClassificationTask(EncoderTask):
@@ -29,6 +32,7 @@ class TokenClassificationTask(EncoderTask):
         num_labels: The number of tags.
         max_length: T.
         metrics: Names of the metrics; the first one gives `score_name`.
+        scheme: Scheme of the tags, for ``"entity_f1"``. None: recognised by `label_names`.
         kwargs: The other ones of `EncoderTask`.
 
     Example:
@@ -52,8 +56,10 @@ class TokenClassificationTask(EncoderTask):
         num_labels: int,
         max_length: int = 64,
         metrics: Sequence[str] = ("token_accuracy",),
+        scheme: Scheme | None = None,
         **kwargs: Any,
     ) -> None:
+        self._scheme = scheme
         super().__init__(encoder=encoder, num_labels=num_labels, max_length=max_length, metrics=metrics, **kwargs)
 
     def configure_probe(self) -> nn.Module:
@@ -78,7 +84,7 @@ class TokenClassificationTask(EncoderTask):
         Raises:
             PapaError: If a metric is unknown, or `label_names` do not suit it.
         """
-        return token_metrics(self.hparams["metrics"], self.hparams["num_labels"], self.label_names)
+        return token_metrics(self.hparams["metrics"], self.hparams["num_labels"], self.label_names, self._scheme)
 
     def score(self, batch: Mapping[str, Tensor], batch_idx: int, rows: int | None = None) -> Scored:
         """Compute the loss of a batch, and the tags of its words; see `EncoderTask.score`."""
@@ -96,7 +102,8 @@ class TokenClassificationTask(EncoderTask):
                 -100; without either every real token counts as one.
 
         Returns:
-            `labels` (B, T), the predicted tags, -100 where there is no word, and `probabilities` (B, T, C) in float32.
+            `labels` (B, T), the predicted tags, -100 where there is no word, and `probabilities` (B, T, C) in float32;
+            `word_ids` and `num_words` (B,) of the batch, if it has both.
         """
         probabilities = self(batch).float().softmax(dim=-1)
         words = batch["attention_mask"].bool()
@@ -108,4 +115,4 @@ class TokenClassificationTask(EncoderTask):
         return {
             "labels": probabilities.argmax(dim=-1).masked_fill(~words, UNLABELLED),
             "probabilities": probabilities,
-        }
+        } | ({name: batch[name] for name in _WORDS} if all(name in batch for name in _WORDS) else {})

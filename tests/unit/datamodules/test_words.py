@@ -1,6 +1,6 @@
 import pytest
 
-from papa_lightning.datamodules.words import has_tags, is_iob2, repair_iob2, tag_ids, word_lists
+from papa_lightning.datamodules.words import fit_tag_ids, has_tags, tag_ids, word_lists
 from papa_lightning.exceptions import DataError
 
 TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
@@ -78,14 +78,11 @@ def test_bad_tags_name_file_row_and_column(value, message):
 )
 def test_i_tags_that_continue_nothing_begin_an_entity(before, after):
     old, new = ([TAGS.index(tag) for tag in text.split()] for text in (before, after))
-    assert repair_iob2(old, TAGS) == (new, sum(one != other for one, other in zip(old, new, strict=True)))
+    assert fit_tag_ids(old, range(len(old)), TAGS, "IOB2") == new
 
 
-def test_schemes():
-    assert is_iob2(TAGS)
-    assert not is_iob2(("O", "B-PER", "I-LOC"))
-    assert not is_iob2(("O", "I-PER"))
-    assert not is_iob2(("O", "B-PER", "E-PER"))
+def test_a_tag_that_the_task_has_not_stays_what_it_was():
+    assert fit_tag_ids([1, 2], [1], ("O", "B-PER", "E-PER"), "IOBES") == [2]
 
 
 def test_hidden_tags_are_no_tags():

@@ -93,7 +93,7 @@ def test_states_are_sums_and_no_part_of_a_checkpoint() -> None:
     assert pickle.loads(pickle.dumps(metric)).compute() == 0.0
 
 
-@pytest.mark.parametrize("name", ["PER", "B-", "I", "S-PER", ""])
+@pytest.mark.parametrize("name", ["PER", "B-", "I", "X-PER", ""])
 def test_other_schemes_are_refused(name: str) -> None:
     with pytest.raises(PapaError, match=r"label_names has .* the scheme IOB2"):
         EntityF1(["O", name])

@@ -1,0 +1,186 @@
+"""Schemes in which tags of words mark entities: how they are recognised, read and written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
+
+Scheme = Literal["IOB2", "IOB1", "IO", "IOBES", "BILOU"]
+"""How tags mark entities. A tag is `O`, or a mark, a hyphen and the kind of the entity: `B-PER`."""
+
+OUTSIDE = "O"
+
+
+class Rules(NamedTuple):
+    """What marks of neighbouring tags mean, as patterns: the mark before, the own mark, and how the kinds compare.
+
+    `*` stands for any mark or kinds, `=` for the same kind, `!` for different ones.
+
+    Args:
+        marks: All marks but O.
+        starts: Where an entity begins.
+        goes_on: Where the own tag belongs to the entity of the tag before.
+        ends: Where the entity of the tag before is complete.
+    """
+
+    marks: str
+    starts: frozenset[str]
+    goes_on: frozenset[str]
+    ends: frozenset[str]
+
+
+def _rules(marks: str, starts: str, goes_on: str, ends: str) -> Rules:
+    """Rules from patterns between blanks."""
+    return Rules(marks, *(frozenset(patterns.split()) for patterns in (starts, goes_on, ends)))
+
+
+#: As seqeval reads them strictly (IO, which it does not know, by the same idea). Sources: Ramshaw and Marcus, "Text
+#: Chunking using Transformation-Based Learning", 1995 (IOB1); Ratnaparkhi 1998 (IOB2); Ratinov and Roth, "Design
+#: Challenges and Misconceptions in Named Entity Recognition", 2009 (BILOU, which is IOBES under other letters).
+RULES: Mapping[Scheme, Rules] = {
+    "IOB2": _rules("BI", "*B*", "BI= II=", "IO* II! IB* BO* BI! BB*"),
+    "IOB1": _rules("BI", "OI* II! BI* IB= BB=", "BI= II=", "II! IO* IB* BO* BI! BB="),
+    "IO": _rules("I", "OI* II!", "II=", "IO* II!"),
+    "IOBES": _rules("BIES", "*B* *S*", "BI= BE= II= IE=", "S** E**"),
+    "BILOU": _rules("BILU", "*B* *U*", "BI= BL= II= IL=", "U** L**"),
+}
+
+
+def matches(patterns: frozenset[str], before: str, tag: str) -> bool:
+    """Tell whether two neighbouring tags are among the patterns of `Rules`.
+
+    Example:
+        >>> matches(RULES["IOB2"].goes_on, "B-PER", "I-PER"), matches(RULES["IOB2"].goes_on, "B-PER", "I-LOC")
+        (True, False)
+    """
+    kinds = "=" if before[2:] == tag[2:] else "!"
+    return any(
+        first in (before[0], "*") and second in (tag[0], "*") and third in (kinds, "*")
+        for first, second, third in patterns
+    )
+
+
+def is_tag(name: str, marks: str) -> bool:
+    """Tell whether a name is a tag with one of some marks, or O."""
+    return name == OUTSIDE or (len(name) > 2 and name[1] == "-" and name[0] in marks)
+
+
+def scheme_of(label_names: Sequence[str]) -> Scheme | None:
+    """Recognise the scheme of tags by their names.
+
+    With B- and I- alone it is IOB2 if each kind has B-, and IOB1 if each has I-; IOBES and BILOU have B- and E- (L-)
+    for the same kinds, and S- (U-).
+
+    Args:
+        label_names: Names of the tags.
+
+    Returns:
+        The scheme, None if the names are of none or mixed.
+
+    Example:
+        >>> scheme_of(("O", "B-PER", "I-PER")), scheme_of(("O", "I-PER", "I-LOC", "B-LOC")), scheme_of(("O", "I-PER"))
+        ('IOB2', 'IOB1', 'IO')
+        >>> scheme_of(("O", "S-PER", "B-PER", "E-PER")), scheme_of(("NOUN", "VERB")), scheme_of(("O", "B-PER", "E-PER"))
+        ('IOBES', None, None)
+    """
+    if not all(is_tag(name, "BIESLU") for name in label_names):
+        return None
+    kinds = {mark: {name[2:] for name in label_names if name[0] == mark and name != OUTSIDE} for mark in "BIESLU"}
+    marks = {mark for mark, found in kinds.items() if found}
+    if not marks:
+        return None
+    if marks <= set("BI"):
+        if kinds["I"] <= kinds["B"]:
+            return "IOB2"
+        return "IO" if marks == {"I"} else "IOB1" if kinds["B"] <= kinds["I"] else None
+    candidates: tuple[tuple[Scheme, str, str], ...] = (("IOBES", "E", "S"), ("BILOU", "L", "U"))
+    for scheme, last, single in candidates:
+        if marks <= set(RULES[scheme].marks) and kinds["B"] == kinds[last] >= kinds["I"] and kinds[single]:
+            return scheme
+    return None
+
+
+def looks_tagged(label_names: Sequence[str]) -> bool:
+    """Tell whether names look as if they marked entities: O, and capital letters with a hyphen before all others.
+
+    Example:
+        >>> looks_tagged(("O", "B-PER", "E-PER")), looks_tagged(("O", "other")), looks_tagged(("NOUN", "VERB"))
+        (True, False, False)
+    """
+    others = [name for name in label_names if name != OUTSIDE]
+    return len(others) < len(label_names) and bool(others) and all(is_tag(name, name[:1].upper()) for name in others)
+
+
+class Entity(NamedTuple):
+    """An entity of a sentence: its words from `start` to before `stop`, and its kind."""
+
+    start: int
+    stop: int
+    kind: str
+
+
+def read_entities(tags: Sequence[str]) -> list[Entity]:
+    """Read entities, also from tags that break their scheme: what goes on with nothing begins an entity.
+
+    Args:
+        tags: Tags of one sentence, of any scheme.
+
+    Example:
+        >>> read_entities(["I-PER", "I-PER", "B-PER", "O", "S-LOC"])
+        [Entity(start=0, stop=2, kind='PER'), Entity(start=2, stop=3, kind='PER'), Entity(start=4, stop=5, kind='LOC')]
+    """
+    found: list[Entity] = []
+    for place, (before, tag) in enumerate(zip([OUTSIDE, *tags], tags, strict=False)):
+        if tag == OUTSIDE:
+            continue
+        begins = tag[0] in "BSU" or before == OUTSIDE or before[0] in "ESLU" or before[2:] != tag[2:]
+        start = place if begins else found.pop().start
+        found.append(Entity(start, place + 1, tag[2:]))
+    return found
+
+
+def write_entities(entities: Sequence[Entity], length: int, scheme: Scheme) -> list[str]:
+    """Write entities as tags.
+
+    Args:
+        entities: In the order of their words.
+        length: Number of words of the sentence.
+        scheme: The scheme.
+
+    Example:
+        >>> write_entities([Entity(0, 2, "PER"), Entity(2, 3, "PER")], 4, "IOBES")
+        ['B-PER', 'E-PER', 'S-PER', 'O']
+        >>> write_entities([Entity(0, 2, "PER"), Entity(2, 3, "PER")], 4, "IOB1")
+        ['I-PER', 'I-PER', 'B-PER', 'O']
+    """
+    tags = [OUTSIDE] * length
+    for start, stop, kind in entities:
+        first, last, single = {"IOBES": "BES", "BILOU": "BLU", "IOB2": "BIB"}.get(scheme, "III")
+        if scheme == "IOB1" and start > 0 and tags[start - 1][2:] == kind:
+            first = single = "B"
+        marks = single if stop - start == 1 else first + "I" * (stop - start - 2) + last
+        tags[start:stop] = [f"{mark}-{kind}" for mark in marks]
+    return tags
+
+
+def fit_tags(tags: Sequence[str], kept: Sequence[int], scheme: Scheme) -> list[str]:
+    """Tag the words that are left of a sentence, so that what is left of an entity is one.
+
+    Args:
+        tags: Tags of all words.
+        kept: Numbers of the words that are left, in their order.
+        scheme: Scheme of the tags that are returned.
+
+    Returns:
+        One tag for each word that is left.
+
+    Example:
+        >>> fit_tags(["B-LOC", "I-LOC", "O"], [1, 2], "IOB2")
+        ['B-LOC', 'O']
+    """
+    left: list[Entity] = []
+    for start, stop, kind in read_entities(tags):
+        places = [place for place, word in enumerate(kept) if start <= word < stop]
+        if places:
+            left.append(Entity(places[0], places[-1] + 1, kind))
+    return write_entities(left, len(kept), scheme)
