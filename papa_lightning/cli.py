@@ -5,26 +5,28 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-import zipfile
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from jsonargparse import DefaultHelpFormatter
+from jsonargparse import DefaultHelpFormatter, Namespace
 
 # Imported for their names: a configuration file says `class_path: SST2DataModule`, and what is imported is found.
 from papa_lightning import callbacks, datamodules, tasks  # noqa: F401
-from papa_lightning.callbacks import CalibratingCallback, CalibrationRun, ConstantAttention, PredictionWriter
-from papa_lightning.configuration_errors import configuring, error_line
+from papa_lightning.boundary import closing
+from papa_lightning.callbacks import CalibratingCallback, CalibrationRun, ConstantAttention, HeadGates, PredictionWriter
+from papa_lightning.checkpoints import WeightsOnlyIO, is_address, read_checkpoint
+from papa_lightning.configuration_errors import configuring
 from papa_lightning.criteria import RankingRun, criterion_from, gates_for, list_ranking, load_trained
 from papa_lightning.either_lightning import (
     ArgsType,
     L,
     LightningArgumentParser,
     LightningCLI,
-    Timer,
+    TorchCheckpointIO,
     rank_zero_only,
     rank_zero_warn,
 )
@@ -32,7 +34,7 @@ from papa_lightning.exceptions import PapaError
 from papa_lightning.files import check_output
 from papa_lightning.logging_defaults import SaveRunConfig, default_loggers
 from papa_lightning.ranking import HeadRanking
-from papa_lightning.summary import summarize_fit, summarize_scores
+from papa_lightning.summary import Stopwatch, summarize_fit, summarize_scores
 
 #: What a task takes from its data module.
 _FROM_DATA = ("num_labels", "metrics", "max_length", "label_names")
@@ -83,9 +85,9 @@ class PapaTrainer(L.Trainer):
             val_dataloaders: As in Lightning's Trainer.
             datamodule: Its train and validation data are used.
             ckpt_path: Checkpoint to go on from. The arguments of the task are then those of the checkpoint.
-            weights_only: As in Lightning's Trainer.
+            weights_only: Always true: a checkpoint that holds more than tensors and plain values is refused.
         """
-        super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
+        super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, _only_weights(weights_only))
 
     def calibrate(
         self,
@@ -132,8 +134,9 @@ class PapaTrainer(L.Trainer):
         calibration = next(iter(configured), ConstantAttention())
         if ckpt_path is not None:
             load_trained(model, ckpt_path, calibration.encoder)
+        run: HeadGates | RankingRun
         if criterion == "gate":
-            self.callbacks = [*others, gates_for(output, constants, configured)]
+            run = gates_for(output, constants, configured)
         else:
             if self.world_size > 1:
                 raise PapaError(
@@ -141,8 +144,11 @@ class PapaTrainer(L.Trainer):
                     "--trainer.devices 1."
                 )
             train_first = "loss" in criterion_from(criterion).needs and ckpt_path is None
-            self.callbacks = [*others, RankingRun(criterion, output, calibration, constants, train_first)]
+            run = RankingRun(criterion, output, calibration, constants, train_first)
+        self.callbacks = [*others, run]
         self.fit(model, datamodule=datamodule)
+        if run.ranking is None:
+            raise PapaError(_nothing_done(self, "ranked", output))
 
     def predict(  # type: ignore[override]
         self,
@@ -159,13 +165,17 @@ class PapaTrainer(L.Trainer):
             datamodule: Its predict data are predicted.
             ckpt_path: Checkpoint of the task.
             output: A .jsonl or .parquet file; None takes predictions.jsonl in the folder of the logs.
-            weights_only: As in Lightning's Trainer.
+            weights_only: Always true: a checkpoint that holds more than tensors and plain values is refused.
         """
         if output is not None or not any(isinstance(callback, PredictionWriter) for callback in self.callbacks):
             others = [callback for callback in self.callbacks if not isinstance(callback, PredictionWriter)]
             self.callbacks = [*others, PredictionWriter(output)]
         super().predict(
-            model, datamodule=datamodule, ckpt_path=ckpt_path, return_predictions=False, weights_only=weights_only
+            model,
+            datamodule=datamodule,
+            ckpt_path=ckpt_path,
+            return_predictions=False,
+            weights_only=_only_weights(weights_only),
         )
 
     def validate(  # type: ignore[override]
@@ -183,10 +193,10 @@ class PapaTrainer(L.Trainer):
             model: The task.
             datamodule: Its validation data are used.
             ckpt_path: Checkpoint of the task.
-            weights_only: As in Lightning's Trainer.
+            weights_only: Always true: a checkpoint that holds more than tensors and plain values is refused.
         """
         return super().validate(
-            model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False, weights_only=weights_only
+            model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False, weights_only=_only_weights(weights_only)
         )
 
     def test(  # type: ignore[override]
@@ -204,9 +214,11 @@ class PapaTrainer(L.Trainer):
             model: The task.
             datamodule: Its test data are used.
             ckpt_path: Checkpoint of the task.
-            weights_only: As in Lightning's Trainer.
+            weights_only: Always true: a checkpoint that holds more than tensors and plain values is refused.
         """
-        return super().test(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False, weights_only=weights_only)
+        return super().test(
+            model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False, weights_only=_only_weights(weights_only)
+        )
 
 
 class _HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
@@ -234,6 +246,7 @@ class PapaCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, and refuse what would end as an error from inside Lightning."""
         super().parse_arguments(parser, args)
+        _name_members(self.config)
         config = self.config[self.config.subcommand]
         seed, checkpoint = config.get("seed_everything"), config.get("ckpt_path")
         if not isinstance(seed, bool) and isinstance(seed, int) and not 0 <= seed < 2**32:
@@ -252,6 +265,16 @@ class PapaCLI(LightningCLI):
     def _task_arguments(self) -> dict[str, object]:
         return dict((self.config[self.config.subcommand].get("model.init_args") or {}).items())
 
+    def _check_machines(self) -> None:
+        """Refuse to wait for machines that cannot know of this one: Lightning would, for half an hour."""
+        nodes = self._get(self.config_init, "trainer")["num_nodes"]
+        known = self.trainer.strategy.launcher is None or "MASTER_ADDR" in os.environ
+        if nodes > 1 and not known:
+            raise PapaError(
+                f"num_nodes is {nodes}, but nothing says which machines these are: start papa with torchrun or SLURM, "
+                "or set MASTER_ADDR, MASTER_PORT and NODE_RANK on each."
+            )
+
     def instantiate_classes(self) -> None:
         """Make data, model and trainer; what their constructors refuse is an error of the configuration."""
         with configuring():
@@ -259,6 +282,7 @@ class PapaCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Refuse a task that was told something else than its data say: the link would win, and nobody would know."""
+        self._check_machines()
         given = self.config[self.subcommand].get("model.init_args") or {}
         for name in _FROM_DATA:
             taken, told = getattr(self.datamodule, name, None), given.get(name)
@@ -272,16 +296,21 @@ class PapaCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: object) -> L.Trainer:
         """Loggers of ours where none is named; a calibration or ranking run has neither logs nor checkpoints."""
         settings = self._get(self.config_init, "trainer")
-        if settings["logger"] in (None, True):
+        if settings["logger"] in (None, True) and not settings["barebones"]:
             kwargs["logger"] = default_loggers(settings["default_root_dir"] or os.getcwd())
         if self.subcommand in _RUNS:
             kwargs |= {"logger": False, "enable_checkpointing": False, "num_sanity_val_steps": 0}
             kwargs |= {"limit_val_batches": 0, "min_epochs": None, "min_steps": None}
+            if self.subcommand == "calibrate":  # which takes no step
+                kwargs |= {"max_epochs": 1, "max_steps": -1, "max_time": None}
             configured = settings["callbacks"] or []
             kept = configured if isinstance(configured, list) else [configured]
             kwargs["callbacks"] = [callback for callback in kept if isinstance(callback, CalibratingCallback)]
             self.save_config_callback = None
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # else the user's own
+            trainer.strategy.checkpoint_io = WeightsOnlyIO()
+        return trainer
 
     def after_fit(self) -> None:
         """Print what was frozen, the score, the times, and where everything is."""
@@ -317,26 +346,16 @@ def main(args: ArgsType = None) -> object:
         command exits with what it gets, and only None means success.
 
     Raises:
-        SystemExit: With code 2 and one line on stderr for invalid input, and with code 130 after Ctrl-C. With
-            PAPA_DEBUG=1 in the environment the error itself, with its traceback.
+        SystemExit: In place of any error, see :mod:`papa_lightning.boundary`. With PAPA_DEBUG=1 in the environment the
+            error itself, with its traceback.
     """
     words = sys.argv[1:] if args is None else args
-    try:
-        done = _run(words, args) if isinstance(words, list) else _run_trainer(args)
-    except Exception as error:
-        line = error_line(error)
-        if line is None or os.environ.get("PAPA_DEBUG") == "1":
-            raise
-        print(f"papa: error: {line}", file=sys.stderr)
-        raise SystemExit(2) from error
-    except KeyboardInterrupt as stop:
-        if os.environ.get("PAPA_DEBUG") == "1":
-            raise
-        print(f"papa: interrupted{f': {stop}' if str(stop) else ''}", file=sys.stderr)
-        raise SystemExit(130) from stop  # 128 and the number of the signal, as shells have it
-    finally:
-        if args is None:  # the process ends next
-            _disconnect()
+    with closing(words):
+        try:
+            done = _run(words, args) if isinstance(words, list) else _run_trainer(args)
+        finally:
+            if args is None:  # the process ends next
+                _disconnect()
     return None if args is None else done
 
 
@@ -365,9 +384,8 @@ def _run(words: list[str], args: ArgsType) -> object:
 def _run_trainer(args: ArgsType) -> PapaCLI:
     return PapaCLI(
         trainer_class=PapaTrainer,
-        trainer_defaults={"callbacks": [Timer()]},
+        trainer_defaults={"callbacks": [Stopwatch()]},
         seed_everything_default=0,
-        auto_configure_optimizers=False,
         save_config_callback=SaveRunConfig,
         save_config_kwargs={"save_to_log_dir": False},
         parser_kwargs={"description": _DESCRIPTION, "epilog": _SUMMARY},
@@ -376,22 +394,44 @@ def _run_trainer(args: ArgsType) -> PapaCLI:
 
 
 def check_checkpoint(path: str) -> None:
-    """Refuse a checkpoint that is not there, or not whole, before anything is made.
+    """Refuse a checkpoint that is not there, not whole, or could run code, before anything is made.
 
     Args:
-        path: As given on the command line: a file, a folder of a sharded checkpoint, an address, or "last".
+        path: As given on the command line: a file, an address, which is looked at when it is loaded, or "last".
 
     Raises:
         PapaError: When it cannot be used.
     """
     if path == "best":
         raise PapaError("ckpt_path is 'best', which only the run that trained knows: pass the path of a checkpoint.")
-    if path in ("last", "hpc") or path.startswith("registry") or "://" in path or Path(path).is_dir():
-        return
-    if not Path(path).is_file():
-        raise PapaError(f"ckpt_path is {path!r}, but there is no such file: pass the path of a checkpoint.")
-    if not zipfile.is_zipfile(path):
-        raise PapaError(f"ckpt_path is {path!r}, which is damaged or no checkpoint: pass another one, or start anew.")
+    if Path(path).is_dir():
+        raise PapaError(
+            f"ckpt_path is {path!r}, a folder, and to load a sharded checkpoint runs what it holds: where you trust "
+            f"who wrote it, pass the file that `python -m lightning.pytorch.utilities.consolidate_checkpoint {path}` "
+            "makes of it."
+        )
+    if not (path in ("last", "hpc") or path.startswith("registry") or is_address(path)):
+        read_checkpoint(path)
+
+
+def _nothing_done(trainer: PapaTrainer, done: str, output: str) -> str:
+    limits = ("max_epochs", "max_steps", "limit_train_batches")
+    found = ", ".join(f"{name} is {getattr(trainer, name)}" for name in limits)
+    return (
+        f"nothing was {done}, and {output!r} is not written: no training began, because of {found}, or a time that was "
+        "over: leave the trainer its steps."
+    )
+
+
+def _only_weights(asked: bool | None) -> bool:
+    """True; what a checkpoint holds beside tensors and plain values is never run."""
+    if asked is False:
+        raise PapaError(
+            "weights_only is False, which lets a checkpoint run code: leave it out. Where you trust who wrote the "
+            "checkpoint, open it in Python with torch.load(path, weights_only=False), save what are tensors and plain "
+            "values with torch.save, and pass that."
+        )
+    return True
 
 
 def _default(task: type, name: str) -> object:
@@ -401,6 +441,16 @@ def _default(task: type, name: str) -> object:
         if constructor is not None and name in (parameters := inspect.signature(constructor).parameters):
             return parameters[name].default
     return None
+
+
+def _name_members(config: Namespace) -> None:
+    """Put names in place of members of enumerations, which YAML cannot hold: ``Timer(interval=...)``."""
+    for key, value in vars(config).items():
+        if isinstance(value, Enum) and isinstance(value, str):
+            setattr(config, key, value.value)
+        for inner in value if isinstance(value, list) else [value]:
+            if isinstance(inner, Namespace):
+                _name_members(inner)
 
 
 def _plain(value: object) -> object:

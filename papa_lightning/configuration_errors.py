@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-from argparse import ArgumentError
 from collections.abc import Iterator
 from contextlib import contextmanager
-from textwrap import shorten
 
 from papa_lightning.either_lightning import MisconfigurationException
 from papa_lightning.exceptions import PapaError, explanation
@@ -19,40 +17,9 @@ _REASONS = re.compile(
 _UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (.*)")
 _VALUE = re.compile(r"(?:Given value|Got value): (.*)")
 _CLASS = re.compile(r"Problem with given class_path '([^']*)'")
-_UNLIKE = re.compile(r"Error\(s\) in loading state_dict for (\w+):\s*(.*)", re.DOTALL)
 _KEY = re.compile(r'Parser key "([^"]+)"')
 _EXPECTED = re.compile(r"Expected an? (?:<class '(?:\w+\.)*(\w+)'>|typing\.Literal\[(.*)\])")
 _SHOW = "PAPA_DEBUG=1 shows the traceback"
-
-
-def error_line(error: BaseException) -> str | None:
-    """What the command line prints of an error that its user can mend.
-
-    Args:
-        error: Any error.
-
-    Returns:
-        One line; None for an error that wants its traceback.
-
-    Example:
-        >>> error_line(PapaError("batch_size is 0, but must be at least 1."))
-        'batch_size is 0, but must be at least 1.'
-    """
-    # Parsers wrap what a constructor raises in these two; any other error beside a PapaError is a fault of its own.
-    explained = explanation(error) if isinstance(error, (ValueError, ArgumentError)) else None
-    if explained is not None:
-        return " ".join(str(explained).split())
-    if isinstance(error, ArgumentError):
-        return account(str(error))
-    if isinstance(error, MisconfigurationException):
-        return f"{' '.join(str(error).split())} ({_SHOW})"
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror} ({_SHOW})"
-    unlike = _UNLIKE.match(str(error)) if isinstance(error, RuntimeError) else None
-    if unlike:  # torch lists every key, on pages
-        keys = shorten(unlike.group(2), 160, placeholder=" …")
-        return f"ckpt_path is no checkpoint of this {unlike.group(1)}, but of another model: {keys} ({_SHOW})"
-    return None
 
 
 @contextmanager

@@ -29,7 +29,7 @@ _HOMES = {
     "MisconfigurationException": "utilities.exceptions",
     "OptimizerLRScheduler": "utilities.types",
     "TensorBoardLogger": "loggers",
-    "Timer": "callbacks",
+    "TorchCheckpointIO": "plugins.io",
     "TrainerFn": "trainer.states",
     "isolate_rng": "utilities.seed",
     "rank_zero_info": "utilities",
@@ -52,9 +52,10 @@ if TYPE_CHECKING:
     import lightning.pytorch as L
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch import Callback, LightningDataModule, LightningModule
-    from lightning.pytorch.callbacks import BasePredictionWriter, Timer
+    from lightning.pytorch.callbacks import BasePredictionWriter
     from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
     from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+    from lightning.pytorch.plugins.io import TorchCheckpointIO
     from lightning.pytorch.trainer.states import TrainerFn
     from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
     from lightning.pytorch.utilities.seed import isolate_rng
@@ -75,7 +76,7 @@ __all__ = [
     "OptimizerLRScheduler",
     "SaveConfigCallback",
     "TensorBoardLogger",
-    "Timer",
+    "TorchCheckpointIO",
     "TrainerFn",
     "is_a",
     "is_overridden",

@@ -42,6 +42,10 @@ class ConstantsFileError(PapaError):
     """A constants file cannot be read, or does not fit the encoder."""
 
 
+class CheckpointError(PapaError):
+    """A checkpoint is missing, damaged, or holds what could run code when it is loaded."""
+
+
 class RankingFileError(PapaError):
     """A ranking file cannot be read, or is not a head ranking."""
 

@@ -3,15 +3,36 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from papa_lightning.callbacks import CalibratingCallback, HeadGates, constant_heads, discover_encoder
 from papa_lightning.callbacks.run_folder import run_folder
-from papa_lightning.either_lightning import L, Timer
+from papa_lightning.either_lightning import Callback, L
 from papa_lightning.encoders import encoder_shape
 from papa_lightning.exceptions import UnsupportedEncoderError
+
+
+class Stopwatch(Callback):
+    """Times training. Lightning's Timer would do, but a Trainer with one ignores its ``max_time``.
+
+    Attributes:
+        seconds: Of the last training with its validations; None before one has ended.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: float | None = None
+        self._began = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start."""
+        self._began = time.monotonic()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop."""
+        self.seconds = time.monotonic() - self._began
 
 
 @dataclass(frozen=True)
@@ -73,7 +94,7 @@ def summarize_fit(trainer: L.Trainer, module: L.LightningModule) -> FitSummary |
         The summary, or None when the module holds no supported encoder.
     """
     callback = next((one for one in trainer.callbacks if isinstance(one, CalibratingCallback)), None)  # type: ignore[attr-defined]
-    timer = next((one for one in trainer.callbacks if isinstance(one, Timer)), None)  # type: ignore[attr-defined]
+    watch = next((one for one in trainer.callbacks if isinstance(one, Stopwatch)), None)  # type: ignore[attr-defined]
     try:
         encoder = discover_encoder(module, callback.encoder if callback else None)
     except UnsupportedEncoderError:
@@ -87,7 +108,7 @@ def summarize_fit(trainer: L.Trainer, module: L.LightningModule) -> FitSummary |
         score_name=score_name,
         score=None if score is None else float(score),
         calibration_seconds=callback.calibration_seconds if callback else None,
-        training_seconds=timer.time_elapsed("train") if timer else None,
+        training_seconds=watch.seconds if watch else None,
         logs=None if (folder := run_folder(trainer)) is None else str(folder),
         constants=callback.constants_path if callback else None,
         checkpoint=getattr(trainer.checkpoint_callback, "best_model_path", None),

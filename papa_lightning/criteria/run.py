@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-import torch
-
 from papa_lightning.calibration import AttentionConstants, eval_mode
 from papa_lightning.callbacks import CalibratingCallback, CalibrationBatches, calibrate_in, discover_encoder
+from papa_lightning.checkpoints import read_checkpoint
 from papa_lightning.criteria.base import RankingInputs
 from papa_lightning.criteria.registry import criterion_from, rank_heads
 from papa_lightning.either_lightning import Callback, L, rank_zero_info
@@ -111,13 +109,13 @@ def load_trained(module: L.LightningModule, ckpt_path: str, encoder: str | None 
     Raises:
         PapaError: When the file is no checkpoint of this module.
     """
+    checkpoint = read_checkpoint(ckpt_path)
     try:
-        checkpoint = torch.load(Path(ckpt_path), map_location="cpu", weights_only=True)
         module.on_load_checkpoint(checkpoint)
         module.load_state_dict(checkpoint["state_dict"])
     except PapaError:
         raise
-    except Exception as error:  # torch raises anything on files that are none of its own
+    except Exception as error:  # modules raise anything on parts that are none of theirs
         raise PapaError(
             f"ckpt_path is {ckpt_path!r}, which is no checkpoint of this {type(module).__name__} "
             f"({shorten(str(error), 200, placeholder=' …')}): pass one that `papa fit` wrote with the same "

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from papa_lightning.calibration import AttentionConstants, CompactConstants
+from papa_lightning.checkpoints import read_checkpoint
 from papa_lightning.encoders import HeadSelection, swap_as_saved, swap_attention
 from papa_lightning.exceptions import ExportError
 from papa_lightning.export.folder import export_encoder
@@ -105,7 +103,7 @@ def _swap(encoder: PreTrainedModel, settings: ExportSettings) -> None:
 
 
 def _from_checkpoint(settings: ExportSettings, path: str) -> tuple[str, PreTrainedModel]:
-    checkpoint = _read_checkpoint(path)
+    checkpoint = read_checkpoint(path)
     arguments = checkpoint.get("hyper_parameters") or {}
     name = settings.encoder or arguments.get("encoder")
     state = {key[8:]: held for key, held in checkpoint["state_dict"].items() if key.startswith("encoder.")}
@@ -133,19 +131,6 @@ def _from_checkpoint(settings: ExportSettings, path: str) -> tuple[str, PreTrain
     if not saved:
         _swap(encoder, settings)
     return name, encoder
-
-
-def _read_checkpoint(path: str) -> Mapping[str, Any]:
-    if not Path(path).is_file():
-        raise ExportError(f"ckpt_path is {path!r}, but there is no such file: pass the path of a checkpoint.")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        if isinstance(checkpoint, Mapping) and isinstance(checkpoint["state_dict"], Mapping):
-            return checkpoint
-        reason = "it has no state_dict"
-    except Exception as error:  # torch raises anything on files that are none of its own
-        reason = " ".join(str(error).split())[:300]
-    raise ExportError(f"ckpt_path is {path!r}, which is damaged or no checkpoint ({reason}): pass another one.")
 
 
 def _load_tokenizer(encoder: str, name: str | None) -> PreTrainedTokenizerBase | None:

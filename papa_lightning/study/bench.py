@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
 from papa_lightning import datamodules  # noqa: F401 (imported for their names, which settings refer to)
+from papa_lightning.configuration_errors import account
 from papa_lightning.datamodules.base import TaskDataModule
 from papa_lightning.datamodules.layouts import cut_padding
 from papa_lightning.datamodules.tokens import TokenDataModule
@@ -150,9 +151,8 @@ def make_data(name: str, settings: Mapping[str, Any], encoder: str) -> TaskDataM
         explained = explanation(error)
         if explained is not None:
             raise explained from error
-        reason = " ".join(str(error).split())
         raise PapaError(
-            f"tasks has {name!r}, whose data module cannot be built from {dict(settings)}: {reason}"
+            f"tasks has {name!r}, whose data module cannot be built from {dict(settings)}: {account(str(error))}"
         ) from error
     if data.preset != "default":
         raise PapaError(
@@ -192,6 +192,8 @@ def find_device(name: str) -> torch.device:
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
         device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("its tensors have no values")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise PapaError(f"device is {name!r}, which is not to be had here ({error}): pass auto, or cpu.") from error

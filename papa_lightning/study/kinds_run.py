@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from papa_lightning import datamodules, tasks  # noqa: F401 (imported for their names, which settings refer to)
 from papa_lightning.calibration import AttentionConstants
 from papa_lightning.callbacks import Throughput
+from papa_lightning.configuration_errors import account
 from papa_lightning.datamodules.files import content_hash
 from papa_lightning.datamodules.tokenizing import fingerprint
 from papa_lightning.either_lightning import L
@@ -278,7 +279,7 @@ def _build(base: type, name: str, given: Mapping[str, Any]) -> Any:
         explained = explanation(error)
         if explained is not None:
             raise explained from error
-        raise PapaError(f"kinds.{name} cannot be built from {dict(given)}: {' '.join(str(error).split())}") from error
+        raise PapaError(f"kinds.{name} cannot be built from {dict(given)}: {account(str(error))}") from error
 
 
 def _result(

@@ -2,10 +2,12 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Literal, cast
+from pathlib import Path
+from typing import IO, Any, Literal, cast
 
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
+from typing_extensions import Self
 
 from papa_lightning.either_lightning import LightningModule
 from papa_lightning.exceptions import PapaError
@@ -22,6 +24,30 @@ class EvaluatedTask(LightningModule, ABC):
     """
 
     scores: nn.ModuleDict
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: str | Path | IO[bytes],
+        map_location: Any = None,
+        hparams_file: str | Path | None = None,
+        strict: bool | None = None,
+        weights_only: bool | None = True,
+        **kwargs: Any,
+    ) -> Self:
+        """Load a task from a checkpoint; as Lightning's, but code that it may hold is not run unless asked for.
+
+        Args:
+            checkpoint_path: File or address.
+            map_location: As of Lightning's.
+            hparams_file: As of Lightning's.
+            strict: As of Lightning's.
+            weights_only: False runs what the checkpoint holds. Lightning's default does so for addresses.
+            kwargs: As of Lightning's.
+        """
+        return super().load_from_checkpoint(
+            checkpoint_path, map_location, hparams_file, strict, weights_only=weights_only, **kwargs
+        )
 
     @abstractmethod
     def score(self, batch: Mapping[str, Tensor], batch_idx: int, rows: int | None = None) -> Scored:

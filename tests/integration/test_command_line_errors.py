@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from papa_lightning import PapaError
 from papa_lightning.cli import main
-from papa_lightning.configuration_errors import account, error_line
+from papa_lightning.configuration_errors import account
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
@@ -57,7 +57,10 @@ def test_words_that_no_parser_knows(words: list[str], message: str, capsys: pyte
         (["--trainer.devices", "0"], "value is not a valid input using cpu accelerator"),
         (["--trainer.max_epochs", "-5"], "`max_epochs` must be a non-negative integer or -1"),
         (["--seed_everything", "-1"], "seed_everything is -1"),
-        (["--ckpt_path", "nowhere.ckpt"], "ckpt_path is 'nowhere.ckpt', but there is no such file"),
+        (
+            ["--ckpt_path", "nowhere.ckpt"],
+            "ckpt_path is 'nowhere.ckpt', but there is no such file",
+        ),
         (["--ckpt_path", "best"], "ckpt_path is 'best'"),
     ],
 )
@@ -111,20 +114,15 @@ def test_what_lightning_refuses_while_it_runs(
     assert refused(["fit", *tiny], capsys) == "No `x()` method defined. (PAPA_DEBUG=1 shows the traceback)"
 
 
-def test_a_fault_in_the_code_keeps_its_traceback(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_the_code_of_a_user_names_its_line(
+    tiny: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fit(*_: object, **__: object) -> None:
-        raise ValueError("a bug")
+        raise ValueError("a bug\n of mine")
 
     monkeypatch.setattr("papa_lightning.cli.PapaTrainer.fit", fit)
-    with pytest.raises(ValueError, match="a bug"):
-        main(["fit", *tiny])
-
-
-def test_a_fault_while_an_error_is_handled_is_not_taken_for_it() -> None:
-    fault, wrapped = KeyError("a bug"), ValueError("a page of values")
-    fault.__cause__ = wrapped.__cause__ = PapaError("batch_size is 0")
-    assert error_line(fault) is None
-    assert error_line(wrapped) == "batch_size is 0"
+    line = refused(["fit", *tiny], capsys)
+    assert re.search(r"test_command_line_errors.py:\d+: ValueError: a bug of mine \(PAPA_DEBUG=1", line)
 
 
 @pytest.mark.parametrize("arguments", [["--trainer.max_epochs", "abc"], ["--trainer.strategy", "nonsense"]])
