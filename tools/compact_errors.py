@@ -85,7 +85,7 @@ def errors_table(args: argparse.Namespace) -> None:
     data.setup("fit")
     rows = data.train_dataloader().dataset.with_format("torch")
     batches = [rows[first : first + 32] for first in range(0, len(rows), 32)]
-    encoder = AutoModel.from_pretrained(args.encoder).eval()
+    encoder = AutoModel.from_pretrained(args.encoder, trust_remote_code=False).eval()
     average = calibrate(encoder, batches, args.length)
     dynamic = hidden_states(encoder, batches)
     swap(encoder, average)

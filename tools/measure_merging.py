@@ -23,7 +23,7 @@ TOLERANCES = [0.2, 0.4, 0.6, 0.8, 1.0, None]
 
 def read_batches(args: argparse.Namespace) -> list[dict[str, Tensor]]:
     """Batches of 50 sentences."""
-    tokenizer = AutoTokenizer.from_pretrained(args.encoder)
+    tokenizer = AutoTokenizer.from_pretrained(args.encoder, trust_remote_code=False)
     with Path(args.sentences).open(encoding="utf-8") as lines:
         sentences = [json.loads(line)["sentence"] for line in itertools.islice(lines, args.count)]
     return [
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--length", type=int, default=48)
     args = parser.parse_args()
-    encoder, batches = AutoModel.from_pretrained(args.encoder).eval(), read_batches(args)
+    encoder, batches = AutoModel.from_pretrained(args.encoder, trust_remote_code=False).eval(), read_batches(args)
     constants = calibrate(encoder, batches, args.length)
     dynamic, full = hidden_states(encoder, batches), swapped(encoder, constants, batches)
     print(f"All heads dynamic to all heads constant: {relative_error(full, dynamic):.2f}.\n")

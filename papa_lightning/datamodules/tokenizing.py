@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from papa_lightning.datamodules.files import first_line
 from papa_lightning.datamodules.layouts import Layout, Preset, mask_of, place, plain_slots, segment_slots, token_slots
 from papa_lightning.exceptions import DataError
+from papa_lightning.pretrained import from_pretrained
 
 NO_LABEL = -100
 """Label of a slot that is not the first token of a word; the loss functions of torch ignore it."""
@@ -32,7 +33,7 @@ def load_tokenizer(name: str, revision: str | None, max_length: int, layout: Lay
         DataError: It cannot be loaded, lacks a special token, or does not take so many tokens.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, truncation_side="right")
+        tokenizer = from_pretrained(AutoTokenizer, name, revision=revision, truncation_side="right")
     except Exception as error:  # the hub, the file readers and the tokenizers raise errors of their own
         raise DataError(
             f"tokenizer {name!r} cannot be loaded: {_reason(name, error)}. Pass a local folder that holds tokenizer "

@@ -14,6 +14,7 @@ from papa_lightning.exceptions import ExportError
 from papa_lightning.export.folder import export_encoder
 from papa_lightning.export.graphs import check_onnx
 from papa_lightning.export.staging import check_folder
+from papa_lightning.pretrained import from_pretrained
 from papa_lightning.ranking import HeadRanking
 from papa_lightning.tasks.pretrained import load_encoder
 
@@ -138,7 +139,7 @@ def _load_tokenizer(encoder: str, name: str | None) -> PreTrainedTokenizerBase |
     if name is None and folder.is_dir() and not any((folder / file).exists() for file in _TOKENIZER_FILES):
         return None
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name or encoder, trust_remote_code=False)
+        tokenizer: PreTrainedTokenizerBase = from_pretrained(AutoTokenizer, name or encoder)
     except Exception as error:  # the hub, the file readers and the tokenizers raise errors of their own
         if name is None and not folder.is_dir():
             return None  # an encoder of the hub that has none

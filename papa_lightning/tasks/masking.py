@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, DataCollatorForLanguageModeling, PreTrainedTokenizerBase
 
 from papa_lightning.exceptions import PapaError
+from papa_lightning.pretrained import from_pretrained
 
 
 def load_masking_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -22,7 +23,9 @@ def load_masking_tokenizer(name: str) -> PreTrainedTokenizerBase:
         PapaError: If it cannot be loaded, or has no mask token.
     """
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer: PreTrainedTokenizerBase = from_pretrained(AutoTokenizer, name)
+    except PapaError:
+        raise
     except Exception as error:  # the hub, the file readers and the tokenizers raise errors of their own
         raise PapaError(
             f"tokenizer {name!r} cannot be loaded: pass the name of a tokenizer on the hub (downloaded before, when "

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from papa_lightning.exceptions import PapaError, UnsupportedEncoderError
+from papa_lightning.pretrained import from_pretrained
 
 # What transformers was seen to raise for names, folders and files that it cannot use.
 _LOAD_FAILURES = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
@@ -41,11 +42,11 @@ def load_encoder(name: str) -> PreTrainedModel:
     """
     config = _load_config(name)
     with _failures_explained(name), _without_load_report():
-        encoder, report = AutoModel.from_pretrained(
+        encoder, report = from_pretrained(
+            AutoModel,
             name,
             config=config,
             dtype=torch.float32,  # not the dtype of the file: the Trainer's `precision` decides
-            trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, by name
             **_without_pooler(config),
@@ -75,7 +76,7 @@ def vocabulary_size(name: str) -> int:
 
 def _load_config(name: str) -> PreTrainedConfig:
     with _failures_explained(name):
-        config: PreTrainedConfig = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        config: PreTrainedConfig = from_pretrained(AutoConfig, name)
     _check_is_encoder(name, config)
     return config
 
@@ -84,6 +85,8 @@ def _load_config(name: str) -> PreTrainedConfig:
 def _failures_explained(name: str) -> Iterator[None]:
     try:
         yield
+    except PapaError:
+        raise
     except _LOAD_FAILURES as error:
         raise PapaError(
             f"encoder {name!r} cannot be loaded: pass the name of an encoder on the hub (downloaded before, when "
