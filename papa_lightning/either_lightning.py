@@ -28,6 +28,7 @@ _HOMES = {
     "Logger": "loggers",
     "MisconfigurationException": "utilities.exceptions",
     "OptimizerLRScheduler": "utilities.types",
+    "SIGTERMException": "utilities.exceptions",
     "TensorBoardLogger": "loggers",
     "TorchCheckpointIO": "plugins.io",
     "TrainerFn": "trainer.states",
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.plugins.io import TorchCheckpointIO
     from lightning.pytorch.trainer.states import TrainerFn
     from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
     from lightning.pytorch.utilities.seed import isolate_rng
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
@@ -74,6 +76,7 @@ __all__ = [
     "Logger",
     "MisconfigurationException",
     "OptimizerLRScheduler",
+    "SIGTERMException",
     "SaveConfigCallback",
     "TensorBoardLogger",
     "TorchCheckpointIO",
