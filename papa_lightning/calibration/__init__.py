@@ -8,7 +8,6 @@ from papa_lightning.calibration.calibrate import (
     eval_mode,
     finish,
     gather,
-    progress_bar,
     without_path,
 )
 from papa_lightning.calibration.compact import CompactConstants
@@ -17,7 +16,7 @@ from papa_lightning.calibration.constants import AttentionConstants
 from papa_lightning.calibration.controls import CONTROL_KINDS, ConstantsKind, constants_kind, control_constants
 from papa_lightning.calibration.encoder_constants import ConstantsMismatchWarning, EncoderConstants
 from papa_lightning.calibration.merging import cluster_heads, folded_kinds, head_distances, merge_constants
-from papa_lightning.calibration.observing import EncoderCalls, observe, watch_calls
+from papa_lightning.calibration.observing import observe
 
 __all__ = [
     "CONTROL_KINDS",
@@ -26,7 +25,6 @@ __all__ = [
     "CompactConstants",
     "ConstantsKind",
     "ConstantsMismatchWarning",
-    "EncoderCalls",
     "EncoderConstants",
     "calibrate",
     "calibrate_compact",
@@ -42,7 +40,5 @@ __all__ = [
     "head_distances",
     "merge_constants",
     "observe",
-    "progress_bar",
-    "watch_calls",
     "without_path",
 ]

@@ -1,7 +1,6 @@
 """WHEN it happens in a Lightning project that exists already: callbacks."""
 
 from papa_lightning.callbacks.attention_images import AttentionImages
-from papa_lightning.callbacks.batches import CalibrationBatches
 from papa_lightning.callbacks.calibrating import CalibratingCallback, calibrate_in
 from papa_lightning.callbacks.calibration_run import CalibrationRun
 from papa_lightning.callbacks.constant_attention import ConstantAttention, constant_heads
@@ -14,7 +13,6 @@ from papa_lightning.callbacks.throughput import Throughput
 __all__ = [
     "AttentionImages",
     "CalibratingCallback",
-    "CalibrationBatches",
     "CalibrationRun",
     "ConstantAttention",
     "HeadGates",

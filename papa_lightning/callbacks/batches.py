@@ -8,9 +8,10 @@ from typing import Any, TypeAlias
 
 from transformers import PreTrainedModel
 
-from papa_lightning.calibration import AttentionAverages, observe, progress_bar, watch_calls
+from papa_lightning.calibration import AttentionAverages, observe
 from papa_lightning.calibration.batches import checked_inputs
-from papa_lightning.calibration.observing import named_inputs
+from papa_lightning.calibration.calibrate import progress_bar
+from papa_lightning.calibration.observing import named_inputs, watch_calls
 from papa_lightning.callbacks.own_step import REMEDY, run_step, trial
 from papa_lightning.callbacks.train_batches import TrainBatches
 from papa_lightning.callbacks.unchanged import unchanged

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import time
 import uuid
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
@@ -17,17 +16,23 @@ from transformers import PreTrainedModel
 from papa_lightning.calibration import (
     AttentionAverages,
     AttentionConstants,
-    ConstantsMismatchWarning,
     check_max_length,
     finish,
     gather,
-    without_path,
 )
 from papa_lightning.callbacks.averaged_copies import averaged_copies
 from papa_lightning.callbacks.batches import CalibrationBatches
 from papa_lightning.callbacks.constants_file import new_constants_file
 from papa_lightning.callbacks.discovery import discover_encoder
-from papa_lightning.callbacks.origins import Origin, note_origin, origin_of
+from papa_lightning.callbacks.origins import (
+    Origin,
+    describe_data,
+    described,
+    note_origin,
+    origin_of,
+    origin_text,
+    warn_of_other_data,
+)
 from papa_lightning.callbacks.processes import all_or_none, on_first
 from papa_lightning.callbacks.run_folder import run_folder
 from papa_lightning.callbacks.validation_rows import check_validation
@@ -146,10 +151,10 @@ class CalibratingCallback(Callback, ABC):
         if not is_calibrated(encoder):
             self.calibrate(trainer, pl_module)
         elif self.calibrates_anew and self._of_another(trainer, encoder):
-            rank_zero_info(f"The encoder has constants already, {_text(encoder)}: this callback makes its own.")
+            rank_zero_info(f"The encoder has constants already, {origin_text(encoder)}: this callback makes its own.")
             self.calibrate(trainer, pl_module)
         elif any(layer.needs_constants(layer.options()) for layer in swapped_layers(encoder)):
-            rank_zero_info(f"The constants in use are {_text(encoder)}; this fit does not calibrate.")
+            rank_zero_info(f"The constants in use are {origin_text(encoder)}; this fit does not calibrate.")
         added = [parameter for layer in swapped_layers(encoder) for parameter in layer.parameters()]
         self._frozen = [parameter for parameter in added if not parameter.requires_grad]
 
@@ -203,7 +208,7 @@ class CalibratingCallback(Callback, ABC):
         constants = calibrate_in(trainer, encoder, self.calibration_batches(trainer, pl_module), length)
         for own in self._encoders(trainer, pl_module):
             load_constants(own, constants)
-            self._note(own, _described(constants, trainer))
+            self._note(own, described(constants, trainer))
         self.calibration_seconds = time.perf_counter() - start
         if path is not None:
             self.constants_path = path
@@ -312,19 +317,6 @@ class CalibratingCallback(Callback, ABC):
         return origin is not None and origin.callback not in {self._name, *(one._name for one in callbacks)}
 
 
-def _text(encoder: PreTrainedModel) -> str:
-    """Where the constants of an encoder come from."""
-    origin = origin_of(encoder)
-    return "those that the module brought along" if origin is None else origin.text
-
-
-def _described(constants: AttentionConstants, trainer: L.Trainer) -> str:
-    """From what data constants were made in a fit."""
-    datamodule = getattr(trainer, "datamodule", None)
-    data = constants.metadata.get("data") or (type(datamodule).__name__ if datamodule else "the train data")
-    return f"averages over {constants.metadata['sequences']} sequences of {data} in an earlier fit"
-
-
 def _group_sizes(optimizers: Iterable[Iterable[Mapping[str, Any]]]) -> list[list[int]]:
     """The number of parameters in each group of each optimizer."""
     return [[len(group["params"]) for group in groups] for groups in optimizers]
@@ -367,32 +359,3 @@ def _begun(batches: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
         return batches
     first = next(batches, None)
     return batches if first is None else chain([first], batches)
-
-
-def warn_of_other_data(constants: AttentionConstants, data: Mapping[str, Any]) -> None:
-    """Warn of constants that were made with another tokenizer or layout than the data have.
-
-    Args:
-        constants: From a file.
-        data: What :func:`describe_data` says.
-    """
-    keys = ("tokenizer", "layout", "preset")
-    known = [key for key in keys if key in constants.metadata and key in data]
-    differing = [key for key in known if constants.metadata[key] != data[key]]
-    if differing:
-        parts = "; ".join(f"{key} {constants.metadata[key]!r}, but the data have {data[key]!r}" for key in differing)
-        warnings.warn(
-            f"the constants were made with {parts}: the average is of other rows than these. Calibrate on these data, "
-            "or make the data the same way.",
-            ConstantsMismatchWarning,
-            stacklevel=2,
-        )
-
-
-def describe_data(trainer: L.Trainer) -> dict[str, Any]:
-    """Tokenizer, layout and data, as far as the Trainer's datamodule tells."""
-    datamodule = getattr(trainer, "datamodule", None)
-    names = {"tokenizer": "tokenizer_name", "layout": "layout", "preset": "preset", "data": "description"}
-    found = {key: getattr(datamodule, name, None) for key, name in names.items()}
-    known = {key: value for key, value in found.items() if isinstance(value, str)}
-    return known | ({"tokenizer": without_path(known["tokenizer"])} if "tokenizer" in known else {})

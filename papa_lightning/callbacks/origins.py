@@ -1,11 +1,16 @@
-"""Where the constants of an encoder come from, noted beside them for the next fit."""
+"""Where the constants of an encoder come from: noted beside them for the next fit, compared with the data of this."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
+from papa_lightning.calibration import AttentionConstants, ConstantsMismatchWarning, without_path
+from papa_lightning.either_lightning import L
 from papa_lightning.encoders import swapped_layers
 
 _NOTE = "papa_origin"
@@ -33,3 +38,45 @@ def origin_of(encoder: nn.Module) -> Origin | None:
     """What :func:`note_origin` noted; None for constants that a module or its state brought along."""
     layers = swapped_layers(encoder)
     return vars(layers[0]).get(_NOTE) if layers else None
+
+
+def origin_text(encoder: nn.Module) -> str:
+    """Where the constants of an encoder come from, for a sentence."""
+    origin = origin_of(encoder)
+    return "those that the module brought along" if origin is None else origin.text
+
+
+def described(constants: AttentionConstants, trainer: L.Trainer) -> str:
+    """From what data constants were made in a fit, for a sentence in a later one."""
+    datamodule = getattr(trainer, "datamodule", None)
+    data = constants.metadata.get("data") or (type(datamodule).__name__ if datamodule else "the train data")
+    return f"averages over {constants.metadata['sequences']} sequences of {data} in an earlier fit"
+
+
+def warn_of_other_data(constants: AttentionConstants, data: Mapping[str, Any]) -> None:
+    """Warn of constants that were made with another tokenizer or layout than the data have.
+
+    Args:
+        constants: From a file.
+        data: What :func:`describe_data` says.
+    """
+    keys = ("tokenizer", "layout", "preset")
+    known = [key for key in keys if key in constants.metadata and key in data]
+    differing = [key for key in known if constants.metadata[key] != data[key]]
+    if differing:
+        parts = "; ".join(f"{key} {constants.metadata[key]!r}, but the data have {data[key]!r}" for key in differing)
+        warnings.warn(
+            f"the constants were made with {parts}: the average is of other rows than these. Calibrate on these data, "
+            "or make the data the same way.",
+            ConstantsMismatchWarning,
+            stacklevel=2,
+        )
+
+
+def describe_data(trainer: L.Trainer) -> dict[str, Any]:
+    """Tokenizer, layout and data, as far as the Trainer's datamodule tells."""
+    datamodule = getattr(trainer, "datamodule", None)
+    names = {"tokenizer": "tokenizer_name", "layout": "layout", "preset": "preset", "data": "description"}
+    found = {key: getattr(datamodule, name, None) for key, name in names.items()}
+    known = {key: value for key, value in found.items() if isinstance(value, str)}
+    return known | ({"tokenizer": without_path(known["tokenizer"])} if "tokenizer" in known else {})

@@ -145,7 +145,7 @@ def _order(trainer: L.Trainer, sampler: Any) -> Any:
     """The places of this process's samples, each once over all processes."""
     rank, world = trainer.global_rank, trainer.world_size
     if type(sampler) is DistributedSampler:
-        number = len(sampler.dataset)
+        number = len(cast(Sized, sampler.dataset))
         used = number // sampler.num_replicas * sampler.num_replicas if sampler.drop_last else number
         return range(sampler.rank, used, sampler.num_replicas)
     inner = getattr(getattr(sampler, "dataset", None), "_sampler", None)
@@ -160,7 +160,7 @@ def _order(trainer: L.Trainer, sampler: Any) -> Any:
 
 def _only_shuffles(sampler: Any) -> bool:
     if type(sampler) is RandomSampler:
-        return not sampler.replacement and len(sampler) == len(cast(Sized, sampler.data_source))
+        return not sampler.replacement and len(sampler) == len(sampler.data_source)
     return type(sampler) is SequentialSampler
 
 

@@ -12,9 +12,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
-from papa_lightning.calibration import watch_calls
 from papa_lightning.calibration.batches import checked_inputs
-from papa_lightning.calibration.observing import named_inputs
+from papa_lightning.calibration.observing import named_inputs, watch_calls
 from papa_lightning.callbacks.batches import to_device
 from papa_lightning.callbacks.own_step import run_step, trial
 from papa_lightning.callbacks.unchanged import unchanged

@@ -7,7 +7,8 @@ from textwrap import shorten
 from typing import Any
 
 from papa_lightning.calibration import AttentionConstants, eval_mode
-from papa_lightning.callbacks import CalibratingCallback, CalibrationBatches, calibrate_in, discover_encoder
+from papa_lightning.callbacks import CalibratingCallback, calibrate_in, discover_encoder
+from papa_lightning.callbacks.batches import CalibrationBatches
 from papa_lightning.checkpoints import read_checkpoint
 from papa_lightning.criteria.base import RankingInputs
 from papa_lightning.criteria.registry import criterion_from, rank_heads

@@ -69,7 +69,7 @@ def test_what_cannot_be_written_is_refused_before_the_pass(tmp_path: Path) -> No
     class Logger(L.pytorch.loggers.logger.DummyLogger):
         save_dir, name, version = str(tmp_path / "taken"), "a", "b"
 
-    with pytest.raises(PapaError, match="the constants file of this run is .* cannot be written"):
+    with pytest.raises(PapaError, match=r"the constants file of this run is .* cannot be written"):
         trainer(callback, logger=Logger()).fit(module, **loaders())
     assert callback.asked == 0
     assert not is_calibrated(module.bert)
@@ -107,7 +107,7 @@ def test_a_trial_run_leaves_everything_as_it_was(number: Any, tmp_path: Path, mo
 @pytest.mark.parametrize("arguments", [{"max_epochs": 0}, {"max_steps": 0}, {"limit_train_batches": 0}])
 def test_a_calibration_of_nothing_does_not_end_well(arguments: Any, tmp_path: Path) -> None:
     output = tmp_path / "constants.safetensors"
-    with pytest.raises(PapaError, match="there was nothing to calibrate on.*limit_train_batches, max_epochs"):
+    with pytest.raises(PapaError, match=r"there was nothing to calibrate on.*limit_train_batches, max_epochs"):
         trainer(CalibrationRun(ConstantAttention(LENGTH), str(output)), **arguments).fit(Classifier(), **loaders())
     assert not output.exists()
     module = Classifier()
