@@ -40,7 +40,7 @@ class Slots:
         if bias is not None:
             length = attention.query.shape[2]
             heads = bias.shape[1] if bias.dim() == 4 else 1
-            bias = _pick_pairs(bias.expand(len(self.tokens), heads, length, length), self.tokens)
+            bias = _pick_pairs(bias.expand(self.tokens.shape[0], heads, length, length), self.tokens)
         query, key = self.fill(attention.query), self.fill(attention.key)
         return replace(attention, query=query, key=key, mask=self.mask, bias=bias, slots=self)
 
@@ -80,8 +80,8 @@ def slots_at(places: Tensor, mask: Tensor, length: int) -> Slots:
     """
     order = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
     target = places.where(mask, length)  # padding has no slot: it goes to one more, which is cut off
-    tokens = order.new_zeros(len(mask), length + 1).scatter(1, target, order)
-    filled = mask.new_zeros(len(mask), length + 1).scatter(1, target, mask)
+    tokens = order.new_zeros(mask.shape[0], length + 1).scatter(1, target, order)
+    filled = mask.new_zeros(mask.shape[0], length + 1).scatter(1, target, mask)
     return Slots(tokens[:, :length], places.where(mask, 0), filled[:, :length], mask)
 
 

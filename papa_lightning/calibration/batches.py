@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from papa_lightning.encoders import ReadBatch, accepted_inputs, check_vocabulary, takes_images
-from papa_lightning.exceptions import CalibrationError
+from papa_lightning.encoders import (
+    ReadBatch,
+    accepted_inputs,
+    check_embeddings,
+    check_mask,
+    check_token_types,
+    check_vocabulary,
+    takes_images,
+)
+from papa_lightning.encoders.masks import can_look, is_true_everywhere
+from papa_lightning.encoders.slots import Positions
+from papa_lightning.exceptions import CalibrationError, PapaError
 
 
 def run_encoder(encoder: PreTrainedModel, batches: Iterable[Mapping[str, Any]], max_length: int) -> Iterator[Tensor]:
@@ -27,18 +37,40 @@ def run_encoder(encoder: PreTrainedModel, batches: Iterable[Mapping[str, Any]], 
         has run.
 
     Raises:
-        CalibrationError: For a bad batch.
+        CalibrationError: For a bad batch. Masks on another device than a CPU are looked at after the first and after
+            the last batch only, because a look makes the device wait.
     """
     # A decoder would keep keys and values of earlier tokens, for nothing.
     options = {"use_cache": False} if "use_cache" in inspect.signature(encoder.forward).parameters else {}
-    reading = ReadBatch.of(encoder)
+    reading, unread = ReadBatch.of(encoder), cast("Tensor | int", 0)
     for number, batch in enumerate(batches):
         inputs, mask = checked_inputs(encoder, batch, number, max_length)
         if mask.numel() > 0:
             on_device = {name: tensor.to(encoder.device) for name, tensor in inputs.items()}
-            positions = reading.read(encoder, on_device, max_length)
+            positions = _positions(reading, encoder, on_device, number, max_length)
             encoder(**on_device, **options)
+            unread = unread + (0 if can_look(mask) else ((mask != 0) & (mask != 1)).sum().to(encoder.device))
+            if number == 0:
+                _check_unread(unread)
             yield reading.mask_by_slot(mask.to(encoder.device), positions)
+    _check_unread(unread)
+
+
+def _positions(
+    reading: ReadBatch, encoder: PreTrainedModel, inputs: Mapping[str, Tensor], number: int, max_length: int
+) -> Positions | None:
+    try:
+        return reading.read(encoder, inputs, max_length)
+    except PapaError as error:
+        raise CalibrationError(f"batch {number}: {error}") from None
+
+
+def _check_unread(wrong: Tensor | int) -> None:
+    if wrong:
+        raise CalibrationError(
+            "a batch has an attention_mask with other values than 1 for a real token and 0 for padding: pass that of "
+            "the tokenizer."
+        )
 
 
 def checked_inputs(
@@ -65,34 +97,30 @@ def checked_inputs(
         )
     inputs = {name: batch[name] for name in accepted_inputs(encoder) if batch.get(name) is not None}
     if takes_images(encoder):
-        images = _checked_images(inputs.get("pixel_values"), batch, number, encoder.config.image_size)
+        images = _checked_images(encoder, inputs.get("pixel_values"), batch, number)
         return {"pixel_values": images}, torch.ones(images.shape[0], max_length, dtype=torch.bool)
     mask = _checked_mask(inputs, batch, number, max_length)
-    tokens = inputs.get("input_ids", inputs.get("inputs_embeds"))
-    if not isinstance(tokens, Tensor) or tokens.shape[:2] != mask.shape:
-        found = None if not isinstance(tokens, Tensor) else tuple(tokens.shape)
-        raise CalibrationError(
-            f"batch {number} has input_ids of shape {found}, but an attention_mask of shape {tuple(mask.shape)}: "
-            "both are (batch, length)."
-        )
+    _check_shapes(inputs, mask, number)
     for name, tensor in inputs.items():
-        if not isinstance(tensor, Tensor):
-            raise CalibrationError(
-                f"batch {number} has {name} of type {type(tensor).__name__}, but must have a tensor: let the tokenizer "
-                'return tensors (return_tensors="pt").'
-            )
-    if "input_ids" in inputs and inputs["input_ids"].device.type == "cpu":  # elsewhere a look costs a sync
-        check_vocabulary(inputs["input_ids"], encoder.config.vocab_size)
+        _check_kind(name, tensor, number)
+    try:
+        _check_values(encoder, inputs)
+    except PapaError as error:
+        raise CalibrationError(f"batch {number}: {error}") from None
+    if "inputs_embeds" in inputs:
+        inputs["inputs_embeds"] = inputs["inputs_embeds"].to(encoder.dtype)
     return inputs, mask
 
 
 def _checked_mask(inputs: Mapping[str, Any], batch: Mapping[str, Any], number: int, max_length: int) -> Tensor:
     mask = inputs.get("attention_mask")
-    if not isinstance(mask, Tensor):
+    if mask is None:
         raise CalibrationError(
             f"batch {number} has no attention_mask (keys: {', '.join(map(str, batch))}), so padding would count as "
             "text: let the tokenizer return it."
         )
+    if not isinstance(mask, Tensor):
+        raise _no_tensor("attention_mask", mask, number)
     if mask.dim() != 2:
         raise CalibrationError(
             f"batch {number} has an attention_mask of shape {tuple(mask.shape)}: pass one of shape (batch, length)."
@@ -105,17 +133,76 @@ def _checked_mask(inputs: Mapping[str, Any], batch: Mapping[str, Any], number: i
     return mask
 
 
-def _checked_images(images: Any, batch: Mapping[str, Any], number: int, size: int | Sequence[int]) -> Tensor:
+def _check_shapes(inputs: Mapping[str, Any], mask: Tensor, number: int) -> None:
+    if "input_ids" in inputs and "inputs_embeds" in inputs:
+        raise CalibrationError(f"batch {number} has input_ids and inputs_embeds: an encoder takes one of the two.")
+    main = "inputs_embeds" if "inputs_embeds" in inputs else "input_ids"
+    for name in (main, *(other for other in inputs if other not in ("attention_mask", main))):
+        entry = inputs.get(name)
+        if entry is not None and not isinstance(entry, Tensor):
+            raise _no_tensor(name, entry, number)
+        shape = None if entry is None else tuple(entry.shape)
+        expected = (*mask.shape, -1) if name == "inputs_embeds" else tuple(mask.shape)
+        shared = name in ("token_type_ids", "position_ids") and shape == (1, mask.shape[1])
+        if not shared and (shape is None or len(shape) != len(expected) or shape[:2] != expected[:2]):
+            raise CalibrationError(
+                f"batch {number} has {name} of shape {shape}, but an attention_mask of shape {tuple(mask.shape)}: "
+                f"both are (batch, length){', inputs_embeds with a vector a token' if name == 'inputs_embeds' else ''}."
+            )
+
+
+def _no_tensor(name: str, entry: object, number: int) -> CalibrationError:
+    return CalibrationError(
+        f"batch {number} has {name} of type {type(entry).__name__}, but must have a tensor: let the tokenizer "
+        'return tensors (return_tensors="pt").'
+    )
+
+
+def _check_kind(name: str, tensor: Tensor, number: int) -> None:
+    """Refuse a tensor by what can be told without its values."""
+    numbers = name in ("inputs_embeds", "pixel_values")
+    right = tensor.is_floating_point() if numbers else tensor.dtype in (torch.int32, torch.int64)
+    if not right and name != "attention_mask":
+        wanted = "floating point" if numbers else "whole numbers (torch.int64)"
+        raise CalibrationError(f"batch {number} has {name} of dtype {tensor.dtype}, but must have {wanted}.")
+    if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_meta:
+        found = "no values (it is on the meta device)" if tensor.is_meta else f"the layout {tensor.layout}"
+        raise CalibrationError(f"batch {number} has {name} with {found}: pass a plain tensor.")
+
+
+def _check_values(encoder: PreTrainedModel, inputs: Mapping[str, Tensor]) -> None:
+    """Refuse values that an encoder cannot take, where they can be looked at."""
+    check_mask(inputs["attention_mask"], None, allow_empty=True)
+    tokens, types, embeddings = (inputs.get(name) for name in ("input_ids", "token_type_ids", "inputs_embeds"))
+    if tokens is not None and can_look(tokens):
+        check_vocabulary(tokens, encoder.config.vocab_size)
+    if types is not None and can_look(types):
+        check_token_types(types, encoder)
+    if embeddings is not None:
+        check_embeddings(embeddings, encoder)
+
+
+def _checked_images(encoder: PreTrainedModel, images: Any, batch: Mapping[str, Any], number: int) -> Tensor:
     if not isinstance(images, Tensor) or images.dim() != 4:
         found = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
         raise CalibrationError(
             f"batch {number} has pixel_values of shape or type {found} (keys: {', '.join(map(str, batch))}), but the "
             "encoder takes images: pass a tensor of shape (batch, channels, height, width)."
         )
+    _check_kind("pixel_values", images, number)
+    size: int | Sequence[int] = encoder.config.image_size
     expected = (size, size) if isinstance(size, int) else tuple(size)
     if images.shape[2:] != expected:
         raise CalibrationError(
             f"batch {number} has pixel_values of {tuple(images.shape[2:])} pixels, but the encoder takes {expected}: "
             "let its image processor resize them."
         )
-    return images
+    channels = encoder.config.num_channels
+    if images.shape[1] != channels:
+        raise CalibrationError(
+            f"batch {number} has pixel_values of {images.shape[1]} channels, but the encoder takes {channels}: let its "
+            "image processor convert them."
+        )
+    if can_look(images) and not is_true_everywhere(images.isfinite()):
+        raise CalibrationError(f"batch {number} has pixel_values that are NaN or infinite: look at the image data.")
+    return images.to(encoder.dtype)

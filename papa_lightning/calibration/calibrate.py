@@ -187,7 +187,16 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
 
 
 def progress_bar(batches: Iterable[Any], shown: bool) -> Iterable[Any]:
-    """The batches, with the bar of a calibration pass; it has an end where they know their number."""
+    """The batches, with the bar of a calibration pass; it has an end where they know their number.
+
+    Raises:
+        CalibrationError: When there can be none.
+    """
+    if not any(hasattr(type(batches), name) for name in ("__iter__", "__getitem__")):
+        raise CalibrationError(
+            f"batches is a {type(batches).__name__}, but must be an iterable of mappings with input_ids and "
+            "attention_mask: a list of them, or a DataLoader."
+        )
     try:
         number = len(batches)  # type: ignore[arg-type]
     except TypeError:

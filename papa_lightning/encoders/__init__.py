@@ -8,6 +8,8 @@ from papa_lightning.encoders.fingerprint import weights_fingerprint
 from papa_lightning.encoders.inline import InlineAttention
 from papa_lightning.encoders.inputs import (
     accepted_inputs,
+    check_embeddings,
+    check_token_types,
     check_vocabulary,
     describe_lengths,
     fits_positions,
@@ -15,6 +17,7 @@ from papa_lightning.encoders.inputs import (
     position_limit,
     takes_images,
 )
+from papa_lightning.encoders.masks import check_mask
 from papa_lightning.encoders.plain_states import PlainStateWarning, plain_state
 from papa_lightning.encoders.plan import Kinds, LayerPlan, Options, plan_whole_layers
 from papa_lightning.encoders.projections import (
@@ -55,6 +58,9 @@ __all__ = [
     "UnmaskedPaddingWarning",
     "accepted_inputs",
     "attention_reaches",
+    "check_embeddings",
+    "check_mask",
+    "check_token_types",
     "check_vocabulary",
     "describe_lengths",
     "encoder_shape",

@@ -8,6 +8,7 @@ from typing import cast
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from papa_lightning.encoders.masks import can_look, is_true_everywhere
 from papa_lightning.exceptions import PapaError
 
 
@@ -113,3 +114,43 @@ def check_vocabulary(input_ids: Tensor, size: int) -> None:
             f"input_ids has the value {int(wrong[0])}, but the encoder knows the tokens 0 to {size - 1}: tokenize the "
             "data with the tokenizer of this encoder."
         )
+
+
+def check_token_types(token_type_ids: Tensor, encoder: PreTrainedModel) -> None:
+    """Check that an encoder knows all segments.
+
+    Args:
+        token_type_ids: (B, T).
+        encoder: Its table of segments says how many there are; GPT-2 has none, and takes tokens.
+
+    Raises:
+        PapaError: If one is below 0 or beyond the table.
+    """
+    tables = (part for path, part in encoder.named_modules() if path.endswith("token_type_embeddings"))
+    size = int(getattr(next(tables, None), "num_embeddings", encoder.config.vocab_size))
+    wrong = token_type_ids[(token_type_ids < 0) | (token_type_ids >= size)]
+    if wrong.numel():
+        raise PapaError(
+            f"token_type_ids has the value {int(wrong[0])}, but the encoder knows the segments 0 to {size - 1}: let "
+            "its own tokenizer make them, or leave them out."
+        )
+
+
+def check_embeddings(inputs_embeds: Tensor, encoder: PreTrainedModel) -> None:
+    """Check vectors that stand in the place of tokens.
+
+    Args:
+        inputs_embeds: (B, T, d).
+        encoder: Its table of tokens says how long a vector is.
+
+    Raises:
+        PapaError: If they have another size, or are not finite.
+    """
+    size = getattr(encoder.get_input_embeddings(), "embedding_dim", inputs_embeds.shape[-1])
+    if inputs_embeds.shape[-1] != size:
+        raise PapaError(
+            f"inputs_embeds has vectors of {inputs_embeds.shape[-1]} numbers, but the encoder takes {size}: pass what "
+            "encoder.get_input_embeddings() gives."
+        )
+    if can_look(inputs_embeds) and not is_true_everywhere(inputs_embeds.isfinite()):
+        raise PapaError("inputs_embeds has values that are NaN or infinite: look at what makes them.")

@@ -117,7 +117,7 @@ class PositionRule:
         if not isinstance(position_ids, Tensor) or position_ids.dtype not in (torch.int64, torch.int32):
             found = position_ids.dtype if isinstance(position_ids, Tensor) else type(position_ids).__name__
             raise PapaError(f"position_ids is of {found}, but must be a tensor of whole numbers (torch.int64).")
-        if position_ids.dim() > 2 or position_ids.shape not in (mask.shape, mask[:1].shape, mask[0].shape):
+        if position_ids.shape not in (mask.shape, mask[:1].shape):
             raise PapaError(
                 f"position_ids has shape {tuple(position_ids.shape)}, but the batch has {tuple(mask.shape)} tokens: "
                 "pass one of shape (batch, length) or (1, length)."

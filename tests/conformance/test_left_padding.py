@@ -25,6 +25,7 @@ from papa_lightning import PapaError, calibrate, swap_attention
 from papa_lightning.calibration import calibrate_compact
 from papa_lightning.criteria import GreedySearch, RankingInputs, criterion_from
 from papa_lightning.encoders import FAMILIES
+from papa_lightning.export.graphs import export_program
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}  # rotary angles are float32 whatever the encoder is
 TEXTS = ("text", "causal", "text to text")
@@ -320,3 +321,19 @@ def test_criteria(name, criterion):
         chosen = GreedySearch(sequences=8, rounds=2) if criterion == "greedy" else criterion_from(criterion)
         scores.append(chosen.scores(given))
     assert_close(*scores, {"atol": 1e-4, "rtol": 1e-4})
+
+
+@pytest.mark.parametrize("name", ["llama", "roberta"])
+def test_compiled_and_exported_graphs(name):
+    """Graphs look at no value, so that they put every batch in order."""
+    model = swapped(name, "partial")
+    expected, padded = run(model, batch(name, (0, 0, 0))), batch(name, (5, 3, 2))
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    for inputs in (padded, numbered(padded, 2 if name == "roberta" else 0)):
+        options = {"use_cache": False} if name == "llama" else {}
+        with torch.no_grad():
+            assert_close(real(inputs, compiled(**inputs, **options).last_hidden_state), expected, CLOSE)
+    segments = {"token_type_ids": torch.zeros_like(padded["input_ids"])} if name == "roberta" else {}
+    graph = export_program(swap(name, build(name), "all")).module()
+    expected = run(swapped(name, "all"), batch(name, (0, 0, 0)))
+    assert_close(real(padded, graph(**padded, **segments)), expected, CLOSE)

@@ -202,7 +202,10 @@ def broken_batches():
 FAILURES = {
     "iterable": (broken_batches, StopError),
     "second_batch": (lambda: [make_inputs(), make_inputs(length=LENGTH + 1)], CalibrationError),
-    "forward": (lambda: [make_inputs(), {**make_inputs(), "token_type_ids": torch.full((4, LENGTH), 99)}], IndexError),
+    "forward": (
+        lambda: [make_inputs(), {**make_inputs(), "token_type_ids": torch.full((4, LENGTH), 99)}],
+        CalibrationError,
+    ),
     "none": (list, CalibrationError),
     "no_failure": (lambda: [make_inputs()], None),
 }
