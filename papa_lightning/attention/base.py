@@ -60,6 +60,8 @@ class TokenMixer(nn.Module):
     whole_layer: ClassVar[str] = ""
     #: Whether its dynamic heads have scores, to which an encoder may add a bias of positions.
     uses_scores: ClassVar[bool] = True
+    #: Its constants: tensors that are no parameters, so that nothing that unfreezes an encoder makes them learn.
+    constant_tensors: ClassVar[tuple[str, ...]] = ()
     #: Whether it gives attention matrices to who asks for them.
     has_matrices: ClassVar[bool] = True
 
@@ -95,6 +97,22 @@ class TokenMixer(nn.Module):
             PapaError: For constants of another sort than the kind takes.
         """
         raise NotImplementedError
+
+    def learn_constants(self, learn: bool = True) -> None:
+        """Make the constants parameters, or fixed again; their keys in the state dict stay.
+
+        Args:
+            learn: Whether they are to learn. To be said before an optimizer is made, and before DDP wraps the model.
+        """
+        for name in self.constant_tensors:
+            tensor: Tensor = getattr(self, name).detach()
+            if not tensor.numel():  # it would get no gradient, and stop DDP
+                continue
+            delattr(self, name)
+            if learn:
+                self.register_parameter(name, nn.Parameter(tensor))
+            else:
+                self.register_buffer(name, tensor)
 
     def _set_calibrated(self, calibrated: bool) -> None:
         self.calibrated = calibrated

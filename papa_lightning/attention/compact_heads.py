@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from papa_lightning.attention.base import Place, TokenMixer, read_extra_state
 from papa_lightning.attention.compact import low_rank_attention, profile_attention
@@ -39,8 +39,8 @@ class CompactHeads(TokenMixer):
         forms: The form of each of them, once it is known: it comes with the constants.
 
     Attributes:
-        profile: (heads of form "profile", 2 w + 1), rho. Like the others a parameter that is frozen until someone
-            unfreezes it, and empty while the mixer waits.
+        profile: (heads of form "profile", 2 w + 1), rho. Like the others a buffer, and empty while the mixer
+            waits.
         columns: (heads of form "profile", T), alpha.
         left: (heads of form "low_rank", T, r).
         right: (heads of form "low_rank", T, r).
@@ -48,6 +48,7 @@ class CompactHeads(TokenMixer):
     """
 
     kind = "compact"
+    constant_tensors = PARTS
 
     def __init__(self, place: Place, heads: Sequence[int], forms: Sequence[str] | None = None) -> None:
         super().__init__(place, heads)
@@ -56,12 +57,12 @@ class CompactHeads(TokenMixer):
         self.certain_length = 0
         for name, dimensions in {"profile": 2, "columns": 2, "left": 3, "right": 3, "matrices": 3}.items():
             empty = torch.zeros((0,) * dimensions, dtype=place.dtype, device=place.device)
-            self.register_parameter(name, nn.Parameter(empty, requires_grad=False))
+            self.register_buffer(name, empty)
         self._forms: tuple[str, ...] | None = None if forms is None else tuple(forms)
 
     @property
     def parts(self) -> dict[str, Tensor]:
-        """The parameters by name."""
+        """The constants by name."""
         return {name: getattr(self, name) for name in PARTS}
 
     @property

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from papa_lightning.attention.base import Place
 from papa_lightning.attention.dynamic import DynamicAttention
@@ -46,7 +46,7 @@ class FoldedHeads(MatrixHeads):
         heads: All heads of the layer.
 
     Attributes:
-        constants: (1, T, T), frozen until someone unfreezes it.
+        constants: (1, T, T).
     """
 
     kind = "folded"
@@ -54,10 +54,7 @@ class FoldedHeads(MatrixHeads):
 
     def __init__(self, place: Place, heads: Sequence[int]) -> None:
         super().__init__(place, heads)
-        length = place.max_length
-        self.constants = nn.Parameter(
-            torch.zeros(1, length, length, dtype=place.dtype, device=place.device), requires_grad=False
-        )
+        self._make_room(place, 1)
 
     def dynamic_when_calibrated(self) -> Sequence[int]:
         """None."""

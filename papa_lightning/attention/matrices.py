@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from papa_lightning.attention.base import Place, TokenMixer
 from papa_lightning.attention.exporting import constant_attention_of_any_size, is_symbolic
@@ -24,20 +24,25 @@ class MatrixHeads(TokenMixer):
         heads: The heads with constants, ascending.
 
     Attributes:
-        constants: (constant heads, T, T), a parameter that is frozen until someone unfreezes it. Not a buffer:
-            DDP broadcasts buffers at every forward.
+        constants: (constant heads, T, T), a buffer; a parameter after :meth:`TokenMixer.learn_constants`.
         calibrated: Whether ``constants`` holds constants.
     """
+
+    constant_tensors = ("constants",)
+    constants: Tensor
 
     def __init__(self, place: Place, heads: Sequence[int]) -> None:
         super().__init__(place, heads)
         self.watch = place.watch
         #: Batches up to this length need no look at the mass of their rows.
         self.certain_length = place.max_length
-        shape = (len(self.constant_heads), place.max_length, place.max_length)
-        self.constants = nn.Parameter(torch.zeros(shape, dtype=place.dtype, device=place.device), requires_grad=False)
+        self._make_room(place, len(self.constant_heads))
         self._cut: Remembered[Tensor] = Remembered()
         self._normalized: Remembered[Tensor] = Remembered()
+
+    def _make_room(self, place: Place, matrices: int) -> None:
+        shape = (matrices, place.max_length, place.max_length)
+        self.register_buffer("constants", torch.zeros(shape, dtype=place.dtype, device=place.device))
 
     def load_constants(self, values: Any) -> None:
         """See :meth:`TokenMixer.load_constants`."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from papa_lightning.attention.base import Place
 from papa_lightning.attention.dynamic import DynamicAttention
@@ -31,7 +31,7 @@ class SharedHeads(MatrixHeads):
         matrix: "dynamic" or "constant"; a swap that brings constants means the second if it is left out.
 
     Attributes:
-        constants: (1, T, T), frozen until someone unfreezes it; (0, T, T) for a dynamic matrix.
+        constants: (1, T, T); (0, T, T) for a dynamic matrix.
 
     Raises:
         PapaError: For another matrix.
@@ -45,8 +45,7 @@ class SharedHeads(MatrixHeads):
             raise PapaError(f"matrix is {matrix!r}, but must be one of {', '.join(map(repr, MATRICES))}.")
         super().__init__(place, heads)
         self.matrix = matrix
-        shape = (int(matrix == "constant"), place.max_length, place.max_length)
-        self.constants = nn.Parameter(torch.zeros(shape, dtype=place.dtype, device=place.device), requires_grad=False)
+        self._make_room(place, int(matrix == "constant"))
         if matrix == "dynamic":
             self._set_calibrated(True)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,18 +42,77 @@ def run_encoder(encoder: PreTrainedModel, batches: Iterable[Mapping[str, Any]], 
     """
     # A decoder would keep keys and values of earlier tokens, for nothing.
     options = {"use_cache": False} if "use_cache" in inspect.signature(encoder.forward).parameters else {}
-    reading, unread = ReadBatch.of(encoder), cast("Tensor | int", 0)
+    reading, unread = ReadBatch.of(encoder), UnreadMasks()
     for number, batch in enumerate(batches):
         inputs, mask = checked_inputs(encoder, batch, number, max_length)
         if mask.numel() > 0:
             on_device = {name: tensor.to(encoder.device) for name, tensor in inputs.items()}
-            positions = _positions(reading, encoder, on_device, number, max_length)
+            by_slot = mask_by_slot(reading, encoder, on_device, number, max_length)
             encoder(**on_device, **options)
-            unread = unread + (0 if can_look(mask) else ((mask != 0) & (mask != 1)).sum().to(encoder.device))
-            if number == 0:
-                _check_unread(unread)
-            yield reading.mask_by_slot(mask.to(encoder.device), positions)
-    _check_unread(unread)
+            unread.add(mask)
+            yield by_slot
+    unread.check()
+
+
+class UnreadMasks:
+    """Masks whose values are looked at after the first and after the last only, because a look makes a device wait."""
+
+    def __init__(self) -> None:
+        self._wrong: Tensor | None = None
+
+    def add(self, mask: Tensor) -> None:
+        """Add a mask (B, t); one that can be looked at without waiting was checked with its batch.
+
+        Raises:
+            CalibrationError: As :meth:`check`, for the first.
+        """
+        if can_look(mask):
+            return
+        wrong = ((mask != 0) & (mask != 1)).sum()
+        self._wrong, first = wrong if self._wrong is None else self._wrong + wrong, self._wrong is None
+        if first:
+            self.check()
+
+    def check(self) -> None:
+        """Look at all that were added.
+
+        Raises:
+            CalibrationError: When one has another value than 0 and 1.
+        """
+        if self._wrong is not None and bool(self._wrong):
+            raise CalibrationError(
+                "a batch has an attention_mask with other values than 1 for a real token and 0 for padding: pass that "
+                "of the tokenizer."
+            )
+
+
+def mask_by_slot(
+    reading: ReadBatch, encoder: PreTrainedModel, inputs: Mapping[str, Tensor], number: int, max_length: int
+) -> Tensor:
+    """The mask of a batch by the slots of its tokens, to which their attention is added.
+
+    Args:
+        reading: Of the encoder.
+        encoder: The bare encoder.
+        inputs: What :func:`checked_inputs` gave, on the device of the encoder.
+        number: Of the batch, for messages.
+        max_length: T.
+
+    Returns:
+        (B, S), true for a real token.
+
+    Raises:
+        CalibrationError: For position ids that are no slots.
+    """
+    mask = _mask_of(inputs, max_length)
+    return reading.mask_by_slot(mask, _positions(reading, encoder, inputs, number, max_length))
+
+
+def _mask_of(inputs: Mapping[str, Tensor], max_length: int) -> Tensor:
+    if "pixel_values" in inputs:
+        images = inputs["pixel_values"]
+        return torch.ones(images.shape[0], max_length, dtype=torch.bool, device=images.device)
+    return inputs["attention_mask"]
 
 
 def _positions(
@@ -63,14 +122,6 @@ def _positions(
         return reading.read(encoder, inputs, max_length)
     except PapaError as error:
         raise CalibrationError(f"batch {number}: {error}") from None
-
-
-def _check_unread(wrong: Tensor | int) -> None:
-    if wrong:
-        raise CalibrationError(
-            "a batch has an attention_mask with other values than 1 for a real token and 0 for padding: pass that of "
-            "the tokenizer."
-        )
 
 
 def checked_inputs(
@@ -97,8 +148,8 @@ def checked_inputs(
         )
     inputs = {name: batch[name] for name in accepted_inputs(encoder) if batch.get(name) is not None}
     if takes_images(encoder):
-        images = _checked_images(encoder, inputs.get("pixel_values"), batch, number)
-        return {"pixel_values": images}, torch.ones(images.shape[0], max_length, dtype=torch.bool)
+        inputs = {"pixel_values": _checked_images(encoder, inputs.get("pixel_values"), batch, number)}
+        return inputs, _mask_of(inputs, max_length)
     mask = _checked_mask(inputs, batch, number, max_length)
     _check_shapes(inputs, mask, number)
     for name, tensor in inputs.items():

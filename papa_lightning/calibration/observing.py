@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 
 from papa_lightning.attention import DynamicAttention, RowMixing
 from papa_lightning.calibration.averages import AttentionAverages
-from papa_lightning.calibration.batches import checked_inputs
+from papa_lightning.calibration.batches import UnreadMasks, checked_inputs, mask_by_slot
 from papa_lightning.calibration.compact_averages import CompactAverages
-from papa_lightning.encoders import encoder_shape, replace_mixing
+from papa_lightning.encoders import ReadBatch, encoder_shape, replace_mixing
 from papa_lightning.exceptions import CalibrationError
 
 _WATCHED = "papa_watched"
@@ -35,6 +35,7 @@ class EncoderCalls(Generic[Sums]):
         number: Of the batch that the next calls belong to, for messages.
         count: The calls so far.
         error: What went wrong in a call, also where the caller of the encoder caught it.
+        masks: Of the calls so far.
     """
 
     def __init__(self, encoder: PreTrainedModel, sums: Sums) -> None:
@@ -42,6 +43,7 @@ class EncoderCalls(Generic[Sums]):
         self.sums: Sums = sums
         self.number, self.count = 0, 0
         self.error: Exception | None = None
+        self.masks = UnreadMasks()
         self._runs: list[int] | None = None
 
     def mix(self, layer: int, attention: DynamicAttention, value: Tensor) -> Tensor:
@@ -78,8 +80,10 @@ class EncoderCalls(Generic[Sums]):
             raise self.error
 
     def _counted(self, forward: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        inputs = named_inputs(forward, arguments, options)
-        _, mask = checked_inputs(self.encoder, inputs, self.number, self.sums.max_length)
+        named, length = named_inputs(forward, arguments, options), self.sums.max_length
+        inputs, mask = checked_inputs(self.encoder, named, self.number, length)
+        inputs = {name: tensor.to(self.encoder.device) for name, tensor in inputs.items()}
+        by_slot = mask_by_slot(ReadBatch.of(self.encoder), self.encoder, inputs, self.number, length)
         self._runs = [0] * encoder_shape(self.encoder)[0]
         output = forward(*arguments, **options)
         other = [layer for layer, runs in enumerate(self._runs) if runs != 1]
@@ -89,7 +93,8 @@ class EncoderCalls(Generic[Sums]):
                 f"batch {self.number}, but must run once: let all layers run once a call, without early exits, dropped "
                 "layers or calls in pieces."
             )
-        self.sums.add_mask(mask.to(self.encoder.device))
+        self.masks.add(mask)
+        self.sums.add_mask(by_slot)
         if self.count == 0:  # a broken encoder shows at once, not after hours; later calls are seen at the end
             self.sums.check_finite()
         self.count += 1
@@ -171,6 +176,7 @@ def observe_into(encoder: PreTrainedModel, sums: Sums) -> Iterator[EncoderCalls[
     with replace_mixing(encoder, [mixing(layer) for layer in range(encoder_shape(encoder)[0])]):  # noqa: SIM117
         with watch_calls(encoder, calls.call):
             yield calls
+            calls.masks.check()
 
 
 @contextmanager

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from torch import nn
 from transformers import PreTrainedModel
 
 from papa_lightning.calibration import (
@@ -40,6 +39,7 @@ from papa_lightning.either_lightning import Callback, L, TrainerFn, is_a, is_ove
 from papa_lightning.encoders import (
     image_length,
     is_calibrated,
+    leave_out_of_ddp,
     load_constants,
     swapped_layers,
     takes_images,
@@ -80,7 +80,6 @@ class CalibratingCallback(Callback, ABC):
         #: Where the constants were written, or read from.
         self.constants_path: str | None = constants
         self._groups_without_us: list[list[int]] | None = None
-        self._frozen: list[nn.Parameter] = []
         self._name = ""
         self._restored = False
 
@@ -121,6 +120,7 @@ class CalibratingCallback(Callback, ABC):
             if constants is not None and (not is_calibrated(own) or self._of_another(trainer, own)):
                 load_constants(own, constants)
                 self._note(own, f"those of the file {self.constants}")
+        leave_out_of_ddp(pl_module)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Note what a checkpoint brings: constants, or else optimizers that know nothing of us."""
@@ -155,25 +155,6 @@ class CalibratingCallback(Callback, ABC):
             self.calibrate(trainer, pl_module)
         elif any(layer.needs_constants(layer.options()) for layer in swapped_layers(encoder)):
             rank_zero_info(f"The constants in use are {origin_text(encoder)}; this fit does not calibrate.")
-        added = [parameter for layer in swapped_layers(encoder) for parameter in layer.parameters()]
-        self._frozen = [parameter for parameter in added if not parameter.requires_grad]
-
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Keep constants frozen when the rest of the encoder is unfrozen on the way, as BackboneFinetuning does it."""
-        thawed = [parameter for parameter in self._frozen if parameter.requires_grad]
-        for parameter in thawed:
-            parameter.requires_grad_(False)
-        if thawed:
-            rank_zero_info(
-                "The constants were unfrozen with the rest of the encoder, and are frozen again: to let them learn, "
-                "unfreeze them before the training starts."
-            )
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Let go of the module."""
-        self._frozen = []
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Refuse to validate without constants; inside fit they are there by then, or the sanity check runs."""

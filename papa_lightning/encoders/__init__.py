@@ -33,6 +33,8 @@ from papa_lightning.encoders.state import swap_as_saved
 from papa_lightning.encoders.swap import (
     gate_logits,
     is_calibrated,
+    learn_constants,
+    leave_out_of_ddp,
     load_constants,
     restore_attention,
     swap_attention,
@@ -70,6 +72,8 @@ __all__ = [
     "image_length",
     "is_calibrated",
     "is_supported",
+    "learn_constants",
+    "leave_out_of_ddp",
     "load_constants",
     "observe_attention",
     "plain_state",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import nn
+
+#: Where DistributedDataParallel looks for names that it is to leave alone.
+_IGNORED = "_ddp_params_and_buffers_to_ignore"
 
 
 @dataclass(frozen=True)
@@ -15,21 +18,23 @@ class Frozen:
     Args:
         names: To be thawed.
         others: While one of these can still be trained, nobody froze the whole in between.
+        idle: Names of all that no loss reaches, also of what was frozen before.
     """
 
     names: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
+    idle: tuple[str, ...] = ()
 
 
 def freeze(module: nn.Module, beginnings: Sequence[str]) -> Frozen:
     """Freeze the parameters of a module whose names begin in one of these ways, before DDP counts the trainable."""
-    trainable = {
-        name: one for name, one in module.named_parameters() if one.requires_grad and ".papa." not in f".{name}"
-    }
-    names = tuple(name for name in trainable if name.startswith(tuple(beginnings)))
+    own = {name: one for name, one in module.named_parameters() if ".papa." not in f".{name}"}
+    idle = tuple(name for name in own if name.startswith(tuple(beginnings)))
+    trainable = {name: one for name, one in own.items() if one.requires_grad}
+    names = tuple(name for name in idle if name in trainable)
     for name in names:
         trainable[name].requires_grad_(False)
-    return Frozen(names, tuple(name for name in trainable if name not in names))
+    return Frozen(names, tuple(name for name in trainable if name not in names), idle)
 
 
 def thaw(module: nn.Module, frozen: Frozen) -> None:
@@ -40,3 +45,43 @@ def thaw(module: nn.Module, frozen: Frozen) -> None:
     for name in frozen.names:
         if name in present:  # adapters that were merged are gone
             present[name].requires_grad_(True)
+
+
+class LeftOut:
+    """The names in a model that DistributedDataParallel is to leave alone, read anew each time that it wraps the model.
+
+    What is idle gets no gradient, for which DDP would wait when somebody unfroze it; constants are equal on all
+    processes, and DDP would send them at every forward.
+
+    Args:
+        model: What will be wrapped.
+        names: Gives the names of its idle parameters and its constants as they are then.
+        others: Names that somebody else set before.
+    """
+
+    def __init__(
+        self, model: nn.Module, names: Callable[[nn.Module], Iterator[str]], others: Sequence[str] = ()
+    ) -> None:
+        self.model, self.names, self.others = model, names, others
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self.others
+        for name in self.names(self.model):
+            yield name
+            yield f"_orig_mod.{name}"  # a compiled model has them under these names
+
+
+def leave_out(model: nn.Module, names: Callable[[nn.Module], Iterator[str]]) -> None:
+    """Let DistributedDataParallel leave some of a model alone when it wraps it."""
+    held = model.__dict__.get(_IGNORED, ())
+    if not isinstance(held, LeftOut):
+        model.__dict__[_IGNORED] = LeftOut(model, names, tuple(held))
+
+
+def leave_in(model: nn.Module) -> None:
+    """Undo :func:`leave_out`."""
+    held = model.__dict__.get(_IGNORED)
+    if isinstance(held, LeftOut):
+        del model.__dict__[_IGNORED]
+        if held.others:
+            model.__dict__[_IGNORED] = list(held.others)

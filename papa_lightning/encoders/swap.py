@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -19,11 +19,12 @@ from papa_lightning.encoders.finding import (
     family_of,
     find_encoder,
     head_size,
+    is_supported,
 )
 from papa_lightning.encoders.folding import check_folding, fold, unfold
-from papa_lightning.encoders.freezing import freeze, thaw
+from papa_lightning.encoders.freezing import freeze, leave_in, leave_out, thaw
 from papa_lightning.encoders.inputs import describe_lengths, fits_positions, position_limit
-from papa_lightning.encoders.layer import layer_of, mixers_of
+from papa_lightning.encoders.layer import is_touched, layer_of, mixers_of
 from papa_lightning.encoders.plain_states import accept_plain_states, refuse_plain_states
 from papa_lightning.encoders.plan import Kinds, LayerPlan, Options, plan_layers
 from papa_lightning.encoders.projections import CutProjection
@@ -123,6 +124,8 @@ def swap_attention(
     if not any(mixer.uses_scores and mixer.dynamic_when_calibrated() for mixer in built):
         layer_of(layers[0]).frozen_positions = freeze(base, family_of(base).position_parameters)
     accept_plain_states(base)
+    for model in (base, encoder):
+        leave_out_of_ddp(model)
     return encoder
 
 
@@ -169,7 +172,54 @@ def restore_attention(encoder: Model) -> Model:
         thaw(base, layer_of(module).frozen_positions)
     refuse_plain_states(base)
     detach(base)
+    for model in (base, encoder):
+        leave_in(model)
     return encoder
+
+
+def leave_out_of_ddp(model: nn.Module) -> None:
+    """Let DistributedDataParallel leave alone what a swap made idle or constant, whoever unfreezes it later.
+
+    :func:`swap_attention` does so for the model that it is passed, and the callbacks for the LightningModule. Call it
+    for a module of your own around an encoder, before DistributedDataParallel wraps it, if you unfreeze all parameters.
+
+    Args:
+        model: What will be wrapped; it holds swapped encoders.
+    """
+    leave_out(model, _idle_or_constant)
+
+
+def learn_constants(encoder: nn.Module, learn: bool = True) -> None:
+    """Make the constants of a swapped encoder parameters that learn, or fixed again.
+
+    They are no parameters otherwise, so that unfreezing an encoder leaves them as they are. To be called before the
+    optimizer is made, and before DistributedDataParallel wraps the model. Keys in the state dict stay.
+
+    Args:
+        encoder: A swapped encoder, with or without a task head.
+        learn: Whether they are to learn.
+
+    Raises:
+        PapaError: When the encoder has no constants.
+    """
+    mixers = [mixer for mixer in swapped_layers(encoder) if mixer.constant_tensors]
+    if not mixers:
+        raise PapaError("the encoder has no constants to learn: call swap_attention(encoder, ...) first.")
+    for mixer in mixers:
+        mixer.learn_constants(learn)
+
+
+def _idle_or_constant(model: nn.Module) -> Iterator[str]:
+    """Names in a model: of parameters that no loss reaches, and of constants that do not learn."""
+    for path, part in model.named_modules():
+        prefix = f"{path}." if path else ""
+        if is_touched(part):
+            yield from (prefix + name for name in layer_of(part).frozen.idle)
+        if isinstance(part, TokenMixer):
+            yield from (prefix + name for name in part.constant_tensors if name in part._buffers)
+        if isinstance(part, PreTrainedModel) and is_supported(part) and find_encoder(part) is part:
+            first = attention_modules(part)[0]
+            yield from (prefix + name for name in (layer_of(first).frozen_positions.idle if is_touched(first) else ()))
 
 
 def load_constants(encoder: nn.Module, constants: Constants) -> None:

@@ -84,14 +84,13 @@ def fill_encoder(encoder: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
             owner, _, leaf = name.rpartition(".")
             encoder.get_submodule(owner)._buffers[leaf] = given.pop(name)
     dtype = next((held.dtype for held in given.values() if held.is_floating_point()), torch.float32)
-    own = {name: held for name, held in encoder.state_dict(keep_vars=True).items() if isinstance(held, nn.Parameter)}
     shared: dict[int, nn.Parameter] = {}
-    for name, held in own.items():
+    for name, held in encoder.state_dict(keep_vars=True).items():
         if name not in given and not held.numel():
             given[name] = torch.empty(held.shape, dtype=dtype)
         if id(held) in shared:  # tied weights stay one
             given[name] = shared[id(held)]
-        elif name in given:
+        elif name in given and isinstance(held, nn.Parameter):
             given[name] = shared[id(held)] = nn.Parameter(given[name], requires_grad=held.requires_grad)
     _load(encoder, given)
 

@@ -134,7 +134,8 @@ def _class_name(encoder: PreTrainedModel) -> str:
 
 
 def _count(encoder: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[str, int]:
-    names = {name for name, _ in encoder.named_parameters()}
+    tensors = [*encoder.named_parameters(), *((name, one) for name, one in encoder.named_buffers() if ".papa." in name)]
+    names = {name for name, _ in tensors}
     saved = sum(held.numel() for name, held in state.items() if name in names)
     added = sum(held.numel() for name, held in state.items() if name in names and ".papa." in name)
     config: PretrainedConfig = encoder.config

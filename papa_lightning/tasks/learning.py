@@ -101,4 +101,5 @@ class LearningTask(LightningModule):
         if not self.learners.probe:
             self.probe.requires_grad_(False)
         for mixer in self._learning_mixers():
-            mixer.constants.requires_grad_(True)
+            if not isinstance(mixer.constants, nn.Parameter):
+                mixer.learn_constants()

@@ -1,9 +1,10 @@
 """The optimizer of a task, and what its learning rate does."""
 
 import math
+from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import get_scheduler
 
 from papa_lightning.either_lightning import L, OptimizerLRScheduler
@@ -12,7 +13,7 @@ from papa_lightning.exceptions import PapaError
 
 def build_optimizer(
     module: nn.Module,
-    constants: list[nn.Parameter],
+    constants: Sequence[Tensor],
     learning_rate: float,
     weight_decay: float,
     constants_learning_rate: float | None,

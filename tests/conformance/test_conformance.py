@@ -57,6 +57,7 @@ from papa_lightning.encoders import (
     PlainStateWarning,
     encoder_shape,
     find_encoder,
+    learn_constants,
     swap_as_saved,
     swapped_layers,
 )
@@ -343,8 +344,7 @@ def test_gradients_of_gates_and_constants(name):
     replace = constant_heads(name, inputs, values, heads_of(name, "gated"), gates)
     with explicit_attention(eager, CASES[name].layers, replace):
         loss_of(name, eager, inputs).backward()
-    for mixer in swapped_layers(model):
-        mixer.constants.requires_grad_()
+    learn_constants(model)
     loss_of(name, model, inputs).backward()
     assert_close(torch.stack([gate.grad for gate in gate_logits(model)]), gates.grad)
     assert_close(torch.stack([mixer.constants.grad for mixer in swapped_layers(model)]), values.grad)

@@ -98,10 +98,10 @@ def test_waiting_until_constants_come():
     mixer.load_constants(make_layer())
     assert mixer.heads.dynamic == (0, 3, 4)
     assert mixer.options() == {"forms": ["low_rank", "dense"]}
-    assert {name: (part.requires_grad, part.dtype) for name, part in mixer.named_parameters()} == dict.fromkeys(
+    assert {name: (part.requires_grad, part.dtype) for name, part in mixer.named_buffers()} == dict.fromkeys(
         ("profile", "columns", "left", "right", "matrices"), (False, torch.float32)
     )
-    assert not list(mixer.buffers())
+    assert not list(mixer.parameters())
 
 
 @pytest.mark.parametrize("forms", [None, ["profile", "dense", "low_rank"]])
@@ -189,8 +189,7 @@ def test_sure_rows_are_not_looked_at(monkeypatch):
 
 def test_unfrozen_constants_learn():
     mixer, _ = make()
-    for parameter in mixer.parameters():
-        parameter.requires_grad_(True)
+    mixer.learn_constants()
     mix(mixer, *batch([]), 0.5)[0].square().sum().backward()
     assert all(parameter.grad.abs().max() > 1e-4 for parameter in mixer.parameters())
 

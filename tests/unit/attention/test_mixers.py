@@ -68,14 +68,20 @@ def test_suspension(kind):
     assert mixer.replaces_attention
 
 
-def test_constants_are_a_frozen_parameter_and_nothing_else_is_saved():
+def test_constants_are_a_buffer_until_they_learn_and_nothing_else_is_saved():
     mixer = ConstantHeads(Place(0, 4, 6), [1])
-    assert dict(mixer.named_buffers()) == {}
-    assert {name: p.requires_grad for name, p in mixer.named_parameters()} == {"constants": False}
+    assert [name for name, _ in mixer.named_buffers()] == ["constants"]
+    assert dict(mixer.named_parameters()) == {}
     assert set(mixer.state_dict()) == {"constants", "_extra_state"}
     gated = GatedHeads(Place(0, 4, 6), range(4))
-    assert {name: p.requires_grad for name, p in gated.named_parameters()} == {"constants": False, "gate_logits": True}
+    assert {name: p.requires_grad for name, p in gated.named_parameters()} == {"gate_logits": True}
     assert gated.gate_logits.tolist() == [0, 0, 0, 0]
+    mixer.learn_constants()
+    assert {name: p.requires_grad for name, p in mixer.named_parameters()} == {"constants": True}
+    assert dict(mixer.named_buffers()) == {}
+    assert set(mixer.state_dict()) == {"constants", "_extra_state"}
+    mixer.learn_constants(False)
+    assert dict(mixer.named_parameters()) == {}
 
 
 @pytest.mark.parametrize("kind", ["constant", "gated"])
