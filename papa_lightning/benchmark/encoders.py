@@ -16,7 +16,7 @@ from papa_lightning.benchmark.sizes import Size
 from papa_lightning.calibration import AttentionConstants
 from papa_lightning.encoders import describe_lengths, encoder_shape, find_encoder, fits_positions, takes_images
 from papa_lightning.exceptions import PapaError
-from papa_lightning.tasks.pretrained import load_encoder
+from papa_lightning.tasks.pretrained import load_plain_encoder
 
 #: What makes an encoder of this type the one that people know; other types take the common sizes only.
 _OPTIONS: dict[str, dict[str, object]] = {
@@ -44,7 +44,7 @@ def make_stock(settings: BenchmarkSettings, size: Size, device: torch.device) ->
     Raises:
         PapaError: When it cannot be made, or has no positions for the input.
     """
-    made = _with_random_weights(settings, size) if settings.encoder is None else load_encoder(settings.encoder)
+    made = _with_random_weights(settings, size) if settings.encoder is None else load_plain_encoder(settings.encoder)
     encoder = find_encoder(made)
     if takes_images(encoder):
         raise PapaError(f"the encoder is a {encoder.config.model_type}, which reads images: pass an encoder of text.")

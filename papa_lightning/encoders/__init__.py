@@ -18,6 +18,7 @@ from papa_lightning.encoders.inputs import (
     takes_images,
 )
 from papa_lightning.encoders.masks import check_mask
+from papa_lightning.encoders.notes import LostSwapWarning, SwapNote, is_noted
 from papa_lightning.encoders.plain_states import PlainStateWarning, plain_state
 from papa_lightning.encoders.plan import Kinds, LayerPlan, Options, plan_whole_layers
 from papa_lightning.encoders.projections import (
@@ -28,6 +29,7 @@ from papa_lightning.encoders.projections import (
     HeadProjection,
     InterleavedProjection,
 )
+from papa_lightning.encoders.reading import SwapReader
 from papa_lightning.encoders.selection import HeadSelection, select_heads
 from papa_lightning.encoders.state import swap_as_saved
 from papa_lightning.encoders.swap import (
@@ -54,9 +56,12 @@ __all__ = [
     "InterleavedProjection",
     "Kinds",
     "LayerPlan",
+    "LostSwapWarning",
     "Options",
     "PlainStateWarning",
     "ReadBatch",
+    "SwapNote",
+    "SwapReader",
     "UnmaskedPaddingWarning",
     "accepted_inputs",
     "attention_reaches",
@@ -71,6 +76,7 @@ __all__ = [
     "gate_logits",
     "image_length",
     "is_calibrated",
+    "is_noted",
     "is_supported",
     "learn_constants",
     "leave_out_of_ddp",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -25,11 +27,12 @@ from papa_lightning.encoders.folding import check_folding, fold, unfold
 from papa_lightning.encoders.freezing import freeze, leave_in, leave_out, thaw
 from papa_lightning.encoders.inputs import describe_lengths, fits_positions, position_limit
 from papa_lightning.encoders.layer import is_touched, layer_of, mixers_of
+from papa_lightning.encoders.notes import LostSwapWarning, SwapNote, saving_model, write_note
 from papa_lightning.encoders.plain_states import accept_plain_states, refuse_plain_states
 from papa_lightning.encoders.plan import Kinds, LayerPlan, Options, plan_layers
 from papa_lightning.encoders.projections import CutProjection
 from papa_lightning.encoders.selection import HeadSelection, select_heads
-from papa_lightning.encoders.trimming import refuse_trimmed
+from papa_lightning.encoders.trimming import is_trimmed, refuse_trimmed
 from papa_lightning.exceptions import PapaError
 from papa_lightning.ranking import HeadRanking
 
@@ -126,6 +129,9 @@ def swap_attention(
     accept_plain_states(base)
     for model in (base, encoder):
         leave_out_of_ddp(model)
+    base.register_state_dict_post_hook(_note_swap)  # type: ignore[no-untyped-call]
+    for whole in _holding(encoder, base):
+        whole.save_pretrained = partial(_save, whole)  # type: ignore[method-assign]
     return encoder
 
 
@@ -171,6 +177,10 @@ def restore_attention(encoder: Model) -> Model:
         thaw(module, layer_of(module).frozen)
         thaw(base, layer_of(module).frozen_positions)
     refuse_plain_states(base)
+    for key in [key for key, hook in base._state_dict_hooks.items() if hook is _note_swap]:
+        del base._state_dict_hooks[key]
+    for whole in _holding(encoder, base):
+        vars(whole).pop("save_pretrained", None)
     detach(base)
     for model in (base, encoder):
         leave_in(model)
@@ -220,6 +230,42 @@ def _idle_or_constant(model: nn.Module) -> Iterator[str]:
         if isinstance(part, PreTrainedModel) and is_supported(part) and find_encoder(part) is part:
             first = attention_modules(part)[0]
             yield from (prefix + name for name in (layer_of(first).frozen_positions.idle if is_touched(first) else ()))
+
+
+def _note_swap(base: PreTrainedModel, *_: Any) -> None:
+    """Where a model with this encoder is being saved: note the swap in its config.json."""
+    saving = saving_model()
+    if saving is None:
+        return
+    _note(base, *saving)
+
+
+def _save(model: PreTrainedModel, save_directory: str, *args: Any, **kwargs: Any) -> None:
+    """The save_pretrained of a model; where it gets a state dict that was collected before, it asks for none."""
+    type(model).save_pretrained(model, save_directory, *args, **kwargs)
+    swapped = is_supported(model) and swapped_layers(model)
+    whole = kwargs.get("is_main_process", True) and not getattr(model, "_hf_peft_config_loaded", False)
+    if swapped and whole and kwargs.get("state_dict") is not None:
+        _note(find_encoder(model), model, save_directory)
+
+
+def _holding(module: nn.Module, base: PreTrainedModel) -> list[PreTrainedModel]:
+    """The models in a module that an encoder is a part of, itself among them."""
+    models = [part for part in module.modules() if isinstance(part, PreTrainedModel)]
+    return [model for model in models if any(part is base for part in model.modules())]
+
+
+def _note(base: PreTrainedModel, model: PreTrainedModel, folder: str) -> None:
+    if not is_supported(model) or find_encoder(model) is not base:
+        warnings.warn(
+            f"{type(model).__name__}.save_pretrained cannot note in config.json that a part of it is swapped: "
+            f"from_pretrained will give dynamic attention. Save the {type(base).__name__} alone, or use state dicts "
+            "and swap_as_saved.",
+            LostSwapWarning,
+            stacklevel=2,
+        )
+        return
+    write_note(model, folder, SwapNote.of(swapped_layers(base), is_trimmed(base)))
 
 
 def load_constants(encoder: nn.Module, constants: Constants) -> None:

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import safetensors.torch
-from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoModel, PretrainedConfig, PreTrainedModel
 
-from papa_lightning.encoders import is_calibrated, swap_as_saved, swapped_layers
+from papa_lightning.encoders import is_calibrated, is_noted, swap_as_saved, swapped_layers
 from papa_lightning.encoders.trimming import trim
 from papa_lightning.exceptions import ExportError, PapaError
 from papa_lightning.export.building import build_encoder, fill_encoder
@@ -16,19 +16,20 @@ from papa_lightning.export.facts import CONFIG, WEIGHTS, Facts, read_facts
 
 
 def load_encoder(folder: str | Path) -> PreTrainedModel:
-    """Load an encoder that was exported, with its constants in place.
+    """Load an encoder that was exported, or saved by ``save_pretrained`` while it was swapped.
 
-    It gives the numbers of the encoder that was exported. What its constant heads left out is gone: it cannot be
-    restored, swapped anew or calibrated. No code of the folder is run, and nothing but the folder is read.
+    It gives the numbers of the encoder that was written. What an export left out is gone: such an encoder cannot be
+    restored, swapped anew or calibrated; one of ``save_pretrained`` can. No code of the folder is run, and nothing but
+    the folder is read.
 
     Args:
-        folder: What :func:`export_encoder` or ``papa export`` wrote; it may have been moved.
+        folder: What :func:`export_encoder`, ``papa export`` or ``save_pretrained`` wrote; it may have been moved.
 
     Returns:
-        The bare encoder, on the CPU and in evaluation mode, with parameters in the dtype that they were exported in.
+        The bare encoder, on the CPU and in evaluation mode, with parameters in the dtype that they were written in.
 
     Raises:
-        ExportError: When the folder is no exported encoder, or something in it is missing, damaged or changed.
+        ExportError: When the folder is no such encoder, or something in it is missing, damaged or changed.
 
     Example:
         >>> load_encoder("./no-such-folder")
@@ -37,16 +38,21 @@ def load_encoder(folder: str | Path) -> PreTrainedModel:
         papa_lightning.exceptions.ExportError: 'no-such-folder' holds no exported encoder...
     """
     path = Path(folder)
-    facts = read_facts(path)
+    facts = None if is_noted(path) else read_facts(path)
     try:
-        return _load(path, facts)
+        return _load_saved(path) if facts is None else _load(path, facts)
     except PapaError as error:
         raise ExportError(f"the exported encoder in {str(path)!r} cannot be used: {error}") from error
     except Exception as error:  # whatever transformers and torch raise of a configuration that somebody made up
         raise ExportError(
-            f"the exported encoder in {str(path)!r} cannot be used ({type(error).__name__}: {error}): export it again, "
+            f"the exported encoder in {str(path)!r} cannot be used ({type(error).__name__}: {error}): write it again, "
             "with the versions of transformers and papa_lightning that it is to be used with."
         ) from error
+
+
+def _load_saved(folder: Path) -> PreTrainedModel:
+    encoder: PreTrainedModel = AutoModel.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    return encoder
 
 
 def _load(folder: Path, facts: Facts) -> PreTrainedModel:

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from papa_lightning.calibration import AttentionConstants, CompactConstants
 from papa_lightning.checkpoints import read_checkpoint
-from papa_lightning.encoders import HeadSelection, swap_as_saved, swap_attention
+from papa_lightning.encoders import HeadSelection, is_noted, swap_as_saved, swap_attention
 from papa_lightning.exceptions import ExportError
 from papa_lightning.export.folder import export_encoder
 from papa_lightning.export.graphs import check_onnx
@@ -29,7 +29,7 @@ class ExportSettings:
     Args:
         encoder: Name on the hub, or a folder written by ``save_pretrained``. With ckpt_path it is known from there, and
             need only be given where the folder is elsewhere by now.
-        constants: A constants file.
+        constants: A constants file; null keeps the constants of an encoder that was saved swapped.
         heads: "all", (layer, head) pairs, a map from layer to heads, or a number or share of heads, with a ranking.
         ranking: A ranking file.
         kind: What takes the place of the attention, as in swap_attention.
@@ -53,10 +53,11 @@ class ExportSettings:
     replace: bool = False
 
     def __post_init__(self) -> None:
-        if self.ckpt_path is None and (self.encoder is None or self.constants is None):
+        swapped = self.encoder is not None and is_noted(self.encoder)
+        if self.ckpt_path is None and (self.encoder is None or (self.constants is None and not swapped)):
             raise ExportError(
                 f"encoder is {self.encoder!r}, constants is {self.constants!r} and ckpt_path is None: pass an encoder "
-                "and a constants file, or a checkpoint."
+                "and a constants file, an encoder that was saved swapped, or a checkpoint."
             )
 
 
@@ -96,8 +97,9 @@ def export_source(settings: ExportSettings, output: str) -> Path:
 
 
 def _swap(encoder: PreTrainedModel, settings: ExportSettings) -> None:
+    if settings.constants is None:  # the encoder was saved with its own
+        return
     ranking = None if settings.ranking is None else HeadRanking.load(settings.ranking)
-    assert settings.constants is not None
     sort = CompactConstants if settings.kind == "compact" else AttentionConstants
     constants = sort.load(settings.constants)
     swap_attention(encoder, settings.kind, constants=constants, heads=settings.heads, ranking=ranking)

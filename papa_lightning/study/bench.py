@@ -24,6 +24,7 @@ from papa_lightning.study.settings import StudySettings
 from papa_lightning.study.versions import computing_versions
 from papa_lightning.tasks import SequenceClassificationTask, TokenClassificationTask
 from papa_lightning.tasks.base import EncoderTask
+from papa_lightning.tasks.pretrained import check_plain
 
 #: What the criterion "gate" trains its own probe with, as all others are trained.
 _TRAINED_BY = ("learning_rate", "weight_decay", "schedule", "warmup_share", "dropout")
@@ -54,6 +55,7 @@ class Bench:
         self.settings, self.encoder, self.name = settings, encoder, task
         self._seen: dict[str, str] = {}
         folder = settings.encoders[encoder]
+        check_plain(folder)
         self.data = make_data(task, settings.tasks[task], folder)
         self.data.setup("fit")
         self.task = make_task(self.data, folder, settings).to(find_device(settings.device)).eval()

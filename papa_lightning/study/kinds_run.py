@@ -37,7 +37,7 @@ from papa_lightning.study.kinds_settings import KindsSettings
 from papa_lightning.study.store import StudyFolder
 from papa_lightning.study.versions import computing_versions, versions
 from papa_lightning.tasks import EncoderTask, FromScratchTask
-from papa_lightning.tasks.pretrained import load_encoder
+from papa_lightning.tasks.pretrained import check_plain, load_encoder
 
 #: What a Trainer leaves out: the study has its own.
 _SILENT = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
@@ -244,6 +244,8 @@ def _make(settings: KindsSettings, variant: str, data: L.LightningDataModule, **
         value = getattr(data, name, None)
         if value is not None:
             arguments[name] = list(value) if isinstance(value, tuple) else value
+    if isinstance(arguments.get("encoder"), str):
+        check_plain(arguments["encoder"])
     path = settings.model["class_path"]
     if "constants" not in swap and _learns_from_nothing(getattr(tasks, path, None) or locate(path)):
         arguments, swap = arguments | swap, {}

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
+from papa_lightning.encoders import SwapNote
 from papa_lightning.exceptions import PapaError, UnsupportedEncoderError
 from papa_lightning.pretrained import from_pretrained
 
@@ -22,7 +23,8 @@ def load_encoder(name: str) -> PreTrainedModel:
     """Load a pretrained encoder in float32, without task head and without pooler; of an encoder-decoder, the encoder.
 
     Nothing that reads hidden states uses the pooler, and a parameter without gradient stops DistributedDataParallel;
-    a family whose pooler cannot be left out gets it frozen. Code from the hub is never run.
+    a family whose pooler cannot be left out gets it frozen. An encoder that was saved swapped comes back swapped, with
+    its constants. Code from the hub is never run.
 
     Args:
         name: Name on the hub (``"google-bert/bert-base-uncased"``), or a folder written by ``save_pretrained``.
@@ -59,6 +61,36 @@ def load_encoder(name: str) -> PreTrainedModel:
     if isinstance(pooler, nn.Module):
         pooler.requires_grad_(False)
     return encoder
+
+
+def load_plain_encoder(name: str) -> PreTrainedModel:
+    """The same, for who compares the encoder's own attention with others.
+
+    Args:
+        name: As for `load_encoder`.
+
+    Raises:
+        PapaError: See `load_encoder`; also for an encoder that was saved swapped.
+    """
+    check_plain(name)
+    return load_encoder(name)
+
+
+def check_plain(name: str) -> None:
+    """Refuse an encoder that would come swapped where its own attention is the measure.
+
+    Args:
+        name: As for `load_encoder`.
+
+    Raises:
+        PapaError: Names it.
+    """
+    note = getattr(_load_config(name), "quantization_config", None)
+    if isinstance(note, Mapping) and note.get("quant_method") == SwapNote.METHOD:
+        raise PapaError(
+            f"encoder {name!r} was saved while its attention was swapped, but here its own attention is the measure: "
+            "pass the encoder that it was made from, or call restore_attention(encoder) and save it once more."
+        )
 
 
 def vocabulary_size(name: str) -> int:
@@ -111,6 +143,11 @@ def _check_complete(name: str, report: Mapping[str, Any]) -> None:
         raise PapaError(
             f"encoder {name!r} has no fitting weights for {len(absent)} of its parameters, {min(absent)!r} among them: "
             "pass a checkpoint of the whole encoder, with the config.json that belongs to it."
+        )
+    if any(".papa." in key for key in report["unexpected_keys"]):
+        raise PapaError(
+            f"encoder {name!r} was saved while its attention was swapped, which its config.json does not note: save it "
+            "again with save_pretrained of this version, or with the model passed to restore_attention before."
         )
 
 

@@ -296,6 +296,18 @@ def test_a_saved_state_dict_loads_strictly(name, mode):
     assert not swap_as_saved(build(name), encoder_of(plain(name)).state_dict())
 
 
+@cases_in_modes()
+def test_a_saved_model_comes_back_swapped(name, mode, tmp_path):
+    model, inputs = swapped(name, mode), make_inputs(name)
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    assert_close(run(loaded, inputs), run(model, inputs))
+    state = loaded.state_dict()
+    assert list(state) == list(model.state_dict())
+    assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
+    assert [one.requires_grad for one in loaded.parameters()] == [one.requires_grad for one in model.parameters()]
+
+
 def test_saved_constants(tmp_path):
     name = NAMES[0]
     constants = calibrated(name, build(name))
