@@ -55,8 +55,8 @@ def matches(patterns: frozenset[str], before: str, tag: str) -> bool:
     """
     kinds = "=" if before[2:] == tag[2:] else "!"
     return any(
-        first in (before[0], "*") and second in (tag[0], "*") and third in (kinds, "*")
-        for first, second, third in patterns
+        all(sign in (found, "*") for sign, found in zip(pattern, (before[0], tag[0], kinds), strict=True))
+        for pattern in patterns
     )
 
 
@@ -139,6 +139,16 @@ def read_entities(tags: Sequence[str]) -> list[Entity]:
     return found
 
 
+_MARKS: Mapping[Scheme, tuple[str, str, str]] = {
+    "IOB2": ("B", "I", "B"),
+    "IOB1": ("I", "I", "I"),
+    "IO": ("I", "I", "I"),
+    "IOBES": ("B", "E", "S"),
+    "BILOU": ("B", "L", "U"),
+}
+"""Marks of the first, the last and an only word of an entity."""
+
+
 def write_entities(entities: Sequence[Entity], length: int, scheme: Scheme) -> list[str]:
     """Write entities as tags.
 
@@ -155,7 +165,7 @@ def write_entities(entities: Sequence[Entity], length: int, scheme: Scheme) -> l
     """
     tags = [OUTSIDE] * length
     for start, stop, kind in entities:
-        first, last, single = {"IOBES": "BES", "BILOU": "BLU", "IOB2": "BIB"}.get(scheme, "III")
+        first, last, single = _MARKS[scheme]
         if scheme == "IOB1" and start > 0 and tags[start - 1][2:] == kind:
             first = single = "B"
         marks = single if stop - start == 1 else first + "I" * (stop - start - 2) + last

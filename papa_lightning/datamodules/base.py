@@ -350,16 +350,26 @@ class TaskDataModule(LightningDataModule, ABC):
     def needs_labels(self, split: str) -> bool:
         """Tell whether the rows of a split must have labels.
 
-        That hangs on what runs: a module or a callback of the Trainer with `needs_labels = False`, as masked language
-        modelling and calibration have it, reads none. Rows of a test split need none.
+        That hangs on what runs: prediction reads none, nor does a module or a callback of the Trainer that has
+        `needs_labels = False`, such as masked language modelling and calibration. Rows of a test split need none.
         """
-        runs = [] if self.trainer is None else [self.trainer.lightning_module, *getattr(self.trainer, "callbacks", ())]
-        return split not in self.role_splits["test"] and all(getattr(one, "needs_labels", True) for one in runs)
+        return split not in self.role_splits["test"] and not self._predicts and self._reads_labels
+
+    @property
+    def _predicts(self) -> bool:
+        return self.trainer is not None and self.trainer.state.fn == "predict"
+
+    @property
+    def _reads_labels(self) -> bool:
+        if self.trainer is None:
+            return True
+        runs = [self.trainer.lightning_module, *getattr(self.trainer, "callbacks", ())]
+        return all(getattr(one, "needs_labels", True) for one in runs)
 
     def _tokenized(self, split: str) -> Dataset:
         """Load, check and tokenise a split; the result lies in the cache of the datasets library."""
         rows = self._load_rows(split)
-        labelled = self.needs_labels(split) or (split in self.role_splits["test"] and self.is_labelled(rows))
+        labelled = self.needs_labels(split) or (self._reads_labels and self.is_labelled(rows))
         where, kept = self._where(split), self.needed_columns(labelled)
         check_columns(rows.column_names, kept, where)
         ids = number_column(rows, ID_COLUMNS, where)

@@ -92,10 +92,22 @@ def accepted_inputs(encoder: PreTrainedModel) -> tuple[str, ...]:
         forward has; the last only if the encoder tells segments apart.
     """
     known = inspect.signature(encoder.forward).parameters
-    # RoBERTa's forward has the argument, but a table of one row: the ids of a second segment would be out of range.
-    segments = ("token_type_ids",) if getattr(encoder.config, "type_vocab_size", 2) > 1 else ()
+    segments = ("token_type_ids",) if _tells_segments(encoder) else ()
     names = ("pixel_values", "input_ids", "inputs_embeds", "attention_mask", "position_ids", *segments)
     return tuple(name for name in names if name in known)
+
+
+def _tells_segments(encoder: PreTrainedModel) -> bool:
+    """Whether an encoder has something of its own for a second segment.
+
+    RoBERTa's forward takes token types, but its table has one row: those of a second segment would be out of range.
+    GPT-2 and XLM take them for words, and add the embeddings of words 0 and 1. XLNet and Funnel have no table, but
+    embeddings of relative segments.
+    """
+    size = getattr(encoder.config, "type_vocab_size", None)
+    if size is not None:
+        return bool(size > 1)
+    return any(path.rpartition(".")[2] == "seg_embed" for path, _ in encoder.named_parameters())
 
 
 def check_vocabulary(input_ids: Tensor, size: int) -> None:
