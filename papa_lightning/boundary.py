@@ -36,7 +36,9 @@ _LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib"
 _OUTER = (OSError, MemoryError, torch.OutOfMemoryError, RecursionError, UnicodeError)
 _UNLIKE = re.compile(r"Error\(s\) in loading state_dict for (\w+):\s*(.*)", re.DOTALL)
 _TRACEBACK = "Traceback (most recent call last):"
-_FRAME = re.compile(r'^\s*File "([^"]*)", line (\d+)')
+_FRAME = re.compile(r'^\s*File "([^"]*)", line (\d+)(?:, in (\S+))?')
+#: Where Lightning hands out what a checkpoint holds, also to code of ours.
+_RESTORING = re.compile(r"checkpoint_connector\.py:(_?restore|resume)")
 _SHOW = "PAPA_DEBUG=1 shows the traceback"
 _LONGEST = 700
 
@@ -48,24 +50,29 @@ class Origin:
     Args:
         kind: Name of its class.
         message: One line.
-        frames: File and line of each call, the one that raised last.
+        frames: File, line and function of each call, the one that raised last.
         meant: It is a PapaError.
     """
 
     kind: str
     message: str
-    frames: Sequence[tuple[str, int]]
+    frames: Sequence[tuple[str, int, str]]
     meant: bool
 
     @property
     def ours(self) -> bool:
-        """Whether code of papa_lightning raised it."""
-        return bool(self.frames) and _HERE in Path(self.frames[-1][0]).parents
+        """Whether code of papa_lightning raised it, and not because of what a checkpoint holds."""
+        return bool(self.frames) and _HERE in Path(self.frames[-1][0]).parents and not self.restoring
+
+    @property
+    def restoring(self) -> bool:
+        """Whether a checkpoint was being restored."""
+        return any(_RESTORING.search(f"{file}:{name}") for file, _, name in self.frames)
 
     @property
     def place(self) -> str | None:
         """The innermost line of code that is no library's and not ours: of a class that the user wrote."""
-        for file, line in reversed(self.frames):
+        for file, line, _ in reversed(self.frames):
             if _HERE in Path(file).parents:
                 return None
             if not file.startswith(("<", *_LIBRARIES)):
@@ -79,7 +86,7 @@ def origin(error: BaseException) -> Origin:
     Args:
         error: Any error; one that another process sent says in its text, or in that of its cause, where it was raised.
     """
-    frames = [(frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(error.__traceback__)]
+    frames = [(frame.filename, frame.lineno or 0, frame.name) for frame in traceback.extract_tb(error.__traceback__)]
     text, sent = str(error), getattr(error.__cause__, "tb", None)
     kind, meant = type(error).__name__, isinstance(error, PapaError)
     if isinstance(sent, str) and _TRACEBACK in sent:  # of a pool of processes: the error itself is whole
@@ -121,7 +128,7 @@ def error_line(error: BaseException) -> str | None:
         return f"ckpt_path is no checkpoint of this {unlike.group(1)}, but of another model: {keys} ({_SHOW})"
     if found.kind == MisconfigurationException.__name__:
         return f"{found.message} ({_SHOW})"
-    place = f"{found.place}: " if found.place else ""
+    place = f"{found.place}: " if found.place else "ckpt_path does not fit this run: " if found.restoring else ""
     return f"{place}{found.kind}{': ' * bool(found.message)}{found.message} ({_SHOW})"
 
 
@@ -181,7 +188,7 @@ def _report(error: BaseException, words: object) -> str:
     command = f"papa {' '.join(words)}" if isinstance(words, list) else f"papa, called with {words!r}"
     facts = "\n".join(f"{name} {version}" for name, version in versions().items())
     found = origin(error)
-    file, line = found.frames[-1]
+    file, line, _ = found.frames[-1]
     fault = f"{found.kind}: {found.message} ({Path(file).relative_to(_HERE)}:{line})"
     try:
         handle, path = tempfile.mkstemp(prefix="papa-fault-", suffix=".txt")
@@ -214,11 +221,11 @@ def _flush() -> None:
         raise
 
 
-def _frames(text: str) -> list[tuple[str, int]]:
+def _frames(text: str) -> list[tuple[str, int, str]]:
     """The frames of the last traceback in a text."""
     last = text[text.rindex(_TRACEBACK) :]
     matches = (_FRAME.match(line) for line in last.splitlines())
-    return [(match.group(1), int(match.group(2))) for match in matches if match]
+    return [(match.group(1), int(match.group(2)), match.group(3) or "") for match in matches if match]
 
 
 def _last(text: str) -> tuple[str, str]:
