@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import SupportsFloat
 
+from papa_lightning.checked_files import read_json, write_json
 from papa_lightning.exceptions import PapaError, RankingFileError
-from papa_lightning.files import write_atomically
+from papa_lightning.schema import LARGEST, anything, as_float, listed, maybe, record, shown, text
 
 #: Scores are exact to this many units in the last place of the quantities that they are computed from. Batch size,
 #: threads and processor move those of real encoders by 3 at most.
@@ -45,14 +46,15 @@ class HeadRanking:
     criterion: str = "unnamed"
 
     def __post_init__(self) -> None:
-        listed: object = self.heads
-        if not isinstance(listed, Sequence):
-            raise PapaError(f"heads is {listed!r}, but must be a list of (layer, head) pairs.")
-        heads = [_as_pair(entry) for entry in listed]
-        repeated = sorted({head for head in heads if heads.count(head) > 1}) if len(set(heads)) < len(heads) else []
+        given: object = self.heads
+        if not isinstance(given, Sequence):
+            raise PapaError(f"heads is {shown(given)}, but must be a list of (layer, head) pairs.")
+        heads = [_as_pair(entry) for entry in given]
+        repeated = [head for head, count in Counter(heads).items() if count > 1]
         if repeated:
-            raise PapaError(f"heads of the ranking has {repeated[0]} more than once: list every (layer, head) once.")
+            raise PapaError(f"heads of the ranking has {min(repeated)} more than once: list every (layer, head) once.")
         object.__setattr__(self, "heads", heads)
+        text("criterion", self.criterion)
         if self.scores is not None:
             scores = list(self.scores)
             if len(scores) != len(heads):
@@ -121,35 +123,27 @@ class HeadRanking:
             path: The file; its folder is made when missing.
         """
         content = {
-            "format": _FORMAT,
             "criterion": self.criterion,
             "heads": [list(head) for head in self.heads],
             "scores": None if self.scores is None else list(self.scores),
         }
-        write_atomically(path, json.dumps(content, indent=1).encode())
+        write_json(path, _FORMAT, content)
 
     @classmethod
     def load(cls, path: str | Path) -> HeadRanking:
-        """Read a ranking that :meth:`save` wrote.
+        """Read a ranking that :meth:`save` wrote, or one that is written by hand like it, without a sum.
 
         Raises:
             RankingFileError: When the file is missing, damaged, or something else.
         """
-        try:
-            content = json.loads(Path(path).read_bytes())
-        except OSError as error:
-            raise RankingFileError(f"ranking file {str(path)!r} cannot be read ({error.strerror}).") from error
-        except (ValueError, RecursionError) as error:
-            raise RankingFileError(f"ranking file {str(path)!r} is not JSON ({error}): make it anew.") from error
-        if not isinstance(content, dict) or content.get("format") != _FORMAT:
-            raise RankingFileError(
-                f"{str(path)!r} is not a head ranking: expected a JSON object with format {_FORMAT!r}. "
-                "Pass a file that HeadRanking.save wrote."
-            )
-        try:
-            return cls(content["heads"], content["scores"], str(content["criterion"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise RankingFileError(f"ranking file {str(path)!r} is damaged ({error}): make it anew.") from error
+        remedy = "pass a file that HeadRanking.save or `papa rank` wrote"
+        found: HeadRanking = read_json(path, _FORMAT, _as_ranking, RankingFileError, "head ranking", remedy)
+        return found
+
+
+def _as_ranking(name: str, value: object) -> HeadRanking:
+    fields = {"criterion": text, "heads": anything, "scores": maybe(listed(anything))}
+    return HeadRanking(**record(fields)(name, value))
 
 
 def merge_ties(values: Sequence[float], rounding: float) -> list[float]:
@@ -182,14 +176,18 @@ def _as_pair(entry: object) -> tuple[int, int]:
         layer, head = entry
         if _is_index(layer) and _is_index(head):
             return (int(layer), int(head))
-    raise PapaError(f"heads has the entry {entry!r}, but a head is a (layer, head) pair of whole numbers from 0 on.")
+    raise PapaError(
+        f"heads has the entry {shown(entry)}, but a head is a (layer, head) pair of whole numbers from 0 on."
+    )
 
 
 def _as_score(score: object, head: tuple[int, int]) -> float:
-    if isinstance(score, (bool, str)) or not isinstance(score, SupportsFloat) or not math.isfinite(float(score)):
-        raise PapaError(f"scores has {score!r} for head {head}: only finite numbers can be ranked.")
-    return float(score)
+    if not isinstance(score, (bool, str)) and isinstance(score, SupportsFloat):
+        found = as_float(score) if isinstance(score, int) else float(score)
+        if math.isfinite(found):
+            return found
+    raise PapaError(f"scores has {shown(score)} for head {head}: only finite numbers can be ranked.")
 
 
 def _is_index(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST

@@ -14,7 +14,9 @@ from papa_lightning.attention.dynamic import DynamicAttention
 from papa_lightning.attention.dynamic_heads import DynamicHeads
 from papa_lightning.attention.reach import Reach
 from papa_lightning.attention.zero_mass import ZeroMassWatch
+from papa_lightning.checked_files import parse_json
 from papa_lightning.exceptions import PapaError
+from papa_lightning.schema import anything, boolean, filled, listed, mapped, record, whole
 
 
 @dataclass(frozen=True)
@@ -202,9 +204,20 @@ def read_extra_state(state: Tensor) -> Mapping[str, Any]:
         [1]
     """
     try:
-        found = json.loads(bytes(state.to(torch.uint8).tolist()))
-        if (*found,) == ("kind", "calibrated", "max_length", "heads", "options"):
-            return dict(found)
+        found: dict[str, Any] = _STATE("it", parse_json(bytes(state.to(torch.uint8).tolist())))
+        if found["heads"] == sorted({*found["heads"]}):
+            return found
     except (ValueError, TypeError):
         pass
     raise PapaError("the checkpoint's papa._extra_state is damaged, or of another version: calibrate again.")
+
+
+_STATE = record(
+    {
+        "kind": filled,
+        "calibrated": boolean,
+        "max_length": whole(1),
+        "heads": listed(whole()),
+        "options": mapped(anything),
+    }
+)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -10,8 +9,10 @@ from typing import Any
 
 import pandas as pd
 
+from papa_lightning.checked_files import read_json, write_json
 from papa_lightning.exceptions import ResultFileError
 from papa_lightning.files import write_atomically
+from papa_lightning.schema import Check, anything, filled, listed, mapped, maybe, number, record, whole
 
 _FORMAT = "papa_lightning.benchmark/1"
 
@@ -99,15 +100,10 @@ class BenchmarkResult:
         Returns:
             Their paths.
         """
-        content = {
-            "format": _FORMAT,
-            "about": dict(self.about),
-            "settings": dict(self.settings),
-            "rows": [asdict(row) | {"reached": row.reached} for row in self.rows],
-        }
-        text, path = json.dumps(content, indent=1, allow_nan=False), Path(folder)
+        rows, path = [asdict(row) | {"reached": row.reached} for row in self.rows], Path(folder)
+        content = {"about": dict(self.about), "settings": dict(self.settings), "rows": rows}
         return [
-            write_atomically(path / "results.json", text.encode()),
+            write_json(path / "results.json", _FORMAT, content),
             write_atomically(path / "results.csv", self.table().to_csv(index=False).encode()),
         ]
 
@@ -121,15 +117,26 @@ class BenchmarkResult:
         Raises:
             ResultFileError: When it is missing, damaged, or something else.
         """
-        names = {one.name for one in fields(Measurement)}
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-            if content["format"] != _FORMAT:
-                raise KeyError(content["format"])
-            rows = [Measurement(**{name: row[name] for name in names}) for row in content["rows"]]
-            return cls(rows, content["settings"], content["about"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ResultFileError(
-                f"{str(path)!r} cannot be read as the results of a benchmark ({error!r}): pass a results.json that "
-                "`papa benchmark --output` wrote."
-            ) from error
+        remedy = "pass a results.json that `papa benchmark --output` wrote"
+        content = read_json(path, _FORMAT, _CONTENT, ResultFileError, "file with the results of a benchmark", remedy)
+        return cls(**content)
+
+
+_ROW: Mapping[str, Check] = {
+    **dict.fromkeys(("encoder", "kind", "backend"), filled),
+    **dict.fromkeys(("hidden", "layers", "heads", "batch", "length"), whole(1)),
+    "share": maybe(number(0, 1)),
+    **dict.fromkeys(("seconds", "low", "high", "sequences_per_second", "tokens_per_second"), number(0)),
+    "peak_bytes": maybe(whole()),
+    "held_bytes": whole(),
+    **dict.fromkeys(("speed", "speed_low", "speed_high"), number(0)),
+    "bound": maybe(number(0)),
+}
+
+
+def _row(name: str, value: object) -> Measurement:
+    found = record({**_ROW, "reached": anything})(name, value)
+    return Measurement(**{key: found[key] for key in _ROW})
+
+
+_CONTENT = record({"about": mapped(anything), "settings": mapped(anything), "rows": listed(_row)})

@@ -120,8 +120,8 @@ class AttentionAverages(RunningSums):
         self.check_sequences()
         self.check_finite()
         values = torch.empty(self.sums.shape, dtype=dtype, device=self.sums.device)
-        for layer, sums in enumerate(self.sums):  # by layer: the whole quotient in float64 would be a second copy
-            values[layer] = average_attention(sums, self.pair_counts)
+        for mean, sums in zip(values.flatten(0, 1), self.sums.flatten(0, 1), strict=True):
+            mean.copy_(average_attention(sums, self.pair_counts))  # by head: all of it would be a second copy
         return values
 
     def variance(self) -> Tensor:
@@ -148,7 +148,6 @@ class AttentionAverages(RunningSums):
             tensor([[0.5000]], dtype=torch.float64)
         """
         self.check_sequences()
-        explained = torch.empty_like(self.squares)
-        for layer, sums in enumerate(self.sums):  # by layer, as in compute
-            explained[layer] = (average_attention(sums, self.pair_counts) * sums).sum(dim=(1, 2))
+        by_head = [average_attention(sums, self.pair_counts).mul_(sums).sum() for sums in self.sums.flatten(0, 1)]
+        explained = torch.stack(by_head).view_as(self.squares)  # by head, as in compute
         return ((self.squares - explained) / self.pair_counts.diagonal().sum()).clamp_min(0.0)

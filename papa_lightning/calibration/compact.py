@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from papa_lightning.calibration.compact_fit import (
     weight_beyond,
 )
 from papa_lightning.calibration.compact_low_rank import fit_low_rank
-from papa_lightning.calibration.constants import AttentionConstants
+from papa_lightning.calibration.constants import DTYPES, AttentionConstants
 from papa_lightning.calibration.encoder_constants import (
     EncoderConstants,
     damaged_file,
@@ -42,6 +43,8 @@ _FORMAT = "papa_lightning.compact_constants/1"
 #: What holds them, and what writes them: for messages.
 _MADE_BY = ("compact constants", "CompactConstants.save", "papa compact --constants FILE")
 
+#: The tensors of a file beside those of its layers.
+_OF_ALL = ("errors", "forms", "reaches")
 #: The tensors of a layer in a file.
 _SAVED = (*PARTS, "beyond")
 
@@ -90,13 +93,10 @@ class CompactConstants(EncoderConstants):
             raise ConstantsFileError(
                 f"errors has shape {tuple(self.errors.shape)}, but there are {shape[0]} layers of {shape[1]} heads."
             )
+        _check_numbers("errors", self.errors)
         for number, layer in enumerate(self.layers):
             for name in _SAVED:
-                part = getattr(layer, name)
-                if not part.is_floating_point() or not bool((part.isfinite() & (part >= 0)).all()):
-                    raise ConstantsFileError(
-                        f"{name} of layer {number} has entries that are NaN, infinite or below 0: fit again."
-                    )
+                _check_numbers(f"{name} of layer {number}", getattr(layer, name))
         object.__setattr__(self, "metadata", plain_metadata(self.metadata))
 
     @classmethod
@@ -129,13 +129,13 @@ class CompactConstants(EncoderConstants):
             raise PapaError(
                 f"tolerance is {tolerance!r}, but must be a relative error of at least 0, e.g. 0.1, or None."
             )
-        if bool((constants.values < 0).any()):
-            raise PapaError("constants has values below 0, which no attention has: calibrate again.")
         fits = [
             _fit_layer(values, constants.pair_counts, min(width, constants.max_length - 1), rank, tolerance)
             for values in constants.values.detach()
         ]
-        noted = {"compact": {"width": width, "rank": rank, "tolerance": tolerance}}
+        # JSON has no infinity; None says the same.
+        within = tolerance if tolerance is not None and math.isfinite(tolerance) else None
+        noted = {"compact": {"width": width, "rank": rank, "tolerance": within}}
         errors = torch.stack([error for _, error in fits])
         return cls(tuple(layer for layer, _ in fits), errors, {**constants.metadata, **noted})
 
@@ -227,7 +227,7 @@ class CompactConstants(EncoderConstants):
 
     @classmethod
     def _read(cls, path: Path) -> Self:
-        tensors, metadata = read_tensors(path, _FORMAT, ("errors", "forms", "reaches"), _MADE_BY)
+        tensors, metadata, _ = read_tensors(path, _FORMAT, _is_saved, _MADE_BY)
         try:
             return cls(_layers(tensors), tensors["errors"], metadata)
         except (ValueError, KeyError, IndexError, TypeError) as error:
@@ -306,12 +306,32 @@ def _empty(length: int) -> dict[str, Tensor]:
     }
 
 
+def _is_saved(name: str) -> bool:
+    """Whether a file has a tensor of this name; how many layers there are, another one says."""
+    return name in _OF_ALL or (name.startswith("layers.") and name.rpartition(".")[2] in _SAVED)
+
+
 def _layers(tensors: Mapping[str, Tensor]) -> tuple[CompactLayer, ...]:
     """The layers of a file."""
     names = list(FORMS)
+    forms, reaches = tensors["forms"], tensors["reaches"]
+    if (forms.dtype, reaches.dtype) != (torch.uint8, torch.int64) or forms.dim() != 2 or bool((reaches < -1).any()):
+        raise ValueError("forms and reaches are not those of heads and layers")
+    if len(tensors) != len(_OF_ALL) + len(forms) * len(_SAVED):
+        raise ValueError(f"it has {len(tensors)} tensors, which are not those of {len(forms)} layers")
     layers: list[CompactLayer] = []
-    for number, (forms, limits) in enumerate(zip(tensors["forms"].tolist(), tensors["reaches"].tolist(), strict=True)):
+    for number, (own, limits) in enumerate(zip(forms.tolist(), reaches.tolist(), strict=True)):
         reach = Reach(*(None if limit < 0 else limit for limit in limits))
         parts = {name: tensors[f"layers.{number}.{name}"] for name in _SAVED}
-        layers.append(CompactLayer(tuple(names[form] for form in forms), reach=reach, **parts))
+        layers.append(CompactLayer(tuple(names[form] for form in own), reach=reach, **parts))
     return tuple(layers)
+
+
+def _check_numbers(name: str, part: Tensor) -> None:
+    """Refuse what is no finite number from 0 on, of 16 to 64 bits."""
+    if part.dtype not in DTYPES:
+        raise ConstantsFileError(f"{name} has dtype {part.dtype}, but must be floating point of 16 to 64 bits.")
+    if part.numel():
+        low, high = (float(one) for one in part.detach().aminmax())
+        if not (low >= 0 and math.isfinite(high)):
+            raise ConstantsFileError(f"{name} has entries that are NaN, infinite or below 0: fit again.")

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import struct
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import safetensors
-import safetensors.torch
+import torch
 from torch import Tensor, nn
 
+from papa_lightning.checked_files import SUM, content_sum, parse_json, tensor_bytes
 from papa_lightning.encoders import encoder_shape, find_encoder, position_limit, weights_fingerprint
 from papa_lightning.exceptions import ConstantsFileError
-from papa_lightning.files import write_atomically
+from papa_lightning.files import staged_file
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -29,7 +31,7 @@ def plain_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(metadata, Mapping):
         raise ConstantsFileError(f"metadata is a {type(metadata).__name__}, but must be a mapping of primitives.")
     try:
-        return cast("dict[str, Any]", json.loads(json.dumps(dict(metadata))))
+        return cast("dict[str, Any]", parse_json(json.dumps(dict(metadata), allow_nan=False)))
     except (TypeError, ValueError, RecursionError) as error:
         raise ConstantsFileError(f"metadata cannot be saved ({error}): pass primitives only.") from error
 
@@ -142,7 +144,7 @@ class EncoderConstants:
 
 
 def write_tensors(path: str | Path, form: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Path:
-    """Write one safetensors file, whole or not at all.
+    """Write one safetensors file with a sum of its content, whole or not at all, without a copy of the tensors.
 
     Args:
         path: The file; its folder is made when missing.
@@ -153,24 +155,47 @@ def write_tensors(path: str | Path, form: str, tensors: Mapping[str, Tensor], me
     Returns:
         The path.
     """
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    noted = {"format": form, "papa_lightning": json.dumps(metadata)}
-    return write_atomically(path, safetensors.torch.save(plain, metadata=noted))
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
+    noted = {"format": form, "papa_lightning": json.dumps(metadata, allow_nan=False)}
+    noted[SUM] = content_sum(noted, plain)
+    with staged_file(path) as file:
+        file.write(_header(plain, noted))
+        for tensor in plain.values():
+            file.write(tensor_bytes(tensor))
+    return Path(path)
+
+
+def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """How a safetensors file begins: the size of a JSON text, and the text, which says where each tensor stands."""
+    described: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.nbytes
+        sort = "BF" if tensor.dtype is torch.bfloat16 else "F" if tensor.is_floating_point() else _whole(tensor.dtype)
+        shape, size = list(tensor.shape), 8 * tensor.itemsize
+        described[name] = {"dtype": f"{sort}{size}", "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(described).encode()
+    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of eight
+    return struct.pack("<Q", len(text)) + text
+
+
+def _whole(dtype: torch.dtype) -> str:
+    return "I" if dtype.is_signed else "U"
 
 
 def read_tensors(
-    path: Path, form: str, names: Collection[str], made_by: tuple[str, str, str]
-) -> tuple[dict[str, Tensor], Any]:
-    """Read a file that :func:`write_tensors` wrote.
+    path: Path, form: str, check: Callable[[str], bool], made_by: tuple[str, str, str]
+) -> tuple[dict[str, Tensor], Any, bool]:
+    """Read a file that :func:`write_tensors` wrote, or one like it without a sum.
 
     Args:
         path: The file.
         form: What kind of file it must be.
-        names: Tensors that it must have.
+        check: Whether it may have a tensor of a name.
         made_by: For messages: what such a file holds, the method and the command that write one.
 
     Returns:
-        All its tensors, and its metadata as it stands there.
+        All its tensors, its metadata, and whether it has a sum: without one, it may be of another program.
 
     Raises:
         ConstantsFileError: When the file is missing, damaged, or something else.
@@ -182,14 +207,21 @@ def read_tensors(
         )
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != form:
+            noted = file.metadata() or {}
+            if noted.get("format") != form:
                 raise ConstantsFileError(
-                    f"{name!r} is a safetensors file, but not one of {content} (format {metadata.get('format')!r}, "
+                    f"{name!r} is a safetensors file, but not one of {content} (format {noted.get('format')!r}, "
                     f"expected {form!r}): pass a file that {method} wrote."
                 )
-            tensors = {key: file.get_tensor(key) for key in sorted({*names, *file.keys()})}
-        return tensors, json.loads(metadata["papa_lightning"])
+            found = noted.pop(SUM, None)
+            names: list[str] = list(file.keys())
+            unknown = [*(noted.keys() - {"format", "papa_lightning"}), *(one for one in names if not check(one))]
+            if unknown:
+                raise ValueError(f"it should not have {min(unknown)!r}")
+            tensors = {key: file.get_tensor(key) for key in names}
+        if found is not None and found != content_sum(noted, tensors):
+            raise ValueError(f"its {SUM} is not that of its content")
+        return tensors, parse_json(noted["papa_lightning"]), found is not None
     except ConstantsFileError:
         raise
     except (safetensors.SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:

@@ -6,6 +6,7 @@ Heads that share a matrix make a layer cheaper: with one matrix for all of them,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -63,6 +64,8 @@ def merge_constants(
         values[layer] = average_clusters(own, found)
         clusters.append(found)
         errors.append(_relative_error(values[layer], own, counts))
+    if tolerance is not None and math.isinf(tolerance):
+        tolerance = None  # JSON has no infinity; None says the same
     noted = {"tolerance": tolerance, "clusters": clusters, "error": errors}
     return AttentionConstants(values, counts, {**constants.metadata, "merged": noted}, variance=constants.variance)
 

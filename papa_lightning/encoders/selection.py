@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias
 
@@ -46,7 +47,7 @@ def select_heads(
             )
     chosen = set(pairs)
     if len(chosen) < len(pairs):
-        twice = next(pair for pair in pairs if pairs.count(pair) > 1)
+        twice = next(pair for pair, count in Counter(pairs).items() if count > 1)
         raise HeadSelectionError(f"heads has (layer, head) {twice} more than once: list every head once.")
     return [tuple(head for head in range(num_heads) if (layer, head) in chosen) for layer in range(num_layers)]
 

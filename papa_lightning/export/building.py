@@ -105,3 +105,23 @@ def _load(encoder: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
             f"the encoder and its configuration do not belong together: {cast(str, min(absent))!r} is in one of them "
             "only. Layers that were added, removed or replaced cannot be exported; adapters can be merged first."
         )
+
+
+def count_parameters(encoder: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[str, int]:
+    """How many numbers an export has, and how many it does without.
+
+    Args:
+        encoder: As it is exported, or as it was loaded.
+        state: What is saved of it.
+
+    Returns:
+        "whole" (of the encoder without constants), "left_out" of that, "added" (constants and what else the kinds
+        have), and "saved".
+    """
+    tensors = [*encoder.named_parameters(), *((name, one) for name, one in encoder.named_buffers() if ".papa." in name)]
+    names = {name for name, _ in tensors}
+    saved = sum(held.numel() for name, held in state.items() if name in names)
+    added = sum(held.numel() for name, held in state.items() if name in names and ".papa." in name)
+    config: PretrainedConfig = encoder.config
+    whole = sum(held.numel() for held in build_encoder(config, type(encoder).__name__, state.keys()).parameters())
+    return {"whole": whole, "left_out": whole - saved + added, "added": added, "saved": saved}

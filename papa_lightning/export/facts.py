@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
+from papa_lightning.checked_files import file_sum, json_bytes, parse_json, read_json
 from papa_lightning.exceptions import ExportError
+from papa_lightning.schema import filled, listed, record, text, whole
 
 FORMAT = "papa_lightning.exported_encoder/1"
 FACTS, CONFIG, WEIGHTS, GRAPH = "papa.json", "config.json", "model.safetensors", "model.onnx"
-
-_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -45,16 +42,8 @@ class Facts:
 
     def as_bytes(self) -> bytes:
         """The file."""
-        return (json.dumps(asdict(self), indent=1) + "\n").encode()
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            found.update(block)
-    return found.hexdigest()
+        content = asdict(self)
+        return json_bytes(content.pop("format"), content)
 
 
 def read_facts(folder: Path) -> Facts:
@@ -63,18 +52,15 @@ def read_facts(folder: Path) -> Facts:
     Raises:
         ExportError: When the folder is no exported encoder, or a file in it is not whole.
     """
-    content = _read_json(folder)
-    kinds = {"format": str, "papa_lightning": str, "encoder": str, "max_length": int, "kinds": list, "heads": list}
-    kinds |= {"num_heads": int, "parameters": dict, "files": dict}
-    if content.keys() != kinds.keys() or not all(isinstance(content[name], kinds[name]) for name in kinds):
-        raise _damaged(folder, FACTS)
-    facts = Facts(**content)
+    remedy = "pass a folder that `papa export` or export_encoder of this version wrote, or export the encoder again"
+    content = read_json(folder / FACTS, FORMAT, _CONTENT, ExportError, "manifest of an exported encoder", remedy)
+    facts = Facts(format=FORMAT, **content)
     for name in (CONFIG, WEIGHTS):
         try:
-            found = digest(folder / name)
+            found = file_sum(folder / name)
         except OSError as error:
             raise _damaged(folder, name) from error
-        if found != facts.files.get(name):
+        if found != facts.files[name]:
             raise _damaged(folder, name)
     return facts
 
@@ -82,32 +68,27 @@ def read_facts(folder: Path) -> Facts:
 def is_export(folder: Path) -> bool:
     """Whether a folder was written by an export, whole or not."""
     try:
-        _read_json(folder)
-    except ExportError:
+        content = parse_json((folder / FACTS).read_bytes())
+    except (OSError, ValueError):
         return False
-    return True
-
-
-def _read_json(folder: Path) -> dict[str, Any]:
-    try:
-        content = json.loads((folder / FACTS).read_bytes())
-    except OSError as error:
-        raise ExportError(
-            f"{str(folder)!r} holds no exported encoder ({FACTS}: {error.strerror}): pass a folder that `papa export` "
-            "or export_encoder wrote. Stock encoders are loaded with transformers."
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise _damaged(folder, FACTS) from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        found = content.get("format") if isinstance(content, dict) else type(content).__name__
-        raise ExportError(
-            f"{str(folder / FACTS)!r} has format {found!r}, but must have {FORMAT!r}: pass a folder that this version "
-            "of papa_lightning exported."
-        )
-    return content
+    return isinstance(content, dict) and content.get("format") == FORMAT
 
 
 def _damaged(folder: Path, name: str) -> ExportError:
     return ExportError(
         f"{str(folder / name)!r} is missing, damaged, or was changed after the export: export the encoder again."
     )
+
+
+_CONTENT = record(
+    {
+        "papa_lightning": text,
+        "encoder": filled,
+        "max_length": whole(1),
+        "kinds": listed(filled),
+        "num_heads": whole(1),
+        "heads": listed(listed(whole())),
+        "parameters": record(dict.fromkeys(("whole", "left_out", "added", "saved"), whole())),
+        "files": record(dict.fromkeys((CONFIG, WEIGHTS), text)),
+    }
+)

@@ -10,13 +10,14 @@ from typing import Any
 
 import safetensors.torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from papa_lightning.checked_files import file_sum
 from papa_lightning.encoders import find_encoder, is_calibrated, swapped_layers
 from papa_lightning.encoders.trimming import trimmed_state
 from papa_lightning.exceptions import ExportError, PapaError
-from papa_lightning.export.building import build_encoder, transient_buffers
-from papa_lightning.export.facts import CONFIG, FACTS, FORMAT, GRAPH, WEIGHTS, Facts, digest
+from papa_lightning.export.building import count_parameters, transient_buffers
+from papa_lightning.export.facts import CONFIG, FACTS, FORMAT, GRAPH, WEIGHTS, Facts, read_facts
 from papa_lightning.export.graphs import check_onnx, export_onnx
 from papa_lightning.export.loading import load_encoder
 from papa_lightning.export.staging import check_folder
@@ -110,13 +111,13 @@ def _write_encoder(encoder: PreTrainedModel, folder: Path) -> None:
     facts = Facts(
         format=FORMAT,
         papa_lightning=__version__,
-        encoder=_class_name(encoder),
+        encoder=type(encoder).__name__,
         max_length=mixers[0].max_length,
         kinds=[mixer.kind for mixer in mixers],
         num_heads=mixers[0].heads.num_heads,
         heads=[list(mixer.constant_heads) for mixer in mixers],
-        parameters=_count(encoder, state),
-        files={name: digest(folder / name) for name in (CONFIG, WEIGHTS)},
+        parameters=count_parameters(encoder, state),
+        files={name: file_sum(folder / name) for name in (CONFIG, WEIGHTS)},
     )
     (folder / FACTS).write_bytes(facts.as_bytes())
 
@@ -127,20 +128,6 @@ def _once(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, held in state.items():
         found.setdefault((held.data_ptr(), held.device, held.shape, held.stride()), name)
     return {name: state[name] for name in found.values()}
-
-
-def _class_name(encoder: PreTrainedModel) -> str:
-    return type(encoder).__name__
-
-
-def _count(encoder: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[str, int]:
-    tensors = [*encoder.named_parameters(), *((name, one) for name, one in encoder.named_buffers() if ".papa." in name)]
-    names = {name for name, _ in tensors}
-    saved = sum(held.numel() for name, held in state.items() if name in names)
-    added = sum(held.numel() for name, held in state.items() if name in names and ".papa." in name)
-    config: PretrainedConfig = encoder.config
-    whole = sum(held.numel() for held in build_encoder(config, _class_name(encoder), state.keys()).parameters())
-    return {"whole": whole, "left_out": whole - saved + added, "added": added, "saved": saved}
 
 
 def _without_paths(content: Any) -> Any:
@@ -172,14 +159,14 @@ def describe_export(folder: Path) -> str:
     Args:
         folder: Of the export.
     """
-    facts = json.loads((folder / FACTS).read_bytes())
-    count, kinds = facts["parameters"], ", ".join(sorted(set(facts["kinds"])))
-    heads, total = sum(map(len, facts["heads"])), len(facts["heads"]) * facts["num_heads"]
+    facts = read_facts(folder)
+    count, kinds = facts.parameters, ", ".join(sorted(set(facts.kinds)))
+    heads, total = sum(map(len, facts.heads)), len(facts.heads) * facts.num_heads
     size = sum((folder / name).stat().st_size for name in (CONFIG, WEIGHTS))
     share = count["left_out"] / count["whole"]
     return (
         f"exported {folder}\n"
-        f"heads    {heads} of {total} heads, kind {kinds}, up to {facts['max_length']} tokens\n"
+        f"heads    {heads} of {total} heads, kind {kinds}, up to {facts.max_length} tokens\n"
         f"weights  {share:.1%} of {_short(count['whole'])} left out, {_short(count['added'])} for constants, "
         f"{size / 1e6:.1f} MB"
     )

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors.torch
+from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModel, PretrainedConfig, PreTrainedModel
 
+from papa_lightning.checked_files import parse_json
 from papa_lightning.encoders import is_calibrated, is_noted, swap_as_saved, swapped_layers
 from papa_lightning.encoders.trimming import trim
 from papa_lightning.exceptions import ExportError, PapaError
-from papa_lightning.export.building import build_encoder, fill_encoder
+from papa_lightning.export.building import build_encoder, count_parameters, fill_encoder
 from papa_lightning.export.facts import CONFIG, WEIGHTS, Facts, read_facts
 
 
@@ -62,14 +64,31 @@ def _load(folder: Path, facts: Facts) -> PreTrainedModel:
         raise ExportError(f"{WEIGHTS} holds no swapped encoder")
     trim(encoder)
     fill_encoder(encoder, state)
-    if not is_calibrated(encoder) or [list(mixer.constant_heads) for mixer in swapped_layers(encoder)] != facts.heads:
-        raise ExportError(f"{WEIGHTS} has other heads than papa.json")
+    _check_facts(encoder, state, facts)
     encoder.train(False)
     return encoder
 
 
+def _check_facts(encoder: PreTrainedModel, state: Mapping[str, Tensor], facts: Facts) -> None:
+    """Refuse facts that are not those of the weights: nobody may read of other heads than there are."""
+    mixers = swapped_layers(encoder)
+    found = {
+        "heads": [list(mixer.constant_heads) for mixer in mixers],
+        "kinds": [mixer.kind for mixer in mixers],
+        "max_length": mixers[0].max_length,
+        "num_heads": mixers[0].heads.num_heads,
+        "parameters": count_parameters(encoder, state),
+    }
+    wrong = [name for name, value in found.items() if value != getattr(facts, name)]
+    if wrong or not is_calibrated(encoder):
+        raise ExportError(f"{WEIGHTS} has other {wrong[0] if wrong else 'heads'} than papa.json")
+    for name, held in state.items():
+        if ".papa." in name and held.is_floating_point() and not bool(held.isfinite().all()):
+            raise ExportError(f"{WEIGHTS} has NaN or infinite numbers in {name}")
+
+
 def _read_config(folder: Path) -> PretrainedConfig:
-    content = json.loads((folder / CONFIG).read_bytes())
+    content = parse_json((folder / CONFIG).read_bytes())
     model_type = content.get("model_type")
     if model_type not in CONFIG_MAPPING:  # never by code that the folder names
         raise ExportError(f"{CONFIG} has model_type {model_type!r}, which transformers does not know")

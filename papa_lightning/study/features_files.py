@@ -2,17 +2,14 @@
 
     vectors.npy         (R, width), float32 or float16
     index.safetensors   counts (N,), positions, labels
-    manifest.json       format, reading, sizes
+    manifest.json       format, reading, dtype, and the SHA-256 of the others
 
 The folder is written under another name and renamed when it is complete, so what bears its name is whole.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import uuid
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -24,10 +21,12 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from papa_lightning.exceptions import PapaError
-from papa_lightning.files import write_atomically
+from papa_lightning.checked_files import file_sum, json_bytes, read_json
+from papa_lightning.exceptions import OutputError, PapaError
+from papa_lightning.files import staged_folder
+from papa_lightning.schema import one_of, record, text, whole
 from papa_lightning.study.features_encoding import SplitIndex
-from papa_lightning.study.features_reading import Reading, reading_from
+from papa_lightning.study.features_reading import READINGS, Reading, reading_from
 
 Dtype = Literal["float32", "float16"]
 """In which vectors are stored."""
@@ -133,23 +132,19 @@ def write_folder(
     Raises:
         PapaError: If the disk refuses them.
     """
-    unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.part")
     try:
-        unfinished.mkdir(parents=True)
-        with open(unfinished / _VECTORS, "wb") as file:
-            write(TableWriter(file, reading, len(index.positions) * reading.rows_per_place, dtype))
-        counts, positions, labels = (tensor.contiguous() for tensor in index.tensors())
-        content = safetensors.torch.save({"counts": counts, "positions": positions, "labels": labels})
-        write_atomically(unfinished / _INDEX, content)
-        sizes = {name: (unfinished / name).stat().st_size for name in (_VECTORS, _INDEX)}
-        manifest = {"format": _FORMAT, "reading": _described(reading), "dtype": dtype, "sizes": sizes}
-        write_atomically(unfinished / _MANIFEST, json.dumps(manifest, indent=1).encode())
-        os.rename(unfinished, folder)
-    except OSError as error:
+        with staged_folder(folder) as unfinished:
+            with open(unfinished / _VECTORS, "wb") as file:
+                write(TableWriter(file, reading, len(index.positions) * reading.rows_per_place, dtype))
+            counts, positions, labels = (tensor.contiguous() for tensor in index.tensors())
+            content = safetensors.torch.save({"counts": counts, "positions": positions, "labels": labels})
+            (unfinished / _INDEX).write_bytes(content)
+            sums = {name: file_sum(unfinished / name) for name in (_VECTORS, _INDEX)}
+            manifest = {"reading": _described(reading), "dtype": dtype, "files": sums}
+            (unfinished / _MANIFEST).write_bytes(json_bytes(_FORMAT, manifest))
+    except OutputError:
         if not folder.exists():  # else another process was faster, and its work is as good
-            raise PapaError(f"folder is {str(folder)!r}, which cannot be written ({error}): pass another.") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+            raise
 
 
 def read_folder(folder: Path) -> tuple[Reading, SplitIndex, Tensor]:
@@ -166,23 +161,37 @@ def read_folder(folder: Path) -> tuple[Reading, SplitIndex, Tensor]:
     """
     if not folder.is_dir():
         raise PapaError(f"folder is {str(folder)!r}, which does not exist: make it with store_features.")
+    remedy = "remove it, and store the features again"
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        if manifest["format"] != _FORMAT:
-            raise ValueError(f"format {manifest['format']!r}, expected {_FORMAT!r}")
-        for name, size in manifest["sizes"].items():
-            if (found := (folder / name).stat().st_size) != size:
-                raise ValueError(f"{name} has {found} bytes, not {size}")
-        reading = reading_from(**manifest["reading"])
+        manifest = read_json(folder / _MANIFEST, _FORMAT, _CONTENT, PapaError, "manifest", remedy)
+        for name, found in manifest["files"].items():
+            if file_sum(folder / name) != found:
+                raise ValueError(f"{name} is not what the manifest says")
+        reading: Reading = manifest["reading"]
         index = SplitIndex(**safetensors.torch.load_file(folder / _INDEX))
         table = _mapped(folder / _VECTORS)
         _check_fit(reading, index, table, manifest["dtype"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError, TypeError, safetensors.SafetensorError) as error:
         raise PapaError(
             f"folder is {str(folder)!r}, which is damaged or holds no features ({type(error).__name__}: {error}): "
-            "remove it, and store the features again."
+            f"{remedy}."
         ) from error
     return reading, index, table
+
+
+def _reading(name: str, value: object) -> Reading:
+    sizes = dict.fromkeys(("levels", "max_length", "hidden_size"), whole(1))
+    found = record({"name": one_of(*READINGS), **sizes})(name, value)
+    return reading_from(**found)
+
+
+_CONTENT = record(
+    {
+        "reading": _reading,
+        "dtype": one_of("float32", "float16"),
+        "files": record(dict.fromkeys((_VECTORS, _INDEX), text)),
+    }
+)
 
 
 def _mapped(path: Path) -> Tensor:
@@ -194,6 +203,9 @@ def _mapped(path: Path) -> Tensor:
 
 
 def _check_fit(reading: Reading, index: SplitIndex, table: Tensor, dtype: str) -> None:
+    dtypes = [tensor.dtype for tensor in index.tensors()]
+    if dtypes != [torch.int64, torch.int32, torch.int64] or any(tensor.dim() != 1 for tensor in index.tensors()):
+        raise ValueError(f"the index has the dtypes {dtypes}")
     places = int(index.counts.sum())
     shape = (places * reading.rows_per_place, reading.width)
     if tuple(table.shape) != shape or table.dtype != getattr(torch, dtype):

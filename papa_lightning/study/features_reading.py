@@ -7,7 +7,7 @@ so vectors stand one behind the other, without gaps.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -248,28 +248,25 @@ def reading_of(task: EncoderTask) -> Reading:
     )
 
 
+#: What can be read, by its name in files.
+READINGS: Mapping[str, Callable[[int, int, int], Reading]] = {
+    "layerwise": LayerwiseReading,
+    "tokens": TokenReading,
+    "mean": partial(PooledReading, pooling="mean"),
+    "class_token": partial(PooledReading, pooling="class_token"),
+}
+
+
 def reading_from(name: str, levels: int, max_length: int, hidden_size: int) -> Reading:
     """The reading that a file names.
 
     Args:
-        name: Its name.
+        name: One of :data:`READINGS`.
         levels: L+1.
         max_length: T.
         hidden_size: d.
-
-    Returns:
-        The reading.
-
-    Raises:
-        KeyError: If there is none of that name.
     """
-    kinds: dict[str, Callable[[int, int, int], Reading]] = {
-        "layerwise": LayerwiseReading,
-        "tokens": TokenReading,
-        "mean": partial(PooledReading, pooling="mean"),
-        "class_token": partial(PooledReading, pooling="class_token"),
-    }
-    return kinds[name](levels, max_length, hidden_size)
+    return READINGS[name](levels, max_length, hidden_size)
 
 
 def position_cells(counts: Tensor, positions: Tensor, levels: int, max_length: int) -> Tensor:

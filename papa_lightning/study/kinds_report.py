@@ -54,7 +54,12 @@ def write_kinds_report(folder: str | Path) -> Path:
     """
     store = StudyFolder(folder)
     noted = store.read()
-    settings, seeds = KindsSettings(**noted["settings"]["kinds"]), noted["settings"]["seeds"]
+    try:
+        settings, seeds = KindsSettings(**noted["settings"]["kinds"]), list(noted["settings"]["seeds"])
+    except (KeyError, TypeError) as error:
+        raise StudyError(
+            f"{str(store.path / 'study.json')!r} has no settings of a study of kinds ({error}): run `papa study` again."
+        ) from error
     table = _finished(store, noted["files"])
     if not len(table):
         raise StudyError(f"{str(store.path)!r} has no finished training yet: run `papa study` first.")

@@ -11,8 +11,9 @@ from typing import Any
 
 import pandas as pd
 
+from papa_lightning.checked_files import read_json, write_json
 from papa_lightning.exceptions import ResultFileError
-from papa_lightning.files import write_atomically
+from papa_lightning.schema import Check, anything, filled, mapped, number, record, text, whole
 from papa_lightning.study.statistics import mean_interval
 
 _FORMAT = "papa_lightning.kind_result/2"
@@ -39,6 +40,9 @@ class KindResult:
         seconds: What all of it took.
         versions: Of the software, by name.
         hash: Of all that the score depends on.
+
+    Raises:
+        PapaError: For a value of the wrong type or out of its range.
     """
 
     variant: str
@@ -56,12 +60,17 @@ class KindResult:
     versions: Mapping[str, str]
     hash: str
 
+    def __post_init__(self) -> None:
+        for name, check in _CHECKS.items():
+            value = getattr(self, name)
+            lacking = name in _MAY_LACK and isinstance(value, float) and not math.isfinite(value)
+            object.__setattr__(self, name, math.nan if lacking else check(name, value))
+
     def save(self, path: str | Path) -> Path:
         """Write the result as JSON, whole or not at all."""
-        plain = {
-            name: None if isinstance(one, float) and math.isnan(one) else one for name, one in asdict(self).items()
-        }
-        return write_atomically(path, json.dumps({"format": _FORMAT, **plain}, indent=1, allow_nan=False).encode())
+        plain = asdict(self)
+        # JSON has no NaN.
+        return write_json(path, _FORMAT, plain | {name: None for name in _MAY_LACK if math.isnan(plain[name])})
 
     @classmethod
     def load(cls, path: str | Path) -> KindResult:
@@ -70,17 +79,26 @@ class KindResult:
         Raises:
             ResultFileError: When the file is damaged or something else.
         """
-        names = [one.name for one in fields(cls)]
-        try:
-            found = json.loads(Path(path).read_bytes())
-            if found.pop("format") == _FORMAT and sorted(found) == sorted(names):
-                values: dict[str, Any] = {name: math.nan if one is None else one for name, one in found.items()}
-                return cls(**values)
-        except (OSError, ValueError, KeyError, AttributeError, RecursionError):
-            pass
-        raise ResultFileError(
-            f"{str(path)!r} is damaged, or not the result of a kind: delete it, and run the study again."
-        )
+        remedy = "delete it, and run the study again"
+        found: KindResult = read_json(path, _FORMAT, _as_result, ResultFileError, "result of a kind", remedy)
+        return found
+
+
+_CHECKS: Mapping[str, Check] = {
+    **dict.fromkeys(("variant", "kind", "metric"), filled),
+    **dict.fromkeys(("seed", "parameters", "steps"), whole()),
+    **dict.fromkeys(("score", "loss"), number()),
+    **dict.fromkeys(("steps_per_second", "peak_memory_bytes", "step_memory_bytes", "seconds"), number(0)),
+    "versions": mapped(text),
+    "hash": text,
+}
+#: What is NaN where it was not measured, and where a training diverged.
+_MAY_LACK = ("score", "loss", "steps_per_second", "peak_memory_bytes", "step_memory_bytes")
+
+
+def _as_result(name: str, value: object) -> KindResult:
+    content = record(dict.fromkeys(_CHECKS, anything))(name, value)
+    return KindResult(**content | {key: math.nan for key in _MAY_LACK if content[key] is None})
 
 
 def kinds_table(results: Iterable[KindResult]) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +14,7 @@ import pandas as pd
 from papa_lightning.exceptions import StudyError
 from papa_lightning.study.results import CellResult, load_table
 from papa_lightning.study.statistics import mean_interval, summarize
-from papa_lightning.study.store import StudyFolder
+from papa_lightning.study.store import NAMED, StudyFolder
 
 #: Without a known level of chance: scores below this leave a relative change without a meaning.
 LOW_SCORE = 0.2
@@ -163,36 +164,22 @@ def read_study(folder: str | Path) -> StudyData:
     """
     place = Path(folder)
     content = StudyFolder(place).read()
-    files = content.get("files")
-    constants, rankings = _named(place, files, "constants", "kind"), _named(place, files, "rankings", "criterion")
+    files = content["files"]
+    constants, rankings = (
+        [NamedFile(one["encoder"], one["task"], one[name], place / one["path"]) for one in files.get(key, [])]
+        for key, name in NAMED.items()
+    )
     table = load_table(place)
     if not table["score"].notna().any():
         raise StudyError(f"the study in {str(place)!r} has no finished result yet: run `papa study` first.")
-    about = content.get("about")
     return StudyData(
         folder=place,
         table=table,
-        about=about if isinstance(about, Mapping) else {},
+        about=content["about"],
         constants=tuple(one for one in constants if one.path.is_file()),
         rankings=tuple(one for one in rankings if one.path.is_file()),
-        missing=tuple(str(one.path.relative_to(place)) for one in [*constants, *rankings] if not one.path.is_file()),
+        missing=tuple(os.path.relpath(one.path, place) for one in [*constants, *rankings] if not one.path.is_file()),
     )
-
-
-def _named(folder: Path, files: object, key: str, name: str) -> list[NamedFile]:
-    listed = files.get(key, []) if isinstance(files, Mapping) else None
-    wanted = ("encoder", "task", name, "path")
-    found = []
-    for one in listed if isinstance(listed, list) else [None]:
-        values = [one.get(field) for field in wanted] if isinstance(one, Mapping) else [None]
-        if not all(isinstance(value, str) for value in values):
-            raise StudyError(
-                f"{str(folder / 'study.json')!r} has {repr(one)[:80]} in files.{key}, but an entry has "
-                f"{', '.join(wanted)} as text: run `papa study` again, which writes the file anew."
-            )
-        encoder, task, kind, path = map(str, values)
-        found.append(NamedFile(encoder, task, kind, folder / path))
-    return found
 
 
 def _sizes(pair: Mapping[str, Any]) -> str:

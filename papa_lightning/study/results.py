@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pandas as pd
+import pyarrow
+import pyarrow.parquet
 
+from papa_lightning.checked_files import SUM, read_json, write_json
 from papa_lightning.exceptions import PapaError, ResultFileError
 from papa_lightning.files import write_atomically
+from papa_lightning.schema import (
+    Check,
+    anything,
+    as_float,
+    filled,
+    listed,
+    mapped,
+    maybe,
+    number,
+    record,
+    refuse,
+    text,
+    whole,
+)
 
 _FORMAT = "papa_lightning.cell_result/1"
-_LARGEST = 2**63 - 1  # of a whole number in a table
 _PARQUET, _CSV = "results.parquet", "results.csv"
 
 #: The columns of :func:`results_table` and their dtypes.
@@ -93,15 +110,11 @@ class CellResult:
         for name, check in _CHECKS.items():
             object.__setattr__(self, name, check(name, getattr(self, name)))
         if self.metric not in self.scores:
-            _refuse("metric", self.metric, f"one of scores, which has {', '.join(map(repr, self.scores))}")
-        if not 0 <= self.share <= 1:
-            _refuse("share", self.share, "a number from 0 to 1")
-        if self.total_heads < 1:
-            _refuse("total_heads", self.total_heads, "at least 1")
+            refuse("metric", self.metric, f"one of scores, which has {', '.join(map(repr, self.scores))}")
         ends = {0.0: 0, 1.0: self.total_heads}
         expected = ends.get(self.share, self.constant_heads)
         if self.constant_heads != expected or self.constant_heads > self.total_heads:
-            _refuse("constant_heads", self.constant_heads, f"the share {self.share} of {self.total_heads} heads")
+            refuse("constant_heads", self.constant_heads, f"the share {self.share} of {self.total_heads} heads")
 
     def save(self, path: str | Path) -> Path:
         """Write the result as JSON, whole or not at all.
@@ -112,10 +125,9 @@ class CellResult:
         Returns:
             The path.
         """
-        content = {"format": _FORMAT, **asdict(self)}
         # JSON has no NaN.
-        content["scores"] = {name: None if math.isnan(score) else score for name, score in self.scores.items()}
-        return write_atomically(path, json.dumps(content, indent=1, allow_nan=False).encode())
+        scores = {name: None if math.isnan(score) else score for name, score in self.scores.items()}
+        return write_json(path, _FORMAT, asdict(self) | {"scores": scores})
 
     @classmethod
     def load(cls, path: str | Path) -> CellResult:
@@ -124,33 +136,15 @@ class CellResult:
         Raises:
             ResultFileError: When the file is missing, damaged, or something else.
         """
-        try:
-            content = json.loads(Path(path).read_bytes(), parse_constant=_no_json)
-        except OSError as error:
-            raise ResultFileError(f"result file {str(path)!r} cannot be read ({error.strerror}).") from error
-        except (ValueError, RecursionError) as error:
-            raise ResultFileError(
-                f"result file {str(path)!r} is not JSON ({error}): delete it and run again."
-            ) from error
-        if not isinstance(content, dict) or content.pop("format", None) != _FORMAT:
-            raise ResultFileError(
-                f"{str(path)!r} is not a result of a study: expected a JSON object with format {_FORMAT!r}. "
-                "Pass a file that CellResult.save wrote."
-            )
-        expected = {field.name for field in fields(cls)}
-        if content.keys() != expected:
-            wrong = ", ".join(sorted(map(repr, content.keys() ^ expected)))
-            raise ResultFileError(
-                f"result file {str(path)!r} lacks, or should not have, {wrong}: delete it, run again."
-            )
-        if isinstance(scores := content["scores"], dict):
-            content["scores"] = {name: math.nan if score is None else score for name, score in scores.items()}
-        try:
-            return cls(**content)
-        except PapaError as error:
-            raise ResultFileError(
-                f"result file {str(path)!r} is damaged ({error}): delete it and run again."
-            ) from error
+        remedy = "delete it and run again"
+        found: CellResult = read_json(path, _FORMAT, _as_result, ResultFileError, "result file", remedy)
+        return found
+
+
+def _as_result(name: str, value: object) -> CellResult:
+    content = record(dict.fromkeys((one.name for one in fields(CellResult)), anything))(name, value)
+    scores = mapped(maybe(number()))("scores", content["scores"])
+    return CellResult(**content | {"scores": {key: math.nan if one is None else one for key, one in scores.items()}})
 
 
 def results_table(cells: Iterable[CellResult]) -> pd.DataFrame:
@@ -219,10 +213,12 @@ def save_table(table: pd.DataFrame, folder: str | Path) -> None:
         table: What :func:`results_table` made.
         folder: Is made when missing.
     """
-    content = BytesIO()
-    table.to_parquet(content, engine="pyarrow", index=False, write_page_checksum=True)
+    content, text = BytesIO(), _csv(table)
+    found = pyarrow.Table.from_pandas(table, preserve_index=False)
+    noted = {**(found.schema.metadata or {}), SUM: hashlib.sha256(text).hexdigest()}
+    pyarrow.parquet.write_table(found.replace_schema_metadata(noted), content, write_page_checksum=True)
     write_atomically(Path(folder) / _PARQUET, content.getvalue())
-    write_atomically(Path(folder) / _CSV, table.to_csv(index=False, lineterminator="\n").encode())
+    write_atomically(Path(folder) / _CSV, text)
 
 
 def load_table(folder: str | Path) -> pd.DataFrame:
@@ -236,10 +232,11 @@ def load_table(folder: str | Path) -> pd.DataFrame:
     """
     path = Path(folder) / _PARQUET
     try:
-        content = BytesIO(path.read_bytes())  # from a folder of this name pandas would read all files
-        table = pd.read_parquet(content, engine="pyarrow", page_checksum_verification=True)
+        content = BytesIO(path.read_bytes())  # from a folder of this name all files would be read
+        found = pyarrow.parquet.read_table(content, page_checksum_verification=True)
+        table: pd.DataFrame = found.to_pandas()
     except Exception as error:  # which ones a damaged file raises, pyarrow does not say
-        reason = getattr(error, "strerror", None) or error
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise ResultFileError(f"table {str(path)!r} cannot be read ({reason}): run the study again.") from error
     if list(table.columns) != list(COLUMNS):
         raise ResultFileError(
@@ -250,9 +247,17 @@ def load_table(folder: str | Path) -> pd.DataFrame:
         missing = table.drop(columns=list(_MAY_LACK)).isna().any()
         if missing.any():
             raise ValueError(f"column {missing.idxmax()} lacks values")
-        return table.astype(dict(COLUMNS))
+        table, noted = table.astype(dict(COLUMNS)), dict(found.schema.metadata or {})
+        given = noted.pop(SUM.encode(), None)
+        if noted.keys() - {b"pandas"} or given not in (None, hashlib.sha256(_csv(table)).hexdigest().encode()):
+            raise ValueError(f"its {SUM} is not that of its content")
+        return table
     except (TypeError, ValueError) as error:
         raise ResultFileError(f"table {str(path)!r} has wrong values ({error}): run the study again.") from error
+
+
+def _csv(table: pd.DataFrame) -> bytes:
+    return str(table.to_csv(index=False, lineterminator="\n")).encode()
 
 
 def _rows(cell: CellResult) -> list[dict[str, Any]]:
@@ -276,81 +281,26 @@ def _split_criterion(criterion: str) -> tuple[str, int | None]:
     return criterion, None
 
 
-def _refuse(name: str, value: object, wanted: str) -> NoReturn:
-    raise PapaError(f"{name} is {repr(value)[:80]}, but must be {wanted}.")
-
-
-def _no_json(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no JSON")
-
-
-def _text(name: str, value: object) -> str:
-    if not isinstance(value, str):
-        _refuse(name, value, "text")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        _refuse(name, value, "text that can be written as UTF-8")
-    return value
-
-
-def _name(name: str, value: object) -> str:
-    return _text(name, value) or _refuse(name, value, "a name")
-
-
-def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        _refuse(name, value, "a number")
-    return float(value) if abs(value) <= _LARGEST or isinstance(value, float) else math.inf
-
-
-def _finite(name: str, value: object) -> float:
-    number = _number(name, value)
-    return number if math.isfinite(number) else _refuse(name, value, "a finite number")
-
-
-def _seconds(name: str, value: object) -> float:
-    number = _finite(name, value)
-    return number if number >= 0 else _refuse(name, value, "at least 0")
-
-
-def _whole(name: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _LARGEST:
-        _refuse(name, value, f"a whole number from 0 to {_LARGEST}")
-    return value
-
-
 def _scores(name: str, value: object) -> dict[str, float]:
     if not isinstance(value, Mapping) or not value:
-        _refuse(name, value, "a map from metrics to numbers")
+        refuse(name, value, "a map from metrics to numbers")
     scores = {}
     for metric, score in value.items():
-        number = _number(f"{name}[{metric!r}]", score)
-        scores[_name(f"a metric of {name}", metric)] = number if math.isfinite(number) else math.nan
+        if isinstance(score, bool) or not isinstance(score, (int, float)):
+            refuse(f"{name}[{metric!r}]", score, "a number")
+        found = as_float(score)
+        scores[filled(f"a metric of {name}", metric)] = found if math.isfinite(found) else math.nan
     return scores
 
 
-def _versions(name: str, value: object) -> dict[str, str]:
-    if not isinstance(value, Mapping):
-        _refuse(name, value, "a map from names to versions")
-    return {_text(f"a name of {name}", key): _text(f"{name}[{key!r}]", one) for key, one in value.items()}
-
-
-def _weights(name: str, value: object) -> list[float] | None:
-    if value is None:
-        return None
-    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
-        _refuse(name, value, "a list of numbers, or None")
-    return [_finite(f"{name}[{number}]", one) for number, one in enumerate(value)]
-
-
-_CHECKS: Mapping[str, Callable[[str, object], object]] = {
-    **dict.fromkeys(("encoder", "task", "criterion", "constants", "metric"), _name),
-    **dict.fromkeys(("constant_heads", "total_heads", "seed"), _whole),
-    "share": _finite,
+_CHECKS: Mapping[str, Check] = {
+    **dict.fromkeys(("encoder", "task", "criterion", "constants", "metric"), filled),
+    **dict.fromkeys(("constant_heads", "seed"), whole()),
+    "total_heads": whole(1),
+    "share": number(0, 1),
     "scores": _scores,
-    "seconds": _seconds,
-    "versions": _versions,
-    "hash": _text,
-    "level_weights": _weights,
+    "seconds": number(0),
+    "versions": mapped(text),
+    "hash": text,
+    "level_weights": maybe(listed(number())),
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -11,13 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from papa_lightning.checked_files import read_json, write_json
 from papa_lightning.exceptions import StudyError
-from papa_lightning.files import write_atomically
 from papa_lightning.locking import claimed
+from papa_lightning.schema import anything, listed, mapped, record, text
 
 _FORMAT = "papa_lightning.study/1"
+#: The files that study.json names, and what tells those of one pair apart.
+NAMED = {"constants": "kind", "rankings": "criterion"}
 #: Files of a process that is at work or was killed.
-_UNFINISHED = ("[cr]*/.*", "features/.*", "features/*/.*.part", ".study.json.*", ".results.*", ".kinds.csv.*")
+_UNFINISHED = ("[cr]*/.*", "features/.*", "features/*/.*.part", ".papa-*.part")
 
 
 class StudyFolder:
@@ -115,8 +117,7 @@ class StudyFolder:
             about: How it is measured.
             files: Where constants and rankings are.
         """
-        content = {"format": _FORMAT, "settings": settings, "about": about, "files": files}
-        write_atomically(self.path / "study.json", json.dumps(content, indent=1).encode())
+        write_json(self.path / "study.json", _FORMAT, {"settings": settings, "about": about, "files": files})
 
     def read(self) -> dict[str, Any]:
         """What :meth:`write` noted.
@@ -125,18 +126,20 @@ class StudyFolder:
             StudyError: When the folder holds no study.
         """
         path = self.path / "study.json"
-        try:
-            content = json.loads(path.read_bytes())
-        except OSError as error:
+        if not path.is_file():
             raise StudyError(
-                f"{str(self.path)!r} is not the folder of a study: study.json cannot be read ({error.strerror}). Pass "
-                "an empty folder to start a study, or one that `papa study` has written."
-            ) from error
-        except (ValueError, RecursionError) as error:
-            raise StudyError(f"{str(path)!r} is not JSON ({error}): delete it, and run the study again.") from error
-        if not isinstance(content, dict) or content.get("format") != _FORMAT:
-            raise StudyError(f"{str(path)!r} is not of a study (format {_FORMAT!r}): pass another folder.")
-        return content
+                f"{str(self.path)!r} is not the folder of a study: it has no study.json. Pass an empty folder to start "
+                "a study, or one that `papa study` has written."
+            )
+        remedy = "delete it, and run the study again, or pass another folder"
+        found: dict[str, Any] = read_json(path, _FORMAT, _CONTENT, StudyError, "study file", remedy)
+        return found
+
+
+#: Constants and rankings, each with the pair that it is of; of a study of kinds, the cells of its last run.
+_PLACES = {key: listed(record(dict.fromkeys(("encoder", "task", name, "path"), text))) for key, name in NAMED.items()}
+_FILES = {**_PLACES, "cells": listed(text)}
+_CONTENT = record({"settings": mapped(anything), "about": mapped(anything), "files": record(_FILES, may_lack=_FILES)})
 
 
 def check_writable(folder: Path) -> None:

@@ -132,6 +132,14 @@ def test_good_content_is_good(tmp_path):
     "change",
     [
         {"heads": None},
+        {"heads": [[0, 0], [0, 2**63]]},
+        {"heads": [[0, 0], [0, 10**400]]},
+        {"scores": [1.0, 10**400]},
+        {"scores": [1.0, 10**300]},
+        {"shares": [0.5]},
+        {"sha256": None},
+        {"sha256": "0" * 64},
+        {"criterion": 3},
         {"heads": 3},
         {"heads": {"0": [1]}},
         {"heads": [[0, 0], [0, 0]]},
@@ -150,7 +158,7 @@ def test_good_content_is_good(tmp_path):
 def test_damaged_content(tmp_path, change):
     path = tmp_path / "ranking.json"
     path.write_text(json.dumps(good_content() | change))
-    with pytest.raises(RankingFileError, match=r"ranking.json' is damaged"):
+    with pytest.raises(RankingFileError, match=r"ranking.json' is (damaged|not JSON)"):
         HeadRanking.load(path)
 
 
@@ -159,14 +167,14 @@ def test_missing_key(tmp_path, key):
     content = good_content()
     del content[key]
     (tmp_path / "ranking.json").write_text(json.dumps(content))
-    with pytest.raises(RankingFileError, match=rf"is damaged \('{key}'\)"):
+    with pytest.raises(RankingFileError, match=rf"is damaged \(it lacks, or should not have, '{key}'"):
         HeadRanking.load(tmp_path / "ranking.json")
 
 
 @pytest.mark.parametrize("foreign", ["{}", "[]", "null", "3", '"text"', '{"format": "other"}', '{"heads": [[0, 0]]}'])
 def test_foreign_json(tmp_path, foreign):
     (tmp_path / "ranking.json").write_text(foreign)
-    with pytest.raises(RankingFileError, match=r"is not a head ranking: expected a JSON object with format"):
+    with pytest.raises(RankingFileError, match=r"is not a head ranking \(its format is .*expected"):
         HeadRanking.load(tmp_path / "ranking.json")
 
 
@@ -185,6 +193,34 @@ def test_file_cut_anywhere(tmp_path):
         path.write_bytes(content[:length])
         with pytest.raises(RankingFileError):
             HeadRanking.load(path)
+
+
+def test_a_number_beyond_all_floats_is_refused():
+    for score in (10**400, -(10**400), 10**5000):
+        with pytest.raises(PapaError, match=r"scores has .* for head \(0, 0\): only finite"):
+            HeadRanking([(0, 0)], [score])
+
+
+def test_names_that_stand_twice_are_refused(tmp_path):
+    text = json.dumps(good_content())
+    (tmp_path / "ranking.json").write_text(text[:-1] + ', "heads": [[0, 1], [0, 0]]}')
+    with pytest.raises(RankingFileError, match=r"is not JSON \(it has 'heads' twice\)"):
+        HeadRanking.load(tmp_path / "ranking.json")
+
+
+@pytest.mark.parametrize("number", ["1e400", "NaN", "-Infinity", "1" + 5000 * "0"])
+def test_numbers_that_json_does_not_have(tmp_path, number):
+    text = json.dumps(good_content() | {"scores": [0.0, "X"]}).replace('"X"', number)
+    (tmp_path / "ranking.json").write_text(text)
+    with pytest.raises(RankingFileError, match=r"is not JSON .*is no number of JSON"):
+        HeadRanking.load(tmp_path / "ranking.json")
+
+
+def test_many_heads_and_one_twice():
+    heads = [(0, head) for head in range(200_000)]
+    assert len(HeadRanking(heads).heads) == 200_000
+    with pytest.raises(PapaError, match=r"\(0, 199999\) more than once"):  # in time that grows with their number
+        HeadRanking([*heads, (0, 199_999)])
 
 
 def test_no_file(tmp_path):

@@ -36,7 +36,7 @@ def profile_average(length=9, width=2):
     generator = torch.Generator().manual_seed(0)
     profile = torch.rand(3, 2 * width + 1, generator=generator, dtype=torch.float64)
     columns = torch.rand(3, length, generator=generator, dtype=torch.float64)
-    return AttentionConstants(expand_profile(profile, columns)[None], torch.ones(length, length))
+    return AttentionConstants(expand_profile(profile, columns)[None] / 2, torch.ones(length, length))
 
 
 @pytest.mark.parametrize("width", [1, 3, 8, 20])
@@ -87,7 +87,7 @@ def test_columns_that_were_never_seen_have_the_median_weight():
 
 def test_forms_within_the_tolerance():
     generator = torch.Generator().manual_seed(0)
-    left, right = torch.rand(2, 9, 2, generator=generator, dtype=torch.float64) ** 3
+    left, right = torch.rand(2, 9, 2, generator=generator, dtype=torch.float64) ** 3 / 1.5
     spikes = torch.rand(9, 9, generator=generator, dtype=torch.float64) ** 8
     matrices = torch.stack([spikes, left @ right.mT, profile_average().values[0, 0], spikes.flip(0)])
     average = AttentionConstants(matrices[None], torch.ones(9, 9))
@@ -159,7 +159,7 @@ def test_bad_arguments(arguments, message):
 def test_bad_constants():
     with pytest.raises(PapaError, match="constants is a Tensor"):
         CompactConstants.fit(torch.ones(1, 1, 3, 3))
-    with pytest.raises(PapaError, match="values below 0"):
+    with pytest.raises(PapaError, match="between 0 and 1"):
         CompactConstants.fit(AttentionConstants(-torch.ones(1, 1, 3, 3), torch.ones(3, 3)))
     compact = CompactConstants.fit(make_average())
     with pytest.raises(ConstantsFileError, match="layers have"):
@@ -262,8 +262,22 @@ def test_damaged_files(name, tmp_path):
     tensors = safetensors.torch.load_file(path)
     with safetensors.safe_open(path, framework="pt") as file:
         metadata = file.metadata()
+    del metadata["sha256"]  # as if by another program
+    safetensors.torch.save_file(tensors, path, metadata=metadata)
+    CompactConstants.load(path)
     missing = {key: tensor for key, tensor in tensors.items() if key != name}
-    for content in (missing, missing | {name: torch.full((1,), 77)}, missing | {name: tensors[name][:1]}):
-        safetensors.torch.save_file(content, path, metadata=metadata)
+    numbers, shape = tensors[name].float(), tensors[name].shape
+    others = [
+        torch.full((1,), 77),
+        tensors[name][:1],
+        torch.full_like(numbers, float("nan")),
+        numbers - 9,
+        numbers[None],
+    ]
+    others += [numbers.to(dtype) for dtype in (torch.float8_e4m3fn, torch.float8_e5m2, torch.complex64, torch.bool)]
+    others += [torch.full(shape, 9, dtype=torch.int32), torch.full(shape, 200, dtype=torch.uint8)]
+    contents = [missing, tensors | {"more": torch.ones(1)}, tensors | {"layers.7.beyond": torch.ones(1)}]
+    for content in contents + [tensors | {name: other} for other in others]:
+        safetensors.torch.save_file({key: one.clone() for key, one in content.items()}, path, metadata=metadata)
         with pytest.raises(ConstantsFileError, match="is damaged"):
             CompactConstants.load(path)

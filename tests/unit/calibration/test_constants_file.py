@@ -25,7 +25,8 @@ METADATA = {
 def small(dtype=torch.float32, metadata=METADATA):
     generator = torch.Generator().manual_seed(0)
     values = torch.rand(2, 3, 4, 4, generator=generator, dtype=torch.float64).to(dtype)
-    return AttentionConstants(values, torch.randint(0, 9, (4, 4), generator=generator).double(), metadata)
+    seen = torch.randint(0, 9, (4,), generator=generator).double()
+    return AttentionConstants(values, torch.minimum(seen[:, None], seen), metadata)
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def test_broken_variance_is_refused(path, variance, message):
 
 def test_round_trip_of_awkward_numbers_and_views(path):
     values = (
-        torch.tensor([0.0, -0.0, 1e-45, 3.4e38, 1 / 3, -1e-30, 1.0, 0.1, 5.0]).view(1, 1, 3, 3).expand(2, 2, -1, -1)
+        torch.tensor([0.0, -0.0, 1e-45, 1e-38, 1 / 3, 1e-30, 1.0, 0.1, 1.0001]).view(1, 1, 3, 3).expand(2, 2, -1, -1)
     )
     constants = AttentionConstants(values.transpose(2, 3), torch.ones(1, 1).expand(3, 3))
     loaded = AttentionConstants.load(constants.save(path))
@@ -124,6 +125,15 @@ WRONG = {
         r"NaN or infinite",
     ),
     "inf": (torch.full((2, 3, 4, 4), float("inf")), torch.ones(4, 4), r"NaN or infinite"),
+    "below": (torch.full((2, 3, 4, 4), -1e-3), torch.ones(4, 4), r"values has entries from -0.001 to -0.001, but"),
+    "above": (torch.full((2, 3, 4, 4), 1.5), torch.ones(4, 4), r"to 1.5, but attention lies between 0 and 1"),
+    "count_nan": (torch.rand(2, 3, 4, 4), torch.full((4, 4), float("nan")), r"pair_counts has entries that are not"),
+    "count_inf": (torch.rand(2, 3, 4, 4), torch.full((4, 4), float("inf")), r"pair_counts has entries that are not"),
+    "count_half": (torch.rand(2, 3, 4, 4), torch.full((4, 4), 0.5), r"pair_counts has entries that are not whole"),
+    "count_below": (torch.rand(2, 3, 4, 4), -torch.ones(4, 4).int(), r"pair_counts has entries that are not whole"),
+    "count_complex": (torch.rand(2, 3, 4, 4), torch.ones(4, 4).to(torch.complex64), r"pair_counts has dtype"),
+    "count_eight_bits": (torch.rand(2, 3, 4, 4), torch.ones(4, 4).to(torch.float8_e5m2), r"pair_counts has dtype"),
+    "count_truth": (torch.rand(2, 3, 4, 4), torch.ones(4, 4).bool(), r"pair_counts has dtype torch.bool"),
 }
 
 
@@ -235,6 +245,65 @@ def test_wrong_metadata_in_a_file(path, text):
         AttentionConstants.load(path)
 
 
+@pytest.mark.parametrize(
+    "counts", [torch.ones(4, 4).triu(), torch.ones(4, 4).fill_diagonal_(0), 1 + torch.ones(4, 4).tril()]
+)
+def test_counts_of_no_pairs_in_a_file(path, counts):
+    tensors = {"values": torch.rand(2, 3, 4, 4), "pair_counts": counts}
+    path.write_bytes(safetensors.torch.save(tensors, {"format": FORMAT, "papa_lightning": "{}"}))
+    with pytest.raises(ConstantsFileError, match=r"is damaged .*pair_counts is not symmetric, or"):
+        AttentionConstants.load(path)
+
+
+def test_files_of_other_programs_are_read(path):
+    """Without a sum, and as safetensors writes them: that is the format."""
+    constants = small()
+    tensors = {"values": constants.values, "pair_counts": constants.pair_counts}
+    noted = {"format": FORMAT, "papa_lightning": json.dumps(METADATA)}
+    safetensors.torch.save_file(tensors, path, noted)
+    loaded = AttentionConstants.load(path)
+    assert torch.equal(loaded.values, constants.values)
+    assert loaded.metadata == METADATA
+    tensors["more"] = torch.ones(1)
+    safetensors.torch.save_file(tensors, path, noted)
+    with pytest.raises(ConstantsFileError, match=r"is damaged .*should not have 'more'"):
+        AttentionConstants.load(path)
+    safetensors.torch.save_file({"values": constants.values}, path, noted)
+    with pytest.raises(ConstantsFileError, match=r"is damaged .*it lacks 'pair_counts'"):
+        AttentionConstants.load(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("counts", [torch.float64, torch.uint8, torch.int8, torch.int16, torch.int64, torch.float16])
+def test_safetensors_reads_what_is_written(path, dtype, counts):
+    constants = AttentionConstants(torch.rand(2, 3, 5, 5).to(dtype), torch.ones(5, 5, dtype=counts))
+    found = safetensors.torch.load_file(constants.save(path))
+    assert {name: tensor.dtype for name, tensor in found.items()} == {"values": dtype, "pair_counts": counts}
+    assert torch.equal(found["values"], constants.values)
+    assert torch.equal(found["pair_counts"], constants.pair_counts)
+
+
+_DTYPES = "BOOL U8 I8 F8_E5M2 F8_E4M3 F8_E8M0 F4 F6_E2M3 I16 U16 F16 BF16 I32 U32 I64 U64 F64 C64"
+
+
+@pytest.mark.parametrize("dtype", _DTYPES.split())
+def test_values_of_any_other_dtype_in_a_file(path, dtype):
+    size = 96 * {"F4": 0.5, "F6_E2M3": 0.75, "F16": 2, "BF16": 2, "I16": 2, "U16": 2, "I32": 4, "U32": 4}.get(dtype, 1)
+    size *= 8 if dtype in ("I64", "U64", "F64", "C64") else 1
+    counts = {"dtype": "F32", "shape": [4, 4], "data_offsets": [int(size), int(size) + 64]}
+    values = {"dtype": dtype, "shape": [2, 3, 4, 4], "data_offsets": [0, int(size)]}
+    noted = {"format": FORMAT, "papa_lightning": "{}"}
+    header = json.dumps({"__metadata__": noted, "values": values, "pair_counts": counts}).encode()
+    header += b" " * (-len(header) % 8)
+    content = b"\x00" * int(size) + torch.ones(16).numpy().tobytes()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + content)
+    if dtype in ("F16", "BF16", "F64"):
+        assert not AttentionConstants.load(path).values.any()
+    else:
+        with pytest.raises(ConstantsFileError):
+            AttentionConstants.load(path)
+
+
 def test_file_is_text_and_numbers_only(path):
     """No pickle on any path of ours."""
     content = small().save(path).read_bytes()
@@ -242,6 +311,7 @@ def test_file_is_text_and_numbers_only(path):
     assert set(header) == {"__metadata__", "values", "pair_counts"}
     assert header["__metadata__"]["format"] == FORMAT
     assert json.loads(header["__metadata__"]["papa_lightning"]) == METADATA
+    assert header["__metadata__"].keys() == {"format", "papa_lightning", "sha256"}
 
 
 def test_failed_save_keeps_the_old_file(path, monkeypatch):

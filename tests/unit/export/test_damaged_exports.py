@@ -1,5 +1,6 @@
 """Folders that are damaged or of somebody else: our own error, or an encoder that is the same; never anything else."""
 
+import contextlib
 import hashlib
 import json
 import pickle
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from papa_lightning import export_encoder, load_encoder
 from papa_lightning.exceptions import ExportError
+from papa_lightning.export.facts import read_facts
 
 FILES = ["papa.json", "config.json", "model.safetensors"]
 
@@ -30,10 +32,11 @@ def folder(whole, tmp_path):
 
 
 def write(folder, name, content, trusted):
-    """A file that was changed, also together with the sum that belongs to it."""
+    """A file that was changed, also together with the sum that belongs to it; papa.json then goes without one."""
     (folder / name).write_bytes(content)
     if trusted and name != "papa.json":
         facts = json.loads((folder / "papa.json").read_bytes())
+        facts.pop("sha256", None)
         facts["files"][name] = hashlib.sha256(content).hexdigest()
         (folder / "papa.json").write_text(json.dumps(facts))
 
@@ -78,6 +81,7 @@ def test_damaged_bytes(trusted, whole, folder):
 
 def change(folder, name, key, value):
     content = json.loads((folder / name).read_bytes())
+    content.pop("sha256", None)
     content[key] = value
     write(folder, name, json.dumps(content).encode(), trusted=True)
 
@@ -90,6 +94,17 @@ def change(folder, name, key, value):
     ("papa.json", "heads", [[0], [0, 1, 2, 3], []]),
     ("papa.json", "files", {}),
     ("papa.json", "max_length", "10"),
+    ("papa.json", "max_length", 9),
+    ("papa.json", "max_length", 10**400),
+    ("papa.json", "num_heads", 3),
+    ("papa.json", "kinds", ["gated", "constant", "constant"]),
+    ("papa.json", "kinds", [["constant"]]),
+    ("papa.json", "heads", [[0], [True], []]),
+    ("papa.json", "parameters", {"whole": 1, "left_out": 1, "added": 1, "saved": 1}),
+    ("papa.json", "parameters", {}),
+    ("papa.json", "papa_lightning", 3),
+    ("papa.json", "more", 3),
+    ("papa.json", "files", []),
     ("config.json", "model_type", "no-such-type"),
     ("config.json", "model_type", "roformer"),
     ("config.json", "hidden_size", 64),
@@ -101,6 +116,28 @@ def test_parts_that_do_not_belong_together(name, key, value, folder):
     change(folder, name, key, value)
     with pytest.raises(ExportError):
         load_encoder(folder)
+
+
+def test_facts_without_a_sum_are_those_of_the_weights(folder, whole):
+    facts = json.loads((folder / "papa.json").read_bytes())
+    del facts["sha256"]
+    (folder / "papa.json").write_text(json.dumps(facts))
+    assert load_encoder(folder).config.model_type == "bert"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_flipped_bits(name, folder):
+    """In one of so many places: the facts and the sums of the files are looked at before anything is made."""
+    content = (folder / name).read_bytes()
+    for bit in range(0, 8 * len(content), max(1, 8 * len(content) // 150)):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        (folder / name).write_bytes(flipped)
+        with contextlib.suppress(ExportError):
+            read_facts(folder)
+            pytest.fail(f"bit {bit % 8} of byte {bit // 8} of {name} is accepted")
+    (folder / name).write_bytes(content)
+    read_facts(folder)
 
 
 @pytest.mark.parametrize("name", FILES)

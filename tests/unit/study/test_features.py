@@ -220,6 +220,7 @@ def truncate(folder: Path) -> None:
 def edit(**changes: Any) -> Any:
     def damage(folder: Path) -> None:
         manifest = json.loads((folder / "manifest.json").read_text())
+        del manifest["sha256"]  # as if by hand
         (folder / "manifest.json").write_text(json.dumps(manifest | changes))
 
     return damage
@@ -254,7 +255,10 @@ DAMAGES = {
     "no reading": edit(reading={"name": "max", "levels": 3, "max_length": 10, "hidden_size": 16}),
     "short positions": edit(reading={"name": "tokens", "levels": 3, "max_length": 2, "hidden_size": 16}),
     "reading is a number": edit(reading=3),
-    "sizes is a number": edit(sizes=3),
+    "files is a number": edit(files=3),
+    "files lack one": edit(files={"vectors.npy": "0"}),
+    "another field": edit(sizes=3),
+    "nested deeply": write("manifest.json", b"[" * 100_000),
     "manifest is a list": write("manifest.json", b"[]"),
     "manifest is no JSON": write("manifest.json", b"{"),
     "manifest is no text": write("manifest.json", b"\xff\xfe\x00"),

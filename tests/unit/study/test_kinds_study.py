@@ -149,6 +149,43 @@ def test_results_are_read_back_and_damaged_ones_refused(tmp_path):
     path.write_text(path.read_text().replace("score", "scare"))
     with pytest.raises(ResultFileError, match="damaged"):
         KindResult.load(path)
+    assert math.isnan(result(loss=math.inf).loss)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("variant", ""),
+        ("variant", 3),
+        ("kind", None),
+        ("metric", ["accuracy"]),
+        ("seed", -1),
+        ("seed", 0.5),
+        ("seed", True),
+        ("score", "0.5"),
+        ("score", 10**400),
+        ("loss", [1.0]),
+        ("parameters", 1.5),
+        ("steps", "10"),
+        ("steps_per_second", -1.0),
+        ("step_memory_bytes", {}),
+        ("seconds", math.nan),
+        ("versions", []),
+        ("versions", {"torch": 2}),
+        ("hash", None),
+    ],
+)
+def test_results_of_other_types_are_refused_by_name(tmp_path, name, value):
+    with pytest.raises(PapaError, match=rf"^{name}\b.* but must be"):
+        result(**{name: value})
+    path = result().save(tmp_path / "one.json")
+    content = json.loads(path.read_text())
+    del content["sha256"]  # as if by hand
+    path.write_text(json.dumps(content))
+    KindResult.load(path)
+    path.write_text(json.dumps(content | {name: value}))
+    with pytest.raises(ResultFileError, match=r"one\.json' is (damaged|not JSON) "):
+        KindResult.load(path)
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,7 @@ def test_round_trip(tmp_path, result):
     assert [entry.name for entry in path.parent.iterdir()] == ["cell.json"]
     content = json.loads(path.read_text())
     assert content.pop("format") == FORMAT
+    assert len(content.pop("sha256")) == 64
     assert content == asdict(result)
 
 
