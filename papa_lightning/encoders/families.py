@@ -46,14 +46,17 @@ def _configured_window(module: Any) -> Reach:
 
 
 def _absolute_or_rotary(config: Any) -> SlotRule:
+    """the first real token, or with absolute positions the first that is no padding"""  # noqa: D403, D415
     return "mask" if getattr(config, "position_embedding_type", None) == "rotary" else "input_ids"
 
 
 def _rotary_scores(config: Any) -> SlotRule:
+    """the first real token, or with `rotary_value` the beginning of the tensor"""  # noqa: D403, D415
     return "tensor" if config.rotary_value else "mask"  # values that are turned too say where a token stands
 
 
 def _relative(config: Any) -> SlotRule:
+    """the first real token, or with `position_biased_input` the beginning of the tensor"""  # noqa: D403, D415
     return "tensor" if getattr(config, "position_biased_input", True) else "mask"
 
 
@@ -80,7 +83,8 @@ class EncoderFamily:
         output: Path of the linear layer behind the mixed values, from the module, or from its parent with "../".
         slots: Where the slots of the constants are counted from, or a function that reads it from the configuration:
             "tensor", its beginning, where positions are absolute; "mask", the first real token of a sequence, where
-            they are relative; "input_ids", the same where they number the tokens that are not the padding token.
+            they are relative; "input_ids", the same where they number the tokens that are not the padding token. The
+            docstring of a function is what the table in the documentation says.
     """
 
     attention: str

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import inspect
+
 from papa_lightning.encoders.families import FAMILIES, EncoderFamily
 from papa_lightning.encoders.projections import GroupedKeyProjection
 
 #: Model types for which the tests hold numbers of the published implementation.
 GOLDEN = ("bert", "deberta", "roberta")
 
-_HEADER = ("encoder", "model type", "kinds", "not computed for constant heads", "seam", "tested by", "notes")
+_HEADER = (
+    "encoder",
+    "model type",
+    "kinds",
+    "not computed for constant heads",
+    "slots count from",
+    "seam",
+    "tested by",
+    "notes",
+)
+
+_SLOTS = {
+    "tensor": "the beginning of the tensor",
+    "mask": "the first real token",
+    "input_ids": "the first token that is no padding",
+}
 
 
 def families_table() -> str:
@@ -23,6 +40,7 @@ def _row(model_type: str, family: EncoderFamily) -> tuple[str, ...]:
         f"`{model_type}`",
         'all but "folded"' if family.value is None else "all",
         _not_computed(family),
+        inspect.cleandoc(family.slots.__doc__ or "") if callable(family.slots) else _SLOTS[family.slots],
         "attention interface" if family.inline is None else "own forward",
         "conformance, golden numbers" if model_type in GOLDEN else "conformance",
         family.note,

@@ -337,3 +337,16 @@ def test_compiled_and_exported_graphs(name):
     graph = export_program(swap(name, build(name), "all")).module()
     expected = run(swapped(name, "all"), batch(name, (0, 0, 0)))
     assert_close(real(padded, graph(**padded, **segments)), expected, CLOSE)
+
+
+@pytest.mark.parametrize("name", ["llama", "roberta", "t5"])
+def test_where_no_value_is_looked_at(name, monkeypatch):
+    """As on a device that a look would make wait: every padded batch is put in order, right-padded ones too."""
+    expected, padded = run(swapped(name, "partial"), batch(name, (0, 0, 0))), batch(name, (5, 3, 7))
+    constants = plain_constants(name)
+    monkeypatch.setattr("papa_lightning.encoders.slots.can_look", lambda tensor: False)
+    for inputs in (padded, batch(name, (0, 0, 0))):
+        assert_close(run(swapped(name, "partial"), inputs), expected, CLOSE)
+    found = calibrate(plain(name), [padded], CASES[name].length)
+    assert torch.equal(found.pair_counts, constants.pair_counts)
+    assert_close(found.values, constants.values, CLOSE)
