@@ -21,8 +21,8 @@ from papa_lightning.calibration import (
 )
 from papa_lightning.callbacks.averaged_copies import averaged_copies
 from papa_lightning.callbacks.batches import CalibrationBatches
-from papa_lightning.callbacks.constants_file import new_constants_file
 from papa_lightning.callbacks.discovery import discover_encoder
+from papa_lightning.callbacks.new_files import new_file
 from papa_lightning.callbacks.origins import (
     Origin,
     describe_data,
@@ -144,7 +144,8 @@ class CalibratingCallback(Callback, ABC):
         """Calibrate, unless the encoder has constants of its own, of a file, of a checkpoint or of us already."""
         encoder = self._swapped_encoder(pl_module)
         length = swapped_layers(encoder)[0].max_length
-        if any(layer.constant_heads for layer in swapped_layers(encoder)):
+        constant = any(layer.constant_heads for layer in swapped_layers(encoder))
+        if constant and not isinstance(trainer.strategy, SHARDED):  # whose processes compute every step together
             all_or_none(trainer, lambda: check_validation(trainer, pl_module, encoder, length))
         if self._restored and is_calibrated(encoder):
             self._note(encoder, "those of the checkpoint that this run goes on from")
@@ -185,7 +186,11 @@ class CalibratingCallback(Callback, ABC):
         length = swapped_layers(encoder)[0].max_length
         start, folder = time.perf_counter(), run_folder(trainer) if self.save_constants else None
         # Before the pass, which would be lost otherwise.
-        path = None if folder is None else on_first(trainer, lambda: new_constants_file(folder, self.encoder))
+        path = (
+            None
+            if folder is None
+            else on_first(trainer, lambda: new_file(folder, "constants.safetensors", self.encoder))
+        )
         constants = calibrate_in(trainer, encoder, self.calibration_batches(trainer, pl_module), length)
         for own in self._encoders(trainer, pl_module):
             load_constants(own, constants)

@@ -12,6 +12,8 @@ from papa_lightning.attention import GatedHeads
 from papa_lightning.callbacks.calibrating import SHARDED, CalibratingCallback
 from papa_lightning.callbacks.discovery import discover_encoder
 from papa_lightning.callbacks.gate_group import forget_own_group, give_own_group
+from papa_lightning.callbacks.new_files import new_file
+from papa_lightning.callbacks.processes import on_first
 from papa_lightning.callbacks.run_folder import run_folder
 from papa_lightning.either_lightning import L, is_a, rank_zero_info
 from papa_lightning.encoders import gate_logits, is_calibrated, swap_attention, swapped_layers
@@ -35,8 +37,8 @@ class HeadGates(CalibratingCallback):
         learning_rate: Of the gates. None: that of the rest (the optimizer's first group), as in the published code;
             at the probe's 2e-5 gates move by ten-thousandths; docs/rankings.md compares rates. A scheduler multiplies
             it as it does the others.
-        output: Where the ranking is written; None takes ``ranking.json`` in the logger's folder, if there is one. A
-            trial run (``fast_dev_run``) writes none.
+        output: Where the ranking is written; None takes ``ranking.json`` in the logger's folder, if there is one
+            (``ranking.NAME.json`` for an encoder that is named). A trial run (``fast_dev_run``) writes none.
         max_length: T, the longest sequence; as in :class:`~papa_lightning.ConstantAttention`.
         constants: Path of a constants file to use instead of calibrating.
         encoder: Attribute that holds the encoder, when the module has several.
@@ -106,6 +108,9 @@ class HeadGates(CalibratingCallback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Calibrate, unless there are constants already, and refuse gates that were frozen since ``setup``."""
+        output = self.output
+        if output is not None:
+            on_first(trainer, lambda: check_output("output", output))
         super().on_train_start(trainer, pl_module)
         if not all(gates.requires_grad for gates in self.gates(pl_module)):
             raise PapaError(
@@ -133,7 +138,10 @@ class HeadGates(CalibratingCallback):
         folder = run_folder(trainer)
         if trainer.fast_dev_run or (self.output is None and folder is None):  # type: ignore[attr-defined]
             return
-        self.ranking_path = self.output or str((folder or Path()) / "ranking.json")
+        name = self.output
+        if name is None:
+            name = on_first(trainer, lambda: new_file(folder or Path(), "ranking.json", self.encoder))
+        self.ranking_path = name
         if trainer.is_global_zero:
             self.ranking.save(self.ranking_path)
         rank_zero_info(f"The ranking of the heads is in {self.ranking_path}.")

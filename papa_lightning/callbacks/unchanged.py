@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
+from torch.utils.data import DataLoader, Dataset
 
 #: Classes of these packages hold what must go on by itself (threads, processes), or no state that a step changes.
 _LEFT_ALONE = (
@@ -40,7 +41,8 @@ def unchanged(objects: Iterable[object], besides: Iterable[object] = (), tensors
     Args:
         objects: The objects.
         besides: What is left alone, and not looked into.
-        tensors: False leaves the values of tensors and arrays alone, which for data would be a second copy of them.
+        tensors: False leaves the values of tensors and arrays alone, which for data would be a second copy of them; so
+            it is in data sets and loaders anyway.
     """
     kept = _Kept(besides, tensors)
     for one in objects:
@@ -80,6 +82,12 @@ class _Kept:
         if isinstance(one, np.ndarray):
             if self._tensors:
                 self._undo.append(_array(one))
+            return found
+        if self._tensors and isinstance(one, (Dataset, DataLoader)):
+            data = _Kept(self._seen.values(), tensors=False)
+            del data._seen[id(one)]
+            data.keep(one)
+            self._undo.append(data.restore)
             return found
         generator = _generator(one)
         if generator is not None:

@@ -18,6 +18,7 @@ from papa_lightning.callbacks.batches import to_device
 from papa_lightning.callbacks.own_step import run_step, trial
 from papa_lightning.callbacks.unchanged import unchanged
 from papa_lightning.either_lightning import L, isolate_rng
+from papa_lightning.encoders import takes_images
 from papa_lightning.exceptions import CalibrationError, PapaError
 
 
@@ -40,7 +41,8 @@ def check_validation(trainer: L.Trainer, module: L.LightningModule, encoder: Pre
         if isinstance(loader, Iterator) or not limit:
             continue
         with isolate_rng(), unchanged([loader], besides=[trainer], tensors=False):
-            number, batch = _longest(loader, None if limit == float("inf") else int(limit))
+            several = None if limit == float("inf") else int(limit)
+            number, batch = _longest(loader, 1 if takes_images(encoder) else several)
             if batch is not None:
                 _check(trainer, module, encoder, max_length, batch, (number, place) if len(loaders) > 1 else (number,))
 

@@ -32,6 +32,7 @@ from transformers import BertModel
 
 from papa_lightning import AttentionConstants, ConstantAttention, HeadGates, PapaError, calibrate
 from papa_lightning.callbacks import SwappedAttention
+from papa_lightning.criteria import RankingInputs, RankingRun, rank_heads
 from papa_lightning.encoders import is_calibrated, swapped_layers
 
 
@@ -592,3 +593,40 @@ def test_generators_and_counters_of_the_data_are_as_they_were() -> None:
         trainer(*callbacks).fit(Project(step), DataLoader(data, 2))
     assert datas[0].asked == datas[1].asked == 5
     assert torch.equal(datas[0].dice.get_state(), datas[1].dice.get_state())
+
+
+def test_ranking_goes_over_what_reaches_the_encoder(tmp_path: Any) -> None:
+    """Two mappings a batch, in tuples: each criterion gets what one would give to the encoder itself."""
+    for criterion in ("variance", "divergence", "output"):
+        module, plain = (Project(FORMS["pairs"][1]) for _ in range(2))
+        batches = [one for batch in FORMS["pairs"][0]() for one in batch]
+        constants = calibrate(plain.bert, batches, max_length=LENGTH)
+        expected = rank_heads(criterion, RankingInputs(plain.bert, constants, batches))
+        run = RankingRun(criterion, str(tmp_path / "ranking.json"), ConstantAttention(LENGTH), None, False)
+        trainer(run).fit(module, FORMS["pairs"][0]())
+        assert run.ranking is not None
+        assert run.ranking.heads == expected.heads
+        torch.testing.assert_close(torch.tensor(run.ranking.scores), torch.tensor(expected.scores))
+
+
+def test_an_override_that_goes_on_from_the_default_batches() -> None:
+    """It gets the inputs of every call, and is not observed while the step gives them."""
+
+    class Some(Keeping):
+        def calibration_batches(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Any:
+            for number, inputs in enumerate(super().calibration_batches(trainer, pl_module)):
+                if number < 3:
+                    yield inputs
+
+    callback = Some(max_length=LENGTH)
+    trainer(callback).fit(Project(FORMS["pairs"][1]), FORMS["pairs"][0]())
+    assert callback.made.metadata["sequences"] == 6
+
+
+def test_a_step_that_fetches_its_batches_itself_is_refused() -> None:
+    class Fetching(Project):
+        def training_step(self, dataloader_iter: Any) -> Tensor:
+            return step(self, next(dataloader_iter)[0])
+
+    with pytest.raises(PapaError, match=r"takes dataloader_iter and fetches its batches itself.*encoder_inputs"):
+        trainer(Keeping(max_length=LENGTH)).fit(Fetching(step), DataLoader(tensors(), 2))

@@ -43,6 +43,22 @@ def test_each_encoder_has_a_file(tmp_path: Path) -> None:
         assert torch.equal(written.values[0], swapped_layers(encoder)[0].constants.detach())
 
 
+def test_each_ranking_has_a_file_too(tmp_path: Path) -> None:
+    for name in ("a", "inner.b", "a"):
+        callback = HeadGates(0.1, max_length=LENGTH, encoder=name)
+        trainer(callback, logger=CSVLogger(tmp_path, "x", "y")).fit(Towers(), loaders()["train_dataloaders"])
+    found = sorted(path.name for path in tmp_path.rglob("ranking*"))
+    assert found == ["ranking.a-1.json", "ranking.a.json", "ranking.inner.b.json"]
+
+
+def test_an_output_of_gates_that_cannot_be_written_is_refused_at_the_start(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file")
+    module = Classifier()
+    with pytest.raises(PapaError, match=r"output is .* cannot be written"):
+        trainer(HeadGates(0.1, output=str(tmp_path / "taken/r.json"), max_length=LENGTH)).fit(module, **loaders())
+    assert not is_calibrated(module.bert)
+
+
 def test_a_file_of_an_earlier_run_stays(tmp_path: Path) -> None:
     made = []
     for seed in (0, 1, 2):

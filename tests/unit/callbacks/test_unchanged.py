@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAUROC
 
@@ -143,3 +144,17 @@ def test_circles_and_shared_storage() -> None:
         one.table[3] = 5
     assert one.table.tolist() == [0, 0, 0, 0]
     assert one.view.data_ptr() == one.table.data_ptr()
+
+
+def test_a_data_set_inside_a_module_is_data() -> None:
+    class Rows(Dataset[Any]):
+        def __init__(self) -> None:
+            self.rows, self.asked = torch.zeros(3), 0
+
+    module: Any = nn.Linear(1, 1)
+    module.rows = Rows()
+    with unchanged([module]):
+        module.rows.asked += 1
+        module.rows.rows += 1
+        module.rows = None
+    assert (module.rows.asked, module.rows.rows.tolist()) == (0, [1, 1, 1])

@@ -1,4 +1,4 @@
-"""The file that a run leaves its constants in."""
+"""The files that a run leaves in its folder, under names that nothing has yet."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from pathlib import Path
 from papa_lightning.files import check_output
 
 
-def new_constants_file(folder: Path, encoder: str | None) -> str:
+def new_file(folder: Path, name: str, encoder: str | None) -> str:
     """A file that does not exist yet, and can be written.
 
     Args:
         folder: Of the run; made when missing.
-        encoder: Attribute of the encoder, where it was named.
+        name: Of the file, e.g. "constants.safetensors".
+        encoder: Attribute of the encoder that it is of, where it was named.
 
     Returns:
         ``constants.safetensors``, ``constants.bert.safetensors`` for an encoder that was named, and the next of
@@ -21,10 +22,11 @@ def new_constants_file(folder: Path, encoder: str | None) -> str:
     Raises:
         PapaError: When the folder cannot be written to.
     """
-    stem = "constants" if encoder is None else f"constants.{encoder}"
-    path, number = folder / f"{stem}.safetensors", 0
+    given = Path(name)
+    stem = given.stem if encoder is None else f"{given.stem}.{encoder}"
+    path, number = folder / f"{stem}{given.suffix}", 0
     while path.exists():
         number += 1
-        path = folder / f"{stem}-{number}.safetensors"
-    check_output("the constants file of this run", path)
+        path = folder / f"{stem}-{number}{given.suffix}"
+    check_output(f"the {given.stem} file of this run", path)
     return str(path)
