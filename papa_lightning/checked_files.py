@@ -126,7 +126,7 @@ def read_json(path: str | Path, form: str, check: Check, error: type[PapaError],
     """
     name = repr(str(path))
     try:
-        content = parse_json(Path(path).read_bytes())
+        content = parse_json(Path(path).expanduser().read_bytes())
     except OSError as found:
         raise error(f"{noun} {name} cannot be read ({found.strerror}): {remedy}.") from found
     except ValueError as found:

@@ -2,18 +2,19 @@
 
 What is being written has a name of its own beside its target, ``.papa-<16 random digits>.part``, and is locked by the
 process that writes it: what a killed process left has no lock, and the next one that writes to the folder removes it.
+On Windows, which locks in another way, it stays.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import os
 import re
 import secrets
 import shutil
 import stat
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +22,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from papa_lightning.exceptions import OutputError
+
+if sys.platform != "win32":
+    import fcntl
 
 _PART = re.compile(r"\.papa-[0-9a-f]{16}\.part")
 _KINDS = {
@@ -40,7 +44,8 @@ def write_atomically(path: str | Path, content: bytes) -> Path:
     """Write a file so that a reader, also after a crash, sees the old content or the new, never a part.
 
     Args:
-        path: The file; its folder is made when missing. A link stays, and what it leads to is replaced.
+        path: The file; its folder is made when missing, and `~` is the home folder. A link stays, and what it leads to
+            is replaced.
         content: All of it.
 
     Returns:
@@ -51,7 +56,7 @@ def write_atomically(path: str | Path, content: bytes) -> Path:
     """
     with staged_file(path) as file:
         file.write(content)
-    return Path(path)
+    return Path(path).expanduser()
 
 
 @contextmanager
@@ -76,6 +81,8 @@ def staged_file(path: str | Path) -> Iterator[BinaryIO]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
+                if sys.platform == "win32":
+                    file.close()  # it replaces no open file
                 os.replace(file.name, target)
             except BaseException:
                 Path(file.name).unlink(missing_ok=True)
@@ -159,6 +166,8 @@ def remove_left(folder: Path) -> None:
     Args:
         folder: With the targets.
     """
+    if sys.platform == "win32":
+        return
     with os.scandir(folder) as entries:
         found = [entry for entry in entries if _PART.fullmatch(entry.name) and not entry.is_symlink()]
     for entry in found:
@@ -206,6 +215,8 @@ def _make_folder(beside: Path) -> tuple[Path, int]:
     for _ in range(_TRIES):
         path = new_part(beside)
         os.mkdir(path)
+        if sys.platform == "win32":
+            return path, os.open(os.devnull, os.O_RDONLY)
         with suppress(FileNotFoundError):
             handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             if _lock(handle, path):
@@ -220,6 +231,8 @@ def _exchange(one: Path, other: Path) -> None:
     Raises:
         OSError: When the system or the file system cannot do that.
     """
+    if sys.platform == "win32":
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     system = ctypes.CDLL(None, use_errno=True)
     names = os.fsencode(one), os.fsencode(other)
     if hasattr(system, "renameat2"):
@@ -234,6 +247,8 @@ def _exchange(one: Path, other: Path) -> None:
 
 def _lock(handle: int, path: Path) -> bool:
     """Whether what was just made is locked, and still there: :func:`remove_left` may have been faster."""
+    if sys.platform == "win32":
+        return True
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -250,8 +265,9 @@ def _regular_target(path: str | Path) -> Path:
         OutputError: When there is something that is no regular file.
         OSError: When nobody can tell.
     """
+    target = Path(path).expanduser()
     try:
-        mode = os.stat(path).st_mode
+        mode = os.stat(target).st_mode
     except FileNotFoundError:
         mode = stat.S_IFREG
     except ValueError as error:
@@ -259,7 +275,7 @@ def _regular_target(path: str | Path) -> Path:
     if not stat.S_ISREG(mode):
         kind = _KINDS.get(stat.S_IFMT(mode), "no file")
         raise OutputError(f"{str(path)!r} is {kind}, which cannot be written as a file: pass the path of a file.")
-    return Path(os.path.realpath(path))
+    return Path(os.path.realpath(target))
 
 
 def _settle(folder: Path) -> None:
@@ -267,6 +283,8 @@ def _settle(folder: Path) -> None:
     mode = stat.S_IMODE(folder.stat().st_mode)
     for path in [*folder.rglob("*"), folder]:
         os.chmod(path, mode if path.is_dir() else mode & 0o666)
+        if sys.platform == "win32" and path.is_dir():
+            continue
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from papa_lightning.exceptions import PapaError
@@ -14,7 +15,7 @@ def from_pretrained(kind: Any, name: str, **options: Any) -> Any:
 
     Args:
         kind: ``AutoConfig``, ``AutoModel``, ``AutoTokenizer``, ...
-        name: Name on the hub, or folder.
+        name: Name on the hub, or folder; `~` is the home folder.
         options: Of its ``from_pretrained``.
 
     Returns:
@@ -24,7 +25,7 @@ def from_pretrained(kind: Any, name: str, **options: Any) -> Any:
         PapaError: When it cannot be loaded without code of its own.
     """
     try:
-        return kind.from_pretrained(name, trust_remote_code=False, **options)
+        return kind.from_pretrained(os.path.expanduser(name), trust_remote_code=False, **options)
     except ValueError as error:
         if "trust_remote_code" not in str(error):  # transformers has no error type for it, and advises to run the code
             raise

@@ -72,7 +72,7 @@ class EncoderConstants:
         Raises:
             ConstantsFileError: When the file is missing, damaged, or something else, or does not fit.
         """
-        constants = cls._read(Path(path))
+        constants = cls._read(Path(path).expanduser())
         if encoder is not None:
             constants.check(encoder, max_length)
         else:

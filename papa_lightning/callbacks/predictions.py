@@ -69,7 +69,7 @@ class PredictionWriter(BasePredictionWriter):
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         folder = run_folder(trainer)  # on every process
-        target = Path(self.output) if self.output is not None else (folder or Path()) / "predictions.jsonl"
+        target = Path(self.output).expanduser() if self.output is not None else (folder or Path()) / "predictions.jsonl"
         self._targets = _targets(trainer, target)
         for one in self._targets:
             check_output("output", one)

@@ -1,47 +1,29 @@
 """The base of all data modules: from task files or the hub to batches of rows of one length."""
 
-import copy
-import hashlib
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
-from datasets import Dataset, Features, List, Value
-from datasets.fingerprint import Hasher
+from datasets import Dataset, List, Value
 from torch.utils.data import DataLoader, default_collate
 from transformers import PreTrainedTokenizerBase
 
 from papa_lightning.datamodules.arguments import as_text, check_at_least, check_choice, check_processes
-from papa_lightning.datamodules.files import content_hash, find_split_files, missing_split, read_split
-from papa_lightning.datamodules.formats import ID_COLUMNS, READERS, suffix_of
+from papa_lightning.datamodules.files import find_split_files, missing_split, read_split
+from papa_lightning.datamodules.formats import READERS
 from papa_lightning.datamodules.hub import load_hub
-from papa_lightning.datamodules.layouts import Layout, Padding, Preset, cut_padding
+from papa_lightning.datamodules.layouts import Layout, Padding, Preset, check_padding, cut_padding
+from papa_lightning.datamodules.loading import ROLES, Role
 from papa_lightning.datamodules.reports import COUNTERS, report_labels, report_missing_splits, report_truncation
-from papa_lightning.datamodules.rows import check_columns, class_names, is_labelled, named, number_column
-from papa_lightning.datamodules.tokenizing import fingerprint, load_tokenizer
+from papa_lightning.datamodules.rows import class_names, is_labelled, named
+from papa_lightning.datamodules.stored import data_fingerprint, encode_rows
+from papa_lightning.datamodules.tokenizing import load_tokenizer
 from papa_lightning.either_lightning import LightningDataModule
 from papa_lightning.exceptions import DataError
 
-Role = Literal["train", "validation", "test", "predict"]
-"""What a dataloader is for."""
-
 Loader = DataLoader[dict[str, torch.Tensor]]
-
-ROLES: Mapping[str | None, tuple[Role, ...]] = {
-    "fit": ("train", "validation"),
-    "validate": ("validation",),
-    "test": ("test",),
-    "predict": ("predict",),
-    None: ("train", "validation", "test", "predict"),
-}
-"""What every stage of the Trainer needs."""
-
-# Part of the identity of stored rows: raise it when `encode` of a data module or what it calls gives other rows, or
-# rows of before would be read from the cache.
-ROWS_VERSION = 4
 
 
 class TaskDataModule(LightningDataModule, ABC):
@@ -97,6 +79,8 @@ class TaskDataModule(LightningDataModule, ABC):
     """Column of the label or labels."""
     label_names: tuple[str, ...]
     """Names of the labels, by number."""
+    skip_labels: tuple[str, ...] = ()
+    """Labels whose rows are left out, as text: "-" in SNLI, where annotators did not agree."""
     metrics: tuple[str, ...] = ("accuracy",)
     """Names of the task's metrics; the first one is its score."""
 
@@ -178,24 +162,14 @@ class TaskDataModule(LightningDataModule, ABC):
         return f"{self.task_name} {self.split_names['train']} ({self.source}{limit})"
 
     def fingerprint(self) -> str:
-        """Identify the data as they are now, by content: the bytes of the files, or what the hub's cache holds.
+        """Identify the data as they are now, by content: bytes of files, whatever their time, or what the hub gave.
 
-        A file that changes has another fingerprint whatever its time and size say. Arguments of the data module, such
-        as `max_length`, are no part of it.
+        Arguments, such as `max_length`, are no part of it.
 
         Returns:
             64 hexadecimal digits.
-
-        Raises:
-            DataError: See the class.
         """
-        if self.folder is not None:
-            files = find_split_files(self.folder, self.split_names.values(), self.suffixes)
-            contents = {name: [suffix_of(path), content_hash(path)] for name, path in files.items()}
-        else:
-            splits = {name: self.load_split(split) for split, name in self.split_names.items()}
-            contents = {name: [rows._fingerprint] for name, rows in splits.items() if rows is not None}
-        return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
+        return data_fingerprint(self)
 
     @abstractmethod
     def needed_columns(self, labelled: bool) -> list[str]:
@@ -319,11 +293,7 @@ class TaskDataModule(LightningDataModule, ABC):
         check_choice("layout", self.layout, get_args(Layout))
         check_choice("preset", self.preset, get_args(Preset))
         check_choice("padding", self.padding, get_args(Padding))
-        if self.padding == "longest" and self.layout != "plain":
-            raise DataError(
-                f"padding is 'longest', but layout={self.layout!r} puts the last separator on the last of max_length "
-                'slots: pass layout="plain", or padding="max_length".'
-            )
+        check_padding(self.padding, self.layout)
 
     def _resolve(self, stage: str | None) -> dict[Role, tuple[str, ...]]:
         """Say which splits serve every role of a stage."""
@@ -342,10 +312,9 @@ class TaskDataModule(LightningDataModule, ABC):
 
     def is_labelled(self, rows: Dataset) -> bool:
         """Tell whether rows have labels; a test split may have none, or hidden ones."""
-        if self.label_column not in rows.column_names:
-            return False
-        names = class_names(rows.features[self.label_column], self.label_names)
-        return is_labelled(named(rows[self.label_column], names), self.label_names)
+        return self.label_column in rows.column_names and self.has_labels(
+            named(rows[self.label_column], class_names(rows.features[self.label_column], self.label_names))
+        )
 
     def needs_labels(self, split: str) -> bool:
         """Tell whether the rows of a split must have labels.
@@ -353,55 +322,29 @@ class TaskDataModule(LightningDataModule, ABC):
         That hangs on what runs: prediction reads none, nor does a module or a callback of the Trainer that has
         `needs_labels = False`, such as masked language modelling and calibration. Rows of a test split need none.
         """
-        return split not in self.role_splits["test"] and not self._predicts and self._reads_labels
-
-    @property
-    def _predicts(self) -> bool:
-        return self.trainer is not None and self.trainer.state.fn == "predict"
+        predicts = self.trainer is not None and self.trainer.state.fn == "predict"
+        return split not in self.role_splits["test"] and not predicts and self._reads_labels
 
     @property
     def _reads_labels(self) -> bool:
-        if self.trainer is None:
-            return True
-        runs = [self.trainer.lightning_module, *getattr(self.trainer, "callbacks", ())]
+        runs = [] if self.trainer is None else [self.trainer.lightning_module, *getattr(self.trainer, "callbacks", ())]
         return all(getattr(one, "needs_labels", True) for one in runs)
+
+    def has_labels(self, values: Sequence[Any]) -> bool:
+        """Tell whether the values of the label column hold any label."""
+        return is_labelled(values, self.label_names)
 
     def _tokenized(self, split: str) -> Dataset:
         """Load, check and tokenise a split; the result lies in the cache of the datasets library."""
         rows = self._load_rows(split)
         labelled = self.needs_labels(split) or (self._reads_labels and self.is_labelled(rows))
-        where, kept = self._where(split), self.needed_columns(labelled)
-        check_columns(rows.column_names, kept, where)
-        ids = number_column(rows, ID_COLUMNS, where)
-        label, names = self.label_column, None
-        if labelled:
-            names = class_names(rows.features.get(label), self.label_names)
-        types, data = self.features(labelled), copy.copy(self)
-        data.trainer, data._rows = None, {}  # `encode` goes to other processes, and these stay here
-
-        def encode(columns: Mapping[str, Sequence[Any]], numbers: Sequence[int]) -> dict[str, list[Any]]:
-            values = {name: named(columns[name], names if name == label else None) for name in kept}
-            given = numbers if ids is None else list(map(int, columns[ids]))
-            return data.encode(values, numbers, where) | {"example_id": list(given)}
-
-        cls = type(self)
-        identity = [ROWS_VERSION, cls.__module__, cls.__qualname__, cls.encode.__code__, rows._fingerprint]
-        facts = [self.max_length, self.layout, self.preset, kept, self.label_names, names, ids, str(types)]
-        # The library would hash `encode` with everything it refers to, which differs from process to process.
-        return rows.map(
-            encode,
-            batched=True,
-            with_indices=True,
-            remove_columns=rows.column_names,
-            features=Features(types),
-            num_proc=self.num_proc,
-            new_fingerprint=Hasher.hash([*identity, *facts, fingerprint(self.tokenizer)]),
-            desc=f"Tokenising {self.task_name} {split}",
-        )
+        return encode_rows(self, rows, labelled, self._where(split))
 
     def _is_ready(self, split: str) -> bool:
         """Tell whether a split is tokenised, with labels if they are needed now."""
-        return split in self._rows and ("labels" in self._rows[split].column_names or not self.needs_labels(split))
+        if split not in self._rows or "labels" in self._rows[split].column_names or not self._reads_labels:
+            return split in self._rows
+        return not self.needs_labels(split) and not self.is_labelled(self._load_rows(split))
 
     def _load_rows(self, split: str) -> Dataset:
         """Load the rows of a split that must exist, as many as the limits allow."""

@@ -29,6 +29,7 @@ class TextClassificationDataModule(TextDataModule):
         hub_path: Name of the data set on the hub, where there is no `data_dir`.
         hub_config: Its configuration.
         split_names: Names of the splits that are called otherwise, by "train", "validation" and "test".
+        skip_labels: Labels whose rows are left out, such as "-" in SNLI.
         **kwargs: See `TaskDataModule`.
 
     Raises:
@@ -53,10 +54,12 @@ class TextClassificationDataModule(TextDataModule):
         hub_path: str | None = None,
         hub_config: str | None = None,
         split_names: dict[str, str] | None = None,
+        skip_labels: LabelNames = (),
         **kwargs: Any,
     ) -> None:
         self.text_columns = as_names("text_column", [text_column], fewest=1)
         _state(self, label_names, label_column, metrics, task_name, hub_path, hub_config, split_names)
+        self.skip_labels = tuple(map(str, skip_labels))
         super().__init__(tokenizer, **kwargs)
 
 
@@ -74,6 +77,7 @@ class TextPairClassificationDataModule(TextDataModule):
         hub_path: Name of the data set on the hub, where there is no `data_dir`.
         hub_config: Its configuration.
         split_names: Names of the splits that are called otherwise, by "train", "validation" and "test".
+        skip_labels: Labels whose rows are left out, such as "-" in SNLI.
         max_length: Number of slots T of every row.
         **kwargs: See `TaskDataModule`.
 
@@ -99,6 +103,7 @@ class TextPairClassificationDataModule(TextDataModule):
         hub_path: str | None = None,
         hub_config: str | None = None,
         split_names: dict[str, str] | None = None,
+        skip_labels: LabelNames = (),
         max_length: int = 128,
         **kwargs: Any,
     ) -> None:
@@ -106,6 +111,7 @@ class TextPairClassificationDataModule(TextDataModule):
         if len(self.text_columns) != 2:
             raise DataError(f"text_columns is {list(text_columns)!r}, but a pair has two columns: name those.")
         _state(self, label_names, label_column, metrics, task_name, hub_path, hub_config, split_names)
+        self.skip_labels = tuple(map(str, skip_labels))
         super().__init__(tokenizer, max_length=max_length, **kwargs)
 
 

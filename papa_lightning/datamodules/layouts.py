@@ -154,6 +154,23 @@ def mask_of(slots: Sequence[int]) -> list[int]:
     return [int(index != PADDING) for index in slots]
 
 
+def check_padding(padding: Padding, layout: Layout) -> None:
+    """Refuse to cut the padding of rows that do not have it at their end.
+
+    Args:
+        padding: How long rows are.
+        layout: How they are laid out.
+
+    Raises:
+        DataError: They do not go together.
+    """
+    if padding == "longest" and layout != "plain":
+        raise DataError(
+            f"padding is 'longest', but layout={layout!r} puts the last separator on the last of max_length "
+            'slots: pass layout="plain", or padding="max_length".'
+        )
+
+
 def cut_padding(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Collate rows of T slots into a batch as long as its longest row: padding stands at the end, layout "plain".
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,18 @@ from papa_lightning.exceptions import DataError
 
 Part = Literal["train", "validation", "test"]
 """A part of the data."""
+
+Role = Literal["train", "validation", "test", "predict"]
+"""What a dataloader is for."""
+
+ROLES: Mapping[str | None, tuple[Role, ...]] = {
+    "fit": ("train", "validation"),
+    "validate": ("validation",),
+    "test": ("test",),
+    "predict": ("predict",),
+    None: ("train", "validation", "test", "predict"),
+}
+"""What every stage of the Trainer needs."""
 
 Rows = Dataset[dict[str, torch.Tensor]]
 

@@ -50,9 +50,9 @@ def load_tokenizer(name: str, revision: str | None, max_length: int, layout: Lay
 
 def _reason(name: str, error: Exception) -> str:
     """Say why a tokenizer cannot be loaded: transformers takes a path that does not exist for a name on the hub."""
-    if Path(name).is_dir():
+    if Path(name).expanduser().is_dir():
         return f"the folder holds no tokenizer that transformers can read ({first_line(error)})"
-    if Path(name).is_absolute() or name.startswith("."):
+    if Path(name).is_absolute() or name.startswith((".", "~")):
         return "there is no such folder"
     return first_line(error)
 

@@ -12,7 +12,6 @@ from papa_lightning.datamodules.base import TaskDataModule
 from papa_lightning.datamodules.conll import COLUMN_SUFFIXES, CONLLU_SUFFIX, Places, read_conll
 from papa_lightning.datamodules.formats import READERS, suffix_of
 from papa_lightning.datamodules.reports import tally
-from papa_lightning.datamodules.rows import class_names, named
 from papa_lightning.datamodules.tokenizing import NO_LABEL, prepare_for_words, tokenize_words
 from papa_lightning.datamodules.words import fit_tag_ids, has_tags, tag_ids, word_lists
 from papa_lightning.either_lightning import rank_zero_warn
@@ -86,12 +85,9 @@ class TokenDataModule(TaskDataModule):
             return super().read_file(path)
         return read_conll(path, self.token_column, self.label_column, self.conll_places)
 
-    def is_labelled(self, rows: Dataset) -> bool:
-        """Tell whether rows have labels; a test split may have none, or hidden ones."""
-        if self.label_column not in rows.column_names:
-            return False
-        names = class_names(rows.features[self.label_column], self.label_names)
-        return has_tags(named(rows[self.label_column], names), self.label_names)
+    def has_labels(self, values: Sequence[Any]) -> bool:
+        """Tell whether the values of the label column hold any label."""
+        return has_tags(values, self.label_names)
 
     def report(self, splits: Mapping[str, Dataset]) -> None:
         """Warn once of what was lost from new splits, given by the name of their file."""

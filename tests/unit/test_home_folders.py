@@ -1,0 +1,50 @@
+"""`~` is the home folder in every argument that is a path."""
+
+import shutil
+
+import pytest
+import torch
+from transformers import BertConfig, BertModel
+
+from papa_lightning.datamodules.tokenizing import load_tokenizer
+from papa_lightning.exceptions import DataError
+from papa_lightning.files import check_output, write_atomically
+from papa_lightning.ranking import HeadRanking
+from papa_lightning.tasks.pretrained import load_encoder, vocabulary_size
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "home"
+
+
+def test_outputs_and_rankings(home, tmp_path):
+    check_output("output", "~/new/ranking.json")
+    HeadRanking(heads=[(0, 1), (0, 0)], scores=[1.0, 0.0], criterion="x").save("~/new/ranking.json")
+    assert HeadRanking.load("~/new/ranking.json").heads == HeadRanking.load(home / "new" / "ranking.json").heads
+    assert write_atomically("~/file", b"x") == home / "file"
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
+def test_encoders(home):
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    BertModel(BertConfig(**sizes, intermediate_size=8)).save_pretrained(home / "tiny")
+    assert load_encoder("~/tiny").config.hidden_size == 8
+    assert vocabulary_size("~/tiny") == 9
+
+
+def test_tokenizers(home, tmp_path):
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    fast = Tokenizer(models.WordLevel({"[PAD]": 0, "[SEP]": 1}, unk_token="[PAD]"))
+    made = PreTrainedTokenizerFast(tokenizer_object=fast, pad_token="[PAD]", sep_token="[SEP]")
+    made.save_pretrained(home / "words")
+    assert load_tokenizer("~/words", None, 8, "segment").pad_token_id == 0
+    shutil.rmtree(home / "words")
+    with pytest.raises(DataError, match="tokenizer '~/words' cannot be loaded: there is no such folder"):
+        load_tokenizer("~/words", None, 8, "segment")
