@@ -158,7 +158,7 @@ def results_table(cells: Iterable[CellResult]) -> pd.DataFrame:
     differences of scores then.
 
     Args:
-        cells: The results, in the order of the rows.
+        cells: The results, in the order of the rows; of each one the task's own score comes first.
 
     Returns:
         Columns :data:`COLUMNS`: those of :class:`CellResult`, with versions as JSON, and
@@ -267,7 +267,7 @@ def _rows(cell: CellResult) -> list[dict[str, Any]]:
     same |= {"versions": json.dumps(dict(cell.versions), sort_keys=True), "relative_change": math.nan}
     return [
         same | {"metric": metric, "is_score": metric == cell.metric, "score": score}
-        for metric, score in cell.scores.items()
+        for metric, score in sorted(cell.scores.items(), key=lambda one: one[0] != cell.metric)
     ]
 
 

@@ -192,6 +192,11 @@ def test_files_that_cannot_be_read(tmp_path):
         CellResult.load("a\0b")
 
 
+def test_the_score_of_the_task_comes_first():
+    table = results_table([replace(CELL, scores={"loss": 0.5, **CELL.scores})])
+    assert table["is_score"].tolist() == [True, False, False]
+
+
 def test_one_row_a_cell_and_metric():
     table = results_table([CELL, replace(CELL, criterion="variance", hash="0b")])
     assert list(table.columns) == list(COLUMNS)
