@@ -146,6 +146,10 @@ def closing(words: object) -> Iterator[None]:
         yield
         _flush()
     except SystemExit as stop:
+        try:
+            _flush()  # of --help
+        except OSError as error:
+            _leave(error, None)
         _leave(stop, _signal(stop))
     except BaseException as error:
         if os.environ.get("PAPA_DEBUG") == "1" or not isinstance(error, (Exception, KeyboardInterrupt)):

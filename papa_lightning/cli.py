@@ -19,7 +19,7 @@ from papa_lightning import callbacks, datamodules, tasks  # noqa: F401
 from papa_lightning.boundary import closing
 from papa_lightning.callbacks import CalibratingCallback, CalibrationRun, ConstantAttention, HeadGates, PredictionWriter
 from papa_lightning.checkpoints import WeightsOnlyIO, is_address, read_checkpoint
-from papa_lightning.configuration_errors import configuring
+from papa_lightning.configuration_errors import check_files, configuring
 from papa_lightning.criteria import RankingRun, criterion_from, gates_for, list_ranking, load_trained
 from papa_lightning.either_lightning import (
     ArgsType,
@@ -374,6 +374,7 @@ def _run(words: list[str], args: ArgsType) -> object:
     if not words or not (words[0].startswith("-") or words[0] in verbs):
         found = f"there is no command {words[0]!r}" if words else "no command is given"
         raise PapaError(f"{found}: choose from {', '.join(verbs)}; `papa --help` says what they do.")
+    check_files(words)
     if words[0] in _COMMANDS:
         from papa_lightning import commands
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
 
 from papa_lightning.either_lightning import MisconfigurationException
 from papa_lightning.exceptions import PapaError, explanation
@@ -20,6 +23,44 @@ _CLASS = re.compile(r"Problem with given class_path '([^']*)'")
 _KEY = re.compile(r'Parser key "([^"]+)"')
 _EXPECTED = re.compile(r"Expected an? (?:<class '(?:\w+\.)*(\w+)'>|typing\.Literal\[(.*)\])")
 _SHOW = "PAPA_DEBUG=1 shows the traceback"
+
+
+def check_files(words: Sequence[str]) -> None:
+    """Refuse configuration files that are not text, and such that hold themselves, on which parsers go on for ever.
+
+    Args:
+        words: Of the command line.
+
+    Raises:
+        PapaError: With the name of the file.
+    """
+    for option, value in zip(words, [*words[1:], ""], strict=True):
+        name, equals, given = option.partition("=")
+        path = Path(given if equals else value)
+        if name in ("-c", "--config") and path.is_file():
+            _check_file(path)
+
+
+def _check_file(path: Path) -> None:
+    try:
+        if _holds_itself(yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader), [], set()):
+            raise PapaError(f"config is {str(path)!r}, in which something holds itself (by an alias): write it out.")
+    except UnicodeDecodeError as error:
+        raise PapaError(f"config is {str(path)!r}, which is not UTF-8 ({error}): save it as UTF-8.") from error
+    except RecursionError as error:
+        raise PapaError(f"config is {str(path)!r}, which nests too deeply: make it flatter.") from error
+    except yaml.YAMLError as error:
+        raise PapaError(f"config is {str(path)!r}, which is no YAML: {' '.join(str(error).split())}") from error
+
+
+def _holds_itself(node: yaml.Node | None, above: list[yaml.Node], seen: set[int]) -> bool:
+    if node in above:
+        return True
+    if not isinstance(node, yaml.CollectionNode) or id(node) in seen:
+        return False
+    seen.add(id(node))
+    children = [one for pair in node.value for one in (pair if isinstance(pair, tuple) else [pair])]
+    return any(_holds_itself(child, [*above, node], seen) for child in children)
 
 
 @contextmanager
