@@ -145,7 +145,7 @@ class CalibratingCallback(Callback, ABC):
         encoder = self._swapped_encoder(pl_module)
         length = swapped_layers(encoder)[0].max_length
         constant = any(layer.constant_heads for layer in swapped_layers(encoder))
-        if constant and not isinstance(trainer.strategy, SHARDED):  # whose processes compute every step together
+        if constant and not is_a(trainer.strategy, *SHARDED):  # whose processes compute every step together
             all_or_none(trainer, lambda: check_validation(trainer, pl_module, encoder, length))
         if self._restored and is_calibrated(encoder):
             self._note(encoder, "those of the checkpoint that this run goes on from")
