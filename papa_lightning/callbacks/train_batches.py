@@ -118,15 +118,23 @@ def _as_it_is(trainer: L.Trainer, loader: Any) -> Any:
             f"the train data ({name}) is iterable only, so {trainer.world_size} processes cannot share it without "
             f"repeats: {_REMEDY}."
         )
+    if isinstance(loader, Iterator) or _is_used_up(getattr(loader, "dataset", None)):
+        raise CalibrationError(
+            f"the train data is a {name}, an iterator that can be gone over only once, so calibration would leave "
+            f"nothing to train on: let each iter() of the data begin anew, or {_REMEDY}."
+        )
     if isinstance(loader, DataLoader):
         loader = copy.copy(loader)
         vars(loader)["_iterator"] = None  # workers that persist are those of the training
-    elif isinstance(loader, Iterator):
-        raise CalibrationError(
-            f"the train data is a {name}, an iterator that can be gone over only once, so calibration would leave "
-            f"nothing to train on: pass a DataLoader or a list, or {_REMEDY}."
-        )
     return loader
+
+
+def _is_used_up(rows: Any) -> bool:
+    """Whether data that can only be iterated hand out one and the same iterator, and do not begin anew."""
+    if not isinstance(rows, IterableDataset):
+        return False
+    iterator = iter(rows)
+    return iterator is not rows and iterator is iter(rows)
 
 
 def _batches(trainer: L.Trainer, loader: DataLoader[Any]) -> Any:

@@ -22,10 +22,13 @@ from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader, Dataset
 
 #: Classes of these packages hold what must go on by itself (threads, processes), or no state that a step changes.
+_RUNNING = ("loggers", "loops", "strategies", "trainer")
 _LEFT_ALONE = (
     *("asyncio", "concurrent", "logging", "multiprocessing", "queue", "socket", "subprocess", "threading", "weakref"),
     *("datasets", "pandas", "polars", "pyarrow", "tokenizers", "torch._dynamo", "torch._inductor", "torch.distributed"),
     *("torch.fx", "torch.utils.data.dataloader._"),
+    # The Trainer of another module, as of a teacher.
+    *(f"{lightning}.{part}" for lightning in ("lightning.pytorch", "pytorch_lightning") for part in _RUNNING),
 )
 _NO_STATE = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType, str, bytes, int)
 #: The entries of longer containers (rows of a data set) are not looked into; that they are these is kept.

@@ -545,9 +545,54 @@ def test_what_a_step_catches_is_an_error_all_the_same() -> None:
         trainer(Keeping(max_length=6)).fit(module, DataLoader(tensors(), 2))
 
 
+class Once(IterableDataset[Any]):
+    def __init__(self) -> None:
+        self.rows = (tensors()[index] for index in range(7))
+
+    def __iter__(self) -> Any:
+        return self.rows
+
+
 def test_an_iterator_that_would_be_used_up_is_refused() -> None:
-    with pytest.raises(PapaError, match="an iterator that can be gone over only once"):
-        trainer(Keeping(max_length=LENGTH)).fit(Project(step), iter(DataLoader(tensors(), 2)))
+    for data in (iter(DataLoader(tensors(), 2)), DataLoader(Once(), 2)):
+        with pytest.raises(PapaError, match="an iterator that can be gone over only once"):
+            trainer(Keeping(max_length=LENGTH)).fit(Project(step), data)
+
+
+class Counting(IterableDataset[Any]):
+    """Its own iterator, with the place in an attribute."""
+
+    def __iter__(self) -> Any:
+        self.place = -1
+        return self
+
+    def __next__(self) -> Any:
+        self.place += 1
+        if self.place == 7:
+            raise StopIteration
+        return tensors()[self.place]
+
+
+def test_data_that_are_their_own_iterator() -> None:
+    assert assert_exact(Project(step), DataLoader(Counting(), 2)) == 7
+
+
+def test_workers_that_persist_stay_those_of_the_training() -> None:
+    for data in (tensors(), Stream()):
+        loader = DataLoader(data, 4, num_workers=1, persistent_workers=True)
+        assert assert_exact(Project(step), loader, max_epochs=1) == 7
+
+
+def test_a_teacher_that_has_a_trainer_of_its_own() -> None:
+    """Nothing of it is looked into, so it goes on as it was."""
+    teacher, module = Project(step), Project(step)
+    own = trainer()
+    own.fit(teacher, DataLoader(tensors(), 2))
+    module.teacher_of = [teacher]
+    callback = Keeping(max_length=LENGTH)
+    trainer(callback).fit(module, DataLoader(tensors(), 2))
+    assert teacher.trainer is own
+    assert callback.made.metadata["sequences"] == 7
 
 
 def test_a_step_that_asks_the_trainer_to_stop_does_so_in_training_only() -> None:

@@ -12,7 +12,18 @@ Per callback (without a file: here):
     refused strategies: test_constant_attention.py::test_sharded_strategies_want_a_file,
         test_head_gates.py::test_sharded_strategies_are_refused
 
+    batches of any form, samplers and limits: test_any_batch.py::test_batches_of_any_form,
+        ::test_the_rows_that_the_loader_of_the_run_gives
+    no trace of the pass: test_any_batch.py::test_training_is_that_of_a_run_with_the_constants_from_a_file,
+        test_unchanged.py::test_all_of_it_comes_back
+    every sequence once: test_any_batch_on_two_processes.py::test_each_sequence_once
+    a second fit: test_second_fits.py::test_a_new_callback_calibrates_on_its_own_data,
+        ::test_the_same_callback_keeps_its_constants_and_says_so
+    a trial run: test_outputs_of_runs.py::test_a_trial_run_leaves_everything_as_it_was
+
 Faults:
+    a validation that stops after the first epoch: test_validation_rows.py::test_it_is_found_before_the_pass
+    one file for two encoders: test_outputs_of_runs.py::test_each_encoder_has_a_file
     collecting in validation or the sanity check:
         test_constant_attention.py::test_sanity_check_and_validation_never_collect
     test(ckpt_path) after a change of structure:
