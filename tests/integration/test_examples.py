@@ -109,4 +109,5 @@ def test_the_trainer_of_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
     names = run(EXAMPLES / "without_lightning" / "transformers_trainer.py", monkeypatch)
     assert is_calibrated(names["model"])
     assert names["scores"]["eval_loss"] < 0.5
-    assert names["difference"] == 0
+    assert is_calibrated(names["loaded"])
+    assert names["difference"] < 1e-5
