@@ -164,10 +164,7 @@ class TaskDataModule(LightningDataModule, ABC):
     def fingerprint(self) -> str:
         """Identify the data as they are now, by content: bytes of files, whatever their time, or what the hub gave.
 
-        Arguments, such as `max_length`, are no part of it.
-
-        Returns:
-            64 hexadecimal digits.
+        Arguments, such as `max_length`, are no part of the 64 hexadecimal digits.
         """
         return data_fingerprint(self)
 
@@ -322,8 +319,11 @@ class TaskDataModule(LightningDataModule, ABC):
         That hangs on what runs: prediction reads none, nor does a module or a callback of the Trainer that has
         `needs_labels = False`, such as masked language modelling and calibration. Rows of a test split need none.
         """
-        predicts = self.trainer is not None and self.trainer.state.fn == "predict"
-        return split not in self.role_splits["test"] and not predicts and self._reads_labels
+        return split not in self.role_splits["test"] and not self._predicts and self._reads_labels
+
+    @property
+    def _predicts(self) -> bool:
+        return self.trainer is not None and self.trainer.state.fn == "predict"
 
     @property
     def _reads_labels(self) -> bool:
@@ -338,7 +338,12 @@ class TaskDataModule(LightningDataModule, ABC):
         """Load, check and tokenise a split; the result lies in the cache of the datasets library."""
         rows = self._load_rows(split)
         labelled = self.needs_labels(split) or (self._reads_labels and self.is_labelled(rows))
-        return encode_rows(self, rows, labelled, self._where(split))
+        try:
+            return encode_rows(self, rows, labelled, self._where(split))
+        except DataError:
+            if not (labelled and self._predicts):
+                raise
+            return encode_rows(self, rows, False, self._where(split))  # labels that are missing or wrong are not read
 
     def _is_ready(self, split: str) -> bool:
         """Tell whether a split is tokenised, with labels if they are needed now."""

@@ -56,7 +56,8 @@ def check_texts(values: Sequence[Any], rows: Sequence[int], column: str, source:
     for value, row in zip(values, rows, strict=True):
         if not isinstance(value, str):
             found = "missing" if _is_missing(value) else f"{value!r}, not a text"
-            raise row_error(source, row, column, f"is {found}", "give the row a text, or remove it")
+            remedy = "give the row a text (in JSON between quotation marks, also if it is a number), or remove it"
+            raise row_error(source, row, column, f"is {found}", remedy)
         if not value.strip():
             raise row_error(source, row, column, "is empty", "give the row a text, or remove it")
     return list(values)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import pandas as pd
 import pytest
 import torch
 from datasets import load_dataset
@@ -157,4 +158,28 @@ def test_other_kinds_of_files(output: str) -> None:
 )
 def test_other_predictions(prediction: Any, found: str) -> None:
     with pytest.raises(PapaError, match=rf"predict_step returned {found}, but PredictionWriter writes mappings"):
+        list(prediction_rows(prediction, None))
+
+
+def test_words_without_a_token_have_an_entry(tmp_path: Path) -> None:
+    class Words(Parity):
+        def predict_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+            words = torch.tensor([[-100, 0, 2, -100]]).expand(len(batch), 4)
+            counts = torch.full((len(batch),), 4)
+            return {**super().predict_step(batch, batch_idx), "word_ids": words, "num_words": counts}
+
+    for suffix in ("jsonl", "parquet"):
+        path = tmp_path / f"out.{suffix}"
+        trainer(PredictionWriter(str(path))).predict(Words(tokens=True), DataLoader([4, 5]))
+        found = (
+            read(path) if suffix == "jsonl" else load_dataset("parquet", data_files=str(path), split="train").to_list()
+        )
+        assert list(found[1]["labels"]) == ["odd", None, "even", None]
+        assert [one is None or list(one) for one in found[1]["probabilities"]] == [[0.0, 1.0], True, [1.0, 0.0], True]
+
+
+def test_predictions_that_are_not_finite_are_refused() -> None:
+    prediction = {"example_id": torch.tensor([7]), "labels": torch.tensor([1])}
+    prediction["probabilities"] = torch.tensor([[float("nan"), 0.5]])
+    with pytest.raises(PapaError, match="the prediction of example_id 7 has probabilities that are not finite"):
         list(prediction_rows(prediction, None))

@@ -55,6 +55,17 @@ def test_validation_rows_without_labels_can_be_predicted(bert_folder, tmp_path):
     assert len(data._rows["validation"]) == 1
 
 
+@pytest.mark.parametrize("label", [None, "nonsense"])
+def test_rows_to_predict_may_have_labels_here_and_there(bert_folder, tmp_path, label):
+    rows = [{"text": "a film", "label": "yes"}, {"text": "a film", "label": label}]
+    data = attach(make(bert_folder, tmp_path, rows), verb="predict")
+    (tmp_path / "train.jsonl").rename(tmp_path / "test.jsonl")
+    data.setup("predict")
+    assert "labels" not in data._rows["test"].column_names
+    with pytest.raises(DataError, match="row 2: column 'label' is"):
+        attach(data, verb="test").setup("test")
+
+
 def test_calibration_and_masked_language_modelling_read_none():
     assert not CalibrationRun.needs_labels
     assert not MaskedLanguageModelingTask.needs_labels
