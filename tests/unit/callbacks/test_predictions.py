@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import pandas as pd
 import pytest
 import torch
 from datasets import load_dataset
