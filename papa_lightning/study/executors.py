@@ -10,7 +10,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -26,6 +26,8 @@ Result = TypeVar("Result")
 Backend = Literal["processes", "ray"]
 """Where the workers are."""
 
+#: What the machine does to code that is right.
+_OUTER = (OSError, MemoryError, torch.OutOfMemoryError, RecursionError, UnicodeError)
 #: Seconds in which a worker that has nothing left to do must be gone.
 _PATIENCE = 10.0
 
@@ -55,6 +57,7 @@ def run_pieces(
     Raises:
         StudyError: For a bad `num_workers`, or when Ray is asked for and not installed. While running: when a piece
             fails, with its name.
+        PieceError: While running, when a piece fails with an error that is neither a PapaError nor of the machine.
 
     Example:
         >>> sorted(run_pieces(abs, [-1, 2], num_workers=1))
@@ -89,19 +92,21 @@ class _Outcome(Generic[Result]):
         result: What the function returned.
         error: What is told when it failed; None when it did not.
         traceback: Of the error.
+        meant: The error is a PapaError, or of the machine: no fault of the code.
     """
 
     result: Result | None = None
     error: str | None = None
     traceback: str = ""
+    meant: bool = True
 
     @classmethod
     def failed(cls, error: Exception) -> _Outcome[Result]:
         """Of a piece that raised an error."""
         told = " ".join(str(error).split())
         if not isinstance(error, PapaError):
-            told = f"{type(error).__name__}: {told} (PAPA_DEBUG=1 shows the traceback)"
-        return cls(error=told, traceback=traceback.format_exc())
+            told = f"{type(error).__name__}: {told}"
+        return cls(error=told, traceback=traceback.format_exc(), meant=isinstance(error, (PapaError, *_OUTER)))
 
 
 def _do(function: Callable[[Piece], Result], piece: Piece) -> _Outcome[Result]:
@@ -111,11 +116,20 @@ def _do(function: Callable[[Piece], Result], piece: Piece) -> _Outcome[Result]:
         return _Outcome.failed(error)
 
 
-class _PieceError(Exception):
-    """The traceback of a piece, as the cause of the error that names the piece."""
+class PieceError(ValueError):
+    """A piece of work raised what nobody meant to raise. Its cause has the traceback, also from another process."""
 
-    def __str__(self) -> str:
-        return f"\n{self.args[0]}"
+
+class _SentError(Exception):
+    """The traceback of a piece.
+
+    Args:
+        tb: The text, under the name that it has in :mod:`concurrent.futures`.
+    """
+
+    def __init__(self, tb: str) -> None:
+        super().__init__(f"\n{tb}")
+        self.tb = tb
 
 
 def _results(
@@ -124,7 +138,8 @@ def _results(
     try:
         for piece, outcome in outcomes:
             if outcome.error is not None:
-                raise StudyError(f"{name(piece)}: {outcome.error}") from _PieceError(outcome.traceback)
+                kind = StudyError if outcome.meant else PieceError
+                raise kind(f"{name(piece)}: {outcome.error}") from _SentError(outcome.traceback)
             yield piece, cast(Result, outcome.result)
     finally:
         outcomes.close()
@@ -315,8 +330,8 @@ def _run_on_ray(
             (done,), _ = ray.wait(list(waiting), num_returns=1)
             try:
                 outcome = ray.get(done)
-            except ray.exceptions.RayError as error:
-                outcome = _Outcome[Any].failed(error)
+            except ray.exceptions.RayError as error:  # a worker or a machine has ended
+                outcome = replace(_Outcome[Any].failed(error), meant=True)
             yield waiting.pop(done), outcome
     finally:
         for reference in waiting:
