@@ -103,9 +103,11 @@ def as_svg(figure: Figure, salt: str) -> bytes:
 def _saved(figure: Figure, kind: str, metadata: dict[str, Any], **settings: Any) -> bytes:
     buffer = io.BytesIO()
     with matplotlib.style.context({**_STYLE, **settings}, after_reset=True):
-        # Once for all formats: it takes most of the time, and would differ a little with their resolution.
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")
+        if figure.get_layout_engine() is not None:
+            # Once for all formats: it takes most of the time, and would differ a little with their resolution. With
+            # none at all, matplotlib does not draw once more before it saves.
+            figure.draw_without_rendering()
+            figure.set_layout_engine(None)
         figure.savefig(buffer, format=kind, metadata=metadata)
     return buffer.getvalue()
 

@@ -74,14 +74,22 @@ class StudyData:
         names = self.scores[["encoder", "task"]].drop_duplicates()
         return list(zip(names["encoder"], names["task"], strict=True))
 
+    @cached_property
+    def _by_pair(self) -> dict[tuple[str, str], pd.DataFrame]:
+        """The scores of each pair: to look through all of them for each would take the square of their number."""
+        return {(encoder, task): rows for (encoder, task), rows in self.scores.groupby(["encoder", "task"])}
+
+    def _scores_of(self, encoder: str, task: str) -> pd.DataFrame:
+        return self._by_pair.get((encoder, task), self.scores.iloc[:0])
+
     def curves(self, encoder: str, task: str) -> pd.DataFrame:
         """Scores of a pair with averaged attention, of all criteria."""
-        rows = self.scores
-        return rows[(rows["encoder"] == encoder) & (rows["task"] == task) & (rows["constants"] == "average")]
+        rows = self._scores_of(encoder, task)
+        return rows[rows["constants"] == "average"]
 
     def controls(self, encoder: str, task: str) -> pd.DataFrame:
         """Scores of a pair with every kind of constants, averaged attention first, by the criterion of the controls."""
-        rows = self.scores[(self.scores["encoder"] == encoder) & (self.scores["task"] == task)]
+        rows = self._scores_of(encoder, task)
         others = rows[rows["constants"] != "average"]
         if not len(others):
             return others
@@ -95,9 +103,8 @@ class StudyData:
 
     def baseline(self, encoder: str, task: str) -> pd.Series | None:
         """The score with all heads dynamic, or None when it was not measured."""
-        rows = self.scores
-        rows = rows[(rows["encoder"] == encoder) & (rows["task"] == task) & (rows["share"] == 0.0)]
-        rows = rows[rows["mean"].notna()]
+        rows = self._scores_of(encoder, task)
+        rows = rows[(rows["share"] == 0.0) & rows["mean"].notna()]
         return rows.iloc[0] if len(rows) else None
 
     def is_low(self, encoder: str, task: str) -> bool:
@@ -126,11 +133,13 @@ class StudyData:
         return _sizes(self._about(encoder, task))
 
     def _about(self, encoder: str, task: str) -> Mapping[str, Any]:
+        return self._about_pairs.get((encoder, task), {})
+
+    @cached_property
+    def _about_pairs(self) -> dict[tuple[Any, Any], Mapping[str, Any]]:
         pairs = self.about.get("pairs")
-        for one in pairs if isinstance(pairs, list) else []:
-            if isinstance(one, Mapping) and (one.get("encoder"), one.get("task")) == (encoder, task):
-                return one
-        return {}
+        known = [one for one in (pairs if isinstance(pairs, list) else []) if isinstance(one, Mapping)]
+        return {(str(one.get("encoder")), str(one.get("task"))): one for one in reversed(known)}
 
     def level_weights(self, encoder: str, task: str) -> pd.DataFrame:
         """The probe's weights by level at shares 0 and 1: columns share, level, mean, low, high; may be empty.

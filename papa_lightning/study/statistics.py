@@ -81,11 +81,13 @@ def _row(rows: pd.DataFrame) -> dict[str, Any]:
     rankings = rows["ranking_seed"].nunique()
     found: dict[str, Any] = {name: rows[name].iloc[0] for name in ("is_score", "constant_heads", "total_heads")}
     found |= {"n": rows["seed"].nunique(), "rankings": max(rankings, 1)}
+    of_seeds = rows.groupby("seed")[list(_ESTIMATES)].mean(skipna=False)
     for value, names in _ESTIMATES.items():
-        of_seeds = rows.groupby("seed")[value].mean(skipna=False)
-        found |= dict(zip(names, mean_interval(of_seeds.to_numpy(float)), strict=True))
-    of_rankings = rows.groupby("ranking_seed")["score"].mean(skipna=False).to_numpy(float)
-    found["ranking_deviation"] = float(of_rankings.std(ddof=1)) if rankings > 1 else math.nan
+        found |= dict(zip(names, mean_interval(of_seeds[value].to_numpy(float)), strict=True))
+    found["ranking_deviation"] = math.nan
+    if rankings > 1:
+        of_rankings = rows.groupby("ranking_seed")["score"].mean(skipna=False).to_numpy(float)
+        found["ranking_deviation"] = float(of_rankings.std(ddof=1))
     return found
 
 
