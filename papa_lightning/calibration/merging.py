@@ -74,7 +74,7 @@ def folded_kinds(constants: AttentionConstants) -> list[str]:
     """The kind of each layer: "folded" where all heads share one matrix, else "constant".
 
     Example:
-        >>> values = torch.stack([torch.full((2, 4, 4), 0.25), torch.eye(4).expand(2, 4, 4) + torch.rand(2, 4, 4)])
+        >>> values = torch.stack([torch.full((2, 4, 4), 0.25), (torch.eye(4) + torch.rand(2, 4, 4)) / 2])
         >>> folded_kinds(AttentionConstants(values, torch.ones(4, 4)))
         ['folded', 'constant']
     """
