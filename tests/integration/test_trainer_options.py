@@ -41,7 +41,7 @@ def facts(cli: LightningCLI) -> dict[str, Any]:
         "reload_dataloaders_every_n_epochs", "world_size", "num_training_batches",
     )  # fmt: skip
     found = {name: getattr(trainer, name) for name in names}
-    found |= {"profiler": type(trainer.profiler), "inference_mode": trainer._inference_mode}
+    found |= {"profiler": type(trainer.profiler), "inference_mode": trainer.validate_loop.inference_mode}
     found |= {"anomaly": trainer._detect_anomaly, "sampler": trainer._accelerator_connector.use_distributed_sampler}
     found["callbacks"] = [type(one).__name__ for one in trainer.callbacks if not isinstance(one, OURS)]
     found["optimizers"] = [(type(one).__name__, one.param_groups[0]["lr"]) for one in trainer.optimizers]
@@ -67,7 +67,7 @@ OPTIONS = [
     ["--trainer.enable_model_summary", "false"],
     ["--trainer.logger", "false"],
     ["--trainer.barebones", "true"],
-    ["--trainer.profiler", "pass_through"],
+    ["--trainer.profiler", "simple"],
     ["--trainer.detect_anomaly", "true"],
     ["--trainer.inference_mode", "false"],
     ["--trainer.gradient_clip_val", "0.1", "--trainer.gradient_clip_algorithm", "value"],
