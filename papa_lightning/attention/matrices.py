@@ -55,7 +55,8 @@ class MatrixHeads(TokenMixer):
 
     def _set_calibrated(self, calibrated: bool) -> None:
         super()._set_calibrated(calibrated)
-        self.certain_length = first_zero_of_diagonal(self.constants.detach())
+        # Without memory there is nothing to see yet: an encoder that is being loaded looks again with its weights.
+        self.certain_length = 0 if self.constants.is_meta else first_zero_of_diagonal(self.constants.detach())
 
     def constants_for(self, value: Tensor) -> Tensor:
         """The leading part of the constants for a batch of values (B, H, t, h): (constant heads, t, t).

@@ -17,6 +17,7 @@ from papa_lightning.encoders import (
     check_mask,
     check_token_types,
     check_vocabulary,
+    compute_device,
     takes_images,
 )
 from papa_lightning.encoders.masks import can_look, is_true_everywhere
@@ -42,11 +43,12 @@ def run_encoder(encoder: PreTrainedModel, batches: Iterable[Mapping[str, Any]], 
     """
     # A decoder would keep keys and values of earlier tokens, for nothing.
     options = {"use_cache": False} if "use_cache" in inspect.signature(encoder.forward).parameters else {}
+    device = compute_device(encoder)
     reading, unread = ReadBatch.of(encoder), UnreadMasks()
     for number, batch in enumerate(batches):
         inputs, mask = checked_inputs(encoder, batch, number, max_length)
         if mask.numel() > 0:
-            on_device = {name: tensor.to(encoder.device) for name, tensor in inputs.items()}
+            on_device = {name: tensor.to(device) for name, tensor in inputs.items()}
             by_slot = mask_by_slot(reading, encoder, on_device, number, max_length)
             encoder(**on_device, **options)
             unread.add(mask)

@@ -18,7 +18,7 @@ from papa_lightning.calibration.compact_averages import CompactAverages
 from papa_lightning.calibration.compact_fit import profile_rows, relative_error
 from papa_lightning.calibration.encoder_constants import plain_metadata
 from papa_lightning.calibration.observing import observe_into
-from papa_lightning.encoders import attention_reaches, encoder_shape, find_encoder
+from papa_lightning.encoders import attention_reaches, compute_device, encoder_shape, find_encoder
 from papa_lightning.exceptions import CalibrationError
 
 
@@ -89,7 +89,7 @@ def _gather(
     progress: bool,
 ) -> CompactAverages:
     heads = encoder_shape(encoder)[1]
-    averages = CompactAverages(attention_reaches(encoder), heads, max_length, width, num_rows, encoder.device)
+    averages = CompactAverages(attention_reaches(encoder), heads, max_length, width, num_rows, compute_device(encoder))
     with torch.no_grad(), eval_mode(encoder), observe_into(encoder, averages) as calls:
         for number, _ in enumerate(run_encoder(encoder, progress_bar(batches, progress), max_length), start=1):
             calls.number = number

@@ -16,7 +16,7 @@ from papa_lightning.attention import DynamicAttention, RowMixing
 from papa_lightning.calibration.averages import AttentionAverages
 from papa_lightning.calibration.batches import UnreadMasks, checked_inputs, mask_by_slot
 from papa_lightning.calibration.compact_averages import CompactAverages
-from papa_lightning.encoders import ReadBatch, encoder_shape, replace_mixing
+from papa_lightning.encoders import ReadBatch, compute_device, encoder_shape, replace_mixing
 from papa_lightning.exceptions import CalibrationError
 
 _WATCHED = "papa_watched"
@@ -82,7 +82,7 @@ class EncoderCalls(Generic[Sums]):
     def _counted(self, forward: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
         named, length = named_inputs(forward, arguments, options), self.sums.max_length
         inputs, mask = checked_inputs(self.encoder, named, self.number, length)
-        inputs = {name: tensor.to(self.encoder.device) for name, tensor in inputs.items()}
+        inputs = {name: tensor.to(compute_device(self.encoder)) for name, tensor in inputs.items()}
         by_slot = mask_by_slot(ReadBatch.of(self.encoder), self.encoder, inputs, self.number, length)
         self._runs = [0] * encoder_shape(self.encoder)[0]
         output = forward(*arguments, **options)
@@ -203,5 +203,5 @@ def observe(encoder: PreTrainedModel, max_length: int) -> Iterator[EncoderCalls[
         (1, torch.Size([1, 2, 4, 4]))
     """
     layers, heads = encoder_shape(encoder)
-    with observe_into(encoder, AttentionAverages(layers, heads, max_length, encoder.device)) as calls:
+    with observe_into(encoder, AttentionAverages(layers, heads, max_length, compute_device(encoder))) as calls:
         yield calls

@@ -95,7 +95,7 @@ class SwappedAlbertAttention(InlineAttention, AlbertAttention):
 
     def _project(self, layer: nn.Module, hidden_states: Tensor, heads: DynamicHeads | None) -> Tensor:
         """(B, heads, T, h): of the dynamic heads, or of all where an adapter took the layer in."""
-        cut = heads is not None and isinstance(layer, HeadProjection)
+        cut = heads is not None and isinstance(layer, HeadProjection) and "forward" not in layer.__dict__
         return self.split_heads(layer(hidden_states, heads) if cut else layer(hidden_states))
 
 

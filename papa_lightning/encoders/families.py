@@ -113,9 +113,10 @@ class EncoderFamily:
         """The self-attention modules, one a layer in the order in which the layers run."""
         if self.layers is not None:
             return self.layers(encoder)
-        return [module for module in encoder.modules() if self._is_attention(module)]
+        return [module for module in encoder.modules() if self.is_attention(module)]
 
-    def _is_attention(self, module: nn.Module) -> bool:
+    def is_attention(self, module: nn.Module) -> bool:
+        """Whether a module is such a self-attention, open or not."""
         if getattr(module, "is_cross_attention", False):
             return False
         return type(module).__name__ == self.attention or (self.inline is not None and isinstance(module, self.inline))

@@ -43,6 +43,8 @@ def find_encoder(model: nn.Module) -> PreTrainedModel:
 
 
 def _bare_encoder(model: PreTrainedModel) -> PreTrainedModel:
+    if not _is_known(model) and (inner := _inner_encoders(model)):
+        return _the_only(inner, model)
     family_of(model)
     base = cast(PreTrainedModel, model.base_model)
     if getattr(base.config, "is_encoder_decoder", False):
@@ -52,20 +54,47 @@ def _bare_encoder(model: PreTrainedModel) -> PreTrainedModel:
 
 def _only_supported(module: nn.Module) -> PreTrainedModel:
     models = outermost_models(module)
-    supported = {path: model for path, model in models.items() if is_supported(model)}
-    if len(supported) > 1:
-        raise UnsupportedEncoderError(
-            f"{type(module).__name__} holds several encoders ({', '.join(supported)}): name one with encoder=..., or "
-            "pass it."
-        )
+    supported: dict[str, PreTrainedModel] = {}
+    for path, model in models.items():
+        if _is_known(model):
+            supported[path] = model
+        else:
+            supported |= {f"{path}.{inside}": one for inside, one in _inner_encoders(model).items()}
     if supported:
-        return next(iter(supported.values()))
+        return _the_only(supported, module)
     for model in models.values():
         family_of(model)  # raises, with the reason for this model
     raise UnsupportedEncoderError(
         f"{type(module).__name__} holds no transformers PreTrainedModel: pass one, or a module that has it as an "
         "attribute (a LightningModule makes it in __init__ or configure_model)."
     )
+
+
+def _the_only(encoders: dict[str, PreTrainedModel], module: nn.Module) -> PreTrainedModel:
+    if len(encoders) > 1:
+        raise UnsupportedEncoderError(
+            f"{type(module).__name__} holds several encoders ({', '.join(encoders)}): name one with encoder=..., or "
+            "pass it."
+        )
+    return next(iter(encoders.values()))
+
+
+def _is_known(model: PreTrainedModel) -> bool:
+    try:
+        family_of(model)
+    except UnsupportedEncoderError:
+        return False
+    return True
+
+
+def _inner_encoders(model: PreTrainedModel) -> dict[str, PreTrainedModel]:
+    """The encoders inside a model of a type that is none itself: path -> encoder. Decoders do not count."""
+    inner: dict[str, PreTrainedModel] = {}
+    for path, part in model.named_modules():
+        nested = any(path.startswith(f"{outer}.") for outer in inner)
+        if path and not nested and isinstance(part, PreTrainedModel) and _is_known(part) and is_supported(part):
+            inner[path] = find_encoder(part)
+    return inner
 
 
 def outermost_models(module: nn.Module) -> dict[str, PreTrainedModel]:
@@ -86,6 +115,8 @@ def family_of(encoder: PreTrainedModel) -> EncoderFamily:
     """
     config = encoder.config
     model_type = config.model_type
+    if model_type not in FAMILIES and not entry_points(group="papa_lightning.families", name=model_type):
+        model_type = _type_by_class(encoder) or model_type
     if model_type not in FAMILIES:
         for found in entry_points(group="papa_lightning.families", name=model_type):
             register_family(model_type, found.load())
@@ -99,6 +130,19 @@ def family_of(encoder: PreTrainedModel) -> EncoderFamily:
             f"encoder is a {model_type} made to be a decoder (is_decoder), but must be an encoder. {supported}"
         )
     return FAMILIES[model_type]
+
+
+def _type_by_class(encoder: PreTrainedModel) -> str | None:
+    """The type of a model of somebody's own class, by the class of transformers that it stands on, if there is one.
+
+    A subclass with a configuration of its own has another model_type, but the attention of the class above.
+    """
+    for base in type(encoder).__mro__[1:]:
+        model_type = getattr(vars(base).get("config_class"), "model_type", None)
+        family = FAMILIES.get(model_type or "")
+        if family is not None and any(family.is_attention(module) for module in encoder.modules()):
+            return model_type
+    return None
 
 
 def is_supported(model: nn.Module) -> bool:

@@ -37,14 +37,21 @@ class InlineAttention:
     def adopt(cls, original: nn.Module) -> nn.Module:
         """A module of this class in the place of an original one, with all that it holds."""
         cls.check(original)
+        if "forward" in original.__dict__:
+            raise UnsupportedEncoderError(
+                f"{type(original).__name__} has a forward that another library gave it (accelerate does so to bring "
+                "weights that lie elsewhere), and which would run in the place of ours: swap the encoder before that, "
+                "or remove it first (accelerate.hooks.remove_hook_from_module(encoder, recurse=True))."
+            )
         module = cast(nn.Module, cls.__new__(cls))
         module.__dict__.update(original.__dict__)
+        module._compiled_call_impl = None  # what was compiled in place runs the original
         return module
 
     @staticmethod
     def release(module: nn.Module, original: nn.Module) -> None:
         """Give an original module back all that it has by now."""
-        original.__dict__.update(module.__dict__)
+        original.__dict__.update({key: held for key, held in module.__dict__.items() if key != "_compiled_call_impl"})
 
     @staticmethod
     def check(original: nn.Module) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 from typing import cast
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from papa_lightning.encoders.masks import can_look, is_true_everywhere
@@ -79,6 +80,31 @@ def describe_lengths(encoder: PreTrainedModel) -> str:
     if takes_images(encoder) and limit is not None:
         return f"{limit}, the number of tokens that the encoder makes of an image"
     return f"a whole number from 1 to {limit or 'any length'}, the positions of the encoder"
+
+
+def compute_device(module: nn.Module, otherwise: torch.device | None = None) -> torch.device:
+    """Where a module computes: not where its weights lie, if accelerate brings them for each forward.
+
+    Args:
+        module: An encoder, or a part of one.
+        otherwise: For a part without weights.
+
+    Raises:
+        PapaError: When there are no weights to compute with: on the meta device, with nothing that brings them.
+    """
+    for part in module.modules():
+        hook = part.__dict__.get("_hf_hook")
+        for one in getattr(hook, "hooks", (hook,)):
+            device = getattr(one, "execution_device", None)
+            if device is not None:
+                return torch.device(device)
+    device = next((own.device for own in module.parameters()), otherwise)
+    if device is None or device.type == "meta":
+        raise PapaError(
+            f"{type(module).__name__} has no weights yet (device {device}): load them before it is calibrated or gets "
+            "constants."
+        )
+    return device
 
 
 def accepted_inputs(encoder: PreTrainedModel) -> tuple[str, ...]:

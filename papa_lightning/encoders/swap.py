@@ -25,7 +25,7 @@ from papa_lightning.encoders.finding import (
 )
 from papa_lightning.encoders.folding import check_folding, fold, unfold
 from papa_lightning.encoders.freezing import freeze, leave_in, leave_out, thaw
-from papa_lightning.encoders.inputs import describe_lengths, fits_positions, position_limit
+from papa_lightning.encoders.inputs import compute_device, describe_lengths, fits_positions, position_limit
 from papa_lightning.encoders.layer import is_touched, layer_of, mixers_of
 from papa_lightning.encoders.notes import LostSwapWarning, SwapNote, saving_model, write_note
 from papa_lightning.encoders.plain_states import accept_plain_states, refuse_plain_states
@@ -110,7 +110,7 @@ def swap_attention(
     num_layers, num_heads = encoder_shape(base)
     selection = select_heads(heads, num_layers, num_heads, ranking)
     plans = plan_layers(kind, options, selection, num_heads, constants is not None)
-    built = _build(base, plans, _length(base, plans, constants, max_length))
+    built = _build(base, plans, _length(base, plans, constants, max_length), waits=constants is None)
     pieces = [None] * num_layers if constants is None else constants.by_layer()
     for mixer, plan, piece in zip(built, plans, pieces, strict=True):
         if plan.needs_constants and constants is not None:
@@ -135,12 +135,12 @@ def swap_attention(
     return encoder
 
 
-def _build(encoder: PreTrainedModel, plans: Sequence[LayerPlan], length: int) -> list[TokenMixer]:
+def _build(encoder: PreTrainedModel, plans: Sequence[LayerPlan], length: int, waits: bool) -> list[TokenMixer]:
     """The mixers, one a layer, before anything about the encoder is changed."""
     num_heads, watch, built = encoder_shape(encoder)[1], ZeroMassWatch(), list[TokenMixer]()
     places = zip(attention_modules(encoder), attention_reaches(encoder), strict=True)
     for layer, (plan, (module, reach)) in enumerate(zip(plans, places, strict=True)):
-        dtype, device = _dtype_and_device(module, encoder)
+        dtype, device = _dtype_and_device(module, encoder, waits)
         place = Place(layer, num_heads, length, head_size(encoder), dtype, device, watch, reach)
         mixer = plan.mixer(place, plan.heads, **plan.options)
         mixer.checks_mask = bool(plan.heads) and not any(earlier.constant_heads for earlier in built)
@@ -360,10 +360,16 @@ def _length(
     return constants.max_length
 
 
-def _dtype_and_device(module: nn.Module, encoder: PreTrainedModel) -> tuple[torch.dtype, torch.device]:
+def _dtype_and_device(module: nn.Module, encoder: PreTrainedModel, waits: bool) -> tuple[torch.dtype, torch.device]:
     """Of the layer's own parameters; quantised ones have a dtype that nothing can be computed in."""
     first = next((own for own in module.parameters() if own.is_floating_point()), None)
-    return (encoder.dtype, encoder.device) if first is None else (first.dtype, first.device)
+    dtype = encoder.dtype if first is None else first.dtype
+    try:
+        return dtype, compute_device(module, encoder.device)
+    except PapaError:
+        if not waits:
+            raise
+        return dtype, torch.device("meta")  # constants and weights come later, together
 
 
 def _install(module: nn.Module, mixers: list[TokenMixer], family: EncoderFamily) -> None:

@@ -159,7 +159,9 @@ def _parts(encoder: nn.Module) -> tuple[nn.Module, dict[str, Tensor], dict[str, 
     # Neither 1 nor the longest: a graph must not be made for either alone.
     example = torch.ones(2, longest - 1 if longest > 2 else longest, dtype=torch.int64, device=base.device)
     length = {1: torch.export.Dim.DYNAMIC(min=1, max=longest)} if longest > 2 else {}
-    inputs = {name: example * (name != "token_type_ids") for name in _TEXT if name in accepted_inputs(base)}
+    # GPT-2 takes the argument too, but for embeddings of words: zeros would change what it computes.
+    names = set(accepted_inputs(base)) - (set() if getattr(base.config, "type_vocab_size", 0) else {"token_type_ids"})
+    inputs = {name: example * (name != "token_type_ids") for name in _TEXT if name in names}
     return HiddenStates(base), inputs, {name: {0: batch, **length} for name in inputs}
 
 

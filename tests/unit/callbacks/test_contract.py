@@ -30,7 +30,7 @@ Faults:
         test_constant_attention.py::test_evaluation_takes_the_constants_of_a_checkpoint
     statistics of one process only: test_projects_of_others.py::test_constants_are_exact_whatever_the_shares
     "fitted" forgotten by a checkpoint: test_conformance.py::test_a_saved_state_dict_loads_strictly
-    a buffer replaced or resized, large buffers: test_constants_arrive_in_place_and_are_no_buffers
+    a buffer replaced or resized, large buffers: test_constants_arrive_in_place_and_ddp_leaves_them_alone
     layers made in setup of the module: test_configure_model_may_make_the_encoder,
         test_constant_attention.py::test_an_encoder_that_is_replaced_after_setup_is_noticed
     requires_grad after DDP, dead parameters:
@@ -166,12 +166,15 @@ def test_configure_model_may_make_the_encoder(kind: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["constant", "gated"])
-def test_constants_arrive_in_place_and_are_no_buffers(kind: str) -> None:
-    """DDP and optimizers hold the tensors that they were shown; and DDP sends buffers around at every forward."""
+def test_constants_arrive_in_place_and_ddp_leaves_them_alone(kind: str) -> None:
+    """Others hold the tensors that they were shown; and DDP would send buffers around at every forward."""
     encoder = Classifier().bert
-    buffers = dict(encoder.named_buffers())
+    parameters, buffers = dict(encoder.named_parameters()), dict(encoder.named_buffers())
     swap_attention(encoder, kind, max_length=LENGTH)
-    assert dict(encoder.named_buffers()).keys() == buffers.keys()
+    added = dict(encoder.named_buffers()).keys() - buffers.keys()
+    assert len(added) == len(swapped_layers(encoder))
+    assert added <= set(encoder._ddp_params_and_buffers_to_ignore)
+    assert {name for name, _ in encoder.named_parameters() if not name.endswith("gate_logits")} == parameters.keys()
     before = [(id(layer.constants), layer.constants.data_ptr()) for layer in swapped_layers(encoder)]
     load_constants(encoder, calibrate(encoder, DataLoader(Sentences(8), batch_size=4), max_length=LENGTH))
     encoder.load_state_dict(copy.deepcopy(encoder.state_dict()))

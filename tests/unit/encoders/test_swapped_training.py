@@ -20,7 +20,9 @@ from unit.encoders.tiny_encoders import (
     written_out,
 )
 
-from papa_lightning import swap_attention
+from papa_lightning import restore_attention, swap_attention
+from papa_lightning.encoders import learn_constants
+from papa_lightning.exceptions import PapaError
 
 assert_close = torch.testing.assert_close
 EXACT = {"atol": 1e-10, "rtol": 1e-10}
@@ -147,9 +149,27 @@ def test_gradient_checkpointing_gives_the_same_gradients():
 
 def test_constants_may_be_trained():
     model = swap_attention(build(), "constant", constants=make_constants(), heads=PARTIAL)
+    learn_constants(model)
     trained = [p for name, p in model.named_parameters() if name.endswith("papa.constants") and p.numel()]
-    for parameter in trained:
-        parameter.requires_grad_()
     model(**make_inputs()).last_hidden_state.square().sum().backward()
     assert len(trained) == 2
     assert all(parameter.grad.abs().max() > 0 for parameter in trained)
+
+
+def test_unfreezing_all_makes_no_constants_learn():
+    """In a loop without Lightning, whenever it happens; and what is idle stays as it is."""
+    model = swap_attention(build(), "constant", constants=make_constants(), heads="all")
+    before = {name: one.clone() for name, one in model.state_dict().items()}
+    stock = [name for name, _ in build().named_parameters()]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
+    for _ in range(2):
+        for parameter in model.parameters():
+            parameter.requires_grad = True
+        model(**make_inputs()).last_hidden_state.square().sum().backward()
+        optimizer.step()
+    assert [name for name, _ in model.named_parameters()] == stock  # others count phases of fine-tuning by them
+    changed = {name for name, one in model.state_dict().items() if not torch.equal(one, before[name])}
+    assert changed
+    assert not [name for name in changed if ".papa." in name or ".query." in name or ".key." in name]
+    with pytest.raises(PapaError, match="no constants to learn"):
+        learn_constants(restore_attention(model))

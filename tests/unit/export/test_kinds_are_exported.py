@@ -10,6 +10,7 @@ from unit.export.test_export_and_load import last, tensors
 from papa_lightning import CompactConstants, export_encoder, load_encoder, swap_attention
 from papa_lightning.calibration import merge_constants
 from papa_lightning.encoders import swapped_layers
+from papa_lightning.export.graphs import export_program
 
 AVERAGES = make_constants("bert")
 KINDS = {
@@ -47,3 +48,27 @@ def test_layers_of_different_kinds(tmp_path):
     loaded = load_encoder(export_encoder(encoder, tmp_path / "exported"))
     assert [layer.kind for layer in swapped_layers(loaded)] == ["constant", "dynamic", "aft_simple"]
     assert torch.equal(last(loaded, inputs), last(encoder, inputs))
+
+
+@pytest.mark.parametrize("kinds", ["shared", ["shared", "dynamic", "constant"], ["dynamic", "gated", "additive"]])
+@pytest.mark.parametrize("name", ["bert", "gpt2", "albert", "deberta", "t5", "vit"])
+def test_dynamic_matrices(name, kinds, tmp_path):
+    """Layers that compute their matrix, alone and beside others; with token types and without."""
+    encoder, inputs = (
+        copy.deepcopy(encoder_of(plain(name, None, torch.float32))),
+        make_inputs(name, dtype=torch.float32),
+    )
+    constants = None if kinds == "shared" else make_constants(name)
+    options = None if kinds == "shared" else [{"matrix": "dynamic"} if kind == "shared" else {} for kind in kinds]
+    swap_attention(encoder, kinds, constants=constants, options=options, max_length=make_constants(name).max_length)
+    expected = last(encoder.eval(), inputs)
+    loaded = load_encoder(export_encoder(encoder, tmp_path / "exported"))
+    assert torch.allclose(last(loaded, inputs), expected, rtol=0, atol=1e-5)
+    if "additive" in kinds:  # its loop over rows is no graph for all lengths, and is refused as one
+        return
+    program = export_program(loaded).module()
+    if name != "vit":
+        inputs |= {"token_type_ids": torch.zeros_like(inputs["input_ids"])} if name in ("bert", "albert") else {}
+    with torch.no_grad():
+        real = inputs.get("attention_mask", torch.ones(expected.shape[:2])).bool()
+        assert torch.allclose(program(**inputs)[real], expected[real], rtol=0, atol=1e-4)
