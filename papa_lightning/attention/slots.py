@@ -66,8 +66,10 @@ def slots_from_first(mask: Tensor, numbered: Tensor | None = None) -> Slots:
     """
     order = torch.arange(mask.shape[1], device=mask.device)
     first = (mask if numbered is None else numbered).int().argmax(dim=1, keepdim=True)
-    tokens = (order + first) % mask.shape[1]
-    return Slots(tokens, (order - first) % mask.shape[1], mask.gather(1, tokens), mask)
+    length = order[-1:] + 1  # a tensor: ONNX has no remainder by a size that is not known
+    tokens, places = order + first, order - first
+    tokens, places = tokens - length * (tokens >= length), places + length * (places < 0)
+    return Slots(tokens, places, mask.gather(1, tokens), mask)
 
 
 def slots_at(places: Tensor, mask: Tensor, length: int) -> Slots:

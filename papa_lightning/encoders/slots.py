@@ -94,7 +94,11 @@ class PositionRule:
         """
         places = (self._checked(position_ids, mask) - self.first).expand_as(mask)
         if torch.compiler.is_compiling():  # nothing can be looked up in a graph
-            assert self.length is not None
+            if self.length is None:
+                raise PapaError(
+                    "position_ids are given while the attention of a compiled encoder is observed, where they cannot be "
+                    "checked: observe the encoder before it is compiled, or leave position_ids out."
+                )
             return GivenSlots(slots_at(places, mask, self.length))
         order = torch.arange(mask.shape[1], device=mask.device)
         shift = places - order

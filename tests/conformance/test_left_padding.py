@@ -25,7 +25,7 @@ from papa_lightning import PapaError, calibrate, swap_attention
 from papa_lightning.calibration import calibrate_compact
 from papa_lightning.criteria import GreedySearch, RankingInputs, criterion_from
 from papa_lightning.encoders import FAMILIES
-from papa_lightning.export.graphs import export_program
+from papa_lightning.export.graphs import export_onnx, export_program
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}  # rotary angles are float32 whatever the encoder is
 TEXTS = ("text", "causal", "text to text")
@@ -350,3 +350,12 @@ def test_where_no_value_is_looked_at(name, monkeypatch):
     found = calibrate(plain(name), [padded], CASES[name].length)
     assert torch.equal(found.pair_counts, constants.pair_counts)
     assert_close(found.values, constants.values, CLOSE)
+
+
+def test_onnx(tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    model = swap("llama", build("llama", dtype=torch.float32), "partial")
+    session = runtime.InferenceSession(str(export_onnx(model, tmp_path / "model.onnx")))
+    expected, padded = run(model, batch("llama", (0, 0, 0))), batch("llama", (5, 3, 2))
+    found = torch.tensor(session.run(None, {name: tensor.numpy() for name, tensor in padded.items()})[0])
+    assert_close(real(padded, found), expected, {"atol": 1e-4, "rtol": 1e-4})
