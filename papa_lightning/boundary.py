@@ -167,7 +167,8 @@ def _signal(stop: SystemExit) -> int | None:
 def _leave(error: BaseException, signal: int | None, words: object = None) -> NoReturn:
     if signal is not None:
         name = "Ctrl-C" if signal == INTERRUPTED else "SIGTERM"
-        _say(f"papa: Interrupted: by {name}. Files that were finished stay; none is half written.")
+        told = str(error) if isinstance(error, KeyboardInterrupt) else ""
+        _say(f"papa: Interrupted: {told or f'by {name}. Files that were finished stay; none is half written.'}")
         raise SystemExit(signal) from None
     if isinstance(error, SystemExit):
         raise error

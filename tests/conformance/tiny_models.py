@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoConfig, AutoModel
+from packaging.version import Version
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel
 from transformers import __version__ as transformers_version
 from unit.encoders import tiny_encoders
 
@@ -112,6 +113,7 @@ class Case:
         layers: How often attention is computed.
         length: T.
         scale: Of the random weights; smaller where queries and keys are not scaled.
+        since: The first version of transformers that has the family in the form that is swapped.
         relative: Its positions are relative, so that slots count from the first real token of a sequence.
     """
 
@@ -123,6 +125,7 @@ class Case:
     layers: int = LAYERS
     length: int = LENGTH
     scale: float = 0.35
+    since: str = "5.15"
     relative: bool = False
 
     @property
@@ -147,7 +150,8 @@ def _llama(model_type: str, reach: Mapping[int, int] | None = None, **options: A
 
 CASES: dict[str, Case] = {
     **{name: Case(name, _BERT) for name in ("bert", "roberta", "xlm-roberta", "camembert", "bert-generation", "ernie")},
-    **{name: Case(name, _BERT, relative=True) for name in ("mpnet", "gte", "jina_embeddings_v3", "nomic_bert")},
+    **{name: Case(name, _BERT, relative=True) for name in ("mpnet", "jina_embeddings_v3", "nomic_bert")},
+    "gte": Case("gte", _BERT, relative=True, since="5.18"),
     "esm": Case(
         "esm", {**_BERT, "position_embedding_type": "rotary", "mask_token_id": 1, "pad_token_id": 0}, relative=True
     ),
@@ -172,7 +176,7 @@ CASES: dict[str, Case] = {
     "roformer-value": Case("roformer", {**_BERT, "rotary_value": True}),
     "vit": Case("vit", _VISION, kind="image", length=10),
     "deit": Case("deit", _VISION, kind="image", length=11),
-    "dinov2": Case("dinov2", {**_VISION, "mlp_ratio": 2}, kind="image", length=10),
+    "dinov2": Case("dinov2", {**_VISION, "mlp_ratio": 2}, kind="image", length=10, since="5.18"),
     "gpt2": Case("gpt2", _GPT2, dropout="attn_pdrop", kind="causal"),
     "gpt2-scaled": Case(
         "gpt2", {**_GPT2, "scale_attn_by_inverse_layer_idx": True}, dropout="attn_pdrop", kind="causal"
@@ -189,7 +193,7 @@ CASES: dict[str, Case] = {
 }
 #: The cases of the families that the package has; those that the installed transformers has, and the others.
 _OF_FAMILIES = [name for name, case in CASES.items() if case.model_type in FAMILIES]
-NAMES = [name for name in _OF_FAMILIES if CASES[name].model_type in CONFIG_MAPPING]
+NAMES = [name for name in _OF_FAMILIES if Version(transformers_version) >= Version(CASES[name].since)]
 LACKING = [name for name in _OF_FAMILIES if name not in NAMES]
 MODES = ["all", "partial", "gated"]
 #: One for each way in which attention is computed.
@@ -208,7 +212,7 @@ def cases(*kinds, **others):
 def _skipped(kinds, columns):
     """A skipped row for each case whose family the installed transformers lacks."""
     lacking = [name for name in LACKING if not kinds or CASES[name].kind in kinds]
-    why = {name: f"transformers {transformers_version} has no {CASES[name].model_type!r}" for name in lacking}
+    why = {name: f"transformers {transformers_version} is older than {CASES[name].since}" for name in lacking}
     return [pytest.param(n, *[None] * (columns - 1), marks=pytest.mark.skip(reason=why[n])) for n in lacking]
 
 

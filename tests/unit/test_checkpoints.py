@@ -139,7 +139,7 @@ def _zip(**members: bytes) -> bytes:
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
         for name, value in members.items():
-            archive.writestr(name.replace("__", "/"), value)
+            archive.writestr(zipfile.ZipInfo(name.replace("__", "/")), value)  # without the time of day
     return content.getvalue()
 
 
