@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from papa_lightning.attention import DynamicAttention, RowMixing
+from papa_lightning.attention import DynamicAttention, RowMixing, runs_in
 from papa_lightning.calibration.averages import AttentionAverages
 from papa_lightning.calibration.batches import UnreadMasks, checked_inputs, mask_by_slot
 from papa_lightning.calibration.compact_averages import CompactAverages
@@ -122,6 +123,8 @@ def watch_calls(
 ) -> Iterator[None]:
     """Let a function make the calls of an encoder, in whatever it is wrapped; what is compiled runs uncompiled.
 
+    Calls of other threads go on as if nobody watched.
+
     Args:
         encoder: The bare encoder.
         watch: Gets the encoder's forward and the arguments of a call, by position and by name; returns its output.
@@ -136,8 +139,12 @@ def watch_calls(
             "copy (copy.deepcopy) of it."
         )
 
+    watcher = threading.get_ident()
+
     @wraps(forward)
     def watched(*arguments: Any, **options: Any) -> Any:
+        if not runs_in(watcher):
+            return forward(*arguments, **options)
         return watch(forward, arguments, options)
 
     vars(watched)[_WATCHED] = True

@@ -13,6 +13,7 @@ from papa_lightning import AttentionAverages, AttentionConstants, HeadRanking, c
 from papa_lightning.attention import ZeroMassWarning
 from papa_lightning.calibration import gather
 from papa_lightning.callbacks import ranking_of_gates
+from papa_lightning.encoders import learn_constants
 
 assert_close = torch.testing.assert_close
 
@@ -191,8 +192,9 @@ def test_gradient_of_the_constants(model: str, layout: str) -> None:
     heads = {int(layer): own for layer, own in subsets["half"].items()}
     classifier = load_classifier(model)
     swap_attention(classifier, "constant", constants=golden_constants(calibration), heads=heads)
+    learn_constants(classifier)
     parameters = {
-        name: parameter.requires_grad_()
+        name: parameter
         for name, parameter in classifier.base_model.named_parameters()
         if name.endswith("papa.constants") and parameter.numel()
     }
