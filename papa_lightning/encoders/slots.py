@@ -96,8 +96,8 @@ class PositionRule:
         if torch.compiler.is_compiling():  # nothing can be looked up in a graph
             if self.length is None:
                 raise PapaError(
-                    "position_ids are given while the attention of a compiled encoder is observed, where they cannot be "
-                    "checked: observe the encoder before it is compiled, or leave position_ids out."
+                    "position_ids are given while the attention of a compiled encoder is observed, where they cannot "
+                    "be checked: observe the encoder before it is compiled, or leave position_ids out."
                 )
             return GivenSlots(slots_at(places, mask, self.length))
         order = torch.arange(mask.shape[1], device=mask.device)
