@@ -246,8 +246,8 @@ WRONG_IDS = [
     ("modernbert", [[0, 2, 4, 6]], r"position_ids skip values.*window"),
     ("mpnet", [[3, 4, 5, 6]], r"position_ids are given, but the layers of this encoder do not hear of them"),
     ("deberta", [[1, 2, 3, 4]], r"position_ids are given, but the layers of this encoder do not hear of them"),
-    ("bert", [[0.0, 1.0, 2.0, 3.0]], r"position_ids is of torch.float"),
-    ("bert", [[0, 1, 2]], r"position_ids has shape \(1, 3\)"),
+    ("bert", [[0.0, 1.0, 2.0, 3.0]], r"position_ids (is of|of dtype) torch.float"),
+    ("bert", [[0, 1, 2]], r"position_ids (has|of) shape \(1, 3\)"),
 ]
 
 
