@@ -180,10 +180,10 @@ def observe_into(encoder: PreTrainedModel, sums: Sums) -> Iterator[EncoderCalls[
     def mixing(layer: int) -> RowMixing:
         return RowMixing(lambda attention, value: calls.mix(layer, attention, value))
 
-    with replace_mixing(encoder, [mixing(layer) for layer in range(encoder_shape(encoder)[0])]):  # noqa: SIM117
-        with watch_calls(encoder, calls.call):
-            yield calls
-            calls.masks.check()
+    mixings = [mixing(layer) for layer in range(encoder_shape(encoder)[0])]
+    with watch_calls(encoder, calls.call), replace_mixing(encoder, mixings):
+        yield calls
+        calls.masks.check()
 
 
 @contextmanager
