@@ -33,7 +33,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _SAVED = ("values", "pair_counts", "variance")
 _WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 #: How far above 1 an average of attention in 16 bits can be.
-_ROUNDING = 0.01
+_ROUNDING = 0.02
 
 
 @dataclass(frozen=True, eq=False)  # tensors do not compare to one truth value
