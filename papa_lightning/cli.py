@@ -167,6 +167,8 @@ class PapaTrainer(L.Trainer):
             output: A .jsonl or .parquet file; None takes predictions.jsonl in the folder of the logs.
             weights_only: Always true: a checkpoint that holds more than tensors and plain values is refused.
         """
+        if output is not None:
+            check_output("output", output)
         if output is not None or not any(isinstance(callback, PredictionWriter) for callback in self.callbacks):
             others = [callback for callback in self.callbacks if not isinstance(callback, PredictionWriter)]
             self.callbacks = [*others, PredictionWriter(output)]

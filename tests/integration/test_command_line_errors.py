@@ -86,11 +86,13 @@ def test_a_checkpoint_of_another_model(verb: str, tiny: list[str], capsys: pytes
     assert len(line) < 500
 
 
-@pytest.mark.parametrize("verb", ["calibrate", "rank"])
+@pytest.mark.parametrize("verb", ["calibrate", "rank", "predict"])
 def test_an_output_that_cannot_be_written_is_refused_before_the_work(
     verb: str, tiny: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("papa_lightning.cli.PapaTrainer.fit", lambda *_, **__: pytest.fail("began"))
+    long = f"{'a' * 300}.jsonl"
+    assert "File name too long" in refused([verb, *tiny, "--output", long], capsys)
     Path("file").touch()
     Path("folder").mkdir()
     assert "output is 'file/x'" in refused([verb, *tiny, "--output", "file/x"], capsys)
