@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,19 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from papa_lightning.attention import RowMixing
 from papa_lightning.calibration.averages import AttentionAverages
 from papa_lightning.calibration.batches import run_encoder
+from papa_lightning.calibration.compact_averages import CompactAverages
 from papa_lightning.calibration.constants import AttentionConstants
 from papa_lightning.calibration.encoder_constants import plain_metadata
-from papa_lightning.calibration.observing import observe
 from papa_lightning.encoders import (
+    compute_device,
     describe_lengths,
     encoder_shape,
     find_encoder,
     fits_positions,
+    replace_mixing,
     weights_fingerprint,
 )
 from papa_lightning.exceptions import CalibrationError
@@ -112,10 +116,35 @@ def gather(
     Raises:
         CalibrationError: For a bad batch.
     """
-    with torch.no_grad(), eval_mode(encoder), observe(encoder, max_length) as calls:
-        for number, _ in enumerate(run_encoder(encoder, progress_bar(batches, progress), max_length), start=1):
-            calls.number = number
-    return calls.sums
+    layers, heads = encoder_shape(encoder)
+    averages = AttentionAverages(layers, heads, max_length, compute_device(encoder))
+    add_up(encoder, averages, batches, progress)
+    return averages
+
+
+def add_up(
+    encoder: PreTrainedModel,
+    sums: AttentionAverages | CompactAverages,
+    batches: Iterable[Mapping[str, Any]],
+    progress: bool,
+) -> None:
+    """Run an encoder over batches, in eval mode and without gradients, and add up its attention.
+
+    Args:
+        encoder: The bare encoder.
+        sums: What is added to.
+        batches: See :func:`calibrate`; may be empty.
+        progress: Show a progress bar.
+
+    Raises:
+        CalibrationError: For a bad batch.
+    """
+    mixings = [RowMixing(partial(sums.mix, layer)) for layer in range(encoder_shape(encoder)[0])]
+    with torch.no_grad(), eval_mode(encoder), replace_mixing(encoder, mixings):
+        for number, mask in enumerate(run_encoder(encoder, progress_bar(batches, progress), sums.max_length)):
+            sums.add_mask(mask)
+            if number == 0:  # a broken encoder shows at once, not after hours; later batches are seen at the end
+                sums.check_finite()
 
 
 def finish(encoder: PreTrainedModel, averages: AttentionAverages, metadata: Mapping[str, Any]) -> AttentionConstants:

@@ -11,13 +11,11 @@ from transformers import PreTrainedModel
 
 from papa_lightning.attention import CompactLayer
 from papa_lightning.attention.functional import average_attention
-from papa_lightning.calibration.batches import run_encoder
-from papa_lightning.calibration.calibrate import check_max_length, describe_pass, eval_mode, progress_bar
+from papa_lightning.calibration.calibrate import add_up, check_max_length, describe_pass
 from papa_lightning.calibration.compact import CompactConstants, check_width, profile_layer
 from papa_lightning.calibration.compact_averages import CompactAverages
 from papa_lightning.calibration.compact_fit import profile_rows, relative_error
 from papa_lightning.calibration.encoder_constants import plain_metadata
-from papa_lightning.calibration.observing import observe_into
 from papa_lightning.encoders import attention_reaches, compute_device, encoder_shape, find_encoder
 from papa_lightning.exceptions import CalibrationError
 
@@ -90,9 +88,7 @@ def _gather(
 ) -> CompactAverages:
     heads = encoder_shape(encoder)[1]
     averages = CompactAverages(attention_reaches(encoder), heads, max_length, width, num_rows, compute_device(encoder))
-    with torch.no_grad(), eval_mode(encoder), observe_into(encoder, averages) as calls:
-        for number, _ in enumerate(run_encoder(encoder, progress_bar(batches, progress), max_length), start=1):
-            calls.number = number
+    add_up(encoder, averages, batches, progress)
     return averages
 
 

@@ -6,8 +6,8 @@ import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import wraps
-from typing import Any, Generic, TypeVar
+from functools import partial, wraps
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,15 +16,13 @@ from transformers import PreTrainedModel
 from papa_lightning.attention import DynamicAttention, RowMixing, runs_in
 from papa_lightning.calibration.averages import AttentionAverages
 from papa_lightning.calibration.batches import UnreadMasks, checked_inputs, mask_by_slot
-from papa_lightning.calibration.compact_averages import CompactAverages
 from papa_lightning.encoders import ReadBatch, compute_device, encoder_shape, replace_mixing
 from papa_lightning.exceptions import CalibrationError
 
 _WATCHED = "papa_watched"
-Sums = TypeVar("Sums", AttentionAverages, CompactAverages)
 
 
-class EncoderCalls(Generic[Sums]):
+class EncoderCalls:
     """The calls of an encoder while it is observed, and the sums over them.
 
     Args:
@@ -39,9 +37,9 @@ class EncoderCalls(Generic[Sums]):
         masks: Of the calls so far.
     """
 
-    def __init__(self, encoder: PreTrainedModel, sums: Sums) -> None:
+    def __init__(self, encoder: PreTrainedModel, sums: AttentionAverages) -> None:
         self.encoder = encoder
-        self.sums: Sums = sums
+        self.sums = sums
         self.number, self.count = 0, 0
         self.error: Exception | None = None
         self.masks = UnreadMasks()
@@ -159,36 +157,10 @@ def watch_calls(
 
 
 @contextmanager
-def observe_into(encoder: PreTrainedModel, sums: Sums) -> Iterator[EncoderCalls[Sums]]:
-    """Add up the dynamic attention of an encoder, swapped or not, in whatever calls are made of it.
+def observe(encoder: PreTrainedModel, max_length: int) -> Iterator[EncoderCalls]:
+    """Average the dynamic attention of an encoder, swapped or not, in whatever calls are made of it.
 
     Modes and gradients are the caller's.
-
-    Args:
-        encoder: The bare encoder.
-        sums: Where to.
-
-    Yields:
-        The calls.
-
-    Raises:
-        CalibrationError: From a call of the encoder that cannot be counted: without an attention_mask, longer than T,
-            or in which a layer does not run exactly once.
-    """
-    calls = EncoderCalls(encoder, sums)
-
-    def mixing(layer: int) -> RowMixing:
-        return RowMixing(lambda attention, value: calls.mix(layer, attention, value))
-
-    mixings = [mixing(layer) for layer in range(encoder_shape(encoder)[0])]
-    with watch_calls(encoder, calls.call), replace_mixing(encoder, mixings):
-        yield calls
-        calls.masks.check()
-
-
-@contextmanager
-def observe(encoder: PreTrainedModel, max_length: int) -> Iterator[EncoderCalls[AttentionAverages]]:
-    """Average the dynamic attention of an encoder, swapped or not, in whatever calls are made of it.
 
     Args:
         encoder: The bare encoder.
@@ -198,7 +170,8 @@ def observe(encoder: PreTrainedModel, max_length: int) -> Iterator[EncoderCalls[
         The calls; their ``sums`` are the :class:`AttentionAverages`.
 
     Raises:
-        CalibrationError: As :func:`observe_into`.
+        CalibrationError: From a call of the encoder that cannot be counted: without an attention_mask, longer than T,
+            or in which a layer does not run exactly once.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -210,5 +183,8 @@ def observe(encoder: PreTrainedModel, max_length: int) -> Iterator[EncoderCalls[
         (1, torch.Size([1, 2, 4, 4]))
     """
     layers, heads = encoder_shape(encoder)
-    with observe_into(encoder, AttentionAverages(layers, heads, max_length, compute_device(encoder))) as calls:
+    calls = EncoderCalls(encoder, AttentionAverages(layers, heads, max_length, compute_device(encoder)))
+    mixings = [RowMixing(partial(calls.mix, layer)) for layer in range(layers)]
+    with watch_calls(encoder, calls.call), replace_mixing(encoder, mixings):
         yield calls
+        calls.masks.check()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -81,10 +81,11 @@ def check_finite(sums: Tensor) -> None:
     Raises:
         CalibrationError: Names the first layer that has one, and its heads.
     """
-    for layer, own in enumerate(sums):  # by layer, and without a tensor of their size
-        ends = torch.stack(own.flatten(1).aminmax(dim=1))
-        heads: Sequence[int] = (~ends.isfinite().all(dim=0)).nonzero().flatten().tolist()
-        if heads:
+    ends = [torch.stack(own.flatten(1).aminmax(dim=1)) for own in sums]  # by layer, and without a tensor of their size
+    finite = torch.stack(ends).isfinite().all(dim=1).tolist()  # one look
+    for layer, own_heads in enumerate(finite):
+        if not all(own_heads):
+            heads = [head for head, own in enumerate(own_heads) if not own]
             raise CalibrationError(
                 f"the attention of layer {layer}, heads {heads}, is NaN or infinite: the encoder's weights or its "
                 "precision are at fault. Check the checkpoint, and calibrate in 32-bit precision."
