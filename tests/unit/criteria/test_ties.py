@@ -186,10 +186,10 @@ print(json.dumps(runpy.run_path(sys.argv[1])["rankings"](int(sys.argv[3]))))
 """
 
 
-@pytest.mark.parametrize(("capability", "threads", "size"), [("default", 1, 24), ("avx2", 2, 5), ("avx512", 4, 7)])
+@pytest.mark.parametrize(("capability", "threads", "size"), [("default", 1, 7), ("avx2", 4, 5)])
 def test_the_order_is_the_same_on_every_processor(capability, threads, size):
     """Other instructions round otherwise; a processor that lacks some takes the next best."""
-    isa = {"default": "SSE41", "avx2": "AVX2", "avx512": "AVX512_CORE"}[capability]
+    isa = {"default": "SSE41", "avx2": "AVX2"}[capability]
     own = os.environ | {"ATEN_CPU_CAPABILITY": capability, "ONEDNN_MAX_CPU_ISA": isa}
     command = [sys.executable, "-c", _RANK, __file__, str(threads), str(size)]
     run = subprocess.run(command, env=own, capture_output=True, text=True, timeout=300, check=False)
