@@ -19,6 +19,7 @@ from papa_lightning.encoders.inline import InlineAttention
 from papa_lightning.encoders.interface import check_implementation, matrices_of, wants_weights
 from papa_lightning.encoders.layer import heads_of, is_stock, layers_served
 from papa_lightning.encoders.projections import HeadProjection
+from papa_lightning.encoders.slots import POSITIONS
 from papa_lightning.exceptions import PapaError
 
 
@@ -57,6 +58,8 @@ class NumberedTransformer(AlbertTransformer):
 class SwappedAlbertAttention(InlineAttention, AlbertAttention):
     """ALBERT's attention with exchangeable heads, those of each layer that it serves its own."""
 
+    hears_positions = True
+
     @staticmethod
     def check(original: nn.Module) -> None:
         """Refuse an implementation whose masks cannot be read."""
@@ -74,6 +77,7 @@ class SwappedAlbertAttention(InlineAttention, AlbertAttention):
             **kwargs: Whatever else the encoder passes on.
         """
         turn, need_weights = self._known(papa_turn), wants_weights(self.config, kwargs)
+        positions = kwargs.pop(POSITIONS, None)
         if is_stock(self, turn) and (not need_weights or self.config._attn_implementation == "eager"):
             return super().forward(hidden_states, attention_mask, **kwargs)
         heads = heads_of(self, turn)
@@ -82,7 +86,9 @@ class SwappedAlbertAttention(InlineAttention, AlbertAttention):
             output, _ = super().forward(hidden_states, attention_mask, **{**kwargs, "output_attentions": False})
             return output, matrices_of(self, query, key, attention_mask, self.scaling)
         value, dropout = self.split_heads(self.value(hidden_states)), self.attention_dropout
-        mixed, weights = self.attend(query, key, value, attention_mask, self.scaling, dropout, need_weights, turn=turn)
+        mixed, weights = self.attend(
+            query, key, value, attention_mask, self.scaling, dropout, need_weights, None, positions, turn
+        )
         return self.LayerNorm(hidden_states + self.output_dropout(self.dense(mixed))), weights
 
     def _known(self, turn: int | None) -> int:

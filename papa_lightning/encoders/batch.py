@@ -56,9 +56,10 @@ class ReadBatch:
         """That of an encoder, attached or not."""
         family, parameters = family_of(encoder), inspect.signature(encoder.forward).parameters
         further = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        heard = family.inline is None or family.inline.hears_positions
         padding = getattr(encoder.config, "pad_token_id", None)
         rule, modules = family.slot_rule(encoder.config), tuple(dict.fromkeys(attention_modules(encoder)))
-        return cls(tuple(parameters), further and family.inline is None, rule, padding, modules)
+        return cls(tuple(parameters), further and heard, rule, padding, modules)
 
     def __call__(self, encoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run by torch.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
 from papa_lightning.encoders.layer import attend, heads_of, is_stock, layer_of, pick_heads, uses_scores
 from papa_lightning.encoders.masks import key_mask
-from papa_lightning.encoders.slots import slots_of
+from papa_lightning.encoders.slots import Positions, slots_of
 from papa_lightning.exceptions import UnsupportedEncoderError
 
 
@@ -32,6 +32,8 @@ class InlineAttention:
     attention_head_size: int
     #: Set by torch.
     training: bool
+    #: Whether its encoder hands it what it was told of the positions of its tokens.
+    hears_positions: ClassVar[bool] = False
 
     @classmethod
     def adopt(cls, original: nn.Module) -> nn.Module:
@@ -104,6 +106,7 @@ class InlineAttention:
         dropout: nn.Module,
         need_weights: bool,
         position_bias: Tensor | None = None,
+        positions: Positions | None = None,
         turn: int = 0,
     ) -> tuple[Tensor, Tensor | None]:
         """Mix the tokens.
@@ -117,6 +120,7 @@ class InlineAttention:
             dropout: The attention dropout of the module.
             need_weights: Also return the attention matrices.
             position_bias: (B or 1, H or dynamic heads, T, T), added to the scores.
+            positions: What the encoder was told of the positions of its tokens.
             turn: Which layer runs, in a module that serves several.
 
         Returns:
@@ -131,7 +135,8 @@ class InlineAttention:
             probability,
             need_weights,
             position_bias,
-            turn=turn,
+            positions,
+            turn,
         )
         return mixed.flatten(2), weights
 

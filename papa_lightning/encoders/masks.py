@@ -127,12 +127,11 @@ def key_mask(attention_mask: Tensor | None) -> Tensor | None:
             f"attention_mask is a {type(attention_mask).__name__}, which swapped attention cannot read: call "
             'encoder.set_attn_implementation("sdpa"), or pass a mask of shape (batch, length).'
         )
-    rows = attention_mask
-    if rows.dim() == 4:
-        # A length that is a symbol, in a graph that is being exported, may be 1; the diagonal is right then too.
-        keys_only = not is_symbolic(rows.shape[2]) and rows.shape[2] == 1
-        rows = rows[:, 0, 0] if keys_only else rows[:, 0].diagonal(dim1=1, dim2=2)
-    return _allowed(rows)
+    if attention_mask.dim() == 2:  # 1 for a real token, in whole numbers or not: it is not added to scores
+        return attention_mask if attention_mask.dtype == torch.bool else attention_mask != 0
+    # A length that is a symbol, in a graph that is being exported, may be 1; the diagonal is right then too.
+    keys_only = not is_symbolic(attention_mask.shape[2]) and attention_mask.shape[2] == 1
+    return _allowed(attention_mask[:, 0, 0] if keys_only else attention_mask[:, 0].diagonal(dim1=1, dim2=2))
 
 
 def reach_bias(attention_mask: Tensor | None, reach: Reach, length: int, device: torch.device) -> Tensor | None:

@@ -180,7 +180,8 @@ WITH_IDS = [name for name in NAMES if "position_ids" in inspect.signature(encode
 def test_position_ids_decide(name):
     first = 2 if name in ("roberta", "xlm-roberta", "camembert", "mpnet") else 0
     plain_inputs, padded = batch(name, (0, 0, 0)), batch(name, (4, 0, 2))
-    own = FAMILIES[CASES[name].model_type].inline is None
+    inline = FAMILIES[CASES[name].model_type].inline
+    own = inline is None or inline.hears_positions
     if not own and not CASES[name].relative:
         return
     model, ids = swapped(name, "partial"), numbered(padded, first)
@@ -221,6 +222,21 @@ def _without_slots(model, inputs):
             del encoder._forward_pre_hooks[key]
             del encoder._forward_pre_hooks_with_kwargs[key]
     return real(inputs, encode(model, inputs))
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int8, torch.float32])
+def test_masks_of_any_dtype(dtype):
+    """Which tokens are real is read from the mask of the batch, before the encoder makes its own of it."""
+    for name, kind, ids in (("llama", "additive", False), ("bert", "gated", True), ("albert", "gated", True)):
+        constants = make_constants(name) if kind == "gated" else None
+        model = swap_attention(build(name), kind, constants=constants, max_length=CASES[name].length)
+        inputs = batch(name, (4, 0, 2))
+        inputs = numbered(inputs) if ids else inputs
+        expected = run(model, inputs)
+        assert_close(run(model, {**inputs, "attention_mask": inputs["attention_mask"].to(dtype)}), expected, CLOSE)
+        if ids:
+            cast = {**inputs, "attention_mask": inputs["attention_mask"].to(dtype)}
+            assert torch.equal(calibrate(build(name), [cast], 10).values, calibrate(build(name), [inputs], 10).values)
 
 
 def test_position_ids_that_skip_values():
