@@ -73,7 +73,7 @@ def staged_file(path: str | Path) -> Iterator[BinaryIO]:
         OutputError: As from :func:`write_atomically`.
     """
     with _refusing("path", path, "pass a file in a folder that you may write to, with room for it"):
-        target = _regular_target(path)
+        target = _regular_target("path", path)
         target.parent.mkdir(parents=True, exist_ok=True)
         remove_left(target.parent)
         with open_part(new_part(target.parent)) as file:
@@ -131,7 +131,7 @@ def check_output(name: str, path: str | Path) -> None:
         OutputError: When it is a folder, device, pipe or socket, or its folder cannot be made or written to.
     """
     with _refusing(name, path, "pass a file in a folder that you may write to"):
-        check_folder(_regular_target(path).parent)
+        check_folder(_regular_target(name, path).parent)
 
 
 def check_folder(folder: Path) -> None:
@@ -258,7 +258,7 @@ def _lock(handle: int, path: Path) -> bool:
     return os.path.lexists(path) and os.path.samestat(os.fstat(handle), os.lstat(path))
 
 
-def _regular_target(path: str | Path) -> Path:
+def _regular_target(name: str, path: str | Path) -> Path:
     """The file that an output goes to, behind all links.
 
     Raises:
@@ -271,10 +271,10 @@ def _regular_target(path: str | Path) -> Path:
     except FileNotFoundError:
         mode = stat.S_IFREG
     except ValueError as error:
-        raise OutputError(f"{str(path)!r} is no path ({error}): pass another one.") from error
+        raise OutputError(f"{name} is {str(path)!r}, which is no path ({error}): pass another one.") from error
     if not stat.S_ISREG(mode):
-        kind = _KINDS.get(stat.S_IFMT(mode), "no file")
-        raise OutputError(f"{str(path)!r} is {kind}, which cannot be written as a file: pass the path of a file.")
+        kind = _KINDS.get(stat.S_IFMT(mode), "something else")
+        raise OutputError(f"{name} is {str(path)!r}, {kind}, which cannot be written as a file: pass another path.")
     return Path(os.path.realpath(target))
 
 

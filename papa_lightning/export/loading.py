@@ -15,6 +15,7 @@ from papa_lightning.encoders.trimming import trim
 from papa_lightning.exceptions import ExportError, PapaError
 from papa_lightning.export.building import build_encoder, count_parameters, fill_encoder
 from papa_lightning.export.facts import CONFIG, WEIGHTS, Facts, read_facts
+from papa_lightning.pretrained import from_pretrained
 
 
 def load_encoder(folder: str | Path) -> PreTrainedModel:
@@ -53,7 +54,7 @@ def load_encoder(folder: str | Path) -> PreTrainedModel:
 
 
 def _load_saved(folder: Path) -> PreTrainedModel:
-    encoder: PreTrainedModel = AutoModel.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    encoder: PreTrainedModel = from_pretrained(AutoModel, str(folder), local_files_only=True)
     return encoder
 
 
