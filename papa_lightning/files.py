@@ -105,19 +105,36 @@ def staged_folder(target: Path, replace: bool = False) -> Iterator[Path]:
         OutputError: When the system refuses it.
     """
     with _refusing("folder", target, "pass a folder in a place that you may write to, with room for it"):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        remove_left(target.parent)
-        staged, lock = _make_folder(target.parent)
-        try:
+        with temporary_folder(target.parent) as staged:
             yield staged
             _settle(staged)
             if replace and target.is_dir() and any(target.iterdir()):
                 _exchange(staged, target)
             else:
                 os.rename(staged, target)  # over an empty folder too
-        finally:
-            shutil.rmtree(staged, ignore_errors=True)
-            os.close(lock)
+
+
+@contextmanager
+def temporary_folder(beside: Path) -> Iterator[Path]:
+    """A new folder that nobody else uses, and that is removed at the end, or when its process was killed, by the next.
+
+    Args:
+        beside: The folder that it is in; made when missing.
+
+    Yields:
+        Its path.
+
+    Raises:
+        OSError: When it cannot be made.
+    """
+    beside.mkdir(parents=True, exist_ok=True)
+    remove_left(beside)
+    path, lock = _make_folder(beside)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(lock)
 
 
 def check_output(name: str, path: str | Path) -> None:

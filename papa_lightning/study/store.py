@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,14 +11,13 @@ from typing import Any
 
 from papa_lightning.checked_files import read_json, write_json
 from papa_lightning.exceptions import StudyError
+from papa_lightning.files import remove_left, temporary_folder
 from papa_lightning.locking import claimed
 from papa_lightning.schema import anything, listed, mapped, record, text
 
 _FORMAT = "papa_lightning.study/1"
 #: The files that study.json names, and what tells those of one pair apart.
 NAMED = {"constants": "kind", "rankings": "criterion"}
-#: Files of a process that is at work or was killed.
-_UNFINISHED = ("[cr]*/.*", "features/.*", "features/*/.*.part", ".papa-*.part")
 
 
 class StudyFolder:
@@ -78,9 +76,8 @@ class StudyFolder:
     @contextmanager
     def temporary_features(self) -> Iterator[Path]:
         """A folder for hidden states that nobody else uses, for a while."""
-        (self.path / "features").mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=self.path / "features", prefix=".", ignore_cleanup_errors=True) as place:
-            yield Path(place)
+        with temporary_folder(self.path / "features") as place:
+            yield place
 
     def clear(self, keep_features: bool) -> None:
         """Remove what a killed run left behind. To be called while the folder is claimed.
@@ -88,12 +85,13 @@ class StudyFolder:
         Args:
             keep_features: Leave the hidden states that are complete.
         """
-        patterns = _UNFINISHED if keep_features else (*_UNFINISHED, "features/*")
-        for left in [path for pattern in patterns for path in self.path.glob(pattern)]:
-            if left.is_dir():
-                shutil.rmtree(left, ignore_errors=True)
-            else:
-                left.unlink(missing_ok=True)
+        features = list(self.path.glob("features/*"))
+        if not keep_features:
+            for path in features:
+                shutil.rmtree(path, ignore_errors=True)
+        for folder in (self.path, *self.path.iterdir(), *features):
+            if folder.is_dir():
+                remove_left(folder)
 
     def relative(self, path: Path) -> str:
         """A path inside the folder, as it is noted in ``study.json``: the folder may move."""

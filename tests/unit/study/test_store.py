@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from papa_lightning.exceptions import PapaError, StudyError
+from papa_lightning.files import new_part, open_part
 from papa_lightning.study.store import StudyFolder
 
 
@@ -49,20 +50,17 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("keep", [True, False])
 def test_what_a_killed_run_left_goes(tmp_path: Path, keep: bool) -> None:
-    whole, half = tmp_path / "features" / "0123" / "train", tmp_path / "features" / "0123" / ".train.abc.part"
-    for folder in (whole, half):
+    whole = tmp_path / "features" / "0123" / "train"
+    left = [new_part(folder) / "train" for folder in (whole.parent, tmp_path / "features")]
+    for folder in (whole, *left):
         folder.mkdir(parents=True)
-    temporary = tmp_path / "features" / ".x1"
-    temporary.mkdir()
-    files = [Path("cells", ".1f.json.x"), Path("constants", ".a.x"), Path(".study.json.x"), Path(".results.csv.x")]
-    for path in (*files, Path("cells", "1f.json")):
-        (tmp_path / path).parent.mkdir(exist_ok=True)
-        (tmp_path / path).touch()
+    files = [new_part(tmp_path / name) for name in (".", "cells", "constants", "rankings")]
+    for path in (*files, tmp_path / "cells" / "1f.json"):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
     StudyFolder(tmp_path).clear(keep_features=keep)
     assert whole.exists() == keep
-    assert not half.exists()
-    assert not temporary.exists()
-    assert not any((tmp_path / path).exists() for path in files)
+    assert not any(path.exists() for path in (*left, *(folder.parent for folder in left), *files))
     assert (tmp_path / "cells" / "1f.json").exists()
 
 
@@ -79,6 +77,15 @@ def test_temporary_features_are_nobody_elses(tmp_path: Path) -> None:
         (one / "train").mkdir()
     assert not one.exists()
     assert not other.exists()
+
+
+def test_what_a_process_is_writing_stays(tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path)
+    with folder.temporary_features() as one, open_part(new_part(tmp_path / "features")) as file:
+        folder.clear(keep_features=True)
+        assert one.exists()
+        assert Path(file.name).exists()
+        Path(file.name).unlink()
 
 
 def test_a_claim_of_a_folder_is_one_of_the_process_that_has_it(tmp_path: Path) -> None:
