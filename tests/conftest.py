@@ -15,6 +15,10 @@ import datasets
 import pytest
 import torch
 
+# Where tests run in several processes, the first one reads their warnings in a thread for each, and threads that import
+# a package at the same moment get halves of it.
+import papa_lightning  # noqa: F401
+
 # Tiny tensors gain nothing from threads, and lose much where other processes use the cores. Results must not hang on
 # their number, so OMP_NUM_THREADS tries another.
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
