@@ -48,7 +48,11 @@ def check_mask(attention_mask: object, shape: Sequence[int] | None, allow_empty:
         _check_scores(attention_mask)
     elif attention_mask.dim() != 2 or (shape is not None and found != tuple(shape)):
         batch = "(batch, length)" if shape is None else f"(batch, length), which is {tuple(shape)}"
-        raise PapaError(f"attention_mask has shape {found}, but must be of shape {batch}: pass that of the tokenizer.")
+        longer = shape is not None and found[:1] == tuple(shape)[:1] and found[1:2] > tuple(shape)[1:]
+        kept = " and use_cache=False, for swapped attention knows no earlier tokens" if longer else ""
+        raise PapaError(
+            f"attention_mask has shape {found}, but must be of shape {batch}: pass that of the tokenizer{kept}."
+        )
     else:
         _check_ones(attention_mask, allow_empty)
 

@@ -73,7 +73,7 @@ CASES: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
         None,
         DataLoader(rows(4, token=99)),
         {},
-        "in the validation data, input_ids has the value 99",
+        "in the validation data, batch 0: input_ids has the value 99",
     ),
 }
 
