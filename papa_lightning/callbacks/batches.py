@@ -86,8 +86,10 @@ class CalibrationBatches:
         with self._trial(), observe(self.encoder, self.max_length) as calls:
             for number, batch in self._on_device(progress_bar(self.batches, progress)):
                 calls.number = number
-                run_step(self.trainer, self.module, batch, number)
+                goes_on = run_step(self.trainer, self.module, batch, number)
                 calls.check()
+                if not goes_on:
+                    break
         return calls.sums
 
     def recorded(self) -> Sequence[Mapping[str, Any]]:
@@ -111,7 +113,8 @@ class CalibrationBatches:
 
         with self._trial(), watch_calls(self.encoder, watch):
             for number, batch in self._on_device(self.batches):
-                run_step(self.trainer, self.module, batch, number)
+                if not run_step(self.trainer, self.module, batch, number):
+                    break
         if not recorded:
             raise self.not_reached()
         return recorded

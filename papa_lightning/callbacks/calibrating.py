@@ -105,6 +105,7 @@ class CalibratingCallback(Callback, ABC):
             with strategy.tensor_init_context(), strategy.model_sharded_context(), precision.module_init_context():
                 pl_module.configure_model()
         encoder = discover_encoder(pl_module, self.encoder)
+        self._refuse_rivals(trainer, pl_module, encoder)
         if self.constants is None and is_a(trainer.strategy, *SHARDED):
             raise CalibrationError(
                 f"strategy is {type(trainer.strategy).__name__}, which shards the encoder, so this process cannot "
@@ -268,6 +269,17 @@ class CalibratingCallback(Callback, ABC):
                 f"from: pass {type(self).__name__}(max_length=...), the length of the padded sequences."
             )
         return length
+
+    def _refuse_rivals(self, trainer: L.Trainer, pl_module: L.LightningModule, encoder: PreTrainedModel) -> None:
+        """Of two callbacks that swap one encoder to different things, the last would undo what the first did."""
+        callbacks = (one for one in trainer.callbacks if isinstance(one, CalibratingCallback))  # type: ignore[attr-defined]
+        for other in callbacks:
+            if type(other).swap is not type(self).swap and discover_encoder(pl_module, other.encoder) is encoder:
+                raise PapaError(
+                    f"callbacks of this Trainer are a {type(self).__name__} and a {type(other).__name__} for the same "
+                    f"{type(encoder).__name__}, which cannot be swapped to both: fit with one after the other, or name "
+                    "two encoders with encoder=..."
+                )
 
     def _encoders(self, trainer: L.Trainer, pl_module: L.LightningModule) -> list[PreTrainedModel]:
         """The module's encoder, and those of its copies."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
@@ -41,7 +43,10 @@ def trial(trainer: L.Trainer, module: L.LightningModule, hooks: Sequence[Callabl
         trainer.loggers = [_Silent(logger) for logger in trainer.loggers]  # type: ignore[misc]
         stack.enter_context(eval_mode(module))
         stack.enter_context(torch.no_grad())
+        stack.enter_context(_NoBackward())
         vars(module).update(_stand_ins(trainer, module))
+        for part in module.modules():  # a step or hook may ask for dropout again, which averages would show
+            vars(part)["train"] = partial(_itself, part)
         if trainer.world_size > 1:
             stack.enter_context(_attributes(trainer.strategy, _alone(vars(module)["all_gather"])))
         for hook in hooks:
@@ -49,7 +54,7 @@ def trial(trainer: L.Trainer, module: L.LightningModule, hooks: Sequence[Callabl
         yield
 
 
-def run_step(trainer: L.Trainer, module: L.LightningModule, batch: Any, *place: int, verb: str = "training") -> None:
+def run_step(trainer: L.Trainer, module: L.LightningModule, batch: Any, *place: int, verb: str = "training") -> bool:
     """Run the step of a module with a batch, inside :func:`trial`; what it returns is thrown away.
 
     Args:
@@ -58,6 +63,9 @@ def run_step(trainer: L.Trainer, module: L.LightningModule, batch: Any, *place: 
         batch: As the step takes it, on its device.
         place: Number of the batch and, where there are several loaders to validate on, of its loader.
         verb: "training" or "validation".
+
+    Returns:
+        Whether the epoch goes on: ``on_train_batch_start`` ends it with -1, before the step.
 
     Raises:
         CalibrationError: When the step fails, with the way out; errors of ours and a lack of memory are left as they
@@ -74,8 +82,11 @@ def run_step(trainer: L.Trainer, module: L.LightningModule, batch: Any, *place: 
     context = precision.train_step_context if verb == "training" else precision.val_step_context
     with context(), _no_collectives(trainer, module):
         if verb == "training":
-            _run("on_train_batch_start", module, lambda: module.on_train_batch_start(batch, place[0]))
+            answer = _run("on_train_batch_start", module, lambda: module.on_train_batch_start(batch, place[0]))
+            if answer == -1:
+                return False
         _run(f"{verb}_step", module, lambda: step(batch, *_taken(parameters.values(), place)))
+    return True
 
 
 def _taken(parameters: Iterable[inspect.Parameter], place: tuple[int, ...]) -> tuple[int, ...]:
@@ -85,9 +96,9 @@ def _taken(parameters: Iterable[inspect.Parameter], place: tuple[int, ...]) -> t
     return place if takes_any else place[: len(several) - 1]
 
 
-def _run(name: str, module: nn.Module, function: Callable[[], Any]) -> None:
+def _run(name: str, module: nn.Module, function: Callable[[], Any]) -> Any:
     try:
-        function()
+        return function()
     except PapaError:
         raise
     except Exception as error:
@@ -102,6 +113,10 @@ def _run(name: str, module: nn.Module, function: Callable[[], Any]) -> None:
 
 def _nothing(*_: Any, **__: Any) -> None:
     return None
+
+
+def _itself(part: nn.Module, *_: Any, **__: Any) -> nn.Module:
+    return part
 
 
 def _stand_ins(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
@@ -151,6 +166,13 @@ def _attributes(one: Any, values: dict[str, Any]) -> Iterator[None]:
         vars(one).update(before)
 
 
+class _NoBackward(TorchFunctionMode):
+    """Let ``loss.backward()`` of a step that optimises by hand do nothing: there are no gradients."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return None if func is Tensor.backward else func(*args, **(kwargs or {}))
+
+
 class _Still:
     """An optimizer or scheduler that can be asked, and does nothing."""
 
@@ -188,6 +210,9 @@ class _Anything:
 
     def __call__(self, *_: Any, **__: Any) -> Any:
         return self
+
+    __getitem__ = __enter__ = __call__
+    __setitem__ = __exit__ = _nothing
 
 
 def _no_collectives(trainer: L.Trainer, module: nn.Module) -> AbstractContextManager[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from itertools import islice
+from types import GeneratorType
 from typing import Any, cast
 
 import torch.distributed as dist
@@ -134,7 +135,12 @@ def _is_used_up(rows: Any) -> bool:
     if not isinstance(rows, IterableDataset):
         return False
     iterator = iter(rows)
-    return iterator is not rows and iterator is iter(rows)
+    if iterator is not rows and iterator is iter(rows):
+        return True
+    held = {name: one for name, one in vars(rows).items() if isinstance(one, GeneratorType)}
+    if held:
+        next(iter(rows), None)  # may make it anew
+    return any(vars(rows).get(name) is one for name, one in held.items())
 
 
 def _batches(trainer: L.Trainer, loader: DataLoader[Any]) -> Any:

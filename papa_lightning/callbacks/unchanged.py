@@ -13,6 +13,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -104,6 +105,10 @@ class _Kept:
         if type(getattr(one, "__dict__", None)) is dict:
             self._undo.append(_dict(vars(one)))
             found.extend(vars(one).values())
+        slots = _slots(one)
+        if slots:
+            self._undo.append(partial(_set_attributes, one, slots))
+            found.extend(slots.values())
         return found
 
 
@@ -112,6 +117,20 @@ def _is_left_alone(kind: type) -> bool:
     if kind in weakref.ProxyTypes:
         return True
     return any(name == one or name.startswith(one if one.endswith("_") else f"{one}.") for one in _LEFT_ALONE)
+
+
+def _slots(one: object) -> dict[str, Any]:
+    """The attributes of an object of somebody's class that has slots for them."""
+    named = (vars(cls).get("__slots__", ()) for cls in type(one).__mro__)
+    names = [name for slots in named for name in ([slots] if isinstance(slots, str) else slots)]
+    own = [name for name in names if isinstance(getattr(type(one), name, None), types.MemberDescriptorType)]
+    return {name: getattr(one, name) for name in own if hasattr(one, name)}
+
+
+def _set_attributes(one: object, values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        if getattr(one, name, None) is not value:
+            object.__setattr__(one, name, value)
 
 
 def _tensor(one: Tensor) -> Callable[[], None]:

@@ -533,6 +533,46 @@ def test_gradients_that_the_step_asks_for_itself_are_no_matter() -> None:
     assert callback.made.metadata["sequences"] == 8
 
 
+@pytest.mark.parametrize("hook", ["on_train_epoch_start", "on_train_batch_start", "training_step"])
+def test_a_module_that_asks_for_training_mode_is_averaged_without_dropout(hook: str) -> None:
+    class Asking(Project):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            if hook == "training_step":
+                self.bert.train()
+            return step(self, batch)
+
+    module, data, callback = Asking(step), Sentences(7), Keeping(max_length=LENGTH)
+    if hook != "training_step":
+        setattr(module, hook, lambda *_: module.bert.train() and None)
+    batch = {"input_ids": data.input_ids, "attention_mask": data.attention_mask}
+    expected = calibrate(module.bert, [batch], max_length=LENGTH)
+    trainer(callback).fit(module, DataLoader(tensors(), 2))
+    torch.testing.assert_close(callback.made.values, expected.values, atol=1e-6, rtol=0)
+    assert "train" not in vars(module.bert)
+
+
+def test_a_step_that_goes_back_by_itself_and_logs_to_what_it_finds(tmp_path: Any) -> None:
+    class ByHand(Project):
+        automatic_optimization = False
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            step(self, batch).backward()
+            self.optimizers().step()
+            if not self.training:
+                with self.logger.experiment["run"] as run:
+                    run["loss"] = 1.0
+                    run["losses"].append(1.0)
+
+    logger = L.pytorch.loggers.CSVLogger(tmp_path)
+    assert assert_exact(ByHand(step), DataLoader(tensors(), 2), logger=logger) == 7
+
+
+def test_an_epoch_that_the_module_ends_early() -> None:
+    module = Project(step)
+    module.on_train_batch_start = lambda batch, number: -1 if number == 2 else None
+    assert assert_exact(module, DataLoader(tensors(), 2)) == 4
+
+
 def test_what_a_step_catches_is_an_error_all_the_same() -> None:
     def forgiving(m: Project, b: Any) -> Tensor:
         try:
@@ -553,8 +593,15 @@ class Once(IterableDataset[Any]):
         return self.rows
 
 
+class Exhausted(Once):
+    """Each iterator is a new one, over the same generator."""
+
+    def __iter__(self) -> Any:
+        yield from self.rows
+
+
 def test_an_iterator_that_would_be_used_up_is_refused() -> None:
-    for data in (iter(DataLoader(tensors(), 2)), DataLoader(Once(), 2)):
+    for data in (iter(DataLoader(tensors(), 2)), DataLoader(Once(), 2), DataLoader(Exhausted(), 2)):
         with pytest.raises(PapaError, match="an iterator that can be gone over only once"):
             trainer(Keeping(max_length=LENGTH)).fit(Project(step), data)
 

@@ -19,6 +19,7 @@ Per callback (without a file: here):
     every sequence once: test_any_batch_on_two_processes.py::test_each_sequence_once
     a second fit: test_second_fits.py::test_a_new_callback_calibrates_on_its_own_data,
         ::test_the_same_callback_keeps_its_constants_and_says_so
+    two kinds for one encoder: test_two_kinds_for_one_encoder_are_refused
     a trial run: test_outputs_of_runs.py::test_a_trial_run_leaves_everything_as_it_was
 
 Faults:
@@ -72,6 +73,7 @@ from papa_lightning import (
     ConstantAttention,
     HeadGates,
     MaskedLanguageModelingTask,
+    PapaError,
     SequenceClassificationTask,
     TokenClassificationTask,
     calibrate,
@@ -230,3 +232,10 @@ def test_every_test_of_the_list_exists() -> None:
     defined = {name for file in files for name in re.findall(r"^def (test_\w+)", file.read_text(), flags=re.MULTILINE)}
     assert names - defined == set()
     assert len(names) > 20
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_two_kinds_for_one_encoder_are_refused(order: int) -> None:
+    callbacks = [HeadGates(0.1, max_length=LENGTH), ConstantAttention(max_length=LENGTH)][::order]
+    with pytest.raises(PapaError, match="for the same BertModel, which cannot be swapped to both"):
+        trainer(*callbacks).fit(Classifier(), **loaders())

@@ -24,6 +24,13 @@ class Counter:
         self.seen.append(one)
 
 
+class Slots:
+    __slots__ = ("missing", "number")
+
+    def __init__(self) -> None:
+        self.number = 0
+
+
 class Project(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -31,6 +38,7 @@ class Project(nn.Module):
         self.register_buffer("queue", torch.zeros(4))
         self.mean, self.area = MeanMetric(), MulticlassAUROC(2)
         self.steps, self.losses, self.meter = 0, [1.0], Counter()
+        self.slots = Slots()
         self.by_name: Any = defaultdict(list, {"a": [1]})
         self.ordered, self.ids, self.last = OrderedDict(b=1, a=2), {1, 2}, deque([1, 2], maxlen=2)
         self.nested = {"deep": [(torch.ones(2), {"x": [1]})]}
@@ -54,6 +62,7 @@ def everything(project: Project) -> None:
     project.steps += 1
     project.losses.append(2.0)
     project.meter.add(3)
+    project.slots.number += 1
     project.by_name["b"].append(2)
     project.by_name["a"].append(2)
     project.ordered.move_to_end("b")
@@ -81,6 +90,7 @@ def facts(project: Project) -> dict[str, Any]:
         "mean": (project.mean._update_count, float(project.mean.mean_value)),
         "area": (project.area._update_count, list(project.area.preds)),
         "plain": (project.steps, list(project.losses), project.meter.number, list(project.meter.seen)),
+        "slots": project.slots.number,
         "by_name": {name: list(value) for name, value in project.by_name.items()},
         "ordered": list(project.ordered.items()),
         "ids": set(project.ids),
