@@ -37,7 +37,7 @@ def trial(trainer: L.Trainer, module: L.LightningModule, hooks: Sequence[Callabl
     schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
     with ExitStack() as stack:
         # First, because it takes the stand-ins out of the module too.
-        kept = [module, *trainer.optimizers, *schedulers]
+        kept = [*module.modules(), *trainer.optimizers, *schedulers]  # parts, because it looks into no compiled one
         stack.enter_context(unchanged(kept, besides=[trainer, trainer.strategy]))
         stack.enter_context(_attributes(trainer, dict(vars(trainer))))  # a step may ask it to stop
         trainer.loggers = [_Silent(logger) for logger in trainer.loggers]  # type: ignore[misc]
@@ -46,7 +46,7 @@ def trial(trainer: L.Trainer, module: L.LightningModule, hooks: Sequence[Callabl
         stack.enter_context(_NoBackward())
         vars(module).update(_stand_ins(trainer, module))
         for part in module.modules():  # a step or hook may ask for dropout again, which averages would show
-            vars(part)["train"] = partial(_itself, part)
+            stack.enter_context(_attributes(part, {"train": partial(_itself, part)}))
         if trainer.world_size > 1:
             stack.enter_context(_attributes(trainer.strategy, _alone(vars(module)["all_gather"])))
         for hook in hooks:

@@ -551,6 +551,24 @@ def test_a_module_that_asks_for_training_mode_is_averaged_without_dropout(hook: 
     assert "train" not in vars(module.bert)
 
 
+def test_parts_of_a_compiled_encoder_are_put_back_too() -> None:
+    def use(m: Project, b: Any) -> Tensor:
+        inner = m.bert._orig_mod
+        if not inner.training:
+            inner.embeddings.word_embeddings.weight.data.mul_(0.0)
+            inner.steps = 1
+        return first(m.bert(b[0], b[1]))
+
+    module = Project(use)
+    inner = module.bert
+    before = inner.embeddings.word_embeddings.weight.detach().clone()
+    module.bert = torch.compile(inner, backend="eager")
+    trainer(Keeping(max_length=LENGTH)).fit(module, DataLoader(tensors(), 2))
+    assert torch.equal(inner.embeddings.word_embeddings.weight, before)
+    assert "steps" not in vars(inner)
+    assert not any("train" in vars(part) for part in module.modules())
+
+
 def test_a_step_that_goes_back_by_itself_and_logs_to_what_it_finds(tmp_path: Any) -> None:
     class ByHand(Project):
         automatic_optimization = False
