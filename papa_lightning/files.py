@@ -72,7 +72,7 @@ def staged_file(path: str | Path) -> Iterator[BinaryIO]:
     Raises:
         OutputError: As from :func:`write_atomically`.
     """
-    with _refusing("path", path, "pass a file in a folder that you may write to, with room for it"):
+    with refusing("path", path):
         target = _regular_target("path", path)
         target.parent.mkdir(parents=True, exist_ok=True)
         remove_left(target.parent)
@@ -104,14 +104,14 @@ def staged_folder(target: Path, replace: bool = False) -> Iterator[Path]:
     Raises:
         OutputError: When the system refuses it.
     """
-    with _refusing("folder", target, "pass a folder in a place that you may write to, with room for it"):
-        with temporary_folder(target.parent) as staged:
-            yield staged
-            _settle(staged)
-            if replace and target.is_dir() and any(target.iterdir()):
-                _exchange(staged, target)
-            else:
-                os.rename(staged, target)  # over an empty folder too
+    remedy = "pass a folder in a place that you may write to, with room for it"
+    with refusing("folder", target, remedy), temporary_folder(target.parent) as staged:
+        yield staged
+        _settle(staged)
+        if replace and target.is_dir() and any(target.iterdir()):
+            _exchange(staged, target)
+        else:
+            os.rename(staged, target)  # over an empty folder too
 
 
 @contextmanager
@@ -147,7 +147,7 @@ def check_output(name: str, path: str | Path) -> None:
     Raises:
         OutputError: When it is a folder, device, pipe or socket, or its folder cannot be made or written to.
     """
-    with _refusing(name, path, "pass a file in a folder that you may write to"):
+    with refusing(name, path, "pass a file in a folder that you may write to"):
         check_folder(_regular_target(name, path).parent)
 
 
@@ -175,6 +175,29 @@ def check_exchange(folder: Path) -> None:
         for path, lock in made:
             os.rmdir(path)
             os.close(lock)
+
+
+@contextmanager
+def refusing(
+    name: str, path: str | Path, remedy: str = "pass a file in a folder that you may write to, with room for it"
+) -> Iterator[None]:
+    """What the system refuses to write, in one line.
+
+    Args:
+        name: Of the argument, for the message.
+        path: What is written.
+        remedy: What to do about it.
+
+    Raises:
+        OutputError: In the place of an OSError.
+    """
+    try:
+        yield
+    except OutputError:
+        raise
+    except OSError as error:
+        reason = error.strerror or error
+        raise OutputError(f"{name} is {str(path)!r}, which cannot be written ({reason}): {remedy}.") from error
 
 
 def remove_left(folder: Path) -> None:
@@ -290,8 +313,10 @@ def _regular_target(name: str, path: str | Path) -> Path:
     except ValueError as error:
         raise OutputError(f"{name} is {str(path)!r}, which is no path ({error}): pass another one.") from error
     if not stat.S_ISREG(mode):
-        kind = _KINDS.get(stat.S_IFMT(mode), "something else")
-        raise OutputError(f"{name} is {str(path)!r}, {kind}, which cannot be written as a file: pass another path.")
+        kind = _KINDS.get(stat.S_IFMT(mode), "no file")
+        raise OutputError(
+            f"{name} is {str(path)!r}, which is {kind} and cannot be written as a file: pass the path of a file."
+        )
     return Path(os.path.realpath(target))
 
 
@@ -307,19 +332,3 @@ def _settle(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-@contextmanager
-def _refusing(name: str, path: str | Path, remedy: str) -> Iterator[None]:
-    """What the system refuses to write, in one line.
-
-    Raises:
-        OutputError: In the place of an OSError.
-    """
-    try:
-        yield
-    except OutputError:
-        raise
-    except OSError as error:
-        reason = error.strerror or error
-        raise OutputError(f"{name} is {str(path)!r}, which cannot be written ({reason}): {remedy}.") from error

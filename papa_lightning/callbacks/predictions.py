@@ -6,6 +6,7 @@ import io
 import json
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from papa_lightning.callbacks.run_folder import run_folder
 from papa_lightning.either_lightning import BasePredictionWriter, L, rank_zero_info
 from papa_lightning.exceptions import PapaError
-from papa_lightning.files import check_output, new_part, open_part, remove_left, write_atomically
+from papa_lightning.files import check_output, new_part, open_part, refusing, remove_left, write_atomically
 
 _FORMATS = (".jsonl", ".parquet")
 _NONE = -100
@@ -75,7 +76,8 @@ class PredictionWriter(BasePredictionWriter):
             check_output("output", one)
         remove_left(target.parent)
         self._token = trainer.strategy.broadcast(secrets.token_hex(6))
-        self._part = open_part(self._part_path(trainer.global_rank))
+        with refusing("output", target):
+            self._part = open_part(self._part_path(trainer.global_rank))
         self._rows = 0
 
     def write_on_batch_end(
@@ -96,7 +98,8 @@ class PredictionWriter(BasePredictionWriter):
             # Without a torch DataLoader nobody knows the places, but then there is one process and the order is right.
             place = batch_indices[number] if batch_indices else self._rows
             line = f"{dataloader_idx}\t{place}\t{json.dumps(row, ensure_ascii=False)}\n"
-            self._part.write(line.encode())
+            with refusing("output", self._targets[0]):
+                self._part.write(line.encode())
             self._rows += 1
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -104,7 +107,8 @@ class PredictionWriter(BasePredictionWriter):
         if self._part is None:
             rank_zero_info("fast_dev_run is a trial of one or a few batches: no predictions were written.")
             return
-        self._part.flush()  # still locked, so that nobody takes it for one that a killed run left
+        with refusing("output", self._targets[0]):
+            self._part.flush()  # still locked, so that nobody takes it for one that a killed run left
         trainer.strategy.barrier("papa: parts of predictions are written")
         self.paths = [str(target) for target in self._targets]
         if trainer.is_global_zero:
@@ -134,7 +138,8 @@ class PredictionWriter(BasePredictionWriter):
     def _remove_part(self) -> None:
         if self._part is not None:
             Path(self._part.name).unlink(missing_ok=True)
-            self._part.close()
+            with suppress(OSError):  # of what found no room before
+                self._part.close()
             self._part = None
 
 

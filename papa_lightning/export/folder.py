@@ -100,7 +100,9 @@ def _write_encoder(encoder: PreTrainedModel, folder: Path) -> None:
     state = {name: held.detach().cpu().contiguous() for name, held in _once(whole).items()}
     try:
         safetensors.torch.save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
-    except (ValueError, RuntimeError, safetensors.SafetensorError) as error:
+    except safetensors.SafetensorError as error:  # in which it wraps what the disk refuses
+        raise OSError(f"{error}") from error
+    except (ValueError, RuntimeError) as error:
         raise ExportError(
             f"the encoder's parameters cannot be written ({error}): export an encoder that is on one device and whole "
             "on it, with plain tensors."

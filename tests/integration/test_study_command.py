@@ -188,7 +188,7 @@ class Killed(BaseException):
     """What stands for a kill: nothing in the package may catch it and go on."""
 
 
-@pytest.mark.parametrize("survivors", range(0, 20, 2))
+@pytest.mark.parametrize("survivors", range(0, 17, 3))
 def test_interrupted_between_any_two_files_it_ends_the_same(
     config: dict[str, Any], undisturbed: pd.DataFrame, survivors: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

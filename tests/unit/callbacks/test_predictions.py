@@ -1,6 +1,7 @@
 """The callback that writes predictions, on any module that gives them in the form of the tasks."""
 
 import copy
+import io
 import json
 import os
 from pathlib import Path
@@ -15,7 +16,7 @@ from projects import trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from papa_lightning.callbacks import PredictionWriter
+from papa_lightning.callbacks import PredictionWriter, predictions
 from papa_lightning.callbacks.predictions import prediction_rows
 from papa_lightning.exceptions import PapaError
 
@@ -131,7 +132,7 @@ def test_pipes_are_refused_before_anything_is_predicted(loaders: int, tmp_path: 
 
     data = [DataLoader(range(5)) for _ in range(loaders)]
     os.mkfifo(tmp_path / ("out.jsonl" if loaders == 1 else "out-1.jsonl"))
-    with pytest.raises(PapaError, match=r", a pipe, which cannot be written as a file"):
+    with pytest.raises(PapaError, match=r"^output is .*, which is a pipe and cannot be written as a file"):
         trainer(PredictionWriter(str(tmp_path / "out.jsonl"))).predict(Never(), data)
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -140,6 +141,27 @@ def test_what_a_killed_run_left_goes(tmp_path: Path) -> None:
     (tmp_path / ".papa-0123456789ab0000.part").write_text("half")
     trainer(PredictionWriter(str(tmp_path / "out.jsonl"))).predict(Parity(), DataLoader(range(5)))
     assert [one.name for one in tmp_path.iterdir()] == ["out.jsonl"]
+
+
+class Full(io.RawIOBase):
+    """A file on a disk that is full."""
+
+    name = "part"
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("rows", [5, 500])
+def test_a_full_disk_is_told_with_the_output(rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predictions, "open_part", lambda path: io.BufferedWriter(Full()))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PapaError, match=r"^output is '.*out\.jsonl', which cannot be written \(No space left on"):
+        trainer(PredictionWriter(str(tmp_path / "out.jsonl"))).predict(Parity(), DataLoader(range(rows), batch_size=50))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_can_be_copied() -> None:

@@ -217,6 +217,16 @@ def test_what_cannot_be_exported(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_full_disk_is_no_fault_of_the_encoder(bert, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise safetensors.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(PapaError, match=r"exported', which cannot be written \(.*No space left.*with room for it\."):
+        export_encoder(bert[0], tmp_path / "exported")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_folders_that_are_taken(bert, tmp_path):
     encoder, _ = bert
     (tmp_path / "file").touch()

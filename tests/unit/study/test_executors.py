@@ -39,8 +39,15 @@ def _root_and_threads(piece: int) -> tuple[float, int]:
 
 
 @pytest.mark.distributed
+def test_a_spawned_worker_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As users have them: all other tests with workers have these copied from a server, which is sooner."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
+    assert list(run_pieces(_root_and_threads, [4], num_workers=2)) == [(4, (2.0, 3))]
+
+
+@pytest.mark.distributed
+@pytest.mark.usefixtures("quick_workers")
 def test_two_workers_give_the_same_and_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spawned, as users have them: all other tests with workers have these copied from a server."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
     found = sorted(run_pieces(_root_and_threads, [4, 1, 9], num_workers=2))
     assert found == [(1, (1.0, 3)), (4, (2.0, 3)), (9, (3.0, 3))]
