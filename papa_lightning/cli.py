@@ -103,9 +103,10 @@ class PapaTrainer(L.Trainer):
             output: Where the constants are written; `fit` takes the file as `constants` of ConstantAttention.
         """
         check_output("output", output)
-        configured = [callback for callback in self.callbacks if isinstance(callback, ConstantAttention)]
-        run = CalibrationRun(configured[0] if configured else ConstantAttention(), output)
-        self.callbacks = [callback for callback in self.callbacks if callback not in configured] + [run]
+        configured = [callback for callback in self.callbacks if isinstance(callback, CalibratingCallback)]
+        calibration = next((one for one in configured if isinstance(one, ConstantAttention)), ConstantAttention())
+        others = [callback for callback in self.callbacks if callback not in configured]
+        self.callbacks = [*others, CalibrationRun(calibration, output)]
         self.fit(model, datamodule=datamodule)
 
     def rank(

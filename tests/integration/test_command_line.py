@@ -9,7 +9,14 @@ import torch
 import yaml
 from lightning import Trainer
 
-from papa_lightning import AttentionConstants, ConstantAttention, HeadRanking, PapaError, SequenceClassificationTask
+from papa_lightning import (
+    AttentionConstants,
+    ConstantAttention,
+    HeadGates,
+    HeadRanking,
+    PapaError,
+    SequenceClassificationTask,
+)
 from papa_lightning.cli import PapaCLI, main
 from papa_lightning.encoders import is_calibrated, swapped_layers
 from papa_lightning.tasks.base import EncoderTask
@@ -62,6 +69,13 @@ def test_calibrate_writes_a_file_that_fit_uses(tiny: list[str], tmp_path: Path) 
     used = papa("fit", *tiny, "--trainer.callbacks.constants", "out/constants.safetensors")
     for layer, values in zip(swapped_layers(used.model.encoder), constants.values, strict=True):
         assert torch.equal(layer.constants, values)
+
+
+def test_calibrate_with_the_configuration_of_another_callback(tiny: list[str]) -> None:
+    """It would swap the encoder to something else."""
+    cli = papa("calibrate", *tiny, "--trainer.callbacks", "HeadGates", "--output", "constants.safetensors")
+    assert not any(isinstance(callback, HeadGates) for callback in cli.trainer.callbacks)
+    assert AttentionConstants.load("constants.safetensors").metadata["sequences"] == 12
 
 
 def test_constants_of_another_length_than_the_data_are_refused(
