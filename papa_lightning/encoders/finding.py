@@ -47,7 +47,8 @@ def _bare_encoder(model: PreTrainedModel) -> PreTrainedModel:
         return _the_only(inner, model)
     family_of(model)
     base = cast(PreTrainedModel, model.base_model)
-    if getattr(base.config, "is_encoder_decoder", False):
+    # T5EncoderModel saves a configuration that says it is none, from which AutoModel makes one with a decoder.
+    if getattr(base.config, "is_encoder_decoder", False) or isinstance(base._modules.get("decoder"), PreTrainedModel):
         return cast(PreTrainedModel, base.get_encoder())
     return base
 

@@ -11,6 +11,9 @@ from transformers import (
     PreTrainedModel,
     RobertaConfig,
     RobertaModel,
+    T5Config,
+    T5EncoderModel,
+    T5Model,
     VisionTextDualEncoderModel,
     ViTConfig,
     ViTModel,
@@ -65,6 +68,14 @@ def test_in_a_model_of_somebodys_own(prefix, wrap):
     swap_attention(model, "gated", max_length=8)
     restore_attention(model)
     assert encoder.state_dict().keys() == before
+
+
+def test_beside_a_decoder_that_the_configuration_denies():
+    """As AutoModel makes it of a folder in which a T5EncoderModel was saved."""
+    sizes = {"vocab_size": 9, "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 2, "num_heads": 2}
+    whole = T5Model(T5Config(**sizes, is_encoder_decoder=False))
+    assert find_encoder(whole) is whole.encoder
+    assert encoder_shape(whole.encoder) == encoder_shape(T5EncoderModel(T5Config(**sizes))) == (2, 2)
 
 
 def test_in_an_encoder_decoder():
