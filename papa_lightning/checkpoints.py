@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import zipfile
@@ -113,7 +114,7 @@ class WeightsOnlyIO(TorchCheckpointIO):
 
 def _open(path: str | Path) -> IO[bytes]:
     try:
-        return _fetch(str(path)) if is_address(path) else open(path, "rb")
+        return _fetch(str(path)) if is_address(path) else open(os.path.expanduser(path), "rb")
     except Exception as error:  # every file system of fsspec has errors of its own
         absent = isinstance(error, FileNotFoundError) and error.__cause__ is None
         found = "but there is no such file" if absent else f"which cannot be read ({_reason(error.__cause__ or error)})"

@@ -408,7 +408,7 @@ def check_checkpoint(path: str) -> None:
     """
     if path == "best":
         raise PapaError("ckpt_path is 'best', which only the run that trained knows: pass the path of a checkpoint.")
-    if Path(path).is_dir():
+    if Path(path).expanduser().is_dir():
         raise PapaError(
             f"ckpt_path is {path!r}, a folder, and to load a sharded checkpoint runs what it holds: where you trust "
             f"who wrote it, pass the file that `python -m lightning.pytorch.utilities.consolidate_checkpoint {path}` "

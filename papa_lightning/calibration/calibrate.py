@@ -200,7 +200,8 @@ def without_path(name: str) -> str:
         >>> without_path("google-bert/bert-base-uncased"), without_path("/models/mine")
         ('google-bert/bert-base-uncased', 'mine')
     """
-    return Path(name).name if Path(name).is_absolute() or Path(name).exists() else name
+    path = Path(name).expanduser()
+    return path.name if path.is_absolute() or path.exists() else name
 
 
 @contextmanager

@@ -162,7 +162,7 @@ def write_tensors(path: str | Path, form: str, tensors: Mapping[str, Tensor], me
         file.write(_header(plain, noted))
         for tensor in plain.values():
             file.write(tensor_bytes(tensor))
-    return Path(path)
+    return Path(path).expanduser()
 
 
 def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:

@@ -9,6 +9,7 @@ from typing import Any
 from datasets import Dataset
 
 from papa_lightning.datamodules.arguments import number_of
+from papa_lightning.either_lightning import rank_zero_warn
 from papa_lightning.exceptions import DataError
 
 HIDDEN_LABEL = -1
@@ -123,10 +124,7 @@ def number_column(rows: Dataset, names: Sequence[str], source: str) -> str | Non
         source: What was read, for the message.
 
     Returns:
-        The name, None if there is no such column.
-
-    Raises:
-        DataError: Some rows have a whole number there, and others have none.
+        The name, None if there is no such column; with a warning where only some rows have a whole number.
 
     Example:
         >>> number_column(Dataset.from_dict({"idx": ["a", "b"], "id": [5, 7]}), ("idx", "id"), "train.csv")
@@ -141,8 +139,11 @@ def number_column(rows: Dataset, names: Sequence[str], source: str) -> str | Non
             continue
         if len(given) < len(values) or not all(map(math.isfinite, given)):
             row = next(row for row, value in enumerate(values) if _is_missing(value) or not math.isfinite(value))
-            found = "is missing, though other rows have whole numbers there"
-            raise row_error(source, row, name, found, "give each row a number, or remove the column")
+            rank_zero_warn(
+                f"{source}, row {row + 1}: column {name!r} is missing, though other rows have whole numbers there, so "
+                "predictions name rows by their place: give each row a number, or remove the column."
+            )
+            continue
         return name
     return None
 

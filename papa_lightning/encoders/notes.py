@@ -75,7 +75,7 @@ class SwapNote(QuantizationConfigMixin):
 def is_noted(folder: str | Path) -> bool:
     """Whether the config.json of a folder notes that the encoder is swapped."""
     try:
-        note = json.loads((Path(folder) / "config.json").read_bytes())["quantization_config"]
+        note = json.loads((Path(folder).expanduser() / "config.json").read_bytes())["quantization_config"]
         return bool(note["quant_method"] == _METHOD)
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return False

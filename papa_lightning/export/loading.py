@@ -40,7 +40,7 @@ def load_encoder(folder: str | Path) -> PreTrainedModel:
         ...
         papa_lightning.exceptions.ExportError: 'no-such-folder' holds no exported encoder...
     """
-    path = Path(folder)
+    path = Path(folder).expanduser()
     facts = None if is_noted(path) else read_facts(path)
     try:
         return _load_saved(path) if facts is None else _load(path, facts)

@@ -137,7 +137,7 @@ def _from_checkpoint(settings: ExportSettings, path: str) -> tuple[str, PreTrain
 
 
 def _load_tokenizer(encoder: str, name: str | None) -> PreTrainedTokenizerBase | None:
-    folder = Path(encoder)
+    folder = Path(encoder).expanduser()
     if name is None and folder.is_dir() and not any((folder / file).exists() for file in _TOKENIZER_FILES):
         return None
     try:

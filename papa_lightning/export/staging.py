@@ -24,7 +24,7 @@ def check_folder(name: str, folder: str | Path, replace: bool) -> Path:
     Raises:
         ExportError: When it is taken, or cannot be written.
     """
-    path = Path(os.path.realpath(folder))
+    path = Path(os.path.realpath(os.path.expanduser(folder)))
     try:
         files.check_folder(path.parent)
         taken = os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir()))

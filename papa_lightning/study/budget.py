@@ -92,11 +92,12 @@ def plan_budget(settings: BudgetSettings, output: str | Path, progress: bool = T
         PapaError: When something cannot be loaded, stored or trained, the score with all heads dynamic is 0, or
             another process works in the folder.
     """
-    check_writable(Path(output))
-    folder = StudyFolder(Path(output) / "work")
+    place = Path(output).expanduser()
+    check_writable(place)
+    folder = StudyFolder(place / "work")
     with claimed("output", output, folder.path / ".lock"), interruptible():
         folder.clear(keep_features=settings.features.keep)
-        return _plan(settings, Path(output), folder, progress)
+        return _plan(settings, place, folder, progress)
 
 
 def _plan(settings: BudgetSettings, output: Path, folder: StudyFolder, progress: bool) -> HeadBudget:

@@ -92,7 +92,7 @@ class StoredFeatures:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(folder).expanduser()
         self.reading, self.index, self._table = read_folder(self.folder)
         self._starts = self.index.starts
         self.nbytes = self._table.nbytes
@@ -170,7 +170,7 @@ def store_features(
     if batch_size < 1:
         raise PapaError(f"batch_size is {batch_size}, but must be at least 1.")
     split = EncodedSplit(task, rows)
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     if folder.exists():
         return _checked(StoredFeatures(folder), split, dtype)
     check_room(table_bytes(split.reading, split.index, dtype), budget_bytes, folder)

@@ -171,7 +171,7 @@ def read_study(folder: str | Path) -> StudyData:
         StudyError: When the folder holds no study, or study.json lacks something.
         ResultFileError: When there is no finished result yet, or the table is damaged.
     """
-    place = Path(folder)
+    place = Path(folder).expanduser()
     content = StudyFolder(place).read()
     files = content["files"]
     constants, rankings = (

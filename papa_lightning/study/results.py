@@ -230,7 +230,7 @@ def load_table(folder: str | Path) -> pd.DataFrame:
     Raises:
         ResultFileError: When there is none, or it is damaged or something else.
     """
-    path = Path(folder) / _PARQUET
+    path = Path(folder).expanduser() / _PARQUET
     try:
         content = BytesIO(path.read_bytes())  # from a folder of this name all files would be read
         found = pyarrow.parquet.read_table(content, page_checksum_verification=True)

@@ -37,7 +37,7 @@ class StudyFolder:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
         self._held = False
 
     @contextmanager

@@ -6,10 +6,14 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
+from papa_lightning.checkpoints import read_checkpoint
+from papa_lightning.cli import check_checkpoint
 from papa_lightning.datamodules.tokenizing import load_tokenizer
-from papa_lightning.exceptions import DataError
+from papa_lightning.exceptions import DataError, PapaError
+from papa_lightning.export.staging import check_folder
 from papa_lightning.files import check_output, write_atomically
 from papa_lightning.ranking import HeadRanking
+from papa_lightning.study.store import StudyFolder
 from papa_lightning.tasks.pretrained import load_encoder, vocabulary_size
 
 
@@ -35,6 +39,21 @@ def test_encoders(home):
     BertModel(BertConfig(**sizes, intermediate_size=8)).save_pretrained(home / "tiny")
     assert load_encoder("~/tiny").config.hidden_size == 8
     assert vocabulary_size("~/tiny") == 9
+
+
+def test_checkpoints(home):
+    torch.save({"state_dict": {}}, home / "last.ckpt")
+    assert read_checkpoint("~/last.ckpt") == {"state_dict": {}}
+    check_checkpoint("~/last.ckpt")
+    with pytest.raises(PapaError, match="ckpt_path is '~', a folder"):
+        check_checkpoint("~")
+
+
+def test_exports_and_studies(home, tmp_path):
+    assert check_folder("output", "~/export", replace=False) == (home / "export").resolve()
+    StudyFolder("~/study").write({}, {}, {})
+    assert StudyFolder(home / "study").read()["files"] == {}
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
 
 
 def test_tokenizers(home, tmp_path):
