@@ -75,7 +75,7 @@ def test_the_checkpoint_of_a_task(encoder_folder: str, data_folder: str, tmp_pat
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    ([], "pass an encoder and a constants file, or a checkpoint"),
+    ([], "pass an encoder and a constants file, an encoder that was saved swapped, or a checkpoint"),
     (["--encoder", "ENCODER"], "pass an encoder and a constants file"),
     (["--encoder", "ENCODER", "--constants", "no-such-file"], "does not exist"),
     (["--encoder", "no-such-folder", "--constants", "CONSTANTS"], "cannot be loaded"),

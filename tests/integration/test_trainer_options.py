@@ -1,5 +1,6 @@
 """Whatever plain LightningCLI does with an option, `papa` does."""
 
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -55,31 +56,22 @@ OPTIONS = [
     ["--trainer.min_epochs", "2", "--trainer.max_epochs", "3"],
     ["--trainer.max_time", "00:00:00:00"],
     ["--trainer.callbacks+=Timer", "--trainer.callbacks.interval", "step"],
-    ["--trainer.fast_dev_run", "true"],
     ["--trainer.fast_dev_run", "2"],
     ["--trainer.overfit_batches", "1"],
     ["--trainer.limit_train_batches", "0.5", "--trainer.limit_val_batches", "1"],
-    ["--trainer.num_sanity_val_steps", "0"],
     ["--trainer.check_val_every_n_epoch", "2", "--trainer.max_epochs", "2"],
     ["--trainer.val_check_interval", "1"],
     ["--trainer.enable_checkpointing", "false"],
-    ["--trainer.enable_progress_bar", "true"],
-    ["--trainer.enable_model_summary", "false"],
-    ["--trainer.logger", "false"],
+    ["--trainer.enable_progress_bar", "true", "--trainer.enable_model_summary", "false", "--trainer.logger", "false",
+     "--trainer.num_sanity_val_steps", "0"],
     ["--trainer.barebones", "true"],
-    ["--trainer.profiler", "simple"],
-    ["--trainer.detect_anomaly", "true"],
-    ["--trainer.inference_mode", "false"],
-    ["--trainer.gradient_clip_val", "0.1", "--trainer.gradient_clip_algorithm", "value"],
-    ["--trainer.accumulate_grad_batches", "2"],
-    ["--trainer.deterministic", "warn"],
-    ["--trainer.precision", "bf16-mixed"],
-    ["--trainer.default_root_dir", "elsewhere"],
+    ["--trainer.profiler", "simple", "--trainer.detect_anomaly", "true", "--trainer.inference_mode", "false",
+     "--trainer.deterministic", "warn", "--trainer.default_root_dir", "elsewhere", "--seed_everything", "3"],
+    ["--trainer.gradient_clip_val", "0.1", "--trainer.gradient_clip_algorithm", "value",
+     "--trainer.accumulate_grad_batches", "2", "--trainer.precision", "bf16-mixed"],
     ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor", "val/loss"],
-    ["--optimizer", "SGD", "--optimizer.lr", "0.25"],
     ["--optimizer", "SGD", "--optimizer.lr", "0.25", "--lr_scheduler", "StepLR", "--lr_scheduler.step_size", "1"],
-    ["--seed_everything", "3"],
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=" ".join)
@@ -140,7 +132,7 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     ],
 )
 def test_no_work_is_no_success(words: list[str], tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert "nothing was" in refused([words[0], *tiny, *words[1:]], capsys)
+    assert re.search("nothing (was ranked|to calibrate on)", refused([words[0], *tiny, *words[1:]], capsys))
 
 
 @pytest.mark.parametrize(
@@ -175,7 +167,7 @@ def test_machines_that_nobody_named(
     [
         (b"trainer: {max_epochs: 1}  # \xe9\n", "which is not UTF-8"),
         (b"trainer: &a\n  callbacks: *a\n", "in which something holds itself"),
-        (b"trainer: " + b"[" * 5000, "which nests too deeply"),
+        (b"trainer: " + b"[" * 2000, "which nests too deeply"),
         (b"trainer: {a: [\n", "which is no YAML"),
         (b"trainer: !!python/object/apply:os.system ['touch ran']\n", "could not determine a constructor"),
         (b"a: &a [1, 1]\nb: &b [*a, *a]\n" + b"".join(b"b: &b [*b, *b]\n" for _ in range(40)) + b"c: 1\n", "b"),
