@@ -26,6 +26,7 @@ from papa_lightning import exceptions
 from papa_lightning.configuration_errors import account
 from papa_lightning.either_lightning import MisconfigurationException, SIGTERMException
 from papa_lightning.exceptions import PapaError, explanation
+from papa_lightning.text import printable
 
 #: Exit codes: something outside of papa_lightning has to be mended; a fault of papa_lightning; signals, as of shells.
 MENDABLE, FAULT, INTERRUPTED, TERMINATED = 2, 1, 130, 143
@@ -209,7 +210,7 @@ def _report(error: BaseException, words: object) -> str:
 
 def _say(text: str) -> None:
     with suppress(OSError, ValueError):  # stderr may be closed, or full
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
 
 
 def _flush() -> None:

@@ -35,6 +35,7 @@ from papa_lightning.files import check_output
 from papa_lightning.logging_defaults import SaveRunConfig, default_loggers
 from papa_lightning.ranking import HeadRanking
 from papa_lightning.summary import Stopwatch, summarize_fit, summarize_scores
+from papa_lightning.text import tell
 
 #: What a task takes from its data module.
 _FROM_DATA = ("num_labels", "metrics", "max_length", "label_names")
@@ -319,22 +320,22 @@ class PapaCLI(LightningCLI):
         """Print what was frozen, the score, the times, and where everything is."""
         summary = summarize_fit(self.trainer, self.model)  # on every process: the log folder is broadcast
         if summary is not None:
-            rank_zero_only(print)(summary)
+            rank_zero_only(tell)(summary)
 
     def after_rank(self) -> None:
         """Print the heads at both ends of the ranking, and where it is; a trial run has none."""
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         output = self.config[self.subcommand]["output"]
-        rank_zero_only(print)(list_ranking(HeadRanking.load(output), output))
+        rank_zero_only(tell)(list_ranking(HeadRanking.load(output), output))
 
     def after_validate(self) -> None:
         """Print the scores."""
-        rank_zero_only(print)(summarize_scores(self.trainer, self.model, "val"))
+        rank_zero_only(tell)(summarize_scores(self.trainer, self.model, "val"))
 
     def after_test(self) -> None:
         """Print the scores."""
-        rank_zero_only(print)(summarize_scores(self.trainer, self.model, "test"))
+        rank_zero_only(tell)(summarize_scores(self.trainer, self.model, "test"))
 
 
 def main(args: ArgsType = None) -> object:

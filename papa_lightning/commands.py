@@ -35,6 +35,7 @@ from papa_lightning.study.kinds_results import markdown_table, summarize_kinds
 from papa_lightning.study.kinds_run import KindsStudy
 from papa_lightning.study.kinds_settings import KindsSettings
 from papa_lightning.study.training import ProbeSettings
+from papa_lightning.text import tell
 
 Settings = TypeVar("Settings", StudySettings, BudgetSettings)
 
@@ -62,14 +63,14 @@ def _study_shares(given: Namespace) -> object:
     one = Study(_settings(StudySettings, given), given.output)
     if given.dry_run:
         plans = one.plan()
-        print(f"{format_groups(plans)}\n\n{format_plan(plans)}")
+        tell(f"{format_groups(plans)}\n\n{format_plan(plans)}")
         return plans
     with one.folder.claimed():
         plans = one.plan()
-        print(format_plan(plans))
+        tell(format_plan(plans))
         table = one.run(plans, num_workers=given.num_workers, backend=given.backend)
-        print(format_summary(summarize(table)))
-        print(f"results  {one.folder.path / 'results.csv'}\nreport   {write_report(one.folder.path)}")
+        tell(format_summary(summarize(table)))
+        tell(f"results  {one.folder.path / 'results.csv'}\nreport   {write_report(one.folder.path)}")
     return table
 
 
@@ -77,12 +78,12 @@ def _study_kinds(given: Namespace) -> object:
     """The study of kinds that ``papa study`` was told."""
     one = KindsStudy(KindsSettings(**vars(given.kinds)), given.seeds, given.output)
     missing = one.missing()
-    print(f"{len(missing)} of {len(one.seeds) * len(one.settings.variants)} models are to be trained")
+    tell(f"{len(missing)} of {len(one.seeds) * len(one.settings.variants)} models are to be trained")
     if given.dry_run:
         return missing
     table = one.run(num_workers=given.num_workers, backend=given.backend)
-    print(markdown_table(summarize_kinds(table)))
-    print(f"results  {one.folder.path / 'kinds.csv'}\nreport   {one.folder.path / 'report.html'}")
+    tell(markdown_table(summarize_kinds(table)))
+    tell(f"results  {one.folder.path / 'kinds.csv'}\nreport   {one.folder.path / 'report.html'}")
     return table
 
 
@@ -100,7 +101,7 @@ def report(arguments: Sequence[str]) -> object:
     """
     folder = report_parser().parse_args(list(arguments)).folder
     path = write_kinds_report(folder) if is_kinds_study(folder) else write_report(folder)
-    print(f"report   {path}")
+    tell(f"report   {path}")
     return path
 
 
@@ -119,7 +120,7 @@ def plan(arguments: Sequence[str]) -> object:
     given = plan_parser().parse_args(list(arguments))
     with _going_on(given.output):
         found = plan_budget(_settings(BudgetSettings, given), given.output)
-    print(format_budget(found, given.output))
+    tell(format_budget(found, given.output))
     return found
 
 
@@ -141,9 +142,9 @@ def benchmark(arguments: Sequence[str]) -> object:
     if given.output is not None:
         check_output("output", Path(given.output) / "results.json")
     result = run_benchmark(settings)
-    print(format_result(result))
+    tell(format_result(result))
     if given.output is not None:
-        print("\n".join(["", *(f"written  {path}" for path in write_benchmark(result, given.output))]))
+        tell("\n".join(["", *(f"written  {path}" for path in write_benchmark(result, given.output))]))
     return result
 
 
@@ -162,7 +163,7 @@ def export(arguments: Sequence[str]) -> object:
     given = export_parser().parse_args(list(arguments))
     settings = ExportSettings(**{one.name: given[one.name] for one in fields(ExportSettings)})
     folder = export_source(settings, given.output)
-    print(describe_export(folder))
+    tell(describe_export(folder))
     return folder
 
 
@@ -181,8 +182,8 @@ def compact(arguments: Sequence[str]) -> object:
     given = compact_parser().parse_args(list(arguments))
     check_output("output", given.output)
     fitted = CompactConstants.fit(AttentionConstants.load(given.constants), given.width, given.rank, given.tolerance)
-    print(describe_compact(fitted))
-    print(f"written  {fitted.save(given.output)}")
+    tell(describe_compact(fitted))
+    tell(f"written  {fitted.save(given.output)}")
     return fitted
 
 

@@ -23,5 +23,10 @@ def printable(text: str) -> str:
     return "".join(_spelled(one) if unicodedata.category(one) in _UNSAFE and one not in "\n\t" else one for one in text)
 
 
+def tell(found: object) -> None:
+    """Print what is :func:`printable` of the text of anything."""
+    print(printable(str(found)))
+
+
 def _spelled(letter: str) -> str:
     return letter.encode("unicode_escape").decode()

@@ -135,7 +135,7 @@ class Points:
                         self._result(heads, probe, shared + probe.seconds, key).save(self._folder.cell(key))
             finally:
                 restore_attention(bench.task.encoder)
-        results = tuple(CellResult.load(self._folder.cell(key)) for key in keys.values())
+        results = tuple(self._folder.result(key, CellResult.load) for key in keys.values())
         return Point(heads, results, bench.data.metrics[0])
 
     def _result(self, heads: int, trained: TrainedProbe, seconds: float, key: str) -> CellResult:

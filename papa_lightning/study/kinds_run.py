@@ -107,7 +107,7 @@ class KindsStudy:
 
     def _table(self, files: Sequence[Path]) -> pd.DataFrame:
         """Collect what is finished into the table, and write it."""
-        table = kinds_table(KindResult.load(file) for file in files if file.exists())
+        table = kinds_table(self.folder.result(one.stem, KindResult.load) for one in files if one.exists())
         write_atomically(self.folder.path / "kinds.csv", table.to_csv(index=False).encode())
         return table
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from papa_lightning.calibration import AttentionConstants
+from papa_lightning.exceptions import PapaError
 from papa_lightning.figures.heads import MOST_HEADS
 from papa_lightning.ranking import HeadRanking
 from papa_lightning.study import plots
@@ -15,6 +16,8 @@ from papa_lightning.study.report_words import seeds_in_words
 
 #: Criteria that measure nothing: a map of them would show only how they are defined.
 _UNMEASURED = ("random", "layer")
+#: Of a map of heads.
+_MOST_CELLS = 10**6
 
 
 def ranking_section(data: StudyData, figures: Figures) -> Section:
@@ -48,11 +51,16 @@ def head_scores(ranking: HeadRanking) -> Tensor:
     Returns:
         (L, H), NaN for heads that the ranking does not have.
 
+    Raises:
+        PapaError: When the map would be larger than that of any encoder.
+
     Example:
         >>> head_scores(HeadRanking([(0, 1), (0, 0)], [0.25, 0.5]))
         tensor([[0.5000, 0.2500]], dtype=torch.float64)
     """
     layers, heads = (1 + max(head[part] for head in ranking.heads) for part in (0, 1))
+    if layers * heads > _MOST_CELLS:
+        raise PapaError(f"a ranking has heads up to {(layers - 1, heads - 1)}, more than any encoder: make it anew.")
     scores = torch.full((layers, heads), torch.nan, dtype=torch.float64)
     for (layer, head), score in zip(ranking.heads, ranking.scores or range(len(ranking.heads)), strict=True):
         scores[layer, head] = score

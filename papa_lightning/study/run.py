@@ -176,10 +176,9 @@ class Study:
     def _result(self, key: str) -> CellResult | None:
         """The finished result of a hash; read once."""
         if key not in self._finished:
-            path = self.folder.cell(key)
-            if not path.exists():
+            if not self.folder.cell(key).exists():
                 return None
-            self._finished[key] = CellResult.load(path)
+            self._finished[key] = self.folder.result(key, CellResult.load)
         return self._finished[key]
 
     def _plan_pair(self, encoder: str, task: str) -> PairPlan:

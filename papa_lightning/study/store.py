@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from papa_lightning.checked_files import read_json, write_json
-from papa_lightning.exceptions import StudyError
+from papa_lightning.exceptions import ResultFileError, StudyError
 from papa_lightning.files import remove_left, temporary_folder
 from papa_lightning.locking import claimed
-from papa_lightning.schema import anything, listed, mapped, record, text
+from papa_lightning.schema import anything, listed, mapped, record, shown, text
 
 _FORMAT = "papa_lightning.study/1"
 #: The files that study.json names, and what tells those of one pair apart.
 NAMED = {"constants": "kind", "rankings": "criterion"}
+
+
+class _Hashed(Protocol):
+    @property
+    def hash(self) -> str: ...
+
+
+Result = TypeVar("Result", bound=_Hashed)
 
 
 class StudyFolder:
@@ -68,6 +76,23 @@ class StudyFolder:
     def cell(self, key: str) -> Path:
         """Where the result of one probe is."""
         return self.path / "cells" / f"{key}.json"
+
+    def result(self, key: str, load: Callable[[Path], Result]) -> Result:
+        """What a probe gave.
+
+        Args:
+            key: Hash of all that it depends on.
+            load: Reads the file.
+
+        Raises:
+            ResultFileError: When the file is damaged, or is another one's under this name.
+        """
+        found = load(path := self.cell(key))
+        if found.hash != key:
+            raise ResultFileError(
+                f"result file {str(path)!r} is that of another result, {shown(found.hash)}: delete it and run again."
+            )
+        return found
 
     def features(self, key: str) -> Path:
         """Where the hidden states of one choice of heads stay."""

@@ -17,6 +17,7 @@ from command_runs import start
 
 from papa_lightning import AttentionConstants, HeadRanking, commands, files
 from papa_lightning.cli import main
+from papa_lightning.exceptions import ResultFileError
 from papa_lightning.study import ProbeSettings, Study, StudySettings, load_table, work
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "study"
@@ -127,6 +128,13 @@ def test_changed_data_never_find_old_results(config: dict[str, Any], done: pd.Da
     (changed / "train.jsonl").write_text("\n".join([*lines[:-1], lines[-1].replace("film", "song")]))
     config["tasks"] = {"sst2": _task("SST2DataModule", str(changed))}
     assert not set(done.hash) & set(measure(config).hash)
+
+
+def test_a_result_under_the_name_of_another_is_refused(config: dict[str, Any], done: pd.DataFrame) -> None:
+    one, other = sorted(Path("out/cells").iterdir())[:2]
+    shutil.copy(one, other)
+    with pytest.raises(ResultFileError, match=rf"{other.name}' is that of another result, '{one.stem}"):
+        measure(config)
 
 
 def test_more_seeds_add_to_what_is_there(config: dict[str, Any], done: pd.DataFrame) -> None:

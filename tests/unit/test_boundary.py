@@ -68,6 +68,11 @@ def test_what_the_machine_does_is_no_fault_of_ours(error: Exception, capsys: pyt
     assert (code, printed.count("\n")) == (2, 0)
 
 
+def test_what_other_libraries_say_steers_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    _, printed = ended(raised_by(str(Path.cwd() / "mine.py"), ValueError("column \x1b[31mred")), capsys)
+    assert "column \\x1b[31mred" in printed
+
+
 def test_the_line_of_a_user_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     _, printed = ended(raised_by(str(Path.cwd() / "mine.py"), KeyError("x")), capsys)
     assert printed.startswith("papa: error: mine.py:2: KeyError: 'x' (")

@@ -3,7 +3,7 @@
 import pytest
 
 from papa_lightning.exceptions import DataError, OutputError, PapaError
-from papa_lightning.text import printable
+from papa_lightning.text import printable, tell
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,8 @@ def test_controls_are_spelled_out(text, expected):
 @pytest.mark.parametrize("error", [PapaError, DataError, OutputError])
 def test_errors_cannot_steer_a_terminal(error):
     assert str(error("column \x1b[31mred is missing")) == "column \\x1b[31mred is missing"
+
+
+def test_what_is_told_steers_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    tell("score of \x1b[31mred\nother")
+    assert capsys.readouterr().out == "score of \\x1b[31mred\nother\n"

@@ -11,9 +11,11 @@ from unit.study.synthetic_study import Shape as StudyShape
 from unit.study.synthetic_study import make_cells, make_ranking, write_study
 
 from papa_lightning.exceptions import ConstantsFileError, PapaError, RankingFileError, ResultFileError, StudyError
+from papa_lightning.ranking import HeadRanking
 from papa_lightning.study.report import write_report
 from papa_lightning.study.report_data import read_study
 from papa_lightning.study.report_figures import encoder_section
+from papa_lightning.study.report_heads import head_scores
 from papa_lightning.study.report_html import Figures, facts
 from papa_lightning.study.report_words import finding
 from papa_lightning.study.results import results_table, save_table
@@ -306,6 +308,11 @@ def test_a_ranking_of_few_heads_is_shown(tmp_path):
     write_study(tmp_path, shares=(0.0, 1.0), seeds=(0,))
     make_ranking(1, 1).save(tmp_path / "rankings" / "0-gate.json")
     assert "heads" in Page(write_report(tmp_path).read_text("utf-8")).ids("section")
+
+
+def test_a_map_larger_than_of_any_encoder_is_refused():
+    with pytest.raises(PapaError, match=r"has heads up to \(1000000000000, 0\)"):
+        head_scores(HeadRanking([(10**12, 0)]))
 
 
 def test_the_shipped_source_has_no_address():
