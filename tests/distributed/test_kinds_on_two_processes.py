@@ -32,5 +32,5 @@ def run(folder: Path) -> dict[str, Any]:
 def test_two_processes(tmp_path: Path) -> None:
     first, second = in_two_processes(run, tmp_path)
     for name in KINDS:
-        assert len(first[name]) == {"from constants": 4, "others": 6 + 1}[name]  # a matrix that is constant is no parameter
+        assert len(first[name]) == {"from constants": 4, "others": 6 + 1}[name]  # no constant matrix
         assert all(torch.equal(*pair) for pair in zip(first[name], second[name], strict=True))
