@@ -16,7 +16,7 @@ from papa_lightning.schema import LARGEST, anything, as_float, listed, maybe, re
 
 #: Scores are exact to this many units in the last place of the quantities that they are computed from. Batch size,
 #: threads and processor move those of real encoders by 3 at most.
-UNITS = 32
+UNITS = 16
 _FLOAT32 = 2.0**-23
 
 _FORMAT = "papa_lightning.head_ranking/1"

@@ -66,9 +66,9 @@ class TaylorImportance(HeadCriterion):
                     losses += float(loss.detach().abs()) * gradients[0].shape[0]
         if sequences == 0:
             raise PapaError("batches is empty: pass at least one labelled batch.")
-        # A loss that no head matters for has gradients that are rounding of the loss.
+        # A loss that no head matters for has gradients that are rounding of the loss, which averages out.
         scores = (sums / sequences).cpu()
-        merged = merge_ties(scores.flatten().tolist(), precision(base) * losses / sequences)
+        merged = merge_ties(scores.flatten().tolist(), precision(base) * losses / sequences / 4)
         return torch.tensor(merged, dtype=torch.float64).view(scores.shape)
 
 

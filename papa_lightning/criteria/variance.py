@@ -23,7 +23,7 @@ class AttentionVariance(HeadCriterion):
 
     name: ClassVar[str] = "variance"
     needs: ClassVar[frozenset[str]] = frozenset({"constants"})
-    magnitude = 0.125  # sums of squares of rows that sum to 1 are subtracted from each other
+    magnitude = 2**-5  # squares of rows that sum to 1 are subtracted; over many rows their rounding averages out
 
     def measure(self, inputs: RankingInputs) -> Tensor:
         """See :meth:`HeadCriterion.measure`.
