@@ -89,17 +89,17 @@ class HeadCriterion(ABC):
                 f"criterion {self.name!r} gave scores that are not finite for (layer, head) {broken[0]} and "
                 f"{len(broken) - 1} others: check the checkpoint and the loss, and compute in 32-bit precision."
             )
-        rounding = self.rounding(scores, precision(find_encoder(inputs.encoder)))
-        return torch.tensor(merge_ties(scores.flatten().tolist(), rounding), dtype=torch.float64).view(shape)
+        merged = merge_ties(scores.flatten().tolist(), self.rounding(inputs, scores))
+        return torch.tensor(merged, dtype=torch.float64).view(shape)
 
-    def rounding(self, scores: Tensor, precision: float) -> float:
+    def rounding(self, inputs: RankingInputs, scores: Tensor) -> float:
         """The largest difference of two scores that may come from rounding only.
 
         Args:
+            inputs: See :meth:`scores`.
             scores: (L, H), float64.
-            precision: See :func:`precision`.
         """
-        return precision * max(self.magnitude, float(scores.abs().max()))
+        return precision(find_encoder(inputs.encoder)) * max(self.magnitude, float(scores.abs().max()))
 
     @abstractmethod
     def measure(self, inputs: RankingInputs) -> Tensor:

@@ -87,7 +87,7 @@ class GreedySearch(HeadCriterion):
                 scores[head] = number + found / (1 + found)
         return scores
 
-    def rounding(self, scores: Tensor, precision: float) -> float:
+    def rounding(self, inputs: RankingInputs, scores: Tensor) -> float:
         """None is left: losses of a round that differ by rounding are equal in :meth:`measure` already."""
         return 0.0
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
-from papa_lightning.criteria.base import HeadCriterion, RankingInputs
+from papa_lightning.criteria.base import HeadCriterion, RankingInputs, precision
+from papa_lightning.encoders import find_encoder
 from papa_lightning.exceptions import PapaError
+from papa_lightning.ranking import UNITS
 
 
 class AttentionVariance(HeadCriterion):
@@ -23,7 +26,6 @@ class AttentionVariance(HeadCriterion):
 
     name: ClassVar[str] = "variance"
     needs: ClassVar[frozenset[str]] = frozenset({"constants"})
-    magnitude = 2**-5  # squares of rows that sum to 1 are subtracted; over many rows their rounding averages out
 
     def measure(self, inputs: RankingInputs) -> Tensor:
         """See :meth:`HeadCriterion.measure`.
@@ -38,3 +40,12 @@ class AttentionVariance(HeadCriterion):
                 "Calibrate again (`papa calibrate`), or rank by another criterion."
             )
         return inputs.constants.variance
+
+    def rounding(self, inputs: RankingInputs, scores: Tensor) -> float:
+        """Of the mean squared norm of a row of attention, which a score is a part of; over many rows it averages out."""
+        constants = inputs.constants
+        assert constants is not None
+        counts = constants.pair_counts.double()
+        explained = [(values.double().square() * counts).sum(dim=(1, 2)) for values in constants.values]
+        norms = torch.stack(explained) / counts.diagonal().sum() + scores
+        return 2 / UNITS * precision(find_encoder(inputs.encoder)) * float(norms.max())
