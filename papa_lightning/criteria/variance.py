@@ -42,7 +42,7 @@ class AttentionVariance(HeadCriterion):
         return inputs.constants.variance
 
     def rounding(self, inputs: RankingInputs, scores: Tensor) -> float:
-        """Of the mean squared norm of a row of attention, which a score is a part of; over many rows it averages out."""
+        """Of the mean squared norm of a row of attention, that a score is a part of; over many rows it averages."""
         constants = inputs.constants
         assert constants is not None
         counts = constants.pair_counts.double()
