@@ -182,6 +182,8 @@ def _a_function(piece: int) -> Any:
 def _study(folder: str, method: str) -> None:
     """A first process with two workers that are at work."""
     os.setsid()
+    for number in (signal.SIGTERM, signal.SIGHUP):  # ignored where the tests run under nohup
+        signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored where the tests run in the background
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     executors.get_context = lambda _: get_context(method)  # type: ignore[assignment]
