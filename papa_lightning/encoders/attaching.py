@@ -77,13 +77,16 @@ def attach(encoder: PreTrainedModel) -> list[nn.Module]:
     return attention_modules(encoder)
 
 
-def refuse_cache(encoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def refuse_cache(encoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
     """Forward pre-hook of an attached encoder: refuse keys of earlier tokens before they meet keys of fewer heads.
+
+    Here and below there are no kwargs where another thread attaches or detaches at this moment, for torch notes apart
+    from a hook that it takes them. The forward is then one of an encoder that is not attached.
 
     Raises:
         PapaError: When the cache is not empty and a layer differs from the original.
     """
-    cache = kwargs.get("past_key_values")
+    cache = (kwargs or {}).get("past_key_values")
     if cache is None or not hasattr(cache, "get_seq_length") or not cache.get_seq_length():
         return
     if any(isinstance(hook, ReadBatch) and hook.differs for hook in encoder._forward_pre_hooks.values()):
@@ -97,10 +100,10 @@ def _keeps_requests(module: nn.Module) -> bool:
 
 
 def pass_request_on(
-    encoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    encoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Forward pre-hook of an encoder that keeps it to itself: let the layers know that matrices are asked for."""
-    return args, {**kwargs, "papa_weights": wants_weights(encoder.config, kwargs)}
+    return None if kwargs is None else (args, {**kwargs, "papa_weights": wants_weights(encoder.config, kwargs)})
 
 
 def align_attentions(encoder: PreTrainedModel, args: tuple[Any, ...], output: Any) -> Any:

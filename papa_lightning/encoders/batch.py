@@ -61,12 +61,14 @@ class ReadBatch:
         rule, modules = family.slot_rule(encoder.config), tuple(dict.fromkeys(attention_modules(encoder)))
         return cls(tuple(parameters), further and heard, rule, padding, modules)
 
-    def __call__(self, encoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def __call__(self, encoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
         """Run by torch.
 
         Raises:
             PapaError: For a mask or position ids that cannot be used, when a layer differs from the original.
         """
+        if kwargs is None:  # another thread attaches or detaches, see attaching.py
+            return None
         inputs = {**dict(zip(self.names, args, strict=False)), **kwargs} if args else kwargs
         if not torch.compiler.is_compiling():
             self._check(encoder, inputs)

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import string
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -304,7 +305,7 @@ def test_the_plan_says_what_was_measured_and_how(known, encoder_folder, data_fol
     assert content["held_out"]["low"] is None  # of one seed there is no interval
     about = content["about"]
     assert (about["train_examples"], about["selection_examples"], about["held_out_examples"]) == (8, 3, 4)
-    assert about["versions"]["torch"] == torch.__version__
+    assert about["versions"]["torch"] == version("torch")
     assert about["seconds"] > 0
     assert str(encoder_folder) not in json.dumps(content)
     assert "one seed, no interval" in format_budget(plan_in(tmp_path, encoder_folder, data_folder, seeds=[7]), tmp_path)
