@@ -394,9 +394,8 @@ class TaskDataModule(LightningDataModule, ABC):
             "persistent_workers": self.num_workers > 0,
             "collate_fn": cut_padding if self.padding == "longest" else default_collate,
         }
-        loaders = []
-        for rows in (self._rows[split] for split in self._splits[role]):
-            left_out = set(COUNTERS) - ({"num_words"} if role == "predict" else set())
-            columns = [name for name in rows.column_names if name not in left_out]
-            loaders.append(DataLoader(rows.with_format("torch", columns=columns), **settings))
-        return loaders
+        left_out = set(COUNTERS) - ({"num_words"} if role == "predict" else set())
+        splits = [self._rows[split] for split in self._splits[role]]
+        kept = [[name for name in rows.column_names if name not in left_out] for rows in splits]
+        formatted = [rows.with_format("torch", columns=own) for rows, own in zip(splits, kept, strict=True)]
+        return [DataLoader(rows, **settings) for rows in formatted]
