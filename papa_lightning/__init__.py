@@ -23,9 +23,9 @@ from papa_lightning.datamodules import (
     TokenClassificationDataModule,
 )
 from papa_lightning.encoders import gate_logits, restore_attention, swap_attention
-from papa_lightning.exceptions import PapaError
+from papa_lightning.errors import PapaError
 from papa_lightning.export import export_encoder, load_encoder
-from papa_lightning.models import TransformerConfig, TransformerModel, resplit_heads
+from papa_lightning.from_scratch import TransformerConfig, TransformerModel, resplit_heads
 from papa_lightning.ranking import HeadRanking
 from papa_lightning.tasks import (
     ImageClassificationTask,

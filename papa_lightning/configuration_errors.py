@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from papa_lightning.either_lightning import MisconfigurationException
-from papa_lightning.exceptions import PapaError, explanation
+from papa_lightning.errors import PapaError, explanation
 
 #: Lines of jsonargparse's account that say what is wrong, apart from types that were tried.
 _REASONS = re.compile(

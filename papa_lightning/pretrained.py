@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from papa_lightning.exceptions import PapaError
+from papa_lightning.errors import PapaError
 
 
 def from_pretrained(kind: Any, name: str, **options: Any) -> Any:

@@ -10,9 +10,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import SupportsFloat
 
-from papa_lightning.checked_files import read_json, write_json
-from papa_lightning.exceptions import PapaError, RankingFileError
-from papa_lightning.schema import LARGEST, anything, as_float, listed, maybe, record, shown, text
+from papa_lightning.checks import LARGEST, anything, as_float, listed, maybe, record, shown, text
+from papa_lightning.errors import PapaError, RankingFileError
+from papa_lightning.files.checked import read_json, write_json
 
 #: Scores are exact to this many units in the last place of the quantities that they are computed from. Batch size,
 #: threads and processor move those of real encoders by 3 at most.

@@ -60,7 +60,7 @@ def _run(words: list[str], folder: str) -> None:
 
     import torch
 
-    from papa_lightning.cli import main
+    from papa_lightning.cli.main import main
 
     torch.set_num_threads(1)
     os.chdir(folder)

@@ -16,7 +16,7 @@ context = multiprocessing.get_context("forkserver")
 # No studies: a test asks whether the command line does without.
 context.set_forkserver_preload(
     [
-        "papa_lightning.cli",
+        "papa_lightning.cli.main",
         "transformers.models.bert.modeling_bert",
         "transformers.models.roberta.modeling_roberta",
         "torch.distributed.fsdp",

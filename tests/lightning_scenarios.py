@@ -134,7 +134,7 @@ def tasks_and_data(pl: Any, folder: Path) -> None:
 
 def our_command_line(folder: Path) -> None:
     """``papa fit``, ``calibrate`` and ``predict`` on whatever there is."""
-    from papa_lightning.cli import main
+    from papa_lightning.cli.main import main
 
     sizes = ["--model", "SequenceClassificationTask", "--model.encoder", str(encoder_folder())]
     rows = ["--data", "SST2DataModule", "--data.data_dir", str(data_folder()), "--data.max_length", "12"]

@@ -28,7 +28,7 @@ from papa_lightning import (
 )
 from papa_lightning.calibration import control_constants
 from papa_lightning.calibration.compact_low_rank import fit_low_rank
-from papa_lightning.study.features import store_features
+from papa_lightning.study.features.features import store_features
 from papa_lightning.study.training import ProbeSettings, train_probes
 
 Constants = AttentionConstants | CompactConstants

@@ -30,8 +30,8 @@ from scipy.stats import t as student_t
 
 from papa_lightning import ConstantAttention, SequenceClassificationTask, SST2DataModule, calibrate
 from papa_lightning.callbacks import SwappedAttention
-from papa_lightning.files import write_atomically
-from papa_lightning.tasks.pretrained import load_encoder
+from papa_lightning.encoders.loading import load_encoder
+from papa_lightning.files.writing import write_atomically
 
 STARTS = ("dynamic", "constant", "from_constants", "paper")
 

@@ -8,7 +8,7 @@ import griffe
 _ROLE = re.compile(r":(?:class|func|meth|mod|attr|exc|data):`(~?)([^`]+)`")
 _PACKAGE = "papa_lightning"
 #: A function with the name of its module: read without being run, the short name looks like the module.
-_FULL = {"papa_lightning.calibrate": "papa_lightning.calibration.calibrate.calibrate"}
+_FULL = {"papa_lightning.calibrate": "papa_lightning.calibration.collect.calibrate"}
 
 
 class Docstrings(griffe.Extension):

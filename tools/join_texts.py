@@ -11,7 +11,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from papa_lightning.files import write_atomically
+from papa_lightning.files.writing import write_atomically
 
 #: Columns that hold text, as the data sets on the hub name them.
 TEXTS = ("text", "sentence", "sentence1", "sentence2", "premise", "hypothesis")

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from unittest import mock
 
-from papa_lightning import cli, commands
+from papa_lightning.cli import commands
+from papa_lightning.cli import main as cli
 
 PAGE = Path(__file__).parents[1] / "docs" / "command_line.md"
 BEGIN = "<!-- the tables are made from the parsers by `make docs` -->\n"

@@ -6,7 +6,7 @@ Everything between the two marker comments is replaced, the rest of the page sta
 import argparse
 from pathlib import Path
 
-from papa_lightning.encoders.table import families_table
+from papa_lightning.encoders.families.listing import families_table
 
 PAGE = Path(__file__).parents[1] / "docs" / "encoders.md"
 BEGIN = "<!-- the table is made from the registry by `make docs` -->\n"

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from papa_lightning.benchmark import BenchmarkResult, markdown
-from papa_lightning.files import write_atomically
+from papa_lightning.files.writing import write_atomically
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 

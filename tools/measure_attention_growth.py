@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from papa_lightning.attention import AdditiveAttention, AFTConv, AFTFull, AFTLocal, AFTSimple
 from papa_lightning.attention.aft_projections import ProjectedMixing
 from papa_lightning.benchmark.timing import interleaved_times
-from papa_lightning.memory import peak_bytes
+from papa_lightning.runtime import peak_bytes
 
 CPU = torch.device("cpu")
 

@@ -2,23 +2,23 @@
 
 from papa_lightning.attention.additive import AdditiveAttention, additive_attention
 from papa_lightning.attention.additive_heads import AdditiveHeads
-from papa_lightning.attention.aft import aft_banded, aft_full, aft_local, aft_simple
-from papa_lightning.attention.aft_conv import aft_conv, aft_conv2d
-from papa_lightning.attention.aft_heads import AFTConvHeads, AFTFullHeads, AFTLocalHeads, AFTSimpleHeads
-from papa_lightning.attention.aft_layers import AFTConv, AFTConv2d, AFTFull, AFTLocal, AFTSimple
-from papa_lightning.attention.base import Place, TokenMixer, read_extra_state
-from papa_lightning.attention.compact_heads import CompactHeads
-from papa_lightning.attention.compact_layer import CompactLayer
-from papa_lightning.attention.constant import ConstantHeads
+from papa_lightning.attention.aft.bias import FactorizedBias, NormalizedKernel
+from papa_lightning.attention.aft.conv import aft_conv, aft_conv2d
+from papa_lightning.attention.aft.functional import aft_banded, aft_full, aft_local, aft_simple
+from papa_lightning.attention.aft.layers import AFTConv, AFTConv2d, AFTFull, AFTLocal, AFTSimple
+from papa_lightning.attention.aft.mixers import AFTConvHeads, AFTFullHeads, AFTLocalHeads, AFTSimpleHeads
+from papa_lightning.attention.compact.layer import CompactLayer
+from papa_lightning.attention.compact.mixer import CompactHeads
+from papa_lightning.attention.constant.constant import ConstantHeads
+from papa_lightning.attention.constant.folded import FoldedHeads
+from papa_lightning.attention.constant.gated import GatedHeads
+from papa_lightning.attention.constant.matrices import MatrixHeads
+from papa_lightning.attention.constant.shared import SharedHeads
 from papa_lightning.attention.dynamic import DynamicAttention, RowMixing
 from papa_lightning.attention.dynamic_heads import DynamicHeads, runs_in
-from papa_lightning.attention.folded import FoldedHeads
-from papa_lightning.attention.gated import GatedHeads
-from papa_lightning.attention.matrices import MatrixHeads
-from papa_lightning.attention.position_bias import FactorizedBias, NormalizedKernel
+from papa_lightning.attention.mixer import Place, TokenMixer, read_extra_state
 from papa_lightning.attention.reach import Reach
 from papa_lightning.attention.registry import KINDS, mixer_class, option_names
-from papa_lightning.attention.shared import SharedHeads
 from papa_lightning.attention.slots import Slots, slots_at, slots_from_first
 from papa_lightning.attention.untouched import UntouchedLayer
 from papa_lightning.attention.zero_mass import ZeroMassWarning, ZeroMassWatch

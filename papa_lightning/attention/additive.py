@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from papa_lightning.attention.aft_checks import check_count, check_divides, check_mask
-from papa_lightning.attention.aft_means import masked_values, recomputed
+from papa_lightning.attention.aft.checks import check_count, check_divides, check_mask
+from papa_lightning.attention.aft.means import masked_values, recomputed
 from papa_lightning.attention.aft_projections import ProjectedMixing
 from papa_lightning.attention.functional import accumulation_dtype
-from papa_lightning.exceptions import PapaError
+from papa_lightning.errors import PapaError
 
 
 def additive_attention(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from papa_lightning.attention.additive import additive_attention
-from papa_lightning.attention.base import Place
+from papa_lightning.attention.mixer import Place
 from papa_lightning.attention.scoreless import ScorelessLayer
 
 
@@ -18,7 +18,7 @@ class AdditiveHeads(ScorelessLayer):
     q and k are those of the encoder. Source: Bahdanau et al. 2015, arXiv 1409.0473. O(B chunk T d) in memory.
 
     Args:
-        place: See :class:`~papa_lightning.attention.base.TokenMixer`; with the size of the heads.
+        place: See :class:`~papa_lightning.attention.mixer.TokenMixer`; with the size of the heads.
         heads: All heads of the layer.
         causal: None: as the encoder. Anything else than that is refused.
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from papa_lightning.attention.aft_checks import check_count
-from papa_lightning.exceptions import PapaError
+from papa_lightning.attention.aft.checks import check_count
+from papa_lightning.errors import PapaError
 
 
 class ProjectedMixing(nn.Module):

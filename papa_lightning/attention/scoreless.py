@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from papa_lightning.attention.base import Place
 from papa_lightning.attention.dynamic import DynamicAttention
+from papa_lightning.attention.mixer import Place
 from papa_lightning.attention.without_constants import WithoutConstants
-from papa_lightning.exceptions import PapaError
+from papa_lightning.errors import PapaError
 
 
 class ScorelessLayer(WithoutConstants):
@@ -19,7 +19,7 @@ class ScorelessLayer(WithoutConstants):
     matrices are not made, so an encoder that is asked for them gets None; attention dropout is not used.
 
     Args:
-        place: See :class:`~papa_lightning.attention.base.TokenMixer`; with the size of the heads.
+        place: See :class:`~papa_lightning.attention.mixer.TokenMixer`; with the size of the heads.
         heads: All heads of the layer.
         causal: None: as the encoder. Anything else than that is refused.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from papa_lightning.attention.base import Place
+from papa_lightning.attention.mixer import Place
 from papa_lightning.attention.without_constants import WithoutConstants
 
 
@@ -14,7 +14,7 @@ class UntouchedLayer(WithoutConstants):
     It has no parameters and is never called: all heads are dynamic for good.
 
     Args:
-        place: See :class:`~papa_lightning.attention.base.TokenMixer`.
+        place: See :class:`~papa_lightning.attention.mixer.TokenMixer`.
         heads: None.
     """
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from papa_lightning.attention.base import TokenMixer
-from papa_lightning.exceptions import PapaError
+from papa_lightning.attention.mixer import TokenMixer
+from papa_lightning.errors import PapaError
 
 
 class WithoutConstants(TokenMixer):

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
-from papa_lightning.exceptions import PapaError
+from papa_lightning.errors import PapaError
 
 Batches: TypeAlias = Sequence[Mapping[str, Tensor]]
 #: Goes over all batches once.

@@ -2,7 +2,7 @@
 
 Multiply-accumulates per token, layer and channel. A block of BERT's form costs 4 d for queries, keys, values and the
 output, 2 i for the two layers between (i = 4 d), T for the scores and T for the product with the values: 12 d + 2 T.
-What a kind of attention leaves out or adds is in :mod:`papa_lightning.benchmark.kinds`. Embeddings, normalisations,
+What a kind of attention leaves out or adds is in :mod:`papa_lightning.benchmark.cases`. Embeddings, normalisations,
 softmax and everything that is not arithmetic do not count.
 """
 

@@ -15,8 +15,8 @@ from papa_lightning.benchmark.settings import BenchmarkSettings
 from papa_lightning.benchmark.sizes import Size
 from papa_lightning.calibration import AttentionConstants
 from papa_lightning.encoders import describe_lengths, encoder_shape, find_encoder, fits_positions, takes_images
-from papa_lightning.exceptions import PapaError
-from papa_lightning.tasks.pretrained import load_plain_encoder
+from papa_lightning.encoders.loading import load_plain_encoder
+from papa_lightning.errors import PapaError
 
 #: What makes an encoder of this type the one that people know; other types take the common sizes only.
 _OPTIONS: dict[str, dict[str, object]] = {

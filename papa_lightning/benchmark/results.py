@@ -9,10 +9,10 @@ from typing import Any
 
 import pandas as pd
 
-from papa_lightning.checked_files import read_json, write_json
-from papa_lightning.exceptions import ResultFileError
-from papa_lightning.files import write_atomically
-from papa_lightning.schema import Check, anything, filled, listed, mapped, maybe, number, record, whole
+from papa_lightning.checks import Check, anything, filled, listed, mapped, maybe, number, record, whole
+from papa_lightning.errors import ResultFileError
+from papa_lightning.files.checked import read_json, write_json
+from papa_lightning.files.writing import write_atomically
 
 _FORMAT = "papa_lightning.benchmark/1"
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from papa_lightning.benchmark.about import about
 from papa_lightning.benchmark.backends import BACKENDS, REFERENCE, Batches, check_backend, compiling, use_backend
 from papa_lightning.benchmark.bound import block_of
+from papa_lightning.benchmark.cases import Case, kind_of
 from papa_lightning.benchmark.encoders import (
     choose_heads,
     copy_of,
@@ -22,15 +23,14 @@ from papa_lightning.benchmark.encoders import (
     random_constants,
     real_tokens,
 )
-from papa_lightning.benchmark.kinds import Case, kind_of
 from papa_lightning.benchmark.results import BenchmarkResult, Measurement
 from papa_lightning.benchmark.settings import BenchmarkSettings
 from papa_lightning.benchmark.sizes import Size
 from papa_lightning.benchmark.timing import Spread, interleaved_times, synchronizer, threads_of_torch
 from papa_lightning.calibration import without_path
 from papa_lightning.encoders import encoder_shape
-from papa_lightning.memory import held_bytes, peak_bytes
-from papa_lightning.study.bench import find_device
+from papa_lightning.runtime import held_bytes, peak_bytes
+from papa_lightning.study.workbench import find_device
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Variant:
     """One way in which an encoder computes its attention.
 
     Args:
-        kind: See :data:`papa_lightning.benchmark.kinds`.
+        kind: See :data:`papa_lightning.benchmark.cases`.
         share: Of constant heads; None where the kind has no shares.
         backend: Of the dynamic attention.
     """

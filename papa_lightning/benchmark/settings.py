@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from papa_lightning.benchmark.backends import BACKENDS
-from papa_lightning.benchmark.kinds import kind_names
+from papa_lightning.benchmark.cases import kind_names
 from papa_lightning.benchmark.sizes import Size, read_input
-from papa_lightning.exceptions import PapaError
+from papa_lightning.errors import PapaError
 from papa_lightning.tasks.checks import check_choice
 
 Dtype = Literal["float32", "bfloat16", "float16"]

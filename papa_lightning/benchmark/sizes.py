@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from papa_lightning.exceptions import PapaError
+from papa_lightning.errors import PapaError
 
 
 @dataclass(frozen=True)

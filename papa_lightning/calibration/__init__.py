@@ -1,7 +1,7 @@
 """Averaging attention matrices over data: the pass, its running sums, the file it leaves, and controls beside it."""
 
 from papa_lightning.calibration.averages import AttentionAverages
-from papa_lightning.calibration.calibrate import (
+from papa_lightning.calibration.collect import (
     calibrate,
     check_max_length,
     describe_model,
@@ -10,8 +10,8 @@ from papa_lightning.calibration.calibrate import (
     gather,
     without_path,
 )
-from papa_lightning.calibration.compact import CompactConstants
-from papa_lightning.calibration.compact_pass import calibrate_compact
+from papa_lightning.calibration.compact.collect import calibrate_compact
+from papa_lightning.calibration.compact.constants import CompactConstants
 from papa_lightning.calibration.constants import AttentionConstants
 from papa_lightning.calibration.controls import CONTROL_KINDS, ConstantsKind, constants_kind, control_constants
 from papa_lightning.calibration.encoder_constants import ConstantsMismatchWarning, EncoderConstants

@@ -20,9 +20,9 @@ from papa_lightning.encoders import (
     compute_device,
     takes_images,
 )
-from papa_lightning.encoders.masks import can_look, is_true_everywhere
-from papa_lightning.encoders.slots import Positions
-from papa_lightning.exceptions import CalibrationError, PapaError
+from papa_lightning.encoders.seam.masks import can_look, is_true_everywhere
+from papa_lightning.encoders.seam.slots import Positions
+from papa_lightning.errors import CalibrationError, PapaError
 
 
 def run_encoder(encoder: PreTrainedModel, batches: Iterable[Mapping[str, Any]], max_length: int) -> Iterator[Tensor]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from papa_lightning.attention.compact_layer import FORMS
-from papa_lightning.calibration.compact import CompactConstants
+from papa_lightning.attention.compact.layer import FORMS
+from papa_lightning.calibration.compact.constants import CompactConstants
 
 _COLUMNS = ("layer", "error", "largest", "of head", *(form.replace("_", " ") for form in FORMS))
 _WIDTHS = (5, 8, 9, 9, 9, 10, 9)

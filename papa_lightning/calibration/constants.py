@@ -18,7 +18,7 @@ from papa_lightning.calibration.encoder_constants import (
     read_tensors,
     write_tensors,
 )
-from papa_lightning.exceptions import ConstantsFileError
+from papa_lightning.errors import ConstantsFileError
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from papa_lightning.calibration.constants import AttentionConstants
-from papa_lightning.exceptions import PapaError
+from papa_lightning.errors import PapaError
 
 #: What :func:`control_constants` writes on the diagonal for a row whose neighbour may be missing. Constants do not know
 #: the mask of a sequence; but constant attention divides each row by its mass over the real tokens, so that a weight

@@ -13,10 +13,10 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
-from papa_lightning.checked_files import SUM, content_sum, parse_json, tensor_bytes
 from papa_lightning.encoders import encoder_shape, find_encoder, position_limit, weights_fingerprint
-from papa_lightning.exceptions import ConstantsFileError
-from papa_lightning.files import staged_file
+from papa_lightning.errors import ConstantsFileError
+from papa_lightning.files.checked import SUM, content_sum, parse_json, tensor_bytes
+from papa_lightning.files.writing import staged_file
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -14,7 +14,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from torch import Tensor
 
 from papa_lightning.calibration.constants import AttentionConstants
-from papa_lightning.exceptions import PapaError
+from papa_lightning.errors import PapaError
 
 
 def merge_constants(

@@ -17,7 +17,7 @@ from papa_lightning.attention import DynamicAttention, RowMixing, runs_in
 from papa_lightning.calibration.averages import AttentionAverages
 from papa_lightning.calibration.batches import UnreadMasks, checked_inputs, mask_by_slot
 from papa_lightning.encoders import ReadBatch, compute_device, encoder_shape, replace_mixing
-from papa_lightning.exceptions import CalibrationError
+from papa_lightning.errors import CalibrationError
 
 _WATCHED = "papa_watched"
 

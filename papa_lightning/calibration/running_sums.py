@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from papa_lightning.attention.functional import pair_counts
-from papa_lightning.exceptions import CalibrationError
+from papa_lightning.errors import CalibrationError
 
 
 class RunningSums:

@@ -4,11 +4,11 @@ from papa_lightning.callbacks.attention_images import AttentionImages
 from papa_lightning.callbacks.calibrating import CalibratingCallback, calibrate_in
 from papa_lightning.callbacks.calibration_run import CalibrationRun
 from papa_lightning.callbacks.constant_attention import ConstantAttention, constant_heads
-from papa_lightning.callbacks.discovery import discover_encoder
 from papa_lightning.callbacks.head_gates import HeadGates, ranking_of_gates
 from papa_lightning.callbacks.predictions import PredictionWriter
 from papa_lightning.callbacks.swapped_attention import SwappedAttention
 from papa_lightning.callbacks.throughput import Throughput
+from papa_lightning.lightning_project.finding import discover_encoder
 
 __all__ = [
     "AttentionImages",

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from papa_lightning.attention import GatedHeads, MatrixHeads
 from papa_lightning.callbacks.calibrating import SHARDED
-from papa_lightning.callbacks.discovery import discover_encoder
 from papa_lightning.callbacks.image_logging import log_image
 from papa_lightning.either_lightning import Callback, L, is_a, rank_zero_warn
 from papa_lightning.encoders import encoder_shape, is_calibrated, swapped_layers
-from papa_lightning.exceptions import PapaError
+from papa_lightning.errors import PapaError
+from papa_lightning.lightning_project.finding import discover_encoder
 
 
 class AttentionImages(Callback):

@@ -20,21 +20,7 @@ from papa_lightning.calibration import (
     gather,
 )
 from papa_lightning.callbacks.averaged_copies import averaged_copies
-from papa_lightning.callbacks.batches import CalibrationBatches
-from papa_lightning.callbacks.discovery import discover_encoder
 from papa_lightning.callbacks.new_files import new_file
-from papa_lightning.callbacks.origins import (
-    Origin,
-    describe_data,
-    described,
-    note_origin,
-    origin_of,
-    origin_text,
-    warn_of_other_data,
-)
-from papa_lightning.callbacks.processes import all_or_none, on_first
-from papa_lightning.callbacks.run_folder import run_folder
-from papa_lightning.callbacks.validation_rows import check_validation
 from papa_lightning.either_lightning import Callback, L, TrainerFn, is_a, is_overridden, isolate_rng, rank_zero_info
 from papa_lightning.encoders import (
     image_length,
@@ -44,7 +30,21 @@ from papa_lightning.encoders import (
     swapped_layers,
     takes_images,
 )
-from papa_lightning.exceptions import CalibrationError, PapaError
+from papa_lightning.errors import CalibrationError, PapaError
+from papa_lightning.lightning_project.finding import discover_encoder
+from papa_lightning.lightning_project.origins import (
+    Origin,
+    describe_data,
+    described,
+    note_origin,
+    origin_of,
+    origin_text,
+    warn_of_other_data,
+)
+from papa_lightning.lightning_project.outputs import run_folder
+from papa_lightning.lightning_project.processes import all_or_none, on_first
+from papa_lightning.lightning_project.sequences import CalibrationBatches
+from papa_lightning.lightning_project.validation_rows import check_validation
 
 SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
 

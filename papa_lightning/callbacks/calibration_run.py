@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from papa_lightning.callbacks.constant_attention import ConstantAttention
 from papa_lightning.either_lightning import Callback, L, rank_zero_info
-from papa_lightning.exceptions import CalibrationError
+from papa_lightning.errors import CalibrationError
 
 
 class CalibrationRun(Callback):

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 from papa_lightning.attention import ConstantHeads
 from papa_lightning.callbacks.calibrating import CalibratingCallback
 from papa_lightning.encoders import HeadSelection, encoder_shape, select_heads, swap_attention, swapped_layers
-from papa_lightning.exceptions import HeadSelectionError
+from papa_lightning.errors import HeadSelectionError
 from papa_lightning.ranking import HeadRanking
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from papa_lightning.either_lightning import L, Logger, is_a
-from papa_lightning.files import write_atomically
+from papa_lightning.files.writing import write_atomically
 
 
 def log_image(trainer: L.Trainer, name: str, png: bytes, step: int) -> list[Logger]:

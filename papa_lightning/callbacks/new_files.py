@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from papa_lightning.files import check_output
+from papa_lightning.files.writing import check_output
 
 
 def new_file(folder: Path, name: str, encoder: str | None) -> str:

@@ -9,11 +9,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from papa_lightning.callbacks.calibrating import CalibratingCallback
-from papa_lightning.callbacks.discovery import discover_encoder
-from papa_lightning.callbacks.gate_group import forget_own_group, give_own_group
 from papa_lightning.either_lightning import L
 from papa_lightning.encoders import LayerPlan, plan_whole_layers, swap_attention, swapped_layers
-from papa_lightning.exceptions import PapaError
+from papa_lightning.errors import PapaError
+from papa_lightning.lightning_project.finding import discover_encoder
+from papa_lightning.lightning_project.parameter_groups import forget_own_group, give_own_group
 
 
 class SwappedAttention(CalibratingCallback):

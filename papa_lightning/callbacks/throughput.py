@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from papa_lightning.either_lightning import Callback, L
-from papa_lightning.exceptions import PapaError
-from papa_lightning.memory import AllocationWatch, forget_peak, peak_memory
+from papa_lightning.errors import PapaError
+from papa_lightning.runtime import AllocationWatch, forget_peak, peak_memory
 
 
 class Throughput(Callback):
@@ -21,7 +21,7 @@ class Throughput(Callback):
     - ``throughput/step_memory_bytes``: the most that one training step, the second, allocates at a moment beyond what
       is there before it: what it keeps for the backward pass, and its gradients. Parameters and the state of the
       optimizer do not count. Exact on CUDA devices and on the CPU; see
-      :class:`~papa_lightning.memory.AllocationWatch`.
+      :class:`~papa_lightning.runtime.AllocationWatch`.
     - ``throughput/peak_memory_bytes``: the most memory at any moment after that step. On a CUDA device what torch has
       allocated there, else the resident memory of the whole process, where the system tells (Linux).
     - ``throughput/parameters``: those that learn.

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from papa_lightning.calibration import AttentionConstants
 from papa_lightning.encoders import attention_reaches, encoder_shape, find_encoder
-from papa_lightning.exceptions import PapaError
+from papa_lightning.errors import PapaError
 from papa_lightning.ranking import UNITS, merge_ties
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from papa_lightning.calibration import eval_mode
 from papa_lightning.calibration.batches import run_encoder
 from papa_lightning.criteria.base import HeadCriterion, RankingInputs, per_layer
 from papa_lightning.encoders import attention_reaches, find_encoder, observe_attention
-from papa_lightning.exceptions import PapaError
+from papa_lightning.errors import PapaError
 
 #: Constants count as at least this where a query can look at all, so that the divergence is finite.
 FLOOR = 1e-6

@@ -13,7 +13,7 @@ from papa_lightning.callbacks import CalibratingCallback, HeadGates
 from papa_lightning.criteria.base import HeadCriterion, RankingInputs
 from papa_lightning.either_lightning import L, isolate_rng
 from papa_lightning.encoders import find_encoder, gate_logits, swap_attention
-from papa_lightning.exceptions import PapaError
+from papa_lightning.errors import PapaError
 
 #: Gates move by hundredths in an epoch, visibly and far from saturation; measured in docs/rankings.md.
 GATE_LEARNING_RATE = 1e-2

@@ -16,7 +16,7 @@ from papa_lightning.calibration import eval_mode
 from papa_lightning.calibration.batches import checked_inputs
 from papa_lightning.criteria.base import HeadCriterion, RankingInputs, per_layer, precision
 from papa_lightning.encoders import find_encoder, replace_mixing
-from papa_lightning.exceptions import PapaError
+from papa_lightning.errors import PapaError
 from papa_lightning.ranking import merge_ties
 
 Head = tuple[int, int]
@@ -51,7 +51,7 @@ class GreedySearch(HeadCriterion):
         >>> GreedySearch(rounds=0)
         Traceback (most recent call last):
         ...
-        papa_lightning.exceptions.PapaError: rounds is 0, but must be a whole number from 1 on.
+        papa_lightning.errors.PapaError: rounds is 0, but must be a whole number from 1 on.
     """
 
     name: ClassVar[str] = "greedy"

@@ -15,7 +15,7 @@ from papa_lightning.calibration.batches import run_encoder
 from papa_lightning.criteria.base import HeadCriterion, RankingInputs, per_layer
 from papa_lightning.criteria.projections import OutputProjections
 from papa_lightning.encoders import encoder_shape, find_encoder, replace_mixing
-from papa_lightning.exceptions import PapaError
+from papa_lightning.errors import PapaError
 
 
 class OutputChange(HeadCriterion):

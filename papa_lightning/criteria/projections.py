@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from papa_lightning.exceptions import PapaError
+from papa_lightning.errors import PapaError
 
 
 class OutputProjections:

@@ -10,7 +10,7 @@ from papa_lightning.criteria.orders import LayerOrder, RandomOrder
 from papa_lightning.criteria.output import OutputChange
 from papa_lightning.criteria.taylor import TaylorImportance
 from papa_lightning.criteria.variance import AttentionVariance
-from papa_lightning.exceptions import PapaError
+from papa_lightning.errors import PapaError
 from papa_lightning.ranking import HeadRanking
 
 _KNOWN: tuple[type[HeadCriterion], ...] = (
@@ -44,7 +44,7 @@ def criterion_from(spec: str) -> HeadCriterion:
         >>> criterion_from("median")
         Traceback (most recent call last):
         ...
-        papa_lightning.exceptions.PapaError: criterion is 'median': choose from variance, divergence, output, taylor, \
+        papa_lightning.errors.PapaError: criterion is 'median': choose from variance, divergence, output, taylor, \
 gate, greedy, random, random:SEED, layer:bottom_up, layer:top_down.
     """
     name, _, detail = str(spec).partition(":")

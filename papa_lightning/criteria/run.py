@@ -8,15 +8,15 @@ from typing import Any
 
 from papa_lightning.calibration import AttentionConstants, eval_mode
 from papa_lightning.callbacks import CalibratingCallback, calibrate_in, discover_encoder
-from papa_lightning.callbacks.batches import CalibrationBatches
-from papa_lightning.checkpoints import read_checkpoint
 from papa_lightning.criteria.base import RankingInputs
 from papa_lightning.criteria.registry import criterion_from, rank_heads
 from papa_lightning.either_lightning import Callback, L, rank_zero_info
 from papa_lightning.encoders import restore_attention
-from papa_lightning.exceptions import PapaError
+from papa_lightning.errors import PapaError
+from papa_lightning.lightning_project.sequences import CalibrationBatches
 from papa_lightning.ranking import HeadRanking
 from papa_lightning.tasks.base import EncoderTask
+from papa_lightning.tasks.checkpoints import read_checkpoint
 
 
 class RankingRun(Callback):

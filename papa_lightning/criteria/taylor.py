@@ -15,7 +15,7 @@ from papa_lightning.attention.functional import apply_attention, constant_attent
 from papa_lightning.calibration import eval_mode
 from papa_lightning.criteria.base import HeadCriterion, RankingInputs, per_layer, precision
 from papa_lightning.encoders import find_encoder, replace_mixing
-from papa_lightning.exceptions import PapaError
+from papa_lightning.errors import PapaError
 from papa_lightning.ranking import merge_ties
 
 _NAME = "papa_taylor_gates"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from papa_lightning.criteria.base import HeadCriterion, RankingInputs, precision
 from papa_lightning.encoders import find_encoder
-from papa_lightning.exceptions import PapaError
+from papa_lightning.errors import PapaError
 from papa_lightning.ranking import UNITS
 
 

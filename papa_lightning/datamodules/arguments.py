@@ -7,7 +7,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from papa_lightning.exceptions import DataError
+from papa_lightning.errors import DataError
 
 
 def check_at_least(name: str, value: int, minimum: int) -> None:

@@ -11,17 +11,17 @@ from torch.utils.data import DataLoader, default_collate
 from transformers import PreTrainedTokenizerBase
 
 from papa_lightning.datamodules.arguments import as_text, check_at_least, check_choice, check_processes
-from papa_lightning.datamodules.files import find_split_files, missing_split, read_split
-from papa_lightning.datamodules.formats import READERS
-from papa_lightning.datamodules.hub import load_hub
-from papa_lightning.datamodules.layouts import Layout, Padding, Preset, check_padding, cut_padding
-from papa_lightning.datamodules.loading import ROLES, Role
-from papa_lightning.datamodules.reports import COUNTERS, report_labels, report_missing_splits, report_truncation
-from papa_lightning.datamodules.rows import class_names, is_labelled, named
-from papa_lightning.datamodules.stored import data_fingerprint, encode_rows
-from papa_lightning.datamodules.tokenizing import load_tokenizer
+from papa_lightning.datamodules.parts import ROLES, Role
+from papa_lightning.datamodules.reading.files import find_split_files, missing_split, read_split
+from papa_lightning.datamodules.reading.formats import READERS
+from papa_lightning.datamodules.reading.hub import load_hub
+from papa_lightning.datamodules.rows.checks import class_names, is_labelled, named
+from papa_lightning.datamodules.rows.layouts import Layout, Padding, Preset, check_padding, cut_padding
+from papa_lightning.datamodules.rows.reports import COUNTERS, report_labels, report_missing_splits, report_truncation
+from papa_lightning.datamodules.rows.stored import data_fingerprint, encode_rows
+from papa_lightning.datamodules.rows.tokenizing import load_tokenizer
 from papa_lightning.either_lightning import LightningDataModule
-from papa_lightning.exceptions import DataError
+from papa_lightning.errors import DataError
 
 Loader = DataLoader[dict[str, torch.Tensor]]
 

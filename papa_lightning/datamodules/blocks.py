@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from papa_lightning.exceptions import DataError
+from papa_lightning.errors import DataError
 
 Unit = Literal["characters", "bytes"]
 """What a token is."""

@@ -8,8 +8,8 @@ from papa_lightning.datamodules.base import TaskDataModule
 from papa_lightning.datamodules.text import TextDataModule
 from papa_lightning.datamodules.tokens import TokenDataModule
 from papa_lightning.either_lightning import rank_zero_warn
-from papa_lightning.exceptions import DataError
-from papa_lightning.schemes import RULES, looks_tagged, scheme_of
+from papa_lightning.errors import DataError
+from papa_lightning.tag_schemes import RULES, looks_tagged, scheme_of
 
 # With other types than text, so that the command line hands over what YAML made of names, and the message can say so.
 LabelNames = list[str | bool | int | float] | tuple[str | bool | int | float, ...]

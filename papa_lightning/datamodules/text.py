@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from papa_lightning.datamodules.base import TaskDataModule
-from papa_lightning.datamodules.rows import check_texts, label_ids
-from papa_lightning.datamodules.tokenizing import tokenize
+from papa_lightning.datamodules.rows.checks import check_texts, label_ids
+from papa_lightning.datamodules.rows.tokenizing import tokenize
 
 
 class TextDataModule(TaskDataModule):

@@ -9,13 +9,13 @@ from datasets import Dataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from papa_lightning.datamodules.base import TaskDataModule
-from papa_lightning.datamodules.conll import COLUMN_SUFFIXES, CONLLU_SUFFIX, Places, read_conll
-from papa_lightning.datamodules.formats import READERS, suffix_of
-from papa_lightning.datamodules.reports import tally
-from papa_lightning.datamodules.tokenizing import NO_LABEL, prepare_for_words, tokenize_words
-from papa_lightning.datamodules.words import fit_tag_ids, has_tags, tag_ids, word_lists
+from papa_lightning.datamodules.reading.conll import COLUMN_SUFFIXES, CONLLU_SUFFIX, Places, read_conll
+from papa_lightning.datamodules.reading.formats import READERS, suffix_of
+from papa_lightning.datamodules.rows.reports import tally
+from papa_lightning.datamodules.rows.tags import fit_tag_ids, has_tags, tag_ids, word_lists
+from papa_lightning.datamodules.rows.tokenizing import NO_LABEL, prepare_for_words, tokenize_words
 from papa_lightning.either_lightning import rank_zero_warn
-from papa_lightning.schemes import scheme_of
+from papa_lightning.tag_schemes import scheme_of
 
 
 class TokenDataModule(TaskDataModule):

@@ -1,11 +1,9 @@
 """WHERE attention goes in an encoder: finding, swapping and restoring it. Knows torch and transformers."""
 
-from papa_lightning.encoders.attaching import observe_attention, replace_mixing
-from papa_lightning.encoders.batch import ReadBatch, UnmaskedPaddingWarning
-from papa_lightning.encoders.families import FAMILIES, EncoderFamily, register_family
+from papa_lightning.encoders.families.table import FAMILIES, EncoderFamily, register_family
 from papa_lightning.encoders.finding import attention_reaches, encoder_shape, find_encoder, is_supported
 from papa_lightning.encoders.fingerprint import weights_fingerprint
-from papa_lightning.encoders.inline import InlineAttention
+from papa_lightning.encoders.head_selection import HeadSelection, select_heads
 from papa_lightning.encoders.inputs import (
     accepted_inputs,
     check_embeddings,
@@ -18,11 +16,10 @@ from papa_lightning.encoders.inputs import (
     position_limit,
     takes_images,
 )
-from papa_lightning.encoders.masks import check_mask
+from papa_lightning.encoders.layer_plan import Kinds, LayerPlan, Options, plan_whole_layers
 from papa_lightning.encoders.notes import LostSwapWarning, SwapNote, is_noted
 from papa_lightning.encoders.plain_states import PlainStateWarning, plain_state
-from papa_lightning.encoders.plan import Kinds, LayerPlan, Options, plan_whole_layers
-from papa_lightning.encoders.projections import (
+from papa_lightning.encoders.projections.cut import (
     CutProjection,
     FusedConv1D,
     FusedProjection,
@@ -31,8 +28,11 @@ from papa_lightning.encoders.projections import (
     InterleavedProjection,
 )
 from papa_lightning.encoders.reading import SwapReader
-from papa_lightning.encoders.selection import HeadSelection, select_heads
-from papa_lightning.encoders.state import swap_as_saved
+from papa_lightning.encoders.saved_state import swap_as_saved
+from papa_lightning.encoders.seam.attach import observe_attention, replace_mixing
+from papa_lightning.encoders.seam.batch import ReadBatch, UnmaskedPaddingWarning
+from papa_lightning.encoders.seam.inline import InlineAttention
+from papa_lightning.encoders.seam.masks import check_mask
 from papa_lightning.encoders.swap import (
     gate_logits,
     is_calibrated,

@@ -10,8 +10,8 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from papa_lightning.attention import Reach
-from papa_lightning.encoders.families import FAMILIES, EncoderFamily, register_family
-from papa_lightning.exceptions import UnsupportedEncoderError
+from papa_lightning.encoders.families.table import FAMILIES, EncoderFamily, register_family
+from papa_lightning.errors import UnsupportedEncoderError
 
 
 def find_encoder(model: nn.Module) -> PreTrainedModel:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from papa_lightning.encoders.masks import can_look, is_true_everywhere
-from papa_lightning.exceptions import PapaError
+from papa_lightning.encoders.seam.masks import can_look, is_true_everywhere
+from papa_lightning.errors import PapaError
 
 
 def position_limit(encoder: PreTrainedModel) -> int | None:

@@ -19,7 +19,7 @@ from transformers.quantizers.auto import register_quantization_config
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from papa_lightning.attention import TokenMixer
-from papa_lightning.exceptions import PapaError
+from papa_lightning.errors import PapaError
 
 
 class LostSwapWarning(UserWarning):

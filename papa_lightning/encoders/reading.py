@@ -15,10 +15,10 @@ from transformers.quantizers.base import HfQuantizer
 
 from papa_lightning.encoders.finding import attention_modules, find_encoder
 from papa_lightning.encoders.notes import SwapNote
-from papa_lightning.encoders.state import swap_as_saved
+from papa_lightning.encoders.saved_state import swap_as_saved
 from papa_lightning.encoders.swap import swapped_layers
 from papa_lightning.encoders.trimming import is_trimmed, trim
-from papa_lightning.exceptions import PapaError
+from papa_lightning.errors import PapaError
 
 _ADDED = ".papa."
 

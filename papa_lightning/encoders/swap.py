@@ -12,8 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from papa_lightning.attention import DynamicHeads, FoldedHeads, GatedHeads, Place, TokenMixer, ZeroMassWatch
-from papa_lightning.encoders.attaching import attach, detach
-from papa_lightning.encoders.families import EncoderFamily
+from papa_lightning.encoders.families.table import EncoderFamily
 from papa_lightning.encoders.finding import (
     attention_modules,
     attention_reaches,
@@ -23,17 +22,18 @@ from papa_lightning.encoders.finding import (
     head_size,
     is_supported,
 )
-from papa_lightning.encoders.folding import check_folding, fold, unfold
 from papa_lightning.encoders.freezing import freeze, leave_in, leave_out, thaw
+from papa_lightning.encoders.head_selection import HeadSelection, select_heads
 from papa_lightning.encoders.inputs import compute_device, describe_lengths, fits_positions, position_limit
-from papa_lightning.encoders.layer import is_touched, layer_of, mixers_of
+from papa_lightning.encoders.layer_plan import Kinds, LayerPlan, Options, plan_layers
 from papa_lightning.encoders.notes import LostSwapWarning, SwapNote, saving_model, write_note
 from papa_lightning.encoders.plain_states import accept_plain_states, refuse_plain_states
-from papa_lightning.encoders.plan import Kinds, LayerPlan, Options, plan_layers
-from papa_lightning.encoders.projections import CutProjection
-from papa_lightning.encoders.selection import HeadSelection, select_heads
+from papa_lightning.encoders.projections.cut import CutProjection
+from papa_lightning.encoders.projections.folded import check_folding, fold, unfold
+from papa_lightning.encoders.seam.attach import attach, detach
+from papa_lightning.encoders.seam.layer import is_touched, layer_of, mixers_of
 from papa_lightning.encoders.trimming import is_trimmed, refuse_trimmed
-from papa_lightning.exceptions import PapaError
+from papa_lightning.errors import PapaError
 from papa_lightning.ranking import HeadRanking
 
 Model = TypeVar("Model", bound=nn.Module)

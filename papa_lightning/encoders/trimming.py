@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from papa_lightning.encoders.finding import attention_modules, family_of, head_size
-from papa_lightning.encoders.layer import mixers_of
-from papa_lightning.encoders.projections import CutProjection
-from papa_lightning.encoders.trimmed_projections import (
+from papa_lightning.encoders.projections.cut import CutProjection
+from papa_lightning.encoders.projections.trimmed import (
     TRIMMED,
     Slices,
     TrimmedProjection,
@@ -20,6 +19,7 @@ from papa_lightning.encoders.trimmed_projections import (
     trim_projection,
     trimmed_parameter,
 )
+from papa_lightning.encoders.seam.layer import mixers_of
 
 
 def trim(encoder: PreTrainedModel) -> None:

@@ -2,6 +2,6 @@
 
 from papa_lightning.export.folder import export_encoder
 from papa_lightning.export.graphs import export_onnx, export_program
-from papa_lightning.export.loading import load_encoder
+from papa_lightning.export.load import load_encoder
 
 __all__ = ["export_encoder", "export_onnx", "export_program", "load_encoder"]

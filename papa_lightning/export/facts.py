@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from papa_lightning.checked_files import file_sum, json_bytes, parse_json, read_json
-from papa_lightning.exceptions import ExportError
-from papa_lightning.schema import filled, listed, record, text, whole
+from papa_lightning.checks import filled, listed, record, text, whole
+from papa_lightning.errors import ExportError
+from papa_lightning.files.checked import file_sum, json_bytes, parse_json, read_json
 
 FORMAT = "papa_lightning.exported_encoder/1"
 FACTS, CONFIG, WEIGHTS, GRAPH = "papa.json", "config.json", "model.safetensors", "model.onnx"

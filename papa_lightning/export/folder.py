@@ -12,16 +12,16 @@ import safetensors.torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from papa_lightning.checked_files import file_sum
 from papa_lightning.encoders import find_encoder, is_calibrated, swapped_layers
 from papa_lightning.encoders.trimming import trimmed_state
-from papa_lightning.exceptions import ExportError, PapaError
-from papa_lightning.export.building import count_parameters, transient_buffers
+from papa_lightning.errors import ExportError, PapaError
+from papa_lightning.export.build import count_parameters, transient_buffers
 from papa_lightning.export.facts import CONFIG, FACTS, FORMAT, GRAPH, WEIGHTS, Facts, read_facts
 from papa_lightning.export.graphs import check_onnx, export_onnx
-from papa_lightning.export.loading import load_encoder
+from papa_lightning.export.load import load_encoder
 from papa_lightning.export.staging import check_folder
-from papa_lightning.files import staged_folder
+from papa_lightning.files.checked import file_sum
+from papa_lightning.files.writing import staged_folder
 from papa_lightning.version import __version__
 
 #: Entries of a configuration that lead elsewhere: to where it came from, or to code.

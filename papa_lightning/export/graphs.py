@@ -16,7 +16,7 @@ from torch.fx.experimental import _config as shapes
 from transformers import PreTrainedModel
 
 from papa_lightning.encoders import accepted_inputs, find_encoder, is_calibrated, swapped_layers, takes_images
-from papa_lightning.exceptions import ExportError
+from papa_lightning.errors import ExportError
 
 #: Inputs of a graph, in this order.
 _TEXT = ("input_ids", "attention_mask", "token_type_ids")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from papa_lightning import files
-from papa_lightning.exceptions import ExportError
+from papa_lightning.errors import ExportError
 from papa_lightning.export.facts import is_export
+from papa_lightning.files import writing as files
 
 
 def check_folder(name: str, folder: str | Path, replace: bool) -> Path:

@@ -1,10 +1,10 @@
 """Studies: how the score of a task depends on the share of constant heads."""
 
-from papa_lightning.study.kinds_report import write_kinds_report
-from papa_lightning.study.kinds_results import KindResult, summarize_kinds
-from papa_lightning.study.kinds_run import KindsStudy
-from papa_lightning.study.kinds_settings import KindsSettings
-from papa_lightning.study.report import write_report
+from papa_lightning.study.comparison.report import write_kinds_report
+from papa_lightning.study.comparison.results import KindResult, summarize_kinds
+from papa_lightning.study.comparison.run import KindsStudy
+from papa_lightning.study.comparison.settings import KindsSettings
+from papa_lightning.study.report.page import write_report
 from papa_lightning.study.results import CellResult, load_table, results_table
 from papa_lightning.study.run import PairPlan, Study, format_groups, format_plan
 from papa_lightning.study.settings import FeatureSettings, StudySettings

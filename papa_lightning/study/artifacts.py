@@ -13,14 +13,14 @@ from torch import Tensor
 from papa_lightning.calibration import AttentionConstants, calibrate, constants_kind, control_constants, without_path
 from papa_lightning.criteria import HeadCriterion, RankingInputs, criterion_from, rank_heads
 from papa_lightning.encoders import encoder_shape, restore_attention, swap_attention
-from papa_lightning.exceptions import StudyError
+from papa_lightning.errors import StudyError
 from papa_lightning.ranking import HeadRanking
-from papa_lightning.study.bench import Bench
-from papa_lightning.study.features import Features, LiveFeatures, StoredFeatures, store_features
-from papa_lightning.study.identity import digest
-from papa_lightning.study.plan import Choice
+from papa_lightning.study.cells import Choice
+from papa_lightning.study.features.features import Features, LiveFeatures, StoredFeatures, store_features
+from papa_lightning.study.hashing import digest
 from papa_lightning.study.store import StudyFolder
 from papa_lightning.study.training import initial_probe, train_probes
+from papa_lightning.study.workbench import Bench
 
 
 def average_key(bench: Bench, kind: str) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from papa_lightning.study.budget import CONSTANTS_FILE, PLAN_FILE, RANKING_FILE, HeadBudget
-from papa_lightning.study.budget_points import Drop
+from papa_lightning.study.budget.points import Drop
+from papa_lightning.study.budget.search import CONSTANTS_FILE, PLAN_FILE, RANKING_FILE, HeadBudget
 
 
 def format_budget(plan: HeadBudget, output: str | Path) -> str:

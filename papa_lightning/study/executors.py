@@ -19,7 +19,7 @@ from typing import Any, Generic, Literal, TypeVar, cast
 import torch
 
 from papa_lightning.datamodules.arguments import most_processes
-from papa_lightning.exceptions import PapaError, StudyError
+from papa_lightning.errors import PapaError, StudyError
 
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from papa_lightning.figures.style import COLOURS, INK, MUTED, interval_bars, new_figure, styled
-from papa_lightning.study.kinds_settings import KindsSettings
+from papa_lightning.study.comparison.settings import KindsSettings
 
 
 def one_number(settings: KindsSettings) -> tuple[str, dict[str, float]] | None:
@@ -54,8 +54,8 @@ def score_curve(summary: pd.DataFrame, table: pd.DataFrame, name: str, numbers: 
     """Score against the number, means with 95 % intervals and the single seeds behind them; logarithmic to base 2.
 
     Args:
-        summary: Of :func:`~papa_lightning.study.kinds_results.summarize_kinds`.
-        table: Of :func:`~papa_lightning.study.kinds_results.kinds_table`.
+        summary: Of :func:`~papa_lightning.study.comparison.results.summarize_kinds`.
+        table: Of :func:`~papa_lightning.study.comparison.results.kinds_table`.
         name: Of the argument, as :func:`one_number` gives it.
         numbers: Of each variant.
     """

@@ -6,8 +6,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from papa_lightning.study.features import Features
-from papa_lightning.study.features_reading import FeatureBatch
+from papa_lightning.study.features.features import Features
+from papa_lightning.study.features.reading import FeatureBatch
 from papa_lightning.tasks.base import EncoderTask
 from papa_lightning.tasks.losses import UNLABELLED
 from papa_lightning.tasks.probes import Probe

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from papa_lightning.study.report_data import StudyData
+from papa_lightning.study.report.data import StudyData
 
 
 def number(value: float, digits: int = 3, *, signed: bool = False) -> str:

@@ -15,10 +15,7 @@ import pandas as pd
 import pyarrow
 import pyarrow.parquet
 
-from papa_lightning.checked_files import SUM, read_json, write_json
-from papa_lightning.exceptions import PapaError, ResultFileError
-from papa_lightning.files import write_atomically
-from papa_lightning.schema import (
+from papa_lightning.checks import (
     Check,
     anything,
     as_float,
@@ -32,6 +29,9 @@ from papa_lightning.schema import (
     text,
     whole,
 )
+from papa_lightning.errors import PapaError, ResultFileError
+from papa_lightning.files.checked import SUM, read_json, write_json
+from papa_lightning.files.writing import write_atomically
 
 _FORMAT = "papa_lightning.cell_result/1"
 _PARQUET, _CSV = "results.parquet", "results.csv"

@@ -15,16 +15,16 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from papa_lightning.exceptions import StudyError
+from papa_lightning.errors import StudyError
 from papa_lightning.study.artifacts import average_key, criterion_cost, ranking_key
-from papa_lightning.study.bench import find_device
+from papa_lightning.study.cells import Choice, Group, cells, choices, pairs
 from papa_lightning.study.executors import Backend, check_num_workers, run_pieces
-from papa_lightning.study.plan import Choice, Group, cells, choices, pairs
+from papa_lightning.study.pieces import cell_key, describe, open_bench, prepare, run_group
 from papa_lightning.study.results import CellResult, results_table, save_table
 from papa_lightning.study.settings import StudySettings
 from papa_lightning.study.store import StudyFolder
 from papa_lightning.study.versions import versions
-from papa_lightning.study.work import cell_key, describe, open_bench, prepare, run_group
+from papa_lightning.study.workbench import find_device
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from papa_lightning.calibration import constants_kind
 from papa_lightning.criteria import criterion_from
-from papa_lightning.exceptions import PapaError
+from papa_lightning.errors import PapaError
 from papa_lightning.study.training import ProbeSettings
 from papa_lightning.tasks.probes import Pooling
 

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from papa_lightning.checked_files import read_json, write_json
-from papa_lightning.exceptions import ResultFileError, StudyError
-from papa_lightning.files import remove_left, temporary_folder
-from papa_lightning.locking import claimed
-from papa_lightning.schema import anything, listed, mapped, record, shown, text
+from papa_lightning.checks import anything, listed, mapped, record, shown, text
+from papa_lightning.errors import ResultFileError, StudyError
+from papa_lightning.files.checked import read_json, write_json
+from papa_lightning.files.locking import claimed
+from papa_lightning.files.writing import remove_left, temporary_folder
 
 _FORMAT = "papa_lightning.study/1"
 #: The files that study.json names, and what tells those of one pair apart.

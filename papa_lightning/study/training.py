@@ -10,14 +10,14 @@ from typing import cast, get_args
 import torch
 from torch import Tensor, nn
 
-from papa_lightning.exceptions import PapaError
-from papa_lightning.study.features import Features
-from papa_lightning.study.features_reading import reading_of
+from papa_lightning.errors import PapaError
+from papa_lightning.study.features.features import Features
+from papa_lightning.study.features.reading import reading_of
 from papa_lightning.study.probes_dropout import SeededDropout
 from papa_lightning.study.probes_scores import evaluate_probe
 from papa_lightning.tasks.base import EncoderTask
 from papa_lightning.tasks.checks import Schedule, check_choice
-from papa_lightning.tasks.optimizers import build_optimizer, build_schedule
+from papa_lightning.tasks.optimization import build_optimizer, build_schedule
 from papa_lightning.tasks.probes import Probe
 
 
@@ -41,7 +41,7 @@ class ProbeSettings:
         >>> ProbeSettings(max_epochs=0)
         Traceback (most recent call last):
         ...
-        papa_lightning.exceptions.PapaError: probe.max_epochs is 0: pass a value that is at least 1.
+        papa_lightning.errors.PapaError: probe.max_epochs is 0: pass a value that is at least 1.
     """
 
     max_epochs: int = 15

@@ -21,14 +21,14 @@ from papa_lightning.encoders import (
     swap_attention,
     swapped_layers,
 )
-from papa_lightning.exceptions import PapaError
+from papa_lightning.encoders.loading import load_encoder
+from papa_lightning.errors import PapaError
 from papa_lightning.ranking import HeadRanking
 from papa_lightning.tasks.checks import Preset, Schedule, check_arguments, check_inputs, main_input
 from papa_lightning.tasks.distillation import Teacher
 from papa_lightning.tasks.evaluation import EvaluatedTask
 from papa_lightning.tasks.learning import LearningTask
 from papa_lightning.tasks.losses import LabelledCrossEntropy
-from papa_lightning.tasks.pretrained import load_encoder
 from papa_lightning.tasks.regimes import Regime
 from papa_lightning.tasks.scores import StageScores
 

@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
-from papa_lightning.exceptions import PapaError
+from papa_lightning.errors import PapaError
 from papa_lightning.tasks.losses import UNLABELLED
 from papa_lightning.tasks.regimes import regime_of
 
@@ -23,7 +23,7 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
         >>> check_choice("pooling", "max", ["mean", "class_token"])
         Traceback (most recent call last):
         ...
-        papa_lightning.exceptions.PapaError: pooling is 'max': choose from mean, class_token.
+        papa_lightning.errors.PapaError: pooling is 'max': choose from mean, class_token.
     """
     if value not in (allowed := list(choices)):
         raise PapaError(f"{name} is {value!r}: choose from {', '.join(allowed)}.")
@@ -83,7 +83,7 @@ def drop_fixed(arguments: dict[str, Any], task: str, **fixed: Any) -> None:
         >>> drop_fixed({"num_labels": 3}, "masked language modelling", num_labels=40)
         Traceback (most recent call last):
         ...
-        papa_lightning.exceptions.PapaError: num_labels is 3, but masked language modelling fixes it to 40: leave it
+        papa_lightning.errors.PapaError: num_labels is 3, but masked language modelling fixes it to 40: leave it
         out.
     """
     for name, value in fixed.items():
@@ -112,7 +112,7 @@ def check_inputs(batch: Any, max_length: int) -> None:
         >>> check_inputs({"input_ids": torch.ones(2, 8)}, max_length=8)
         Traceback (most recent call last):
         ...
-        papa_lightning.exceptions.PapaError: a batch has no attention_mask, only input_ids...
+        papa_lightning.errors.PapaError: a batch has no attention_mask, only input_ids...
     """
     if not isinstance(batch, Mapping):
         raise PapaError(
@@ -153,7 +153,7 @@ def check_classes(labels: Tensor, num_labels: int) -> None:
         >>> check_classes(torch.tensor([0, 2]), num_labels=2)
         Traceback (most recent call last):
         ...
-        papa_lightning.exceptions.PapaError: labels has the value 2, but num_labels=2 allows 0 to 1: ...
+        papa_lightning.errors.PapaError: labels has the value 2, but num_labels=2 allows 0 to 1: ...
     """
     wrong = labels[(labels < 0) | (labels >= num_labels)]
     if not wrong.numel():

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from papa_lightning.exceptions import PapaError
-from papa_lightning.schemes import OUTSIDE, RULES, Scheme, is_tag, matches, scheme_of
+from papa_lightning.errors import PapaError
+from papa_lightning.tag_schemes import OUTSIDE, RULES, Scheme, is_tag, matches, scheme_of
 from papa_lightning.tasks.losses import UNLABELLED
 
 
@@ -16,7 +16,7 @@ class EntityF1(Metric):
 
     In the scheme IOB2 an entity is a word tagged ``B-X`` with all directly following words tagged ``I-X``; an ``I-X``
     that follows neither ``B-X`` nor ``I-X`` of an entity is none. For the other schemes see
-    :data:`papa_lightning.schemes.RULES`. A predicted entity is right if its type, its first and its last word are:
+    :data:`papa_lightning.tag_schemes.RULES`. A predicted entity is right if its type, its first and its last word are:
 
     .. math:: F_1 = 2\, TP / (\text{predicted} + \text{actual}),
 

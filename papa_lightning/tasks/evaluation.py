@@ -10,7 +10,7 @@ from torchmetrics import MetricCollection
 from typing_extensions import Self
 
 from papa_lightning.either_lightning import LightningModule
-from papa_lightning.exceptions import PapaError
+from papa_lightning.errors import PapaError
 from papa_lightning.tasks.checks import check_inputs, main_input
 from papa_lightning.tasks.scores import Scored, StageScores
 from papa_lightning.tasks.shards import nth_loader, unrepeated_rows

@@ -10,8 +10,8 @@ from papa_lightning.attention import MatrixHeads
 from papa_lightning.attention.zero_mass import first_zero_of_diagonal
 from papa_lightning.either_lightning import LightningModule, OptimizerLRScheduler
 from papa_lightning.encoders import swapped_layers
-from papa_lightning.exceptions import PapaError
-from papa_lightning.tasks.optimizers import build_optimizer, with_schedule
+from papa_lightning.errors import PapaError
+from papa_lightning.tasks.optimization import build_optimizer, with_schedule
 from papa_lightning.tasks.regimes import (
     REGIMES,
     Learners,

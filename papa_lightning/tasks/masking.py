@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, DataCollatorForLanguageModeling, PreTrainedTokenizerBase
 
-from papa_lightning.exceptions import PapaError
+from papa_lightning.errors import PapaError
 from papa_lightning.pretrained import from_pretrained
 
 

@@ -14,8 +14,8 @@ from torchmetrics.classification import (
 )
 from torchmetrics.text import Perplexity
 
-from papa_lightning.exceptions import PapaError
-from papa_lightning.schemes import Scheme
+from papa_lightning.errors import PapaError
+from papa_lightning.tag_schemes import Scheme
 from papa_lightning.tasks.entity_f1 import EntityF1
 from papa_lightning.tasks.losses import UNLABELLED
 

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from papa_lightning.exceptions import PapaError
+from papa_lightning.errors import PapaError
 
 Pooling = Literal["layerwise", "mean", "class_token"]
 """How the hidden states of a sequence become one vector."""

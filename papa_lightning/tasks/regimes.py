@@ -9,7 +9,7 @@ from torch import Tensor
 
 from papa_lightning.attention import MatrixHeads, TokenMixer
 from papa_lightning.attention.functional import EPS, accumulation_dtype
-from papa_lightning.exceptions import PapaError
+from papa_lightning.errors import PapaError
 
 Regime = Literal["probe", "fine_tune", "fine_tune_constants", "probe_constants", "constants"]
 

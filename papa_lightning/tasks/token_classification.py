@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from papa_lightning.schemes import Scheme
+from papa_lightning.tag_schemes import Scheme
 from papa_lightning.tasks.base import EncoderTask
 from papa_lightning.tasks.checks import checked_labels
 from papa_lightning.tasks.losses import UNLABELLED

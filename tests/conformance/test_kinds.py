@@ -25,7 +25,7 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import DisentangledSelfA
 
 from papa_lightning import PapaError, restore_attention, swap_attention
 from papa_lightning.encoders import is_calibrated, load_constants, observe_attention, swap_as_saved, swapped_layers
-from papa_lightning.exceptions import HeadSelectionError
+from papa_lightning.errors import HeadSelectionError
 
 OPTIONS = {"window": 3}
 KINDS = ["aft_full", "aft_simple", "aft_local", "aft_conv", "additive", "shared"]

@@ -214,7 +214,7 @@ def test_position_ids_of_any_start(name):
 
 def _without_slots(model, inputs):
     """As the constants stand, whatever the position ids are."""
-    from papa_lightning.encoders.batch import ReadBatch
+    from papa_lightning.encoders.seam.batch import ReadBatch
 
     encoder = encoder_of(model)
     for key, hook in list(encoder._forward_pre_hooks.items()):
@@ -360,7 +360,7 @@ def test_where_no_value_is_looked_at(name, monkeypatch):
     """As on a device that a look would make wait: every padded batch is put in order, right-padded ones too."""
     expected, padded = run(swapped(name, "partial"), batch(name, (0, 0, 0))), batch(name, (5, 3, 7))
     constants = plain_constants(name)
-    monkeypatch.setattr("papa_lightning.encoders.slots.can_look", lambda tensor: False)
+    monkeypatch.setattr("papa_lightning.encoders.seam.slots.can_look", lambda tensor: False)
     for inputs in (padded, batch(name, (0, 0, 0))):
         assert_close(run(swapped(name, "partial"), inputs), expected, CLOSE)
     found = calibrate(plain(name), [padded], CASES[name].length)

@@ -23,7 +23,7 @@ ROOMS = (
     "encoders",
     "export",
     "figures",
-    "models",
+    "from_scratch",
     "study",
     "tasks",
 )

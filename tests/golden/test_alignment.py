@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from papa_lightning.datamodules.layouts import mask_of, place, segment_slots, token_slots
-from papa_lightning.datamodules.tokenizing import tokenize, tokenize_words
+from papa_lightning.datamodules.rows.layouts import mask_of, place, segment_slots, token_slots
+from papa_lightning.datamodules.rows.tokenizing import tokenize, tokenize_words
 
 DATA = Path(__file__).parent / "data"
 LENGTHS = (16, 23, 32)

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from papa_lightning.benchmark import BenchmarkSettings, ShapeSettings
-from papa_lightning.cli import main
+from papa_lightning.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))

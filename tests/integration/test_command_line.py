@@ -17,7 +17,7 @@ from papa_lightning import (
     PapaError,
     SequenceClassificationTask,
 )
-from papa_lightning.cli import PapaCLI, main
+from papa_lightning.cli.main import PapaCLI, main
 from papa_lightning.encoders import is_calibrated, swapped_layers
 from papa_lightning.tasks.base import EncoderTask
 

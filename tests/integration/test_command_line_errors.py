@@ -10,7 +10,7 @@ from fresh_processes import in_a_new_process
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from papa_lightning import PapaError
-from papa_lightning.cli import main
+from papa_lightning.cli.main import main
 from papa_lightning.configuration_errors import account
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
@@ -90,7 +90,7 @@ def test_a_checkpoint_of_another_model(verb: str, tiny: list[str], capsys: pytes
 def test_an_output_that_cannot_be_written_is_refused_before_the_work(
     verb: str, tiny: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("papa_lightning.cli.PapaTrainer.fit", lambda *_, **__: pytest.fail("began"))
+    monkeypatch.setattr("papa_lightning.cli.main.PapaTrainer.fit", lambda *_, **__: pytest.fail("began"))
     long = f"{'a' * 300}.jsonl"
     assert "File name too long" in refused([verb, *tiny, "--output", long], capsys)
     Path("file").touch()
@@ -112,7 +112,7 @@ def test_what_lightning_refuses_while_it_runs(
     def fit(*_: object, **__: object) -> None:
         raise MisconfigurationException("No `x()`\n method defined.")
 
-    monkeypatch.setattr("papa_lightning.cli.PapaTrainer.fit", fit)
+    monkeypatch.setattr("papa_lightning.cli.main.PapaTrainer.fit", fit)
     assert refused(["fit", *tiny], capsys) == "No `x()` method defined. (PAPA_DEBUG=1 shows the traceback)"
 
 
@@ -122,7 +122,7 @@ def test_an_error_of_the_code_of_a_user_names_its_line(
     def fit(*_: object, **__: object) -> None:
         raise ValueError("a bug\n of mine")
 
-    monkeypatch.setattr("papa_lightning.cli.PapaTrainer.fit", fit)
+    monkeypatch.setattr("papa_lightning.cli.main.PapaTrainer.fit", fit)
     line = refused(["fit", *tiny], capsys)
     assert re.search(r"test_command_line_errors.py:\d+: ValueError: a bug of mine \(PAPA_DEBUG=1", line)
 
@@ -158,7 +158,7 @@ def test_the_help_lists_every_command_on_lines_of_its_own(capsys: pytest.Capture
 
 def studies_in_a_new_process() -> list[str]:
     """Where nothing but the command line is imported, and what that needs."""
-    assert "papa_lightning.cli" in sys.modules
+    assert "papa_lightning.cli.main" in sys.modules
     return [name for name in sys.modules if name.startswith("papa_lightning.study")]
 
 

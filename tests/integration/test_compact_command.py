@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from papa_lightning import AttentionConstants, CompactConstants
-from papa_lightning.cli import main
+from papa_lightning.cli.main import main
 
 
 def test_papa_compact(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

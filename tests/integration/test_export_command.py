@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from papa_lightning import AttentionConstants, HeadRanking, SequenceClassificationTask, load_encoder, swap_attention
-from papa_lightning.cli import main
+from papa_lightning.cli.main import main
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 LENGTH = 16

@@ -13,7 +13,7 @@ import torch
 from command_runs import finished, kill
 
 from papa_lightning import AttentionConstants, PapaError, load_encoder
-from papa_lightning.cli import check_checkpoint
+from papa_lightning.cli.main import check_checkpoint
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 KILLS = int(os.environ.get("PAPA_KILLS", "2"))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from papa_lightning.cli import PapaCLI, main
+from papa_lightning.cli.main import PapaCLI, main
 from papa_lightning.encoders import swapped_layers
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "kinds"

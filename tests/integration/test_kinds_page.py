@@ -9,7 +9,7 @@ from transformers import BertConfig, BertModel
 
 from papa_lightning import AttentionConstants, SequenceClassificationTask
 from papa_lightning.attention import KINDS
-from papa_lightning.cli import main
+from papa_lightning.cli.main import main
 from papa_lightning.encoders import swapped_layers
 
 PAGE = (Path(__file__).parents[2] / "docs" / "kinds.md").read_text(encoding="utf-8")

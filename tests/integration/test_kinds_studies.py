@@ -10,9 +10,9 @@ import yaml
 from transformers import AutoModel
 
 from papa_lightning import PapaError, SST2DataModule, calibrate
-from papa_lightning.cli import main
-from papa_lightning.study.kinds_run import make_variant
-from papa_lightning.study.kinds_settings import KindsSettings
+from papa_lightning.cli.main import main
+from papa_lightning.study.comparison.run import make_variant
+from papa_lightning.study.comparison.settings import KindsSettings
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "study"
 

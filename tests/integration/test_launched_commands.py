@@ -16,7 +16,7 @@ import torch.distributed as dist
 from fresh_processes import context
 
 from papa_lightning import AttentionConstants
-from papa_lightning.cli import main
+from papa_lightning.cli.main import main
 
 pytestmark = pytest.mark.distributed
 LAUNCHERS: dict[str, Any] = {

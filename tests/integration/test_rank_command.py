@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from papa_lightning import AttentionConstants, HeadRanking
-from papa_lightning.cli import main
+from papa_lightning.cli.main import main
 from papa_lightning.encoders import swapped_layers
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")

@@ -29,8 +29,8 @@ from papa_lightning import (
     swap_attention,
 )
 from papa_lightning.encoders import is_calibrated, swapped_layers
-from papa_lightning.export.sources import ExportSettings, export_source
-from papa_lightning.tasks.pretrained import load_encoder, load_plain_encoder
+from papa_lightning.encoders.loading import load_encoder, load_plain_encoder
+from papa_lightning.export.source import ExportSettings, export_source
 
 LENGTH = 12
 

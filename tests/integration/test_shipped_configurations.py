@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from papa_lightning.cli import PapaCLI, main
+from papa_lightning.cli.main import PapaCLI, main
 from papa_lightning.encoders import is_calibrated
 
 CONFIGS = Path(__file__).parents[2] / "configs"

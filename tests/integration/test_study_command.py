@@ -15,10 +15,13 @@ import torch
 import yaml
 from command_runs import start
 
-from papa_lightning import AttentionConstants, HeadRanking, commands, files
-from papa_lightning.cli import main
-from papa_lightning.exceptions import ResultFileError
-from papa_lightning.study import ProbeSettings, Study, StudySettings, load_table, work
+from papa_lightning import AttentionConstants, HeadRanking
+from papa_lightning.cli import commands
+from papa_lightning.cli.main import main
+from papa_lightning.errors import ResultFileError
+from papa_lightning.files import writing as files
+from papa_lightning.study import ProbeSettings, Study, StudySettings, load_table
+from papa_lightning.study import pieces as work
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "study"
 

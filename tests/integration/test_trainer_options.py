@@ -10,10 +10,10 @@ from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 
 from papa_lightning import AttentionConstants
-from papa_lightning.callbacks.run_folder import run_folder
-from papa_lightning.cli import PapaCLI, main
-from papa_lightning.logging_defaults import SaveRunConfig
-from papa_lightning.summary import Stopwatch
+from papa_lightning.cli.loggers import SaveRunConfig
+from papa_lightning.cli.main import PapaCLI, main
+from papa_lightning.cli.summary import Stopwatch
+from papa_lightning.lightning_project.outputs import run_folder
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 OURS = (Stopwatch, SaveRunConfig, SaveConfigCallback)

@@ -11,9 +11,9 @@ from unit.study.feature_cases import make_rows, make_task, save_encoder
 from papa_lightning import AttentionConstants, HeadRanking
 from papa_lightning.benchmark.results import BenchmarkResult, Measurement
 from papa_lightning.calibration import CompactConstants
-from papa_lightning.exceptions import PapaError
-from papa_lightning.study.features import StoredFeatures, store_features
-from papa_lightning.study.kinds_results import KindResult
+from papa_lightning.errors import PapaError
+from papa_lightning.study.comparison.results import KindResult
+from papa_lightning.study.features.features import StoredFeatures, store_features
 from papa_lightning.study.results import CellResult, load_table, results_table, save_table
 from papa_lightning.study.store import StudyFolder
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from papa_lightning import AttentionConstants, HeadRanking
-from papa_lightning.exceptions import ConstantsFileError, RankingFileError, ResultFileError
+from papa_lightning.errors import ConstantsFileError, RankingFileError, ResultFileError
 from papa_lightning.study.results import CellResult
 
 CONSTANTS = AttentionConstants(torch.rand(2, 3, 4, 4), torch.ones(4, 4), {"sequences": 3}, variance=torch.rand(2, 3))

@@ -6,15 +6,15 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
-from papa_lightning.checkpoints import read_checkpoint
-from papa_lightning.cli import check_checkpoint
-from papa_lightning.datamodules.tokenizing import load_tokenizer
-from papa_lightning.exceptions import DataError, PapaError
+from papa_lightning.cli.main import check_checkpoint
+from papa_lightning.datamodules.rows.tokenizing import load_tokenizer
+from papa_lightning.encoders.loading import load_encoder, vocabulary_size
+from papa_lightning.errors import DataError, PapaError
 from papa_lightning.export.staging import check_folder
-from papa_lightning.files import check_output, write_atomically
+from papa_lightning.files.writing import check_output, write_atomically
 from papa_lightning.ranking import HeadRanking
 from papa_lightning.study.store import StudyFolder
-from papa_lightning.tasks.pretrained import load_encoder, vocabulary_size
+from papa_lightning.tasks.checkpoints import read_checkpoint
 
 
 @pytest.fixture

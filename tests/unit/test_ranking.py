@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from papa_lightning import HeadRanking
-from papa_lightning.exceptions import PapaError, RankingFileError
+from papa_lightning.errors import PapaError, RankingFileError
 
 HEADS = [(1, 0), (0, 1), (0, 0), (1, 1)]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from papa_lightning.exceptions import DataError, OutputError, PapaError
+from papa_lightning.errors import DataError, OutputError, PapaError
 from papa_lightning.text import printable, tell
 
 

@@ -19,7 +19,7 @@ from papa_lightning.attention import (
     mixer_class,
 )
 from papa_lightning.attention.zero_mass import first_zero_of_diagonal
-from papa_lightning.exceptions import PapaError
+from papa_lightning.errors import PapaError
 
 VALUES = torch.rand(4, 6, 6, generator=torch.Generator().manual_seed(0)) + 0.1
 

@@ -21,8 +21,8 @@ from papa_lightning.benchmark import (
 )
 from papa_lightning.benchmark.encoders import choose_heads, copy_of, make_batches, make_stock, random_constants
 from papa_lightning.encoders import swap_attention
-from papa_lightning.exceptions import PapaError, ResultFileError
-from papa_lightning.memory import held_bytes
+from papa_lightning.errors import PapaError, ResultFileError
+from papa_lightning.runtime import held_bytes
 
 CPU = torch.device("cpu")
 

@@ -3,7 +3,7 @@
 import pytest
 
 from papa_lightning.benchmark import BenchmarkSettings, ShapeSettings, run_benchmark
-from papa_lightning.exceptions import PapaError
+from papa_lightning.errors import PapaError
 
 
 def numbers(settings):

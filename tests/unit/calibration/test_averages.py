@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from papa_lightning.calibration import AttentionAverages
-from papa_lightning.exceptions import CalibrationError
+from papa_lightning.errors import CalibrationError
 
 assert_close = torch.testing.assert_close
 

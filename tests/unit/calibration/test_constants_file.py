@@ -12,7 +12,7 @@ from unit.encoders.tiny_encoders import LENGTH, build, make_constants, make_inpu
 
 from papa_lightning import AttentionConstants, calibrate, swap_attention
 from papa_lightning.calibration import ConstantsMismatchWarning
-from papa_lightning.exceptions import ConstantsFileError
+from papa_lightning.errors import ConstantsFileError
 
 FORMAT = "papa_lightning.attention_constants/1"
 METADATA = {
@@ -322,7 +322,7 @@ def test_failed_save_keeps_the_old_file(path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("papa_lightning.files.os.fsync", fail)
+        patch.setattr("papa_lightning.files.writing.os.fsync", fail)
         with pytest.raises(OSError, match="No space left"):
             make_constants().save(path)
     assert path.read_bytes() == before

@@ -28,7 +28,7 @@ from papa_lightning.attention.zero_mass import first_zero_of_diagonal
 from papa_lightning.calibration import CONTROL_KINDS, ConstantsKind, constants_kind, control_constants
 from papa_lightning.calibration.controls import FALLBACK
 from papa_lightning.encoders import swapped_layers
-from papa_lightning.exceptions import PapaError
+from papa_lightning.errors import PapaError
 
 EXACT = {"atol": 1e-10, "rtol": 1e-10}
 #: Where the fallback stands beside a neighbour, it takes a millionth of the weight.

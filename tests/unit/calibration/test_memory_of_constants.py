@@ -5,7 +5,7 @@ import torch
 
 from papa_lightning import AttentionConstants
 from papa_lightning.calibration.averages import AttentionAverages
-from papa_lightning.memory import peak_bytes
+from papa_lightning.runtime import peak_bytes
 
 LAYERS, HEADS, LENGTH = 3, 4, 128
 MATRIX = 8 * LENGTH**2  # one head in float64

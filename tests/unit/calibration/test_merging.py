@@ -7,7 +7,7 @@ import torch
 
 from papa_lightning import AttentionConstants
 from papa_lightning.calibration import cluster_heads, folded_kinds, head_distances, merge_constants
-from papa_lightning.exceptions import PapaError
+from papa_lightning.errors import PapaError
 
 
 def make_constants(layers=2, heads=5, length=6, seed=0):

@@ -7,7 +7,7 @@ from conformance import tiny_models
 from unit.encoders.tiny_encoders import LENGTH, build, make_inputs
 
 from papa_lightning import calibrate
-from papa_lightning.exceptions import CalibrationError
+from papa_lightning.errors import CalibrationError
 
 
 def with_mask(**changes):

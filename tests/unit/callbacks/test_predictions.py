@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from papa_lightning.callbacks import PredictionWriter, predictions
 from papa_lightning.callbacks.predictions import prediction_rows
-from papa_lightning.exceptions import PapaError
+from papa_lightning.errors import PapaError
 
 
 class Parity(L.LightningModule):

@@ -5,8 +5,8 @@ import os
 import pytest
 
 from papa_lightning.datamodules import DigitsDataModule, TextFileDataModule
-from papa_lightning.datamodules.files import content_hash
-from papa_lightning.exceptions import DataError
+from papa_lightning.datamodules.reading.files import content_hash
+from papa_lightning.errors import DataError
 
 WHEN = 10**18
 

@@ -4,9 +4,9 @@ import os
 
 import pytest
 
-from papa_lightning.datamodules.conll import read_conll
-from papa_lightning.datamodules.files import read_split
-from papa_lightning.exceptions import DataError
+from papa_lightning.datamodules.reading.conll import read_conll
+from papa_lightning.datamodules.reading.files import read_split
+from papa_lightning.errors import DataError
 
 GOOD = [{"text": "a film", "label": "1"}, {"text": "b", "label": "0"}]
 

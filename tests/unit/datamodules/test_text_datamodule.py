@@ -11,7 +11,7 @@ from datasets import Dataset, DatasetDict
 from lightning import LightningModule, Trainer
 
 from papa_lightning.datamodules import CoLADataModule, SST2DataModule, TextDataModule
-from papa_lightning.exceptions import DataError
+from papa_lightning.errors import DataError
 
 
 class PairDataModule(TextDataModule):
@@ -291,7 +291,7 @@ def test_hub_data_set_with_hidden_test_labels(bert_folder, monkeypatch, sentence
             {name: Dataset.from_list(hidden if name == "test" else rows) for name in ("train", "validation", "test")}
         )
 
-    monkeypatch.setattr("papa_lightning.datamodules.hub.load_dataset", load)
+    monkeypatch.setattr("papa_lightning.datamodules.reading.hub.load_dataset", load)
     data = CoLADataModule(bert_folder, max_length=16, revision="abc")
     data.prepare_data()
     with pytest.warns(

@@ -2,14 +2,14 @@
 
 import pytest
 
-from papa_lightning.datamodules.tokenizing import (
+from papa_lightning.datamodules.rows.tokenizing import (
     load_tokenizer,
     prepare_for_words,
     separator_id,
     tokenize,
     tokenize_words,
 )
-from papa_lightning.exceptions import DataError
+from papa_lightning.errors import DataError
 
 KINDS = ("bert", "roberta", "deberta", "deberta-v2", "xlm-roberta", "albert", "t5")
 # Separators between two texts. DeBERTa (v1) has one in transformers 4 and two in version 5.

@@ -10,7 +10,7 @@ from transformers import BertConfig, BertModel
 
 from papa_lightning.callbacks.calibration_run import CalibrationRun
 from papa_lightning.datamodules import TextClassificationDataModule
-from papa_lightning.exceptions import DataError
+from papa_lightning.errors import DataError
 from papa_lightning.tasks import MaskedLanguageModelingTask
 
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification
 
 from papa_lightning import PapaError, gate_logits, restore_attention, swap_attention
 from papa_lightning.encoders import find_encoder, swap_as_saved, swapped_layers
-from papa_lightning.encoders.projections import CutProjection
+from papa_lightning.encoders.projections.cut import CutProjection
 
 QKV = ["query", "key", "value"]
 #: Model, and the layers that get an adapter: fused ones, cut ones, values only, all.

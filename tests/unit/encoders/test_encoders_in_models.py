@@ -21,7 +21,7 @@ from transformers import (
 
 from papa_lightning import restore_attention, swap_attention
 from papa_lightning.encoders import encoder_shape, find_encoder, is_supported
-from papa_lightning.exceptions import UnsupportedEncoderError
+from papa_lightning.errors import UnsupportedEncoderError
 
 SIZES = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
 TEXT = {**SIZES, "vocab_size": 9, "max_position_embeddings": 16}

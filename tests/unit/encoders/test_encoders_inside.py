@@ -15,7 +15,7 @@ from unit.encoders.tiny_encoders import LENGTH, PARTIAL, build, make_constants, 
 
 from papa_lightning import calibrate, gate_logits, restore_attention, swap_attention
 from papa_lightning.encoders import find_encoder, load_constants, observe_attention, swapped_layers
-from papa_lightning.exceptions import UnsupportedEncoderError
+from papa_lightning.errors import UnsupportedEncoderError
 
 EXACT = {"atol": 1e-10, "rtol": 1e-10}
 COMPILED = ["bert", "modernbert", "deberta-v2-shared", "albert", "gpt2"]

@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from papa_lightning import calibrate, restore_attention, swap_attention
 from papa_lightning.encoders import observe_attention
-from papa_lightning.exceptions import PapaError
+from papa_lightning.errors import PapaError
 
 ALBERTS = ["albert", "albert-groups"]
 

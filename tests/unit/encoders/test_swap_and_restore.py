@@ -37,7 +37,7 @@ from papa_lightning.encoders import (
     swapped_layers,
     weights_fingerprint,
 )
-from papa_lightning.exceptions import ConstantsFileError, PapaError
+from papa_lightning.errors import ConstantsFileError, PapaError
 
 SWAPS = {
     "all": ("constant", "all"),

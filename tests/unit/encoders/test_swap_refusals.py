@@ -33,7 +33,7 @@ from unit.encoders.tiny_encoders import (
 
 from papa_lightning import AttentionConstants, HeadRanking, calibrate, restore_attention, swap_attention
 from papa_lightning.encoders import FAMILIES, find_encoder, fits_positions, is_supported, position_limit, select_heads
-from papa_lightning.exceptions import ConstantsFileError, HeadSelectionError, PapaError, UnsupportedEncoderError
+from papa_lightning.errors import ConstantsFileError, HeadSelectionError, PapaError, UnsupportedEncoderError
 
 SIZES = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
 

@@ -34,8 +34,8 @@ from unit.encoders.tiny_encoders import (
 from papa_lightning import AttentionConstants, calibrate, gate_logits, swap_attention
 from papa_lightning.attention import ZeroMassWarning
 from papa_lightning.encoders import load_constants
-from papa_lightning.encoders.masks import key_mask
-from papa_lightning.exceptions import PapaError
+from papa_lightning.encoders.seam.masks import key_mask
+from papa_lightning.errors import PapaError
 
 assert_close = torch.testing.assert_close
 EXACT = {"atol": 1e-10, "rtol": 1e-10}

@@ -22,7 +22,7 @@ from unit.encoders.tiny_encoders import (
 
 from papa_lightning import restore_attention, swap_attention
 from papa_lightning.encoders import learn_constants
-from papa_lightning.exceptions import PapaError
+from papa_lightning.errors import PapaError
 
 assert_close = torch.testing.assert_close
 EXACT = {"atol": 1e-10, "rtol": 1e-10}

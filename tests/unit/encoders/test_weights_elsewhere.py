@@ -9,7 +9,7 @@ from conformance.tiny_models import CASES, build, make_constants, make_inputs
 from torch.testing import assert_close
 
 from papa_lightning import calibrate, swap_attention
-from papa_lightning.exceptions import PapaError
+from papa_lightning.errors import PapaError
 
 
 def hidden(model, inputs):

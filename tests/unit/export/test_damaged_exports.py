@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from papa_lightning import export_encoder, load_encoder
-from papa_lightning.exceptions import ExportError
+from papa_lightning.errors import ExportError
 from papa_lightning.export.facts import read_facts
 
 FILES = ["papa.json", "config.json", "model.safetensors"]

@@ -17,7 +17,7 @@ from unit.encoders import tiny_encoders
 
 from papa_lightning import PapaError, calibrate, export_encoder, load_encoder, restore_attention, swap_attention
 from papa_lightning.encoders import replace_mixing, swapped_layers
-from papa_lightning.exceptions import ExportError
+from papa_lightning.errors import ExportError
 
 #: One for each way of projecting to queries and keys, and those whose layers share a module or norms.
 FEW = ["deberta", "deberta-v2-own", "gpt2", "modernbert", "qwen3", "albert", "t5"]

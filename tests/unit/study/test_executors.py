@@ -17,7 +17,7 @@ import pytest
 import torch
 from fresh_processes import context
 
-from papa_lightning.exceptions import PapaError, StudyError
+from papa_lightning.errors import PapaError, StudyError
 from papa_lightning.study import executors
 from papa_lightning.study.executors import PieceError, check_num_workers, run_pieces
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from papa_lightning.exceptions import PapaError, ResultFileError
+from papa_lightning.errors import PapaError, ResultFileError
 from papa_lightning.study.results import COLUMNS, CellResult, load_table, results_table, save_table
 
 FORMAT = "papa_lightning.cell_result/1"

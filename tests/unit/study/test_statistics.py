@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from papa_lightning.exceptions import PapaError
+from papa_lightning.errors import PapaError
 from papa_lightning.study.results import CellResult, load_table, results_table, save_table
 from papa_lightning.study.statistics import (
     RankCorrelation,

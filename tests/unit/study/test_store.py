@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from papa_lightning.exceptions import PapaError, StudyError
-from papa_lightning.files import new_part, open_part
+from papa_lightning.errors import PapaError, StudyError
+from papa_lightning.files.writing import new_part, open_part
 from papa_lightning.study.store import StudyFolder
 
 

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 from transformers import get_scheduler
 from unit.study import feature_cases as cases
 
-from papa_lightning.exceptions import PapaError
-from papa_lightning.study.features import LiveFeatures, StoredFeatures, store_features
+from papa_lightning.errors import PapaError
+from papa_lightning.study.features.features import LiveFeatures, StoredFeatures, store_features
 from papa_lightning.study.probes_dropout import SeededDropout
 from papa_lightning.study.training import ProbeSettings, TrainedProbe, initial_probe, train_probes
 

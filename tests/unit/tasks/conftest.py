@@ -1,11 +1,8 @@
-"""A tiny encoder with a tokenizer that can mask, and a quiet Trainer."""
+"""A tiny encoder with a tokenizer that can mask."""
 
 import string
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import lightning as L
 import pytest
 import torch
 from transformers import BertConfig, BertModel, BertTokenizerFast
@@ -23,12 +20,3 @@ def letters_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     torch.manual_seed(0)
     BertModel(BertConfig(vocab_size=len(WORDS), max_position_embeddings=20, **sizes)).save_pretrained(folder)
     return str(folder)
-
-
-@pytest.fixture(scope="session")
-def quiet_trainer() -> Callable[..., L.Trainer]:
-    def make(**arguments: Any) -> L.Trainer:
-        names = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-        return L.Trainer(**({**dict.fromkeys(names, False), "accelerator": "cpu", "devices": 1} | arguments))
-
-    return make

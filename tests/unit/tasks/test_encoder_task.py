@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 
 from papa_lightning.calibration import AttentionConstants
-from papa_lightning.exceptions import PapaError
+from papa_lightning.errors import PapaError
 from papa_lightning.ranking import HeadRanking
 from papa_lightning.tasks import LayerwiseProbe, SequenceClassificationTask
 

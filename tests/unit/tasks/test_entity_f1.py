@@ -6,7 +6,7 @@ import torch
 from seqeval.metrics import f1_score
 from seqeval.scheme import IOB2
 
-from papa_lightning.exceptions import PapaError
+from papa_lightning.errors import PapaError
 from papa_lightning.tasks import EntityF1
 from papa_lightning.tasks.metrics import token_metrics
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from papa_lightning.exceptions import PapaError
+from papa_lightning.errors import PapaError
 from papa_lightning.tasks import LayerwiseProbe
 
 LEVELS, LENGTH, SIZE, LABELS = 3, 6, 8, 4

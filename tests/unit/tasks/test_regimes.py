@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from papa_lightning import AttentionConstants, ConstantAttention, SequenceClassificationTask
 from papa_lightning.encoders import swapped_layers
-from papa_lightning.exceptions import PapaError
+from papa_lightning.errors import PapaError
 from papa_lightning.tasks.regimes import REGIMES, project_rows
 from papa_lightning.tasks.shards import nth_loader, unrepeated_rows
 

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from torchmetrics.functional.classification import binary_f1_score, multiclass_accuracy
 from transformers import BertConfig, BertModel
 
-from papa_lightning.exceptions import PapaError
+from papa_lightning.errors import PapaError
 from papa_lightning.tasks import SequenceClassificationTask
 
 LENGTH, VOCABULARY = 8, 40

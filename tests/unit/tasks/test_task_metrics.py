@@ -7,7 +7,7 @@ from torchmetrics.functional.classification import (
     multiclass_matthews_corrcoef,
 )
 
-from papa_lightning.exceptions import PapaError
+from papa_lightning.errors import PapaError
 from papa_lightning.tasks.metrics import MatthewsCorrCoef, classification_metrics
 
 NAMES = ("accuracy", "matthews_corrcoef", "f1")

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from papa_lightning import MaskedLanguageModelingTask, TokenClassificationTask
-from papa_lightning.exceptions import PapaError
+from papa_lightning.errors import PapaError
 
 LENGTH, TAGS = 8, ("O", "B-X", "I-X")
 Make = Callable[..., L.Trainer]

@@ -1,0 +1,181 @@
+"""AFT-conv as pure functions: position biases that depend on the offset alone, over a sequence or over a grid.
+
+Source: "An Attention Free Transformer", Zhai et al. 2021, arXiv 2105.14103. What
+:mod:`papa_lightning.attention.aft.functional` says of precision, masks and underflow holds here too.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from papa_lightning.attention.aft.band import Band, banded_mean
+from papa_lightning.attention.aft.checks import check_grid, check_heads, check_kernel
+from papa_lightning.attention.aft.means import (
+    LogWeights,
+    finite_maximum,
+    masked_keys,
+    masked_values,
+    recomputed,
+    rows_with_keys,
+    weighted_mean,
+)
+from papa_lightning.attention.functional import accumulation_dtype
+
+
+def aft_conv(
+    query: Tensor, key: Tensor, value: Tensor, kernel: Tensor, mask: Tensor | None = None, causal: bool = False
+) -> Tensor:
+    """AFT-conv over a sequence: one key a head, and a position bias that depends on the offset alone.
+
+    ``sigmoid(Q) * [conv(e^K V, e^w - 1) + sum e^K V] / [conv(e^K, e^w - 1) + sum e^K]`` for each of H heads, computed
+    without the difference, in O(T s d). Entry j of a kernel belongs to the key at ``t + j - (s - 1) // 2``, as in a
+    convolution with padding "same"; in causal mode to the key at ``t + j - (s - 1)``, so that the last entry is the
+    row's own.
+
+    Args:
+        query: (B, T, H, h).
+        key: (B, T, H).
+        value: (B, T, H, h).
+        kernel: w, (H, s).
+        mask: (B, T), true for a real token, or None.
+        causal: Only keys at or before the row.
+
+    Returns:
+        (B, T, H, h) in the dtype of ``value``.
+
+    Raises:
+        PapaError: When shapes do not fit.
+
+    Example:
+        >>> x = torch.tensor([0.0, 2.0, 4.0]).reshape(1, 3, 1, 1)
+        >>> nothing = torch.zeros_like(x)
+        >>> aft_conv(nothing, nothing[..., 0], x, torch.tensor([[0.0, 1000.0, 0.0]])).flatten()  # every row at itself
+        tensor([0., 1., 2.])
+    """
+    check_heads(query, key, value, mask)
+    check_kernel(kernel, query.shape[2], dimensions=1)
+    return recomputed(conv_mixture, query, key, value, kernel, mask, causal)
+
+
+def conv_mixture(
+    query: Tensor, key: Tensor, value: Tensor, kernel: Tensor, mask: Tensor | None, causal: bool
+) -> Tensor:
+    """What :func:`aft_conv` gives; what the backward pass needs is kept, and not computed again."""
+    size = kernel.shape[1]
+    with torch.autocast(query.device.type, enabled=False):
+        keys, values = _by_head(key, value, mask)
+        band = Band(kernel[:, None].to(keys.dtype), -(size - 1) if causal else -((size - 1) // 2))
+        band, rows = _visible(band, query.shape[1]), rows_with_keys(mask, causal)
+        mean = banded_mean(keys, values, band, rows, causal)
+        return (torch.sigmoid(query.to(mean.dtype)) * mean.transpose(1, 2)).to(value.dtype)
+
+
+def _by_head(key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Masked keys (B, H, T, 1) and values (B, H, T, h)."""
+    return masked_keys(key, mask).transpose(1, 2)[..., None], masked_values(value, mask).transpose(1, 2)
+
+
+def _visible(band: Band, length: int) -> Band:
+    """The band without offsets that no key of the sequence has."""
+    start = max(0, 1 - length - band.first)
+    stop = min(band.bias.shape[-1], length - band.first)
+    return Band(band.bias[..., start:stop], band.first + start)
+
+
+def aft_conv2d(
+    query: Tensor, key: Tensor, value: Tensor, kernel: Tensor, side: int, mask: Tensor | None = None
+) -> Tensor:
+    """AFT-conv over a square grid whose cells are the tokens, row by row.
+
+    As :func:`aft_conv`, with a bias that depends on the offset in both directions, in O(T s^2 d). Entry (i, j) of a
+    kernel belongs to the key ``i - (s - 1) // 2`` rows below and ``j - (s - 1) // 2`` columns to the right.
+
+    Args:
+        query: (B, T, H, h) with T = side^2.
+        key: (B, T, H).
+        value: (B, T, H, h).
+        kernel: w, (H, s, s).
+        side: Rows, and columns, of the grid.
+        mask: (B, T), true for a real token, or None.
+
+    Returns:
+        (B, T, H, h) in the dtype of ``value``.
+
+    Raises:
+        PapaError: When shapes do not fit, or the tokens are no square grid.
+
+    Example:
+        >>> x = torch.arange(9.0).reshape(1, 9, 1, 1)
+        >>> nothing = torch.zeros_like(x)
+        >>> aft_conv2d(nothing, nothing[..., 0], x, torch.zeros(1, 3, 3), side=3).flatten()[0]  # half of the mean, 4
+        tensor(2.)
+    """
+    check_heads(query, key, value, mask)
+    check_kernel(kernel, query.shape[2], dimensions=2)
+    check_grid(side, query.shape[1])
+    return recomputed(conv2d_mixture, query, key, value, kernel, side, mask)
+
+
+def conv2d_mixture(query: Tensor, key: Tensor, value: Tensor, kernel: Tensor, side: int, mask: Tensor | None) -> Tensor:
+    """What :func:`aft_conv2d` gives; what the backward pass needs is kept, as above."""
+    with torch.autocast(query.device.type, enabled=False):
+        keys, values = _by_head(key, value, mask)
+        logs = kernel.to(accumulation_dtype(key.dtype))
+        scaled = torch.exp(keys - finite_maximum(keys, dim=2))
+        top = finite_maximum(logs.flatten(1), dim=1).clamp_min(0.0)[..., None]
+        weights, beyond = torch.exp(logs - top), torch.exp(-top)
+        denominator = _grid_sums(scaled, weights, beyond, side)
+        numerator = _grid_sums(scaled * values, weights, beyond, side)
+        rows = rows_with_keys(mask, causal=False)
+        mean = weighted_mean(numerator, denominator, keys, values, _kernel_rows(logs, side), rows)
+        return (torch.sigmoid(query.to(mean.dtype)) * mean.transpose(1, 2)).to(value.dtype)
+
+
+def _grid_sums(cells: Tensor, weights: Tensor, beyond: Tensor, side: int) -> Tensor:
+    """Sums (B, H, T, x) of cells: with the weights (H, s, s) in the window, and with one weight (H, 1, 1) outside.
+
+    The cells outside a window are those above and below it, and those to its left and right. These are sums of positive
+    terms; "all less the window" would cancel.
+    """
+    batch, heads, _, width = cells.shape
+    grid = cells.transpose(2, 3).reshape(batch, heads * width, side, side)
+    size = weights.shape[-1]
+    before, after = (size - 1) // 2, size // 2
+    by_channel = weights.repeat_interleave(width, dim=0)[:, None]
+    window = F.conv2d(F.pad(grid, (before, after, before, after)), by_channel, groups=heads * width)
+    beside = _outside(grid, before, after, dim=3)
+    strip = F.pad(beside, (0, 0, before, after)).unfold(2, size, 1).sum(dim=-1)
+    rest = strip + _outside(grid.sum(dim=3, keepdim=True), before, after, dim=2)
+    sums = window + rest * beyond.repeat_interleave(width, dim=0)
+    return sums.reshape(batch, heads, width, -1).transpose(2, 3)
+
+
+def _outside(grid: Tensor, before: int, after: int, dim: int) -> Tensor:
+    """Sums along a dimension over what is more than ``before`` places before, or more than ``after`` behind."""
+    return _earlier(grid, before, dim) + _earlier(grid.flip(dim), after, dim).flip(dim)
+
+
+def _earlier(grid: Tensor, distance: int, dim: int) -> Tensor:
+    """Sums along a dimension over what is more than ``distance`` places before."""
+    length = grid.shape[dim]
+    kept = max(0, length - distance - 1)
+    sums = grid.narrow(dim, 0, kept).cumsum(dim)
+    nothing = torch.zeros_like(grid.narrow(dim, 0, length - kept))
+    return torch.cat([nothing, sums], dim=dim)
+
+
+def _kernel_rows(logs: Tensor, side: int) -> LogWeights:
+    """Whole rows of the position bias, for exact means."""
+
+    def rows(head: Tensor, row: Tensor) -> Tensor:
+        size = logs.shape[-1]
+        cell = torch.arange(side * side, device=row.device)
+        down = cell // side - row[:, None] // side + (size - 1) // 2
+        right = cell % side - row[:, None] % side + (size - 1) // 2
+        inside = (down >= 0) & (down < size) & (right >= 0) & (right < size)
+        found = logs[head[:, None], down.clamp(0, size - 1), right.clamp(0, size - 1)]
+        return found.masked_fill(~inside, 0.0)
+
+    return rows

@@ -1,0 +1,271 @@
+"""Attention-free mixing (AFT) as pure functions: full, simple and local. The convolutional form is in aft_conv.py.
+
+Every query row gets, channel by channel, a mean of the values with the weights ``exp(K_t' + w_tt')`` of the keys that
+it may look at, times ``sigmoid(Q_t)``. w is the position bias. Source: "An Attention Free Transformer", Zhai et al.
+2021, arXiv 2105.14103.
+
+Inside, everything is float32 (float64 for float64 input), also under autocast. Keys are masked before a maximum is
+taken of them, so padding changes nothing, and rows without any allowed key are 0. Where a sum of weights underflows,
+exactly these entries are computed again, each with a maximum of its own; nothing is ever added to a denominator.
+
+Shapes: B sequences, T tokens, d channels in H groups. A *mask* is (B, T), true for a real token, and may have
+holes; None: all are real. *causal*: a row looks at itself and the rows before it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from papa_lightning.attention.aft.band import Band, banded_mean
+from papa_lightning.attention.aft.checks import check_band, check_bias, check_count, check_rows
+from papa_lightning.attention.aft.means import (
+    finite_maximum,
+    masked_keys,
+    masked_values,
+    recomputed,
+    rows_with_keys,
+    weighted_mean,
+)
+from papa_lightning.attention.functional import accumulation_dtype
+
+
+def aft_full(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    position_bias: Tensor,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    chunk: int = 128,
+) -> Tensor:
+    """AFT-full, ``sigmoid(Q_t) * sum_t' exp(K_t' + w_tt') V_t' / sum_t' exp(K_t' + w_tt')``.
+
+    In time O(T^2 d), as products of (chunk x T) by (T x B d) matrices; in memory O(T^2 + B T d), in the backward pass
+    too, because the chunks of rows are computed again there. No (B, T, T, d) tensor exists.
+
+    Args:
+        query: (B, T, d).
+        key: (B, T, d).
+        value: (B, T, d).
+        position_bias: w, (T', T') with T' at least T, or (H, T', T') for H groups of d / H neighbouring channels. Minus
+            infinity: not allowed.
+        mask: (B, T), true for a real token, or None.
+        causal: Only keys at or before the row.
+        chunk: Rows at a time.
+
+    Returns:
+        (B, T, d) in the dtype of ``value``.
+
+    Raises:
+        PapaError: When shapes do not fit.
+
+    Example:
+        >>> x = torch.tensor([[[0.0], [2.0]]])
+        >>> w = torch.tensor([[0.0, 0.0], [0.0, -torch.inf]])
+        >>> aft_full(torch.zeros(1, 2, 1), torch.zeros(1, 2, 1), x, w).flatten()
+        tensor([0.5000, 0.0000])
+    """
+    check_rows(query, key, value, mask)
+    check_count("chunk", chunk, least=1)
+    length = query.shape[1]
+    bias = check_bias(position_bias, length, query.shape[-1])
+    with torch.autocast(query.device.type, enabled=False):
+        bias = bias[:, :length, :length].to(accumulation_dtype(query.dtype))
+        keys, values = _by_group(key, value, mask, bias.shape[0])
+        rows = rows_with_keys(mask, causal)
+        chunks, start = [], 0
+        for piece in torch.split(bias, chunk, dim=1):
+            stop = start + piece.shape[1]
+            some = None if rows is None else rows[:, :, start:stop]
+            seen = stop if causal else length
+            later = (
+                torch.ones(piece.shape[1:], dtype=torch.bool, device=piece.device).triu(start + 1) if causal else None
+            )
+            own = query[:, start:stop]
+            chunks.append(recomputed(_chunk_of_rows, own, keys, values, piece, some, seen, later, value.dtype))
+            start = stop
+        return torch.cat(chunks, dim=1)
+
+
+def _chunk_of_rows(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    bias: Tensor,
+    rows: Tensor | None,
+    seen: int,
+    later: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """(B, rows, d): some rows, with the maximum of the ``seen`` keys before or at the last of them."""
+    if later is not None:
+        keys, values, bias = keys[:, :, :seen], values[:, :, :seen], bias.masked_fill(later, -torch.inf)[..., :seen]
+    scaled = torch.exp(keys - finite_maximum(keys, dim=2))
+    weights = torch.exp(bias - finite_maximum(bias, dim=-1))
+    denominator = torch.einsum("hij,bhjd->bhid", weights, scaled)
+    numerator = torch.einsum("hij,bhjd->bhid", weights, scaled * values)
+    mean = weighted_mean(numerator, denominator, keys, values, lambda group, row: bias[group, row], rows)
+    return _gated(query, _ungrouped(mean), dtype)
+
+
+def aft_simple(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+    """AFT-simple, AFT-full without position biases: ``sigmoid(Q_t) * sum_t' softmax_t'(K)_t' V_t'``, in O(T d).
+
+    The causal form is a running sum, whose maximum grows along the sequence.
+
+    Args:
+        query: (B, T, d).
+        key: (B, T, d).
+        value: (B, T, d).
+        mask: (B, T), true for a real token, or None.
+        causal: Only keys at or before the row.
+
+    Returns:
+        (B, T, d) in the dtype of ``value``.
+
+    Raises:
+        PapaError: When shapes do not fit.
+
+    Example:
+        >>> x = torch.tensor([[[0.0], [2.0]]])
+        >>> aft_simple(torch.zeros(1, 2, 1), torch.zeros(1, 2, 1), x).flatten()
+        tensor([0.5000, 0.5000])
+        >>> aft_simple(torch.zeros(1, 2, 1), torch.zeros(1, 2, 1), x, causal=True).flatten()
+        tensor([0.0000, 0.5000])
+    """
+    check_rows(query, key, value, mask)
+    return recomputed(simple_mixture, query, key, value, mask, causal)
+
+
+def simple_mixture(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """What :func:`aft_simple` gives; what the backward pass needs is kept, and not computed again."""
+    with torch.autocast(query.device.type, enabled=False):
+        keys, values = masked_keys(key, mask), masked_values(value, mask)
+        if causal:
+            nothing, rows = Band(keys.new_zeros(1, 1, 0), 0), rows_with_keys(mask, causal)
+            mean = _ungrouped(banded_mean(_grouped(keys, 1), _grouped(values, 1), nothing, rows, causal))
+        else:
+            weights = torch.exp(keys - finite_maximum(keys, dim=1))
+            total = weights.sum(dim=1, keepdim=True)  # at least 1 where there is a key: no underflow
+            mean = (weights * values).sum(dim=1, keepdim=True) / torch.where(total > 0, total, 1.0)
+        return _gated(query, mean, value.dtype)
+
+
+def aft_local(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    position_bias: Tensor,
+    window: int,
+    mask: Tensor | None = None,
+    causal: bool = False,
+) -> Tensor:
+    """AFT-local: AFT-full with ``w_tt' = 0`` (not minus infinity) where ``|t - t'| >= s``, in O(T s d).
+
+    A window of 0 is AFT-simple, one of T or more is AFT-full. Only the band of ``position_bias`` is read, but its
+    gradient has its shape; :func:`aft_banded` takes the band alone.
+
+    Args:
+        query: (B, T, d).
+        key: (B, T, d).
+        value: (B, T, d).
+        position_bias: w, (T', T') with T' at least T, or (H, T', T') for H groups of d / H neighbouring channels.
+        window: s.
+        mask: (B, T), true for a real token, or None.
+        causal: Only keys at or before the row.
+
+    Returns:
+        (B, T, d) in the dtype of ``value``.
+
+    Raises:
+        PapaError: When shapes do not fit, or the window is negative.
+
+    Example:
+        >>> x = torch.randn(1, 5, 4, generator=torch.Generator().manual_seed(0))
+        >>> torch.allclose(aft_local(x, x, x, torch.ones(5, 5), window=0), aft_simple(x, x, x))
+        True
+    """
+    check_rows(query, key, value, mask)
+    check_count("window", window, least=0)
+    length = query.shape[1]
+    bias = check_bias(position_bias, length, query.shape[-1])
+    last = 0 if causal else min(window, length) - 1
+    first = 1 - min(window, length)
+    offsets = torch.arange(first, last + 1 if window else first, device=bias.device)
+    others = torch.arange(length, device=bias.device)[:, None] + offsets
+    inside = (others >= 0) & (others < length)
+    index = others.clamp(0, length - 1).expand(bias.shape[0], -1, -1)
+    band = bias[:, :length].gather(-1, index).masked_fill(~inside, 0.0)
+    return aft_banded(query, key, value, band, first, mask, causal)
+
+
+def aft_banded(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    band: Tensor,
+    first: int,
+    mask: Tensor | None = None,
+    causal: bool = False,
+) -> Tensor:
+    """AFT-full with a position bias that is given as a band, ``w[t, t + first + j] = band[t, j]`` and 0 elsewhere.
+
+    In O(T n d) for n offsets. See :mod:`papa_lightning.attention.aft.band` for how.
+
+    Args:
+        query: (B, T, d).
+        key: (B, T, d).
+        value: (B, T, d).
+        band: (T, n), or (H, T, n) for H groups of d / H neighbouring channels; (H, 1, n) when all rows have the same.
+            Entries for keys before the first or after the last one are not used.
+        first: Offset of the first column of the band.
+        mask: (B, T), true for a real token, or None.
+        causal: Only keys at or before the row.
+
+    Returns:
+        (B, T, d) in the dtype of ``value``.
+
+    Raises:
+        PapaError: When shapes do not fit.
+
+    Example:
+        >>> x = torch.tensor([[[0.0], [2.0], [4.0]]])
+        >>> nothing = torch.zeros(1, 3, 1)
+        >>> aft_banded(nothing, nothing, x, torch.full((3, 1), 1000.0), first=0).flatten()  # every row looks at itself
+        tensor([0., 1., 2.])
+    """
+    check_rows(query, key, value, mask)
+    band = check_band(band, query.shape[1], query.shape[-1])
+    return recomputed(banded_mixture, query, key, value, band, first, mask, causal)
+
+
+def banded_mixture(
+    query: Tensor, key: Tensor, value: Tensor, band: Tensor, first: int, mask: Tensor | None, causal: bool
+) -> Tensor:
+    """What :func:`aft_banded` gives for a band (H, T, n); what the backward pass needs is kept, as above."""
+    with torch.autocast(query.device.type, enabled=False):
+        band = band.to(accumulation_dtype(query.dtype))
+        keys, values = _by_group(key, value, mask, band.shape[0])
+        rows = rows_with_keys(mask, causal)
+        mean = banded_mean(keys, values, Band(band, first), rows, causal)
+        return _gated(query, _ungrouped(mean), value.dtype)
+
+
+def _by_group(key: Tensor, value: Tensor, mask: Tensor | None, groups: int) -> tuple[Tensor, Tensor]:
+    """Keys and values (B, H, T, d / H) in at least float32, minus infinity and 0 where masked."""
+    return _grouped(masked_keys(key, mask), groups), _grouped(masked_values(value, mask), groups)
+
+
+def _grouped(tensor: Tensor, groups: int) -> Tensor:
+    """(B, T, d) to (B, H, T, d / H)."""
+    return torch.unflatten(tensor, -1, (groups, -1)).transpose(1, 2)
+
+
+def _ungrouped(tensor: Tensor) -> Tensor:
+    """(B, H, T, h) to (B, T, H h)."""
+    return tensor.transpose(1, 2).flatten(2)
+
+
+def _gated(query: Tensor, mean: Tensor, dtype: torch.dtype) -> Tensor:
+    return (torch.sigmoid(query.to(mean.dtype)) * mean).to(dtype)

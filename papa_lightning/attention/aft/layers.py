@@ -1,0 +1,181 @@
+"""Attention-free layers on plain tensors (Zhai et al. 2021, arXiv 2105.14103): hidden states in, hidden states out.
+
+They need no encoder: each has projections of its own, as a layer of multi-head attention has. The formulas are those of
+:mod:`papa_lightning.attention.aft.functional` and :mod:`papa_lightning.attention.aft.conv`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from papa_lightning.attention.aft.bias import FactorizedBias, NormalizedKernel
+from papa_lightning.attention.aft.checks import check_count, check_divides, check_window
+from papa_lightning.attention.aft.conv import aft_conv, aft_conv2d
+from papa_lightning.attention.aft.functional import aft_banded, aft_full, aft_simple
+from papa_lightning.attention.aft_projections import ProjectedMixing
+from papa_lightning.errors import PapaError
+
+
+class AFTFull(ProjectedMixing):
+    """AFT-full with a factorised position bias, ``sigmoid(Q_t) * mean of V with weights exp(K_t' + u_t . v_t')``.
+
+    Args:
+        hidden_size: d.
+        max_length: T, the longest sequence. Shorter ones use the first rows and columns of the bias.
+        inner: Inner size of the position bias.
+        causal: Tokens look at themselves and those before them only.
+        chunk: Rows that are computed at a time.
+
+    Raises:
+        PapaError: When a number is smaller than 1.
+
+    Example:
+        >>> AFTFull(8, max_length=16, inner=4)(torch.randn(2, 10, 8)).shape
+        torch.Size([2, 10, 8])
+    """
+
+    def __init__(
+        self, hidden_size: int, max_length: int, inner: int = 64, causal: bool = False, chunk: int = 128
+    ) -> None:
+        super().__init__(hidden_size)
+        check_count("chunk", chunk, least=1)
+        self.causal, self.chunk = causal, chunk
+        self.position_bias = FactorizedBias(max_length, inner)
+
+    def mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """See :func:`~papa_lightning.attention.aft.functional.aft_full`."""
+        bias = self.position_bias(query.shape[1])
+        return aft_full(query, key, value, bias, mask, self.causal, self.chunk)
+
+
+class AFTSimple(ProjectedMixing):
+    """AFT-simple, ``sigmoid(Q_t) * mean of V with weights exp(K_t')``: no position biases, and sequences of any length.
+
+    Args:
+        hidden_size: d.
+        causal: Tokens look at themselves and those before them only.
+
+    Raises:
+        PapaError: When ``hidden_size`` is smaller than 1.
+
+    Example:
+        >>> AFTSimple(8, causal=True)(torch.randn(2, 10, 8)).shape
+        torch.Size([2, 10, 8])
+    """
+
+    def __init__(self, hidden_size: int, causal: bool = False) -> None:
+        super().__init__(hidden_size)
+        self.causal = causal
+
+    def mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """See :func:`~papa_lightning.attention.aft.functional.aft_simple`."""
+        return aft_simple(query, key, value, mask, self.causal)
+
+
+class AFTLocal(ProjectedMixing):
+    """AFT-local: AFT-full whose factorised position bias is 0 where ``|t - t'| >= window``.
+
+    Args:
+        hidden_size: d.
+        max_length: T, the longest sequence. Shorter ones use the first rows and columns of the bias.
+        window: s; T makes it AFT-full.
+        inner: Inner size of the position bias.
+        causal: Tokens look at themselves and those before them only.
+
+    Raises:
+        PapaError: When a number is smaller than 1, or the window is larger than ``max_length``.
+
+    Example:
+        >>> AFTLocal(8, max_length=16, window=3, inner=4)(torch.randn(2, 10, 8)).shape
+        torch.Size([2, 10, 8])
+    """
+
+    def __init__(self, hidden_size: int, max_length: int, window: int, inner: int = 64, causal: bool = False) -> None:
+        super().__init__(hidden_size)
+        self.position_bias = FactorizedBias(max_length, inner)
+        check_window(window, max_length, "max_length")
+        self.window, self.causal = window, causal
+
+    def mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """See :func:`~papa_lightning.attention.aft.functional.aft_banded`."""
+        length = query.shape[1]
+        band = self.position_bias.band(length, self.window, self.causal)
+        return aft_banded(query, key, value, band, 1 - min(self.window, length), mask, self.causal)
+
+
+class AFTConv(ProjectedMixing):
+    """AFT-conv over sequences: one key a head, and a kernel ``gamma (w - mean w) / std w + beta`` of position biases.
+
+    Args:
+        hidden_size: d.
+        heads: H, which share d: each has d / H channels, one key and one kernel.
+        max_length: T, the longest sequence that is expected. A kernel does not depend on it, so longer ones work too.
+        window: s, the length of a kernel. Not causal: the token itself is at ``(s - 1) // 2``. Causal: it is the last.
+        causal: Tokens look at themselves and those before them only.
+
+    Raises:
+        PapaError: When a number is smaller than 1, ``heads`` does not divide ``hidden_size``, or the window is larger
+            than ``max_length``.
+
+    Example:
+        >>> AFTConv(8, heads=2, max_length=16, window=3)(torch.randn(2, 10, 8)).shape
+        torch.Size([2, 10, 8])
+    """
+
+    def __init__(self, hidden_size: int, heads: int, max_length: int, window: int, causal: bool = False) -> None:
+        _check_heads(hidden_size, heads)
+        super().__init__(hidden_size, key_size=heads)
+        check_window(window, max_length, "max_length")
+        self.heads, self.causal = heads, causal
+        self.kernel = NormalizedKernel(heads, window)
+
+    def mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """See :func:`~papa_lightning.attention.aft.conv.aft_conv`."""
+        queries, values = torch.unflatten(query, -1, (self.heads, -1)), torch.unflatten(value, -1, (self.heads, -1))
+        return aft_conv(queries, key, values, self.kernel(), mask, self.causal).flatten(2)
+
+
+class AFTConv2d(ProjectedMixing):
+    """AFT-conv over square images whose cells are the tokens, row by row. There is no causal form.
+
+    Args:
+        hidden_size: d.
+        heads: H, which share d: each has d / H channels, one key and one kernel.
+        side: Rows, and columns, of the largest image. Smaller square ones work too.
+        window: s, of a kernel of s x s.
+
+    Raises:
+        PapaError: When a number is smaller than 1, ``heads`` does not divide ``hidden_size``, or the window is larger
+            than ``side``.
+
+    Example:
+        >>> AFTConv2d(8, heads=2, side=4, window=3)(torch.randn(2, 16, 8)).shape
+        torch.Size([2, 16, 8])
+    """
+
+    def __init__(self, hidden_size: int, heads: int, side: int, window: int) -> None:
+        _check_heads(hidden_size, heads)
+        super().__init__(hidden_size, key_size=heads)
+        check_window(window, side, "side")
+        self.heads, self.side = heads, side
+        self.kernel = NormalizedKernel(heads, window, dimensions=2)
+
+    def mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """See :func:`~papa_lightning.attention.aft.conv.aft_conv2d`."""
+        side = math.isqrt(query.shape[1])
+        if side * side != query.shape[1] or side > self.side:
+            raise PapaError(
+                f"the sequences have {query.shape[1]} tokens, which is no square grid of at most {self.side} x "
+                f"{self.side}: pass square images, without tokens beside the grid."
+            )
+        queries, values = torch.unflatten(query, -1, (self.heads, -1)), torch.unflatten(value, -1, (self.heads, -1))
+        return aft_conv2d(queries, key, values, self.kernel(), side, mask).flatten(2)
+
+
+def _check_heads(hidden_size: int, heads: int) -> None:
+    check_count("hidden_size", hidden_size, least=1)
+    check_count("heads", heads, least=1)
+    check_divides("heads", heads, hidden_size)

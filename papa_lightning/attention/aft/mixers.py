@@ -1,0 +1,370 @@
+"""Kinds "aft_full", "aft_simple", "aft_local" and "aft_conv": layers of an encoder without attention matrices.
+
+The layer keeps the encoder's projections. Its own query q and key k, head after head, take part through a factor a
+channel each, and the values are the encoder's::
+
+    Y_t = g sigmoid(a q_t + b) * [sum_t' exp(c k_t' + w_tt') V_t'] / [sum_t' exp(c k_t' + w_tt')]
+
+Source of the form: "An Attention Free Transformer", Zhai et al. 2021, arXiv 2105.14103. It starts in one of two ways:
+
+- ``"paper"``: a = c = 1, b = 0, g = 1, w small: the layer of the paper with the queries and keys of the encoder.
+- ``"from_constants"``: a = b = c = 0, g = 2, w the logarithm of the calibrated average. The gate is ``2 sigmoid(0)``,
+  exactly 1 and where the sigmoid is steepest; the keys have no say; so the layer starts as the constant layer. Every
+  parameter has a gradient from the first step but those of the encoder's query and key, which begin when a and c have
+  left 0. The factor 2 is what the output projection would have to be multiplied with; that stays as it is.
+
+A shift of the keys of a channel would cancel between the two sums, so there is none. Biases that an encoder adds to
+its scores (T5, DeBERTa, MPNet) and attention dropout have nothing to act on here; they are not used.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from papa_lightning.attention.aft.bias import BandBias, FactorizedBias, NormalizedKernel, TableBias
+from papa_lightning.attention.aft.checks import check_grid, check_window
+from papa_lightning.attention.aft.conv import conv2d_mixture, conv_mixture
+from papa_lightning.attention.aft.from_constants import band_bias, dense_bias, kernel_bias, kernel_entries
+from papa_lightning.attention.aft.functional import aft_full, banded_mixture, simple_mixture
+from papa_lightning.attention.aft.means import recomputed
+from papa_lightning.attention.constant.matrices import check_matrices
+from papa_lightning.attention.mixer import Place
+from papa_lightning.attention.scoreless import ScorelessLayer
+from papa_lightning.errors import PapaError
+
+STARTS = ("paper", "from_constants")
+
+
+class AFTSimpleHeads(ScorelessLayer):
+    """AFT-simple, w = 0, in a layer of an encoder: ``sigmoid(a q_t + b) * sum_t' softmax_t'(c k)_t' V_t'``, in O(T d).
+
+    Args:
+        place: See :class:`~papa_lightning.attention.mixer.TokenMixer`; with the size of the heads.
+        heads: All heads of the layer.
+        causal: None: as the encoder. Anything else than that is refused.
+
+    Attributes:
+        query_scale: (H, h), a in the formula.
+        query_shift: (H, h), b.
+        key_scale: (H, h), c.
+
+    Raises:
+        PapaError: For invalid arguments.
+    """
+
+    kind = "aft_simple"
+    whole_layer = "mixes whole layers"
+
+    #: g in the formula.
+    gate_scale = 1.0
+
+    def __init__(self, place: Place, heads: Sequence[int], causal: bool | None = None) -> None:
+        super().__init__(place, heads, causal)
+        shape = (place.num_heads, place.head_size)
+        self.query_scale = nn.Parameter(torch.ones(shape, dtype=place.dtype, device=place.device))
+        self.query_shift = nn.Parameter(torch.zeros_like(self.query_scale))
+        self.key_scale = nn.Parameter(torch.ones_like(self.query_scale))
+        self._set_calibrated(True)
+
+    def mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """See :meth:`ScorelessLayer.mix`; of what is computed the backward pass finds the inputs only."""
+        return recomputed(self.mixture, query, key, value, mask)
+
+    def mixture(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """See :meth:`ScorelessLayer.mix`; what the backward pass needs is kept, and not computed again."""
+        gate = _flat(torch.addcmul(self.query_shift[:, None], query, self.query_scale[:, None]))
+        mixed = self.mean(gate, key, _flat(value), mask)
+        return (mixed * self.gate_scale).view(*mixed.shape[:2], value.shape[1], -1)
+
+    def mean(self, gate: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """The gated mean of the values.
+
+        Args:
+            gate: (B, T, d), before the sigmoid.
+            key: (B, H, T, h), the encoder's.
+            value: (B, T, d).
+            mask: (B, T) or None.
+
+        Returns:
+            (B, T, d).
+        """
+        return simple_mixture(gate, self.scaled_key(key), value, mask, self.causal)
+
+    def scaled_key(self, key: Tensor) -> Tensor:
+        """The keys of all channels, (B, T, d)."""
+        return _flat(key * self.key_scale[:, None])
+
+
+class BiasedAFTHeads(AFTSimpleHeads):
+    """What the kinds with a position bias have in common: the two ways to start.
+
+    Args:
+        place: As in :class:`AFTSimpleHeads`.
+        heads: The same.
+        init: "paper" or "from_constants"; a swap that brings constants means the second if it is left out.
+        causal: As in :class:`AFTSimpleHeads`.
+    """
+
+    def __init__(self, place: Place, heads: Sequence[int], init: str = "paper", causal: bool | None = None) -> None:
+        if init not in STARTS:
+            raise PapaError(f"init is {init!r}, but must be one of {', '.join(map(repr, STARTS))}.")
+        super().__init__(place, heads, causal)
+        self.init = init
+        if init == "from_constants":
+            self._set_calibrated(False)
+            self.gate_scale = 2.0
+            nn.init.zeros_(self.query_scale)
+            nn.init.zeros_(self.key_scale)
+
+    def options(self) -> dict[str, Any]:
+        """The start, beside those of the base."""
+        return {"init": self.init, **super().options()}
+
+    @classmethod
+    def complete_options(cls, options: Mapping[str, Any], constants_given: bool) -> dict[str, Any]:
+        """Start from constants if there are some."""
+        return {"init": "from_constants" if constants_given else "paper", **options}
+
+    @classmethod
+    def needs_constants(cls, options: Mapping[str, Any]) -> bool:
+        """To start from them."""
+        return options.get("init") == "from_constants"
+
+    def load_constants(self, values: Any) -> None:
+        """See :meth:`TokenMixer.load_constants`: the position bias is made of them."""
+        if self.init != "from_constants":
+            super().load_constants(values)  # refuses
+        check_matrices(self, values)
+        with torch.no_grad():
+            self.start_from(values)
+        self._set_calibrated(True)
+
+    def start_from(self, constants: Tensor) -> None:
+        """Set the position bias from the constants of the layer, (H, T, T)."""
+        raise NotImplementedError
+
+
+class TableAFTHeads(BiasedAFTHeads):
+    """What the kinds with a position bias for pairs of positions have in common.
+
+    Args:
+        place: As in :class:`AFTSimpleHeads`.
+        heads: The same.
+        new_table: Makes a bias with a parameter for every pair, for ``groups`` groups of channels.
+        per_head: A bias for the channels of each head, so that constants are taken over exactly; False: one for all
+            channels, as in the paper, from the mean of the heads' constants.
+        inner: Inner size of a factorised bias ``w = u v^T``, as in the paper; None: a parameter for every pair.
+        init: As in :class:`BiasedAFTHeads`.
+        causal: As in :class:`AFTSimpleHeads`.
+
+    Attributes:
+        position_bias: w of H groups of channels, or of one.
+
+    Raises:
+        PapaError: For a factorised bias that is to start from constants: few factors cannot hold their logarithm.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        heads: Sequence[int],
+        new_table: Callable[..., nn.Module],
+        per_head: bool,
+        inner: int | None,
+        init: str,
+        causal: bool | None,
+    ) -> None:
+        super().__init__(place, heads, init, causal)
+        if inner is not None and init == "from_constants":
+            raise PapaError(
+                f"inner is {inner}, but init is 'from_constants', and a product of small factors cannot hold the "
+                "logarithm of the constants: leave inner out, or pass init 'paper'."
+            )
+        self.per_head, self.inner = per_head, inner
+        groups = place.num_heads if per_head else 1
+        bias = new_table(groups=groups) if inner is None else FactorizedBias(place.max_length, inner, groups)
+        self.position_bias = bias.to(device=place.device, dtype=place.dtype)
+
+    def options(self) -> dict[str, Any]:
+        """Whether there is a bias a head and how it is made, beside those of the base."""
+        return {"per_head": self.per_head, "inner": self.inner, **super().options()}
+
+    def start_from(self, constants: Tensor) -> None:
+        """See :meth:`BiasedAFTHeads.start_from`."""
+        seen = self.reach.cut(constants)
+        cast("TableBias | BandBias", self.position_bias).table.copy_(
+            self.table(seen if self.per_head else seen.mean(dim=0, keepdim=True))
+        )
+
+    def table(self, constants: Tensor) -> Tensor:
+        """The parameters of such a bias that gives constants (H or 1, T, T) back."""
+        raise NotImplementedError
+
+
+class AFTFullHeads(TableAFTHeads):
+    """AFT-full in a layer of an encoder, with a position bias for every pair of positions; O(T^2 d).
+
+    Args:
+        place: As in :class:`AFTSimpleHeads`.
+        heads: The same.
+        per_head: As in :class:`TableAFTHeads`.
+        inner: As in :class:`TableAFTHeads`.
+        init: As in :class:`BiasedAFTHeads`.
+        causal: As in :class:`AFTSimpleHeads`.
+    """
+
+    kind = "aft_full"
+
+    def __init__(
+        self,
+        place: Place,
+        heads: Sequence[int],
+        per_head: bool = True,
+        inner: int | None = None,
+        init: str = "paper",
+        causal: bool | None = None,
+    ) -> None:
+        super().__init__(place, heads, partial(TableBias, place.max_length), per_head, inner, init, causal)
+
+    def table(self, constants: Tensor) -> Tensor:
+        """See :func:`~papa_lightning.attention.aft.from_constants.dense_bias`."""
+        return dense_bias(constants)
+
+    def mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """See :meth:`ScorelessLayer.mix`; only chunks of rows are computed again, so that no (T, T, d) ever exists."""
+        return self.mixture(query, key, value, mask)
+
+    def mean(self, gate: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """See :meth:`AFTSimpleHeads.mean`."""
+        length = value.shape[1]
+        self.check_length(length)
+        return aft_full(gate, self.scaled_key(key), value, self.position_bias(length), mask, self.causal)
+
+
+class AFTLocalHeads(TableAFTHeads):
+    """AFT-local in a layer of an encoder: w is 0 where ``|t - t'| >= s``, and those keys are still looked at; O(T s d).
+
+    Args:
+        place: As in :class:`AFTSimpleHeads`.
+        heads: The same.
+        window: s, at most max_length.
+        per_head: As in :class:`TableAFTHeads`.
+        inner: As in :class:`TableAFTHeads`.
+        init: As in :class:`BiasedAFTHeads`; see :func:`~papa_lightning.attention.aft.from_constants.band_bias`.
+        causal: As in :class:`AFTSimpleHeads`.
+    """
+
+    kind = "aft_local"
+
+    def __init__(
+        self,
+        place: Place,
+        heads: Sequence[int],
+        window: int = 32,
+        per_head: bool = True,
+        inner: int | None = None,
+        init: str = "paper",
+        causal: bool | None = None,
+    ) -> None:
+        check_window(window, place.max_length, "max_length")
+        new_table = partial(BandBias, place.max_length, window, place.reach.after == 0)
+        super().__init__(place, heads, new_table, per_head, inner, init, causal)
+        self.window = window
+
+    def options(self) -> dict[str, Any]:
+        """The window, beside those of the base."""
+        return {"window": self.window, **super().options()}
+
+    def table(self, constants: Tensor) -> Tensor:
+        """See :func:`~papa_lightning.attention.aft.from_constants.band_bias`."""
+        return band_bias(constants, self.window, self.causal)
+
+    def mean(self, gate: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """See :meth:`AFTSimpleHeads.mean`."""
+        length = value.shape[1]
+        self.check_length(length)
+        band = cast("BandBias | FactorizedBias", self.position_bias).band(length, self.window, self.causal)
+        first = 1 - min(self.window, length)
+        return banded_mixture(gate, self.scaled_key(key), value, band, first, mask, self.causal)
+
+
+class AFTConvHeads(BiasedAFTHeads):
+    """AFT-conv in a layer of an encoder: w depends on the offset alone, and a head has one key; O(T s d).
+
+    The key of a head is ``c . k_t'``, a product over the channels of the head, where "paper" starts with
+    ``c = 1 / sqrt(h)``. The kernel is ``gamma (w - mean w) / std w + beta``, see
+    :class:`~papa_lightning.attention.aft.bias.NormalizedKernel`.
+
+    Args:
+        place: As in :class:`AFTSimpleHeads`.
+        heads: The same.
+        window: s, the number of offsets, at most max_length.
+        grid: The tokens are a square grid, row by row, and the kernel is s x s; s is at most its side.
+        init: As in :class:`BiasedAFTHeads`; see :func:`~papa_lightning.attention.aft.from_constants.kernel_bias`.
+        causal: As in :class:`AFTSimpleHeads`.
+
+    Attributes:
+        kernel: The kernels of all heads.
+    """
+
+    kind = "aft_conv"
+
+    def __init__(
+        self,
+        place: Place,
+        heads: Sequence[int],
+        window: int = 11,
+        grid: bool = False,
+        init: str = "paper",
+        causal: bool | None = None,
+    ) -> None:
+        side = math.isqrt(place.max_length)
+        if grid and (side**2 != place.max_length or place.reach.after == 0):
+            raise PapaError(
+                f"grid is True, but the {place.max_length} tokens of layer {place.layer} "
+                f"{'are causal' if side**2 == place.max_length else 'are no square grid'}: leave grid out, or use an "
+                "encoder whose tokens are the cells of a square image, without a class token."
+            )
+        check_window(window, side if grid else place.max_length, "the side of the grid" if grid else "max_length")
+        super().__init__(place, heads, init, causal)
+        self.window, self.grid = window, grid
+        kernel = NormalizedKernel(place.num_heads, window, 2 if grid else 1)
+        self.kernel = kernel.to(device=place.device, dtype=place.dtype)
+        if init == "paper":
+            nn.init.constant_(self.key_scale, place.head_size**-0.5)
+
+    def options(self) -> dict[str, Any]:
+        """The window and the grid, beside those of the base."""
+        return {"window": self.window, "grid": self.grid, **super().options()}
+
+    def start_from(self, constants: Tensor) -> None:
+        """See :func:`~papa_lightning.attention.aft.from_constants.kernel_bias`."""
+        side = math.isqrt(self.max_length) if self.grid else None
+        entries = kernel_entries(self.max_length, self.window, self.causal, side).to(constants.device)
+        shape = self.kernel.weight.shape
+        wanted = kernel_bias(self.reach.cut(constants), entries, shape[1:].numel())
+        centre, spread = wanted.mean(dim=1, keepdim=True), wanted.std(dim=1, keepdim=True, correction=0)
+        self.kernel.weight.copy_(wanted.reshape(shape))
+        self.kernel.gamma.copy_(spread.reshape(self.kernel.gamma.shape))
+        self.kernel.beta.copy_(centre.reshape(self.kernel.beta.shape))
+
+    def mean(self, gate: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """See :meth:`AFTSimpleHeads.mean`."""
+        one = (key * self.key_scale[:, None]).sum(dim=-1).transpose(1, 2)
+        gate, value = gate.view(*one.shape, -1), value.view(*one.shape, -1)
+        if not self.grid:
+            return conv_mixture(gate, one, value, self.kernel(), mask, self.causal).flatten(2)
+        side = math.isqrt(value.shape[1])
+        check_grid(side, value.shape[1])
+        return conv2d_mixture(gate, one, value, self.kernel(), side, mask).flatten(2)
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """(B, H, T, h) to (B, T, H h)."""
+    return tensor.transpose(1, 2).flatten(2)

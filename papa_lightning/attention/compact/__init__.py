@@ -1,0 +1,1 @@
+"""Kind "compact": constant heads in a few numbers each."""

@@ -1,0 +1,202 @@
+"""Kind "compact": constant heads in a few numbers each, for sequences whose matrices would be too large."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from papa_lightning.attention.compact.functional import low_rank_attention, profile_attention
+from papa_lightning.attention.compact.layer import (
+    FORMS,
+    PARTS,
+    CompactLayer,
+    cut_parts,
+    expand_form,
+    heads_by_form,
+    own_weights,
+    row_mass,
+)
+from papa_lightning.attention.dynamic import DynamicAttention
+from papa_lightning.attention.functional import apply_attention, constant_attention, normalized_constants
+from papa_lightning.attention.head_slices import merge_heads, select_heads
+from papa_lightning.attention.mixer import Place, TokenMixer, read_extra_state
+from papa_lightning.errors import PapaError
+
+
+class CompactHeads(TokenMixer):
+    """Constant heads, each in the form that its constants were fitted to, beside dynamic ones in one layer.
+
+    Heads of form "profile" compute ``out_i = m_i sum_j m_j (rho(i - j) + alpha_j) v_j / mass_i`` in O(T w); those of
+    form "low_rank" and "dense" as :func:`~papa_lightning.attention.compact.functional.low_rank_attention` and
+    :func:`~papa_lightning.attention.functional.constant_attention`. Dynamic heads run through the fused kernel.
+
+    Args:
+        place: See :class:`~papa_lightning.attention.mixer.TokenMixer`. Constants beyond its reach are not used.
+        heads: The constant heads, ascending.
+        forms: The form of each of them, once it is known: it comes with the constants.
+
+    Attributes:
+        profile: (heads of form "profile", 2 w + 1), rho. Like the others a buffer, and empty while the mixer
+            waits.
+        columns: (heads of form "profile", T), alpha.
+        left: (heads of form "low_rank", T, r).
+        right: (heads of form "low_rank", T, r).
+        matrices: (heads of form "dense", T, T).
+    """
+
+    kind = "compact"
+    constant_tensors = PARTS
+
+    def __init__(self, place: Place, heads: Sequence[int], forms: Sequence[str] | None = None) -> None:
+        super().__init__(place, heads)
+        self.watch = place.watch
+        #: Batches up to this length need no look at the mass of their rows.
+        self.certain_length = 0
+        for name, dimensions in {"profile": 2, "columns": 2, "left": 3, "right": 3, "matrices": 3}.items():
+            empty = torch.zeros((0,) * dimensions, dtype=place.dtype, device=place.device)
+            self.register_buffer(name, empty)
+        self._forms: tuple[str, ...] | None = None if forms is None else tuple(forms)
+
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        """The constants by name."""
+        return {name: getattr(self, name) for name in PARTS}
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """The form of each constant head; none while they are not known."""
+        return self._forms or ()
+
+    def options(self) -> dict[str, Any]:
+        """The forms."""
+        return {"forms": None if self._forms is None else list(self._forms)}
+
+    def dynamic_when_calibrated(self) -> Sequence[int]:
+        """All heads but the constant ones."""
+        return [head for head in range(self.heads.num_heads) if head not in self.constant_heads]
+
+    def load_constants(self, values: Any) -> None:
+        """See :meth:`TokenMixer.load_constants`.
+
+        Args:
+            values: The :class:`~papa_lightning.attention.CompactLayer` of this layer, with all its heads.
+        """
+        if not isinstance(values, CompactLayer):
+            raise PapaError(
+                f"the constants of layer {self.layer} are a {type(values).__name__}, but kind 'compact' takes compact "
+                "constants: pass CompactConstants.fit(constants), or swap to kind 'constant'."
+            )
+        if (len(values.forms), values.max_length) != (self.heads.num_heads, self.max_length):
+            raise PapaError(
+                f"the constants of layer {self.layer} have {len(values.forms)} heads and max_length "
+                f"{values.max_length}, but the layer has {self.heads.num_heads} and {self.max_length}."
+            )
+        own = values.select(self.constant_heads)
+        self._resize({name: getattr(own, name).shape for name in PARTS})
+        with torch.no_grad():
+            for name, parameter in self.parts.items():
+                parameter.copy_(getattr(own, name))
+        self._forms = own.forms
+        self._set_calibrated(True)
+
+    def _resize(self, shapes: Mapping[str, Sequence[int]]) -> None:
+        for name, parameter in self.parts.items():  # in place: an optimizer may hold the parameter already
+            if parameter.shape != torch.Size(shapes[name]):
+                parameter.data = parameter.data.new_zeros(*shapes[name])
+
+    def _set_calibrated(self, calibrated: bool) -> None:
+        super()._set_calibrated(calibrated)
+        self.certain_length = self._certain_length() if calibrated and self.constant_heads else self.max_length
+
+    def _certain_length(self) -> int:
+        """The first position whose token has no weight for itself in some head that is not pruned, or T."""
+        parts = {name: part.detach() for name, part in self.parts.items()}
+        pruned = (row_mass(self.forms, parts, None, self.reach)[0] == 0).all(dim=-1)
+        uncertain = ((own_weights(self.forms, parts) == 0) & ~pruned[:, None]).any(dim=0)
+        return int(torch.cat([uncertain, uncertain.new_ones(1)]).int().argmax())
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        """Make room first: how large the parts are depends on the forms."""
+        saved = {name: state_dict.get(prefix + name) for name in PARTS}
+        if all(isinstance(part, Tensor) and part.dim() == getattr(self, name).dim() for name, part in saved.items()):
+            self._resize({name: part.shape for name, part in saved.items() if isinstance(part, Tensor)})
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def set_extra_state(self, state: object) -> None:
+        """See :meth:`TokenMixer.set_extra_state`; the forms are those of the state."""
+        if isinstance(state, Tensor):
+            saved = read_extra_state(state)
+            if saved["kind"] == self.kind:
+                forms = saved["options"].get("forms")
+                self._forms = None if forms is None else tuple(forms)
+                self._check_parts()
+        super().set_extra_state(state)
+
+    def _check_parts(self) -> None:
+        found = {form: len(getattr(self, parts[0])) for form, parts in FORMS.items()}
+        expected = {form: self.forms.count(form) for form in FORMS}
+        if found != expected:
+            raise PapaError(
+                f"the checkpoint has constants of {found} heads by form in layer {self.layer}, but names {expected}: "
+                "it is damaged; calibrate again."
+            )
+
+    def forward(
+        self, attention: DynamicAttention, value: Tensor, dropout: float = 0.0, need_weights: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """See :meth:`TokenMixer.forward`."""
+        mask = attention.mask
+        parts = self._parts_for(value, mask)
+        if need_weights:
+            weights = self._weights(attention, parts, batch=value.shape[0])
+            return apply_attention(weights, value, dropout), weights
+        mixed: list[tuple[Sequence[int], Tensor]] = []
+        for form, rows in heads_by_form(self.forms).items():
+            own = [self.constant_heads[row] for row in rows]
+            mixed.append((own, self._mix(form, parts, select_heads(value, own, dim=1), mask, dropout)))
+        if dynamic := self.heads.dynamic:
+            mixed.append((dynamic, attention.mix(select_heads(value, dynamic, dim=1), dropout)))
+        return merge_heads(mixed, dim=2), None
+
+    def _parts_for(self, value: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+        """The parts for a batch of values (B, H, t, h), with a look at the mass of its rows."""
+        length = value.shape[2]
+        if length > self.max_length:
+            raise PapaError(
+                f"the sequences are {length} tokens long, but the constants are for max_length {self.max_length}: cut "
+                f"the sequences, or swap with constants.extend({length}), which heads of form 'profile' allow."
+            )
+        whole = self.parts
+        parts = cut_parts(whole, length)
+        if length > self.certain_length and not torch.compiler.is_compiling() and not self.watch.warned:
+            with torch.no_grad():
+                pruned = (row_mass(self.forms, whole, None, self.reach)[0] == 0).all(dim=-1)
+                mass = row_mass(self.forms, parts, mask, self.reach)
+            self.watch.check_mass(self.layer, self.constant_heads, mass, mask, pruned)
+        return parts
+
+    def _mix(
+        self, form: str, parts: Mapping[str, Tensor], value: Tensor, mask: Tensor | None, dropout: float
+    ) -> Tensor:
+        if dropout > 0.0:  # the one case that needs every sequence's own matrix
+            return apply_attention(normalized_constants(self._matrices(form, parts), mask), value, dropout)
+        if form == "profile":
+            return profile_attention(parts["profile"], parts["columns"], value, mask, self.reach)
+        if form == "low_rank" and self.reach.unlimited:
+            return low_rank_attention(parts["left"], parts["right"], value, mask)
+        return constant_attention(self._matrices(form, parts), value, mask)
+
+    def _matrices(self, form: str, parts: Mapping[str, Tensor]) -> Tensor:
+        return self.reach.cut(expand_form(form, parts))
+
+    def _weights(self, attention: DynamicAttention, parts: Mapping[str, Tensor], batch: int) -> Tensor:
+        pieces: list[tuple[Sequence[int], Tensor]] = []
+        for form, rows in heads_by_form(self.forms).items():
+            fixed = normalized_constants(self._matrices(form, parts), attention.mask).expand(batch, -1, -1, -1)
+            pieces.append(([self.constant_heads[row] for row in rows], fixed))
+        if dynamic := self.heads.dynamic:
+            pieces.append((dynamic, attention.matrices().to(parts["profile"].dtype)))
+        return merge_heads(pieces, dim=1)

@@ -1,0 +1,1 @@
+"""Kinds whose heads use calibrated matrices: constant, gated, shared, folded."""

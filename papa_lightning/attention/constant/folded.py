@@ -1,0 +1,112 @@
+"""Kind "folded": all heads of a layer use one constant matrix, so that their value and output maps are one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from papa_lightning.attention.constant.matrices import MatrixHeads, check_matrices
+from papa_lightning.attention.dynamic import DynamicAttention
+from papa_lightning.attention.functional import EPS, apply_attention, constant_mass, normalized_constants
+from papa_lightning.attention.mixer import Place
+from papa_lightning.attention.tracing import is_symbolic
+from papa_lightning.errors import PapaError
+
+
+def shared_product(matrix: Tensor, value: Tensor) -> Tensor:
+    """One matrix for all channels times the values, ``out[b,i] = sum_j C[i,j] V[b,j]``.
+
+    Args:
+        matrix: (1, T, T).
+        value: (B, T, d).
+
+    Returns:
+        (B, T, d) in the dtype of ``value``.
+
+    Example:
+        >>> shared_product(torch.tensor([[[0.0, 1.0], [1.0, 0.0]]]), torch.tensor([[[4.0], [8.0]]])).flatten()
+        tensor([8., 4.])
+    """
+    return torch.bmm(matrix.to(value.dtype).expand(len(value), -1, -1), value).to(value.dtype)
+
+
+class FoldedHeads(MatrixHeads):
+    """All heads of one layer with the same constant matrix C.
+
+    With one matrix for all heads the layer is exactly ``C X W + b`` with ``W = sum over heads of Wv_h Wo_h``, one
+    (d x d) matrix: d^2 + T d multiply-accumulates a token in the place of 2 d^2 + T d. The product W is made where the
+    encoder's projections are, in :mod:`papa_lightning.encoders.projections.folded`; here C is applied to what comes
+    out of it, to all channels at once. Attention dropout in training drops entries of C for all heads together.
+
+    Args:
+        place: See :class:`~papa_lightning.attention.mixer.TokenMixer`.
+        heads: All heads of the layer.
+
+    Attributes:
+        constants: (1, T, T).
+    """
+
+    kind = "folded"
+    whole_layer = "makes one map of the values of all heads"
+
+    def __init__(self, place: Place, heads: Sequence[int]) -> None:
+        super().__init__(place, heads)
+        self._make_room(place, 1)
+
+    def dynamic_when_calibrated(self) -> Sequence[int]:
+        """None."""
+        return ()
+
+    def load_constants(self, values: Any) -> None:
+        """See :meth:`TokenMixer.load_constants`.
+
+        Raises:
+            PapaError: When the heads have different constants.
+        """
+        check_matrices(self, values)
+        if not bool((values == values[:1]).all()):
+            raise PapaError(
+                f'the heads of layer {self.layer} have different constants, but kind "folded" is for layers whose '
+                "heads share one: merge them with merge_constants(constants), which states the error."
+            )
+        with torch.no_grad():
+            self.constants.copy_(values[:1])
+        self._set_calibrated(True)
+
+    def mix(self, value: Tensor, mask: Tensor | None, mass: Tensor | None = None) -> Tensor:
+        """See :meth:`MatrixHeads.mix`; with one matrix for all channels nothing is copied into another layout.
+
+        Args:
+            value: (B, 1, T, d).
+            mask: (B, T), true for a real token, or None.
+            mass: As there.
+
+        Returns:
+            (B, T, 1, d).
+        """
+        if is_symbolic(value.shape[2]):
+            return super().mix(value, mask, mass)
+        channels = value[:, 0]
+        if mask is None:
+            return shared_product(self.normalized_for(value), channels)[:, :, None]
+        constants, real = self.constants_for(value), mask.to(value.dtype)[..., None]
+        mass = constant_mass(constants, mask) if mass is None else mass
+        scale = mask[..., None] / mass.clamp_min(EPS).transpose(1, 2)
+        return (shared_product(constants, channels * real) * scale).to(value.dtype)[:, :, None]
+
+    def forward(
+        self, attention: DynamicAttention, value: Tensor, dropout: float = 0.0, need_weights: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """See :meth:`TokenMixer.forward`; the values are those of the folded projection, or of the heads."""
+        constants, mask = self.constants_for(value), attention.mask
+        if constants.shape[-1] > self.certain_length and not torch.compiler.is_compiling():
+            self.watch.check(self.layer, self.constant_heads[:1], constants, mask, self.constants)
+        batch, heads, length, size = value.shape
+        channels = value.transpose(1, 2).reshape(batch, 1, length, heads * size)  # a view of what the projection gave
+        weights = normalized_constants(constants, mask) if need_weights or dropout > 0.0 else None
+        mixed = self.mix(channels, mask) if weights is None else apply_attention(weights, channels, dropout)
+        shown = weights.expand(batch, heads, -1, -1) if weights is not None and need_weights else None
+        return mixed.reshape(batch, length, heads, size), shown

@@ -1,0 +1,223 @@
+"""What every kind of swapped attention has in common: its place in an encoder, and how it is saved."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from papa_lightning.attention.dynamic import DynamicAttention
+from papa_lightning.attention.dynamic_heads import DynamicHeads
+from papa_lightning.attention.reach import Reach
+from papa_lightning.attention.zero_mass import ZeroMassWatch
+from papa_lightning.checks import anything, boolean, filled, listed, mapped, record, whole
+from papa_lightning.errors import PapaError
+from papa_lightning.files.checked import parse_json
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in an encoder a mixer stands.
+
+    Args:
+        layer: Number of the layer, for messages.
+        num_heads: H.
+        max_length: T, the longest sequence that the mixer serves.
+        head_size: h, the size of a head's values; 0 where nobody needs it.
+        dtype: Of the mixer's parameters.
+        device: Of the mixer's parameters.
+        watch: Warns of real tokens that attend to nothing; one for all layers of an encoder warns once.
+        reach: Which keys the queries of this layer can see at all.
+    """
+
+    layer: int
+    num_heads: int
+    max_length: int
+    head_size: int = 0
+    dtype: torch.dtype = torch.float32
+    device: torch.device | str | None = None
+    watch: ZeroMassWatch = field(default_factory=ZeroMassWatch)
+    reach: Reach = field(default_factory=Reach)
+
+
+class TokenMixer(nn.Module):
+    """What mixes the tokens in one self-attention layer in the place of the encoder's own attention.
+
+    What it needs may arrive after construction (from calibration, or with a checkpoint). Until then the mixer is
+    *waiting* and all heads are dynamic. Its kind, its heads and "calibrated" are part of the state dict (extra state),
+    so a checkpoint can neither lose them nor be read into a layer with other heads.
+
+    Args:
+        place: Where it stands.
+        heads: The heads that it replaces, ascending; the others stay dynamic.
+    """
+
+    #: The name that :func:`~papa_lightning.swap_attention` knows it by.
+    kind: ClassVar[str]
+    #: What a mixer does that leaves no head of its layer out, for messages; empty where heads can be chosen.
+    whole_layer: ClassVar[str] = ""
+    #: Whether its dynamic heads have scores, to which an encoder may add a bias of positions.
+    uses_scores: ClassVar[bool] = True
+    #: Its constants: tensors that are no parameters, so that nothing that unfreezes an encoder makes them learn.
+    constant_tensors: ClassVar[tuple[str, ...]] = ()
+    #: Whether it gives attention matrices to who asks for them.
+    has_matrices: ClassVar[bool] = True
+
+    def __init__(self, place: Place, heads: Sequence[int]) -> None:
+        super().__init__()
+        self.layer = place.layer
+        self.max_length = place.max_length
+        self.constant_heads = tuple(heads)
+        self.heads = DynamicHeads(place.num_heads)
+        self.reach = place.reach
+        #: This layer looks at the attention mask for all: they get the same one, and a look costs a sync.
+        self.checks_mask = False
+        self.calibrated = False
+
+    @classmethod
+    def complete_options(cls, options: Mapping[str, Any], constants_given: bool) -> dict[str, Any]:
+        """The options that a swap asks for, and those beside them that depend on whether it brings constants."""
+        return dict(options)
+
+    @classmethod
+    def needs_constants(cls, options: Mapping[str, Any]) -> bool:
+        """Whether a mixer with these options waits for constants; one that does not is calibrated from the start."""
+        return True
+
+    def load_constants(self, values: Any) -> None:
+        """Take the constants of this layer and leave the waiting state.
+
+        Args:
+            values: What ``by_layer()`` of the constants gives for this layer: (H, T, T) in
+                :class:`~papa_lightning.AttentionConstants`, from which the constant heads are picked.
+
+        Raises:
+            PapaError: For constants of another sort than the kind takes.
+        """
+        raise NotImplementedError
+
+    def learn_constants(self, learn: bool = True) -> None:
+        """Make the constants parameters, or fixed again; their keys in the state dict stay.
+
+        Args:
+            learn: Whether they are to learn. To be said before an optimizer is made, and before DDP wraps the model.
+        """
+        for name in self.constant_tensors:
+            tensor: Tensor = getattr(self, name).detach()
+            if not tensor.numel():  # it would get no gradient, and stop DDP
+                continue
+            delattr(self, name)
+            if learn:
+                self.register_parameter(name, nn.Parameter(tensor))
+            else:
+                self.register_buffer(name, tensor)
+
+    def _set_calibrated(self, calibrated: bool) -> None:
+        self.calibrated = calibrated
+        self.heads.choose(self.dynamic_when_calibrated() if calibrated else range(self.heads.num_heads))
+
+    @property
+    def replaces_attention(self) -> bool:
+        """True while the layer differs from the layer of the original encoder."""
+        return bool(self.constant_heads) and self.calibrated and not self.heads.suspended
+
+    def dynamic_when_calibrated(self) -> Sequence[int]:
+        """The heads that still need a query and a key once the mixer has what it needs."""
+        raise NotImplementedError
+
+    def forward(
+        self, attention: DynamicAttention, value: Tensor, dropout: float = 0.0, need_weights: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Mix the values. Called only while :attr:`replaces_attention`.
+
+        Args:
+            attention: That of the dynamic heads, with the padding mask of the batch.
+            value: (B, H, T, h), of all heads.
+            dropout: Attention dropout, 0 outside training.
+            need_weights: Also return the attention matrices.
+
+        Returns:
+            The mixed values (B, T, H, h), and the matrices used, (B, H, T, T), or None.
+        """
+        raise NotImplementedError
+
+    def options(self) -> dict[str, Any]:
+        """What the mixer was built with beside its place and heads: primitives as JSON has them, for ``__init__``."""
+        return {}
+
+    def get_extra_state(self) -> Tensor:
+        """What :func:`read_extra_state` gives back, as JSON in one uint8 tensor: primitive, and safe to load."""
+        state = {
+            "kind": self.kind,
+            "calibrated": self.calibrated,
+            "max_length": self.max_length,
+            "heads": list(self.constant_heads),
+            "options": self.options(),
+        }
+        return torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: object) -> None:
+        """Restore from :meth:`get_extra_state`.
+
+        Sharded strategies load parameter by parameter, and torch then passes a placeholder, which changes nothing:
+        there, constants come from a file.
+
+        Raises:
+            PapaError: When the state was saved with another kind, other constant heads or another max_length.
+        """
+        if not isinstance(state, Tensor):
+            return
+        saved = read_extra_state(state)
+        if saved["kind"] != self.kind or saved["options"] != self.options():
+            raise PapaError(
+                f"the checkpoint has attention of kind {saved['kind']!r} with options {saved['options']} in layer "
+                f"{self.layer}, but the encoder was swapped to {self.kind!r} with {self.options()}: swap it to the "
+                "kind of the run that wrote it."
+            )
+        if tuple(saved["heads"]) != self.constant_heads:
+            raise PapaError(
+                f"the checkpoint has constant heads {saved['heads']} in layer {self.layer}, but heads asks for "
+                f"{list(self.constant_heads)}: pass the same heads (and ranking) as in the run that wrote it."
+            )
+        if saved["max_length"] != self.max_length:
+            raise PapaError(
+                f"the checkpoint has constants of max_length {saved['max_length']} in layer {self.layer}, but the "
+                f"encoder was swapped with max_length {self.max_length}: swap it with "
+                f"max_length={saved['max_length']}."
+            )
+        self._set_calibrated(saved["calibrated"])
+
+
+def read_extra_state(state: Tensor) -> Mapping[str, Any]:
+    """The kind, "calibrated", T, the heads and the options that a mixer was saved with.
+
+    Raises:
+        PapaError: When the tensor is not what :meth:`TokenMixer.get_extra_state` made.
+
+    Example:
+        >>> from papa_lightning.attention import ConstantHeads
+        >>> read_extra_state(ConstantHeads(Place(layer=0, num_heads=2, max_length=8), [1]).get_extra_state())["heads"]
+        [1]
+    """
+    try:
+        found: dict[str, Any] = _STATE("it", parse_json(bytes(state.to(torch.uint8).tolist())))
+        if found["heads"] == sorted({*found["heads"]}):
+            return found
+    except (ValueError, TypeError):
+        pass
+    raise PapaError("the checkpoint's papa._extra_state is damaged, or of another version: calibrate again.")
+
+
+_STATE = record(
+    {
+        "kind": filled,
+        "calibrated": boolean,
+        "max_length": whole(1),
+        "heads": listed(whole()),
+        "options": mapped(anything),
+    }
+)

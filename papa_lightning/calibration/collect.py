@@ -1,0 +1,235 @@
+"""The calibration pass."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from papa_lightning.attention import RowMixing
+from papa_lightning.calibration.averages import AttentionAverages
+from papa_lightning.calibration.batches import run_encoder
+from papa_lightning.calibration.compact.averages import CompactAverages
+from papa_lightning.calibration.constants import AttentionConstants
+from papa_lightning.calibration.encoder_constants import plain_metadata
+from papa_lightning.encoders import (
+    compute_device,
+    describe_lengths,
+    encoder_shape,
+    find_encoder,
+    fits_positions,
+    replace_mixing,
+    weights_fingerprint,
+)
+from papa_lightning.errors import CalibrationError
+
+
+def calibrate(
+    encoder: nn.Module,
+    batches: Iterable[Mapping[str, Any]],
+    max_length: int,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    all_reduce: Callable[[Tensor], Tensor] | None = None,
+    progress: bool = False,
+) -> AttentionConstants:
+    """Average the attention matrices of an encoder over data, ``C = sums / counts``.
+
+    One pass without gradients, in eval mode; every module gets back the mode it had. An encoder that is
+    already swapped is seen with its original, dynamic attention. Beside the model it needs memory for the sums,
+    L x H x T x T in float64, and for the probabilities of one layer. Source: Hassid et al. 2022, arXiv 2211.03495.
+
+    Args:
+        encoder: Any supported PreTrainedModel, with or without a task head, or a module that holds one.
+        batches: Any iterable of mappings with input_ids and attention_mask, (B, t) with t up to ``max_length``
+            (and token_type_ids, position_ids), or with pixel_values for an encoder of images; other keys are ignored.
+            No labels are needed.
+        max_length: T, the longest sequence that the constants are to serve; for images, the number of tokens that the
+            encoder makes of one.
+        metadata: What to note in the result beside model, sizes and versions, e.g. tokenizer, layout, data.
+        all_reduce: Sums a tensor over processes, when several calibrate together, each with its own share.
+        progress: Show a progress bar.
+
+    Returns:
+        The constants, on the CPU; values in float32, or float64 for an encoder in float64.
+
+    Raises:
+        UnsupportedEncoderError: For a model that is not a supported encoder.
+        ConstantsFileError: For metadata that cannot be saved.
+        CalibrationError: For a bad ``max_length``, a batch without attention_mask, a sequence that is too
+            long, no sequences at all, or NaN in the attention (with the layer's number).
+        PapaError: For a token that is not in the vocabulary.
+
+    Example:
+        >>> from papa_lightning import calibrate
+        >>> from transformers import BertConfig, BertModel
+        >>> config = BertConfig(num_hidden_layers=1, num_attention_heads=2, hidden_size=8, intermediate_size=8)
+        >>> batch = {"input_ids": torch.tensor([[1, 2, 3, 0]]), "attention_mask": torch.tensor([[1, 1, 1, 0]])}
+        >>> constants = calibrate(BertModel(config), [batch], max_length=4)
+        >>> constants.values.shape, constants.metadata["sequences"]
+        (torch.Size([1, 2, 4, 4]), 1)
+    """
+    base = find_encoder(encoder)
+    check_max_length(base, max_length)
+    noted = plain_metadata({} if metadata is None else metadata)  # refused now, not after hours
+    averages = gather(base, batches, max_length, progress=progress)
+    if all_reduce is not None:
+        averages.reduce(all_reduce)
+    return finish(base, averages, noted)
+
+
+def check_max_length(encoder: PreTrainedModel, max_length: int) -> None:
+    """Refuse a length for which the encoder has no positions.
+
+    Raises:
+        CalibrationError: Names the length and the limit.
+    """
+    if not fits_positions(encoder, max_length):
+        raise CalibrationError(
+            f"max_length is {max_length!r}, but must be {describe_lengths(encoder)}: pass a length that it has."
+        )
+
+
+def gather(
+    encoder: PreTrainedModel, batches: Iterable[Mapping[str, Any]], max_length: int, *, progress: bool = False
+) -> AttentionAverages:
+    """Run the pass of :func:`calibrate` in this process only, without reducing or dividing.
+
+    Args:
+        encoder: The bare encoder.
+        batches: See :func:`calibrate`; may be empty.
+        max_length: T.
+        progress: Show a progress bar.
+
+    Returns:
+        The sums of this process.
+
+    Raises:
+        CalibrationError: For a bad batch.
+    """
+    layers, heads = encoder_shape(encoder)
+    averages = AttentionAverages(layers, heads, max_length, compute_device(encoder))
+    add_up(encoder, averages, batches, progress)
+    return averages
+
+
+def add_up(
+    encoder: PreTrainedModel,
+    sums: AttentionAverages | CompactAverages,
+    batches: Iterable[Mapping[str, Any]],
+    progress: bool,
+) -> None:
+    """Run an encoder over batches, in eval mode and without gradients, and add up its attention.
+
+    Args:
+        encoder: The bare encoder.
+        sums: What is added to.
+        batches: See :func:`calibrate`; may be empty.
+        progress: Show a progress bar.
+
+    Raises:
+        CalibrationError: For a bad batch.
+    """
+    mixings = [RowMixing(partial(sums.mix, layer)) for layer in range(encoder_shape(encoder)[0])]
+    with torch.no_grad(), eval_mode(encoder), replace_mixing(encoder, mixings):
+        for number, mask in enumerate(run_encoder(encoder, progress_bar(batches, progress), sums.max_length)):
+            sums.add_mask(mask)
+            if number == 0:  # a broken encoder shows at once, not after hours; later batches are seen at the end
+                sums.check_finite()
+
+
+def finish(encoder: PreTrainedModel, averages: AttentionAverages, metadata: Mapping[str, Any]) -> AttentionConstants:
+    """Divide the sums, and note what the constants were made with.
+
+    Args:
+        encoder: The bare encoder.
+        averages: The sums of all processes.
+        metadata: What the caller knows beyond the encoder.
+
+    Raises:
+        CalibrationError: When there were no sequences, or the attention was not finite.
+    """
+    dtype = torch.promote_types(encoder.dtype, torch.float32)
+    values = averages.compute(dtype).cpu()
+    noted = describe_pass(encoder, averages.max_length, averages.num_sequences)
+    return AttentionConstants(
+        values, averages.pair_counts.cpu(), {**metadata, **noted}, variance=averages.variance().cpu()
+    )
+
+
+def describe_pass(encoder: PreTrainedModel, max_length: int, num_sequences: Tensor) -> dict[str, Any]:
+    """What a pass notes in its result: the model, T, how many sequences, and versions."""
+    return {
+        "model": describe_model(encoder),
+        "max_length": max_length,
+        "sequences": int(num_sequences),
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("papa-lightning", "torch", "transformers")},
+    }
+
+
+def describe_model(encoder: PreTrainedModel) -> dict[str, Any]:
+    """Name, type, sizes and fingerprint of an encoder; of a local folder only its own name, never its path."""
+    config = encoder.config
+    layers, heads = encoder_shape(encoder)
+    return {
+        "name": without_path(config.name_or_path or ""),
+        "type": config.model_type,
+        "layers": layers,
+        "heads": heads,
+        "hidden_size": int(config.hidden_size),
+        "weights": weights_fingerprint(encoder),
+    }
+
+
+def without_path(name: str) -> str:
+    """The name of a model or tokenizer on the hub as it is; of a local folder only its own name.
+
+    Files that hold such names travel, and the paths of one machine mean nothing on another.
+
+    Example:
+        >>> without_path("google-bert/bert-base-uncased"), without_path("/models/mine")
+        ('google-bert/bert-base-uncased', 'mine')
+    """
+    path = Path(name).expanduser()
+    return path.name if path.is_absolute() or path.exists() else name
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Eval mode for the whole module; afterwards every submodule gets back the mode that it had."""
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        module.eval()
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def progress_bar(batches: Iterable[Any], shown: bool) -> Iterable[Any]:
+    """The batches, with the bar of a calibration pass; it has an end where they know their number.
+
+    Raises:
+        CalibrationError: When there can be none.
+    """
+    if not any(hasattr(type(batches), name) for name in ("__iter__", "__getitem__")):
+        raise CalibrationError(
+            f"batches is a {type(batches).__name__}, but must be an iterable of mappings with input_ids and "
+            "attention_mask: a list of them, or a DataLoader."
+        )
+    try:
+        number = len(batches)  # type: ignore[arg-type]
+    except TypeError:
+        number = None
+    bar: Iterable[Any] = tqdm(batches, "Calibrating", number, unit="batch", disable=not shown, dynamic_ncols=True)
+    return bar

@@ -1,0 +1,1 @@
+"""Compact constants: averaged attention as a few numbers a head."""

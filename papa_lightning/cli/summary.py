@@ -1,0 +1,176 @@
+"""What a run did, in a few lines."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from papa_lightning.callbacks import CalibratingCallback, HeadGates, constant_heads, discover_encoder
+from papa_lightning.either_lightning import Callback, L
+from papa_lightning.encoders import encoder_shape
+from papa_lightning.errors import UnsupportedEncoderError
+from papa_lightning.lightning_project.outputs import run_folder
+
+
+class Stopwatch(Callback):
+    """Times training. Lightning's Timer would do, but a Trainer with one ignores its ``max_time``.
+
+    Attributes:
+        seconds: Of the last training with its validations; None before one has ended.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: float | None = None
+        self._began = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start."""
+        self._began = time.monotonic()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop."""
+        self.seconds = time.monotonic() - self._began
+
+
+@dataclass(frozen=True)
+class FitSummary:
+    """The facts of one fit.
+
+    Args:
+        constant: Number of heads that are constant.
+        total: Number of heads.
+        score_name: Logged name of the score, e.g. "val/accuracy".
+        score: Its last value, or None when nothing was validated.
+        calibration_seconds: Of the calibration pass; None when this run did not calibrate.
+        training_seconds: Of training and validation together.
+        logs: Folder of the logs, or None.
+        constants: Constants file, or None.
+        checkpoint: Last or best checkpoint, or None.
+        ranking: Ranking file, or None when no gates were trained.
+    """
+
+    constant: int
+    total: int
+    score_name: str
+    score: float | None
+    calibration_seconds: float | None
+    training_seconds: float | None
+    logs: str | None
+    constants: str | None
+    checkpoint: str | None
+    ranking: str | None = None
+
+    @property
+    def share(self) -> float:
+        """Share of constant heads."""
+        return self.constant / self.total
+
+    def __str__(self) -> str:
+        """A table of two columns."""
+        rows = [
+            ("heads constant", _heads(self.constant, self.total)),
+            (self.score_name, "not validated" if self.score is None else f"{self.score:.4f}"),
+            ("calibration", _seconds(self.calibration_seconds, "none in this run")),
+            ("training", _seconds(self.training_seconds, "not measured")),
+            ("logs", _path(self.logs, "none")),
+            ("constants", _path(self.constants, "not written")),
+            ("checkpoint", _path(self.checkpoint, "none")),
+            *([("ranking", _path(self.ranking, ""))] if self.ranking else []),
+        ]
+        return _table(rows)
+
+
+def summarize_fit(trainer: L.Trainer, module: L.LightningModule) -> FitSummary | None:
+    """Collect the facts of a fit that has ended.
+
+    Args:
+        trainer: After ``fit``.
+        module: The module that it fitted; ``score_name`` tells its score, else no score is given.
+
+    Returns:
+        The summary, or None when the module holds no supported encoder.
+    """
+    callback = next((one for one in trainer.callbacks if isinstance(one, CalibratingCallback)), None)  # type: ignore[attr-defined]
+    watch = next((one for one in trainer.callbacks if isinstance(one, Stopwatch)), None)  # type: ignore[attr-defined]
+    try:
+        encoder = discover_encoder(module, callback.encoder if callback else None)
+    except UnsupportedEncoderError:
+        return None
+    layers, heads = encoder_shape(encoder)
+    score_name = str(getattr(module, "score_name", "score"))
+    score = trainer.callback_metrics.get(score_name)
+    return FitSummary(
+        constant=constant_heads(encoder),
+        total=layers * heads,
+        score_name=score_name,
+        score=None if score is None else float(score),
+        calibration_seconds=callback.calibration_seconds if callback else None,
+        training_seconds=watch.seconds if watch else None,
+        logs=None if (folder := run_folder(trainer)) is None else str(folder),
+        constants=callback.constants_path if callback else None,
+        checkpoint=getattr(trainer.checkpoint_callback, "best_model_path", None),
+        ranking=callback.ranking_path if isinstance(callback, HeadGates) else None,
+    )
+
+
+@dataclass(frozen=True)
+class ScoreSummary:
+    """The scores of a validation or a test.
+
+    Args:
+        scores: By logged name.
+        constant: Number of heads that are constant; None when the module holds no supported encoder.
+        total: Number of heads.
+    """
+
+    scores: Mapping[str, float]
+    constant: int | None
+    total: int
+
+    def __str__(self) -> str:
+        """A table of two columns."""
+        heads = [] if self.constant is None else [("heads constant", _heads(self.constant, self.total))]
+        return _table([*heads, *((name, f"{score:.4f}") for name, score in self.scores.items())])
+
+
+def summarize_scores(trainer: L.Trainer, module: L.LightningModule, stage: Literal["val", "test"]) -> ScoreSummary:
+    """Collect the scores of a validation or test that has ended.
+
+    Args:
+        trainer: After ``validate`` or ``test``.
+        module: The module that was evaluated.
+        stage: What the names of its scores begin with.
+
+    Returns:
+        The summary: its own score first, then all others by name.
+    """
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    first = str(getattr(module, "score_name", "")).replace("val/", f"{stage}/", 1)
+    names = sorted(logged, key=lambda name: (name != first, name))
+    try:
+        encoder = discover_encoder(module)
+    except UnsupportedEncoderError:
+        return ScoreSummary({name: logged[name] for name in names}, None, 0)
+    layers, heads = encoder_shape(encoder)
+    return ScoreSummary({name: logged[name] for name in names}, constant_heads(encoder), layers * heads)
+
+
+def _table(rows: Sequence[tuple[str, str]]) -> str:
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def _heads(constant: int, total: int) -> str:
+    return f"{constant} of {total} ({constant / total:.1%})"
+
+
+def _path(path: str | None, otherwise: str) -> str:
+    """A path as one would type it: relative where that is shorter."""
+    return min(path, os.path.relpath(path), key=len) if path else otherwise
+
+
+def _seconds(value: float | None, otherwise: str) -> str:
+    return otherwise if value is None else f"{value:.1f} s"

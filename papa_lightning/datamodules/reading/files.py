@@ -1,0 +1,258 @@
+"""Local files of a task: one file a split, whose rows are stored by the datasets library."""
+
+import hashlib
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, Features
+from datasets.fingerprint import Hasher
+
+from papa_lightning.datamodules.reading.formats import READERS, open_bytes, suffix_of, unreadable
+from papa_lightning.errors import DataError
+
+# Part of the identity of stored rows: raise it when a file is read in another way.
+_VERSION = 1
+
+# Files of Universal Dependencies have names of their own: en_ewt-ud-dev.conllu.
+_TREEBANK_NAMES = {"train": "-ud-train", "validation": "-ud-dev", "test": "-ud-test"}
+
+
+def find_split_files(folder: Path, splits: Iterable[str], suffixes: Sequence[str] = tuple(READERS)) -> dict[str, Path]:
+    """Find the file of every split by its exact stem: `train.jsonl`, but not `train_sentences.jsonl`.
+
+    Args:
+        folder: Folder that holds the files.
+        splits: Names of the splits.
+        suffixes: Suffixes that a file may have.
+
+    Returns:
+        Path of the file by name of the split; a split without a file is left out.
+
+    Raises:
+        DataError: The folder does not exist, or a split has several files.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = (folder / "train.csv").write_text("sentence,label")
+        >>> {split: path.name for split, path in find_split_files(folder, ["train", "validation"]).items()}
+        {'train': 'train.csv'}
+    """
+    if not folder.is_dir():
+        found = "is a file" if folder.exists() else "does not exist"
+        raise DataError(
+            f"data_dir is {str(folder)!r}, which {found}: pass a folder that holds {file_names('train', suffixes)}."
+        )
+    files: dict[str, Path] = {}
+    for split in splits:
+        files_here = sorted(path for path in folder.iterdir() if suffix_of(path) in suffixes)
+        matches = [path for path in files_here if _stem(path) == split or _is_treebank(path, split)]
+        if len(matches) > 1:
+            names = ", ".join(path.name for path in matches)
+            raise DataError(f"data_dir {str(folder)!r} holds several files for the split {split!r}: {names}: keep one.")
+        if matches:
+            files[split] = matches[0]
+    return files
+
+
+def _is_treebank(path: Path, split: str) -> bool:
+    """Tell whether a file is a split of a treebank under its own name."""
+    ending = _TREEBANK_NAMES.get(split)
+    return suffix_of(path) == ".conllu" and ending is not None and _stem(path).endswith(ending)
+
+
+def _stem(path: Path) -> str:
+    """The name of a file without its suffix and that of its compression."""
+    return Path(path.name.removesuffix(".gz")).stem
+
+
+def missing_split(folder: Path, split: str, suffixes: Sequence[str] = tuple(READERS)) -> DataError:
+    """Describe that a folder has no file for a split, with what it holds instead.
+
+    Args:
+        folder: Folder that was searched.
+        split: Name of the split.
+        suffixes: Suffixes that its file may have.
+
+    Returns:
+        The error, to be raised.
+    """
+    found = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
+    return DataError(
+        f"data_dir {str(folder)!r} has no file for the split {split!r}; it holds: {found}. "
+        f"Name the file {file_names(split, suffixes)}."
+    )
+
+
+def file_names(split: str, suffixes: Sequence[str] = tuple(READERS)) -> str:
+    """List the file names that a split may have.
+
+    Example:
+        >>> file_names("train")
+        'train.jsonl, train.json, train.csv, train.tsv or train.parquet'
+    """
+    *others, last = [split + suffix for suffix in suffixes]
+    return f"{', '.join(others)} or {last}"
+
+
+def read_split(path: Path) -> Dataset:
+    """Read the file of one split; the rows stay on disk, memory-mapped.
+
+    Values are what the file says: a cell of a .csv or .tsv file is text, but for whole numbers in the columns `idx` and
+    `id`; what stands in a .jsonl, .json or .parquet file keeps its type.
+
+    Args:
+        path: A .jsonl, .json, .csv, .tsv or .parquet file; if it is text, also compressed, with .gz behind its name.
+
+    Returns:
+        The rows, without any check of their columns.
+
+    Raises:
+        DataError: The file is empty, cannot be read, has no rows, or rows that do not fit its header; the message names
+            the line.
+    """
+    check_not_empty(path)
+    file_format = READERS[suffix_of(path)]
+    try:
+        if file_format.is_text:
+            check_utf8(path)  # the readers do not say where broken characters are
+        types = file_format.types(path)
+    except Exception as error:  # each reader raises errors of its own libraries
+        raise _explained(path, error) from error
+    return store_rows(path, lambda: file_format.rows(path, types), types)
+
+
+def store_rows(path: Path, rows: Callable[[], Iterator[dict[str, Any]]], types: Features, *facts: object) -> Dataset:
+    """Store the rows of a file in the cache of the datasets library, under a name made of the bytes of the file.
+
+    Args:
+        path: The file.
+        rows: Read its rows.
+        types: Types of their columns.
+        facts: What else decides on how the file is read.
+
+    Returns:
+        The rows, memory-mapped; those of before if a file with the same bytes was read in the same way.
+
+    Raises:
+        DataError: The file cannot be read, has no rows, or changes while it is read.
+    """
+    content = content_hash(path)
+
+    def stored() -> Iterator[dict[str, Any]]:
+        empty = True
+        for row in rows():
+            yield row
+            empty = False
+        if empty:
+            raise DataError(f"{str(path)!r} holds no rows: write at least one row into it, or remove it.")
+        if content_hash(path) != content:
+            raise DataError(f"{str(path)!r} was changed while it was read: wait until it is whole, and run again.")
+
+    name = Hasher.hash([_VERSION, content, suffix_of(path), str(types), *facts])
+    try:
+        found: Dataset = Dataset.from_generator(stored, features=types, fingerprint=name)
+    except Exception as error:  # the library wraps ours
+        raise _explained(path, error) from error
+    return found
+
+
+def _explained(path: Path, error: BaseException) -> DataError:
+    """The DataError that another error was raised from, or one that quotes the innermost error."""
+    while not isinstance(error, DataError) and (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    return error if isinstance(error, DataError) else unreadable(path, first_line(error))
+
+
+def first_line(error: BaseException) -> str:
+    r"""Return the first line of an error's message, without the full stop; its type if it has no message.
+
+    Args:
+        error: An error of another library, to be quoted in one of ours.
+
+    Returns:
+        One line.
+
+    Example:
+        >>> first_line(OSError("No such file.\nMore words.")), first_line(OSError())
+        ('No such file', 'OSError')
+    """
+    return str(error).strip().partition("\n")[0].rstrip(" .:") or type(error).__name__
+
+
+def content_hash(path: str | Path) -> str:
+    """Identify a file by its bytes, or a folder by the names and bytes of all in it; times and places do not count.
+
+    Args:
+        path: A file or folder; `~` is the home folder.
+
+    Returns:
+        SHA-256, 64 hexadecimal digits.
+
+    Raises:
+        DataError: There is nothing at the path, or it cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = (folder / "a.csv").write_text("text"), (folder / "b.csv").write_text("text")
+        >>> content_hash(folder / "a.csv") == content_hash(folder / "b.csv") != content_hash(folder)
+        True
+    """
+    start = Path(path).expanduser()
+    found = hashlib.sha256()
+    try:
+        if not start.is_dir():
+            _add_bytes(found, start)
+        else:
+            for file in sorted(file for file in start.rglob("*") if file.is_file()):
+                name, size = file.relative_to(start).as_posix(), file.stat().st_size
+                found.update(f"{len(name)} {name} {size} ".encode("utf-8", "surrogateescape"))
+                _add_bytes(found, file)
+    except OSError as error:
+        raise DataError(f"{str(start)!r} cannot be read ({error.strerror}): pass a file or folder that can.") from error
+    return found.hexdigest()
+
+
+def _add_bytes(found: Any, path: Path) -> None:
+    """Feed a file to a hash in pieces."""
+    with path.open("rb") as file:
+        while piece := file.read(2**20):
+            found.update(piece)
+
+
+def check_not_empty(path: Path) -> None:
+    """Refuse a file of no bytes.
+
+    Args:
+        path: The file.
+
+    Raises:
+        DataError: It is empty.
+    """
+    if path.stat().st_size == 0:
+        raise DataError(f"{str(path)!r} is an empty file: write at least one row into it, or remove it.")
+
+
+def check_utf8(path: Path) -> None:
+    """Refuse a text file that is not in UTF-8.
+
+    Args:
+        path: The file.
+
+    Raises:
+        DataError: It holds other bytes; the message names the line.
+    """
+    try:
+        with open_bytes(path) as lines:
+            for number, line in enumerate(lines, start=1):  # noqa: B007 (for the message)
+                line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{str(path)!r} is not in UTF-8: line {number}, byte {error.start + 1} ({error.reason}). "
+            "Write the file again in UTF-8."
+        ) from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise unreadable(path, first_line(error)) from error

@@ -1,0 +1,1 @@
+"""Rows of a task: checked, tokenised, laid out in slots, and stored."""

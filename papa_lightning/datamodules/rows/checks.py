@@ -1,0 +1,303 @@
+"""Checks of a task's rows: every text is there, every label is one of the task's."""
+
+import math
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from functools import lru_cache
+from typing import Any
+
+from datasets import Dataset
+
+from papa_lightning.datamodules.arguments import number_of
+from papa_lightning.either_lightning import rank_zero_warn
+from papa_lightning.errors import DataError
+
+HIDDEN_LABEL = -1
+"""What a public data set gives as the label of a test row whose label is kept secret."""
+
+
+def check_columns(found: Sequence[str], needed: Sequence[str], source: str) -> None:
+    """Refuse rows that lack a column.
+
+    Args:
+        found: Names of the columns.
+        needed: Names of the columns that the task reads.
+        source: What was read, for the message.
+
+    Raises:
+        DataError: A column is missing.
+    """
+    missing = [name for name in needed if name not in found]
+    if missing:
+        raise DataError(
+            f"{source} has no column {', '.join(map(repr, missing))}; its columns are {', '.join(map(repr, found))}: "
+            "rename the column, or use the data module of another task."
+        )
+
+
+def check_texts(values: Sequence[Any], rows: Sequence[int], column: str, source: str) -> list[str]:
+    """Return the texts of one column, all of them non-empty.
+
+    Args:
+        values: The column's values.
+        rows: Number of each row in its file, from 0.
+        column: Name of the column.
+        source: What was read, for the message.
+
+    Returns:
+        The values as they are.
+
+    Raises:
+        DataError: A value is missing, is no string, or holds nothing but white space.
+
+    Example:
+        >>> check_texts(["a film"], [0], "sentence", "train.jsonl")
+        ['a film']
+    """
+    for value, row in zip(values, rows, strict=True):
+        if not isinstance(value, str):
+            found = "missing" if _is_missing(value) else f"{value!r}, not a text"
+            remedy = "give the row a text (in JSON between quotation marks, also if it is a number), or remove it"
+            raise row_error(source, row, column, f"is {found}", remedy)
+        if not value.strip():
+            raise row_error(source, row, column, "is empty", "give the row a text, or remove it")
+    return list(values)
+
+
+def label_ids(
+    values: Sequence[Any], rows: Sequence[int], label_names: Sequence[str], column: str, source: str
+) -> list[int]:
+    """Return the labels of one column as numbers; for what may stand for a label see `label_id`.
+
+    Args:
+        values: The column's values.
+        rows: Number of each row in its file, from 0.
+        label_names: Names of the task's labels, by number.
+        column: Name of the column.
+        source: What was read, for the message.
+
+    Returns:
+        One number from 0 to len(label_names) - 1 per row.
+
+    Raises:
+        DataError: A label is missing, out of range, or no name of a label.
+
+    Example:
+        >>> label_ids([1, "negative"], [0, 1], ("negative", "positive"), "label", "train.jsonl")
+        [1, 0]
+    """
+    labels = []
+    for value, row in zip(values, rows, strict=True):
+        label = label_id(value, label_names)
+        if label is None:
+            found = "is missing" if _is_missing(value) else f"is {value!r}, which is no label of this task"
+            remedy = f"use one of {allowed_labels(label_names)}"
+            if isinstance(value, bool):
+                remedy += "; to use truth values, name the labels 'false' and 'true' in label_names"
+            elif _is_fraction(value):
+                remedy += "; tasks with measured values (regression) are not supported: put them into classes"
+            raise row_error(source, row, column, found, remedy)
+        labels.append(label)
+    return labels
+
+
+def allowed_labels(label_names: Sequence[str]) -> str:
+    """List what may stand for a label, for messages.
+
+    Example:
+        >>> allowed_labels(("no", "yes"))
+        '0 (no), 1 (yes), by number or by name'
+        >>> allowed_labels(("1", "2"))
+        "'1', '2', by name only because names are numbers"
+    """
+    if _numbers(tuple(label_names)):
+        return f"{', '.join(map(repr, label_names))}, by name only because names are numbers"
+    return ", ".join(f"{number} ({name})" for number, name in enumerate(label_names)) + ", by number or by name"
+
+
+def number_column(rows: Dataset, names: Sequence[str], source: str) -> str | None:
+    """Return the first of some columns that holds nothing but whole numbers.
+
+    Args:
+        rows: The rows.
+        names: Names of the columns to choose from.
+        source: What was read, for the message.
+
+    Returns:
+        The name, None if there is no such column; with a warning where only some rows have a whole number.
+
+    Example:
+        >>> number_column(Dataset.from_dict({"idx": ["a", "b"], "id": [5, 7]}), ("idx", "id"), "train.csv")
+        'id'
+    """
+    for name in names:
+        if not str(getattr(rows.features.get(name), "dtype", "")).startswith(("int", "uint", "float")):
+            continue
+        values = list(rows[name])
+        given = [value for value in values if not _is_missing(value)]
+        if not given or any(value != int(value) or abs(value) >= 2**63 for value in given if math.isfinite(value)):
+            continue
+        if len(given) < len(values) or not all(map(math.isfinite, given)):
+            row = next(row for row, value in enumerate(values) if _is_missing(value) or not math.isfinite(value))
+            rank_zero_warn(
+                f"{source}, row {row + 1}: column {name!r} is missing, though other rows have whole numbers there, so "
+                "predictions name rows by their place: give each row a number, or remove the column."
+            )
+            continue
+        return name
+    return None
+
+
+def class_names(feature: Any, label_names: Sequence[str]) -> list[str] | None:
+    """Return the names that the numbers of a column stand for, if the data set numbers its classes.
+
+    Data sets of the hub number the same labels in different orders; names say what is meant. Where the data set has
+    other names than the task, but as many, its classes are those of the task in their order.
+
+    Args:
+        feature: Type of the column in the datasets library, or None.
+        label_names: Names of the task's labels, by number.
+
+    Returns:
+        The names by number, or None.
+
+    Raises:
+        DataError: The data set has other names than the task, and more or fewer.
+
+    Example:
+        >>> from datasets import ClassLabel, List
+        >>> class_names(List(ClassLabel(names=["VERB", "NOUN"])), ("NOUN", "VERB"))
+        ['VERB', 'NOUN']
+    """
+    names = getattr(getattr(feature, "feature", feature), "names", None)
+    if not names or set(names) & set(label_names):
+        return list(names) if names else None
+    if len(names) != len(label_names):
+        raise DataError(
+            f"label_names is {list(label_names)!r}, but the data set has {len(names)} classes of other names, "
+            f"{', '.join(map(repr, names))}: name those."
+        )
+    return list(label_names)
+
+
+def named(values: Sequence[Any], names: Sequence[str] | None) -> Sequence[Any]:
+    """Replace numbers by names, also in lists; what is no number with a name stays.
+
+    Args:
+        values: Values of a column.
+        names: Names by number. None: the values stay as they are.
+
+    Returns:
+        The values.
+
+    Example:
+        >>> named([[1, 0], [-1]], ["VERB", "NOUN"])
+        [['NOUN', 'VERB'], [-1]]
+    """
+    if names is None:
+        return values
+    return [
+        named(value, names)
+        if isinstance(value, list)
+        else names[value]
+        if isinstance(value, int) and 0 <= value < len(names)
+        else value
+        for value in values
+    ]
+
+
+def is_labelled(values: Sequence[Any], label_names: Sequence[str] = ()) -> bool:
+    """Tell whether a column of labels holds any: test splits are often published without.
+
+    Args:
+        values: The column's values.
+        label_names: Names of the task's labels, by number.
+
+    Returns:
+        False if every value is missing or hidden (-1, where no label has that name).
+
+    Example:
+        >>> is_labelled([-1, None]), is_labelled([-1, 0]), is_labelled([-1, None], ("-1", "1"))
+        (False, True, True)
+    """
+    return not all(_is_missing(value) or is_hidden(value, label_names) for value in values)
+
+
+def is_hidden(value: Any, label_names: Sequence[str], hidden: Sequence[int] = (HIDDEN_LABEL,)) -> bool:
+    """Tell whether a value says that a label is kept secret.
+
+    Args:
+        value: The label.
+        label_names: Names of the task's labels, by number.
+        hidden: Numbers that say so where they are no names.
+    """
+    return number_of(value) in hidden and label_id(value, label_names) is None
+
+
+def label_id(value: Any, label_names: Sequence[str]) -> int | None:
+    """Return the number of a label. A value means the same in files of every kind, with types or without.
+
+    A text that is the name of a label is that label. Where names are numbers, a number is the name that is equal to
+    it: 1, "1" and 1.0 are the label "1", wherever it stands. Else a whole number is the place of a label. Truth values
+    are the labels named "true" and "false", in any case.
+
+    Args:
+        value: The label by number or by name.
+        label_names: Names of the task's labels, by number.
+
+    Returns:
+        The number, or None if it is no label of the task.
+
+    Example:
+        >>> label_id("1", ("negative", "positive")), label_id("good", ("negative", "positive"))
+        (1, None)
+        >>> label_id(1, ("1", "2", "3")), label_id("2.0", ("1", "2", "3")), label_id(0, ("1", "2", "3"))
+        (0, 1, None)
+    """
+    if isinstance(value, str) and value in label_names:
+        return label_names.index(value)
+    if str(value).lower() in ("true", "false"):
+        found = [number for number, name in enumerate(label_names) if name.lower() == str(value).lower()]
+        return found[0] if len(found) == 1 else None
+    number = number_of(value)
+    if number is None:
+        return None
+    if names := _numbers(tuple(label_names)):
+        return names.get(number)
+    return int(number) if number == number.to_integral_value() and 0 <= number < len(label_names) else None
+
+
+@lru_cache(maxsize=32)  # asked for every word of a data set
+def _numbers(label_names: tuple[str, ...]) -> Mapping[Decimal, int]:
+    """The labels whose names are numbers, by that number."""
+    return {number: place for place, name in enumerate(label_names) if (number := number_of(name)) is not None}
+
+
+def _is_fraction(value: Any) -> bool:
+    """Tell whether a label is a number that is not whole, also as text."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return False
+    return math.isfinite(number) and not number.is_integer()
+
+
+def _is_missing(value: Any) -> bool:
+    """Tell whether a cell is empty: null, not a number, or no characters."""
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
+
+def row_error(source: str, row: int, column: str, found: str, remedy: str) -> DataError:
+    """Describe a bad value.
+
+    Args:
+        source: What was read.
+        row: Number of the row in it, from 0.
+        column: Name of the column.
+        found: What is wrong with the value, with its verb.
+        remedy: What to do.
+
+    Returns:
+        The error, to be raised; it counts rows from 1.
+    """
+    return DataError(f"{source}, row {row + 1}: column {column!r} {found}: {remedy}.")

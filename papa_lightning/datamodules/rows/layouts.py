@@ -1,0 +1,206 @@
+"""Layouts: which token of a tokenised text stands in which of the T slots of a padded row.
+
+A layout is written as a list of *slots*: entry t is the index of the token that slot t takes, or `PADDING`. One such
+list places every column of a row: token ids, token types, the labels of a token task. The attention mask is 1 where
+a slot takes a token. In the segment-aligned layout the mask has holes, so nothing may derive a length from it.
+
+The segment-aligned layout puts separators on fixed positions, so that the average of attention matrices over many
+texts means something. Source: "How Much Does Attention Actually Attend?", arXiv 2211.03495.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from papa_lightning.errors import DataError
+
+Layout = Literal["segment", "plain"]
+"""How a row is laid out: `"segment"` aligned, or `"plain"` padding at the end."""
+
+Preset = Literal["default", "reference"]
+"""`"reference"` repeats the published code, `"default"` does the better thing where the two differ."""
+
+Padding = Literal["max_length", "longest"]
+"""How long the rows of a batch are: T slots, or as many as the longest of them needs."""
+
+PADDING = -1
+"""The entry of a slot that takes no token."""
+
+
+def plain_slots(length: int, max_length: int) -> list[int]:
+    """Take the first tokens and leave padding at the end.
+
+    slot t takes token t for t < min(length, max_length).
+
+    Args:
+        length: Number of tokens n.
+        max_length: Number of slots T.
+
+    Returns:
+        T entries: indices of tokens, or `PADDING`.
+
+    Example:
+        >>> plain_slots(3, max_length=5)
+        [0, 1, 2, -1, -1]
+        >>> plain_slots(7, max_length=5)
+        [0, 1, 2, 3, 4]
+    """
+    kept = min(length, max_length)
+    return [*range(kept), *_padding(max_length - kept)]
+
+
+def token_slots(input_ids: Sequence[int], separator_id: int, max_length: int) -> list[int]:
+    """Move the final separator to the last slot and leave all other tokens where they are.
+
+    For one segment, and for token classification, where a word must keep its position:
+    slot t takes token t for t < min(e, T-1), slot T-1 takes the final separator e.
+
+    Args:
+        input_ids: The n token ids of one text with its special tokens, neither padded nor cut.
+        separator_id: Id of the separator.
+        max_length: Number of slots T.
+
+    Returns:
+        T entries: indices of tokens, or `PADDING`.
+
+    Raises:
+        DataError: The tokens do not end with the separator.
+
+    Example:
+        >>> token_slots([101, 7, 8, 102], separator_id=102, max_length=6)  # CLS x x SEP
+        [0, 1, 2, -1, -1, 3]
+        >>> token_slots([101, 7, 8, 9, 5, 102], separator_id=102, max_length=4)
+        [0, 1, 2, 5]
+    """
+    final = _final_separator(input_ids, separator_id)
+    kept = min(final, max_length - 1)
+    return [*range(kept), *_padding(max_length - 1 - kept), final]
+
+
+def segment_slots(
+    input_ids: Sequence[int], separator_id: int, max_length: int, preset: Preset = "default"
+) -> list[int]:
+    """Align the segments of a text: the first at slot 0, the second at T//2, the final separator at T-1.
+
+    With s the index of the first separator, e that of the last one and m = T//2:
+    slot t     takes token t      for t < min(s, m)                  (a longer first segment is cut),
+    slot m + i takes token s + i  for s + i < e and m + i < T-1      (a longer second segment is cut),
+    slot T-1   takes token e.
+    The second line carries along what separates the segments: one separator (BERT) or two (RoBERTa).
+    A single segment has s = e: "reference" then keeps min(s, m) tokens before it, "default" min(s, T-1) tokens, as
+    `token_slots` does. Pairs are the same in both presets.
+
+    Args:
+        input_ids: The n token ids of one text or pair with its special tokens, not padded.
+        separator_id: Id of the separator.
+        max_length: Number of slots T.
+        preset: How a single segment is cut.
+
+    Returns:
+        T indices of tokens, or `PADDING`.
+
+    Raises:
+        DataError: The tokens do not end with the separator.
+
+    Example:
+        >>> segment_slots([101, 7, 8, 102, 9, 102], separator_id=102, max_length=10)  # CLS x x SEP x SEP
+        [0, 1, 2, -1, -1, 3, 4, -1, -1, 5]
+        >>> segment_slots([101, 7, 8, 9, 5, 102], separator_id=102, max_length=8, preset="reference")
+        [0, 1, 2, 3, -1, -1, -1, 5]
+    """
+    final = _final_separator(input_ids, separator_id)
+    first, middle = list(input_ids).index(separator_id), max_length // 2
+    if first == final and preset == "default":
+        return token_slots(input_ids, separator_id, max_length)
+    left = range(min(first, middle))
+    right = range(first, min(final, first + max_length - 1 - middle))
+    gap_left, gap_right = middle - len(left), max_length - 1 - middle - len(right)
+    return [*left, *_padding(gap_left), *right, *_padding(gap_right), final]
+
+
+def place(column: Sequence[int], slots: Sequence[int], fill: int) -> list[int]:
+    """Place one value per token into the slots.
+
+    Args:
+        column: n values, one per token: ids, token types, labels.
+        slots: T entries of one of the functions above.
+        fill: The value of a slot that takes no token.
+
+    Returns:
+        T values.
+
+    Example:
+        >>> place([101, 7, 102], slots=[0, 1, -1, 2], fill=0)
+        [101, 7, 0, 102]
+    """
+    return [fill if index == PADDING else column[index] for index in slots]
+
+
+def mask_of(slots: Sequence[int]) -> list[int]:
+    """Return the attention mask: 1 where a slot takes a token, 0 at padding.
+
+    Args:
+        slots: T entries of one of the functions above.
+
+    Returns:
+        T values, 0 or 1.
+
+    Example:
+        >>> mask_of([0, 1, -1, 2])
+        [1, 1, 0, 1]
+    """
+    return [int(index != PADDING) for index in slots]
+
+
+def check_padding(padding: Padding, layout: Layout) -> None:
+    """Refuse to cut the padding of rows that do not have it at their end.
+
+    Args:
+        padding: How long rows are.
+        layout: How they are laid out.
+
+    Raises:
+        DataError: They do not go together.
+    """
+    if padding == "longest" and layout != "plain":
+        raise DataError(
+            f"padding is 'longest', but layout={layout!r} puts the last separator on the last of max_length "
+            'slots: pass layout="plain", or padding="max_length".'
+        )
+
+
+def cut_padding(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Collate rows of T slots into a batch as long as its longest row: padding stands at the end, layout "plain".
+
+    Args:
+        rows: B mappings of tensors, (T,) or scalars, among them `attention_mask`.
+
+    Returns:
+        The columns, (B, longest) or (B,).
+
+    Example:
+        >>> import torch
+        >>> cut_padding([{"attention_mask": torch.tensor([1, 1, 0])}, {"attention_mask": torch.tensor([1, 0, 0])}])
+        {'attention_mask': tensor([[1, 1],
+                [1, 0]])}
+    """
+    batch = default_collate(list(rows))
+    longest = int(batch["attention_mask"].sum(dim=1).max())
+    return {name: values[:, :longest] if values.dim() == 2 else values for name, values in batch.items()}
+
+
+def _padding(count: int) -> list[int]:
+    """`count` slots that take no token."""
+    return [PADDING] * count
+
+
+def _final_separator(input_ids: Sequence[int], separator_id: int) -> int:
+    """Index of the last token, which must be the separator: behind it the layouts would drop tokens unseen."""
+    if not input_ids or input_ids[-1] != separator_id:
+        raise DataError(
+            f"a tokenised text does not end with the separator (id {separator_id}), so its segments cannot be "
+            'aligned: pass layout="plain", or use a tokenizer that puts separators behind its segments (BERT, RoBERTa).'
+        )
+    return len(input_ids) - 1

@@ -1,0 +1,279 @@
+"""Loading a tokenizer and turning texts into rows of a fixed length."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from datasets.fingerprint import Hasher
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from papa_lightning.datamodules.reading.files import first_line
+from papa_lightning.datamodules.rows.layouts import (
+    Layout,
+    Preset,
+    mask_of,
+    place,
+    plain_slots,
+    segment_slots,
+    token_slots,
+)
+from papa_lightning.errors import DataError
+from papa_lightning.pretrained import from_pretrained
+
+NO_LABEL = -100
+"""Label of a slot that is not the first token of a word; the loss functions of torch ignore it."""
+
+
+def load_tokenizer(name: str, revision: str | None, max_length: int, layout: Layout) -> PreTrainedTokenizerBase:
+    """Load a tokenizer and check that it can make rows of this layout.
+
+    Args:
+        name: Name on the hub, or local folder.
+        revision: Revision on the hub.
+        max_length: Number of slots T of a row.
+        layout: Layout of a row.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        DataError: It cannot be loaded, lacks a special token, or does not take so many tokens.
+    """
+    try:
+        tokenizer = from_pretrained(AutoTokenizer, name, revision=revision, truncation_side="right")
+    except Exception as error:  # the hub, the file readers and the tokenizers raise errors of their own
+        raise DataError(
+            f"tokenizer {name!r} cannot be loaded: {_reason(name, error)}. Pass a local folder that holds tokenizer "
+            "files, or the name of a model on the hub (which needs a network)."
+        ) from error
+    _check_special_tokens(tokenizer, name, layout)
+    if max_length > tokenizer.model_max_length:
+        raise DataError(
+            f"max_length is {max_length}, but tokenizer {name!r} takes at most {tokenizer.model_max_length} tokens: "
+            "pass a smaller max_length."
+        )
+    return cast("PreTrainedTokenizerBase", tokenizer)
+
+
+def _reason(name: str, error: Exception) -> str:
+    """Say why a tokenizer cannot be loaded: transformers takes a path that does not exist for a name on the hub."""
+    if Path(name).expanduser().is_dir():
+        return f"the folder holds no tokenizer that transformers can read ({first_line(error)})"
+    if Path(name).is_absolute() or name.startswith((".", "~")):
+        return "there is no such folder"
+    return first_line(error)
+
+
+def _check_special_tokens(tokenizer: PreTrainedTokenizerBase, name: str, layout: Layout) -> None:
+    """Refuse a tokenizer that lacks a token which the layout puts into rows."""
+    needed = {"padding": tokenizer.pad_token_id}
+    if layout == "segment":
+        needed["separator"] = separator_id(tokenizer)
+    for kind, token_id in needed.items():
+        if token_id is None:
+            remedy = ', or pass layout="plain"' if kind == "separator" else ""
+            raise DataError(
+                f"tokenizer {name!r} has no {kind} token, which layout={layout!r} needs: "
+                f"use a tokenizer that has one{remedy}."
+            )
+
+
+def separator_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return the id of what ends a segment: the separator, or where there is none (T5) the end of the text.
+
+    Args:
+        tokenizer: The tokenizer.
+
+    Returns:
+        The id, None if it has neither.
+    """
+    found: int | None = tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id
+    return found
+
+
+def prepare_for_words(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTokenizerBase:
+    """Make a tokenizer ready for texts that are split into words.
+
+    A byte-level tokenizer (RoBERTa, DeBERTa) marks the start of a word by the blank before it. Words that come one by
+    one have none, and would be read as the inside of one long word: the tokenizer is told to put it there.
+
+    Args:
+        tokenizer: The tokenizer; it is changed.
+        name: Its name, for the message.
+
+    Returns:
+        The same tokenizer.
+
+    Raises:
+        DataError: It cannot tell which token belongs to which word.
+    """
+    if not tokenizer.is_fast:
+        raise DataError(
+            f"tokenizer {name!r} ({type(tokenizer).__name__}) cannot tell which token belongs to which word, which a "
+            "token task needs: use one with a tokenizer.json (a fast tokenizer)."
+        )
+    backend = tokenizer.backend_tokenizer
+    content = json.loads(backend.to_str())
+    if _prefix_words(content["pre_tokenizer"]):
+        backend.pre_tokenizer = type(backend).from_str(json.dumps(content)).pre_tokenizer
+    return tokenizer
+
+
+def _prefix_words(pre_tokenizer: Any) -> bool:
+    """Ask the byte-level parts of a description for blanks before words; tell whether there are any."""
+    if not isinstance(pre_tokenizer, dict):
+        return False
+    is_byte_level = pre_tokenizer.get("type") == "ByteLevel"
+    if is_byte_level:
+        pre_tokenizer["add_prefix_space"] = True
+    return any([is_byte_level, *map(_prefix_words, pre_tokenizer.get("pretokenizers", []))])
+
+
+def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Identify what a tokenizer does, whatever the path it was loaded from.
+
+    Args:
+        tokenizer: The tokenizer.
+
+    Returns:
+        A hash that is the same in every process.
+    """
+    content: Any = sorted(tokenizer.get_vocab().items())
+    if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
+        content = json.loads(backend.to_str())
+        # What the last call asked for is no part of what the tokenizer is.
+        content = sorted((key, str(value)) for key, value in content.items() if key not in ("truncation", "padding"))
+    special = sorted((key, str(value)) for key, value in tokenizer.special_tokens_map.items())
+    return str(Hasher.hash([type(tokenizer).__name__, content, special]))
+
+
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[list[str]], max_length: int, layout: Layout, preset: Preset
+) -> dict[str, list[Any]]:
+    """Turn texts or pairs of texts into rows of exactly T tokens.
+
+    The layout "plain" and the preset "reference" let the tokenizer cut a text to T tokens (of a pair the longer text
+    first); "segment" then aligns what is left. The preset "default" aligns the whole text and cuts only what
+    does not fit its segment's slots.
+
+    Args:
+        tokenizer: The tokenizer.
+        texts: One or two columns of n texts.
+        max_length: Number of slots T.
+        layout: Layout of a row.
+        preset: What a single text is cut to, and whether token types follow their tokens.
+
+    Returns:
+        Columns of n rows: `input_ids`, `attention_mask` and, where the tokenizer makes them, `token_type_ids`, all
+        with T values; `truncated` with one boolean: some tokens of the text found no slot.
+
+    Raises:
+        DataError: The tokenizer puts no separator behind the text, which the layout "segment" needs.
+    """
+
+    def slots_of(input_ids: Sequence[int]) -> list[int]:
+        if layout == "plain":
+            return plain_slots(len(input_ids), max_length)
+        return segment_slots(input_ids, cast("int", separator_id(tokenizer)), max_length, preset)
+
+    # What is too long is cut and counted here, so the tokenizer need not warn of it.
+    whole = encoded = tokenizer(*texts, verbose=False)
+    lengths = [len(input_ids) for input_ids in whole["input_ids"]]
+    if (layout == "plain" or preset == "reference") and max(lengths, default=0) > max_length:
+        encoded = tokenizer(*texts, truncation=True, max_length=max_length)
+    slots = [slots_of(input_ids) for input_ids in encoded["input_ids"]]
+    return _lay_out(tokenizer, encoded, slots, lengths, preset)
+
+
+def tokenize_words(
+    tokenizer: PreTrainedTokenizerBase,
+    sentences: Sequence[Sequence[str]],
+    labels: Sequence[Sequence[int]] | None,
+    max_length: int,
+    layout: Layout,
+    preset: Preset,
+) -> dict[str, list[Any]]:
+    """Turn sentences that are split into words into rows of exactly T tokens, with one label per word.
+
+    The first token of a word carries the word's label, all other slots carry -100. In the layout "segment" only the
+    final separator moves, so that words keep their positions; both presets cut and label the same way.
+
+    Args:
+        tokenizer: A tokenizer of `prepare_for_words`.
+        sentences: n lists of words.
+        labels: n lists of as many labels. None: there are none.
+        max_length: Number of slots T.
+        layout: Layout of a row.
+        preset: Whether token types follow their tokens.
+
+    Returns:
+        The columns of `tokenize`; `word_ids` with T values, the number of the word whose first token stands in a slot,
+        elsewhere -100; with labels, `labels` with T values; and three counts per row. `vanished`: words
+        that the tokenizer turns into nothing, so that their label has no place. `cut_words`: words whose
+        first token found no slot. `repaired`: 0.
+
+    Raises:
+        DataError: The tokenizer puts no separator behind the text, which the layout "segment" needs.
+    """
+    whole = encoded = tokenizer(list(map(list, sentences)), is_split_into_words=True, verbose=False)
+    lengths = [len(input_ids) for input_ids in whole["input_ids"]]
+    if layout == "segment":
+        separator = cast("int", separator_id(tokenizer))
+        slots = [token_slots(input_ids, separator, max_length) for input_ids in encoded["input_ids"]]
+    else:
+        if max(lengths, default=0) > max_length:
+            encoded = tokenizer(
+                list(map(list, sentences)), is_split_into_words=True, truncation=True, max_length=max_length
+            )
+        slots = [plain_slots(len(input_ids), max_length) for input_ids in encoded["input_ids"]]
+    columns = _lay_out(tokenizer, encoded, slots, lengths, preset)
+    columns |= {"vanished": [], "cut_words": [], "repaired": [0] * len(slots), "word_ids": []}
+    columns |= {"labels": []} if labels else {}
+    for row, row_slots in enumerate(slots):
+        starts = _word_starts(encoded.word_ids(row))
+        tokenised = len(set(whole.word_ids(row)) - {None})
+        columns["word_ids"].append(place(starts, row_slots, NO_LABEL))
+        placed = sum(word != NO_LABEL for word in columns["word_ids"][-1])
+        columns["vanished"].append(len(sentences[row]) - tokenised)
+        columns["cut_words"].append(tokenised - placed)
+        if labels:
+            tags = [NO_LABEL if word == NO_LABEL else labels[row][word] for word in starts]
+            columns["labels"].append(place(tags, row_slots, NO_LABEL))
+    return columns
+
+
+def _word_starts(word_ids: Sequence[int | None]) -> list[int]:
+    """Number of the word at the first token of every word, `NO_LABEL` at other tokens."""
+    before = [None, *word_ids[:-1]]
+    return [NO_LABEL if word is None or word == last else word for word, last in zip(word_ids, before, strict=True)]
+
+
+def _lay_out(
+    tokenizer: PreTrainedTokenizerBase,
+    encoded: Mapping[str, Any],
+    slots: Sequence[list[int]],
+    lengths: Sequence[int],
+    preset: Preset,
+) -> dict[str, list[Any]]:
+    """Place the tokens of n rows into their slots; `lengths` are the rows' numbers of tokens before any cut.
+
+    In the preset "reference" the types stay where the tokenizer put them, as in the published code, so that the
+    second segment loses its type; in "default" they follow their tokens.
+    """
+    types = encoded.get("token_type_ids")
+    masks = [mask_of(row) for row in slots]
+    columns: dict[str, list[Any]] = {
+        "input_ids": [
+            place(ids, row, tokenizer.pad_token_id) for ids, row in zip(encoded["input_ids"], slots, strict=True)
+        ],
+        "attention_mask": masks,
+        "truncated": [sum(mask) < length for mask, length in zip(masks, lengths, strict=True)],
+    }
+    if types is not None:
+        stay = preset == "reference"
+        columns["token_type_ids"] = [
+            place(row_types, plain_slots(len(row_types), len(row)) if stay else row, tokenizer.pad_token_type_id)
+            for row_types, row in zip(types, slots, strict=True)
+        ]
+    return columns

@@ -1,0 +1,104 @@
+"""DeBERTa v1, v2 and v3: disentangled attention, with scores between contents and relative positions.
+
+Scores are ``(Q K^T + c2p + p2c) / sqrt(h (1 + number of terms))`` (He et al. 2021, arXiv 2006.03654). The position
+terms are a bias of the scores, so they come from the original module's own method, given the dynamic heads only; the
+position projections are cut like those of queries and keys.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.models.deberta import modeling_deberta as v1
+from transformers.models.deberta_v2 import modeling_deberta_v2 as v2
+
+from papa_lightning.encoders.projections.cut import InterleavedProjection
+from papa_lightning.encoders.seam.inline import InlineAttention, refuse_variant
+
+
+class SwappedDebertaSelfAttention(InlineAttention, v1.DisentangledSelfAttention):
+    """DeBERTa's self-attention with exchangeable heads."""
+
+    @staticmethod
+    def check(original: nn.Module) -> None:
+        """Refuse talking heads, which mix the matrices of all heads."""
+        if original.talking_head:
+            refuse_variant(original, "talking_head", "use an encoder without it")
+
+    def transpose_for_scores(self, x: Tensor) -> Tensor:
+        """The original's, which its method for the position terms calls, for the dynamic heads."""
+        return super().transpose_for_scores(x) if self.is_stock else self.split_dynamic(x)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor,
+        output_attentions: bool = False,
+        query_states: Tensor | None = None,
+        relative_pos: Any = None,
+        rel_embeddings: Any = None,
+    ) -> Any:
+        """With the arguments and results of the original; shapes as in :class:`InlineAttention`."""
+        if self.is_stock:
+            return super().forward(
+                hidden_states, attention_mask, output_attentions, query_states, relative_pos, rel_embeddings
+            )
+        query, key, value = self._project(hidden_states)
+        terms = len(self.pos_att_type)
+        scaling, bias = (self.attention_head_size * (1 + terms)) ** -0.5, None
+        if self.relative_attention and terms and query.shape[1] and self.uses_scores:
+            positions = self.pos_dropout(rel_embeddings)
+            bias = self.disentangled_att_bias(query * scaling, key, relative_pos, positions, 1 + terms)
+        return self.attend(query, key, value, attention_mask.bool(), scaling, self.dropout, output_attentions, bias)
+
+    def _project(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if isinstance(self.in_proj, InterleavedProjection) and self.in_proj.cuts:
+            query, key, value = map(self.split_heads, self.in_proj.split_heads(hidden_states))
+        else:
+            parts = self.in_proj(hidden_states).unflatten(-1, (-1, 3 * self.attention_head_size)).chunk(3, dim=-1)
+            query, key, value = (part.flatten(2) for part in parts)
+            query, key, value = self.split_dynamic(query), self.split_dynamic(key), self.split_heads(value)
+        query = query + self.split_dynamic(self.q_bias[None, None])
+        return query, key, value + self.split_heads(self.v_bias[None, None])
+
+
+class SwappedDebertaV2SelfAttention(InlineAttention, v2.DisentangledSelfAttention):
+    """DeBERTa-v2's and v3's self-attention with exchangeable heads; the original folds them into the batch."""
+
+    @property
+    def num_attention_heads(self) -> int:
+        """Of the dynamic heads: the original's method for the position terms repeats positions by it."""
+        dynamic = self.dynamic
+        return self.__dict__["num_attention_heads"] if dynamic is None else len(dynamic)
+
+    def transpose_for_scores(self, x: Tensor, attention_heads: int) -> Tensor:
+        """The original's, for the dynamic heads: (B, T, heads x h) as (B x heads, T, h)."""
+        return (
+            super().transpose_for_scores(x, attention_heads) if self.is_stock else self.split_dynamic(x).flatten(0, 1)
+        )
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor,
+        output_attentions: bool = False,
+        query_states: Tensor | None = None,
+        relative_pos: Any = None,
+        rel_embeddings: Any = None,
+    ) -> Any:
+        """With the arguments and results of the original; shapes as in :class:`InlineAttention`."""
+        if self.is_stock:
+            return super().forward(
+                hidden_states, attention_mask, output_attentions, query_states, relative_pos, rel_embeddings
+            )
+        query = self.split_dynamic(self.query_proj(hidden_states if query_states is None else query_states))
+        key, value = self.split_dynamic(self.key_proj(hidden_states)), self.split_heads(self.value_proj(hidden_states))
+        terms = sum(term in self.pos_att_type for term in ("c2p", "p2c"))
+        scaling, bias = (self.attention_head_size * (1 + terms)) ** -0.5, None
+        if self.relative_attention and terms and query.shape[1] and self.uses_scores:
+            folded = (query.flatten(0, 1), key.flatten(0, 1))
+            positions = self.pos_dropout(rel_embeddings)
+            bias = self.disentangled_attention_bias(*folded, relative_pos, positions, 1 + terms)
+            bias = bias.unflatten(0, query.shape[:2])
+        return self.attend(query, key, value, attention_mask.bool(), scaling, self.dropout, output_attentions, bias)

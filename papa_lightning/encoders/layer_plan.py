@@ -1,0 +1,133 @@
+"""From what a user asks of a swap to the kind, the heads and the options of each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from transformers import PreTrainedModel
+
+from papa_lightning.attention import TokenMixer, UntouchedLayer, mixer_class, option_names
+from papa_lightning.encoders.finding import encoder_shape
+from papa_lightning.errors import HeadSelectionError, PapaError
+
+#: One kind for all layers, or one a layer.
+Kinds: TypeAlias = str | Sequence[str]
+#: Options for all layers whose kind has them, or those of each layer.
+Options: TypeAlias = Mapping[str, Any] | Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What is to stand in one layer.
+
+    Args:
+        mixer: The class.
+        heads: The heads that it replaces.
+        options: Its other arguments.
+    """
+
+    mixer: type[TokenMixer]
+    heads: tuple[int, ...]
+    options: dict[str, Any]
+
+    @property
+    def needs_constants(self) -> bool:
+        """Whether the layer waits for constants."""
+        return self.mixer.needs_constants(self.options)
+
+
+def plan_layers(
+    kind: Kinds,
+    options: Options | None,
+    selection: Sequence[tuple[int, ...]],
+    num_heads: int,
+    constants_given: bool,
+) -> list[LayerPlan]:
+    """Resolve the arguments of a swap.
+
+    Args:
+        kind: See :func:`~papa_lightning.swap_attention`.
+        options: The same.
+        selection: The selected heads of each layer; those of layers of kind "dynamic" do not count.
+        num_heads: H of the encoder.
+        constants_given: Whether the swap brings constants.
+
+    Returns:
+        One plan a layer.
+
+    Raises:
+        PapaError: For kinds or options that do not exist or are not one a layer.
+        HeadSelectionError: When a kind that takes whole layers gets a part of one.
+
+    Example:
+        >>> [plan.heads for plan in plan_layers(["constant", "dynamic"], None, [(0, 1), (0, 1)], 2, True)]
+        [(0, 1), ()]
+    """
+    mixers = [mixer_class(name) for name in _kinds(kind, len(selection))]
+    plans = []
+    for layer, (mixer, own, wanted) in enumerate(zip(mixers, selection, _options(options, mixers), strict=True)):
+        if mixer.whole_layer and len(own) < num_heads:
+            raise HeadSelectionError(
+                f"heads has {len(own)} of {num_heads} heads in layer {layer}, but kind {mixer.kind!r} "
+                f'{mixer.whole_layer}: pass heads="all", and "dynamic" as the kind of layers to leave alone.'
+            )
+        heads = () if mixer is UntouchedLayer else own
+        plans.append(LayerPlan(mixer, heads, mixer.complete_options(wanted, constants_given)))
+    return plans
+
+
+def plan_whole_layers(
+    encoder: PreTrainedModel, kind: Kinds, options: Options | None, constants_given: bool
+) -> list[LayerPlan]:
+    """What a swap of all heads of the layers of an encoder comes to, before it is made.
+
+    Args:
+        encoder: The bare encoder.
+        kind: See :func:`~papa_lightning.swap_attention`.
+        options: The same.
+        constants_given: Whether the kinds are to start from constants where they can.
+
+    Returns:
+        One plan a layer.
+
+    Raises:
+        PapaError: As :func:`plan_layers`.
+    """
+    num_layers, num_heads = encoder_shape(encoder)
+    return plan_layers(kind, options, [tuple(range(num_heads))] * num_layers, num_heads, constants_given)
+
+
+def _kinds(kind: Kinds, num_layers: int) -> Sequence[str]:
+    if isinstance(kind, str):
+        return [kind] * num_layers
+    if not isinstance(kind, Sequence) or not all(isinstance(name, str) for name in kind):
+        raise PapaError(f"kind is {kind!r}, but must be the name of a kind, or a list with one name a layer.")
+    if len(kind) != num_layers:
+        raise PapaError(f"kind names {len(kind)} layers, but the encoder has {num_layers}: pass one kind for each.")
+    return kind
+
+
+def _options(options: Options | None, mixers: Sequence[type[TokenMixer]]) -> Sequence[Mapping[str, Any]]:
+    if options is None:
+        return [{}] * len(mixers)
+    if isinstance(options, Mapping):
+        for name in options:
+            _check_option(name, mixers)
+        return [{name: options[name] for name in option_names(mixer) if name in options} for mixer in mixers]
+    if not isinstance(options, Sequence) or not all(isinstance(own, Mapping) for own in options):
+        raise PapaError(f"options is {options!r}, but must be a map from option to value, or a list with one a layer.")
+    if len(options) != len(mixers):
+        raise PapaError(f"options has {len(options)} maps, but the encoder has {len(mixers)} layers: pass one a layer.")
+    for own, mixer in zip(options, mixers, strict=True):
+        for name in own:
+            _check_option(name, [mixer])
+    return options
+
+
+def _check_option(name: str, mixers: Sequence[type[TokenMixer]]) -> None:
+    known = {mixer.kind: option_names(mixer) for mixer in mixers}
+    if not any(name in names for names in known.values()):
+        listed = "; ".join(f"{kind!r} has {', '.join(names) or 'none'}" for kind, names in known.items())
+        raise PapaError(f"options has {name!r}, which is no option of the kinds that were asked for: {listed}.")

@@ -1,0 +1,173 @@
+"""Pretrained encoders by hub name or local folder, with every failure explained."""
+
+import inspect
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+
+from papa_lightning.encoders import SwapNote
+from papa_lightning.errors import PapaError, UnsupportedEncoderError
+from papa_lightning.pretrained import from_pretrained
+
+# What transformers was seen to raise for names, folders and files that it cannot use.
+_LOAD_FAILURES = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
+
+
+def load_encoder(name: str) -> PreTrainedModel:
+    """Load a pretrained encoder in float32, without task head and without pooler; of an encoder-decoder, the encoder.
+
+    Nothing that reads hidden states uses the pooler, and a parameter without gradient stops DistributedDataParallel;
+    a family whose pooler cannot be left out gets it frozen. An encoder that was saved swapped comes back swapped, with
+    its constants. Code from the hub is never run.
+
+    Args:
+        name: Name on the hub (``"google-bert/bert-base-uncased"``), or a folder written by ``save_pretrained``.
+
+    Returns:
+        The encoder, in evaluation mode.
+
+    Raises:
+        PapaError: If there is no such encoder, its files cannot be read, or they lack some of its weights.
+        UnsupportedEncoderError: If the model is no plain text encoder.
+
+    Example:
+        >>> load_encoder("./no-such-folder")
+        Traceback (most recent call last):
+        ...
+        papa_lightning.errors.PapaError: encoder './no-such-folder' cannot be loaded...
+    """
+    config = _load_config(name)
+    with _failures_explained(name), _without_load_report():
+        encoder, report = from_pretrained(
+            AutoModel,
+            name,
+            config=config,
+            dtype=torch.float32,  # not the dtype of the file: the Trainer's `precision` decides
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
+            **_without_pooler(config),
+        )
+    _check_complete(name, report)
+    assert isinstance(encoder, PreTrainedModel)
+    if hasattr(encoder, "decoder"):  # the configuration of a T5 encoder that was saved alone does not tell
+        encoder = cast(PreTrainedModel, encoder.get_encoder())
+    pooler = getattr(encoder, "pooler", None)
+    if isinstance(pooler, nn.Module):
+        pooler.requires_grad_(False)
+    return encoder
+
+
+def load_plain_encoder(name: str) -> PreTrainedModel:
+    """The same, for who compares the encoder's own attention with others.
+
+    Args:
+        name: As for `load_encoder`.
+
+    Raises:
+        PapaError: See `load_encoder`; also for an encoder that was saved swapped.
+    """
+    check_plain(name)
+    return load_encoder(name)
+
+
+def check_plain(name: str) -> None:
+    """Refuse an encoder that would come swapped where its own attention is the measure.
+
+    Args:
+        name: As for `load_encoder`.
+
+    Raises:
+        PapaError: Names it.
+    """
+    note = getattr(_load_config(name), "quantization_config", None)
+    if isinstance(note, Mapping) and note.get("quant_method") == SwapNote.METHOD:
+        raise PapaError(
+            f"encoder {name!r} was saved while its attention was swapped, but here its own attention is the measure: "
+            "pass the encoder that it was made from, or call restore_attention(encoder) and save it once more."
+        )
+
+
+def vocabulary_size(name: str) -> int:
+    """Number of tokens that a pretrained encoder knows, from its configuration alone.
+
+    Args:
+        name: As for `load_encoder`.
+
+    Raises:
+        PapaError: If there is no such encoder.
+        UnsupportedEncoderError: If the model is no plain text encoder.
+    """
+    return int(_load_config(name).vocab_size)
+
+
+def _load_config(name: str) -> PreTrainedConfig:
+    with _failures_explained(name):
+        config: PreTrainedConfig = from_pretrained(AutoConfig, name)
+    _check_is_encoder(name, config)
+    return config
+
+
+@contextmanager
+def _failures_explained(name: str) -> Iterator[None]:
+    try:
+        yield
+    except PapaError:
+        raise
+    except _LOAD_FAILURES as error:
+        raise PapaError(
+            f"encoder {name!r} cannot be loaded: pass the name of an encoder on the hub (downloaded before, when "
+            f"offline) or a folder written by save_pretrained. transformers says: {error}"
+        ) from error
+
+
+def _check_is_encoder(name: str, config: PreTrainedConfig) -> None:
+    for attribute in ("hidden_size", "num_hidden_layers", "vocab_size"):
+        if not hasattr(config, attribute):
+            raise UnsupportedEncoderError(
+                f"encoder {name!r} ({config.model_type}) has no {attribute} in its configuration, so it is no plain "
+                "text encoder: pass one such as BERT, RoBERTa or DeBERTa."
+            )
+
+
+def _check_complete(name: str, report: Mapping[str, Any]) -> None:
+    # transformers only warns and fills them at random; results of such an encoder would mean nothing.
+    absent = [key for key in report["missing_keys"] if not {"pooler", "decoder"} & set(key.split("."))]
+    absent += [key for key, *_ in report["mismatched_keys"]]
+    if absent:
+        raise PapaError(
+            f"encoder {name!r} has no fitting weights for {len(absent)} of its parameters, {min(absent)!r} among them: "
+            "pass a checkpoint of the whole encoder, with the config.json that belongs to it."
+        )
+    if any(".papa." in key for key in report["unexpected_keys"]):
+        raise PapaError(
+            f"encoder {name!r} was saved while its attention was swapped, which its config.json does not note: save it "
+            "again with save_pretrained of this version, or with the model passed to restore_attention before."
+        )
+
+
+@contextmanager
+def _without_load_report() -> Iterator[None]:
+    """Silence the table of parameters: a pooler that was left out looks like a mistake there, real ones are errors."""
+    logger = logging.getLogger("transformers.modeling_utils")
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
+
+
+def _without_pooler(config: PreTrainedConfig) -> dict[str, bool]:
+    """Return the argument that leaves out the pooler, for the families whose constructor knows it."""
+    model_class: Any = MODEL_MAPPING.get(type(config), None)
+    known = inspect.isclass(model_class) and "add_pooling_layer" in inspect.signature(model_class).parameters
+    return {"add_pooling_layer": False} if known else {}

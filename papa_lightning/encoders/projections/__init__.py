@@ -1,0 +1,1 @@
+"""Query, key, value and output projections that compute only what a swapped layer needs."""

@@ -1,0 +1,172 @@
+"""One (d x d) matrix in the place of a layer's value and output projections, where all heads share one matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from papa_lightning.attention import DynamicHeads, FoldedHeads, TokenMixer
+from papa_lightning.attention.parameter_cache import Remembered
+from papa_lightning.encoders.families.table import EncoderFamily
+from papa_lightning.encoders.finding import attention_modules
+from papa_lightning.encoders.projections.cut import CutProjection
+from papa_lightning.errors import PapaError, UnsupportedEncoderError
+
+
+class FoldedProjection(CutProjection, nn.Linear):
+    """One of the two projections of a folded layer; each knows the other, which has its keys elsewhere."""
+
+    def original(self) -> nn.Module:
+        """See :meth:`CutProjection.original`."""
+        original = super().original()
+        for name in ("_partner", "_product"):
+            original.__dict__.pop(name, None)
+        return original
+
+    @property
+    def partner(self) -> FoldedProjection:
+        """The other one; not a submodule."""
+        return cast(FoldedProjection, self.__dict__["_partner"])
+
+    @property
+    def folds(self) -> bool:
+        """Whether the layer that runs now is folded; not if an adapter took one of the two in."""
+        return not self.heads.dynamic and self.cuts and self.partner.cuts
+
+
+class FoldedOutput(FoldedProjection):
+    """An output projection that only adds its bias while the value projection before it does its work."""
+
+    def forward(self, mixed: Tensor) -> Tensor:
+        """(B, T, d) of the heads, or already in the space of the output."""
+        if not self.folds:
+            return F.linear(mixed, self.weight, self.bias)
+        return mixed if self.bias is None else mixed + self.bias
+
+
+class FoldedValue(FoldedProjection):
+    """A value projection that gives ``x W^T + Wo bv`` with ``W = Wo Wv``: values in the space of the output.
+
+    Rows of the constant matrix sum to 1, or are 0: so the bias of the values may go through Wo first.
+    """
+
+    holds_values = True
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(B, T, hidden) to (B, T, d)."""
+        if not self.folds:
+            return F.linear(hidden_states, self.weight, self.bias)
+        return F.linear(hidden_states, *self._folded())
+
+    def _forget(self) -> None:
+        super()._forget()
+        cast("Remembered[Any]", self.__dict__["_product"]).forget()
+
+    def _folded(self) -> tuple[Tensor, Tensor | None]:
+        output, value, bias = self.partner.weight, self.weight, cast("Tensor | None", self.bias)
+
+        def product() -> tuple[Tensor, Tensor | None]:
+            return output @ value, None if bias is None else output @ bias
+
+        read = [output, value] if bias is None else [output, value, bias]
+        return cast("Remembered[tuple[Tensor, Tensor | None]]", self.__dict__["_product"]).recall(
+            product, read, training=self.training
+        )
+
+
+def fold(encoder: PreTrainedModel, module: nn.Module, family: EncoderFamily, heads: DynamicHeads) -> None:
+    """Let the value and output projections of a layer work as one matrix while the layer has no dynamic heads.
+
+    Args:
+        encoder: The bare encoder.
+        module: Its self-attention module.
+        family: Says where the two projections are.
+        heads: Shared with the mixer of the layer.
+
+    Raises:
+        UnsupportedEncoderError: When the two cannot be one.
+    """
+    owner, name = _output_of(encoder, module, family)
+    value_name = cast(str, family.value)
+    FoldedOutput.replace(owner, name, heads)
+    FoldedValue.replace(module, value_name, heads)
+    output, value = owner._modules[name], module._modules[value_name]
+    cast(nn.Module, output).__dict__["_partner"] = value
+    cast(nn.Module, value).__dict__.update(_partner=output, _product=Remembered())
+
+
+def unfold(module: nn.Module) -> None:
+    """Undo :func:`fold` outside the module; what is inside is restored with the other projections of the module."""
+    for value in [part for part in module.modules() if isinstance(part, FoldedValue)]:
+        output = value.partner
+        owner = cast("tuple[nn.Module, str]", output.__dict__["_place"])[0]
+        for path, part in list(owner.named_modules()):  # an adapter may have taken it in
+            if part is output:
+                owner.set_submodule(path, output.original())
+
+
+def check_folding(encoder: PreTrainedModel, family: EncoderFamily, mixers: Sequence[TokenMixer]) -> None:
+    """Refuse layers to be folded whose value and output projections cannot be one matrix.
+
+    Args:
+        encoder: The bare encoder.
+        family: Says where the two projections are.
+        mixers: What is to stand in its layers, one a layer.
+
+    Raises:
+        UnsupportedEncoderError: Says why.
+        PapaError: When a module serves layers of this kind and others.
+    """
+    modules = attention_modules(encoder)
+    for module in dict.fromkeys(modules):
+        layers = [layer for layer, one in enumerate(modules) if one is module]
+        folds = {isinstance(mixers[layer], FoldedHeads) for layer in layers}
+        if len(folds) > 1:
+            kinds = [mixers[layer].kind for layer in layers]
+            raise PapaError(
+                f"kind is {kinds}, but layers {layers} share one module, whose projections are folded for all or none: "
+                'pass "folded" for all of them, or "constant".'
+            )
+        if folds == {True}:
+            _check_foldable(encoder, module, family)
+
+
+def _check_foldable(encoder: PreTrainedModel, module: nn.Module, family: EncoderFamily) -> None:
+    owner, name = _output_of(encoder, module, family)
+    output = cast(nn.Linear, owner._modules[name])
+    if output.in_features != output.out_features:
+        raise _refusal(module, f"its values have {output.in_features} channels, but its output {output.out_features}")
+    if getattr(module, "rotary_value", False):
+        raise _refusal(module, "its values are rotated by their position before they are mixed")
+
+
+def _output_of(encoder: PreTrainedModel, module: nn.Module, family: EncoderFamily) -> tuple[nn.Module, str]:
+    if family.value is None:
+        raise _refusal(module, "its values come out of one layer with the queries, or are shared by several heads")
+    owner, name = _owner(encoder, module, family.output)
+    for held, attribute in ((module, family.value), (owner, name)):
+        found = held._modules.get(attribute)
+        if not isinstance(found, nn.Linear):
+            raise _refusal(module, f"{type(held).__name__}.{attribute} is a {type(found).__name__}, no linear layer")
+    return owner, name
+
+
+def _owner(encoder: PreTrainedModel, module: nn.Module, path: str) -> tuple[nn.Module, str]:
+    """The module that holds the output projection, and its name there."""
+    start = module
+    if path.startswith("../"):
+        own = next(name for name, one in encoder.named_modules() if one is module)
+        start, path = encoder.get_submodule(own.rpartition(".")[0]), path[3:]
+    parent, _, name = path.rpartition(".")
+    return start.get_submodule(parent), name
+
+
+def _refusal(module: nn.Module, reason: str) -> UnsupportedEncoderError:
+    return UnsupportedEncoderError(
+        f'kind "folded" cannot make one matrix of the value and output projections of {type(module).__name__}: '
+        f'{reason}. Use kind "constant".'
+    )

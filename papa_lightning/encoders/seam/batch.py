@@ -1,0 +1,197 @@
+"""What an encoder is told of a batch before its layers run: its mask, checked, and the positions of its tokens."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from papa_lightning.attention import TokenMixer
+from papa_lightning.encoders.finding import attention_modules, attention_reaches, family_of
+from papa_lightning.encoders.inputs import first_position
+from papa_lightning.encoders.seam.layer import layer_of, mixers_of
+from papa_lightning.encoders.seam.masks import can_look, check_mask, is_true_everywhere, key_mask
+from papa_lightning.encoders.seam.slots import (
+    POSITIONS,
+    GivenSlots,
+    NumberedTokens,
+    PositionRule,
+    Positions,
+    SlotRule,
+    slots_of,
+)
+from papa_lightning.errors import PapaError
+
+
+class UnmaskedPaddingWarning(UserWarning):
+    """A batch of a swapped encoder has padding tokens, but no attention_mask that says so."""
+
+
+@dataclass(frozen=True)
+class ReadBatch:
+    """Forward pre-hook of an attached encoder: check the mask, and tell the layers the positions of the tokens.
+
+    Args:
+        names: The arguments of its forward, in order.
+        passes_on: Whether its forward hands further arguments to its attention.
+        rule: Where its slots are counted from.
+        padding: The padding token, where it has one.
+        modules: Its self-attention modules.
+    """
+
+    names: tuple[str, ...]
+    passes_on: bool
+    rule: SlotRule
+    padding: int | None
+    modules: tuple[nn.Module, ...]
+
+    @classmethod
+    def of(cls, encoder: PreTrainedModel) -> ReadBatch:
+        """That of an encoder, attached or not."""
+        family, parameters = family_of(encoder), inspect.signature(encoder.forward).parameters
+        further = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        heard = family.inline is None or family.inline.hears_positions
+        padding = getattr(encoder.config, "pad_token_id", None)
+        rule, modules = family.slot_rule(encoder.config), tuple(dict.fromkeys(attention_modules(encoder)))
+        return cls(tuple(parameters), further and heard, rule, padding, modules)
+
+    def __call__(self, encoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
+        """Run by torch.
+
+        Raises:
+            PapaError: For a mask or position ids that cannot be used, when a layer differs from the original.
+        """
+        if kwargs is None:  # another thread attaches or detaches, see attaching.py
+            return None
+        inputs = {**dict(zip(self.names, args, strict=False)), **kwargs} if args else kwargs
+        if not torch.compiler.is_compiling():
+            self._check(encoder, inputs)
+        positions: Positions | None = None
+        if inputs.get("position_ids") is None:
+            positions = self._numbered(inputs)
+            kwargs = self._count_positions(inputs, kwargs)
+        elif self.differs:
+            positions = self.read(encoder, inputs, self._length)
+        return args, kwargs if positions is None else {**kwargs, POSITIONS: positions}
+
+    @property
+    def differs(self) -> bool:
+        """Whether a layer of the encoder is not that of the original, or is observed."""
+        return self._is_observed or any(mixer.replaces_attention for mixer in self._mixers())
+
+    def read(self, encoder: PreTrainedModel, inputs: Mapping[str, Any], length: int | None) -> Positions | None:
+        """What a batch says of the positions of its tokens.
+
+        Args:
+            encoder: The bare encoder.
+            inputs: By name, on one device.
+            length: T, the number of slots.
+
+        Raises:
+            PapaError: For position ids that are no slots, or that the layers of this encoder cannot be told.
+        """
+        position_ids, tokens = inputs.get("position_ids"), _tokens(inputs)
+        if position_ids is None or tokens is None:
+            return self._numbered(inputs)
+        mask = key_mask(inputs.get("attention_mask"))
+        real = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if mask is None else mask.bool()
+        rule = PositionRule(first_position(encoder), length, attention_reaches(encoder))
+        given = rule.read(position_ids, real)
+        if self.passes_on:
+            return given
+        self._compare(given, real)
+        return None
+
+    def mask_by_slot(self, mask: Tensor, positions: Positions | None) -> Tensor:
+        """The mask (B, S) of a batch by the slots of its tokens, for the counts that belong to sums of attention.
+
+        Args:
+            mask: (B, T), true for a real token.
+            positions: What :meth:`read` gave.
+        """
+        slots = slots_of(mask, self.rule, positions)
+        return mask if slots is None else slots.mask
+
+    def _numbered(self, inputs: Mapping[str, Any]) -> NumberedTokens | None:
+        tokens = inputs.get("input_ids")
+        if self.rule != "input_ids" or not self.passes_on or tokens is None or inputs.get("attention_mask") is None:
+            return None
+        return NumberedTokens(tokens != self.padding)
+
+    def _count_positions(self, inputs: Mapping[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """With position ids for kinds to which it matters where a query stands, and not only how far from a key.
+
+        Rotary positions turn queries and keys by their places; scores of the original depend on the difference alone.
+        """
+        mask = inputs.get("attention_mask")
+        if self.rule != "mask" or not self.passes_on or "position_ids" not in self.names or mask is None:
+            return kwargs
+        if not any(mixer.replaces_attention and not mixer.uses_scores for mixer in self._mixers()):
+            return kwargs
+        slots = slots_of(key_mask(mask), self.rule)
+        return kwargs if slots is None else {**kwargs, "position_ids": slots.places}
+
+    def _compare(self, given: GivenSlots, real: Tensor) -> None:
+        """Position ids that the layers cannot be told must be those that they count themselves."""
+        own, order = slots_of(real, self.rule), torch.arange(real.shape[1], device=real.device)
+        places = [order if slots is None else slots.places for slots in (given.slots, own)]
+        if torch.compiler.is_compiling() or bool(((places[0] != places[1]) & real).any()):
+            raise PapaError(
+                "position_ids are given, but the layers of this encoder do not hear of them, and count from "
+                f"{'the beginning of the tensor' if self.rule == 'tensor' else 'the first real token'}: leave "
+                "position_ids out, or call restore_attention(encoder) first."
+            )
+
+    def _check(self, encoder: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
+        tokens, mask = _tokens(inputs), inputs.get("attention_mask")
+        if mask is None:
+            if self._has_padding(encoder, tokens) and self.differs:
+                warnings.warn(
+                    f"input_ids begin or end with the padding token {self.padding}, but attention_mask is None, so "
+                    "padding counts as text: pass the attention_mask of the tokenizer.",
+                    UnmaskedPaddingWarning,
+                    stacklevel=2,
+                )
+            return
+        try:
+            check_mask(mask, None if tokens is None else tokens.shape[:2], allow_empty=self._is_observed)
+        except PapaError:
+            if self.differs:
+                raise
+
+    def _has_padding(self, encoder: PreTrainedModel, tokens: Tensor | None) -> bool:
+        if tokens is None or self.padding is None or tokens.dim() != 2 or not can_look(tokens):
+            return False
+        config = encoder.config
+        if self.padding in [getattr(config, f"{name}_token_id", None) for name in ("bos", "eos", "sep")]:
+            return False
+        causal = layer_of(self.modules[0]).reach.after == 0  # nothing looks at what stands behind
+        ends = [tokens[:, :1]] if causal else [tokens[:, :1], tokens[:, -1:]]
+        return not all(is_true_everywhere(end != self.padding) for end in ends)
+
+    @property
+    def _is_observed(self) -> bool:
+        return layer_of(self.modules[0]).watched
+
+    @property
+    def _length(self) -> int | None:
+        """T of the constants in use; None while the encoder is observed, for whoever observes it knows."""
+        return None if self._is_observed else next((mixer.max_length for mixer in self._mixers()), None)
+
+    def _mixers(self) -> Iterator[TokenMixer]:
+        return (mixer for module in self.modules for mixer in mixers_of(module))
+
+
+def _tokens(inputs: Mapping[str, Any]) -> Tensor | None:
+    """input_ids (B, T) or inputs_embeds (B, T, d), whichever a batch has."""
+    for name in ("input_ids", "inputs_embeds"):
+        if isinstance(inputs.get(name), Tensor):
+            found: Tensor = inputs[name]
+            return found
+    return None

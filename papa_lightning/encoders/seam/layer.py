@@ -1,0 +1,230 @@
+"""One self-attention layer of an encoder whose attention is observed or swapped."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+from papa_lightning.attention import DynamicAttention, DynamicHeads, Reach, RowMixing, TokenMixer, runs_in
+from papa_lightning.attention.head_slices import select_heads
+from papa_lightning.encoders.freezing import Frozen
+from papa_lightning.encoders.seam.masks import key_mask, reach_bias, refuse_other_masks
+from papa_lightning.encoders.seam.slots import Positions, SlotRule, slots_of
+from papa_lightning.errors import PapaError
+
+#: Receives the attention matrices (B, H, T, T) and the mask (B, T) of one layer; may overwrite the matrices. The tokens
+#: are in the order of their slots, here and in a mixing.
+Observer: TypeAlias = Callable[[Tensor, "Tensor | None"], None]
+#: From the attention matrices (B, H, T, T), the values (B, H, T, h) and the mask (B, T) of one layer to the mixed
+#: values (B, T, H, h) that its output projection gets.
+Mixing: TypeAlias = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
+
+_LAYER = "papa_layer"
+
+
+@dataclass
+class TouchedLayer:
+    """What a swapped or observed attention module had before, and who looks at it now.
+
+    Args:
+        reach: Which keys its queries can see at all.
+        slots: Where its encoder counts slots from.
+        config: The configuration object that the module shared with its encoder, where that was exchanged.
+        module: The module that stood in this one's place, where it was exchanged.
+        frozen: Its parameters that the swap froze, to be thawed by the restoration.
+        frozen_positions: The same of the encoder's parameters outside the layers.
+        mixings: While someone looks on: what mixes the values instead, one a layer of the module.
+        watcher: The thread that looks on; forwards of others go on as if nobody did.
+        told: The user has been told of layers without attention matrices.
+    """
+
+    reach: Reach
+    slots: SlotRule = "tensor"
+    config: PretrainedConfig | None = None
+    module: nn.Module | None = None
+    frozen: Frozen = field(default_factory=Frozen)
+    frozen_positions: Frozen = field(default_factory=Frozen)
+    mixings: list[Mixing | RowMixing] = field(default_factory=list)
+    watcher: int = 0
+    told: bool = False
+
+    def watch(self, mixings: Sequence[Mixing | RowMixing]) -> None:
+        """Let these mix the values in forwards of this thread; none of them ends it."""
+        self.watcher = threading.get_ident()
+        self.mixings = list(mixings)
+
+    @property
+    def watched(self) -> bool:
+        """Whether someone looks on at the forward that runs now."""
+        return bool(self.mixings) and runs_in(self.watcher)
+
+
+def touch(module: nn.Module, layer: TouchedLayer) -> None:
+    """Note on a module what it had before."""
+    module.__dict__[_LAYER] = layer
+
+
+def is_touched(module: nn.Module) -> bool:
+    """Whether a module is observed or swapped."""
+    return _LAYER in module.__dict__
+
+
+def layer_of(module: nn.Module) -> TouchedLayer:
+    """What :func:`touch` noted."""
+    return cast(TouchedLayer, module.__dict__[_LAYER])
+
+
+def untouch(module: nn.Module) -> TouchedLayer:
+    """Forget and return what :func:`touch` noted."""
+    return cast(TouchedLayer, module.__dict__.pop(_LAYER))
+
+
+def mixers_of(module: nn.Module) -> list[TokenMixer]:
+    """The mixers that a swap hung on an attention module, one a layer that it serves; empty when it is not swapped."""
+    held = module._modules.get("papa")
+    if held is None:
+        return []
+    return cast("list[TokenMixer]", list(held)) if isinstance(held, nn.ModuleList) else [cast(TokenMixer, held)]
+
+
+def remove_hooks(module: nn.Module, ours: Callable[[Any], bool]) -> None:
+    """Remove forward hooks and pre-hooks by what they are: handles do not survive copies of a module."""
+    for held, kinds in (
+        (module._forward_pre_hooks, [module._forward_pre_hooks_with_kwargs]),
+        (module._forward_hooks, [module._forward_hooks_with_kwargs, module._forward_hooks_always_called]),
+    ):
+        for key in [key for key, hook in held.items() if ours(hook)]:
+            del held[key]
+            for flags in kinds:
+                flags.pop(key, None)
+
+
+def layers_served(module: nn.Module) -> int:
+    """How many layers a touched module serves that may differ from each other right now; 0 for an untouched one."""
+    watchers = len(layer_of(module).mixings) if is_touched(module) and layer_of(module).watched else 0
+    return max(watchers, len(mixers_of(module)))
+
+
+def is_stock(module: nn.Module, turn: int = 0) -> bool:
+    """Whether a layer of a module is the layer of the original encoder, and unobserved.
+
+    Args:
+        module: A touched module, or one that is touched no longer, because an observer left while it ran.
+        turn: Which of the layers that it serves.
+    """
+    mixers = mixers_of(module)
+    watched = is_touched(module) and layer_of(module).watched
+    return not watched and not (mixers and mixers[turn].replaces_attention)
+
+
+def gives_matrices(module: nn.Module, turn: int = 0) -> bool:
+    """Whether a layer has attention matrices to give to who asks for them."""
+    mixers = mixers_of(module)
+    return is_stock(module, turn) or layer_of(module).watched or mixers[turn].has_matrices
+
+
+def uses_scores(module: nn.Module, turn: int = 0) -> bool:
+    """Whether what stands in a layer has scores that a bias of positions is added to."""
+    mixers = mixers_of(module)
+    return layer_of(module).watched or not mixers or mixers[turn].uses_scores
+
+
+def heads_of(module: nn.Module, turn: int = 0) -> DynamicHeads | None:
+    """Which heads of a layer are dynamic; None means all."""
+    mixers = mixers_of(module)
+    return mixers[turn].heads if mixers else None
+
+
+def attend(
+    module: nn.Module,
+    query_key_value: tuple[Tensor, Tensor, Tensor],
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float,
+    need_weights: bool,
+    position_bias: Tensor | None = None,
+    positions: Positions | None = None,
+    turn: int = 0,
+) -> tuple[Tensor, Tensor | None]:
+    """Mix the tokens of a layer that is observed or swapped.
+
+    Args:
+        module: The self-attention module.
+        query_key_value: Query (B, heads, T, h) and key (B, key heads, T, h) of all heads or of the dynamic ones only,
+            and the value (B, value heads, T, h).
+        attention_mask: What the encoder hands to its layers.
+        scaling: Factor of the scores.
+        dropout: Attention dropout, 0 outside training.
+        need_weights: Also return the attention matrices.
+        position_bias: (B or 1, H or dynamic heads, T, T), added to the scores.
+        positions: What the encoder was told of the positions of its tokens.
+        turn: Which of the layers that the module serves.
+
+    Returns:
+        Mixed values (B, T, H, h), and attention matrices (B, H, T, T) or None.
+
+    Raises:
+        PapaError: As :func:`~papa_lightning.encoders.seam.interface.papa_attention_forward`.
+    """
+    layer, (query, key, value) = layer_of(module), query_key_value
+    if query.shape[2] != value.shape[2]:
+        raise cache_error(f"{query.shape[2]} tokens attend to {value.shape[2]}")
+    group = cast(int, getattr(module, "num_key_value_groups", 1))
+    if group > 1:
+        value = value.repeat_interleave(group, dim=1)
+    heads = heads_of(module, turn) or DynamicHeads(value.shape[1])
+    query, key = pick_heads(query, heads.dynamic), _keys(key, heads, group)
+    bias = reach_bias(attention_mask, layer.reach, value.shape[2], value.device)
+    if position_bias is not None:
+        bias = pick_heads(position_bias, heads.dynamic)
+    attention = DynamicAttention(query, key, key_mask(attention_mask), scaling, bias)
+    if not layer.watched and mixers_of(module)[turn].checks_mask and not torch.compiler.is_compiling():
+        refuse_other_masks(attention_mask, layer.reach)
+    slots = slots_of(attention.mask, layer.slots, positions)
+    if slots is None:
+        return _mix(module, turn, attention, value, dropout, need_weights)
+    mixed, weights = _mix(module, turn, slots.arrange(attention), slots.fill(value), dropout, need_weights)
+    return slots.read(mixed), None if weights is None else slots.read_pairs(weights)
+
+
+def _mix(
+    module: nn.Module, turn: int, attention: DynamicAttention, value: Tensor, dropout: float, need_weights: bool
+) -> tuple[Tensor, Tensor | None]:
+    layer = layer_of(module)
+    if not layer.watched:
+        mixer = mixers_of(module)[turn]
+        return cast("tuple[Tensor, Tensor | None]", mixer(attention, value, dropout, need_weights))
+    mixing, weights = layer.mixings[turn], attention.matrices() if need_weights else None
+    if isinstance(mixing, RowMixing):
+        return mixing.mix(attention, value), weights
+    return mixing(attention.matrices(), value, attention.mask), weights
+
+
+def cache_error(found: str) -> PapaError:
+    """The error for tokens that are not in the batch."""
+    return PapaError(
+        f"{found}: earlier tokens come from a cache or a prefix, which swapped attention does not know. Pass "
+        "use_cache=False (generate takes it too), or call restore_attention(encoder) first."
+    )
+
+
+def pick_heads(tensor: Tensor, heads: Sequence[int]) -> Tensor:
+    """The given heads of a tensor (B, heads, ...) that has all heads, or these only already."""
+    if tensor.shape[1] == len(heads):
+        return tensor
+    return select_heads(tensor, heads, dim=1) if heads else tensor[:, :0]
+
+
+def _keys(key: Tensor, heads: DynamicHeads, group: int) -> Tensor:
+    """One key head for each dynamic head; in grouped-query attention several share one."""
+    groups = heads.groups(group)
+    key = pick_heads(key, groups)
+    if group == 1 or not groups:
+        return key
+    return torch.stack([key[:, groups.index(head // group)] for head in heads.dynamic], dim=1)

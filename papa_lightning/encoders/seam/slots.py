@@ -1,0 +1,166 @@
+"""The slots of the tokens of a batch: from its position ids, or by the rule of its family."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from papa_lightning.attention import Reach, Slots, slots_at, slots_from_first
+from papa_lightning.encoders.seam.masks import can_look, is_true_everywhere
+from papa_lightning.errors import PapaError
+
+#: Where slots are counted from, see :class:`~papa_lightning.encoders.EncoderFamily`.
+SlotRule: TypeAlias = Literal["tensor", "mask", "input_ids"]
+
+#: The argument in which the positions travel from an encoder to its attention, through the calls in between.
+POSITIONS = "papa_positions"
+
+
+@dataclass(frozen=True, eq=False)
+class GivenSlots:
+    """What the position ids of a batch say, as it travels with the call from the encoder to its layers.
+
+    Args:
+        slots: None where each token stands in the slot of its place in the tensor.
+    """
+
+    slots: Slots | None
+
+
+@dataclass(frozen=True, eq=False)
+class NumberedTokens:
+    """Which tokens of a batch an encoder numbers by its input ids, to travel likewise.
+
+    Args:
+        tokens: (B, T), true for any but the padding token.
+    """
+
+    tokens: Tensor
+
+
+#: What travels with a call.
+Positions: TypeAlias = GivenSlots | NumberedTokens
+
+
+def slots_of(mask: Tensor | None, rule: SlotRule, positions: Positions | None = None) -> Slots | None:
+    """The slots of the tokens of a batch, or None where they are the places in the tensor.
+
+    On a CPU it is looked up whether any sequence begins with padding. Elsewhere that would make the device wait, so
+    that the tokens of every padded batch are put in order.
+
+    Args:
+        mask: (B, T), true for a real token, or None.
+        rule: Of the family.
+        positions: What came with the call; position ids decide.
+    """
+    if isinstance(positions, GivenSlots):
+        return positions.slots
+    if mask is None or rule == "tensor" or (rule == "input_ids" and positions is None):
+        return None
+    real = mask.bool()
+    numbered = real if positions is None else real | positions.tokens
+    if can_look(numbered) and is_true_everywhere(numbered[:, :1]):
+        return None
+    return slots_from_first(real, numbered)
+
+
+@dataclass(frozen=True)
+class PositionRule:
+    """What position ids must be, so that they can be slots.
+
+    Args:
+        first: The id of the first slot: families like RoBERTa number from ``padding_idx + 1``.
+        length: T, the number of slots; None where nothing has a limit yet.
+        reaches: Of the layers.
+    """
+
+    first: int
+    length: int | None
+    reaches: Sequence[Reach]
+
+    def read(self, position_ids: Tensor, mask: Tensor) -> GivenSlots:
+        """The slots by position ids: ``slot = position id - first``; those of padding do not count.
+
+        Args:
+            position_ids: (B, T) or (1, T).
+            mask: (B, T) boolean, true for a real token.
+
+        Raises:
+            PapaError: For ids that are no slots.
+        """
+        places = (self._checked(position_ids, mask) - self.first).expand_as(mask)
+        if torch.compiler.is_compiling():  # nothing can be looked up in a graph
+            if self.length is None:
+                raise PapaError(
+                    "position_ids are given while the attention of a compiled encoder is observed, where they cannot "
+                    "be checked: observe the encoder before it is compiled, or leave position_ids out."
+                )
+            return GivenSlots(slots_at(places, mask, self.length))
+        order = torch.arange(mask.shape[1], device=mask.device)
+        shift = places - order
+        lowest, highest, moved, jumps, repeats, falls = torch.stack(
+            [
+                places.where(mask, places.new_tensor(2**31)).min(),
+                places.where(mask, -1).max(),
+                ((shift != 0) & mask).any().long(),
+                (shift.where(mask, -(2**31)).amax(1) > shift.where(mask, 2**31).amin(1)).any().long(),
+                _repeats(places, mask).long(),
+                _falls(places, mask).long(),
+            ]
+        ).tolist()  # one look for all, because a look makes a device wait
+        if highest < 0 and lowest >= 2**31:
+            return GivenSlots(None)
+        self._refuse(lowest, highest, bool(jumps), bool(repeats), bool(falls))
+        return GivenSlots(slots_at(places, mask, highest + 1) if moved else None)
+
+    def _checked(self, position_ids: object, mask: Tensor) -> Tensor:
+        if not isinstance(position_ids, Tensor) or position_ids.dtype not in (torch.int64, torch.int32):
+            found = position_ids.dtype if isinstance(position_ids, Tensor) else type(position_ids).__name__
+            raise PapaError(f"position_ids is of {found}, but must be a tensor of whole numbers (torch.int64).")
+        if position_ids.shape not in (mask.shape, mask[:1].shape):
+            raise PapaError(
+                f"position_ids has shape {tuple(position_ids.shape)}, but the batch has {tuple(mask.shape)} tokens: "
+                "pass one of shape (batch, length) or (1, length)."
+            )
+        return position_ids.to(mask.device, torch.int64)
+
+    def _refuse(self, lowest: int, highest: int, jumps: bool, repeats: bool, falls: bool) -> None:
+        last = None if self.length is None else self.length - 1
+        if lowest < 0 or (last is not None and highest > last):
+            wrong = lowest if lowest < 0 else highest
+            until = "" if last is None else f" to {self.first + last}, those of max_length {self.length}"
+            raise PapaError(
+                f"position_ids has the value {wrong + self.first} at a real token, but the slots of the constants have "
+                f"the ids {self.first}{until or ' on'}: leave position_ids out, pass ids in this range, or calibrate "
+                "with a larger max_length."
+            )
+        if repeats:
+            raise PapaError(
+                "position_ids has the same value twice in one sequence, as when several texts share a row, but every "
+                "real token has a slot of its own in the constants: pass each text as a sequence of its own."
+            )
+        limited = [reach for reach in self.reaches if not reach.unlimited]
+        windows = any(reach.before is not None or reach.after != 0 for reach in limited)
+        if limited and (falls or (windows and jumps)):
+            raise PapaError(
+                f"position_ids {'fall' if falls else 'skip values'} within a sequence, but the encoder has layers that "
+                f"look {'as far as a window' if windows else 'back only'}, by the order of the tokens: pass ids that "
+                f"rise {'by one a token' if windows else 'from token to token'}."
+            )
+
+
+def _repeats(places: Tensor, mask: Tensor) -> Tensor:
+    """Whether two real tokens of a sequence have the same place."""
+    others = -1 - torch.arange(mask.shape[1], device=mask.device) - places.abs().max()  # padding is like nothing else
+    ordered = places.where(mask, others).sort(dim=1).values
+    return (ordered[:, 1:] == ordered[:, :-1]).any()
+
+
+def _falls(places: Tensor, mask: Tensor) -> Tensor:
+    """Whether a real token of a sequence stands before an earlier one."""
+    highest = places.where(mask, -(2**31)).cummax(dim=1).values
+    return ((places[:, 1:] < highest[:, :-1]) & mask[:, 1:]).any()

@@ -1,0 +1,97 @@
+"""Reading an exported encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.torch
+from torch import Tensor
+from transformers import CONFIG_MAPPING, AutoModel, PretrainedConfig, PreTrainedModel
+
+from papa_lightning.encoders import is_calibrated, is_noted, swap_as_saved, swapped_layers
+from papa_lightning.encoders.trimming import trim
+from papa_lightning.errors import ExportError, PapaError
+from papa_lightning.export.build import build_encoder, count_parameters, fill_encoder
+from papa_lightning.export.facts import CONFIG, WEIGHTS, Facts, read_facts
+from papa_lightning.files.checked import parse_json
+from papa_lightning.pretrained import from_pretrained
+
+
+def load_encoder(folder: str | Path) -> PreTrainedModel:
+    """Load an encoder that was exported, or saved by ``save_pretrained`` while it was swapped.
+
+    It gives the numbers of the encoder that was written. What an export left out is gone: such an encoder cannot be
+    restored, swapped anew or calibrated; one of ``save_pretrained`` can. No code of the folder is run, and nothing but
+    the folder is read.
+
+    Args:
+        folder: What :func:`export_encoder`, ``papa export`` or ``save_pretrained`` wrote; it may have been moved.
+
+    Returns:
+        The bare encoder, on the CPU and in evaluation mode, with parameters in the dtype that they were written in.
+
+    Raises:
+        ExportError: When the folder is no such encoder, or something in it is missing, damaged or changed.
+
+    Example:
+        >>> load_encoder("./no-such-folder")
+        Traceback (most recent call last):
+        ...
+        papa_lightning.errors.ExportError: manifest of an exported encoder 'no-such-folder/papa.json' cannot be ...
+    """
+    path = Path(folder).expanduser()
+    facts = None if is_noted(path) else read_facts(path)
+    try:
+        return _load_saved(path) if facts is None else _load(path, facts)
+    except PapaError as error:
+        raise ExportError(f"the exported encoder in {str(path)!r} cannot be used: {error}") from error
+    except Exception as error:  # whatever transformers and torch raise of a configuration that somebody made up
+        raise ExportError(
+            f"the exported encoder in {str(path)!r} cannot be used ({type(error).__name__}: {error}): write it again, "
+            "with the versions of transformers and papa_lightning that it is to be used with."
+        ) from error
+
+
+def _load_saved(folder: Path) -> PreTrainedModel:
+    encoder: PreTrainedModel = from_pretrained(AutoModel, str(folder), local_files_only=True)
+    return encoder
+
+
+def _load(folder: Path, facts: Facts) -> PreTrainedModel:
+    state = safetensors.torch.load_file(folder / WEIGHTS)
+    encoder = build_encoder(_read_config(folder), facts.encoder, state.keys())
+    if not swap_as_saved(encoder, state):
+        raise ExportError(f"{WEIGHTS} holds no swapped encoder")
+    trim(encoder)
+    fill_encoder(encoder, state)
+    _check_facts(encoder, state, facts)
+    encoder.train(False)
+    return encoder
+
+
+def _check_facts(encoder: PreTrainedModel, state: Mapping[str, Tensor], facts: Facts) -> None:
+    """Refuse facts that are not those of the weights: nobody may read of other heads than there are."""
+    mixers = swapped_layers(encoder)
+    found = {
+        "heads": [list(mixer.constant_heads) for mixer in mixers],
+        "kinds": [mixer.kind for mixer in mixers],
+        "max_length": mixers[0].max_length,
+        "num_heads": mixers[0].heads.num_heads,
+        "parameters": count_parameters(encoder, state),
+    }
+    wrong = [name for name, value in found.items() if value != getattr(facts, name)]
+    if wrong or not is_calibrated(encoder):
+        raise ExportError(f"{WEIGHTS} has other {wrong[0] if wrong else 'heads'} than papa.json")
+    for name, held in state.items():
+        if ".papa." in name and held.is_floating_point() and not bool(held.isfinite().all()):
+            raise ExportError(f"{WEIGHTS} has NaN or infinite numbers in {name}")
+
+
+def _read_config(folder: Path) -> PretrainedConfig:
+    content = parse_json((folder / CONFIG).read_bytes())
+    model_type = content.get("model_type")
+    if model_type not in CONFIG_MAPPING:  # never by code that the folder names
+        raise ExportError(f"{CONFIG} has model_type {model_type!r}, which transformers does not know")
+    config: PretrainedConfig = CONFIG_MAPPING[model_type].from_dict(content)
+    return config

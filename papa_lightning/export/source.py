@@ -1,0 +1,152 @@
+"""Where `papa export` takes an encoder from: a pretrained one with a constants file, or a checkpoint of a task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from papa_lightning.calibration import AttentionConstants, CompactConstants
+from papa_lightning.encoders import HeadSelection, is_noted, swap_as_saved, swap_attention
+from papa_lightning.encoders.loading import load_encoder
+from papa_lightning.errors import ExportError
+from papa_lightning.export.folder import export_encoder
+from papa_lightning.export.graphs import check_onnx
+from papa_lightning.export.staging import check_folder
+from papa_lightning.pretrained import from_pretrained
+from papa_lightning.ranking import HeadRanking
+from papa_lightning.tasks.checkpoints import read_checkpoint
+
+# Files that transformers writes for a tokenizer; one of them is always there.
+_TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """What to export.
+
+    Args:
+        encoder: Name on the hub, or a folder written by ``save_pretrained``. With ckpt_path it is known from there, and
+            need only be given where the folder is elsewhere by now.
+        constants: A constants file; null keeps the constants of an encoder that was saved swapped.
+        heads: "all", (layer, head) pairs, a map from layer to heads, or a number or share of heads, with a ranking.
+        ranking: A ranking file.
+        kind: What takes the place of the attention, as in swap_attention.
+        ckpt_path: Checkpoint of a task of ours, with constants in it or with a constants file beside it.
+        tokenizer: Name or folder of the tokenizer; null takes that of the encoder, where it has one.
+        onnx: Also write model.onnx.
+        replace: Replace an earlier export.
+
+    Raises:
+        ExportError: When the arguments do not say what to export.
+    """
+
+    encoder: str | None = None
+    constants: str | None = None
+    heads: HeadSelection = "all"
+    ranking: str | None = None
+    kind: str = "constant"
+    ckpt_path: str | None = None
+    tokenizer: str | None = None
+    onnx: bool = False
+    replace: bool = False
+
+    def __post_init__(self) -> None:
+        swapped = self.encoder is not None and is_noted(self.encoder)
+        if self.ckpt_path is None and (self.encoder is None or (self.constants is None and not swapped)):
+            raise ExportError(
+                f"encoder is {self.encoder!r}, constants is {self.constants!r} and ckpt_path is None: pass an encoder "
+                "and a constants file, an encoder that was saved swapped, or a checkpoint."
+            )
+
+
+def load_source(settings: ExportSettings) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+    """The swapped encoder that the settings mean, and its tokenizer where it is known.
+
+    Raises:
+        PapaError: When a file cannot be read, or the parts do not fit each other.
+    """
+    if settings.ckpt_path is None:
+        assert settings.encoder is not None
+        name, encoder = settings.encoder, load_encoder(settings.encoder)
+        _swap(encoder, settings)
+    else:
+        name, encoder = _from_checkpoint(settings, settings.ckpt_path)
+    return encoder, _load_tokenizer(name, settings.tokenizer)
+
+
+def export_source(settings: ExportSettings, output: str) -> Path:
+    """Load what the settings mean, and export it.
+
+    Args:
+        settings: What to export.
+        output: The folder to be made; refused before anything is loaded.
+
+    Returns:
+        The folder.
+
+    Raises:
+        PapaError: See :func:`load_source` and :func:`export_encoder`.
+    """
+    check_folder("output", output, settings.replace)
+    if settings.onnx:
+        check_onnx()
+    encoder, tokenizer = load_source(settings)
+    return export_encoder(encoder, output, tokenizer, replace=settings.replace, onnx=settings.onnx)
+
+
+def _swap(encoder: PreTrainedModel, settings: ExportSettings) -> None:
+    if settings.constants is None:  # the encoder was saved with its own
+        return
+    ranking = None if settings.ranking is None else HeadRanking.load(settings.ranking)
+    sort = CompactConstants if settings.kind == "compact" else AttentionConstants
+    constants = sort.load(settings.constants)
+    swap_attention(encoder, settings.kind, constants=constants, heads=settings.heads, ranking=ranking)
+
+
+def _from_checkpoint(settings: ExportSettings, path: str) -> tuple[str, PreTrainedModel]:
+    checkpoint = read_checkpoint(path)
+    arguments = checkpoint.get("hyper_parameters") or {}
+    name = settings.encoder or arguments.get("encoder")
+    state = {key[8:]: held for key, held in checkpoint["state_dict"].items() if key.startswith("encoder.")}
+    if not isinstance(name, str) or not state:
+        raise ExportError(
+            f"ckpt_path is {path!r}, which is no checkpoint of a task of papa_lightning: pass one that `papa fit` "
+            "wrote. The encoder of another module is exported in Python, with export_encoder."
+        )
+    encoder = load_encoder(name)
+    saved = swap_as_saved(encoder, state, prefix="")
+    if saved and settings.constants is not None:
+        raise ExportError(
+            f"constants is {settings.constants!r}, but the checkpoint {path!r} has constants and heads of its own: "
+            "leave constants, heads and ranking out."
+        )
+    if not saved and settings.constants is None:
+        raise ExportError(f"the checkpoint {path!r} has no constants: pass a constants file of this encoder.")
+    try:
+        encoder.load_state_dict(state)
+    except RuntimeError as error:
+        raise ExportError(
+            f"the checkpoint {path!r} does not fit the encoder {name!r} ({' '.join(str(error).split())[:300]}): pass "
+            "the encoder that the task was trained with."
+        ) from error
+    if not saved:
+        _swap(encoder, settings)
+    return name, encoder
+
+
+def _load_tokenizer(encoder: str, name: str | None) -> PreTrainedTokenizerBase | None:
+    folder = Path(encoder).expanduser()
+    if name is None and folder.is_dir() and not any((folder / file).exists() for file in _TOKENIZER_FILES):
+        return None
+    try:
+        tokenizer: PreTrainedTokenizerBase = from_pretrained(AutoTokenizer, name or encoder)
+    except Exception as error:  # the hub, the file readers and the tokenizers raise errors of their own
+        if name is None and not folder.is_dir():
+            return None  # an encoder of the hub that has none
+        raise ExportError(
+            f"tokenizer {name or encoder!r} cannot be loaded ({' '.join(str(error).split())[:300]}): pass tokenizer=, "
+            "a folder that holds tokenizer files, or the name of a model on the hub."
+        ) from error
+    return tokenizer

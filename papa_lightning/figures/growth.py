@@ -1,0 +1,135 @@
+"""Figures of a benchmark: the table of its results in, a matplotlib Figure out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter, LogLocator
+
+from papa_lightning.benchmark.growth import AXES, QUANTITIES, Growth
+from papa_lightning.benchmark.tables import variant_name
+from papa_lightning.figures.style import (
+    INK,
+    interval_bars,
+    label,
+    legend_below,
+    new_figure,
+    reference_line,
+    series_style,
+    styled,
+)
+
+_SHAPE = ["encoder", "hidden", "layers", "heads"]
+_VARIANT = ["kind", "share", "backend"]
+_UNITS = {"seconds": "s", "memory": "B"}
+
+
+@styled
+def speed_figure(table: pd.DataFrame) -> Figure:
+    """Speed against the stock encoder, one panel a shape and one bar a variant, the bound as a mark across it.
+
+    Args:
+        table: Of :meth:`~papa_lightning.benchmark.results.BenchmarkResult.table`, with a variant beside the reference.
+    """
+    rows = table[~((table["kind"] == "stock") & (table["backend"] == "sdpa"))]
+    shapes = list(rows.groupby(_SHAPE, sort=False))
+    names = _names(rows)
+    figure = new_figure(max(5.6, 1.2 + 3.4 * len(shapes)), 4.2)
+    panels = figure.subplots(1, len(shapes), sharey=True, squeeze=False)[0]
+    for axes, (shape, own) in zip(panels, shapes, strict=True):
+        _bars(axes, own, names)
+        encoder, hidden, layers, heads = shape
+        axes.set_title(label(f"{encoder}, d {hidden}, {layers} layers, {heads} heads", 44))
+    panels[0].set_ylabel("times as fast as stock sdpa")
+    handles: list[Any] = [Line2D([], [], color=series_style(i)["color"], linewidth=7) for i in range(len(names))]
+    handles += [Line2D([], [], color=INK, linewidth=2), reference_line(panels[0], 1.0)]
+    legend_below(figure, handles, [*names, "bound of the arithmetic", "stock sdpa"])
+    return figure
+
+
+def _names(rows: pd.DataFrame) -> list[str]:
+    return list(dict.fromkeys(variant_name(*values) for values in rows[_VARIANT].itertuples(index=False)))
+
+
+def _bars(axes: Axes, rows: pd.DataFrame, names: Sequence[str]) -> None:
+    inputs = list(dict.fromkeys(zip(rows["batch"], rows["length"], strict=True)))
+    width = 0.8 / len(names)
+    for row in rows.itertuples(index=False):
+        index = names.index(variant_name(row.kind, row.share, row.backend))
+        x = inputs.index((row.batch, row.length)) + (index - (len(names) - 1) / 2) * width
+        limits = [np.array([value]) for value in (row.speed, row.speed_low, row.speed_high)]
+        colour = series_style(index)["color"]
+        axes.bar(x, row.speed, 0.9 * width, color=colour, yerr=interval_bars(*limits), ecolor=INK, capsize=2)
+        if row.bound is not None and math.isfinite(row.bound):
+            axes.plot([x - width / 2, x + width / 2], [row.bound] * 2, color=INK, linewidth=2, solid_capstyle="butt")
+    if axes is not axes.figure.axes[0]:
+        reference_line(axes, 1.0)
+    axes.set_xticks(range(len(inputs)), [f"{batch} x {length}" for batch, length in inputs])
+    axes.set_xlabel("sequences x tokens")
+    axes.grid(visible=False, axis="x")
+
+
+@styled
+def growth_figure(found: Sequence[Growth]) -> Figure:
+    """Time and memory against what grows, on logarithmic axes, with the fitted lines and their exponents.
+
+    Args:
+        found: Of :func:`~papa_lightning.benchmark.growth.growths`; not empty.
+    """
+    columns = [axis for axis in AXES if any(one.axis == axis for one in found)]
+    rows = [quantity for quantity in QUANTITIES if any(one.quantity == quantity for one in found)]
+    names = list(dict.fromkeys(variant_name(*one.variant) for one in found))
+    figure = new_figure(1.0 + 3.6 * len(columns), 0.9 + 3.1 * len(rows))
+    panels = figure.subplots(len(rows), len(columns), sharey="row", squeeze=False)
+    for quantity, line in zip(rows, panels, strict=True):
+        for axis, axes in zip(columns, line, strict=True):
+            shown = [one for one in found if one.axis == axis and one.quantity == quantity]
+            for one in shown:
+                _curve(axes, one, names.index(variant_name(*one.variant)))
+            _log_axes(axes, sorted({size for one in shown for size, _ in one.points}), _UNITS[quantity])
+            axes.set_xlabel(AXES[axis])
+        line[0].set_ylabel(QUANTITIES[quantity])
+    handles = [Line2D([], [], **series_style(index)) for index in range(len(names))]
+    legend_below(figure, handles, names)
+    return figure
+
+
+def _curve(axes: Axes, one: Growth, index: int) -> None:
+    sizes, values = (np.array(numbers) for numbers in zip(*one.points, strict=True))
+    style = series_style(index)
+    axes.plot(sizes, values, **style)
+    upper = sizes[sizes >= one.fitted]
+    # Through the middle of the points that it was fitted to.
+    level = np.exp(np.mean(np.log(values[sizes >= one.fitted]) - one.exponent * np.log(upper)))
+    axes.plot(upper, level * upper**one.exponent, color=style["color"], linewidth=0.8, alpha=0.7)
+    axes.annotate(
+        f"{one.exponent:.2f}",
+        (sizes[-1], values[-1]),
+        xytext=(5, 0),
+        textcoords="offset points",
+        color=style["color"],
+        fontsize=8,
+        va="center",
+    )
+
+
+def _log_axes(axes: Axes, sizes: Sequence[float], unit: str) -> None:
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(sizes, [f"{size:g}" for size in sizes])
+    axes.minorticks_off()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if _decades(axes) < 2 else (1.0,)))
+    axes.yaxis.set_major_formatter(EngFormatter(unit))
+    axes.tick_params(axis="x", labelrotation=45 if len(sizes) > 6 else 0)
+
+
+def _decades(axes: Axes) -> float:
+    low, high = axes.get_ylim()
+    return math.log10(high / low)

@@ -1,0 +1,334 @@
+"""Files and folders that are written whole or not at all.
+
+What is being written has a name of its own beside its target, ``.papa-<16 random digits>.part``, and is locked by the
+process that writes it: what a killed process left has no lock, and the next one that writes to the folder removes it.
+On Windows, which locks in another way, it stays.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import re
+import secrets
+import shutil
+import stat
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from papa_lightning.errors import OutputError
+
+if sys.platform != "win32":
+    import fcntl
+
+_PART = re.compile(r"\.papa-[0-9a-f]{16}\.part")
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+}
+#: A new part may be taken for a left one, just before it is locked, and removed: it is made anew then.
+_TRIES = 100
+#: Of renameat2(2) on Linux and renamex_np(2) on macOS.
+_HERE, _EXCHANGE, _SWAP = -100, 2, 2
+
+
+def write_atomically(path: str | Path, content: bytes) -> Path:
+    """Write a file so that a reader, also after a crash, sees the old content or the new, never a part.
+
+    Args:
+        path: The file; its folder is made when missing, and `~` is the home folder. A link stays, and what it leads to
+            is replaced.
+        content: All of it.
+
+    Returns:
+        The path.
+
+    Raises:
+        OutputError: When it is no regular file, or the system refuses it, as on a full disk.
+    """
+    with staged_file(path) as file:
+        file.write(content)
+    return Path(path).expanduser()
+
+
+@contextmanager
+def staged_file(path: str | Path) -> Iterator[BinaryIO]:
+    """A new file that takes the place of another one at the end; after an error the old one is as it was.
+
+    Args:
+        path: As for :func:`write_atomically`.
+
+    Yields:
+        The file, open for writing.
+
+    Raises:
+        OutputError: As from :func:`write_atomically`.
+    """
+    with refusing("path", path):
+        target = _regular_target("path", path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_left(target.parent)
+        with open_part(new_part(target.parent)) as file:
+            try:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                if sys.platform == "win32":
+                    file.close()  # it replaces no open file
+                os.replace(file.name, target)
+            except BaseException:
+                Path(file.name).unlink(missing_ok=True)
+                raise
+
+
+@contextmanager
+def staged_folder(target: Path, replace: bool = False) -> Iterator[Path]:
+    """A new folder that takes its name at the end, in one step, and is removed after an error.
+
+    Args:
+        target: The folder to be made, without links.
+        replace: A folder that has files and this name by then is exchanged for it, and removed: there is no moment
+            without one. Otherwise it stays, and is an error.
+
+    Yields:
+        Where its files are to be written.
+
+    Raises:
+        OutputError: When the system refuses it.
+    """
+    remedy = "pass a folder in a place that you may write to, with room for it"
+    with refusing("folder", target, remedy), temporary_folder(target.parent) as staged:
+        yield staged
+        _settle(staged)
+        if replace and target.is_dir() and any(target.iterdir()):
+            _exchange(staged, target)
+        else:
+            os.rename(staged, target)  # over an empty folder too
+
+
+@contextmanager
+def temporary_folder(beside: Path) -> Iterator[Path]:
+    """A new folder that nobody else uses, and that is removed at the end, or when its process was killed, by the next.
+
+    Args:
+        beside: The folder that it is in; made when missing.
+
+    Yields:
+        Its path.
+
+    Raises:
+        OSError: When it cannot be made.
+    """
+    beside.mkdir(parents=True, exist_ok=True)
+    remove_left(beside)
+    path, lock = _make_folder(beside)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(lock)
+
+
+def check_output(name: str, path: str | Path) -> None:
+    """Refuse an output that could not be written, before the work that it is for.
+
+    Args:
+        name: Of the argument, for the message.
+        path: The file to come; its folder is made when missing.
+
+    Raises:
+        OutputError: When it is a folder, device, pipe or socket, or its folder cannot be made or written to.
+    """
+    with refusing(name, path, "pass a file in a folder that you may write to"):
+        check_folder(_regular_target(name, path).parent)
+
+
+def check_folder(folder: Path) -> None:
+    """Make a folder where it is missing, and a file in it that is gone at once.
+
+    Raises:
+        OSError: When one of them cannot be made.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open_part(new_part(folder)) as file:
+        os.unlink(file.name)
+
+
+def check_exchange(folder: Path) -> None:
+    """Let two new folders in a folder change places.
+
+    Raises:
+        OSError: When the system or the file system cannot do that.
+    """
+    made = [_make_folder(folder), _make_folder(folder)]
+    try:
+        _exchange(*(path for path, _ in made))
+    finally:
+        for path, lock in made:
+            os.rmdir(path)
+            os.close(lock)
+
+
+@contextmanager
+def refusing(
+    name: str, path: str | Path, remedy: str = "pass a file in a folder that you may write to, with room for it"
+) -> Iterator[None]:
+    """What the system refuses to write, in one line.
+
+    Args:
+        name: Of the argument, for the message.
+        path: What is written.
+        remedy: What to do about it.
+
+    Raises:
+        OutputError: In the place of an OSError.
+    """
+    try:
+        yield
+    except OutputError:
+        raise
+    except OSError as error:
+        reason = error.strerror or error
+        raise OutputError(f"{name} is {str(path)!r}, which cannot be written ({reason}): {remedy}.") from error
+
+
+def remove_left(folder: Path) -> None:
+    """Remove what killed processes left in a folder while they wrote to it; what a live one writes is locked.
+
+    Args:
+        folder: With the targets.
+    """
+    if sys.platform == "win32":
+        return
+    with os.scandir(folder) as entries:
+        found = [entry for entry in entries if _PART.fullmatch(entry.name) and not entry.is_symlink()]
+    for entry in found:
+        with suppress(OSError):  # in use, gone by now, or of somebody else
+            handle = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if stat.S_ISDIR(os.fstat(handle).st_mode):
+                    shutil.rmtree(entry.path)
+                else:
+                    os.unlink(entry.path)
+            finally:
+                os.close(handle)
+
+
+def new_part(folder: Path, token: str = "", number: int = 0) -> Path:
+    """A name for what is being written.
+
+    Args:
+        folder: That of the target.
+        token: Twelve random hexadecimal digits that several processes share, or nothing for digits that nobody knows.
+        number: Of the process, with a token.
+    """
+    return folder / f".papa-{token + format(number, '04x') if token else secrets.token_hex(8)}.part"
+
+
+def open_part(path: Path) -> BinaryIO:
+    """Make a file of :func:`new_part`, which must not exist, and lock it until it is closed.
+
+    Raises:
+        OSError: When it cannot be made.
+    """
+    for _ in range(_TRIES):
+        with suppress(FileExistsError):
+            file = open(path, "xb")  # noqa: SIM115 (closed by the caller); never follows a link
+            if _lock(file.fileno(), path):
+                return file
+            file.close()
+        time.sleep(0.01)
+    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+
+
+def _make_folder(beside: Path) -> tuple[Path, int]:
+    """A new folder of :func:`new_part`, and what holds its lock."""
+    for _ in range(_TRIES):
+        path = new_part(beside)
+        os.mkdir(path)
+        if sys.platform == "win32":
+            return path, os.open(os.devnull, os.O_RDONLY)
+        with suppress(FileNotFoundError):
+            handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            if _lock(handle, path):
+                return path, handle
+            os.close(handle)
+    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Let two files or folders change places in one step.
+
+    Raises:
+        OSError: When the system or the file system cannot do that.
+    """
+    if sys.platform == "win32":
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    system = ctypes.CDLL(None, use_errno=True)
+    names = os.fsencode(one), os.fsencode(other)
+    if hasattr(system, "renameat2"):
+        failed = system.renameat2(_HERE, names[0], _HERE, names[1], _EXCHANGE)
+    elif hasattr(system, "renamex_np"):
+        failed = system.renamex_np(*names, _SWAP)
+    else:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    if failed:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(other))
+
+
+def _lock(handle: int, path: Path) -> bool:
+    """Whether what was just made is locked, and still there: :func:`remove_left` may have been faster."""
+    if sys.platform == "win32":
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True  # a file system without locks, on which nothing is taken for left either
+    return os.path.lexists(path) and os.path.samestat(os.fstat(handle), os.lstat(path))
+
+
+def _regular_target(name: str, path: str | Path) -> Path:
+    """The file that an output goes to, behind all links.
+
+    Raises:
+        OutputError: When there is something that is no regular file.
+        OSError: When nobody can tell.
+    """
+    target = Path(path).expanduser()
+    try:
+        mode = os.stat(target).st_mode
+    except FileNotFoundError:
+        mode = stat.S_IFREG
+    except ValueError as error:
+        raise OutputError(f"{name} is {str(path)!r}, which is no path ({error}): pass another one.") from error
+    if not stat.S_ISREG(mode):
+        kind = _KINDS.get(stat.S_IFMT(mode), "no file")
+        raise OutputError(
+            f"{name} is {str(path)!r}, which is {kind} and cannot be written as a file: pass the path of a file."
+        )
+    return Path(os.path.realpath(target))
+
+
+def _settle(folder: Path) -> None:
+    """All of a folder on the disk, and as readable as it is itself: some libraries make private files."""
+    mode = stat.S_IMODE(folder.stat().st_mode)
+    for path in [*folder.rglob("*"), folder]:
+        os.chmod(path, mode if path.is_dir() else mode & 0o666)
+        if sys.platform == "win32" and path.is_dir():
+            continue
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,92 @@
+"""The 8x8 digits that come with scikit-learn."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Subset
+
+from papa_lightning.datamodules.arguments import check_at_least
+from papa_lightning.datamodules.parts import Part, PartsDataModule, Rows
+from papa_lightning.errors import DataError
+
+_SHARES = {"train": 0.7, "validation": 0.15, "test": 0.15}
+
+
+class DigitsDataModule(PartsDataModule):
+    """1,797 handwritten digits of 8x8 pixels: 1,257 to train on, 270 to validate and 270 to test, alike in classes.
+
+    They come with scikit-learn (``pip install "papa-lightning[images]"``), so nothing is fetched. Source: Alpaydin and
+    Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998 (its test part).
+
+    Batches have `pixel_values` (B, 1, 8, 8), float32 from -1 to 1, `labels` (B,), and `example_id` (B,), the number
+    of the image in scikit-learn's order.
+
+    Args:
+        batch_size: Images a training batch.
+        eval_batch_size: Images a batch of validation, test and prediction. None: as `batch_size`.
+        num_workers: Processes that load batches, per dataloader.
+        split_seed: Of the shuffle before the split.
+
+    Raises:
+        DataError: For an argument out of its range, or without scikit-learn.
+
+    Example:
+        >>> data = DigitsDataModule(batch_size=5)
+        >>> data.setup("fit")
+        >>> batch = next(iter(data.train_dataloader()))
+        >>> batch["pixel_values"].shape, batch["labels"].shape, data.num_labels
+        (torch.Size([5, 1, 8, 8]), torch.Size([5]), 10)
+    """
+
+    num_labels = 10
+    """Number of classes."""
+    label_names = tuple("0123456789")
+    """Names of the classes, by number."""
+    metrics = ("accuracy",)
+    """Names of the metrics."""
+    description = "8x8 digits of scikit-learn, train"
+    """The training data in a few words, for metadata."""
+
+    def __init__(
+        self, batch_size: int = 32, eval_batch_size: int | None = None, num_workers: int = 0, split_seed: int = 0
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, num_workers)
+        check_at_least("split_seed", split_seed, 0)
+        self.save_hyperparameters(logger=False)
+        self.split_seed = split_seed
+
+    def part(self, name: Part) -> Rows:
+        """The images of a part; see `PartsDataModule.part`."""
+        try:
+            from sklearn.datasets import load_digits
+            from sklearn.model_selection import train_test_split
+        except ImportError as error:
+            raise DataError(
+                "DigitsDataModule needs scikit-learn, which is not installed: pip install 'papa-lightning[images]'."
+            ) from error
+        digits = load_digits()
+        rest, numbers = np.arange(len(digits.target)), dict[str, list[int]]()
+        for part in ("test", "validation"):
+            size = round(_SHARES[part] * len(digits.target))
+            rest, taken = train_test_split(
+                rest, test_size=size, random_state=self.split_seed, stratify=digits.target[rest]
+            )
+            numbers[part] = sorted(taken.tolist())
+        numbers["train"] = sorted(rest.tolist())
+        return Subset(_Images(digits.images, digits.target), numbers[name])
+
+
+class _Images(Dataset[dict[str, torch.Tensor]]):
+    """All digits."""
+
+    def __init__(self, images: np.ndarray, classes: np.ndarray) -> None:
+        self.images = torch.from_numpy(images / 8 - 1).float()[:, None]  # pixels are from 0 to 16
+        self.classes = torch.from_numpy(classes).long()
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        label = self.classes[index]
+        return {"pixel_values": self.images[index], "labels": label, "example_id": torch.tensor(index)}

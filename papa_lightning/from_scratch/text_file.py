@@ -1,0 +1,123 @@
+"""Any text files, for language modelling."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import get_args
+
+from papa_lightning.datamodules.arguments import as_text, check_at_least, check_choice
+from papa_lightning.datamodules.blocks import Blocks, Tokens, Unit, read_tokens
+from papa_lightning.datamodules.parts import Part, PartsDataModule, Rows
+from papa_lightning.datamodules.reading.files import content_hash
+from papa_lightning.errors import DataError
+
+#: Where validation and test begin, as shares of the text: the convention of enwik8, 90, 5 and 5 %.
+TRAIN_END, VALIDATION_END = 0.9, 0.95
+
+
+class TextFileDataModule(PartsDataModule):
+    """Characters or bytes of text files: the first 90 % to train on, the next 5 % to validate, the last 5 % to test.
+
+    The split is the one that is usual for enwik8. Each part is cut into blocks of T tokens that do not overlap, and
+    what fills no block at its end is left out. The data are the same for the same files.
+
+    Batches are mappings of int64 tensors: `input_ids` (B, T), `attention_mask` (B, T) of ones, `labels` (B, T), the
+    token that follows each one, and `example_id` (B,), the number of the block in its part.
+
+    Args:
+        files: The path of a text file, or several, which are joined in their order.
+        unit: "characters": Unicode characters of UTF-8 text, numbered by those that the training part has; all others
+            are token 0. "bytes": tokens 0 to 255; one file is mapped into memory.
+        max_length: T, the tokens of a block.
+        batch_size: Blocks a training batch.
+        eval_batch_size: Blocks a batch of validation, test and prediction. None: as `batch_size`.
+        num_workers: Processes that load batches, per dataloader. 0: none besides the main one.
+        max_train_blocks: Take so many blocks from the start of the training part. None: all.
+        max_eval_blocks: The same for the other parts.
+
+    Raises:
+        DataError: For an argument out of its range, a file that cannot be read, or one too short for a block a part.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder, "text.txt")
+        ...     _ = path.write_text("the cat sat on the mat. " * 40)
+        ...     data = TextFileDataModule(str(path), max_length=16, batch_size=4)
+        ...     data.setup("fit")
+        >>> data.num_labels, next(iter(data.val_dataloader()))["input_ids"].shape
+        (12, torch.Size([2, 16]))
+    """
+
+    def __init__(
+        self,
+        files: str | list[str],
+        unit: Unit = "characters",
+        max_length: int = 256,
+        batch_size: int = 16,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        max_train_blocks: int | None = None,
+        max_eval_blocks: int | None = None,
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, num_workers)
+        given = [files] if isinstance(files, (str, Path)) else list(files)
+        self.files = [as_text("files", path) for path in given]
+        if not self.files:
+            raise DataError("files is empty: pass the path of a text file.")
+        self.save_hyperparameters({"files": self.files}, logger=False)
+        check_choice("unit", unit, get_args(Unit))
+        check_at_least("max_length", max_length, 1)
+        for name, value in (("max_train_blocks", max_train_blocks), ("max_eval_blocks", max_eval_blocks)):
+            if value is not None:
+                check_at_least(name, value, 1)
+        self.unit: Unit = unit
+        self.max_length = max_length
+        self.max_train_blocks, self.max_eval_blocks = max_train_blocks, max_eval_blocks
+
+    @cached_property
+    def tokens(self) -> Tokens:
+        """The text as numbers, read at the first use."""
+        return read_tokens([Path(path).expanduser() for path in self.files], self.unit, TRAIN_END)
+
+    @property
+    def num_labels(self) -> int:
+        """V, the number of different tokens."""
+        return self.tokens.size
+
+    @property
+    def label_names(self) -> Sequence[str] | None:
+        """The characters by number, the unknown one first; None for bytes."""
+        return self.tokens.names or None
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the metrics of `LanguageModelingTask`; the first one is its score, lower is better."""
+        return ("bits_per_character" if self.unit == "characters" else "bits_per_byte", "accuracy")
+
+    @property
+    def description(self) -> str:
+        """The training data in a few words, for metadata; without any path."""
+        return f"{self.unit} of {', '.join(Path(path).name for path in self.files)}, first {TRAIN_END:.0%}"
+
+    def fingerprint(self) -> str:
+        """Identify the files by their bytes, in their order; see `TaskDataModule.fingerprint`."""
+        return hashlib.sha256(" ".join(map(content_hash, self.files)).encode()).hexdigest()
+
+    def part(self, name: Part) -> Rows:
+        """The blocks of a part; see `PartsDataModule.part`."""
+        numbers = self.tokens.numbers
+        ends = {"train": (0, TRAIN_END), "validation": (TRAIN_END, VALIDATION_END), "test": (VALIDATION_END, 1)}
+        first, last = (int(len(numbers) * share) for share in ends[name])
+        limit = self.max_train_blocks if name == "train" else self.max_eval_blocks
+        if last - first <= self.max_length:
+            raise DataError(
+                f"the {name} part of {', '.join(self.files)} has {last - first} {self.unit}, too few for a block of "
+                f"max_length={self.max_length} and the one that follows it: pass more text, or a smaller max_length."
+            )
+        if limit is not None:
+            last = min(last, first + limit * self.max_length + 1)
+        return Blocks(numbers[first:last], self.max_length)

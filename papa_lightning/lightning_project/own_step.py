@@ -1,0 +1,235 @@
+"""Running the step of somebody's LightningModule for what reaches its encoder, and for nothing else."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+from papa_lightning.calibration import eval_mode
+from papa_lightning.either_lightning import L
+from papa_lightning.errors import CalibrationError, PapaError
+from papa_lightning.lightning_project.unchanged import unchanged
+
+REMEDY = (
+    "override encoder_inputs(batch) of the callback, which gives the encoder's inputs in a batch, so that the step is "
+    "not needed"
+)
+
+
+@contextmanager
+def trial(trainer: L.Trainer, module: L.LightningModule, hooks: Sequence[Callable[[], Any]]) -> Iterator[None]:
+    """Let the steps of a module run in evaluation mode, without gradients, logs and optimizers, and undo what they do.
+
+    Args:
+        trainer: The Trainer.
+        module: Its module.
+        hooks: Hooks of the module that run first, because its steps may need what they make.
+    """
+    schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+    with ExitStack() as stack:
+        # First, because it takes the stand-ins out of the module too.
+        kept = [*module.modules(), *trainer.optimizers, *schedulers]  # parts, because it looks into no compiled one
+        stack.enter_context(unchanged(kept, besides=[trainer, trainer.strategy]))
+        stack.enter_context(_attributes(trainer, dict(vars(trainer))))  # a step may ask it to stop
+        trainer.loggers = [_Silent(logger) for logger in trainer.loggers]  # type: ignore[misc]
+        stack.enter_context(eval_mode(module))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(_NoBackward())
+        vars(module).update(_stand_ins(trainer, module))
+        for part in module.modules():  # a step or hook may ask for dropout again, which averages would show
+            stack.enter_context(_attributes(part, {"train": partial(_itself, part)}))
+        if trainer.world_size > 1:
+            stack.enter_context(_attributes(trainer.strategy, _alone(vars(module)["all_gather"])))
+        for hook in hooks:
+            _run(getattr(hook, "__name__", "a hook"), module, hook)
+        yield
+
+
+def run_step(trainer: L.Trainer, module: L.LightningModule, batch: Any, *place: int, verb: str = "training") -> bool:
+    """Run the step of a module with a batch, inside :func:`trial`; what it returns is thrown away.
+
+    Args:
+        trainer: The Trainer.
+        module: Its module.
+        batch: As the step takes it, on its device.
+        place: Number of the batch and, where there are several loaders to validate on, of its loader.
+        verb: "training" or "validation".
+
+    Returns:
+        Whether the epoch goes on: ``on_train_batch_start`` ends it with -1, before the step.
+
+    Raises:
+        CalibrationError: When the step fails, with the way out; errors of ours and a lack of memory are left as they
+            are.
+    """
+    step = getattr(module, f"{verb}_step")
+    parameters = inspect.signature(step).parameters
+    if "dataloader_iter" in parameters:
+        raise CalibrationError(
+            f"{verb}_step of {type(module).__name__} takes dataloader_iter and fetches its batches itself, so the "
+            f"calibration pass cannot give it any: {REMEDY}."
+        )
+    precision = trainer.precision_plugin
+    context = precision.train_step_context if verb == "training" else precision.val_step_context
+    with context(), _no_collectives(trainer, module):
+        if verb == "training":
+            answer = _run("on_train_batch_start", module, lambda: module.on_train_batch_start(batch, place[0]))
+            if answer == -1:
+                return False
+        _run(f"{verb}_step", module, lambda: step(batch, *_taken(parameters.values(), place)))
+    return True
+
+
+def _taken(parameters: Iterable[inspect.Parameter], place: tuple[int, ...]) -> tuple[int, ...]:
+    """As Lightning passes them: the numbers only to a step that takes them."""
+    several = [one for one in parameters if one.kind is not inspect.Parameter.KEYWORD_ONLY]
+    takes_any = any(one.kind is inspect.Parameter.VAR_POSITIONAL for one in several)
+    return place if takes_any else place[: len(several) - 1]
+
+
+def _run(name: str, module: nn.Module, function: Callable[[], Any]) -> Any:
+    try:
+        return function()
+    except PapaError:
+        raise
+    except Exception as error:
+        if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error):
+            raise  # what finds a batch size by such errors wants to see them
+        raise CalibrationError(
+            f"{name} of {type(module).__name__} failed in the calibration pass, which runs it in evaluation mode, "
+            "without gradients, to see what reaches the encoder "
+            f"({type(error).__name__}: {error}): let it run that way too, or {REMEDY}."
+        ) from error
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    return None
+
+
+def _itself(part: nn.Module, *_: Any, **__: Any) -> nn.Module:
+    return part
+
+
+def _stand_ins(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
+    """What stands in for the methods of a module by which a step does more than to compute."""
+    silent = ("log", "log_dict", "print", "manual_backward", "backward", "toggle_optimizer", "untoggle_optimizer")
+    names = (*silent, "clip_gradients", "lr_scheduler_step", "optimizer_step", "optimizer_zero_grad")
+    optimizers = [_Still(one) for one in trainer.optimizers]
+    schedulers = [_Still(config.scheduler) for config in trainer.lr_scheduler_configs]
+    return {
+        **dict.fromkeys(names, _nothing),
+        "toggled_optimizer": lambda *_, **__: nullcontext(),
+        "optimizers": lambda *_, **__: optimizers[0] if len(optimizers) == 1 else optimizers,
+        "lr_schedulers": lambda: None if not schedulers else schedulers[0] if len(schedulers) == 1 else schedulers,
+        "all_gather": lambda data, *_, **__: tree_map(lambda one: _gathered(trainer, module, one), data),
+    }
+
+
+def _gathered(trainer: L.Trainer, module: L.LightningModule, value: Any) -> Any:
+    """A tensor as if all processes had the same: they have not equally many batches, so none can wait for others."""
+    if not isinstance(value, (Tensor, int, float)):
+        return value
+    tensor = torch.as_tensor(value, device=None if isinstance(value, Tensor) else module.device)
+    return tensor if trainer.world_size == 1 else tensor.expand(trainer.world_size, *tensor.shape)
+
+
+def _alone(all_gather: Callable[..., Any]) -> dict[str, Any]:
+    """What stands in for the methods of a strategy by which processes wait for each other."""
+    return {
+        "all_gather": all_gather,
+        "reduce": lambda tensor, *_, **__: tensor,
+        "broadcast": lambda value, *_, **__: value,
+        "barrier": _nothing,
+        "reduce_boolean_decision": lambda decision, *_, **__: decision,
+    }
+
+
+@contextmanager
+def _attributes(one: Any, values: dict[str, Any]) -> Iterator[None]:
+    """Give an object attributes for a time."""
+    before = {name: vars(one)[name] for name in values if name in vars(one)}
+    vars(one).update(values)
+    try:
+        yield
+    finally:
+        for name in values:
+            del vars(one)[name]
+        vars(one).update(before)
+
+
+class _NoBackward(TorchFunctionMode):
+    """Let ``loss.backward()`` of a step that optimises by hand do nothing: there are no gradients."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return None if func is Tensor.backward else func(*args, **(kwargs or {}))
+
+
+class _Still:
+    """An optimizer or scheduler that can be asked, and does nothing."""
+
+    def __init__(self, one: Any) -> None:
+        self._one = one
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._one, name)
+
+    def step(self, closure: Any = None, *_: Any, **__: Any) -> Any:
+        """Run a closure, in which a step may compute everything, and step nowhere."""
+        return closure() if callable(closure) else None
+
+    def toggle_model(self, *_: Any, **__: Any) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    zero_grad = load_state_dict = add_param_group = _nothing
+
+
+class _Silent:
+    """A logger that can be asked where it is, and takes everything."""
+
+    def __init__(self, logger: Any) -> None:
+        self._logger = logger
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("name", "version", "save_dir", "log_dir", "root_dir"):
+            return getattr(self._logger, name)
+        return _Anything()
+
+
+class _Anything:
+    def __getattr__(self, name: str) -> Any:
+        return self
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        return self
+
+    __getitem__ = __enter__ = __call__
+    __setitem__ = __exit__ = _nothing
+
+
+def _no_collectives(trainer: L.Trainer, module: nn.Module) -> AbstractContextManager[Any]:
+    return nullcontext() if trainer.world_size == 1 else _Alone(type(module).__name__)
+
+
+class _Alone(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Refuse what would wait for other processes: they have not equally many batches, so it might never end."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._name = name
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace in ("c10d", "_c10d_functional"):
+            raise CalibrationError(
+                f"the step of {self._name} calls torch.distributed ({func}), and processes that do not have equally "
+                f"many sequences would wait for each other for ever: use self.all_gather, or {REMEDY}."
+            )
+        return func(*args, **(kwargs or {}))

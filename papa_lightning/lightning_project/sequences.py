@@ -1,0 +1,177 @@
+"""What reaches an encoder from the train data of a Trainer, each sequence once: what a calibration pass goes over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+from transformers import PreTrainedModel
+
+from papa_lightning.calibration import AttentionAverages, observe
+from papa_lightning.calibration.batches import checked_inputs
+from papa_lightning.calibration.collect import progress_bar
+from papa_lightning.calibration.observing import named_inputs, watch_calls
+from papa_lightning.either_lightning import L, isolate_rng
+from papa_lightning.errors import CalibrationError
+from papa_lightning.lightning_project.own_step import REMEDY, run_step, trial
+from papa_lightning.lightning_project.train_batches import TrainBatches
+from papa_lightning.lightning_project.unchanged import unchanged
+
+#: From a batch on its device to the encoder's inputs in it: a mapping, or several.
+ReadInputs: TypeAlias = Callable[[Any], Any]
+
+
+class CalibrationBatches:
+    """The inputs of an encoder, from each sequence of the train data once, shared out among the processes.
+
+    They are read from the batches, where somebody knows how; else the module's own training step runs, and they are
+    what it gives to the encoder. :class:`~papa_lightning.lightning_project.train_batches.TrainBatches` has the order.
+
+    Args:
+        trainer: A Trainer whose train data loader is set up. Every process must make one.
+        module: Its LightningModule; batches pass through its transfer hooks, as in training.
+        encoder: The bare encoder, a part of the module.
+        max_length: T.
+        batch_size: Sequences a batch; None takes that of the train loader.
+        read: Gives the encoder's inputs in a batch; None leaves it to the module's step.
+
+    Raises:
+        CalibrationError: When the train data cannot be gone over this way.
+    """
+
+    def __init__(
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        encoder: PreTrainedModel,
+        max_length: int,
+        batch_size: int | None = None,
+        read: ReadInputs | None = None,
+    ) -> None:
+        self.trainer, self.module, self.encoder = trainer, module, encoder
+        self.max_length, self.read = max_length, read
+        with self._data_unchanged():
+            self.batches = TrainBatches(trainer, batch_size)
+        self._recorded: list[Mapping[str, Any]] | None = None
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        """Mappings with the inputs of the encoder, on the device of the module, whole as far as they were read."""
+        if self.read is not None:
+            for number, batch in self._on_device(self.batches):
+                yield from read_inputs(self.read, batch, number)
+        else:
+            yield from self.recorded()
+
+    def __len__(self) -> int:
+        """Number of batches of this process; of what the step gives to the encoder only once it ran.
+
+        Raises:
+            TypeError: When the data does not know its length.
+        """
+        return len(self.batches) if self._recorded is None else len(self._recorded)
+
+    def observe(self, progress: bool = False) -> AttentionAverages:
+        """Run the module's own step over the batches and average the attention of the encoder in all of its calls.
+
+        Args:
+            progress: Show a progress bar.
+
+        Returns:
+            The sums of this process.
+
+        Raises:
+            CalibrationError: When the step fails, or calls the encoder with what cannot be counted.
+        """
+        with self._trial(), observe(self.encoder, self.max_length) as calls:
+            for number, batch in self._on_device(progress_bar(self.batches, progress)):
+                calls.number = number
+                goes_on = run_step(self.trainer, self.module, batch, number)
+                calls.check()
+                if not goes_on:
+                    break
+        return calls.sums
+
+    def recorded(self) -> Sequence[Mapping[str, Any]]:
+        """What the step gives to the encoder, for those who go over it several times and need nothing else.
+
+        Raises:
+            CalibrationError: When the step fails, or never calls the encoder, or calls it with what cannot be counted.
+        """
+        if self._recorded is None:
+            self._recorded = self._record()
+        return self._recorded
+
+    def _record(self) -> list[Mapping[str, Any]]:
+        recorded: list[Mapping[str, Any]] = []
+        number = 0
+
+        def watch(forward: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+            inputs, _ = checked_inputs(self.encoder, named_inputs(forward, arguments, options), number, self.max_length)
+            recorded.append({name: one.detach().cpu() for name, one in inputs.items()})
+            return forward(*arguments, **options)
+
+        with self._trial(), watch_calls(self.encoder, watch):
+            for number, batch in self._on_device(self.batches):
+                if not run_step(self.trainer, self.module, batch, number):
+                    break
+        if not recorded:
+            raise self.not_reached()
+        return recorded
+
+    @contextmanager
+    def _trial(self) -> Iterator[None]:
+        hooks = (self.module.on_train_start, self.module.on_train_epoch_start)
+        with self._data_unchanged(), trial(self.trainer, self.module, hooks):
+            yield
+
+    def _on_device(self, batches: Any) -> Iterator[tuple[int, Any]]:
+        for number, batch in enumerate(batches):
+            if batch is not None:
+                yield number, to_device(self.trainer, self.module, batch)
+
+    @contextmanager
+    def _data_unchanged(self) -> Iterator[None]:
+        """Loaders, samplers and data sets, their generators and counters, and the global random state."""
+        with isolate_rng(), unchanged([self.trainer.train_dataloader], besides=[self.trainer], tensors=False):
+            yield
+
+    def not_reached(self) -> CalibrationError:
+        """The error for a step that has not called the encoder at all."""
+        name, kind = type(self.module).__name__, type(self.encoder).__name__
+        return CalibrationError(
+            f"training_step of {name} ran over the train data, but never called its {kind}: name the encoder that "
+            f"it trains with encoder=..., or {REMEDY}."
+        )
+
+
+def to_device(trainer: L.Trainer, module: L.LightningModule, batch: Any) -> Any:
+    """A batch as the Trainer hands it to a step: in its precision, through the module's hooks, on its device."""
+    batch = trainer.precision_plugin.convert_input(batch)
+    batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
+    return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+
+
+def read_inputs(read: ReadInputs, batch: Any, number: int) -> list[Mapping[str, Any]]:
+    """The mappings that ``encoder_inputs`` gives for a batch.
+
+    Args:
+        read: What gives them.
+        batch: The batch.
+        number: Of the batch, for messages.
+
+    Raises:
+        CalibrationError: When it gives something else.
+
+    Example:
+        >>> read_inputs(lambda batch: batch["text"], {"text": {"input_ids": [1]}}, 0)
+        [{'input_ids': [1]}]
+    """
+    given = read(batch)
+    several = [given] if isinstance(given, Mapping) else given
+    if not isinstance(several, (list, tuple)) or not all(isinstance(one, Mapping) for one in several):
+        raise CalibrationError(
+            f"encoder_inputs gave a {type(given).__name__} for batch {number}, but must give a mapping with the "
+            "encoder's inputs (input_ids and attention_mask, or pixel_values), or a list of such mappings."
+        )
+    return list(several)

@@ -1,0 +1,1 @@
+"""Loss budgets: the largest number of constant heads within a loss of the score."""

@@ -1,0 +1,127 @@
+"""What a plan within a budget is told: encoder, task, and how much of the score may go."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
+
+from papa_lightning.errors import PapaError
+from papa_lightning.study.settings import FeatureSettings, StudySettings
+from papa_lightning.study.training import ProbeSettings
+from papa_lightning.tasks.checks import check_choice
+from papa_lightning.tasks.probes import Pooling
+
+#: Names that encoder and task have in files.
+ENCODER, TASK = "encoder", "task"
+
+Search = Literal["share", "greedy"]
+"""Where the order of the heads comes from: a criterion, or greedy search on the selection data."""
+
+
+@dataclass(frozen=True)
+class BudgetSettings:
+    """One encoder on one task, and the loss that is allowed.
+
+    Args:
+        encoder: Name on the hub, or a folder written by ``save_pretrained``.
+        task: A data module: ``class_path`` and ``init_args``, without ``tokenizer``, which is the encoder's.
+        within: The largest relative loss of the task's score against all heads dynamic: "1%" or 0.01.
+        search: ``"share"``: heads become constant in the order of `criterion`. ``"greedy"``: in the order of a greedy
+            search on the selection data, see :class:`~papa_lightning.criteria.GreedySearch`.
+        criterion: By what ``"share"`` ranks; see :data:`papa_lightning.criteria.CRITERIA`.
+        seeds: Seeds of the probe. Losses are means over them.
+        search_sequences: Sequences of the selection data that greedy search takes for every measurement.
+        split_seed: Of the halves of the validation data, where there is no labelled test split.
+        pooling: The probe of sentence tasks; see :class:`~papa_lightning.SequenceClassificationTask`.
+        probe: How the probes are trained.
+        features: How the hidden states are stored.
+        calibration_batch_size: Sequences a batch wherever the encoder runs.
+        device: Where everything runs; ``"auto"`` takes an accelerator where there is one.
+
+    Raises:
+        PapaError: When an argument is out of its range.
+    """
+
+    encoder: str
+    task: Mapping[str, Any]
+    within: str | float
+    search: Search = "share"
+    criterion: str = "variance"
+    seeds: Sequence[int] = (0, 1, 2)
+    search_sequences: int = 256
+    split_seed: int = 0
+    pooling: Pooling = "layerwise"
+    probe: ProbeSettings = field(default_factory=ProbeSettings)
+    features: FeatureSettings = field(default_factory=FeatureSettings)
+    calibration_batch_size: int = 32
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        read_limit(self.within)
+        check_choice("search", self.search, get_args(Search))
+        for name, least in (("search_sequences", 1), ("split_seed", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise PapaError(f"{name} is {value!r}, but must be a whole number from {least} on.")
+        self.study()
+
+    @property
+    def limit(self) -> float:
+        """`within` as a share."""
+        return read_limit(self.within)
+
+    def study(self) -> StudySettings:
+        """The settings of a study of the same encoder on the same task.
+
+        Raises:
+            PapaError: When it refuses one.
+        """
+        return StudySettings(
+            encoders={ENCODER: self.encoder},
+            tasks={TASK: self.task},
+            criteria=[self.criterion],
+            seeds=self.seeds,
+            pooling=self.pooling,
+            probe=self.probe,
+            features=self.features,
+            calibration_batch_size=self.calibration_batch_size,
+            device=self.device,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings as plain values."""
+        return asdict(self) | {"task": dict(self.task), "seeds": list(self.seeds)}
+
+
+def read_limit(within: object) -> float:
+    """Read a relative loss.
+
+    Args:
+        within: A share such as 0.01, or a percentage such as "1%".
+
+    Returns:
+        The share, from 0 to below 1.
+
+    Raises:
+        PapaError: For anything else. A bare 1 is refused as well: it could be meant as one percent.
+
+    Example:
+        >>> read_limit("1%"), read_limit("0.5 %"), read_limit(0.03)
+        (0.01, 0.005, 0.03)
+    """
+    try:
+        if isinstance(within, str) and within.strip().endswith("%"):
+            share = float(within.strip()[:-1]) / 100
+        elif isinstance(within, (int, float, str)) and not isinstance(within, bool):
+            share = float(within)
+        else:
+            share = math.nan
+    except ValueError:
+        share = math.nan
+    if not 0 <= share < 1:
+        raise PapaError(
+            f"within is {within!r}, but must be a share from 0 to below 1, such as 0.01, or a percentage such as '1%'."
+        )
+    return share

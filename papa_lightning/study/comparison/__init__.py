@@ -1,0 +1,1 @@
+"""Studies that compare kinds of attention, each trained from the same start."""

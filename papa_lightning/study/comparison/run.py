@@ -1,0 +1,309 @@
+"""Running a study of kinds: what is missing is trained, and every finished training stays."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from pydoc import locate
+from typing import Any
+
+import pandas as pd
+from jsonargparse import ArgumentParser
+from tqdm.auto import tqdm
+
+from papa_lightning import datamodules, tasks  # noqa: F401 (imported for their names, which settings refer to)
+from papa_lightning.calibration import AttentionConstants
+from papa_lightning.callbacks import Throughput
+from papa_lightning.configuration_errors import account
+from papa_lightning.datamodules.reading.files import content_hash
+from papa_lightning.datamodules.rows.tokenizing import fingerprint
+from papa_lightning.either_lightning import L
+from papa_lightning.encoders import is_calibrated, swap_attention
+from papa_lightning.encoders.loading import check_plain, load_encoder
+from papa_lightning.errors import PapaError, explanation
+from papa_lightning.files.writing import write_atomically
+from papa_lightning.runtime import release_memory
+from papa_lightning.study.comparison.report import write_kinds_report
+from papa_lightning.study.comparison.results import KindResult, kinds_table
+from papa_lightning.study.comparison.settings import KindsSettings
+from papa_lightning.study.executors import Backend, check_num_workers, run_pieces
+from papa_lightning.study.hashing import digest, encoder_identity, with_contents
+from papa_lightning.study.store import StudyFolder
+from papa_lightning.study.versions import computing_versions, versions
+from papa_lightning.study.workbench import find_device
+from papa_lightning.tasks import EncoderTask, FromScratchTask
+
+#: What a Trainer leaves out: the study has its own.
+_SILENT = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+#: Paths of which the fingerprints of data module and tokenizer tell what is in them.
+_FINGERPRINTED = ("data_dir", "files", "tokenizer")
+#: What the task takes from its data.
+_FROM_DATA = ("num_labels", "max_length", "metrics", "label_names")
+
+
+class KindsStudy:
+    """Scores, speed, memory and size of variants of a model, each trained for the same steps with every seed.
+
+    What is finished is in the folder, under a hash of all that it depends on: the settings, and the contents of data,
+    pretrained encoders, constants and other files that they name. A study that was killed goes on where it was.
+
+    Args:
+        settings: What to study.
+        seeds: Of the initial weights and the order of the examples.
+        output: Folder of the study.
+
+    Raises:
+        StudyError: When the folder cannot hold a study.
+    """
+
+    def __init__(self, settings: KindsSettings, seeds: Sequence[int], output: str | Path) -> None:
+        self.settings, self.seeds, self.folder = settings, list(seeds), StudyFolder(output)
+        self.folder.check()
+
+    def missing(self) -> list[tuple[str, int]]:
+        """Variant and seed of what is still to be trained, in the order in which it will be."""
+        return [cell for cell, path in self._files(cell_hashes(self.settings, self.seeds)).items() if not path.exists()]
+
+    def run(self, num_workers: int = 1, backend: Backend = "processes", progress: bool = True) -> pd.DataFrame:
+        """Train what is missing, and write table, figure and page.
+
+        Args:
+            num_workers: Processes at a time.
+            backend: Where they are.
+            progress: Show a bar.
+
+        Returns:
+            The table, one row a training.
+
+        Raises:
+            PapaError: For a bad `num_workers`; when another process works in the folder; when something cannot be built
+                or trained. What is finished stays.
+        """
+        check_num_workers(num_workers, backend)
+        with self.folder.claimed():
+            plain = asdict(self.settings)
+            self.folder.clear(keep_features=False)
+            hashes = cell_hashes(self.settings, self.seeds)  # anew: the files may hold something else than before
+            files = self._files(hashes)
+            noted = {"cells": [self.folder.relative(files[cell]) for cell in hashes]}
+            self.folder.write({"kinds": plain, "seeds": self.seeds}, {"versions": versions()}, noted)
+            work = partial(run_cell, json.dumps(plain), str(self.folder.path))
+            missing = [(*cell, hashes[cell]) for cell, path in files.items() if not path.exists()]
+            with (
+                closing(run_pieces(work, missing, num_workers, backend, "variant {0[0]}, seed {0[1]}".format)) as done,
+                tqdm(total=len(missing), desc="Training", unit="model", disable=not progress) as bar,
+            ):
+                for _ in done:
+                    bar.update()
+                    self._table([files[cell] for cell in hashes])
+            write_kinds_report(self.folder.path)
+            return self._table([files[cell] for cell in hashes])
+
+    def _table(self, files: Sequence[Path]) -> pd.DataFrame:
+        """Collect what is finished into the table, and write it."""
+        table = kinds_table(self.folder.result(one.stem, KindResult.load) for one in files if one.exists())
+        write_atomically(self.folder.path / "kinds.csv", table.to_csv(index=False).encode())
+        return table
+
+    def _files(self, hashes: Mapping[tuple[str, int], str]) -> dict[tuple[str, int], Path]:
+        """Where each result is, in the order in which they are trained."""
+        cells = [(variant, seed) for seed in self.seeds for variant in self.settings.variants]
+        return {cell: self.folder.cell(hashes[cell]) for cell in cells}
+
+
+def cell_hashes(settings: KindsSettings, seeds: Sequence[int]) -> dict[tuple[str, int], str]:
+    """What the result of each training depends on, by content: files that change give other hashes, moved ones do not.
+
+    Args:
+        settings: Of the study. Other variants do not count for one, but for the first where parameters are made equal.
+        seeds: Of the initial weights and the order of the examples.
+
+    Returns:
+        Variant and seed -> hash, in the order of the table.
+
+    Raises:
+        PapaError: When the data module cannot be built, or something cannot be read.
+    """
+    encoders: dict[str, Any] = {}
+
+    def contents(arguments: Mapping[str, Any]) -> Any:
+        """Of a pretrained encoder the weights, wherever they come from."""
+        name = arguments.get("encoder")
+        if not isinstance(name, str):
+            return with_contents(arguments)
+        if name not in encoders:
+            encoders[name] = encoder_identity(load_encoder(name))
+        return with_contents({**arguments, "encoder": None}) | {"encoder": encoders[name]}
+
+    plain = {name: value for name, value in asdict(settings).items() if name not in ("model", "data", "variants")}
+    device = find_device(settings.accelerator if settings.accelerator in ("auto", "cpu") else "auto").type
+    common = [plain, settings.model["class_path"], _data_contents(settings.data), computing_versions(), device]
+    models = {}
+    for name in settings.variants:
+        swap = settings.swap(name)
+        start = {"constants": content_hash(swap["constants"])} if swap.get("constants") is not None else {}
+        models[name] = [contents(settings.arguments(name)), {**swap, **start}]
+    reference = models[settings.reference] if settings.equal_parameters else None
+    return {
+        (variant, seed): digest(["kinds", common, models[variant], reference, seed])
+        for variant in settings.variants
+        for seed in seeds
+    }
+
+
+def _data_contents(settings: Mapping[str, Any]) -> Any:
+    """What data module and tokenizer hold, and how they are made."""
+    data = _build(L.LightningDataModule, "data", settings)
+    if not hasattr(data, "fingerprint"):
+        return with_contents(settings)
+    given = {name: value for name, value in (settings.get("init_args") or {}).items() if name not in _FINGERPRINTED}
+    tokenizer = getattr(data, "tokenizer", None)
+    known = [data.fingerprint(), None if tokenizer is None else fingerprint(tokenizer)]
+    return [settings["class_path"], with_contents(given), known]
+
+
+def run_cell(settings: str, output: str, cell: tuple[str, int, str]) -> float:
+    """Train one variant with one seed, and write its result.
+
+    Args:
+        settings: A :class:`KindsSettings` as JSON.
+        output: Folder of the study.
+        cell: Variant, seed, and the hash of all that the result depends on.
+
+    Returns:
+        Seconds.
+    """
+    start, (variant, seed, _) = time.perf_counter(), cell
+    study = KindsSettings(**json.loads(settings))
+    data = _build(L.LightningDataModule, "data", study.data)
+    L.seed_everything(seed, verbose=False)
+    task = make_variant(study, variant, data)
+    throughput = Throughput()
+    quiet: dict[str, Any] = dict.fromkeys(_SILENT, False)
+    trainer = L.Trainer(
+        max_steps=study.steps,
+        max_epochs=-1,
+        accelerator=study.accelerator,
+        devices=1,
+        precision=study.precision,  # type: ignore[arg-type] # Lightning refuses what it does not know
+        gradient_clip_val=study.gradient_clip,
+        callbacks=[throughput],
+        limit_val_batches=0,
+        **quiet,
+    )
+    release_memory()  # what the last training left would hide what this one takes
+    trainer.fit(task, datamodule=data)
+    trainer.limit_val_batches = 1.0
+    scores = {name: float(one) for name, one in trainer.validate(task, datamodule=data, verbose=False)[0].items()}
+    seconds = time.perf_counter() - start
+    result = _result(study, cell, task, scores, throughput.facts, seconds)
+    result.save(StudyFolder(output).cell(result.hash))
+    return seconds
+
+
+def make_variant(settings: KindsSettings, variant: str, data: L.LightningDataModule) -> EncoderTask:
+    """Build the task of a variant, with the attention of its kind, and as many parameters as the first variant has.
+
+    Args:
+        settings: Of the study.
+        variant: Its name.
+        data: The data module.
+
+    Raises:
+        PapaError: When it cannot be built.
+    """
+    task = _make(settings, variant, data)
+    if not settings.equal_parameters or variant == settings.reference or not isinstance(task, FromScratchTask):
+        return task
+    wanted = learning_parameters(_make(settings, settings.reference, data))
+    config = task.encoder.config
+    of_a_column = config.num_hidden_layers * (2 * config.hidden_size + 1)
+    width = config.intermediate_size + round((wanted - learning_parameters(task)) / of_a_column)
+    if width < 1:
+        raise PapaError(
+            f"kinds.variants has {variant!r}, whose attention alone has more parameters than {settings.reference!r}: "
+            "pass equal_parameters=false, or a larger model."
+        )
+    return _make(settings, variant, data, intermediate_size=width)
+
+
+def learning_parameters(task: EncoderTask) -> int:
+    """The number of parameters that learn."""
+    return sum(one.numel() for one in task.parameters() if one.requires_grad)
+
+
+def _make(settings: KindsSettings, variant: str, data: L.LightningDataModule, **changed: Any) -> EncoderTask:
+    arguments, swap = settings.arguments(variant) | changed, settings.swap(variant)
+    for name in _FROM_DATA:
+        value = getattr(data, name, None)
+        if value is not None:
+            arguments[name] = list(value) if isinstance(value, tuple) else value
+    if isinstance(arguments.get("encoder"), str):
+        check_plain(arguments["encoder"])
+    path = settings.model["class_path"]
+    if "constants" not in swap and _learns_from_nothing(getattr(tasks, path, None) or locate(path)):
+        arguments, swap = arguments | swap, {}
+    task: EncoderTask = _build(EncoderTask, "model", {**settings.model, "init_args": arguments})
+    if swap.get("kind", "dynamic") != "dynamic":
+        constants = None if "constants" not in swap else AttentionConstants.load(swap["constants"])
+        length = task.hparams["max_length"]
+        options = swap.get("kind_options")
+        swap_attention(task.encoder, swap["kind"], constants=constants, max_length=length, options=options)
+        if not is_calibrated(task.encoder):  # nothing would ever come, and the original attention would be trained
+            raise PapaError(
+                f"kinds.variants.{variant} has kind {swap['kind']!r} with kind_options {options}, which starts from "
+                "averages of the encoder, but no constants: make them with `papa calibrate`, and add constants: FILE."
+            )
+    return task
+
+
+def _learns_from_nothing(task: object) -> bool:
+    return isinstance(task, type) and issubclass(task, FromScratchTask)
+
+
+def _build(base: type, name: str, given: Mapping[str, Any]) -> Any:
+    """An object of settings.
+
+    Raises:
+        PapaError: When there is no such class, or an argument is wrong.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(base, name, required=True)
+    try:
+        return parser.instantiate(parser.parse_object({name: dict(given)}))[name]
+    except Exception as error:
+        explained = explanation(error)
+        if explained is not None:
+            raise explained from error
+        raise PapaError(f"kinds.{name} cannot be built from {dict(given)}: {account(str(error))}") from error
+
+
+def _result(
+    study: KindsSettings,
+    cell: tuple[str, int, str],
+    task: EncoderTask,
+    scores: Mapping[str, float],
+    facts: Mapping[str, float],
+    seconds: float,
+) -> KindResult:
+    kind = study.variants[cell[0]].get("kind", (study.model.get("init_args") or {}).get("kind", "dynamic"))
+    return KindResult(
+        variant=cell[0],
+        kind=kind if isinstance(kind, str) else ",".join(kind),
+        seed=cell[1],
+        metric=task.score_name.removeprefix("val/"),
+        score=scores[task.score_name],
+        loss=scores["val/loss"],
+        parameters=int(facts["parameters"]),
+        steps=study.steps,
+        seconds=seconds,
+        versions=versions(),
+        hash=cell[2],
+        **{name: facts.get(name, math.nan) for name in ("steps_per_second", "peak_memory_bytes", "step_memory_bytes")},
+    )

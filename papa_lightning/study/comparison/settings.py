@@ -1,0 +1,73 @@
+"""What a study of kinds of attention is told: a task, its data, variants of the model, steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from papa_lightning.errors import PapaError
+from papa_lightning.study.settings import check_names
+
+#: What a variant may say beside arguments of the task.
+_SWAP = ("kind", "kind_options", "constants")
+
+
+@dataclass(frozen=True)
+class KindsSettings:
+    """A study of kinds: every variant of a task's model is trained for the same number of steps from the same start.
+
+    Args:
+        model: The task: ``class_path`` and ``init_args``. A task that learns from nothing, such as
+            LanguageModelingTask, or one with a pretrained encoder, whose attention is swapped before it is trained.
+        data: The data module: ``class_path`` and ``init_args``.
+        variants: Name -> what it changes: arguments of the task, such as ``num_heads``, and ``kind`` with
+            ``kind_options``. For a pretrained encoder also ``constants``, the file from which the kind starts. The
+            first one is what the others are compared with.
+        steps: Optimizer steps of each training.
+        equal_parameters: Give every variant as many parameters as the first one, as near as the width of the
+            feed-forward layers allows: for tasks that learn from nothing.
+        gradient_clip: Largest norm of the gradient.
+        precision: As of Lightning's Trainer.
+        accelerator: As of Lightning's Trainer; one device each.
+
+    Raises:
+        PapaError: When an argument is out of its range.
+    """
+
+    model: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    steps: int = 600
+    equal_parameters: bool = True
+    gradient_clip: float = 1.0
+    precision: str = "32-true"
+    accelerator: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_names("kinds.variants", self.variants)
+        for name in ("model", "data"):
+            given = getattr(self, name)
+            if not isinstance(given, Mapping) or "class_path" not in given or set(given) - {"class_path", "init_args"}:
+                raise PapaError(f"kinds.{name} is {given!r}, but must have class_path and init_args.")
+        for name, variant in self.variants.items():
+            if not isinstance(variant, Mapping):
+                raise PapaError(f"kinds.variants has {name!r} as {variant!r}, but must map arguments to values.")
+        if isinstance(self.steps, bool) or self.steps < 1:
+            raise PapaError(f"kinds.steps is {self.steps!r}, but must be at least 1.")
+        if not self.gradient_clip > 0:
+            raise PapaError(f"kinds.gradient_clip is {self.gradient_clip!r}, but must be above 0.")
+
+    @property
+    def reference(self) -> str:
+        """The variant that the others are compared with."""
+        return next(iter(self.variants))
+
+    def arguments(self, variant: str) -> dict[str, Any]:
+        """The arguments of the task of a variant, without what is for the swap."""
+        changed = {name: value for name, value in self.variants[variant].items() if name not in _SWAP}
+        return {**(self.model.get("init_args") or {}), **changed}
+
+    def swap(self, variant: str) -> dict[str, Any]:
+        """What a variant says of the kind."""
+        return {name: value for name, value in self.variants[variant].items() if name in _SWAP}

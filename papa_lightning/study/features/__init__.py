@@ -1,0 +1,1 @@
+"""Features: the hidden states that a probe reads, stored or computed for every batch."""

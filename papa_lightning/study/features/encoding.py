@@ -1,0 +1,168 @@
+"""A tokenised split, and the pass of the encoder over it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from papa_lightning.calibration.collect import eval_mode
+from papa_lightning.errors import PapaError
+from papa_lightning.study.features.reading import reading_of
+from papa_lightning.tasks.base import EncoderTask
+from papa_lightning.tasks.checks import check_inputs, checked_labels
+
+_COLUMNS = ("input_ids", "attention_mask", "token_type_ids", "labels")
+_CHUNK = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class SplitIndex:
+    """What is read of every sequence of a split, without the vectors.
+
+    Args:
+        counts: (N,) int64, the number of places of every sequence.
+        positions: (sum of counts,) int32, the slot of every place.
+        labels: (N,) int64, or (sum of counts,) for tokens.
+    """
+
+    counts: Tensor
+    positions: Tensor
+    labels: Tensor
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the same is read, with the same labels."""
+        if not isinstance(other, SplitIndex):
+            return NotImplemented
+        return all(torch.equal(own, theirs) for own, theirs in zip(self.tensors(), other.tensors(), strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The three tensors."""
+        return self.counts, self.positions, self.labels
+
+    @property
+    def starts(self) -> Tensor:
+        """(N,), the number of places before every sequence."""
+        return self.counts.cumsum(0) - self.counts
+
+
+class EncodedSplit:
+    """A tokenised split whose hidden states a frozen encoder computes, in batches of any sequences.
+
+    Sequences are cut behind the last real token of a batch: what follows is padding that nobody attends to. In the
+    plain layout that saves most of the work for short sequences. In the segment layout the last separator stands on
+    the last slot, so nothing is cut; slots in between cannot be left out, because constant heads go by the slot.
+
+    Args:
+        task: The task; its encoder is frozen, and may be swapped.
+        rows: Tokenised rows, as the data loaders of a `TaskDataModule` hold them: ``loader.dataset``.
+
+    Attributes:
+        reading: What the probe of the task reads.
+        index: What is read of every sequence.
+        extents: (N,) int64, the slot behind the last token of every sequence that is real or read.
+
+    Raises:
+        PapaError: If the encoder learns or has dropout, or the rows are empty, not labelled, or do not fit the task.
+    """
+
+    def __init__(self, task: EncoderTask, rows: Dataset) -> None:
+        self.reading = reading_of(task)
+        _check_frozen(task)
+        if len(rows) == 0:
+            raise PapaError("rows is empty: a probe needs at least one example.")
+        self._task = task
+        self._rows = rows.with_format("numpy", columns=[name for name in _COLUMNS if name in rows.column_names])
+        self.index, self.extents = self._scan()
+        if len(self.index.positions) == 0:
+            raise PapaError(
+                f"rows has {len(rows)} sequences, but no token that the probe could read: pass sequences with real "
+                "tokens, and for tokens, with labels other than -100."
+            )
+
+    def __len__(self) -> int:
+        return len(self.extents)
+
+    def vectors(self, sequences: Tensor) -> Tensor:
+        """Run the encoder.
+
+        Args:
+            sequences: (B,), numbers of sequences in the split.
+
+        Returns:
+            (rows, width), the vectors of the sequences, one behind the other, in float32 on the device of the task.
+
+        Raises:
+            PapaError: If a hidden state is NaN or infinite.
+        """
+        batch = self._batch(sequences)
+        longest = max(int(self.extents[sequences].max()), 1)
+        inputs = {name: values[:, :longest] for name, values in batch.items() if values.dim() == 2}
+        labels = inputs.get("labels", batch["labels"])
+        places = self.reading.places(inputs["attention_mask"], labels).to(self._task.device)
+        on_device = {name: values.to(self._task.device) for name, values in inputs.items()}
+        with torch.no_grad(), eval_mode(self._task.encoder):
+            levels = self._task.encode(on_device)
+            vectors = self.reading.collect(levels, on_device["attention_mask"], places).float()
+        if not bool(vectors.isfinite().all()):
+            raise PapaError(
+                f"the encoder gives NaN or infinite hidden states for one of the sequences "
+                f"{sequences.tolist()}: look at its weights and constants, or load it in 32-bit precision."
+            )
+        return vectors
+
+    def _scan(self) -> tuple[SplitIndex, Tensor]:
+        """Read masks and labels of the whole split, checked."""
+        parts: list[tuple[Tensor, ...]] = []
+        for batch in self._chunks():
+            check_inputs(batch, self.reading.max_length)
+            labels = checked_labels(batch, self._task.hparams["num_labels"], self.reading.per_token, look=True)
+            mask = batch["attention_mask"].bool()
+            places = self.reading.places(mask, labels)
+            needed = torch.arange(1, mask.shape[1] + 1) * (mask | places)
+            parts.append(
+                (
+                    places.sum(dim=1),
+                    places.nonzero()[:, 1].int(),
+                    labels[places] if self.reading.per_token else labels,
+                    needed.max(dim=1).values,
+                )
+            )
+        counts, positions, labels, extents = (torch.cat(columns) for columns in zip(*parts, strict=True))
+        return SplitIndex(counts, positions, labels), extents
+
+    def _chunks(self) -> Iterator[dict[str, Tensor]]:
+        for start in range(0, len(self._rows), _CHUNK):
+            yield _tensors(self._rows[start : start + _CHUNK])
+
+    def _batch(self, sequences: Tensor) -> dict[str, Tensor]:
+        return _tensors(self._rows[sequences.tolist()])
+
+
+def _tensors(columns: Mapping[str, object]) -> dict[str, Tensor]:
+    """The columns of some rows, (B, T) or (B,)."""
+    try:
+        return {name: torch.as_tensor(values) for name, values in columns.items()}
+    except (TypeError, ValueError) as error:
+        raise PapaError(
+            f"rows has sequences of different length or entries that are no numbers ({error}): pad them all to the "
+            "same length, as the data modules do."
+        ) from error
+
+
+def _check_frozen(task: EncoderTask) -> None:
+    if any(parameter.requires_grad for parameter in task.encoder.parameters()):
+        raise PapaError(
+            f"regime is {task.regime!r} and the encoder has parameters that learn, but features are those of a frozen "
+            'encoder: build the task with regime="probe".'
+        )
+    if task.hparams["preset"] != "default":
+        raise PapaError(
+            f"preset is {task.hparams['preset']!r}, whose frozen encoder trains with dropout, so that its features "
+            'differ from epoch to epoch: build the task with preset="default".'
+        )

@@ -1,0 +1,222 @@
+"""Features: the hidden states that a probe reads, computed once and stored, or anew for every batch."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from papa_lightning.errors import PapaError
+from papa_lightning.study.features.encoding import EncodedSplit, SplitIndex
+from papa_lightning.study.features.folder import Dtype, TableWriter, check_room, read_folder, table_bytes, write_folder
+from papa_lightning.study.features.reading import FeatureBatch, Reading, ranges
+from papa_lightning.tasks.base import EncoderTask
+from papa_lightning.tasks.checks import check_choice
+
+
+class Features(Protocol):
+    """One split of a task as the probe reads it."""
+
+    @property
+    def reading(self) -> Reading:
+        """What the probe reads of a sequence."""
+
+    @property
+    def index(self) -> SplitIndex:
+        """What is read of every sequence, and the labels."""
+
+    def __len__(self) -> int:
+        """N, the number of sequences."""
+
+    def batch(self, sequences: Tensor, device: torch.device) -> FeatureBatch:
+        """Give what the probe reads of some sequences.
+
+        Args:
+            sequences: (B,), their numbers in the split.
+            device: Where the probe is.
+
+        Returns:
+            The batch.
+        """
+
+
+class LiveFeatures:
+    """Features that are stored nowhere: the encoder runs for every batch, in evaluation mode.
+
+    Args:
+        task: The task; its encoder is frozen, and may be swapped.
+        rows: Tokenised rows, as the data loaders of a `TaskDataModule` hold them: ``loader.dataset``.
+
+    Attributes:
+        reading: What the probe reads of a sequence.
+        index: What is read of every sequence, and the labels.
+
+    Raises:
+        PapaError: If the encoder learns or has dropout, or the rows are empty, not labelled, or do not fit the task.
+    """
+
+    def __init__(self, task: EncoderTask, rows: Dataset) -> None:
+        self._split = EncodedSplit(task, rows)
+        self.reading: Reading = self._split.reading
+        self.index: SplitIndex = self._split.index
+        self._starts = self.index.starts
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    def batch(self, sequences: Tensor, device: torch.device) -> FeatureBatch:
+        """See `Features.batch`."""
+        vectors = self._split.vectors(sequences).to(device)
+        return _batch(self, self._starts, sequences, vectors, torch.arange(len(vectors), device=device))
+
+
+class StoredFeatures:
+    """Features in a folder, memory-mapped; made by :func:`store_features`.
+
+    Args:
+        folder: The folder.
+
+    Attributes:
+        folder: The folder.
+        reading: What the probe reads of a sequence.
+        index: What is read of every sequence, and the labels.
+        nbytes: Size of the vectors.
+
+    Raises:
+        PapaError: If the folder is missing, damaged, or holds something else.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder).expanduser()
+        self.reading, self.index, self._table = read_folder(self.folder)
+        self._starts = self.index.starts
+        self.nbytes = self._table.nbytes
+
+    def __len__(self) -> int:
+        return len(self.index.counts)
+
+    @property
+    def dtype(self) -> Dtype:
+        """In which the vectors are stored."""
+        return "float16" if self._table.dtype == torch.float16 else "float32"
+
+    def batch(self, sequences: Tensor, device: torch.device) -> FeatureBatch:
+        """See `Features.batch`."""
+        each = self.reading.rows_per_place
+        rows = ranges(self._starts[sequences] * each, self.index.counts[sequences] * each)
+        if device.type == "cpu" and self._table.dtype == torch.float32:  # read where they are, without a copy
+            return _batch(self, self._starts, sequences, self._table, rows)
+        vectors = self._table.index_select(0, rows).to(device).float()
+        return _batch(self, self._starts, sequences, vectors, torch.arange(len(vectors), device=device))
+
+    def remove(self) -> None:
+        """Delete the folder; batches can be had no more."""
+        self._table = torch.empty(0)
+        shutil.rmtree(self.folder, ignore_errors=True)  # another process may have been faster
+
+
+def store_features(
+    task: EncoderTask,
+    rows: Dataset,
+    folder: str | Path,
+    *,
+    dtype: Dtype = "float32",
+    budget_bytes: int,
+    batch_size: int = 32,
+    progress: Callable[[int], None] | None = None,
+) -> StoredFeatures:
+    """Run the encoder of a task once over a split, and store what the probe reads.
+
+    Only what is read is stored: for the layerwise probe all L+1 levels of the real tokens, for tokens all levels of
+    those with a label, for the other poolings one vector a sequence. The folder appears when it is complete. One that
+    exists is not made again, but checked: its name must stand for the encoder and for the choice of its heads.
+
+    Args:
+        task: The task; its encoder is frozen, and may be swapped.
+        rows: Tokenised rows, as the data loaders of a `TaskDataModule` hold them: ``loader.dataset``.
+        folder: Where to.
+        dtype: ``"float32"``, or ``"float16"``, half the size, with a relative error of up to 0.0005.
+        budget_bytes: The greatest size that is allowed.
+        batch_size: Sequences that the encoder sees at once; those of similar length go together.
+        progress: Is given the number of sequences that are done, after every batch.
+
+    Returns:
+        The features.
+
+    Raises:
+        PapaError: If the features are larger than the budget or the free disk space, before anything is written; if
+            the folder holds something else; if the encoder learns or has dropout; if the rows are empty, not labelled
+            or do not fit the task; if a hidden state is not finite in the dtype.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from transformers import BertConfig, BertModel
+        >>> from papa_lightning import SequenceClassificationTask
+        >>> sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+        >>> rows = {"input_ids": [[5, 6, 0]], "attention_mask": [[1, 1, 0]], "labels": [1]}
+        >>> with TemporaryDirectory() as place:
+        ...     BertModel(BertConfig(vocab_size=9, **sizes)).save_pretrained(place)
+        ...     task = SequenceClassificationTask(place, num_labels=2, max_length=3)
+        ...     features = store_features(task, Dataset.from_dict(rows), f"{place}/train", budget_bytes=10**9)
+        ...     features.nbytes  # 2 levels of 2 tokens of 8 numbers of 4 bytes
+        128
+    """
+    check_choice("dtype", dtype, ("float32", "float16"))
+    if batch_size < 1:
+        raise PapaError(f"batch_size is {batch_size}, but must be at least 1.")
+    split = EncodedSplit(task, rows)
+    folder = Path(folder).expanduser()
+    if folder.exists():
+        return _checked(StoredFeatures(folder), split, dtype)
+    check_room(table_bytes(split.reading, split.index, dtype), budget_bytes, folder)
+
+    def write(table: TableWriter) -> None:
+        starts, done = split.index.starts, 0
+        # The longest first: if memory is short, that shows at once.
+        for sequences in torch.split(split.extents.argsort(descending=True, stable=True), batch_size):
+            table.write(split.vectors(sequences), starts[sequences], split.index.counts[sequences])
+            done += len(sequences)
+            if progress is not None:
+                progress(done)
+
+    write_folder(folder, split.reading, split.index, dtype, write)
+    return StoredFeatures(folder)
+
+
+def features_size(task: EncoderTask, rows: Dataset, dtype: Dtype = "float32") -> int:
+    """Say how many bytes :func:`store_features` would write.
+
+    Args:
+        task: The task.
+        rows: Tokenised rows.
+        dtype: ``"float32"`` or ``"float16"``.
+
+    Returns:
+        The size of vectors and index, exact but for headers of less than 2 KB.
+
+    Raises:
+        PapaError: As :func:`store_features` does for task and rows.
+    """
+    split = EncodedSplit(task, rows)
+    return table_bytes(split.reading, split.index, dtype)
+
+
+def _checked(stored: StoredFeatures, split: EncodedSplit, dtype: Dtype) -> StoredFeatures:
+    if (stored.reading, stored.dtype) != (split.reading, dtype) or stored.index != split.index:
+        raise PapaError(
+            f"folder is {str(stored.folder)!r}, which holds features of other rows, for another probe or in another "
+            f"dtype ({stored.dtype}, {stored.reading}, {len(stored)} sequences): remove it, or pass another folder."
+        )
+    return stored
+
+
+def _batch(features: Features, starts: Tensor, sequences: Tensor, vectors: Tensor, rows: Tensor) -> FeatureBatch:
+    index, counts = features.index, features.index.counts[sequences]
+    places = ranges(starts[sequences], counts)
+    labels = index.labels[places if features.reading.per_token else sequences]
+    return FeatureBatch(vectors, rows, counts, index.positions[places].long(), labels.to(vectors.device))

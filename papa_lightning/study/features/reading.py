@@ -1,0 +1,316 @@
+"""What a probe reads of the hidden states: of which tokens, in which order, and how it makes logits of that.
+
+The *vectors* of a sequence are the rows that its probe reads; a *place* is a token that is read. Padding is never read,
+so vectors stand one behind the other, without gaps.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from papa_lightning.errors import PapaError
+from papa_lightning.tasks.base import EncoderTask
+from papa_lightning.tasks.losses import UNLABELLED
+from papa_lightning.tasks.probes import LayerwiseProbe, PooledProbe, Probe, TokenProbe, pool_last
+from papa_lightning.tasks.sequence_classification import SequenceClassificationTask
+from papa_lightning.tasks.token_classification import TokenClassificationTask
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureBatch:
+    """What a probe reads of B sequences.
+
+    Args:
+        vectors: (R, width), on the device of the probe; may hold those of other sequences too.
+        rows: (r,) int64, which rows of `vectors` belong to the batch, sequence by sequence; on the same device.
+        counts: (B,) int64 on the CPU, the number of places of every sequence.
+        positions: (sum of counts,) int64 on the CPU, the slot of every place.
+        labels: (B,) or, for tokens, (sum of counts,) int64, on the device of the probe.
+    """
+
+    vectors: Tensor
+    rows: Tensor
+    counts: Tensor
+    positions: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Reading(ABC):
+    """What a kind of probe reads.
+
+    Args:
+        levels: L+1.
+        max_length: T, the longest sequence of the task.
+        hidden_size: d.
+    """
+
+    levels: int
+    max_length: int
+    hidden_size: int
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Its name in files."""
+
+    @property
+    def per_token(self) -> bool:
+        """Whether every place has a label of its own."""
+        return False
+
+    @property
+    def rows_per_place(self) -> int:
+        """Number of vectors of a place."""
+        return 1
+
+    @property
+    def width(self) -> int:
+        """Size of a vector."""
+        return self.hidden_size
+
+    @abstractmethod
+    def places(self, attention_mask: Tensor, labels: Tensor) -> Tensor:
+        """Say which tokens are read.
+
+        Args:
+            attention_mask: (B, T), 1 for a real token.
+            labels: (B,) or (B, T).
+
+        Returns:
+            (B, T), bool.
+        """
+
+    @abstractmethod
+    def collect(self, hidden_states: Sequence[Tensor], attention_mask: Tensor, places: Tensor) -> Tensor:
+        """Take the vectors of a batch out of the hidden states.
+
+        Args:
+            hidden_states: L+1 tensors (B, T, d), the embeddings first.
+            attention_mask: (B, T), 1 for a real token.
+            places: (B, T), bool.
+
+        Returns:
+            (rows, width), sequence by sequence.
+        """
+
+    def inputs(self, probe: Probe, batch: FeatureBatch) -> Tensor:
+        """What the probe's `classify` reads.
+
+        Args:
+            probe: A probe of this kind.
+            batch: A batch.
+
+        Returns:
+            (B, F) or, for tokens, (sum of counts, F).
+        """
+        return batch.vectors.index_select(0, batch.rows)
+
+
+@dataclass(frozen=True)
+class LayerwiseReading(Reading):
+    """All levels of all real tokens, for `LayerwiseProbe`; of a sequence first all tokens of level 0, and so on."""
+
+    @property
+    def name(self) -> str:
+        """Its name in files."""
+        return "layerwise"
+
+    @property
+    def rows_per_place(self) -> int:
+        """One vector for each level."""
+        return self.levels
+
+    def places(self, attention_mask: Tensor, labels: Tensor) -> Tensor:
+        """All real tokens; see `Reading.places`."""
+        return attention_mask.bool()
+
+    def collect(self, hidden_states: Sequence[Tensor], attention_mask: Tensor, places: Tensor) -> Tensor:
+        """See `Reading.collect`."""
+        counts = places.sum(dim=1)
+        chosen = places.flatten().nonzero().squeeze(1)
+        # With n tokens in the sequence and s in those before it, token j of the batch stands at (L+1) s + k n + j - s.
+        own, before = _spread(torch.stack([counts, counts.cumsum(0) - counts], dim=1), counts)
+        first = torch.arange(len(chosen), device=chosen.device) + (self.levels - 1) * before
+        vectors = hidden_states[0].new_empty(self.levels * len(chosen), self.hidden_size)
+        for number, level in enumerate(hidden_states):
+            vectors.index_copy_(0, first + number * own, level.flatten(0, 1).index_select(0, chosen))
+        return vectors
+
+    def inputs(self, probe: Probe, batch: FeatureBatch) -> Tensor:
+        r"""The weighted sums :math:`[v_0; \dots; v_L]` of `LayerwiseProbe`, without padding; see `Reading.inputs`.
+
+        The weighted sum of the rows of a bag is what `torch.nn.functional.embedding_bag` computes; it reads the rows
+        where they are, without a copy: 0.95 ms against 1.5 ms for padded sequences and 2.7 ms for one after the other
+        (forward and backward of 16 sequences of 25 tokens, 7 levels, d = 384, one thread).
+        """
+        assert isinstance(probe, LayerwiseProbe)
+        cells = position_cells(batch.counts, batch.positions, self.levels, self.max_length)
+        sizes = batch.counts.repeat_interleave(self.levels)
+        device = batch.vectors.device
+        weights = probe.position_weights.flatten().index_select(0, cells.to(device))
+        sums = F.embedding_bag(
+            batch.rows,
+            batch.vectors,
+            (sizes.cumsum(0) - sizes).to(device),
+            mode="sum",
+            per_sample_weights=weights,
+        )
+        return sums.view(len(batch.counts), self.levels * self.hidden_size)
+
+
+@dataclass(frozen=True)
+class PooledReading(Reading):
+    """One vector of the last level for each sequence, for `PooledProbe`; its place is slot 0.
+
+    Args:
+        pooling: ``"mean"`` or ``"class_token"``.
+    """
+
+    pooling: Literal["mean", "class_token"]
+
+    @property
+    def name(self) -> str:
+        """Its name in files."""
+        return self.pooling
+
+    def places(self, attention_mask: Tensor, labels: Tensor) -> Tensor:
+        """Slot 0; see `Reading.places`."""
+        places = torch.zeros_like(attention_mask, dtype=torch.bool)
+        places[:, 0] = True
+        return places
+
+    def collect(self, hidden_states: Sequence[Tensor], attention_mask: Tensor, places: Tensor) -> Tensor:
+        """See `Reading.collect`."""
+        return pool_last(self.pooling, hidden_states[-1], attention_mask)
+
+
+@dataclass(frozen=True)
+class TokenReading(Reading):
+    """All levels of the tokens that have a label, for `TokenProbe`; the levels of a token are one vector."""
+
+    @property
+    def name(self) -> str:
+        """Its name in files."""
+        return "tokens"
+
+    @property
+    def per_token(self) -> bool:
+        """Every place has a label."""
+        return True
+
+    @property
+    def width(self) -> int:
+        """(L+1) d."""
+        return self.levels * self.hidden_size
+
+    def places(self, attention_mask: Tensor, labels: Tensor) -> Tensor:
+        """All labelled tokens; see `Reading.places`."""
+        return labels != UNLABELLED
+
+    def collect(self, hidden_states: Sequence[Tensor], attention_mask: Tensor, places: Tensor) -> Tensor:
+        """See `Reading.collect`."""
+        return torch.cat([level[places] for level in hidden_states], dim=-1)
+
+
+def reading_of(task: EncoderTask) -> Reading:
+    """What the probe of a task reads.
+
+    Args:
+        task: A task.
+
+    Returns:
+        The reading.
+
+    Raises:
+        PapaError: If its probe is trained otherwise than from the hidden states of given sequences.
+    """
+    probe, config = task.probe, task.encoder.config
+    sizes = (config.num_hidden_layers + 1, task.hparams["max_length"], config.hidden_size)
+    if isinstance(task, SequenceClassificationTask) and isinstance(probe, LayerwiseProbe):
+        return LayerwiseReading(*sizes)
+    if isinstance(task, SequenceClassificationTask) and isinstance(probe, PooledProbe):
+        return PooledReading(*sizes, probe.pooling)
+    if isinstance(task, TokenClassificationTask) and isinstance(probe, TokenProbe):
+        return TokenReading(*sizes)
+    raise PapaError(
+        f"task is a {type(task).__name__} with a {type(probe).__name__}, but features are known for a "
+        "SequenceClassificationTask with a LayerwiseProbe or PooledProbe, and for a TokenClassificationTask with a "
+        "TokenProbe: train it with the Trainer."
+    )
+
+
+#: What can be read, by its name in files.
+READINGS: Mapping[str, Callable[[int, int, int], Reading]] = {
+    "layerwise": LayerwiseReading,
+    "tokens": TokenReading,
+    "mean": partial(PooledReading, pooling="mean"),
+    "class_token": partial(PooledReading, pooling="class_token"),
+}
+
+
+def reading_from(name: str, levels: int, max_length: int, hidden_size: int) -> Reading:
+    """The reading that a file names.
+
+    Args:
+        name: One of :data:`READINGS`.
+        levels: L+1.
+        max_length: T.
+        hidden_size: d.
+    """
+    return READINGS[name](levels, max_length, hidden_size)
+
+
+def position_cells(counts: Tensor, positions: Tensor, levels: int, max_length: int) -> Tensor:
+    """Say which of the (L+1) x T position weights each vector has.
+
+    Args:
+        counts: (B,), tokens of every sequence.
+        positions: (sum of counts,), their slots.
+        levels: L+1.
+        max_length: T.
+
+    Returns:
+        ((L+1) * sum of counts,), places in the flattened weights, in the order of the vectors.
+
+    Example:
+        >>> position_cells(torch.tensor([2]), torch.tensor([0, 5]), levels=2, max_length=6)
+        tensor([ 0,  5,  6, 11])
+    """
+    before = counts.cumsum(0) - counts
+    own, first = _spread(torch.stack([counts, before], dim=1), counts * levels)
+    place = torch.arange(len(own)) - levels * first
+    level = place // own.clamp_min(1)
+    return level * max_length + positions[first + place - level * own]
+
+
+def ranges(starts: Tensor, sizes: Tensor) -> Tensor:
+    """Put ranges of numbers one behind the other.
+
+    Args:
+        starts: (B,), the first number of every range.
+        sizes: (B,), how many numbers it has.
+
+    Returns:
+        (sum of sizes,).
+
+    Example:
+        >>> ranges(torch.tensor([7, 0]), torch.tensor([2, 3]))
+        tensor([7, 8, 0, 1, 2])
+    """
+    shifts = starts - (sizes.cumsum(0) - sizes)
+    total = int(sizes.sum())
+    return shifts.repeat_interleave(sizes, output_size=total) + torch.arange(total)
+
+
+def _spread(columns: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
+    """Repeat the entries of columns (B, n), each as often as `sizes` (B,) says."""
+    return columns.repeat_interleave(sizes, dim=0, output_size=int(sizes.sum())).unbind(1)

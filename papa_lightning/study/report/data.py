@@ -1,0 +1,203 @@
+"""What a report reads of a study's folder, and which rows of its table each figure takes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from papa_lightning.errors import StudyError
+from papa_lightning.study.results import CellResult, load_table
+from papa_lightning.study.statistics import mean_interval, summarize
+from papa_lightning.study.store import NAMED, StudyFolder
+
+#: Without a known level of chance: scores below this leave a relative change without a meaning.
+LOW_SCORE = 0.2
+
+
+@dataclass(frozen=True)
+class NamedFile:
+    """A file of constants or a ranking.
+
+    Args:
+        encoder: Name of the encoder.
+        task: Name of the task.
+        name: Kind of the constants, or the criterion.
+        path: Where it is.
+    """
+
+    encoder: str
+    task: str
+    name: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class StudyData:
+    """A study, as its report sees it.
+
+    Args:
+        folder: Where it is.
+        table: All results; see :func:`~papa_lightning.study.results.results_table`.
+        about: How they were measured.
+        constants: Files that exist.
+        rankings: Files that exist.
+        missing: Paths that the study names and that do not exist (yet, or any more).
+    """
+
+    folder: Path
+    table: pd.DataFrame
+    about: Mapping[str, Any]
+    constants: tuple[NamedFile, ...]
+    rankings: tuple[NamedFile, ...]
+    missing: tuple[str, ...]
+
+    @cached_property
+    def summary(self) -> pd.DataFrame:
+        """Means and intervals of every metric."""
+        return summarize(self.table)
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        """Those rows of the summary that are the tasks' own scores."""
+        own = self.table.loc[self.table["is_score"], ["encoder", "task", "metric"]].drop_duplicates(["encoder", "task"])
+        return self.summary.merge(own, on=["encoder", "task", "metric"])
+
+    @cached_property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Encoders and tasks that have a score, in the order of the table."""
+        names = self.scores[["encoder", "task"]].drop_duplicates()
+        return list(zip(names["encoder"], names["task"], strict=True))
+
+    @cached_property
+    def _by_pair(self) -> dict[tuple[str, str], pd.DataFrame]:
+        """The scores of each pair: to look through all of them for each would take the square of their number."""
+        return {(encoder, task): rows for (encoder, task), rows in self.scores.groupby(["encoder", "task"])}
+
+    def _scores_of(self, encoder: str, task: str) -> pd.DataFrame:
+        return self._by_pair.get((encoder, task), self.scores.iloc[:0])
+
+    def curves(self, encoder: str, task: str) -> pd.DataFrame:
+        """Scores of a pair with averaged attention, of all criteria."""
+        rows = self._scores_of(encoder, task)
+        return rows[rows["constants"] == "average"]
+
+    def controls(self, encoder: str, task: str) -> pd.DataFrame:
+        """Scores of a pair with every kind of constants, averaged attention first, by the criterion of the controls."""
+        rows = self._scores_of(encoder, task)
+        others = rows[rows["constants"] != "average"]
+        if not len(others):
+            return others
+        rows = pd.concat([rows[rows["constants"] == "average"], others])
+        return rows[(rows["criterion"] == others["criterion"].iloc[0]) & (rows["share"] > 0)]
+
+    def main_curve(self, encoder: str, task: str) -> pd.DataFrame:
+        """Scores of a pair by the criterion that the study names first."""
+        rows = self.curves(encoder, task)
+        return rows[rows["criterion"] == rows["criterion"].iloc[0]] if len(rows) else rows
+
+    def baseline(self, encoder: str, task: str) -> pd.Series | None:
+        """The score with all heads dynamic, or None when it was not measured."""
+        rows = self._scores_of(encoder, task)
+        rows = rows[(rows["share"] == 0.0) & rows["mean"].notna()]
+        return rows.iloc[0] if len(rows) else None
+
+    def is_low(self, encoder: str, task: str) -> bool:
+        """Whether the score with all heads dynamic is too low for relative changes to mean anything.
+
+        It is when it is missing, below :data:`LOW_SCORE`, or when its interval holds 0, or the score of chance where
+        the study tells that.
+        """
+        found = self.baseline(encoder, task)
+        if found is None:
+            return True
+        chance = self._about(encoder, task).get("chance")
+        floor = max(0.0, chance) if isinstance(chance, (int, float)) else 0.0
+        low = found["mean"] if pd.isna(found["low"]) else found["low"]
+        return bool(found["mean"] < LOW_SCORE or low <= floor)
+
+    @cached_property
+    def relative(self) -> pd.DataFrame:
+        """The main curves of all pairs whose relative changes mean something."""
+        kept = [self.main_curve(*pair) for pair in self.pairs if not self.is_low(*pair)]
+        kept = [rows for rows in kept if rows["relative"].notna().any()]
+        return pd.concat(kept) if kept else self.scores.iloc[:0]
+
+    def sizes(self, encoder: str, task: str) -> str:
+        """Sizes of a pair's data and length, as words; empty when the study does not tell them."""
+        return _sizes(self._about(encoder, task))
+
+    def _about(self, encoder: str, task: str) -> Mapping[str, Any]:
+        return self._about_pairs.get((encoder, task), {})
+
+    @cached_property
+    def _about_pairs(self) -> dict[tuple[Any, Any], Mapping[str, Any]]:
+        pairs = self.about.get("pairs")
+        known = [one for one in (pairs if isinstance(pairs, list) else []) if isinstance(one, Mapping)]
+        return {(str(one.get("encoder")), str(one.get("task"))): one for one in reversed(known)}
+
+    def level_weights(self, encoder: str, task: str) -> pd.DataFrame:
+        """The probe's weights by level at shares 0 and 1: columns share, level, mean, low, high; may be empty.
+
+        Raises:
+            ResultFileError: When the file of a result is damaged.
+        """
+        rows = self.table
+        rows = rows[(rows["encoder"] == encoder) & (rows["task"] == task) & (rows["constants"] == "average")]
+        found: dict[tuple[float, int], list[float]] = {}
+        for share in (0.0, 1.0):
+            # At these shares the criterion does not matter: the same file stands behind several rows.
+            for name in dict.fromkeys(rows.loc[rows["share"] == share, "hash"]):
+                path = StudyFolder(self.folder).cell(name)
+                weights = CellResult.load(path).level_weights if path.is_file() else None
+                for level, weight in enumerate(weights or ()):
+                    found.setdefault((share, level), []).append(weight)
+        lines = [(share, level, *mean_interval(values)) for (share, level), values in found.items()]
+        return pd.DataFrame(lines, columns=["share", "level", "mean", "low", "high"])
+
+
+def read_study(folder: str | Path) -> StudyData:
+    """Read what a report needs.
+
+    Args:
+        folder: Of a study.
+
+    Raises:
+        StudyError: When the folder holds no study, or study.json lacks something.
+        ResultFileError: When there is no finished result yet, or the table is damaged.
+    """
+    place = Path(folder).expanduser()
+    content = StudyFolder(place).read()
+    files = content["files"]
+    constants, rankings = (
+        [NamedFile(one["encoder"], one["task"], one[name], place / one["path"]) for one in files.get(key, [])]
+        for key, name in NAMED.items()
+    )
+    table = load_table(place)
+    if not table["score"].notna().any():
+        raise StudyError(f"the study in {str(place)!r} has no finished result yet: run `papa study` first.")
+    return StudyData(
+        folder=place,
+        table=table,
+        about=content["about"],
+        constants=tuple(one for one in constants if one.path.is_file()),
+        rankings=tuple(one for one in rankings if one.path.is_file()),
+        missing=tuple(os.path.relpath(one.path, place) for one in [*constants, *rankings] if not one.path.is_file()),
+    )
+
+
+def _sizes(pair: Mapping[str, Any]) -> str:
+    parts = []
+    if (train := pair.get("train_examples")) is not None:
+        parts.append(f"{train} training examples")
+    validation = pair.get("validation_examples")
+    for name, count in validation.items() if isinstance(validation, Mapping) else ():
+        parts.append(f"{count} validation examples" + ("" if name == "validation" else f" of {name}"))
+    if (length := pair.get("max_length")) is not None:
+        parts.append(f"T\u00a0=\u00a0{length}")
+    return ", ".join(parts)

@@ -1,0 +1,126 @@
+"""Sections with figures of heads, constants and the probe."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from papa_lightning.calibration import AttentionConstants
+from papa_lightning.errors import PapaError
+from papa_lightning.figures.heads import MOST_HEADS
+from papa_lightning.ranking import HeadRanking
+from papa_lightning.study import plots
+from papa_lightning.study.report.data import StudyData
+from papa_lightning.study.report.html import Figures, Section, figure_grid, paragraph
+from papa_lightning.study.report_words import seeds_in_words
+
+#: Criteria that measure nothing: a map of them would show only how they are defined.
+_UNMEASURED = ("random", "layer")
+#: Of a map of heads.
+_MOST_CELLS = 10**6
+
+
+def ranking_section(data: StudyData, figures: Figures) -> Section:
+    """Scores of the heads by the criteria that measure something.
+
+    Raises:
+        RankingFileError: When a file is damaged.
+    """
+    maps: dict[tuple[str, str], dict[str, Tensor]] = {}
+    for file in data.rankings:
+        if file.name.partition(":")[0] not in _UNMEASURED:
+            ranking = HeadRanking.load(file.path)
+            if ranking.heads:
+                maps.setdefault((file.encoder, file.task), {})[file.name] = head_scores(ranking)
+    drawn = []
+    for (encoder, task), scores in maps.items():
+        caption = (
+            f"{encoder}, {task}: scores of the heads, from the training examples. The heads with the lowest scores "
+            "become constant first. Each panel has its own scale."
+        )
+        drawn.append(figures.add(plots.head_maps(scores, f"{encoder} · {task}"), ["heads", encoder, task], caption))
+    return Section("heads", "Which heads become constant first", figure_grid(drawn, wide=True))
+
+
+def head_scores(ranking: HeadRanking) -> Tensor:
+    """Scores of a ranking as a map over layers and heads.
+
+    Args:
+        ranking: Of at least one head; without scores the place in the order stands for them.
+
+    Returns:
+        (L, H), NaN for heads that the ranking does not have.
+
+    Raises:
+        PapaError: When the map would be larger than that of any encoder.
+
+    Example:
+        >>> head_scores(HeadRanking([(0, 1), (0, 0)], [0.25, 0.5]))
+        tensor([[0.5000, 0.2500]], dtype=torch.float64)
+    """
+    layers, heads = (1 + max(head[part] for head in ranking.heads) for part in (0, 1))
+    if layers * heads > _MOST_CELLS:
+        raise PapaError(f"a ranking has heads up to {(layers - 1, heads - 1)}, more than any encoder: make it anew.")
+    scores = torch.full((layers, heads), torch.nan, dtype=torch.float64)
+    for (layer, head), score in zip(ranking.heads, ranking.scores or range(len(ranking.heads)), strict=True):
+        scores[layer, head] = score
+    return scores
+
+
+def constants_section(data: StudyData, figures: Figures) -> Section:
+    """The averaged attention matrices, and how many sequences stand behind their entries.
+
+    Raises:
+        ConstantsFileError: When a file is damaged.
+    """
+    grids, histograms = [], []
+    for file in data.constants:
+        if file.name != "average":
+            continue
+        constants, title = AttentionConstants.load(file.path), f"{file.encoder} · {file.task}"
+        names = [file.encoder, file.task]
+        about = f"{file.encoder}, {file.task}: attention averaged over the training examples"
+        grid = plots.constants_grid(constants.values, title)
+        grids.append(figures.add(grid, ["constants", *names], _grid(about, constants)))
+        caption = (
+            f"{about}. Left: how many of the T x T entries average so many sequences. Right: in how many sequences a "
+            "position holds a real token. Entries with few sequences are noisy, those with none are 0."
+        )
+        histogram = plots.coverage_histograms(constants.pair_counts, title)
+        histograms.append(figures.add(histogram, ["coverage", *names], caption))
+    return Section("constants", "Averaged attention", figure_grid(grids, wide=True) + figure_grid(histograms))
+
+
+def level_section(data: StudyData, figures: Figures) -> Section:
+    """The probe's weights by level, with all heads dynamic and with all heads constant.
+
+    Raises:
+        ResultFileError: When the file of a result is damaged.
+    """
+    drawn = []
+    for encoder, task in data.pairs:
+        weights = data.level_weights(encoder, task)
+        if len(weights):
+            baseline = data.baseline(encoder, task)
+            seeds = "" if baseline is None else f" Means over {seeds_in_words(int(baseline['n']))} of the probe"
+            bars = "; error bars are 95 % intervals over them." if weights["low"].notna().any() else "."
+            caption = (
+                f"{encoder}, {task}: mean absolute weight that the probe gives the positions of each level of hidden "
+                f"states, all heads dynamic and all constant.{seeds}{bars if seeds else ''}"
+            )
+            figure = plots.level_curves(weights, f"{encoder} · {task}")
+            drawn.append(figures.add(figure, ["levels", encoder, task], caption))
+    note = "All weights begin at 1/T, so small differences say that the probe has hardly moved them."
+    body = figure_grid(drawn)
+    return Section("levels", "What the probe reads", paragraph(note, soft=True) + body if body else "")
+
+
+def _grid(about: str, constants: AttentionConstants) -> str:
+    layers, heads = constants.num_layers, constants.num_heads
+    shown = plots.shown_layers(layers)
+    parts = [f"{about}, one matrix a head, T = {constants.max_length}."]
+    if len(shown) < layers:
+        parts.append(f"{len(shown)} of the {layers} layers are shown, at even distances.")
+    if heads > MOST_HEADS:
+        parts.append(f"The first {MOST_HEADS} of the {heads} heads are shown.")
+    return " ".join(parts)

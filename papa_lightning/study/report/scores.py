@@ -1,0 +1,211 @@
+"""Sections with the figures of scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import pandas as pd
+
+from papa_lightning.calibration import CONTROL_KINDS, constants_kind
+from papa_lightning.study import plots
+from papa_lightning.study.report.data import LOW_SCORE, StudyData
+from papa_lightning.study.report.html import Figures, Section, figure_grid, paragraph
+from papa_lightning.study.report_words import number, seeds_in_words, telling_shares
+from papa_lightning.study.statistics import RankCorrelation, rank_correlation
+
+#: With fewer encoders nothing is concluded from a rank correlation: four in a row happen once in 24 by chance.
+TELLING_ENCODERS = 5
+_SIZES = 'Sizes of the data are under "How it was measured".'
+
+
+def curve_section(data: StudyData, figures: Figures) -> Section:
+    """Score against share of constant heads, a figure an encoder and task."""
+    drawn = []
+    for encoder, task in data.pairs:
+        rows = data.curves(encoder, task)
+        if rows["mean"].notna().any():
+            caption = (
+                f"{encoder}, {task}: {rows['metric'].iloc[0]} by share of constant heads, one line a criterion that "
+                f"ranks the heads; at 0 and 100 % the criterion does not matter. {_measured(data, rows)}"
+            )
+            drawn.append(
+                figures.add(plots.score_curves(rows, f"{encoder} · {task}"), ["score", encoder, task], caption)
+            )
+    note = (
+        "The vertical axes need not begin at 0, but span at least a tenth of the score; lines are moved aside a little."
+    )
+    return Section("curves", "Score by share of constant heads", _with_note(note, figure_grid(drawn)))
+
+
+def relative_section(data: StudyData, figures: Figures) -> Section:
+    """Relative change against share, for all encoders and tasks in one figure."""
+    rows = data.relative
+    if not len(rows):
+        return Section("relative", "", "")
+    caption = (
+        "Relative change of the score against share 0 of the same seed, one line an encoder, one panel a task; heads "
+        f"ranked by {_listed(rows['criterion'])}. {_error_bars(rows)} {_SIZES}{_left_out(data)}"
+    )
+    shown = figures.add(plots.relative_curves(rows), ["relative"], caption)
+    return Section("relative", "Relative change by task", figure_grid([shown], wide=True))
+
+
+def drop_section(data: StudyData, figures: Figures) -> Section:
+    """Bars of the relative drop at half and at all heads, a figure an encoder."""
+    drawn = []
+    for encoder in dict.fromkeys(data.relative["encoder"]):
+        rows = data.relative[data.relative["encoder"] == encoder]
+        rows = rows[rows["share"].isin(telling_shares(rows["share"])) & rows["relative"].notna()]
+        if len(rows):
+            caption = (
+                f"{encoder}: relative drop of each task's score against share 0 of the same seed; a drop below 0 is a "
+                f"gain. Heads ranked by {_listed(rows['criterion'])}. {_error_bars(rows)} {_SIZES}"
+                + _left_out(data, encoder)
+            )
+            drawn.append(figures.add(plots.drop_bars(rows, encoder), ["drop", encoder], caption))
+    return Section("drops", "Relative drop by task", figure_grid(drawn))
+
+
+def control_section(data: StudyData, figures: Figures) -> Section:
+    """Score by kind of constants, and by number of averaged sequences."""
+    drawn = []
+    for encoder, task in data.pairs:
+        rows = data.controls(encoder, task)
+        rows = _in_order(rows[rows["mean"].notna()]) if len(rows) else rows
+        controls = rows[rows["constants"] != "average"]
+        shares = telling_shares(controls["share"])
+        if len(controls):
+            drawn += _control_figures(data, figures, rows[rows["share"].isin(shares)], shares[-1])
+    note = (
+        "If another kind of constants scores as well as the average, what the average holds does not matter for the "
+        "task: the encoder gets by without that information, or the probe makes up for it."
+    )
+    return Section("controls", "Controls: other kinds of constants", _with_note(note, figure_grid(drawn)))
+
+
+def encoder_section(data: StudyData, figures: Figures) -> Section:
+    """Baseline score against relative drop, and whether better models lose more."""
+    rows = data.relative
+    points = rows.loc[(rows["share"] == 1.0) & rows["relative"].notna(), ["encoder", "task", "relative"]]
+    points = points.assign(
+        drop=-points["relative"],
+        baseline=[_baseline(data, *pair) for pair in zip(points["encoder"], points["task"], strict=True)],
+    )
+    if len(data.pairs) < 2:
+        return Section("encoders", "", "")
+    title = "Do better models lose more?"
+    if len(points) < 3:
+        text = f"Too few results to ask whether better models lose more: {len(points)} of the 3 pairs that it takes."
+        return Section("encoders", title, paragraph(text + _left_out(data)))
+    caption = (
+        "One point an encoder and task: marker for the task, letter for the encoder. Relative drop with all heads "
+        "constant against the score with all heads dynamic, means over seeds. Metrics differ between tasks, so compare "
+        f"points of the same marker. {_SIZES}{_left_out(data)}"
+    )
+    shown = figures.add(plots.drop_against_baseline(points), ["encoders"], caption)
+    tables = [points.pivot(index="task", columns="encoder", values=value) for value in ("baseline", "drop")]
+    found = rank_correlation(*(table.to_numpy(float) for table in tables))
+    return Section("encoders", title, paragraph(_correlation(found)) + figure_grid([shown]))
+
+
+def _control_figures(data: StudyData, figures: Figures, rows: pd.DataFrame, share: float) -> list[str]:
+    encoder, task = rows["encoder"].iloc[0], rows["task"].iloc[0]
+    title, baseline = f"{encoder} · {task}", _baseline(data, encoder, task)
+    caption = (
+        f"{encoder}, {task}: {rows['metric'].iloc[0]} by kind of constants. Where some heads are dynamic, heads are "
+        f"ranked by {rows['criterion'].iloc[0]}. {_measured(data, rows)}"
+    )
+    drawn = [figures.add(plots.control_points(rows, title, baseline), ["controls", encoder, task], caption)]
+    counts = {kind: constants_kind(kind).sequences for kind in dict.fromkeys(rows["constants"])}
+    chosen = rows[(rows["share"] == share) & rows["constants"].map(lambda kind: counts[kind] is not None)]
+    if len(chosen) > 1:
+        whole = rows.loc[(rows["share"] == share) & (rows["constants"] == "average"), "mean"]
+        average = float(whole.iloc[0]) if len(whole) else math.nan
+        sequences = [counts[kind] or 0 for kind in chosen["constants"]]
+        caption = (
+            f"{encoder}, {task}: {rows['metric'].iloc[0]} with {100 * share:.3g} % of the heads constant, by the "
+            f"number of sequences whose attention the constants average. {_measured(data, chosen)}"
+        )
+        figure = plots.sequences_curve(sequences, chosen, title, baseline, average)
+        drawn.append(figures.add(figure, ["sequences", encoder, task], caption))
+    return drawn
+
+
+def _in_order(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows by kind of constants: the plain kinds, those of other tasks, and sequences by their number."""
+
+    def place(kind: str) -> tuple[int, int]:
+        parsed = constants_kind(kind)
+        if parsed.sequences is not None:
+            return 2, parsed.sequences
+        plain = list(CONTROL_KINDS)
+        return (0, plain.index(kind)) if kind in plain else (1, 0)
+
+    kinds = {kind: number for number, kind in enumerate(sorted(dict.fromkeys(rows["constants"]), key=place))}
+    return rows.sort_values("constants", key=lambda column: column.map(kinds), kind="stable")
+
+
+def _baseline(data: StudyData, encoder: str, task: str) -> float:
+    found = data.baseline(encoder, task)
+    return math.nan if found is None else float(found["mean"])
+
+
+def _correlation(found: RankCorrelation) -> str:
+    if math.isnan(found.rho):
+        return (
+            f"A rank correlation takes at least 3 encoders whose results differ; here are {found.encoders}. The figure "
+            "shows single points, from which nothing can be concluded."
+        )
+    known = math.isfinite(found.low) and math.isfinite(found.high)
+    ends = f"95 % interval {number(found.low, 2)} to {number(found.high, 2)}" if known else "no interval"
+    return (
+        f"Spearman's rank correlation of score and relative drop, encoders ranked within each task, is "
+        f"{number(found.rho, 2)} ({ends}, bootstrap over {found.encoders} encoders). {_meaning(found)} Noise of a "
+        "baseline raises its own drop, so differences between encoders should be large beside their intervals."
+    )
+
+
+def _meaning(found: RankCorrelation) -> str:
+    if found.encoders < TELLING_ENCODERS:
+        return (
+            f"From {found.encoders} encoders nothing can be concluded, whatever the interval: the bootstrap draws the "
+            "same few again and again."
+        )
+    if found.low > 0:
+        return "Among these encoders, those that score higher lose more."
+    if found.high < 0:
+        return "Among these encoders, those that score higher lose less."
+    return "The interval holds 0 or is not defined: these results do not say whether better models lose more."
+
+
+def _measured(data: StudyData, rows: pd.DataFrame) -> str:
+    sizes = data.sizes(rows["encoder"].iloc[0], rows["task"].iloc[0])
+    return _error_bars(rows) + (f" {sizes}." if sizes else "")
+
+
+def _error_bars(rows: pd.DataFrame) -> str:
+    least, most = int(rows["n"].min()), int(rows["n"].max())
+    if most == 1:
+        return "One seed of the probe, so no error bars."
+    seeds = seeds_in_words(most) if least == most else f"{least} to {most} seeds"
+    random = int(rows["rankings"].max())
+    orders = f"; random is the mean of {random} random orders" if random > 1 else ""
+    return f"Means over {seeds} of the probe{orders}; error bars are 95 % intervals over the seeds (Student's t)."
+
+
+def _left_out(data: StudyData, encoder: str | None = None) -> str:
+    """Which pairs are not shown, because their score is too low to be divided by."""
+    low = [f"{one} on {task}" for one, task in data.pairs if encoder in (None, one) and data.is_low(one, task)]
+    if not low:
+        return ""
+    why = f"the score with all heads dynamic is missing, below {LOW_SCORE}, or not above 0 or chance"
+    return f" Left out, because {why}: {', '.join(low)}."
+
+
+def _listed(names: Iterable[object]) -> str:
+    return ", ".join(dict.fromkeys(map(str, names)))
+
+
+def _with_note(note: str, body: str) -> str:
+    return paragraph(note, soft=True) + body if body else ""

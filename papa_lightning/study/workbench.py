@@ -1,0 +1,208 @@
+"""One encoder and one task of a study, loaded and ready to work on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+from datasets import Dataset
+from jsonargparse import ArgumentParser
+from torch import Tensor
+from torch.utils.data import DataLoader, default_collate
+
+from papa_lightning import datamodules  # noqa: F401 (imported for their names, which settings refer to)
+from papa_lightning.configuration_errors import account
+from papa_lightning.datamodules.base import TaskDataModule
+from papa_lightning.datamodules.rows.layouts import cut_padding
+from papa_lightning.datamodules.tokens import TokenDataModule
+from papa_lightning.encoders.loading import check_plain
+from papa_lightning.errors import PapaError, explanation
+from papa_lightning.study.chance import chance_level
+from papa_lightning.study.hashing import digest, encoder_identity, rows_digest
+from papa_lightning.study.settings import StudySettings
+from papa_lightning.study.versions import computing_versions
+from papa_lightning.tasks import SequenceClassificationTask, TokenClassificationTask
+from papa_lightning.tasks.base import EncoderTask
+
+#: What the criterion "gate" trains its own probe with, as all others are trained.
+_TRAINED_BY = ("learning_rate", "weight_decay", "schedule", "warmup_share", "dropout")
+
+
+class Bench:
+    """An encoder with the probe of a task, and the task's rows.
+
+    Args:
+        settings: The study.
+        encoder: Name of the encoder.
+        task: Name of the task.
+
+    Attributes:
+        settings: The study.
+        encoder: Name of the encoder.
+        name: Name of the task.
+        data: The data module, set up.
+        task: The task, on the device of the study; its encoder is frozen, in evaluation mode, and not swapped.
+        train: The tokenised training rows.
+        evaluations: The tokenised validation rows: of the first set under the name "", of others under their own.
+
+    Raises:
+        PapaError: When the encoder or the data cannot be loaded.
+    """
+
+    def __init__(self, settings: StudySettings, encoder: str, task: str) -> None:
+        self.settings, self.encoder, self.name = settings, encoder, task
+        self._seen: dict[str, str] = {}
+        folder = settings.encoders[encoder]
+        check_plain(folder)
+        self.data = make_data(task, settings.tasks[task], folder)
+        self.data.setup("fit")
+        self.task = make_task(self.data, folder, settings).to(find_device(settings.device)).eval()
+        self.train = _rows(self.data.train_dataloader())
+        loaders = self.data.val_dataloader()
+        several = loaders if isinstance(loaders, list) else [loaders]
+        names = ["", *self.data.validation_names[1:]]
+        self.evaluations = {name: _rows(one) for name, one in zip(names, several, strict=False)}
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What every number of this encoder on this task depends on."""
+        return {
+            "encoder": encoder_identity(self.task.encoder),
+            "train": rows_digest(self.train),
+            "evaluations": {name: rows_digest(rows) for name, rows in self.evaluations.items()},
+            "max_length": self.data.max_length,
+            "task": type(self.task).__name__,
+            "labels": list(self.data.label_names),
+            "metrics": list(self.data.metrics),
+            "computed": {
+                "batch_size": self.settings.calibration_batch_size,
+                "device": self.task.device.type,
+                "versions": computing_versions(),
+            },
+        }
+
+    @property
+    def seen(self) -> str:
+        """Hash of what calibration sees, and how it is computed."""
+        return digest([self.identity[name] for name in ("encoder", "train", "max_length", "computed")])
+
+    def seen_on(self, task: str) -> str:
+        """The same of this encoder on another task of the study.
+
+        Args:
+            task: Its name.
+        """
+        if task not in self._seen:
+            self._seen[task] = Bench(self.settings, self.encoder, task).seen
+        return self._seen[task]
+
+    def batches(self, rows: Dataset | None = None) -> Iterable[Mapping[str, Tensor]]:
+        """The training rows, or some of them, in order, in batches as calibration takes them.
+
+        Args:
+            rows: Rows of the training split; None takes all.
+        """
+        # Where the padding is at the end, nobody needs it; the numbers are the same without.
+        collate = cut_padding if self.data.layout == "plain" else default_collate
+        size = self.settings.calibration_batch_size
+        rows = self.train if rows is None else rows
+        return DataLoader(rows, batch_size=size, collate_fn=collate)
+
+    def padded_batches(self, rows: Dataset | None = None) -> Iterable[Mapping[str, Tensor]]:
+        """The same with all the padding, as the probes of sentences take them.
+
+        Args:
+            rows: Labelled rows; None takes those of the training split.
+        """
+        rows = self.train if rows is None else rows
+        return DataLoader(rows, batch_size=self.settings.calibration_batch_size)
+
+    def describe(self) -> dict[str, Any]:
+        """Sizes and settings of the data, for a report."""
+        return {
+            "train_examples": len(self.train),
+            "validation_examples": {name or "validation": len(rows) for name, rows in self.evaluations.items()},
+            "max_length": self.data.max_length,
+            "layout": self.data.layout,
+            "preset": self.data.preset,
+            "data": self.data.description,
+            "metric": self.data.metrics[0],
+            "chance": chance_level(self.data.metrics[0], self.evaluations[""][:]["labels"]),
+        }
+
+
+def make_data(name: str, settings: Mapping[str, Any], encoder: str) -> TaskDataModule:
+    """Build the data module of a task for the tokenizer of an encoder.
+
+    Args:
+        name: Name of the task, for messages.
+        settings: ``class_path`` and ``init_args``.
+        encoder: Name or folder of the encoder.
+
+    Raises:
+        PapaError: When there is no such data module, or an argument is wrong.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(TaskDataModule, "data", required=True)
+    given = {**settings, "init_args": {**(settings.get("init_args") or {}), "tokenizer": encoder}}
+    try:
+        data = parser.instantiate(parser.parse_object({"data": given})).data
+    except Exception as error:
+        explained = explanation(error)
+        if explained is not None:
+            raise explained from error
+        raise PapaError(
+            f"tasks has {name!r}, whose data module cannot be built from {dict(settings)}: {account(str(error))}"
+        ) from error
+    if data.preset != "default":
+        raise PapaError(
+            f"tasks has {name!r} with preset={data.preset!r}, whose frozen encoder trains with dropout, but a study "
+            'stores hidden states of an encoder in evaluation mode: pass preset="default", or use papa fit.'
+        )
+    assert isinstance(data, TaskDataModule)
+    return data
+
+
+def make_task(data: TaskDataModule, encoder: str, settings: StudySettings) -> EncoderTask:
+    """Build the task that belongs to the data, with a frozen encoder."""
+    arguments: dict[str, Any] = {
+        "encoder": encoder,
+        "num_labels": data.num_labels,
+        "max_length": data.max_length,
+        "metrics": list(data.metrics),
+        "label_names": list(data.label_names),
+        **{name: getattr(settings.probe, name) for name in _TRAINED_BY},
+    }
+    if isinstance(data, TokenDataModule):
+        return TokenClassificationTask(**arguments)
+    return SequenceClassificationTask(**arguments, pooling=settings.pooling)
+
+
+def find_device(name: str) -> torch.device:
+    """The device that a name means; "auto" takes an accelerator where there is one.
+
+    Raises:
+        PapaError: When there is no such device.
+
+    Example:
+        >>> find_device("cpu")
+        device(type='cpu')
+    """
+    if name == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("its tensors have no values")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise PapaError(f"device is {name!r}, which is not to be had here ({error}): pass auto, or cpu.") from error
+    return device
+
+
+def _rows(loader: Any) -> Dataset:
+    """The tokenised rows behind a data loader."""
+    rows: Dataset = loader.dataset
+    return rows

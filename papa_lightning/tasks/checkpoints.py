@@ -1,0 +1,148 @@
+"""Checkpoints of Lightning, from a file or an address, read without running code that they may hold."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+import torch
+
+from papa_lightning.either_lightning import TorchCheckpointIO
+from papa_lightning.errors import CheckpointError
+
+_OTHER = "pass another one, or start anew"
+#: What Lightning and the tasks take from a checkpoint, and what it must be.
+_SCHEMA = {"state_dict": Mapping, "hyper_parameters": Mapping, "pytorch-lightning_version": str}
+
+
+def is_address(path: str | Path) -> bool:
+    """Whether a path names a place behind a protocol (``http://``, ``s3://``, ``hf://``, ``file://``)."""
+    return "://" in str(path)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint of Lightning, with tensors on the CPU.
+
+    Args:
+        path: A file, or an address that fsspec knows.
+
+    Returns:
+        The checkpoint, with a mapping ``state_dict``.
+
+    Raises:
+        CheckpointError: When it is not there, damaged, no checkpoint, or holds more than tensors and plain values.
+
+    Example:
+        >>> read_checkpoint("nowhere.ckpt")
+        Traceback (most recent call last):
+        ...
+        papa_lightning.errors.CheckpointError: ckpt_path is 'nowhere.ckpt', but there is no such file: pass ...
+    """
+    content = read_weights(path)
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise CheckpointError(f"ckpt_path is {str(path)!r}, which is no checkpoint: it has no state_dict: {_OTHER}.")
+    for key, kind in _SCHEMA.items():
+        if key in content and not isinstance(content[key], kind):
+            found = type(content[key]).__name__
+            raise CheckpointError(
+                f"ckpt_path is {str(path)!r}, which is no checkpoint: its {key} is a {found}: {_OTHER}."
+            )
+    strange = next((key for key in content["state_dict"] if not isinstance(key, str)), None)
+    if strange is not None:
+        raise CheckpointError(
+            f"ckpt_path is {str(path)!r}, which is no checkpoint: {strange!r} names a parameter: {_OTHER}."
+        )
+    return content
+
+
+def read_weights(path: str | Path, map_location: Any = "cpu") -> Any:
+    """Read a file of ``torch.save`` that holds tensors and plain values only.
+
+    Args:
+        path: A file, or an address that fsspec knows.
+        map_location: As of ``torch.load``.
+
+    Raises:
+        CheckpointError: When it is not there, damaged, or holds more than that.
+    """
+    with _open(path) as file:
+        try:
+            _check_sums(file)
+            unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+            file.seek(0)
+            if not unsafe:
+                return torch.load(file, map_location=map_location, weights_only=True)
+        except Exception as error:  # torch and zipfile raise anything on files that are none of theirs
+            raise CheckpointError(
+                f"ckpt_path is {str(path)!r}, which is damaged or no checkpoint ({_reason(error)}): {_OTHER}."
+            ) from error
+    raise CheckpointError(
+        f"ckpt_path is {str(path)!r}, which holds more than tensors and plain values ({', '.join(unsafe[:3])}): to "
+        "load it could run code, so it is not loaded. Where you trust who wrote it, open it in Python with "
+        "torch.load(path, weights_only=False), take out what is neither, save the rest with torch.save, and pass that."
+    )
+
+
+class WeightsOnlyIO(TorchCheckpointIO):
+    """Lightning's, but a checkpoint never runs code, wherever it comes from.
+
+    Lightning runs what a checkpoint at an ``http://`` address holds unless told otherwise, forgets what it was told
+    under some strategies, and takes an address for one that it fetched before when only the last part is the same.
+    """
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        """Read a checkpoint; from an address it must be one of Lightning, else any that Lightning wrote for itself.
+
+        Args:
+            path: A file, or an address.
+            map_location: As of ``torch.load``.
+            weights_only: Taken for true.
+        """
+        if is_address(path):
+            return read_checkpoint(path)
+        content: dict[str, Any] = read_weights(path, map_location)
+        return content
+
+
+def _open(path: str | Path) -> IO[bytes]:
+    try:
+        return _fetch(str(path)) if is_address(path) else open(os.path.expanduser(path), "rb")
+    except Exception as error:  # every file system of fsspec has errors of its own
+        absent = isinstance(error, FileNotFoundError) and error.__cause__ is None
+        found = "but there is no such file" if absent else f"which cannot be read ({_reason(error.__cause__ or error)})"
+        raise CheckpointError(f"ckpt_path is {str(path)!r}, {found}: pass the path of a checkpoint.") from error
+
+
+def _fetch(address: str) -> IO[bytes]:
+    """A copy on disk: not every server lets a reader go back, as torch does."""
+    copy = tempfile.TemporaryFile()  # noqa: SIM115 (the caller closes it)
+    try:
+        with fsspec.open(address, "rb") as remote:
+            shutil.copyfileobj(remote, copy)
+        copy.seek(0)
+    except BaseException:
+        copy.close()
+        raise
+    return copy
+
+
+def _check_sums(file: IO[bytes]) -> None:
+    """Compare the content with the sums that torch.save wrote: torch.load does not look at them."""
+    with zipfile.ZipFile(file) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"{damaged} differs from its sum")
+    file.seek(0)
+
+
+def _reason(error: BaseException) -> str:
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(str(text).split())[:200]

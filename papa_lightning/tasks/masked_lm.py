@@ -1,0 +1,131 @@
+"""Masked language modelling: which token stood where one is masked."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from papa_lightning.encoders.loading import vocabulary_size
+from papa_lightning.errors import PapaError
+from papa_lightning.tasks.base import EncoderTask
+from papa_lightning.tasks.checks import drop_fixed
+from papa_lightning.tasks.losses import UNLABELLED
+from papa_lightning.tasks.masking import TokenMasker, load_masking_tokenizer
+from papa_lightning.tasks.metrics import LogitPerplexity
+from papa_lightning.tasks.probes import TokenProbe
+from papa_lightning.tasks.scores import Scored
+
+_METRICS = ("accuracy", "perplexity")
+
+
+class MaskedLanguageModelingTask(EncoderTask):
+    """Predict masked tokens with a `TokenProbe` whose classes are the vocabulary.
+
+    Works on the batches of any text datamodule: labels are not read, and tokens are masked here, by `TokenMasker`.
+    Training masks anew at every step. Validation and test mask each example by its `example_id`, so that the scores of
+    epochs, and of runs with any number of processes, compare. Calibration sees the text unmasked.
+
+    Logged are ``accuracy`` (the score) and ``perplexity``, both at the chosen tokens only; 1 is the best perplexity,
+    the size of the vocabulary that of guessing. A prediction fills in the mask tokens that the text has: `labels`
+    (B, T), -100 elsewhere, and `probabilities` (B, T) of what is filled in.
+
+    Args:
+        encoder: As for `EncoderTask`.
+        max_length: T.
+        tokenizer: Name on the hub, or local folder; None takes the encoder's.
+        mask_share: Share of the real tokens that are chosen.
+        kwargs: The other ones of `EncoderTask`, but not `num_labels`, `metrics` and `label_names`, which are fixed.
+
+    Raises:
+        PapaError: See `EncoderTask`; also if the tokenizer cannot be loaded or has no mask token.
+    """
+
+    needs_labels = False
+    """The data module need not have labels."""
+
+    def __init__(
+        self,
+        encoder: str,
+        max_length: int = 64,
+        tokenizer: str | None = None,
+        mask_share: float = 0.15,
+        **kwargs: Any,
+    ) -> None:
+        if not 0 < mask_share < 1:
+            raise PapaError(f"mask_share is {mask_share!r}: pass a value that is a share above 0 and below 1.")
+        vocabulary = vocabulary_size(encoder)
+        drop_fixed(kwargs, "masked language modelling", num_labels=vocabulary, metrics=_METRICS, label_names=None)
+        super().__init__(
+            encoder=encoder,
+            num_labels=vocabulary,
+            max_length=max_length,
+            metrics=_METRICS,
+            label_names=None,
+            **kwargs,
+        )
+        self._tokenizer = load_masking_tokenizer(encoder if tokenizer is None else tokenizer)
+        self._masker = TokenMasker(self._tokenizer, mask_share)
+
+    def configure_probe(self) -> nn.Module:
+        """Build the probe.
+
+        Returns:
+            A `TokenProbe` for all levels of the encoder and all tokens that it knows.
+        """
+        return TokenProbe(
+            num_levels=self.encoder.config.num_hidden_layers + 1,
+            hidden_size=self.encoder.config.hidden_size,
+            num_labels=self.hparams["num_labels"],
+            dropout=self.hparams["dropout"],
+        )
+
+    def configure_metrics(self) -> MetricCollection:
+        """Build the metrics.
+
+        Returns:
+            Accuracy and perplexity; they take logits (N, V) and tokens (N,).
+        """
+        accuracy = MulticlassAccuracy(num_classes=self.hparams["num_labels"], average="micro")
+        return MetricCollection({"accuracy": accuracy, "perplexity": LogitPerplexity()})
+
+    @cached_property
+    def label_names(self) -> Sequence[str]:
+        """The tokens by number."""
+        known = range(min(self.hparams["num_labels"], len(self._tokenizer)))
+        return [str(token) for token in self._tokenizer.convert_ids_to_tokens(list(known))]
+
+    def score(self, batch: Mapping[str, Tensor], batch_idx: int, rows: int | None = None) -> Scored:
+        """Mask a batch, and compute loss and logits at the chosen tokens; see `EncoderTask.score`.
+
+        Args:
+            batch: A batch; its labels are not read.
+            batch_idx: Its number in the data loader.
+            rows: Only so many leading sequences count; None: all.
+
+        Returns:
+            Loss, logits (N, V) and tokens (N,) of the chosen tokens.
+        """
+        masked, labels = self._masker.mask(batch) if self.training else self._masker.mask_alike(batch, batch_idx)
+        levels = self.encode({**batch, "input_ids": masked})
+        labels[len(labels) if rows is None else rows :] = UNLABELLED
+        chosen = labels != UNLABELLED
+        # The vocabulary is large, and most tokens are not asked for.
+        logits, targets = self.probe([level[chosen] for level in levels]), labels[chosen]
+        return Scored(self.loss(logits, targets), len(targets), logits.detach(), targets)
+
+    def predict(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Fill in the mask tokens of a batch.
+
+        Args:
+            batch: A batch.
+
+        Returns:
+            `labels` (B, T), the tokens filled in, -100 elsewhere, and their `probabilities` (B, T) in float32.
+        """
+        asked = batch["input_ids"] == self._masker.mask_token_id
+        best, tokens = self.probe([level[asked] for level in self.encode(batch)]).float().softmax(dim=-1).max(dim=-1)
+        labels = batch["input_ids"].new_full(asked.shape, UNLABELLED).masked_scatter(asked, tokens)
+        return {"labels": labels, "probabilities": best.new_zeros(asked.shape).masked_scatter(asked, best)}

@@ -1,0 +1,320 @@
+"""The report of a study: which sections it has, what they say, and that the page needs nothing else."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from unit.study.synthetic_study import Shape as StudyShape
+from unit.study.synthetic_study import make_cells, make_ranking, write_study
+
+from papa_lightning.errors import ConstantsFileError, PapaError, RankingFileError, ResultFileError, StudyError
+from papa_lightning.ranking import HeadRanking
+from papa_lightning.study.report.data import read_study
+from papa_lightning.study.report.heads import head_scores
+from papa_lightning.study.report.html import Figures, facts
+from papa_lightning.study.report.page import write_report
+from papa_lightning.study.report.scores import encoder_section
+from papa_lightning.study.report_words import finding
+from papa_lightning.study.results import results_table, save_table
+
+EVERY = ["findings", "curves", "relative", "drops", "controls", "heads", "constants", "levels", "tables", "measured"]
+ALWAYS = ["findings", "curves", "tables", "cite"]
+EVIL = "<script>alert('1')</script> & \"q\" $x$ ../.."
+
+
+class Page(HTMLParser):
+    """Collects elements with their attributes, and the text of the page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.texts, self.open = [], [], []
+        self.feed(text)
+        self.close()
+        self.text = " ".join("".join(self.texts).split())
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.texts.append(data)
+
+    def ids(self, tag):
+        return [attributes.get("id") for name, attributes in self.elements if name == tag]
+
+    def count(self, tag):
+        return sum(name == tag for name, _ in self.elements)
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    """A study with everything, and its page."""
+    folder = tmp_path_factory.mktemp("study")
+    write_study(folder, controls=("zero", "sequences:1", "sequences:16"), shares=(0.0, 0.5, 1.0))
+    return folder, Page(write_report(folder).read_text("utf-8"))
+
+
+def report(folder, **parts):
+    write_study(folder, **({"shares": (0.0, 0.5, 1.0), "maps": False, "weights": False} | parts))
+    return Page(write_report(str(folder)).read_text("utf-8"))
+
+
+def data_of(folder, **shape):
+    return read_study(write_study(folder, maps=False, weights=False, **shape))
+
+
+def test_every_section_is_there(full):
+    folder, page = full
+    assert page.ids("section") == [*EVERY, "cite"]
+    assert page.open == []
+    links = [attributes["href"] for name, attributes in page.elements if name == "a"]
+    assert links == [f"#{name}" for name in page.ids("section")]
+    expected = ["constants", "controls", "coverage", "heads", "levels", "score", "sequences"]
+    names = {f"{name}-mini-sst2" for name in expected} | {"relative", "drop-mini"}
+    assert {path.name for path in (folder / "figures").iterdir()} == {
+        f"{n}.{end}" for n in names for end in ("png", "svg")
+    }
+    assert page.count("figure") == page.count("figcaption") == page.count("svg") == len(names)
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        ({"about": False}, [*ALWAYS[:2], "relative", "drops", *ALWAYS[2:]]),
+        ({"weights": True}, ["findings", "curves", "relative", "drops", "levels", "tables", "measured", "cite"]),
+        (
+            {"controls": ("zero",)},
+            ["findings", "curves", "relative", "drops", "controls", "tables", "measured", "cite"],
+        ),
+        ({"baseline": 0.1, "about": False}, ALWAYS),
+        ({"encoders": ("a", "b"), "about": False, "shares": (0.0, 1.0)}, None),
+    ],
+)
+def test_sections_without_data_are_left_out(tmp_path, parts, expected):
+    page = report(tmp_path, **parts)
+    expected = expected or ["findings", "curves", "relative", "drops", "encoders", "tables", "cite"]
+    assert page.ids("section") == expected
+
+
+def test_the_page_needs_nothing_else(full):
+    folder, page = full
+    text = (folder / "report.html").read_text("utf-8")
+    for name, attributes in page.elements:
+        assert name not in ("script", "link", "iframe", "object", "embed", "img")
+        for key in ("src", "href", "xlink:href", "srcset", "data", "poster"):
+            assert (attributes.get(key) or "#").startswith(("#", "data:image/png;base64,"))
+    assert "@import" not in text
+    assert not [place for place in re.findall(r"url\(([^)]*)\)", text) if not place.startswith("#")]
+    assert "prefers-color-scheme: dark" in text
+    assert "@media print" in text
+
+
+def test_drawings_do_not_share_ids_and_follow_the_colours_of_the_page(full):
+    folder, page = full
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(set(ids)) == len(ids)
+    used = {attributes["xlink:href"] for _, attributes in page.elements if "xlink:href" in attributes}
+    assert {place[1:] for place in used if place.startswith("#")} <= set(ids)
+    text = (folder / "report.html").read_text("utf-8")
+    drawn = text[text.index("<main>") :]
+    assert "currentColor" in drawn
+    assert set(re.findall(r"#(?:1b1b1d|fefefd)", drawn)) == set()
+    # A presentation attribute takes no variable, and falls back to black.
+    assert not re.findall(r'(?:fill|stroke)="var', drawn)
+
+
+def test_captions_say_how_it_was_measured(full):
+    _, page = full
+    for place in re.findall(r"mini, sst2: accuracy[^<]*?T = 16", page.text):
+        assert "Means over 3 seeds" in place
+        assert "error bars are 95 % intervals over the seeds (Student's t)" in place
+    assert page.text.count("2000 training examples, 500 validation examples, T = 16") == 3
+    assert "learning rate 2e-05" in page.text
+    assert "cpu (x86_64)" in page.text
+    assert "Hassid" in page.text
+    assert "arXiv 2211.03495" in page.text
+    assert "papa_lightning" in page.text
+
+
+def test_names_may_hold_anything(tmp_path):
+    page = report(tmp_path, encoders=(EVIL,), tasks=("<img src=x onerror=alert(1)>",), maps=True, weights=True)
+    assert page.count("script") == page.count("img") == 0
+    assert EVIL in page.text
+    assert page.open == []
+    assert all(re.fullmatch(r"[a-z0-9.-]+\.(png|svg)", path.name) for path in (tmp_path / "figures").iterdir())
+    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix == ".html") == ["report.html"]
+
+
+def test_values_of_about_are_escaped():
+    assert facts({"<b>": ["<i>", {"k": "<u>"}]}) == "<dl><dt>&lt;b&gt;</dt><dd>&lt;i&gt;, k &lt;u&gt;</dd></dl>"
+
+
+def test_the_same_bytes_each_time(full, tmp_path):
+    folder, _ = full
+    other = tmp_path / "elsewhere"
+    shutil.copytree(folder, other, ignore=shutil.ignore_patterns("report.html", "figures"))
+    assert write_report(other) == other / "report.html"
+    written = {path.relative_to(other): path.read_bytes() for path in other.rglob("*") if path.is_file()}
+    assert written == {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_names_that_look_alike_as_files_do_not_overwrite_each_other(tmp_path):
+    page = report(tmp_path, tasks=("a b", "a/b"), shares=(0.0, 1.0), seeds=(0,))
+    assert (tmp_path / "figures" / "score-mini-a-b.svg").read_bytes() != (
+        tmp_path / "figures" / "score-mini-a-b-2.svg"
+    ).read_bytes()
+    assert page.count("figure") * 2 == len(list((tmp_path / "figures").iterdir()))
+
+
+def one_finding(folder, scores, metric="accuracy", shares=(0.0, 0.5, 1.0), **about):
+    """The finding of a study in which the seeds have these scores at these shares."""
+    cells = make_cells(StudyShape(criteria=("gate",), shares=shares, seeds=tuple(range(len(scores[0]))), metric=metric))
+    cells = [
+        type(cell)(**{**vars(cell), "scores": {metric: scores[shares.index(cell.share)][cell.seed]}}) for cell in cells
+    ]
+    write_study(folder, maps=False, weights=False)
+    save_table(results_table(cells), folder)
+    content = json.loads((folder / "study.json").read_text())
+    content["about"] = {"pairs": [{"encoder": "mini", "task": "sst2", **about}]}
+    (folder / "study.json").write_text(json.dumps(content))
+    return finding(read_study(folder), "mini", "sst2").replace("\N{MINUS SIGN}", "-")
+
+
+def test_finding_with_a_clear_and_an_unclear_change(tmp_path):
+    text = one_finding(tmp_path, [[0.80, 0.80, 0.80], [0.79, 0.80, 0.81], [0.72, 0.72, 0.736]])
+    assert text == (
+        "Accuracy changes by 0.0 % (95 % interval -3.1 to +3.1, so it may be chance) with half of the heads constant, "
+        "and by -9.3 % (95 % interval -12.2 to -6.5) with all heads constant. With all heads dynamic it is 0.800 "
+        "(95 % interval 0.800 to 0.800; 3 seeds; heads ranked by gate)."
+    )
+
+
+def test_finding_of_one_seed(tmp_path):
+    text = one_finding(tmp_path, [[0.8], [0.6]], shares=(0.0, 1.0))
+    assert text == (
+        "Accuracy changes by -25.0 % (one seed, so no interval) with all heads constant. With all heads dynamic it is "
+        "0.800 (one seed)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("start", "about"),
+    [([0.10, 0.12], {}), ([0.25, -0.2], {}), ([0.9, 0.1], {}), ([0.52, 0.52], {"chance": 0.53})],
+)
+def test_finding_of_a_low_baseline_tells_no_relative_change(tmp_path, start, about):
+    text = one_finding(tmp_path, [start, [value - 0.05 for value in start]], shares=(0.0, 1.0), **about)
+    assert "too low for a relative change to mean anything" in text
+    assert "changes by -0.050 (95 % interval -0.050 to -0.050) with all heads constant" in text
+    assert " % with" not in text
+
+
+def test_chance_below_the_score_is_no_obstacle(tmp_path):
+    assert "too low" not in one_finding(tmp_path, [[0.8, 0.81], [0.7, 0.71]], shares=(0.0, 1.0), chance=0.5)
+
+
+def test_finding_of_an_unfinished_study(tmp_path):
+    nan = float("nan")
+    assert "not been measured" in one_finding(tmp_path / "a", [[nan, nan], [0.7, 0.7]], shares=(0.0, 1.0))
+    only = one_finding(tmp_path / "b", [[0.8, 0.8]], shares=(0.0,))
+    assert only.startswith("Nothing else has been measured yet. With all heads dynamic it is 0.800")
+    assert (tmp_path / "a" / "study.json").exists()
+    assert Page(write_report(tmp_path / "b").read_text("utf-8")).ids("section")[:2] == ["findings", "curves"]
+
+
+def test_encoders_are_correlated_from_three_on(tmp_path):
+    two = encoder_section(data_of(tmp_path / "2", encoders=("a", "b")), Figures(tmp_path / "f")).body
+    assert "Too few results" in two
+    assert "2 of the 3 pairs" in two
+    points = encoder_section(data_of(tmp_path / "3", tasks=("u", "v", "w")), Figures(tmp_path / "f")).body
+    assert "takes at least 3 encoders" in points
+    assert "<svg" in points
+    four = encoder_section(data_of(tmp_path / "4", encoders=tuple("abcd"), tasks=("u", "v")), Figures(tmp_path / "f"))
+    assert re.search(r"is 1\.00 \(95 % interval 1\.00 to 1\.00, bootstrap over 4 encoders\)", four.body)
+    assert "From 4 encoders nothing can be concluded" in four.body
+    five = encoder_section(data_of(tmp_path / "5", encoders=tuple("abcde"), tasks=("u",)), Figures(tmp_path / "f"))
+    assert "those that score higher lose more" in five.body
+    assert encoder_section(data_of(tmp_path / "1"), Figures(tmp_path / "f")).body == ""
+
+
+def test_low_baselines_are_left_out_by_name(tmp_path):
+    page = report(tmp_path, tasks=("good", "poor"), baseline=0.203, shares=(0.0, 0.5, 1.0))
+    assert "mini on poor" in page.text
+    assert "mini on good" not in page.text
+
+
+def test_missing_files_are_named_and_their_sections_left_out(tmp_path):
+    write_study(tmp_path, shares=(0.0, 1.0))
+    shutil.rmtree(tmp_path / "constants")
+    shutil.rmtree(tmp_path / "cells")
+    page = Page(write_report(tmp_path).read_text("utf-8"))
+    assert "constants/0.safetensors" in page.text
+    assert {"heads"} == {"heads", "constants", "levels"} & set(page.ids("section"))
+
+
+def test_random_rankings_are_one_line_with_their_spread(tmp_path):
+    page = report(tmp_path, criteria=("gate", "random:0", "random:1"))
+    assert "random is the mean of 2 random orders" in page.text
+    assert "spread of rankings" in page.text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error"),
+    [
+        ("study.json", b"{", StudyError),
+        ("study.json", b"[]", StudyError),
+        ("study.json", b'{"format": "papa_lightning.study/1"}', StudyError),
+        ("study.json", b'{"format": "papa_lightning.study/1", "files": {"constants": [{"encoder": 1}]}}', StudyError),
+        ("study.json", b'{"format": "papa_lightning.study/1", "files": {"constants": 3}}', StudyError),
+        ("study.json", None, StudyError),
+        ("results.parquet", b"PAR1", ResultFileError),
+        ("results.parquet", None, ResultFileError),
+        ("constants/0.safetensors", b"x" * 99, ConstantsFileError),
+        ("rankings/0-gate.json", b"{}", RankingFileError),
+        ("cells", b"{}", ResultFileError),
+    ],
+)
+def test_damaged_studies_are_refused(tmp_path, name, content, error):
+    write_study(tmp_path, shares=(0.0, 1.0), seeds=(0,))
+    path = next((tmp_path / "cells").glob("*.json")) if name == "cells" else tmp_path / name
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(error, match=re.escape(path.stem)) as refused:
+        write_report(tmp_path)
+    assert isinstance(refused.value, PapaError)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_folders_without_a_finished_result_are_refused(tmp_path):
+    with pytest.raises(StudyError, match="not the folder of a study"):
+        write_report(tmp_path / "nowhere")
+    write_study(tmp_path, maps=False)
+    save_table(results_table([]), tmp_path)
+    with pytest.raises(StudyError, match="no finished result yet"):
+        write_report(tmp_path)
+    assert not (tmp_path / "figures").exists()
+
+
+def test_a_ranking_of_few_heads_is_shown(tmp_path):
+    write_study(tmp_path, shares=(0.0, 1.0), seeds=(0,))
+    make_ranking(1, 1).save(tmp_path / "rankings" / "0-gate.json")
+    assert "heads" in Page(write_report(tmp_path).read_text("utf-8")).ids("section")
+
+
+def test_a_map_larger_than_of_any_encoder_is_refused():
+    with pytest.raises(PapaError, match=r"has heads up to \(1000000000000, 0\)"):
+        head_scores(HeadRanking([(10**12, 0)]))
+
+
+def test_the_shipped_source_has_no_address():
+    sources = Path(__import__("papa_lightning.study.report.page", fromlist=["x"]).__file__).parent.glob("*.py")
+    assert not any(re.search(r"https?://", source.read_text()) for source in sources)
