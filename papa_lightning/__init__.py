@@ -11,30 +11,34 @@ from papa_lightning.callbacks import AttentionImages, ConstantAttention, HeadGat
 from papa_lightning.datamodules import (
     CoLADataModule,
     DemoDataModule,
-    DigitsDataModule,
     MNLIDataModule,
     MRPCDataModule,
     NERDataModule,
     POSDataModule,
     SST2DataModule,
     TextClassificationDataModule,
-    TextFileDataModule,
     TextPairClassificationDataModule,
     TokenClassificationDataModule,
 )
 from papa_lightning.encoders import gate_logits, restore_attention, swap_attention
 from papa_lightning.errors import PapaError
 from papa_lightning.export import export_encoder, load_encoder
-from papa_lightning.from_scratch import TransformerConfig, TransformerModel, resplit_heads
-from papa_lightning.ranking import HeadRanking
-from papa_lightning.tasks import (
+from papa_lightning.from_scratch import (
+    DigitsDataModule,
     ImageClassificationTask,
     LanguageModelingTask,
+    TextFileDataModule,
+    TransformerConfig,
+    TransformerModel,
+    resplit_heads,
+)
+from papa_lightning.ranking import HeadRanking
+from papa_lightning.runtime import __version__
+from papa_lightning.tasks import (
     MaskedLanguageModelingTask,
     SequenceClassificationTask,
     TokenClassificationTask,
 )
-from papa_lightning.version import __version__
 
 __all__ = [
     "AttentionAverages",

@@ -1,11 +1,14 @@
-"""Memory beside what is there before: the high-water mark of what PyTorch allocates, and of the whole process."""
+"""Versions, devices and memory: what a result was measured with, and where."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
 import os
+import platform
 from collections.abc import Callable, Hashable, Iterable
+from functools import lru_cache
+from importlib.metadata import version
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,35 @@ from typing import Any
 import torch
 from torch import nn
 from torch.autograd.profiler import profile
+
+from papa_lightning.errors import PapaError
+
+#: The version of the package.
+__version__ = "0.1.0.dev0"
+
+_PACKAGES = ("torch", "transformers", "datasets", "torchmetrics")
+
+
+def find_device(name: str) -> torch.device:
+    """The device that a name means; "auto" takes an accelerator where there is one.
+
+    Raises:
+        PapaError: When there is no such device.
+
+    Example:
+        >>> find_device("cpu")
+        device(type='cpu')
+    """
+    if name == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("its tensors have no values")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise PapaError(f"device is {name!r}, which is not available ({error}): pass auto, or cpu.") from error
+    return device
 
 
 class AllocationWatch:
@@ -144,3 +176,25 @@ def _sized(module: nn.Module) -> Iterable[tuple[Hashable, int]]:
     for tensor in (*module.parameters(), *module.buffers()):
         storage = tensor.untyped_storage()
         yield (storage.data_ptr(), storage.nbytes()), storage.nbytes()
+
+
+@lru_cache
+def versions() -> dict[str, str]:
+    """The versions that numbers depend on.
+
+    Example:
+        >>> sorted(versions())
+        ['datasets', 'papa_lightning', 'python', 'torch', 'torchmetrics', 'transformers']
+    """
+    found = {name: version(name) for name in _PACKAGES}
+    return found | {"papa_lightning": __version__, "python": platform.python_version()}
+
+
+def computing_versions() -> dict[str, str]:
+    """Those of what computes: with others of Python or of what reads data, the same rows give the same numbers.
+
+    Example:
+        >>> sorted(computing_versions())
+        ['papa_lightning', 'torch', 'torchmetrics', 'transformers']
+    """
+    return {name: found for name, found in versions().items() if name not in ("datasets", "python")}

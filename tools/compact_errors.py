@@ -27,7 +27,7 @@ from papa_lightning import (
     swap_attention,
 )
 from papa_lightning.calibration import control_constants
-from papa_lightning.calibration.compact_low_rank import fit_low_rank
+from papa_lightning.calibration.compact.fit import fit_low_rank
 from papa_lightning.study.features.features import store_features
 from papa_lightning.study.training import ProbeSettings, train_probes
 

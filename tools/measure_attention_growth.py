@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from papa_lightning.attention import AdditiveAttention, AFTConv, AFTFull, AFTLocal, AFTSimple
-from papa_lightning.attention.aft_projections import ProjectedMixing
+from papa_lightning.attention.aft.layers import ProjectedMixing
 from papa_lightning.benchmark.timing import interleaved_times
 from papa_lightning.runtime import peak_bytes
 

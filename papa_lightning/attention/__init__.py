@@ -1,7 +1,6 @@
 """WHAT mixes the tokens: attention matrices, constants and gates on plain tensors. Knows torch only."""
 
-from papa_lightning.attention.additive import AdditiveAttention, additive_attention
-from papa_lightning.attention.additive_heads import AdditiveHeads
+from papa_lightning.attention.additive import AdditiveAttention, AdditiveHeads, additive_attention
 from papa_lightning.attention.aft.bias import FactorizedBias, NormalizedKernel
 from papa_lightning.attention.aft.conv import aft_conv, aft_conv2d
 from papa_lightning.attention.aft.functional import aft_banded, aft_full, aft_local, aft_simple
@@ -15,12 +14,10 @@ from papa_lightning.attention.constant.gated import GatedHeads
 from papa_lightning.attention.constant.matrices import MatrixHeads
 from papa_lightning.attention.constant.shared import SharedHeads
 from papa_lightning.attention.dynamic import DynamicAttention, RowMixing
-from papa_lightning.attention.dynamic_heads import DynamicHeads, runs_in
-from papa_lightning.attention.mixer import Place, TokenMixer, read_extra_state
-from papa_lightning.attention.reach import Reach
+from papa_lightning.attention.mixer import DynamicHeads, Place, Reach, TokenMixer, read_extra_state, runs_in
 from papa_lightning.attention.registry import KINDS, mixer_class, option_names
 from papa_lightning.attention.slots import Slots, slots_at, slots_from_first
-from papa_lightning.attention.untouched import UntouchedLayer
+from papa_lightning.attention.without_constants import UntouchedLayer
 from papa_lightning.attention.zero_mass import ZeroMassWarning, ZeroMassWatch
 
 __all__ = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 
-from papa_lightning.attention.additive_heads import AdditiveHeads
+from papa_lightning.attention.additive import AdditiveHeads
 from papa_lightning.attention.aft.mixers import AFTConvHeads, AFTFullHeads, AFTLocalHeads, AFTSimpleHeads
 from papa_lightning.attention.compact.mixer import CompactHeads
 from papa_lightning.attention.constant.constant import ConstantHeads
@@ -12,7 +12,7 @@ from papa_lightning.attention.constant.folded import FoldedHeads
 from papa_lightning.attention.constant.gated import GatedHeads
 from papa_lightning.attention.constant.shared import SharedHeads
 from papa_lightning.attention.mixer import TokenMixer
-from papa_lightning.attention.untouched import UntouchedLayer
+from papa_lightning.attention.without_constants import UntouchedLayer
 from papa_lightning.errors import PapaError
 
 _MIXERS: tuple[type[TokenMixer], ...] = (

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from papa_lightning.attention.mixer import TokenMixer
+from torch import Tensor
+
+from papa_lightning.attention.dynamic import DynamicAttention
+from papa_lightning.attention.mixer import Place, TokenMixer
 from papa_lightning.errors import PapaError
 
 
@@ -31,3 +34,86 @@ class WithoutConstants(TokenMixer):
     def dynamic_when_calibrated(self) -> Sequence[int]:
         """All heads: their queries and keys are used."""
         return range(self.heads.num_heads)
+
+
+class ScorelessLayer(WithoutConstants):
+    """All heads of a layer, mixed without dot products of queries and keys.
+
+    In a layer of limited reach only causality counts: a sliding window of the encoder does not bind it. Attention
+    matrices are not made, so an encoder that is asked for them gets None; attention dropout is not used.
+
+    Args:
+        place: See :class:`~papa_lightning.attention.mixer.TokenMixer`; with the size of the heads.
+        heads: All heads of the layer.
+        causal: None: as the encoder. Anything else than that is refused.
+
+    Attributes:
+        causal: Whether a row sees only itself and the rows before it.
+
+    Raises:
+        PapaError: For invalid arguments.
+    """
+
+    uses_scores = False
+    has_matrices = False
+
+    def __init__(self, place: Place, heads: Sequence[int], causal: bool | None = None) -> None:
+        super().__init__(place, heads)
+        self.causal = place.reach.after == 0
+        if causal not in (None, self.causal):
+            found = ("bidirectional", "causal")[self.causal]
+            raise PapaError(
+                f"causal is {causal!r}, but layer {place.layer} of the encoder is {found}, and so is what stands in "
+                "its place: leave causal out."
+            )
+        if place.head_size < 1:
+            raise PapaError(f"head_size is {place.head_size}, but kind {self.kind!r} needs the size of the heads.")
+
+    def check_length(self, length: int) -> None:
+        """Refuse sequences for which there are no position biases.
+
+        Raises:
+            PapaError: Names both lengths.
+        """
+        if length > self.max_length:
+            raise PapaError(
+                f"the sequences are {length} tokens long, but the position bias of kind {self.kind!r} is for "
+                f"max_length {self.max_length}: cut the sequences, or swap with a larger max_length."
+            )
+
+    def forward(
+        self, attention: DynamicAttention, value: Tensor, dropout: float = 0.0, need_weights: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """See :meth:`TokenMixer.forward`; dropout is not used, nor are scores, and there are no matrices."""
+        return self.mix(attention.query, attention.key, value, attention.mask), None
+
+    def mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """Mix the values.
+
+        Args:
+            query: (B, H, T, h).
+            key: (B, H, T, h).
+            value: (B, H, T, h).
+            mask: (B, T) or None.
+
+        Returns:
+            (B, T, H, h).
+        """
+        raise NotImplementedError
+
+
+class UntouchedLayer(WithoutConstants):
+    """Stands in a layer that keeps the attention of the encoder, beside layers of other kinds.
+
+    It has no parameters and is never called: all heads are dynamic for good.
+
+    Args:
+        place: See :class:`~papa_lightning.attention.mixer.TokenMixer`.
+        heads: None.
+    """
+
+    kind = "dynamic"
+
+    def __init__(self, place: Place, heads: Sequence[int]) -> None:
+        super().__init__(place, heads)
+        self._set_calibrated(True)

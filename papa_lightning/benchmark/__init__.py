@@ -2,8 +2,8 @@
 
 from papa_lightning.benchmark.bound import Block, block_of
 from papa_lightning.benchmark.cases import kind_names
-from papa_lightning.benchmark.files import write_benchmark
 from papa_lightning.benchmark.growth import Growth, fit_exponent, growths
+from papa_lightning.benchmark.output import write_benchmark
 from papa_lightning.benchmark.results import BenchmarkResult, Measurement
 from papa_lightning.benchmark.run import run_benchmark
 from papa_lightning.benchmark.settings import BenchmarkSettings, ShapeSettings

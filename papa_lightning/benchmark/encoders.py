@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from papa_lightning.benchmark.settings import BenchmarkSettings
-from papa_lightning.benchmark.sizes import Size
+from papa_lightning.benchmark.settings import BenchmarkSettings, Size
 from papa_lightning.calibration import AttentionConstants
 from papa_lightning.encoders import describe_lengths, encoder_shape, find_encoder, fits_positions, takes_images
 from papa_lightning.encoders.loading import load_plain_encoder

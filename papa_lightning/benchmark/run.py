@@ -11,10 +11,17 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from papa_lightning.benchmark.about import about
-from papa_lightning.benchmark.backends import BACKENDS, REFERENCE, Batches, check_backend, compiling, use_backend
 from papa_lightning.benchmark.bound import block_of
-from papa_lightning.benchmark.cases import Case, kind_of
+from papa_lightning.benchmark.cases import (
+    BACKENDS,
+    REFERENCE,
+    Batches,
+    Case,
+    check_backend,
+    compiling,
+    kind_of,
+    use_backend,
+)
 from papa_lightning.benchmark.encoders import (
     choose_heads,
     copy_of,
@@ -23,14 +30,12 @@ from papa_lightning.benchmark.encoders import (
     random_constants,
     real_tokens,
 )
-from papa_lightning.benchmark.results import BenchmarkResult, Measurement
-from papa_lightning.benchmark.settings import BenchmarkSettings
-from papa_lightning.benchmark.sizes import Size
+from papa_lightning.benchmark.results import BenchmarkResult, Measurement, about
+from papa_lightning.benchmark.settings import BenchmarkSettings, Size
 from papa_lightning.benchmark.timing import Spread, interleaved_times, synchronizer, threads_of_torch
 from papa_lightning.calibration import without_path
 from papa_lightning.encoders import encoder_shape
-from papa_lightning.runtime import held_bytes, peak_bytes
-from papa_lightning.study.workbench import find_device
+from papa_lightning.runtime import find_device, held_bytes, peak_bytes
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,53 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
-from papa_lightning.benchmark.backends import BACKENDS
-from papa_lightning.benchmark.cases import kind_names
-from papa_lightning.benchmark.sizes import Size, read_input
+from papa_lightning.benchmark.cases import BACKENDS, kind_names
 from papa_lightning.errors import PapaError
 from papa_lightning.tasks.checks import check_choice
+
+
+@dataclass(frozen=True)
+class Size:
+    """One encoder with one input.
+
+    Args:
+        hidden: d.
+        layers: L.
+        heads: H.
+        batch: B, sequences.
+        length: T, tokens.
+    """
+
+    hidden: int
+    layers: int
+    heads: int
+    batch: int
+    length: int
+
+
+def read_input(text: str) -> tuple[int, int]:
+    """Read batch and length.
+
+    Args:
+        text: "BxT".
+
+    Raises:
+        PapaError: For anything else.
+
+    Example:
+        >>> read_input("16x128")
+        (16, 128)
+    """
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", str(text).replace(" ", ""))
+    if found is None:
+        raise PapaError(f"inputs has {text!r}, but an input is sequences x tokens, such as 16x128.")
+    return int(found[1]), int(found[2])
+
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Vary = Literal["all", "one"]

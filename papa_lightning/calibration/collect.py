@@ -19,8 +19,7 @@ from papa_lightning.attention import RowMixing
 from papa_lightning.calibration.averages import AttentionAverages
 from papa_lightning.calibration.batches import run_encoder
 from papa_lightning.calibration.compact.averages import CompactAverages
-from papa_lightning.calibration.constants import AttentionConstants
-from papa_lightning.calibration.encoder_constants import plain_metadata
+from papa_lightning.calibration.constants import AttentionConstants, plain_metadata
 from papa_lightning.encoders import (
     compute_device,
     describe_lengths,

@@ -2,26 +2,240 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
+import struct
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import safetensors
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from papa_lightning.calibration.encoder_constants import (
-    EncoderConstants,
-    damaged_file,
-    plain_metadata,
-    read_tensors,
-    write_tensors,
-)
+from papa_lightning.encoders import encoder_shape, find_encoder, position_limit, weights_fingerprint
 from papa_lightning.errors import ConstantsFileError
+from papa_lightning.files.checked import SUM, content_sum, parse_json, tensor_bytes
+from papa_lightning.files.writing import staged_file
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+def plain_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of metadata as a file gives it back: primitives, lists, and maps with strings as keys.
+
+    Raises:
+        ConstantsFileError: When it is not a mapping, or has something that JSON has no word for.
+    """
+    if not isinstance(metadata, Mapping):
+        raise ConstantsFileError(f"metadata is a {type(metadata).__name__}, but must be a mapping of primitives.")
+    try:
+        return cast("dict[str, Any]", parse_json(json.dumps(dict(metadata), allow_nan=False)))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConstantsFileError(f"metadata cannot be saved ({error}): pass primitives only.") from error
+
+
+class ConstantsMismatchWarning(UserWarning):
+    """Constants are used with weights, a tokenizer or a layout other than those they were made with."""
+
+
+class EncoderConstants:
+    """Constants for all heads of an encoder. What derives from it says how many, and in which form."""
+
+    metadata: Mapping[str, Any]
+
+    @property
+    def num_layers(self) -> int:
+        """L."""
+        raise NotImplementedError
+
+    @property
+    def num_heads(self) -> int:
+        """H."""
+        raise NotImplementedError
+
+    @property
+    def max_length(self) -> int:
+        """T, the longest sequence that the constants serve."""
+        raise NotImplementedError
+
+    @classmethod
+    def load(cls, path: str | Path, encoder: nn.Module | None = None, max_length: int | None = None) -> Self:
+        """Read a file that ``save`` wrote.
+
+        Args:
+            path: The file.
+            encoder: Check the constants against this encoder, as :meth:`check` does.
+            max_length: Check that they were made for this length.
+
+        Raises:
+            ConstantsFileError: When the file is missing, damaged, or something else, or does not fit.
+        """
+        constants = cls._read(Path(path).expanduser())
+        if encoder is not None:
+            constants.check(encoder, max_length)
+        else:
+            constants.check_length(max_length)
+        return constants
+
+    @classmethod
+    def _read(cls, path: Path) -> Self:
+        raise NotImplementedError
+
+    def check(self, encoder: nn.Module, max_length: int | None = None) -> None:
+        """Check that the constants fit an encoder.
+
+        Other weights than those they were made with only warn: constants of a pretrained encoder are used with its
+        fine-tuned copies on purpose.
+
+        Args:
+            encoder: A PreTrainedModel, with or without a task head.
+            max_length: The length that is wanted, if any.
+
+        Raises:
+            ConstantsFileError: When architecture, numbers of layers or heads, or length differ.
+        """
+        base = find_encoder(encoder)
+        model = self.metadata.get("model")
+        if not isinstance(model, Mapping):
+            model = {}
+        config = base.config
+        expected = {"type": config.model_type, "hidden_size": config.hidden_size}
+        for key, value in expected.items():
+            if model.get(key, value) != value:
+                raise ConstantsFileError(
+                    f"the constants were made for another architecture ({key} {model[key]!r}, model "
+                    f"{model.get('name')!r}) than the encoder ({key} {value!r}): calibrate this encoder."
+                )
+        sizes = encoder_shape(base)
+        if sizes != (self.num_layers, self.num_heads):
+            raise ConstantsFileError(
+                f"the constants have {self.num_layers} layers of {self.num_heads} heads, but the encoder has "
+                f"{sizes[0]} layers of {sizes[1]} heads: calibrate this encoder."
+            )
+        self.check_length(max_length)
+        limit = position_limit(base)
+        if limit is not None and self.max_length > limit:
+            raise ConstantsFileError(
+                f"the constants have max_length {self.max_length}, but the encoder has {limit} positions: calibrate it "
+                f"with max_length up to {limit}."
+            )
+        weights = {model.get("weights"), weights_fingerprint(base)} - {None}  # None: not known
+        if len(weights) > 1:
+            warnings.warn(
+                f"the constants were made with other weights (model {model.get('name')!r}) than the encoder has now: "
+                "right if it is a fine-tuned copy, else calibrate again.",
+                ConstantsMismatchWarning,
+                stacklevel=3,
+            )
+
+    def check_length(self, max_length: int | None) -> None:
+        """Check that the constants were made for a length; None asks for nothing.
+
+        Raises:
+            ConstantsFileError: When they were made for another.
+        """
+        if max_length is not None and max_length != self.max_length:
+            raise ConstantsFileError(
+                f"the constants were made with max_length {self.max_length}, but max_length is {max_length}: calibrate "
+                f"again with max_length={max_length}, or pass max_length={self.max_length}."
+            )
+
+
+def write_tensors(path: str | Path, form: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Path:
+    """Write one safetensors file with a sum of its content, whole or not at all, without a copy of the tensors.
+
+    Args:
+        path: The file; its folder is made when missing.
+        form: What kind of file it is, and of which version.
+        tensors: By name.
+        metadata: Primitives.
+
+    Returns:
+        The path.
+    """
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
+    noted = {"format": form, "papa_lightning": json.dumps(metadata, allow_nan=False)}
+    noted[SUM] = content_sum(noted, plain)
+    with staged_file(path) as file:
+        file.write(_header(plain, noted))
+        for tensor in plain.values():
+            file.write(tensor_bytes(tensor))
+    return Path(path).expanduser()
+
+
+def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """How a safetensors file begins: the size of a JSON text, and the text, which says where each tensor stands."""
+    described: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.nbytes
+        sort = "BF" if tensor.dtype is torch.bfloat16 else "F" if tensor.is_floating_point() else _whole(tensor.dtype)
+        shape, size = list(tensor.shape), 8 * tensor.itemsize
+        described[name] = {"dtype": f"{sort}{size}", "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(described).encode()
+    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of eight
+    return struct.pack("<Q", len(text)) + text
+
+
+def _whole(dtype: torch.dtype) -> str:
+    return "I" if dtype.is_signed else "U"
+
+
+def read_tensors(
+    path: Path, form: str, check: Callable[[str], bool], made_by: tuple[str, str, str]
+) -> tuple[dict[str, Tensor], Any, bool]:
+    """Read a file that :func:`write_tensors` wrote, or one like it without a sum.
+
+    Args:
+        path: The file.
+        form: What kind of file it must be.
+        check: Whether it may have a tensor of a name.
+        made_by: For messages: what such a file holds, the method and the command that write one.
+
+    Returns:
+        All its tensors, its metadata, and whether it has a sum: without one, it may be of another program.
+
+    Raises:
+        ConstantsFileError: When the file is missing, damaged, or something else.
+    """
+    name, (content, method, command) = str(path), made_by
+    if not path.is_file():
+        raise ConstantsFileError(
+            f"constants file {name!r} does not exist or is not a file: write one with `{command} --output {name}`."
+        )
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            noted = file.metadata() or {}
+            if noted.get("format") != form:
+                raise ConstantsFileError(
+                    f"{name!r} is a safetensors file, but not one of {content} (format {noted.get('format')!r}, "
+                    f"expected {form!r}): pass a file that {method} wrote."
+                )
+            found = noted.pop(SUM, None)
+            names: list[str] = list(file.keys())
+            unknown = [*(noted.keys() - {"format", "papa_lightning"}), *(one for one in names if not check(one))]
+            if unknown:
+                raise ValueError(f"it should not have {min(unknown)!r}")
+            tensors = {key: file.get_tensor(key) for key in names}
+        if found is not None and found != content_sum(noted, tensors):
+            raise ValueError(f"its {SUM} is not that of its content")
+        return tensors, parse_json(noted["papa_lightning"]), found is not None
+    except ConstantsFileError:
+        raise
+    except (safetensors.SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
+        raise damaged_file(path, error) from error
+
+
+def damaged_file(path: Path, found: object) -> ConstantsFileError:
+    """The error for a file whose content makes no constants."""
+    return ConstantsFileError(
+        f"constants file {str(path)!r} is damaged or not a safetensors file ({found}): calibrate again."
+    )
+
 
 _FORMAT = "papa_lightning.attention_constants/1"
 

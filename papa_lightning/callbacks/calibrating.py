@@ -1,4 +1,9 @@
-"""What callbacks that need the averaged attention of an encoder have in common: swap, calibrate once, save."""
+"""What callbacks that need the averaged attention of an encoder have in common: swap, calibrate once, save.
+
+They pair the parameters of the copy and of the module by their order alone, and save the copy's state in the place of
+the module's. So what happens to the module must happen to the copy, which such a callback makes in its ``setup``,
+before ours or after it, as the user listed them.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +15,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel
 
-from papa_lightning.calibration import (
-    AttentionAverages,
-    AttentionConstants,
-    check_max_length,
-    finish,
-    gather,
-)
-from papa_lightning.callbacks.averaged_copies import averaged_copies
-from papa_lightning.callbacks.new_files import new_file
+from papa_lightning.calibration import AttentionAverages, AttentionConstants, check_max_length, finish, gather
 from papa_lightning.either_lightning import Callback, L, TrainerFn, is_a, is_overridden, isolate_rng, rank_zero_info
 from papa_lightning.encoders import (
     image_length,
@@ -41,10 +39,29 @@ from papa_lightning.lightning_project.origins import (
     origin_text,
     warn_of_other_data,
 )
-from papa_lightning.lightning_project.outputs import run_folder
+from papa_lightning.lightning_project.outputs import new_file, run_folder
 from papa_lightning.lightning_project.processes import all_or_none, on_first
 from papa_lightning.lightning_project.sequences import CalibrationBatches
 from papa_lightning.lightning_project.validation_rows import check_validation
+
+
+def averaged_copies(trainer: L.Trainer, module: L.LightningModule) -> Iterator[L.LightningModule]:
+    """The copies of a module that callbacks of its Trainer average.
+
+    Args:
+        trainer: The Trainer.
+        module: The module that it fits.
+
+    Yields:
+        Modules of the same class. None before the callback's own ``setup``, whose copy is of what ours left then.
+    """
+    names = ("WeightAveraging", "StochasticWeightAveraging")
+    averaging = (one for one in trainer.callbacks if is_a(one, *names))  # type: ignore[attr-defined]
+    for callback in averaging:
+        for held in vars(callback).values():
+            parts = held.modules() if isinstance(held, nn.Module) else ()
+            yield from (part for part in parts if type(part) is type(module) and part is not module)
+
 
 SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
 

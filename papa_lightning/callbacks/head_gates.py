@@ -10,13 +10,12 @@ from transformers import PreTrainedModel
 
 from papa_lightning.attention import GatedHeads
 from papa_lightning.callbacks.calibrating import SHARDED, CalibratingCallback
-from papa_lightning.callbacks.new_files import new_file
 from papa_lightning.either_lightning import L, is_a, rank_zero_info
 from papa_lightning.encoders import gate_logits, is_calibrated, swap_attention, swapped_layers
 from papa_lightning.errors import PapaError
 from papa_lightning.files.writing import check_output
 from papa_lightning.lightning_project.finding import discover_encoder
-from papa_lightning.lightning_project.outputs import run_folder
+from papa_lightning.lightning_project.outputs import new_file, run_folder
 from papa_lightning.lightning_project.parameter_groups import forget_own_group, give_own_group
 from papa_lightning.lightning_project.processes import on_first
 from papa_lightning.ranking import HeadRanking

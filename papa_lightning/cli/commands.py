@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from papa_lightning.benchmark import BenchmarkSettings, ShapeSettings, format_result, run_benchmark, write_benchmark
 from papa_lightning.calibration import AttentionConstants, CompactConstants
-from papa_lightning.calibration.compact_words import describe_compact
+from papa_lightning.calibration.compact.constants import describe_compact
 from papa_lightning.export.folder import describe_export
 from papa_lightning.export.source import ExportSettings, export_source
 from papa_lightning.files.writing import check_output
@@ -26,9 +26,8 @@ from papa_lightning.study import (
     summarize,
     write_report,
 )
-from papa_lightning.study.budget.search import plan_budget
+from papa_lightning.study.budget.search import format_budget, plan_budget
 from papa_lightning.study.budget.settings import BudgetSettings
-from papa_lightning.study.budget_words import format_budget
 from papa_lightning.study.comparison.report import is_kinds_study, write_kinds_report
 from papa_lightning.study.comparison.results import markdown_table, summarize_kinds
 from papa_lightning.study.comparison.run import KindsStudy

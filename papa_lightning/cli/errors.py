@@ -23,7 +23,7 @@ from typing import NoReturn
 import torch
 
 from papa_lightning import errors as exceptions
-from papa_lightning.configuration_errors import account
+from papa_lightning.configuration import account
 from papa_lightning.either_lightning import MisconfigurationException, SIGTERMException
 from papa_lightning.errors import PapaError, explanation
 from papa_lightning.text import printable
@@ -188,7 +188,7 @@ def _leave(error: BaseException, signal: int | None, words: object = None) -> No
 
 def _report(error: BaseException, words: object) -> str:
     """Put a fault of ours into a file, and tell of it."""
-    from papa_lightning.study.versions import versions  # brings tables, which few commands need
+    from papa_lightning.runtime import versions  # brings tables, which few commands need
 
     whole = "".join(traceback.format_exception(error))
     command = f"papa {' '.join(words)}" if isinstance(words, list) else f"papa, called with {words!r}"

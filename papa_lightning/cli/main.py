@@ -14,13 +14,13 @@ import torch.distributed as dist
 from jsonargparse import DefaultHelpFormatter, Namespace
 
 # Imported for their names: a configuration file says `class_path: SST2DataModule`, and what is imported is found.
-from papa_lightning import callbacks, datamodules, tasks  # noqa: F401
+from papa_lightning import callbacks, datamodules, from_scratch, tasks  # noqa: F401
 from papa_lightning.callbacks import CalibratingCallback
 from papa_lightning.cli.errors import closing
 from papa_lightning.cli.loggers import SaveRunConfig, default_loggers
 from papa_lightning.cli.summary import Stopwatch, summarize_fit, summarize_scores
 from papa_lightning.cli.trainer import PapaTrainer
-from papa_lightning.configuration_errors import check_files, configuring
+from papa_lightning.configuration import check_files, configuring
 from papa_lightning.criteria import list_ranking
 from papa_lightning.either_lightning import (
     ArgsType,

@@ -7,22 +7,16 @@ from papa_lightning.datamodules.custom import (
     TokenClassificationDataModule,
 )
 from papa_lightning.datamodules.demo import DemoDataModule
-from papa_lightning.datamodules.glue import CoLADataModule
-from papa_lightning.datamodules.mnli import MNLIDataModule
-from papa_lightning.datamodules.mrpc import MRPCDataModule
+from papa_lightning.datamodules.glue import CoLADataModule, MNLIDataModule, MRPCDataModule, SST2DataModule
 from papa_lightning.datamodules.ner import NERDataModule
 from papa_lightning.datamodules.parts import PartsDataModule
 from papa_lightning.datamodules.pos import POSDataModule
-from papa_lightning.datamodules.sst2 import SST2DataModule
 from papa_lightning.datamodules.text import TextDataModule
 from papa_lightning.datamodules.tokens import TokenDataModule
-from papa_lightning.from_scratch.digits import DigitsDataModule
-from papa_lightning.from_scratch.text_file import TextFileDataModule
 
 __all__ = [
     "CoLADataModule",
     "DemoDataModule",
-    "DigitsDataModule",
     "MNLIDataModule",
     "MRPCDataModule",
     "NERDataModule",
@@ -32,7 +26,6 @@ __all__ = [
     "TaskDataModule",
     "TextClassificationDataModule",
     "TextDataModule",
-    "TextFileDataModule",
     "TextPairClassificationDataModule",
     "TokenClassificationDataModule",
     "TokenDataModule",

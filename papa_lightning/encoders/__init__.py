@@ -2,7 +2,6 @@
 
 from papa_lightning.encoders.families.table import FAMILIES, EncoderFamily, register_family
 from papa_lightning.encoders.finding import attention_reaches, encoder_shape, find_encoder, is_supported
-from papa_lightning.encoders.fingerprint import weights_fingerprint
 from papa_lightning.encoders.head_selection import HeadSelection, select_heads
 from papa_lightning.encoders.inputs import (
     accepted_inputs,
@@ -18,7 +17,6 @@ from papa_lightning.encoders.inputs import (
 )
 from papa_lightning.encoders.layer_plan import Kinds, LayerPlan, Options, plan_whole_layers
 from papa_lightning.encoders.notes import LostSwapWarning, SwapNote, is_noted
-from papa_lightning.encoders.plain_states import PlainStateWarning, plain_state
 from papa_lightning.encoders.projections.cut import (
     CutProjection,
     FusedConv1D,
@@ -27,9 +25,8 @@ from papa_lightning.encoders.projections.cut import (
     HeadProjection,
     InterleavedProjection,
 )
-from papa_lightning.encoders.reading import SwapReader
-from papa_lightning.encoders.saved_state import swap_as_saved
-from papa_lightning.encoders.seam.attach import observe_attention, replace_mixing
+from papa_lightning.encoders.saved_state import SwapReader, swap_as_saved
+from papa_lightning.encoders.seam.attaching import observe_attention, replace_mixing
 from papa_lightning.encoders.seam.batch import ReadBatch, UnmaskedPaddingWarning
 from papa_lightning.encoders.seam.inline import InlineAttention
 from papa_lightning.encoders.seam.masks import check_mask
@@ -43,6 +40,7 @@ from papa_lightning.encoders.swap import (
     swap_attention,
     swapped_layers,
 )
+from papa_lightning.encoders.weights import PlainStateWarning, plain_state, weights_fingerprint
 
 __all__ = [
     "FAMILIES",

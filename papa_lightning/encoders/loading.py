@@ -1,7 +1,10 @@
 """Pretrained encoders by hub name or local folder, with every failure explained."""
 
+from __future__ import annotations
+
 import inspect
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
@@ -13,7 +16,34 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig,
 
 from papa_lightning.encoders import SwapNote
 from papa_lightning.errors import PapaError, UnsupportedEncoderError
-from papa_lightning.pretrained import from_pretrained
+
+
+def from_pretrained(kind: Any, name: str, **options: Any) -> Any:
+    """Load what has a name on the hub or lies in a folder, by an auto class of transformers.
+
+    Without ``trust_remote_code`` transformers asks on stdin whether code of the model may run, and waits.
+
+    Args:
+        kind: ``AutoConfig``, ``AutoModel``, ``AutoTokenizer``, ...
+        name: Name on the hub, or folder; `~` is the home folder.
+        options: Of its ``from_pretrained``.
+
+    Returns:
+        What that returns.
+
+    Raises:
+        PapaError: When it cannot be loaded without code of its own.
+    """
+    try:
+        return kind.from_pretrained(os.path.expanduser(name), trust_remote_code=False, **options)
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):  # transformers has no error type for it, and advises to run the code
+            raise
+        raise PapaError(
+            f"{name!r} cannot be loaded without code that comes with it, and papa_lightning runs none: pass a model of "
+            "a family that transformers itself knows."
+        ) from error
+
 
 # What transformers was seen to raise for names, folders and files that it cannot use.
 _LOAD_FAILURES = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+from safetensors import safe_open
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.quantizers.auto import register_quantizer
+from transformers.quantizers.base import HfQuantizer
 
 from papa_lightning.attention import read_extra_state
 from papa_lightning.encoders.finding import attention_modules, find_encoder
-from papa_lightning.encoders.swap import swap_attention
+from papa_lightning.encoders.notes import SwapNote
+from papa_lightning.encoders.projections.trimmed import is_trimmed, trim
+from papa_lightning.encoders.swap import swap_attention, swapped_layers
+from papa_lightning.errors import PapaError
 
 
 def swap_as_saved(encoder: nn.Module, state: Mapping[str, Tensor], prefix: str | None = None) -> bool:
@@ -52,3 +61,117 @@ def swap_as_saved(encoder: nn.Module, state: Mapping[str, Tensor], prefix: str |
         options=[saved["options"] for saved in layers],
     )
     return True
+
+
+_ADDED = ".papa."
+
+
+@register_quantizer(SwapNote.METHOD)
+class SwapReader(HfQuantizer):
+    """Swaps an encoder that transformers loads as it was saved; afterwards the model is as if swapped in memory.
+
+    transformers makes this for a config.json with a :class:`~papa_lightning.encoders.notes.SwapNote`.
+    """
+
+    quantization_config: SwapNote
+
+    def preprocess_model(self, model: PreTrainedModel, dtype: Any = None, **kwargs: Any) -> None:
+        """Before the weights are read: read what the swap added, and leave room for no more weights than there are.
+
+        Raises:
+            PapaError: When the note, the files and the model do not belong together.
+        """
+        vars(model.config).pop("quantization_config", None)
+        base = find_encoder(model)
+        modules = list(dict.fromkeys(attention_modules(base)))
+        self._check_layers(len(attention_modules(base)))
+        self._state = _of_modules(base, modules, _read_added(kwargs.get("checkpoint_files")))
+        self._mixers: dict[nn.Module, nn.Module | None] = {}
+        if self.quantization_config.trimmed:
+            swap_as_saved(base, self._state, prefix="")
+            trim(base)  # transformers reads no weights of mixers: their shapes may depend on what is read
+            self._mixers = {module: module._modules.pop("papa") for module in attention_modules(base)}
+        self._frozen = [name for name, one in model.named_parameters() if not one.requires_grad]
+        self._ignored = model._keys_to_ignore_on_load_unexpected
+        model._keys_to_ignore_on_load_unexpected = {*(self._ignored or ()), re.escape(_ADDED)}
+
+    def postprocess_model(self, model: PreTrainedModel, **kwargs: Any) -> None:
+        """With its weights: swap the encoder, and take every trace of this reader away.
+
+        Raises:
+            PapaError: When the note and the files do not belong together.
+        """
+        del model.hf_quantizer
+        model._keys_to_ignore_on_load_unexpected = self._ignored
+        base = find_encoder(model)
+        for name in self._frozen:
+            model.get_parameter(name).requires_grad_(False)
+        for module, mixer in self._mixers.items():
+            module._modules["papa"] = mixer
+        if not self._mixers:
+            swap_as_saved(base, self._state, prefix="")
+        cast = {name: _cast(held, base) for name, held in self._state.items()}
+        absent = base.load_state_dict(cast, strict=False, assign=bool(self._mixers)).missing_keys
+        absent = [name for name in absent if _ADDED in name]
+        found = SwapNote.of(swapped_layers(base), is_trimmed(base))
+        if absent or found.facts() != self.quantization_config.facts():
+            raise _not_together(f"{absent[0]} is missing" if absent else "kinds, heads or lengths differ")
+        base.train(base.training)
+
+    def _check_layers(self, found: int) -> None:
+        noted = len(self.quantization_config.layers)
+        if noted != found:
+            raise PapaError(
+                f"config.json notes a swap of {noted} layers, but the model is made with {found}: load it as it was "
+                "saved, and take layers away after restore_attention(model)."
+            )
+
+    def is_serializable(self) -> bool:
+        """Nobody asks: the reader is gone by then."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """As :meth:`is_serializable`."""
+        return True
+
+
+def _read_added(files: Sequence[str] | str | None) -> dict[str, Tensor]:
+    """What a swap added to the encoder in the files of a checkpoint, whole or in shards."""
+    added: dict[str, Tensor] = {}
+    for file in [files] if isinstance(files, str) else files or ():
+        if str(file).endswith(".safetensors"):
+            with safe_open(file, framework="pt", device="cpu") as held:
+                added |= {name: held.get_tensor(name) for name in held.keys() if _ADDED in name}  # noqa: SIM118
+        else:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+            added |= {name: tensor for name, tensor in state.items() if _ADDED in name}
+    if not added:
+        raise _not_together("the weights have no constants, or were passed as state_dict")
+    return added
+
+
+def _of_modules(base: PreTrainedModel, modules: Sequence[nn.Module], added: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same under the names that the bare encoder has; those of the file may begin in another way."""
+    owners = sorted({name.partition(_ADDED)[0] for name in added}, key=_numbers_apart)
+    if len(owners) != len(modules):
+        raise _not_together(f"the weights have constants of {len(owners)} attention modules, the model {len(modules)}")
+    paths = {module: path for path, module in base.named_modules()}
+    places = {owner: paths[module] for owner, module in zip(owners, modules, strict=True)}
+    parts = {name: name.partition(_ADDED) for name in added}
+    return {f"{places[owner]}{dot}{rest}": added[name] for name, (owner, dot, rest) in parts.items()}
+
+
+def _numbers_apart(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
+
+
+def _cast(held: Tensor, base: PreTrainedModel) -> Tensor:
+    return held.to(base.device, base.dtype) if held.is_floating_point() else held
+
+
+def _not_together(reason: str) -> PapaError:
+    return PapaError(
+        f"config.json notes that the encoder is swapped, but {reason}: pass a folder that save_pretrained wrote, with "
+        "all its files; for other weights take quantization_config out of the configuration."
+    )

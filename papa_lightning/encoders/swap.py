@@ -27,12 +27,12 @@ from papa_lightning.encoders.head_selection import HeadSelection, select_heads
 from papa_lightning.encoders.inputs import compute_device, describe_lengths, fits_positions, position_limit
 from papa_lightning.encoders.layer_plan import Kinds, LayerPlan, Options, plan_layers
 from papa_lightning.encoders.notes import LostSwapWarning, SwapNote, saving_model, write_note
-from papa_lightning.encoders.plain_states import accept_plain_states, refuse_plain_states
 from papa_lightning.encoders.projections.cut import CutProjection
 from papa_lightning.encoders.projections.folded import check_folding, fold, unfold
-from papa_lightning.encoders.seam.attach import attach, detach
+from papa_lightning.encoders.projections.trimmed import is_trimmed, refuse_trimmed
+from papa_lightning.encoders.seam.attaching import attach, detach
 from papa_lightning.encoders.seam.layer import is_touched, layer_of, mixers_of
-from papa_lightning.encoders.trimming import is_trimmed, refuse_trimmed
+from papa_lightning.encoders.weights import accept_plain_states, refuse_plain_states
 from papa_lightning.errors import PapaError
 from papa_lightning.ranking import HeadRanking
 

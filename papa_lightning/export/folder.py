@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,63 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from papa_lightning.encoders import find_encoder, is_calibrated, swapped_layers
-from papa_lightning.encoders.trimming import trimmed_state
+from papa_lightning.encoders.projections.trimmed import trimmed_state
 from papa_lightning.errors import ExportError, PapaError
 from papa_lightning.export.build import count_parameters, transient_buffers
-from papa_lightning.export.facts import CONFIG, FACTS, FORMAT, GRAPH, WEIGHTS, Facts, read_facts
+from papa_lightning.export.facts import CONFIG, FACTS, FORMAT, GRAPH, WEIGHTS, Facts, is_export, read_facts
 from papa_lightning.export.graphs import check_onnx, export_onnx
 from papa_lightning.export.load import load_encoder
-from papa_lightning.export.staging import check_folder
+from papa_lightning.files import writing as files
 from papa_lightning.files.checked import file_sum
 from papa_lightning.files.writing import staged_folder
-from papa_lightning.version import __version__
+from papa_lightning.runtime import __version__
+
+
+def check_folder(name: str, folder: str | Path, replace: bool) -> Path:
+    """Refuse a folder that cannot be made, before the work that it is for.
+
+    Args:
+        name: Of the argument, for messages.
+        folder: To be made.
+        replace: Whether an earlier export may be replaced.
+
+    Returns:
+        Its path, without links.
+
+    Raises:
+        ExportError: When it is taken, or cannot be written.
+    """
+    path = Path(os.path.realpath(os.path.expanduser(folder)))
+    try:
+        files.check_folder(path.parent)
+        taken = os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir()))
+    except (OSError, ValueError) as error:
+        raise ExportError(
+            f"{name} is {str(folder)!r}, which cannot be written ({getattr(error, 'strerror', None) or error}): pass a "
+            "folder in a place that you may write to."
+        ) from error
+    if taken and not (path.is_dir() and is_export(path)):
+        raise ExportError(f"{name} is {str(folder)!r}, which exists and is no export: pass the name of a new folder.")
+    if taken and not replace:
+        raise ExportError(
+            f"{name} is {str(folder)!r}, which holds an export already: pass the name of a new folder, or replace=True "
+            "(--replace true)."
+        )
+    if taken:
+        _check_exchange(name, path)
+    return path
+
+
+def _check_exchange(name: str, path: Path) -> None:
+    """Refuse to replace a folder where that takes a moment without one."""
+    try:
+        files.check_exchange(path.parent)
+    except OSError as error:
+        raise ExportError(
+            f"{name} is {str(path)!r}, on a file system that cannot exchange two folders ({error.strerror}), so that a "
+            "stopped run could leave neither: remove the export that is there, or pass the name of a new folder."
+        ) from error
+
 
 #: Entries of a configuration that lead elsewhere: to where it came from, or to code.
 _ELSEWHERE = ("_name_or_path", "name_or_path", "auto_map")

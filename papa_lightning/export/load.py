@@ -10,12 +10,12 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModel, PretrainedConfig, PreTrainedModel
 
 from papa_lightning.encoders import is_calibrated, is_noted, swap_as_saved, swapped_layers
-from papa_lightning.encoders.trimming import trim
+from papa_lightning.encoders.loading import from_pretrained
+from papa_lightning.encoders.projections.trimmed import trim
 from papa_lightning.errors import ExportError, PapaError
 from papa_lightning.export.build import build_encoder, count_parameters, fill_encoder
 from papa_lightning.export.facts import CONFIG, WEIGHTS, Facts, read_facts
 from papa_lightning.files.checked import parse_json
-from papa_lightning.pretrained import from_pretrained
 
 
 def load_encoder(folder: str | Path) -> PreTrainedModel:

@@ -9,12 +9,10 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from papa_lightning.calibration import AttentionConstants, CompactConstants
 from papa_lightning.encoders import HeadSelection, is_noted, swap_as_saved, swap_attention
-from papa_lightning.encoders.loading import load_encoder
+from papa_lightning.encoders.loading import from_pretrained, load_encoder
 from papa_lightning.errors import ExportError
-from papa_lightning.export.folder import export_encoder
+from papa_lightning.export.folder import check_folder, export_encoder
 from papa_lightning.export.graphs import check_onnx
-from papa_lightning.export.staging import check_folder
-from papa_lightning.pretrained import from_pretrained
 from papa_lightning.ranking import HeadRanking
 from papa_lightning.tasks.checkpoints import read_checkpoint
 

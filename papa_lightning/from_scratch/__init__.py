@@ -1,15 +1,30 @@
-"""Models that are trained from scratch; transformers' Auto classes know them."""
+"""Models that are trained from scratch with any kind of attention, their tasks and their data.
+
+transformers' Auto classes know the models. Stands on tasks and datamodules.
+"""
 
 from transformers import AutoConfig, AutoModel
 
+from papa_lightning.from_scratch.base import FromScratchTask
 from papa_lightning.from_scratch.configuration import TransformerConfig, check_heads
+from papa_lightning.from_scratch.digits import DigitsDataModule
+from papa_lightning.from_scratch.image_classification import ImageClassificationTask
+from papa_lightning.from_scratch.language_modeling import BitsPerToken, LanguageModelingTask, NextTokenProbe
 from papa_lightning.from_scratch.resplit import resplit_heads
+from papa_lightning.from_scratch.text_file import TextFileDataModule
 from papa_lightning.from_scratch.transformer import TransformerAttention, TransformerLayer, TransformerModel
 
 AutoConfig.register(TransformerConfig.model_type, TransformerConfig, exist_ok=True)
 AutoModel.register(TransformerConfig, TransformerModel, exist_ok=True)
 
 __all__ = [
+    "BitsPerToken",
+    "DigitsDataModule",
+    "FromScratchTask",
+    "ImageClassificationTask",
+    "LanguageModelingTask",
+    "NextTokenProbe",
+    "TextFileDataModule",
     "TransformerAttention",
     "TransformerConfig",
     "TransformerLayer",

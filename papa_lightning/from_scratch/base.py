@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 from papa_lightning.attention import mixer_class
 from papa_lightning.encoders import swap_attention
 from papa_lightning.errors import PapaError
-from papa_lightning.from_scratch import TransformerConfig, TransformerModel
+from papa_lightning.from_scratch.configuration import TransformerConfig
+from papa_lightning.from_scratch.transformer import TransformerModel
 from papa_lightning.tasks.base import EncoderTask
 from papa_lightning.tasks.regimes import Regime
 

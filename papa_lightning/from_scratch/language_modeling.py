@@ -13,9 +13,8 @@ from papa_lightning.encoders import attention_reaches
 from papa_lightning.errors import PapaError
 from papa_lightning.from_scratch.base import FromScratchTask
 from papa_lightning.tasks.checks import check_choice, checked_labels
-from papa_lightning.tasks.losses import UNLABELLED
 from papa_lightning.tasks.metrics import LogitPerplexity
-from papa_lightning.tasks.scores import Scored
+from papa_lightning.tasks.scores import UNLABELLED, Scored
 
 _METRICS = ("bits_per_character", "bits_per_byte", "accuracy", "perplexity")
 

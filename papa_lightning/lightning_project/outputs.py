@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from papa_lightning.either_lightning import L, is_a
+from papa_lightning.files.writing import check_output
 
 
 def run_folder(trainer: L.Trainer) -> Path | None:
@@ -29,3 +30,28 @@ def run_folder(trainer: L.Trainer) -> Path | None:
         version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
         folder = Path(logger.save_dir or trainer.default_root_dir) / str(logger.name) / version
     return Path(trainer.strategy.broadcast(str(folder)))
+
+
+def new_file(folder: Path, name: str, encoder: str | None) -> str:
+    """A file that does not exist yet, and can be written.
+
+    Args:
+        folder: Of the run; made when missing.
+        name: Of the file, e.g. "constants.safetensors".
+        encoder: Attribute of the encoder that it is of, where it was named.
+
+    Returns:
+        ``constants.safetensors``, ``constants.bert.safetensors`` for an encoder that was named, and the next of
+        ``constants-1.safetensors``, ``constants-2.safetensors`` where an earlier run left such a file.
+
+    Raises:
+        PapaError: When the folder cannot be written to.
+    """
+    given = Path(name)
+    stem = given.stem if encoder is None else f"{given.stem}.{encoder}"
+    path, number = folder / f"{stem}{given.suffix}", 0
+    while path.exists():
+        number += 1
+        path = folder / f"{stem}-{number}{given.suffix}"
+    check_output(f"the {given.stem} file of this run", path)
+    return str(path)

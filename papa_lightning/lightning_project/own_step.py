@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map
 from papa_lightning.calibration import eval_mode
 from papa_lightning.either_lightning import L
 from papa_lightning.errors import CalibrationError, PapaError
-from papa_lightning.lightning_project.unchanged import unchanged
+from papa_lightning.lightning_project.restoring import unchanged
 
 REMEDY = (
     "override encoder_inputs(batch) of the callback, which gives the encoder's inputs in a batch, so that the step is "

@@ -15,8 +15,8 @@ from papa_lightning.calibration.observing import named_inputs, watch_calls
 from papa_lightning.either_lightning import L, isolate_rng
 from papa_lightning.errors import CalibrationError
 from papa_lightning.lightning_project.own_step import REMEDY, run_step, trial
+from papa_lightning.lightning_project.restoring import unchanged
 from papa_lightning.lightning_project.train_batches import TrainBatches
-from papa_lightning.lightning_project.unchanged import unchanged
 
 #: From a batch on its device to the encoder's inputs in it: a mapping, or several.
 ReadInputs: TypeAlias = Callable[[Any], Any]

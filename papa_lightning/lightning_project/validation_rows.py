@@ -18,8 +18,8 @@ from papa_lightning.either_lightning import L, isolate_rng
 from papa_lightning.encoders import takes_images
 from papa_lightning.errors import CalibrationError, PapaError
 from papa_lightning.lightning_project.own_step import run_step, trial
+from papa_lightning.lightning_project.restoring import unchanged
 from papa_lightning.lightning_project.sequences import to_device
-from papa_lightning.lightning_project.unchanged import unchanged
 
 
 def check_validation(trainer: L.Trainer, module: L.LightningModule, encoder: PreTrainedModel, max_length: int) -> None:

@@ -89,12 +89,12 @@ def pairs(settings: StudySettings) -> list[tuple[str, str]]:
     return [(encoder, task) for encoder in settings.encoders for task in settings.tasks]
 
 
-def cells(settings: StudySettings) -> Iterator[Cell]:
+def cells_of(settings: StudySettings) -> Iterator[Cell]:
     """All cells, in the order of the results.
 
     Example:
         >>> settings = StudySettings({"e": "folder"}, {"t": {"class_path": "DemoDataModule"}}, shares=[1], seeds=[0])
-        >>> [cell.share for cell in cells(settings)]
+        >>> [cell.share for cell in cells_of(settings)]
         [0.0, 1.0]
     """
     for encoder, task in pairs(settings):
@@ -109,4 +109,4 @@ def cells(settings: StudySettings) -> Iterator[Cell]:
 
 def choices(settings: StudySettings) -> list[Choice]:
     """The different choices of heads of every encoder and task."""
-    return list(dict.fromkeys(cell.choice for cell in cells(settings)))
+    return list(dict.fromkeys(cell.choice for cell in cells_of(settings)))

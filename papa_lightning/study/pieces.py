@@ -12,6 +12,7 @@ import torch
 
 from papa_lightning.calibration import constants_kind
 from papa_lightning.encoders import encoder_shape
+from papa_lightning.runtime import versions
 from papa_lightning.study.artifacts import average_of, chosen_heads, features_of, ranking_key, ranking_of
 from papa_lightning.study.cells import Choice, Group, choices
 from papa_lightning.study.hashing import digest
@@ -19,7 +20,6 @@ from papa_lightning.study.results import CellResult
 from papa_lightning.study.settings import settings_from
 from papa_lightning.study.store import StudyFolder
 from papa_lightning.study.training import TrainedProbe, train_probes
-from papa_lightning.study.versions import versions
 from papa_lightning.study.workbench import Bench
 
 

@@ -16,15 +16,14 @@ import torch
 from tqdm.auto import tqdm
 
 from papa_lightning.errors import StudyError
+from papa_lightning.runtime import find_device, versions
 from papa_lightning.study.artifacts import average_key, criterion_cost, ranking_key
-from papa_lightning.study.cells import Choice, Group, cells, choices, pairs
+from papa_lightning.study.cells import Choice, Group, cells_of, choices, pairs
 from papa_lightning.study.executors import Backend, check_num_workers, run_pieces
 from papa_lightning.study.pieces import cell_key, describe, open_bench, prepare, run_group
 from papa_lightning.study.results import CellResult, results_table, save_table
 from papa_lightning.study.settings import StudySettings
 from papa_lightning.study.store import StudyFolder
-from papa_lightning.study.versions import versions
-from papa_lightning.study.workbench import find_device
 
 
 @dataclass(frozen=True)
@@ -163,7 +162,7 @@ class Study:
         """
         keys = {(plan.encoder, plan.task): plan.keys for plan in plans}
         results = []
-        for cell in cells(self.settings):
+        for cell in cells_of(self.settings):
             result = self._result(keys[cell.encoder, cell.task][cell.choice, cell.seed])
             if result is not None:
                 # One probe may serve several cells: all heads are all heads, whatever ranked them.

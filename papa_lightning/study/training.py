@@ -12,13 +12,100 @@ from torch import Tensor, nn
 
 from papa_lightning.errors import PapaError
 from papa_lightning.study.features.features import Features
-from papa_lightning.study.features.reading import reading_of
-from papa_lightning.study.probes_dropout import SeededDropout
-from papa_lightning.study.probes_scores import evaluate_probe
+from papa_lightning.study.features.reading import FeatureBatch, reading_of
 from papa_lightning.tasks.base import EncoderTask
 from papa_lightning.tasks.checks import Schedule, check_choice
 from papa_lightning.tasks.optimization import build_optimizer, build_schedule
 from papa_lightning.tasks.probes import Probe
+from papa_lightning.tasks.scores import UNLABELLED, Scored, StageScores
+
+
+class SeededDropout(nn.Module):
+    """Dropout that draws from a generator of its own, on the CPU, whatever else draws random numbers.
+
+    So a probe loses the same features whichever probes train beside it, and on every device.
+
+    Args:
+        share: Share of the entries that training sets to zero; the others are divided by 1 minus it.
+        generator: On the CPU.
+
+    Example:
+        >>> dropout = SeededDropout(0.5, torch.Generator().manual_seed(0))
+        >>> dropout(torch.ones(1, 4))
+        tensor([[0., 0., 2., 0.]])
+        >>> dropout.eval()(torch.ones(1, 4))
+        tensor([[1., 1., 1., 1.]])
+    """
+
+    def __init__(self, share: float, generator: torch.Generator) -> None:
+        super().__init__()
+        self.share = share
+        self.generator = generator
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Drop entries while in train mode.
+
+        Args:
+            features: Of any shape.
+
+        Returns:
+            The same shape.
+        """
+        if not self.training or self.share == 0:
+            return features
+        kept = torch.empty(features.shape).bernoulli_(1 - self.share, generator=self.generator).div_(1 - self.share)
+        return features * kept.to(features.device, features.dtype)
+
+
+def evaluate_probe(
+    task: EncoderTask, probe: Probe, evaluations: Mapping[str, Features], batch_size: int, device: torch.device
+) -> dict[str, float]:
+    """Compute loss and metrics of a probe, as validation with the Trainer does.
+
+    Args:
+        task: Gives loss and metrics.
+        probe: The probe, on `device`; stays in evaluation mode.
+        evaluations: Sets by name; the first one's scores have plain names.
+        batch_size: Sequences at once.
+        device: Where the probe is.
+
+    Returns:
+        ``accuracy``, ``loss``, ... and for a further set ``accuracy/NAME``.
+    """
+    if not evaluations:
+        return {}
+    probe.eval()
+    scores = StageScores("val", task.configure_metrics()).to(device)
+    scores.prepare(len(evaluations), list(evaluations))
+    for number, features in enumerate(evaluations.values()):
+        with torch.no_grad():
+            for batch in _in_order(features, batch_size, device):
+                logits = probe.classify(features.reading.inputs(probe, batch))
+                scores.update(_scored(task, logits, batch, features.reading.per_token), number)
+    found: dict[str, float] = {}
+    for number in range(len(evaluations)):
+        for name, metric in scores.logged(number).items():
+            found[name.removeprefix("val/")] = float(cast(Tensor, metric.compute()))
+    return found
+
+
+def _in_order(features: Features, batch_size: int, device: torch.device) -> Iterator[FeatureBatch]:
+    for sequences in torch.split(torch.arange(len(features)), batch_size):
+        yield features.batch(sequences, device)
+
+
+def _scored(task: EncoderTask, logits: Tensor, batch: FeatureBatch, per_token: bool) -> Scored:
+    predicted, labels = logits.argmax(dim=-1), batch.labels
+    loss = task.loss(logits, labels)
+    if per_token:  # entities must not reach from one sentence into the next
+        predicted, labels = (_rows(column, batch.counts) for column in (predicted, labels))
+    return Scored(loss, len(batch.labels), predicted, labels)
+
+
+def _rows(column: Tensor, counts: Tensor) -> Tensor:
+    """One row for each sequence, (B, longest), -100 behind its end."""
+    rows = torch.split(column, counts.tolist())
+    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=UNLABELLED)
 
 
 @dataclass(frozen=True)

@@ -12,19 +12,49 @@ from jsonargparse import ArgumentParser
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
-from papa_lightning import datamodules  # noqa: F401 (imported for their names, which settings refer to)
-from papa_lightning.configuration_errors import account
+from papa_lightning.configuration import account
 from papa_lightning.datamodules.base import TaskDataModule
 from papa_lightning.datamodules.rows.layouts import cut_padding
 from papa_lightning.datamodules.tokens import TokenDataModule
 from papa_lightning.encoders.loading import check_plain
 from papa_lightning.errors import PapaError, explanation
-from papa_lightning.study.chance import chance_level
+from papa_lightning.runtime import computing_versions, find_device
 from papa_lightning.study.hashing import digest, encoder_identity, rows_digest
 from papa_lightning.study.settings import StudySettings
-from papa_lightning.study.versions import computing_versions
 from papa_lightning.tasks import SequenceClassificationTask, TokenClassificationTask
 from papa_lightning.tasks.base import EncoderTask
+from papa_lightning.tasks.scores import UNLABELLED
+
+
+def chance_level(metric: str, labels: Tensor) -> float | None:
+    """The score of always giving the same answer, the best one.
+
+    With p the share of the most frequent label: p for an accuracy, 0 for a correlation and for entities. For the F1 of
+    class 1, which has the share q: 2 q / (1 + q).
+
+    Args:
+        metric: Name of the metric.
+        labels: Of any shape; -100 stands where there is none.
+
+    Returns:
+        The score, or None for a metric about which nothing is known.
+
+    Example:
+        >>> chance_level("accuracy", torch.tensor([0, 1, 1, 1]))
+        0.75
+        >>> chance_level("f1", torch.tensor([0, 1]))
+        0.6666666666666666
+    """
+    known = labels[labels != UNLABELLED]
+    shares = torch.bincount(known).double() / len(known)
+    if metric in ("accuracy", "token_accuracy"):
+        return float(shares.max())
+    if metric in ("matthews_corrcoef", "entity_f1"):
+        return 0.0
+    if metric == "f1" and len(shares) == 2:
+        return float(2 * shares[1] / (1 + shares[1]))
+    return None
+
 
 #: What the criterion "gate" trains its own probe with, as all others are trained.
 _TRAINED_BY = ("learning_rate", "weight_decay", "schedule", "warmup_share", "dropout")
@@ -178,28 +208,6 @@ def make_task(data: TaskDataModule, encoder: str, settings: StudySettings) -> En
     if isinstance(data, TokenDataModule):
         return TokenClassificationTask(**arguments)
     return SequenceClassificationTask(**arguments, pooling=settings.pooling)
-
-
-def find_device(name: str) -> torch.device:
-    """The device that a name means; "auto" takes an accelerator where there is one.
-
-    Raises:
-        PapaError: When there is no such device.
-
-    Example:
-        >>> find_device("cpu")
-        device(type='cpu')
-    """
-    if name == "auto":
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    try:
-        device = torch.device(name)
-        if device.type == "meta":
-            raise RuntimeError("its tensors have no values")
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise PapaError(f"device is {name!r}, which is not to be had here ({error}): pass auto, or cpu.") from error
-    return device
 
 
 def _rows(loader: Any) -> Dataset:

@@ -27,10 +27,9 @@ from papa_lightning.ranking import HeadRanking
 from papa_lightning.tasks.checks import Preset, Schedule, check_arguments, check_inputs, main_input
 from papa_lightning.tasks.distillation import Teacher
 from papa_lightning.tasks.evaluation import EvaluatedTask
-from papa_lightning.tasks.learning import LearningTask
-from papa_lightning.tasks.losses import LabelledCrossEntropy
+from papa_lightning.tasks.optimization import LearningTask
 from papa_lightning.tasks.regimes import Regime
-from papa_lightning.tasks.scores import StageScores
+from papa_lightning.tasks.scores import LabelledCrossEntropy, StageScores
 
 Task = TypeVar("Task", bound="EncoderTask")
 

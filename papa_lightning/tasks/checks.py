@@ -6,8 +6,8 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from papa_lightning.errors import PapaError
-from papa_lightning.tasks.losses import UNLABELLED
 from papa_lightning.tasks.regimes import regime_of
+from papa_lightning.tasks.scores import UNLABELLED
 
 Preset = Literal["default", "reference"]
 Schedule = Literal["constant", "linear", "cosine"]

@@ -8,7 +8,7 @@ from torchmetrics import Metric
 
 from papa_lightning.errors import PapaError
 from papa_lightning.tag_schemes import OUTSIDE, RULES, Scheme, is_tag, matches, scheme_of
-from papa_lightning.tasks.losses import UNLABELLED
+from papa_lightning.tasks.scores import UNLABELLED
 
 
 class EntityF1(Metric):

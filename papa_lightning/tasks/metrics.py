@@ -17,7 +17,7 @@ from torchmetrics.text import Perplexity
 from papa_lightning.errors import PapaError
 from papa_lightning.tag_schemes import Scheme
 from papa_lightning.tasks.entity_f1 import EntityF1
-from papa_lightning.tasks.losses import UNLABELLED
+from papa_lightning.tasks.scores import UNLABELLED
 
 
 class MatthewsCorrCoef(MulticlassMatthewsCorrCoef):

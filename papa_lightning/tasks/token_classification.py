@@ -9,10 +9,9 @@ from torchmetrics import MetricCollection
 from papa_lightning.tag_schemes import Scheme
 from papa_lightning.tasks.base import EncoderTask
 from papa_lightning.tasks.checks import checked_labels
-from papa_lightning.tasks.losses import UNLABELLED
 from papa_lightning.tasks.metrics import token_metrics
 from papa_lightning.tasks.probes import TokenProbe
-from papa_lightning.tasks.scores import Scored
+from papa_lightning.tasks.scores import UNLABELLED, Scored
 
 _WORDS = ("word_ids", "num_words")
 

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from papa_lightning import AttentionConstants, swap_attention
 from papa_lightning.tasks import LayerwiseProbe, TokenProbe
-from papa_lightning.tasks.losses import LabelledCrossEntropy
+from papa_lightning.tasks.scores import LabelledCrossEntropy
 
 SUBSETS = ["plain", "half", "all"]
 

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from papa_lightning import PapaError
 from papa_lightning.cli.main import main
-from papa_lightning.configuration_errors import account
+from papa_lightning.configuration import account
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 

@@ -10,7 +10,7 @@ from papa_lightning.cli.main import check_checkpoint
 from papa_lightning.datamodules.rows.tokenizing import load_tokenizer
 from papa_lightning.encoders.loading import load_encoder, vocabulary_size
 from papa_lightning.errors import DataError, PapaError
-from papa_lightning.export.staging import check_folder
+from papa_lightning.export.folder import check_folder
 from papa_lightning.files.writing import check_output, write_atomically
 from papa_lightning.ranking import HeadRanking
 from papa_lightning.study.store import StudyFolder

@@ -13,10 +13,9 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertT
 import papa_lightning
 from papa_lightning import PapaError
 from papa_lightning.datamodules.rows.tokenizing import load_tokenizer
-from papa_lightning.encoders.loading import load_encoder, vocabulary_size
+from papa_lightning.encoders.loading import from_pretrained, load_encoder, vocabulary_size
 from papa_lightning.export.source import _load_tokenizer
-from papa_lightning.pretrained import from_pretrained
-from papa_lightning.tasks.masking import load_masking_tokenizer
+from papa_lightning.tasks.masked_lm import load_masking_tokenizer
 
 PACKAGE = Path(papa_lightning.__file__).parent
 #: The one home of what may load by name; other calls need the argument that is given here, with its value.

@@ -35,7 +35,7 @@ from papa_lightning.attention.aft.functional import aft_full, banded_mixture, si
 from papa_lightning.attention.aft.means import recomputed
 from papa_lightning.attention.constant.matrices import check_matrices
 from papa_lightning.attention.mixer import Place
-from papa_lightning.attention.scoreless import ScorelessLayer
+from papa_lightning.attention.without_constants import ScorelessLayer
 from papa_lightning.errors import PapaError
 
 STARTS = ("paper", "from_constants")

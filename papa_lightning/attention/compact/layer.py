@@ -13,7 +13,7 @@ from torch import Tensor
 from papa_lightning.attention.compact.functional import expand_profile, profile_mass
 from papa_lightning.attention.functional import constant_mass
 from papa_lightning.attention.head_slices import merge_heads
-from papa_lightning.attention.reach import Reach
+from papa_lightning.attention.mixer import Reach
 from papa_lightning.errors import PapaError
 
 #: The forms that a head can have, and the tensors that hold the heads of each form.

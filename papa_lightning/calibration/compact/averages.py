@@ -9,8 +9,8 @@ from torch import Tensor
 
 from papa_lightning.attention import DynamicAttention, Reach
 from papa_lightning.attention.functional import apply_attention
+from papa_lightning.calibration.averages import RunningSums, check_finite
 from papa_lightning.calibration.compact.fit import BandSums, band_sums, row_bands
-from papa_lightning.calibration.running_sums import RunningSums, check_finite
 
 
 class CompactAverages(RunningSums):

@@ -15,7 +15,7 @@ from papa_lightning.calibration.collect import add_up, check_max_length, describ
 from papa_lightning.calibration.compact.averages import CompactAverages
 from papa_lightning.calibration.compact.constants import CompactConstants, check_width, profile_layer
 from papa_lightning.calibration.compact.fit import profile_rows, relative_error
-from papa_lightning.calibration.encoder_constants import plain_metadata
+from papa_lightning.calibration.constants import plain_metadata
 from papa_lightning.encoders import attention_reaches, compute_device, encoder_shape, find_encoder
 from papa_lightning.errors import CalibrationError
 

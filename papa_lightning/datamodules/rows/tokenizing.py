@@ -18,8 +18,8 @@ from papa_lightning.datamodules.rows.layouts import (
     segment_slots,
     token_slots,
 )
+from papa_lightning.encoders.loading import from_pretrained
 from papa_lightning.errors import DataError
-from papa_lightning.pretrained import from_pretrained
 
 NO_LABEL = -100
 """Label of a slot that is not the first token of a word; the loss functions of torch ignore it."""

@@ -11,6 +11,7 @@ from papa_lightning.calibration import AttentionConstants
 from papa_lightning.encoders import restore_attention, swap_attention
 from papa_lightning.errors import StudyError
 from papa_lightning.ranking import HeadRanking
+from papa_lightning.runtime import versions
 from papa_lightning.study.artifacts import average_key, features_of
 from papa_lightning.study.budget.data import HELD_OUT
 from papa_lightning.study.hashing import digest
@@ -18,7 +19,6 @@ from papa_lightning.study.results import CellResult
 from papa_lightning.study.statistics import mean_interval
 from papa_lightning.study.store import StudyFolder
 from papa_lightning.study.training import TrainedProbe, train_probes
-from papa_lightning.study.versions import versions
 from papa_lightning.study.workbench import Bench
 
 

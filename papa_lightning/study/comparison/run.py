@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from papa_lightning import datamodules, tasks  # noqa: F401 (imported for their names, which settings refer to)
 from papa_lightning.calibration import AttentionConstants
 from papa_lightning.callbacks import Throughput
-from papa_lightning.configuration_errors import account
+from papa_lightning.configuration import account
 from papa_lightning.datamodules.reading.files import content_hash
 from papa_lightning.datamodules.rows.tokenizing import fingerprint
 from papa_lightning.either_lightning import L
@@ -28,16 +28,15 @@ from papa_lightning.encoders import is_calibrated, swap_attention
 from papa_lightning.encoders.loading import check_plain, load_encoder
 from papa_lightning.errors import PapaError, explanation
 from papa_lightning.files.writing import write_atomically
-from papa_lightning.runtime import release_memory
+from papa_lightning.from_scratch import FromScratchTask
+from papa_lightning.runtime import computing_versions, find_device, release_memory, versions
 from papa_lightning.study.comparison.report import write_kinds_report
 from papa_lightning.study.comparison.results import KindResult, kinds_table
 from papa_lightning.study.comparison.settings import KindsSettings
 from papa_lightning.study.executors import Backend, check_num_workers, run_pieces
 from papa_lightning.study.hashing import digest, encoder_identity, with_contents
 from papa_lightning.study.store import StudyFolder
-from papa_lightning.study.versions import computing_versions, versions
-from papa_lightning.study.workbench import find_device
-from papa_lightning.tasks import EncoderTask, FromScratchTask
+from papa_lightning.tasks import EncoderTask
 
 #: What a Trainer leaves out: the study has its own.
 _SILENT = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")

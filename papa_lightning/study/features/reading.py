@@ -18,8 +18,8 @@ from torch import Tensor
 
 from papa_lightning.errors import PapaError
 from papa_lightning.tasks.base import EncoderTask
-from papa_lightning.tasks.losses import UNLABELLED
 from papa_lightning.tasks.probes import LayerwiseProbe, PooledProbe, Probe, TokenProbe, pool_last
+from papa_lightning.tasks.scores import UNLABELLED
 from papa_lightning.tasks.sequence_classification import SequenceClassificationTask
 from papa_lightning.tasks.token_classification import TokenClassificationTask
 

@@ -2,14 +2,135 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from html import escape
 
 import pandas as pd
 
+from papa_lightning.runtime import __version__
 from papa_lightning.study.report.data import StudyData
 from papa_lightning.study.report.html import Section, facts, html_table, paragraph
-from papa_lightning.study.report_words import finding, interval, number, percent
-from papa_lightning.version import __version__
+
+
+def number(value: float, digits: int = 3, *, signed: bool = False) -> str:
+    """A number with so many decimals, fewer when it is large and more when it would read 0.
+
+    Example:
+        >>> number(0.81249), number(-0.0331, signed=True), number(1234.5), number(0.00004), number(float("nan"))
+        ('0.812', '\u22120.033', '1234.5', '4e\u22125', 'not measured')
+    """
+    if not math.isfinite(value):
+        return "not measured"
+    if value and abs(value) < 0.5 * 10**-digits:
+        text = f"{value:{'+' if signed else ''}.1g}".replace("e-0", "e-")
+    else:
+        text = f"{value:{'+' if signed else ''}.{1 if abs(value) >= 100 else digits}f}"
+    return text.replace("-", "\u2212")
+
+
+def percent(value: float, *, signed: bool = True) -> str:
+    """A share as percent with one decimal, and never "-0.0".
+
+    Example:
+        >>> percent(-0.03912), percent(-0.0001), percent(0.5, signed=False)
+        ('\u22123.9 %', '0.0 %', '50.0 %')
+    """
+    if not math.isfinite(value):
+        return "not measured"
+    rounded = round(100.0 * value, 1) or 0.0
+    return f"{rounded:{'+' if signed and rounded else ''}.1f} %".replace("-", "\u2212")
+
+
+def interval(low: float, high: float, relative: bool = False, *, signed: bool = False) -> str:
+    """The ends of a 95 % interval; empty when there is none.
+
+    Example:
+        >>> interval(-0.011, 0.003, True), interval(float("nan"), float("nan"))
+        ('\u22121.1 to +0.3', '')
+    """
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return ""
+    first, last = (percent(end)[:-2] if relative else number(end, signed=signed) for end in (low, high))
+    return f"{first} to {last}"
+
+
+def share_in_words(share: float) -> str:
+    """What share of the heads.
+
+    Example:
+        >>> share_in_words(1.0), share_in_words(0.5), share_in_words(0.875)
+        ('all heads', 'half of the heads', '87.5 % of the heads')
+    """
+    if share == 1.0:
+        return "all heads"
+    return "half of the heads" if abs(share - 0.5) < 0.005 else f"{100.0 * share:.3g} % of the heads"
+
+
+def seeds_in_words(count: int) -> str:
+    """How many seeds a mean has.
+
+    Example:
+        >>> seeds_in_words(1), seeds_in_words(5)
+        ('one seed', '5 seeds')
+    """
+    return "one seed" if count == 1 else f"{count} seeds"
+
+
+def telling_shares(shares: Iterable[float]) -> list[float]:
+    """The share next to a half that is neither none nor all, and the largest: what a headline and bars tell about.
+
+    Example:
+        >>> telling_shares([0.0, 0.4, 0.5, 0.9375, 1.0]), telling_shares([0.0, 1.0]), telling_shares([0.0])
+        ([0.5, 1.0], [1.0], [])
+    """
+    measured = sorted({share for share in shares if share > 0})
+    between = [share for share in measured if share < 1.0]
+    middle = [min(between, key=lambda share: abs(share - 0.5))] if between else []
+    return sorted({*middle, *measured[-1:]})
+
+
+def finding(data: StudyData, encoder: str, task: str) -> str:
+    """What the curve of an encoder and a task says, in one to three sentences.
+
+    Relative changes are told with their interval; absolute ones where the score with all heads dynamic is too low.
+    """
+    baseline, rows = data.baseline(encoder, task), data.main_curve(encoder, task)
+    if baseline is None:
+        return "The score with all heads dynamic has not been measured yet, so no change can be told."
+    known = rows[rows["mean"].notna()]
+    chosen = known[known["share"].isin(telling_shares(known["share"]))].sort_values("share")
+    low, metric = data.is_low(encoder, task), baseline["metric"]
+    changes = [_change(row, "difference" if low else "relative") for _, row in chosen.iterrows()]
+    told = f"{metric} changes by {', and by '.join(changes)}" if changes else "nothing else has been measured yet"
+    by = "" if set(chosen["share"]) <= {1.0} else f"; heads ranked by {chosen['criterion'].iloc[0]}"
+    ends = interval(baseline["low"], baseline["high"])
+    seeds = seeds_in_words(int(baseline["n"]))
+    start = f"{number(baseline['mean'])} ({f'95 % interval {ends}; ' if ends else ''}{seeds}{by})"
+    if low:
+        return (
+            f"With all heads dynamic {metric} is only {start}: too low for a relative change to mean anything. In "
+            f"units of the metric, {told}."
+        )
+    return f"{told[:1].upper()}{told[1:]}. With all heads dynamic it is {start}."
+
+
+def _change(row: pd.Series, column: str) -> str:
+    """E.g. "-3.9 % (95 % interval -5.0 to -2.8) with all heads constant"."""
+    value, low, high = (float(row[name]) for name in (column, f"{column}_low", f"{column}_high"))
+    relative = column == "relative"
+    amount = percent(value) if relative else number(value, signed=True)
+    ends = interval(low, high, relative, signed=True)
+    if not math.isfinite(value):
+        doubt = "a seed lacks its score with all heads dynamic"
+    elif not ends:
+        doubt = "no interval" if row["n"] > 1 else "one seed, so no interval"
+    else:
+        # As precise as it is printed: an interval that ends at "0.0" holds 0 for its reader.
+        step = 0.0005
+        doubt = f"95 % interval {ends}" + (", so it may be chance" if low <= step and high >= -step else "")
+    return f"{amount} ({doubt}) with {share_in_words(row['share'])} constant"
+
 
 _PAPER = """@inproceedings{hassid-etal-2022-much,
   title = {How Much Does Attention Actually Attend? Questioning the Importance of Attention in Pretrained Transformers},

@@ -7,12 +7,12 @@ from torch import Tensor
 
 from papa_lightning.calibration import AttentionConstants
 from papa_lightning.errors import PapaError
-from papa_lightning.figures.heads import MOST_HEADS
+from papa_lightning.figures.curves import level_curves
+from papa_lightning.figures.heads import MOST_HEADS, constants_grid, coverage_histograms, head_maps, shown_layers
 from papa_lightning.ranking import HeadRanking
-from papa_lightning.study import plots
 from papa_lightning.study.report.data import StudyData
+from papa_lightning.study.report.findings import seeds_in_words
 from papa_lightning.study.report.html import Figures, Section, figure_grid, paragraph
-from papa_lightning.study.report_words import seeds_in_words
 
 #: Criteria that measure nothing: a map of them would show only how they are defined.
 _UNMEASURED = ("random", "layer")
@@ -38,7 +38,7 @@ def ranking_section(data: StudyData, figures: Figures) -> Section:
             f"{encoder}, {task}: scores of the heads, from the training examples. The heads with the lowest scores "
             "become constant first. Each panel has its own scale."
         )
-        drawn.append(figures.add(plots.head_maps(scores, f"{encoder} · {task}"), ["heads", encoder, task], caption))
+        drawn.append(figures.add(head_maps(scores, f"{encoder} · {task}"), ["heads", encoder, task], caption))
     return Section("heads", "Which heads become constant first", figure_grid(drawn, wide=True))
 
 
@@ -80,13 +80,13 @@ def constants_section(data: StudyData, figures: Figures) -> Section:
         constants, title = AttentionConstants.load(file.path), f"{file.encoder} · {file.task}"
         names = [file.encoder, file.task]
         about = f"{file.encoder}, {file.task}: attention averaged over the training examples"
-        grid = plots.constants_grid(constants.values, title)
+        grid = constants_grid(constants.values, title)
         grids.append(figures.add(grid, ["constants", *names], _grid(about, constants)))
         caption = (
             f"{about}. Left: how many of the T x T entries average so many sequences. Right: in how many sequences a "
             "position holds a real token. Entries with few sequences are noisy, those with none are 0."
         )
-        histogram = plots.coverage_histograms(constants.pair_counts, title)
+        histogram = coverage_histograms(constants.pair_counts, title)
         histograms.append(figures.add(histogram, ["coverage", *names], caption))
     return Section("constants", "Averaged attention", figure_grid(grids, wide=True) + figure_grid(histograms))
 
@@ -108,7 +108,7 @@ def level_section(data: StudyData, figures: Figures) -> Section:
                 f"{encoder}, {task}: mean absolute weight that the probe gives the positions of each level of hidden "
                 f"states, all heads dynamic and all constant.{seeds}{bars if seeds else ''}"
             )
-            figure = plots.level_curves(weights, f"{encoder} · {task}")
+            figure = level_curves(weights, f"{encoder} · {task}")
             drawn.append(figures.add(figure, ["levels", encoder, task], caption))
     note = "All weights begin at 1/T, so small differences say that the probe has hardly moved them."
     body = figure_grid(drawn)
@@ -117,7 +117,7 @@ def level_section(data: StudyData, figures: Figures) -> Section:
 
 def _grid(about: str, constants: AttentionConstants) -> str:
     layers, heads = constants.num_layers, constants.num_heads
-    shown = plots.shown_layers(layers)
+    shown = shown_layers(layers)
     parts = [f"{about}, one matrix a head, T = {constants.max_length}."]
     if len(shown) < layers:
         parts.append(f"{len(shown)} of the {layers} layers are shown, at even distances.")

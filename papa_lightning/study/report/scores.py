@@ -8,10 +8,11 @@ from collections.abc import Iterable
 import pandas as pd
 
 from papa_lightning.calibration import CONTROL_KINDS, constants_kind
-from papa_lightning.study import plots
+from papa_lightning.figures.bars import control_points, drop_against_baseline, drop_bars
+from papa_lightning.figures.curves import relative_curves, score_curves, sequences_curve
 from papa_lightning.study.report.data import LOW_SCORE, StudyData
+from papa_lightning.study.report.findings import number, seeds_in_words, telling_shares
 from papa_lightning.study.report.html import Figures, Section, figure_grid, paragraph
-from papa_lightning.study.report_words import number, seeds_in_words, telling_shares
 from papa_lightning.study.statistics import RankCorrelation, rank_correlation
 
 #: With fewer encoders nothing is concluded from a rank correlation: four in a row happen once in 24 by chance.
@@ -29,9 +30,7 @@ def curve_section(data: StudyData, figures: Figures) -> Section:
                 f"{encoder}, {task}: {rows['metric'].iloc[0]} by share of constant heads, one line a criterion that "
                 f"ranks the heads; at 0 and 100 % the criterion does not matter. {_measured(data, rows)}"
             )
-            drawn.append(
-                figures.add(plots.score_curves(rows, f"{encoder} · {task}"), ["score", encoder, task], caption)
-            )
+            drawn.append(figures.add(score_curves(rows, f"{encoder} · {task}"), ["score", encoder, task], caption))
     note = (
         "The vertical axes need not begin at 0, but span at least a tenth of the score; lines are moved aside a little."
     )
@@ -47,7 +46,7 @@ def relative_section(data: StudyData, figures: Figures) -> Section:
         "Relative change of the score against share 0 of the same seed, one line an encoder, one panel a task; heads "
         f"ranked by {_listed(rows['criterion'])}. {_error_bars(rows)} {_SIZES}{_left_out(data)}"
     )
-    shown = figures.add(plots.relative_curves(rows), ["relative"], caption)
+    shown = figures.add(relative_curves(rows), ["relative"], caption)
     return Section("relative", "Relative change by task", figure_grid([shown], wide=True))
 
 
@@ -63,7 +62,7 @@ def drop_section(data: StudyData, figures: Figures) -> Section:
                 f"gain. Heads ranked by {_listed(rows['criterion'])}. {_error_bars(rows)} {_SIZES}"
                 + _left_out(data, encoder)
             )
-            drawn.append(figures.add(plots.drop_bars(rows, encoder), ["drop", encoder], caption))
+            drawn.append(figures.add(drop_bars(rows, encoder), ["drop", encoder], caption))
     return Section("drops", "Relative drop by task", figure_grid(drawn))
 
 
@@ -103,7 +102,7 @@ def encoder_section(data: StudyData, figures: Figures) -> Section:
         "constant against the score with all heads dynamic, means over seeds. Metrics differ between tasks, so compare "
         f"points of the same marker. {_SIZES}{_left_out(data)}"
     )
-    shown = figures.add(plots.drop_against_baseline(points), ["encoders"], caption)
+    shown = figures.add(drop_against_baseline(points), ["encoders"], caption)
     tables = [points.pivot(index="task", columns="encoder", values=value) for value in ("baseline", "drop")]
     found = rank_correlation(*(table.to_numpy(float) for table in tables))
     return Section("encoders", title, paragraph(_correlation(found)) + figure_grid([shown]))
@@ -116,7 +115,7 @@ def _control_figures(data: StudyData, figures: Figures, rows: pd.DataFrame, shar
         f"{encoder}, {task}: {rows['metric'].iloc[0]} by kind of constants. Where some heads are dynamic, heads are "
         f"ranked by {rows['criterion'].iloc[0]}. {_measured(data, rows)}"
     )
-    drawn = [figures.add(plots.control_points(rows, title, baseline), ["controls", encoder, task], caption)]
+    drawn = [figures.add(control_points(rows, title, baseline), ["controls", encoder, task], caption)]
     counts = {kind: constants_kind(kind).sequences for kind in dict.fromkeys(rows["constants"])}
     chosen = rows[(rows["share"] == share) & rows["constants"].map(lambda kind: counts[kind] is not None)]
     if len(chosen) > 1:
@@ -127,7 +126,7 @@ def _control_figures(data: StudyData, figures: Figures, rows: pd.DataFrame, shar
             f"{encoder}, {task}: {rows['metric'].iloc[0]} with {100 * share:.3g} % of the heads constant, by the "
             f"number of sequences whose attention the constants average. {_measured(data, chosen)}"
         )
-        figure = plots.sequences_curve(sequences, chosen, title, baseline, average)
+        figure = sequences_curve(sequences, chosen, title, baseline, average)
         drawn.append(figures.add(figure, ["sequences", encoder, task], caption))
     return drawn
 

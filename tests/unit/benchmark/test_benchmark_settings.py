@@ -69,7 +69,7 @@ def test_refused_where_it_runs(changed, message):
 def test_flash_on_cuda_is_for_half_precision():
     import torch
 
-    from papa_lightning.benchmark.backends import check_backend
+    from papa_lightning.benchmark.cases import check_backend
 
     with pytest.raises(PapaError, match=r"pass dtype bfloat16 or float16"):
         check_backend("flash", torch.float32, torch.device("cuda"), padded=False)
@@ -79,7 +79,7 @@ def test_flash_on_cuda_is_for_half_precision():
 def test_a_compiler_that_does_not_work_is_one_line():
     from torch._dynamo.exc import BackendCompilerFailed
 
-    from papa_lightning.benchmark.backends import BACKENDS, compiling
+    from papa_lightning.benchmark.cases import BACKENDS, compiling
 
     def broken():
         raise BackendCompilerFailed(lambda: None, RuntimeError("no compiler\nfound"), None)

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 from matplotlib.lines import Line2D
 
+from papa_lightning.benchmark.figures import growth_figure, speed_figure
 from papa_lightning.benchmark.growth import fit_exponent, growths
-from papa_lightning.figures.growth import growth_figure, speed_figure
 
 BASE = {"encoder": "bert", "hidden": 64, "layers": 2, "heads": 4, "batch": 1, "length": 512}
 

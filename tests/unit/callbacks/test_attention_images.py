@@ -15,8 +15,7 @@ from PIL import Image
 from projects import LENGTH, Classifier, loaders, trainer
 
 from papa_lightning import AttentionConstants, AttentionImages, ConstantAttention, HeadGates, PapaError
-from papa_lightning.callbacks.attention_images import constant_matrices
-from papa_lightning.callbacks.image_logging import log_image
+from papa_lightning.callbacks.attention_images import constant_matrices, log_image
 from papa_lightning.figures import as_png, head_maps
 
 

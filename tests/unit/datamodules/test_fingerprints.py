@@ -4,9 +4,9 @@ import os
 
 import pytest
 
-from papa_lightning.datamodules import DigitsDataModule, TextFileDataModule
 from papa_lightning.datamodules.reading.files import content_hash
 from papa_lightning.errors import DataError
+from papa_lightning.from_scratch import DigitsDataModule, TextFileDataModule
 
 WHEN = 10**18
 

@@ -15,8 +15,7 @@ from matplotlib.colors import LogNorm
 from PIL import Image
 from unit.study.synthetic_study import make_constants, make_table
 
-from papa_lightning.figures import style
-from papa_lightning.study import plots
+from papa_lightning.figures import bars, curves, heads, style
 from papa_lightning.study.statistics import summarize
 
 CRITERIA = ("gate", "variance", "divergence", "output", "taylor", "random", "layer:bottom_up", "layer:top_down")
@@ -61,18 +60,18 @@ def maps(count=3, layers=2, heads=4):
 
 
 FIGURES = {
-    "score": lambda: plots.score_curves(averages(), "mini · sst2"),
-    "score, many": lambda: plots.score_curves(averages(criteria=CRITERIA), "mini · sst2"),
-    "score, one seed": lambda: plots.score_curves(averages(seeds=(0,)), "mini · sst2"),
-    "relative": lambda: plots.relative_curves(averages(encoders=("a", "b"), tasks=tuple("uvwx"), criteria=("gate",))),
-    "drop": lambda: plots.drop_bars(averages(tasks=("u", "v"), criteria=("gate",)).query("share in (0.5, 1)"), "mini"),
-    "controls": lambda: plots.control_points(control_rows(), "mini · sst2", 0.8),
-    "sequences": lambda: plots.sequences_curve([1, 16], sequences(), "mini · sst2", 0.8, 0.75),
-    "levels": lambda: plots.level_curves(levels(), "mini · sst2"),
-    "encoders": lambda: plots.drop_against_baseline(points()),
-    "heads": lambda: plots.head_maps(maps(), "mini · sst2"),
-    "constants": lambda: plots.constants_grid(make_constants().values, "mini · sst2"),
-    "coverage": lambda: plots.coverage_histograms(make_constants().pair_counts, "mini · sst2"),
+    "score": lambda: curves.score_curves(averages(), "mini · sst2"),
+    "score, many": lambda: curves.score_curves(averages(criteria=CRITERIA), "mini · sst2"),
+    "score, one seed": lambda: curves.score_curves(averages(seeds=(0,)), "mini · sst2"),
+    "relative": lambda: curves.relative_curves(averages(encoders=("a", "b"), tasks=tuple("uvwx"), criteria=("gate",))),
+    "drop": lambda: bars.drop_bars(averages(tasks=("u", "v"), criteria=("gate",)).query("share in (0.5, 1)"), "mini"),
+    "controls": lambda: bars.control_points(control_rows(), "mini · sst2", 0.8),
+    "sequences": lambda: curves.sequences_curve([1, 16], sequences(), "mini · sst2", 0.8, 0.75),
+    "levels": lambda: curves.level_curves(levels(), "mini · sst2"),
+    "encoders": lambda: bars.drop_against_baseline(points()),
+    "heads": lambda: heads.head_maps(maps(), "mini · sst2"),
+    "constants": lambda: heads.constants_grid(make_constants().values, "mini · sst2"),
+    "coverage": lambda: heads.coverage_histograms(make_constants().pair_counts, "mini · sst2"),
 }
 
 
@@ -137,7 +136,7 @@ def test_controls_differ_without_colour():
 
 def test_score_curves_show_the_numbers():
     rows = averages()
-    axes = plots.score_curves(rows, "mini · sst2").axes[0]
+    axes = curves.score_curves(rows, "mini · sst2").axes[0]
     lines = [line for line in axes.get_lines() if line.get_marker() in ("o", "s")]
     for line, (_, expected) in zip(lines, rows.groupby("criterion", sort=False), strict=True):
         assert line.get_ydata() == pytest.approx(expected["mean"].to_numpy())
@@ -152,7 +151,7 @@ def test_score_curves_show_the_numbers():
 def test_score_axis_does_not_blow_up_noise():
     table = make_table(criteria=("gate",), seeds=(0,))
     table["score"] = 0.8 + 1e-4 * np.arange(len(table))
-    low, high = plots.score_curves(summarize(table[table["is_score"]]), "x").axes[0].get_ylim()
+    low, high = curves.score_curves(summarize(table[table["is_score"]]), "x").axes[0].get_ylim()
     assert high - low >= 0.08
 
 
@@ -164,7 +163,7 @@ def test_relative_curves_have_one_panel_a_task_and_one_scale():
 
 def test_drop_bars_begin_at_zero_and_point_upwards_for_losses():
     rows = averages(shares=(0.0, 0.5, 1.0)).query("criterion == 'gate' and share > 0")
-    axes = plots.drop_bars(rows, "mini").axes[0]
+    axes = bars.drop_bars(rows, "mini").axes[0]
     assert [bar.get_y() for bar in axes.patches] == [0.0, 0.0]
     assert [bar.get_height() for bar in axes.patches] == pytest.approx((-100 * rows["relative"]).tolist())
     assert axes.get_ylim()[0] <= 0.0 <= axes.get_ylim()[1]
@@ -175,15 +174,15 @@ def test_drop_axis_holds_zero_also_for_gains(sign):
     rows = averages(shares=(0.0, 1.0)).query("criterion == 'gate' and share > 0").copy()
     for name in ("relative", "relative_low", "relative_high"):
         rows[name] = sign * 0.1
-    low, high = plots.drop_bars(rows, "mini").axes[0].get_ylim()
+    low, high = bars.drop_bars(rows, "mini").axes[0].get_ylim()
     assert low <= 0.0 <= high
     assert low <= -10.0 * sign <= high
 
 
 def test_sequences_are_in_order_whatever_the_order_of_rows():
     rows = sequences()
-    axes = plots.sequences_curve([1, 16], rows, "x", 0.8, math.nan).axes[0]
-    back = plots.sequences_curve([16, 1], rows.iloc[::-1], "x", math.nan, math.nan).axes[0]
+    axes = curves.sequences_curve([1, 16], rows, "x", 0.8, math.nan).axes[0]
+    back = curves.sequences_curve([16, 1], rows.iloc[::-1], "x", math.nan, math.nan).axes[0]
     first, second = axes.get_lines()[0], back.get_lines()[0]
     assert first.get_xdata().tolist() == second.get_xdata().tolist() == [1.0, 16.0]
     assert first.get_ydata().tolist() == second.get_ydata().tolist() == rows["mean"].tolist()
@@ -192,11 +191,11 @@ def test_sequences_are_in_order_whatever_the_order_of_rows():
 
 def test_skewed_scores_have_a_logarithmic_scale_with_plain_numbers():
     scores = torch.tensor([[1e-4, 1e-3], [2e-3, 1.0]])
-    figure = plots.head_maps({"taylor": scores, "gate": -scores, "same": torch.ones(2, 2)}, "x")
+    figure = heads.head_maps({"taylor": scores, "gate": -scores, "same": torch.ones(2, 2)}, "x")
     norms = [axes.get_images()[0].norm for axes in data_axes(figure)]
     assert [isinstance(norm, LogNorm) for norm in norms] == [True, False, False]
     assert all(norm.vmin < norm.vmax for norm in norms)
-    plots.as_png(figure)
+    style.as_png(figure)
     texts = [text.get_text() for axes in figure.axes for text in axes.get_yticklabels()]
     assert texts
     assert not any("$" in text for text in texts)
@@ -204,14 +203,14 @@ def test_skewed_scores_have_a_logarithmic_scale_with_plain_numbers():
 
 def test_head_maps_are_the_scores():
     scores = torch.tensor([[0.5, math.nan], [0.25, 1.0]])
-    shown = data_axes(plots.head_maps({"gate": scores}, "x"))[0]
+    shown = data_axes(heads.head_maps({"gate": scores}, "x"))[0]
     np.testing.assert_allclose(np.ma.filled(shown.get_images()[0].get_array(), np.nan), scores.numpy())
     assert shown.get_ylim() == (1.5, -0.5)  # layer 0 above, as in the grid of constants
 
 
 def test_grid_of_constants_holds_each_matrix_once():
     values = torch.arange(6.0).reshape(2, 3, 1, 1).expand(2, 3, 20, 20) / 10
-    sheet = data_axes(plots.constants_grid(values, "x"))[0].get_images()[0].get_array()
+    sheet = data_axes(heads.constants_grid(values, "x"))[0].get_images()[0].get_array()
     side = 20 + max(2, 20 // 16)
     for layer in range(2):
         for head in range(3):
@@ -221,15 +220,15 @@ def test_grid_of_constants_holds_each_matrix_once():
 
 
 def test_grid_of_a_large_encoder_has_chosen_layers_and_small_tiles():
-    axes = data_axes(plots.constants_grid(torch.rand(24, 20, 64, 64), "x"))[0]
-    assert [text.get_text() for text in axes.get_yticklabels()] == [str(layer) for layer in plots.shown_layers(24)]
+    axes = data_axes(heads.constants_grid(torch.rand(24, 20, 64, 64), "x"))[0]
+    assert [text.get_text() for text in axes.get_yticklabels()] == [str(layer) for layer in heads.shown_layers(24)]
     assert [text.get_text() for text in axes.get_xticklabels()] == [str(head) for head in range(16)]
     assert max(axes.get_images()[0].get_array().shape) < 600
 
 
 def test_coverage_counts_entries_and_positions():
     counts = torch.tensor([[4.0, 2.0], [2.0, 2.0]])
-    left, right = plots.coverage_histograms(counts, "x").axes
+    left, right = heads.coverage_histograms(counts, "x").axes
     assert sum(bar.get_height() for bar in left.patches) == 4
     assert right.patches[0].get_data().values.tolist() == [4.0, 2.0]
 
@@ -238,27 +237,27 @@ def test_coverage_counts_entries_and_positions():
 def test_names_may_hold_anything(name):
     table = make_table(encoders=(name,), tasks=(name,), criteria=("gate", name))
     rows = summarize(table).query("is_score")
-    figure = plots.score_curves(rows, f"{name} · {name}")
-    assert b"<svg" in plots.as_svg(figure, "x")
+    figure = curves.score_curves(rows, f"{name} · {name}")
+    assert b"<svg" in style.as_svg(figure, "x")
     assert len(figure.legends[0].get_texts()) == 3
-    plots.as_png(plots.relative_curves(rows[rows["criterion"] == name]))
+    style.as_png(curves.relative_curves(rows[rows["criterion"] == name]))
     assert max(len(text.get_text()) for text in figure.legends[0].get_texts()) <= 31
 
 
 def test_the_settings_of_the_user_neither_change_nor_count():
     before = dict(matplotlib.rcParams)
-    expected = plots.as_svg(FIGURES["score"](), "a")
+    expected = style.as_svg(FIGURES["score"](), "a")
     with matplotlib.rc_context({"text.usetex": True, "font.size": 30, "axes.facecolor": "red", "svg.fonttype": "none"}):
-        assert plots.as_svg(FIGURES["score"](), "a") == expected
+        assert style.as_svg(FIGURES["score"](), "a") == expected
     assert dict(matplotlib.rcParams) == before
-    sources = Path(plots.__file__).parent.glob("plots*.py")
+    sources = Path(style.__file__).parent.glob("*.py")
     assert not any("pyplot" in source.read_text() for source in sources)
 
 
 def test_the_same_bytes_each_time_and_in_any_order():
     one, other = FIGURES["score"](), FIGURES["score"]()
-    drawing, picture = plots.as_svg(one, "a"), plots.as_png(one)
-    assert plots.as_png(other) == picture
-    assert plots.as_svg(other, "a") == drawing
-    assert not re.search(rb"\d{4}-\d\d-\d\dT", plots.as_svg(one, "a"))
-    assert Image.open(io.BytesIO(plots.as_png(one))).size == (840, 600)
+    drawing, picture = style.as_svg(one, "a"), style.as_png(one)
+    assert style.as_png(other) == picture
+    assert style.as_svg(other, "a") == drawing
+    assert not re.search(rb"\d{4}-\d\d-\d\dT", style.as_svg(one, "a"))
+    assert Image.open(io.BytesIO(style.as_png(one))).size == (840, 600)

@@ -1,7 +1,7 @@
 """The cells of a study, and which of them are the same work."""
 
 from papa_lightning.study import StudySettings
-from papa_lightning.study.cells import Choice, cells, choices, pairs
+from papa_lightning.study.cells import Choice, cells_of, choices, pairs
 
 
 def settings(**changes: object) -> StudySettings:
@@ -14,7 +14,7 @@ def test_every_encoder_meets_every_task() -> None:
 
 
 def test_cells_are_the_product_and_always_have_share_0() -> None:
-    found = list(cells(settings(criteria=["variance", "random"])))
+    found = list(cells_of(settings(criteria=["variance", "random"])))
     assert len(found) == len(set(found)) == 4 * 2 * 3 * 2  # pairs, criteria, shares, seeds
     assert {cell.share for cell in found} == {0.0, 0.5, 1.0}
     assert {cell.seed for cell in found} == {3, 4}
@@ -22,7 +22,7 @@ def test_cells_are_the_product_and_always_have_share_0() -> None:
 
 def test_controls_have_their_own_shares_and_the_first_criterion_only() -> None:
     given = settings(criteria=["variance", "random"], constants=["average", "zero"], control_shares=[0.25])
-    found = [cell for cell in cells(given) if cell.kind == "zero"]
+    found = [cell for cell in cells_of(given) if cell.kind == "zero"]
     assert {(cell.criterion, cell.share) for cell in found} == {("variance", 0.0), ("variance", 0.25)}
 
 

@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 from papa_lightning import AttentionConstants, ConstantAttention, SequenceClassificationTask
 from papa_lightning.encoders import swapped_layers
 from papa_lightning.errors import PapaError
+from papa_lightning.tasks.evaluation import nth_loader, unrepeated_rows
 from papa_lightning.tasks.regimes import REGIMES, project_rows
-from papa_lightning.tasks.shards import nth_loader, unrepeated_rows
 
 LENGTH = 8
 Make = Callable[..., L.Trainer]

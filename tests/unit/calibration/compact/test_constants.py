@@ -14,8 +14,7 @@ from unit.encoders.tiny_encoders import HEADS, LAYERS, LENGTH, build, make_input
 from papa_lightning import AttentionConstants, CompactConstants, PapaError, calibrate, swap_attention
 from papa_lightning.attention import Reach
 from papa_lightning.attention.compact.functional import expand_profile
-from papa_lightning.calibration.compact.fit import infer_reach, profile_rows, row_bands
-from papa_lightning.calibration.compact_low_rank import fit_low_rank
+from papa_lightning.calibration.compact.fit import fit_low_rank, infer_reach, profile_rows, row_bands
 from papa_lightning.encoders import load_constants, swap_as_saved
 from papa_lightning.errors import ConstantsFileError
 

@@ -20,9 +20,8 @@ from papa_lightning.study.budget import points as budget_points
 from papa_lightning.study.budget import search as budget
 from papa_lightning.study.budget.data import halves, open_split_bench
 from papa_lightning.study.budget.points import Drop, largest_within
-from papa_lightning.study.budget.search import plan_budget, within
+from papa_lightning.study.budget.search import format_budget, plan_budget, within
 from papa_lightning.study.budget.settings import BudgetSettings, read_limit
-from papa_lightning.study.budget_words import format_budget
 from papa_lightning.study.training import TrainedProbe
 
 TOTAL = 8

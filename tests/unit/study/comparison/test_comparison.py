@@ -10,14 +10,13 @@ import torch
 
 from papa_lightning import PapaError
 from papa_lightning.cli.main import main
-from papa_lightning.datamodules import TextFileDataModule
 from papa_lightning.errors import ResultFileError
+from papa_lightning.from_scratch import TextFileDataModule
 from papa_lightning.study.comparison import run as kinds_run
-from papa_lightning.study.comparison.report import kind_panels, write_kinds_report
+from papa_lightning.study.comparison.report import kind_panels, one_number, score_curve, write_kinds_report
 from papa_lightning.study.comparison.results import KindResult, kinds_table, markdown_table, summarize_kinds
 from papa_lightning.study.comparison.run import KindsStudy, cell_hashes, learning_parameters, make_variant
 from papa_lightning.study.comparison.settings import KindsSettings
-from papa_lightning.study.kinds_curve import one_number, score_curve
 
 TEXT = "".join(chr(97 + number * number % 23) for number in range(1200))
 VARIANTS = {

@@ -13,11 +13,11 @@ from unit.study.synthetic_study import make_cells, make_ranking, write_study
 from papa_lightning.errors import ConstantsFileError, PapaError, RankingFileError, ResultFileError, StudyError
 from papa_lightning.ranking import HeadRanking
 from papa_lightning.study.report.data import read_study
+from papa_lightning.study.report.findings import finding
 from papa_lightning.study.report.heads import head_scores
 from papa_lightning.study.report.html import Figures, facts
 from papa_lightning.study.report.page import write_report
 from papa_lightning.study.report.scores import encoder_section
-from papa_lightning.study.report_words import finding
 from papa_lightning.study.results import results_table, save_table
 
 EVERY = ["findings", "curves", "relative", "drops", "controls", "heads", "constants", "levels", "tables", "measured"]

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAUROC
 
-from papa_lightning.lightning_project.unchanged import unchanged
+from papa_lightning.lightning_project.restoring import unchanged
 
 
 class Counter:

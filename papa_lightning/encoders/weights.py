@@ -1,12 +1,16 @@
-"""State dicts of plain encoders for swapped ones, and state dicts of swapped encoders for plain ones."""
+"""The weights of plain and swapped encoders: state dicts of one for the other, and a fingerprint."""
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
 
 from papa_lightning.attention import TokenMixer
 
@@ -67,3 +71,26 @@ def _complete(encoder: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -
         PlainStateWarning,
         stacklevel=2,
     )
+
+
+def weights_fingerprint(encoder: PreTrainedModel) -> str | None:
+    """SHA-256 over the names, shapes, dtypes and bytes of the parameters that the hidden states depend on.
+
+    The pooler and what a swap added are left out, so an encoder has the same fingerprint with and without a
+    task head, swapped or not.
+
+    Args:
+        encoder: The bare encoder.
+
+    Returns:
+        64 hexadecimal digits; None when this process does not hold the weights: sharded ones, or those yet to be made.
+    """
+    if any(isinstance(parameter, DTensor) or parameter.is_meta for parameter in encoder.parameters()):
+        return None
+    digest = hashlib.sha256()
+    for name, parameter in sorted(encoder.named_parameters()):
+        if name.startswith("pooler.") or ".papa." in name:
+            continue
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from papa_lightning.benchmark.figures import growth_figure, speed_figure
 from papa_lightning.benchmark.growth import growths
 from papa_lightning.benchmark.results import BenchmarkResult
 from papa_lightning.benchmark.tables import markdown
-from papa_lightning.figures.growth import growth_figure, speed_figure
 from papa_lightning.figures.style import as_png, as_svg
 from papa_lightning.files.writing import write_atomically
 
