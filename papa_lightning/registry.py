@@ -1,0 +1,88 @@
+"""Registries: the parts of one sort by name, from this package, from other packages and from a running program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, MutableMapping
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
+from typing import Generic, TypeVar
+
+from papa_lightning.errors import PapaError
+
+Part = TypeVar("Part")
+Registered = TypeVar("Registered")
+
+
+class Registry(MutableMapping[str, Part], Generic[Part]):
+    """The parts of one sort by name, in the order of their registration.
+
+    Everything that offers a choice among the parts (arguments, help texts, tables of the documentation, tests) reads
+    it here. A part of another package is an entry point of the registry's group: listed by its name, and imported when
+    it is asked for.
+
+    Args:
+        noun: What messages call a part, e.g. "kind".
+        accepts: Whether an object can be such a part.
+        group: Group of entry points; None takes none.
+
+    Example:
+        >>> shapes = Registry[type]("shape", lambda part: isinstance(part, type))
+        >>> @shapes.register("round")
+        ... class Round:
+        ...     pass
+        >>> list(shapes), shapes["round"].__name__
+        (['round'], 'Round')
+        >>> shapes["square"]
+        Traceback (most recent call last):
+        ...
+        papa_lightning.errors.PapaError: shape is 'square', but must be one of 'round'.
+    """
+
+    def __init__(self, noun: str, accepts: Callable[[object], bool], group: str | None = None) -> None:
+        self.noun, self.group, self._accepts = noun, group, accepts
+        self._parts: dict[str, Part] = {}
+
+    def register(self, name: str) -> Callable[[Registered], Registered]:
+        """A decorator that registers a class or a function under a name.
+
+        Args:
+            name: Name of the part. One that is registered already is replaced.
+
+        Raises:
+            PapaError: For an object that is no such part.
+        """
+
+        def registering(part: Registered) -> Registered:
+            self[name] = part  # type: ignore[assignment]
+            return part
+
+        return registering
+
+    def __setitem__(self, name: str, part: Part) -> None:
+        if not isinstance(name, str) or not name or not self._accepts(part):
+            raise PapaError(f"{self.noun} {name!r} is registered as {part!r}, which cannot be a {self.noun}.")
+        self._parts[name] = part
+
+    def __getitem__(self, name: str) -> Part:
+        if name not in self:
+            raise PapaError(f"{self.noun} is {name!r}, but must be one of {', '.join(map(repr, self))}.")
+        if name not in self._parts:
+            self[name] = self._offered[name].load()
+        return self._parts[name]
+
+    def __delitem__(self, name: str) -> None:
+        del self._parts[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._parts or name in self._offered
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys([*self._parts, *sorted(self._offered)]))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    @cached_property
+    def _offered(self) -> dict[str, EntryPoint]:
+        """The entry points of other packages; looked up once."""
+        return {} if self.group is None else {one.name: one for one in entry_points(group=self.group)}
