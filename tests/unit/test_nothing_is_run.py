@@ -19,7 +19,7 @@ from papa_lightning.tasks.masked_lm import load_masking_tokenizer
 
 PACKAGE = Path(papa_lightning.__file__).parent
 #: The one home of what may load by name; other calls need the argument that is given here, with its value.
-HOMES = {"from_pretrained": "pretrained.py", "load_dataset": "datamodules/"}
+HOMES = {"from_pretrained": "encoders/loading.py", "load_dataset": "datamodules/"}
 ARGUMENTS = {"torch.load": ("weights_only", True), "np.load": ("allow_pickle", False)}
 FORBIDDEN = {"input", "eval", "exec", "pickle.load", "pickle.loads", "Unpickler", "joblib.load", "yaml.load"}
 

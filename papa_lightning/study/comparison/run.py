@@ -17,7 +17,7 @@ import pandas as pd
 from jsonargparse import ArgumentParser
 from tqdm.auto import tqdm
 
-from papa_lightning import datamodules, tasks  # noqa: F401 (imported for their names, which settings refer to)
+from papa_lightning import datamodules, from_scratch, tasks  # noqa: F401 (imported for their names, which settings refer to)
 from papa_lightning.calibration import AttentionConstants
 from papa_lightning.callbacks import Throughput
 from papa_lightning.configuration import account
@@ -246,7 +246,7 @@ def _make(settings: KindsSettings, variant: str, data: L.LightningDataModule, **
     if isinstance(arguments.get("encoder"), str):
         check_plain(arguments["encoder"])
     path = settings.model["class_path"]
-    if "constants" not in swap and _learns_from_nothing(getattr(tasks, path, None) or locate(path)):
+    if "constants" not in swap and _learns_from_nothing(getattr(from_scratch, path, None) or locate(path)):
         arguments, swap = arguments | swap, {}
     task: EncoderTask = _build(EncoderTask, "model", {**settings.model, "init_args": arguments})
     if swap.get("kind", "dynamic") != "dynamic":
