@@ -22,7 +22,7 @@ from papa_lightning.datamodules import (
 )
 from papa_lightning.encoders import gate_logits, restore_attention, swap_attention
 from papa_lightning.errors import PapaError
-from papa_lightning.export import export_encoder, load_encoder
+from papa_lightning.export import export_encoder, load_exported_encoder
 from papa_lightning.from_scratch import (
     DigitsDataModule,
     ImageClassificationTask,
@@ -74,7 +74,7 @@ __all__ = [
     "calibrate_compact",
     "export_encoder",
     "gate_logits",
-    "load_encoder",
+    "load_exported_encoder",
     "resplit_heads",
     "restore_attention",
     "swap_attention",

@@ -1,4 +1,8 @@
-"""Averaging attention matrices over data: the pass, its running sums, the file it leaves, and controls beside it."""
+"""Calibration: averaging attention matrices over data, the resulting constants, and control constants.
+
+May import encoders and attention. A new form of constants is a subclass of EncoderConstants (constants.py) with a pass
+that adds up its own RunningSums (averages.py); compact/ is an example. Controls are registered in controls.py.
+"""
 
 from papa_lightning.calibration.averages import AttentionAverages
 from papa_lightning.calibration.collect import (

@@ -1,7 +1,8 @@
-"""The running average of attention matrices, and how far single sequences are from it: sums, divided once."""
+"""Running averages of attention matrices: sums over batches and processes, divided once at the end."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
 from typing import ClassVar
@@ -14,14 +15,14 @@ from papa_lightning.attention.functional import apply_attention, average_attenti
 from papa_lightning.errors import CalibrationError
 
 
-class RunningSums:
-    """Float64 sums over batches, with the counts that they are divided by at the end.
+class RunningSums(ABC):
+    """Float64 sums over batches, with the counts by which they are divided at the end.
 
-    All are sums, so parts that were gathered by several processes are added and divided once, whatever their sizes.
+    All are sums, so the parts of several processes are added and divided once, whatever their sizes.
 
     Args:
         max_length: T, the longest sequence.
-        device: Where the sums live. On a device without float64 they live in main memory.
+        device: Device of the sums; main memory where that has no float64.
 
     Attributes:
         pair_counts: (T, T), float64, the sequences in which both positions hold a real token.
@@ -38,8 +39,29 @@ class RunningSums:
         self.pair_counts = self.zeros(max_length, max_length)
         self.num_sequences = self.zeros()
 
+    @abstractmethod
+    def mix(self, layer: int, attention: DynamicAttention, value: Tensor) -> Tensor:
+        """Add the attention of one layer of one batch, and mix the values with it, in pieces of some rows.
+
+        Args:
+            layer: Number of the layer.
+            attention: Attention of the layer.
+            value: (B, H, t, h).
+
+        Returns:
+            (B, t, H, h).
+        """
+
+    @abstractmethod
+    def check_finite(self) -> None:
+        """Check the sums for NaN and infinity.
+
+        Raises:
+            CalibrationError: Names the first layer with such a sum, and its heads.
+        """
+
     def zeros(self, *shape: int) -> Tensor:
-        """A new sum."""
+        """A new sum of this shape."""
         return torch.zeros(shape, dtype=torch.float64, device=self.device)
 
     def add_mask(self, mask: Tensor) -> None:
@@ -53,10 +75,10 @@ class RunningSums:
         self.num_sequences += mask.bool().any(dim=1).sum().to(self.device)
 
     def reduce(self, all_reduce: Callable[[Tensor], Tensor]) -> None:
-        """Add up what all processes gathered. Every process must call it, one without sequences too.
+        """Add up the sums of all processes. Every process must call it, also one without sequences.
 
         Args:
-            all_reduce: Sums a tensor over processes and returns the sum.
+            all_reduce: Function that sums a tensor over processes and returns the sum.
         """
         for name in self.added:
             setattr(self, name, all_reduce(getattr(self, name)))
@@ -75,16 +97,13 @@ class RunningSums:
 
 
 def check_finite(sums: Tensor) -> None:
-    """Look for NaN and infinity.
-
-    Args:
-        sums: (L, H, ...).
+    """Check sums (L, H, ...) for NaN and infinity.
 
     Raises:
-        CalibrationError: Names the first layer that has one, and its heads.
+        CalibrationError: Names the first layer with such a sum, and its heads.
     """
     ends = [torch.stack(own.flatten(1).aminmax(dim=1)) for own in sums]  # by layer, and without a tensor of their size
-    finite = torch.stack(ends).isfinite().all(dim=1).tolist()  # one look
+    finite = torch.stack(ends).isfinite().all(dim=1).tolist()  # read at once, because reading makes a device wait
     for layer, own_heads in enumerate(finite):
         if not all(own_heads):
             heads = [head for head, own in enumerate(own_heads) if not own]
@@ -94,8 +113,8 @@ def check_finite(sums: Tensor) -> None:
             )
 
 
-#: How many attention probabilities exist at a time: few enough for the caches of a CPU (8 MB in float32), and enough to
-#: keep another device at work (256 MB).
+#: Number of attention probabilities that exist at a time: few enough for the caches of a CPU (8 MB in float32), and
+#: enough to keep another device busy (256 MB).
 _ON_CPU, _ON_DEVICES = 2**21, 2**26
 
 
@@ -106,14 +125,13 @@ class AttentionAverages(RunningSums):
         counts[i,j]   = sum over sequences of m_i m_j
         squares[l,h]  = sum over sequences, i and j of A[l,h,i,j]^2 m_i m_j
 
-    (The first two: Hassid et al. 2022, arXiv 2211.03495.) All are sums, so parts that were gathered by several
-    processes are added and divided once, whatever their sizes.
+    (The first two: Hassid et al. 2022, arXiv 2211.03495.)
 
     Args:
-        num_layers: L.
-        num_heads: H.
+        num_layers: Number of layers L.
+        num_heads: Number of heads H.
         max_length: T, the longest sequence.
-        device: Where the sums live. On a device without float64 they live in main memory.
+        device: Device of the sums; main memory where that has no float64.
 
     Attributes:
         sums: (L, H, T, T), float64.
@@ -151,16 +169,7 @@ class AttentionAverages(RunningSums):
         self._add_rows(layer, 0, attention, mask)
 
     def mix(self, layer: int, attention: DynamicAttention, value: Tensor) -> Tensor:
-        """Add the attention of one layer of one batch, and mix the values with it, in pieces of some rows.
-
-        Args:
-            layer: Number of the layer.
-            attention: Its attention.
-            value: (B, H, t, h).
-
-        Returns:
-            (B, t, H, h).
-        """
+        """See :meth:`RunningSums.mix`."""
         value = value.contiguous()  # once, and not for each piece
         attention = replace(attention, key=attention.key.contiguous())
         mixed = value.new_empty(value.transpose(1, 2).shape)
@@ -170,7 +179,7 @@ class AttentionAverages(RunningSums):
         return mixed
 
     def _add_rows(self, layer: int, first: int, attention: Tensor, mask: Tensor | None) -> None:
-        """Some rows (B, H, rows, t), overwritten; sums within them are in their own dtype."""
+        """Add some rows (B, H, rows, t), which are overwritten; sums over the batch are in their dtype."""
         last, length = first + attention.shape[2], attention.shape[3]
         if mask is not None:
             clear_padding(attention, mask, first)
@@ -181,18 +190,14 @@ class AttentionAverages(RunningSums):
         self.squares[layer] += norms.square().sum(dim=(0, 2))
 
     def check_finite(self) -> None:
-        """Look for NaN and infinity.
-
-        Raises:
-            CalibrationError: Names the first layer that has one.
-        """
+        """See :meth:`RunningSums.check_finite`."""
         check_finite(self.sums)
 
     def compute(self, dtype: torch.dtype = torch.float64) -> Tensor:
         """The constants, ``sums / counts`` and 0 where counts is 0.
 
         Args:
-            dtype: Of the result.
+            dtype: Dtype of the result.
 
         Returns:
             (L, H, T, T).
@@ -208,13 +213,13 @@ class AttentionAverages(RunningSums):
         return values
 
     def variance(self) -> Tensor:
-        """How far a head's rows of attention are from its constant rows, on average.
+        """Mean squared distance of the rows of attention from the constant rows of their head.
 
             variance[l,h] = 1/N sum over sequences and i of m_i sum_j m_j (A[l,h,i,j] - C[l,h,i,j])^2
                           = (squares[l,h] - sum_ij sums[l,h,i,j]^2 / counts[i,j]) / N
 
-        with N the number of real query rows: the mean squared L2 distance of a row from its constant row, before the
-        constant row is divided by its sum over the keys of a batch.
+        with N the number of real query rows. Constant rows are taken before they are divided by their sum over the keys
+        of a batch.
 
         Returns:
             (L, H), float64, never below 0. A head whose attention does not depend on the input has 0.

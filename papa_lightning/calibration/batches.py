@@ -1,17 +1,17 @@
-"""Running an encoder over the batches of a calibration pass, and checking them."""
+"""Checking the batches of a calibration pass, and running an encoder over them."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from papa_lightning.encoders import (
     ReadBatch,
+    SupportedEncoder,
     accepted_inputs,
     check_embeddings,
     check_mask,
@@ -21,49 +21,51 @@ from papa_lightning.encoders import (
     takes_images,
 )
 from papa_lightning.encoders.seam.masks import can_look, is_true_everywhere
-from papa_lightning.encoders.seam.slots import Positions
 from papa_lightning.errors import CalibrationError, PapaError
 
 
-def run_encoder(encoder: PreTrainedModel, batches: Iterable[Mapping[str, Any]], max_length: int) -> Iterator[Tensor]:
-    """Run an encoder over batches, for what its layers show to observers; its own output is thrown away.
+def run_encoder(
+    encoder: nn.Module | SupportedEncoder, batches: Iterable[Mapping[str, Any]], max_length: int
+) -> Iterator[Tensor]:
+    """Run an encoder over batches for the observers of its layers; its own output is discarded.
 
     Args:
-        encoder: The bare encoder.
-        batches: What the user gave; batches without a token are left out.
-        max_length: T.
+        encoder: The encoder.
+        batches: Batches of the user; those without a token are left out.
+        max_length: T, the longest sequence.
 
     Yields:
-        The mask of each batch by the slots of its tokens, (B, slots), on the device of the encoder, after the encoder
+        The mask of each batch in the order of slots, (B, slots), on the device of the encoder, after the encoder
         has run.
 
     Raises:
-        CalibrationError: For a bad batch. Masks on another device than a CPU are looked at after the first and after
-            the last batch only, because a look makes the device wait.
+        CalibrationError: For a bad batch. Masks on another device than a CPU are checked after the first and after the
+            last batch only, because reading them makes the device wait.
     """
-    # A decoder would keep keys and values of earlier tokens, for nothing.
-    options = {"use_cache": False} if "use_cache" in inspect.signature(encoder.forward).parameters else {}
-    device = compute_device(encoder)
-    reading, unread = ReadBatch.of(encoder), UnreadMasks()
+    found = SupportedEncoder.find(encoder)
+    model, reading, unread = found.model, ReadBatch.of(found), UnreadMasks()
+    # A decoder would cache keys and values that are never used.
+    options = {"use_cache": False} if "use_cache" in reading.names else {}
+    device = compute_device(model)
     for number, batch in enumerate(batches):
-        inputs, mask = checked_inputs(encoder, batch, number, max_length)
+        inputs, mask = checked_inputs(model, batch, number, max_length)
         if mask.numel() > 0:
             on_device = {name: tensor.to(device) for name, tensor in inputs.items()}
-            by_slot = mask_by_slot(reading, encoder, on_device, number, max_length)
-            encoder(**on_device, **options)
+            by_slot = mask_by_slot(reading, on_device, number, max_length)
+            model(**on_device, **options)
             unread.add(mask)
             yield by_slot
     unread.check()
 
 
 class UnreadMasks:
-    """Masks whose values are looked at after the first and after the last only, because a look makes a device wait."""
+    """Masks that are checked after the first and after the last only, because reading them makes a device wait."""
 
     def __init__(self) -> None:
         self._wrong: Tensor | None = None
 
     def add(self, mask: Tensor) -> None:
-        """Add a mask (B, t); one that can be looked at without waiting was checked with its batch.
+        """Add a mask (B, t); one that can be read without waiting was checked with its batch.
 
         Raises:
             CalibrationError: As :meth:`check`, for the first.
@@ -76,7 +78,7 @@ class UnreadMasks:
             self.check()
 
     def check(self) -> None:
-        """Look at all that were added.
+        """Check all masks that were added.
 
         Raises:
             CalibrationError: When one has another value than 0 and 1.
@@ -88,17 +90,14 @@ class UnreadMasks:
             )
 
 
-def mask_by_slot(
-    reading: ReadBatch, encoder: PreTrainedModel, inputs: Mapping[str, Tensor], number: int, max_length: int
-) -> Tensor:
-    """The mask of a batch by the slots of its tokens, to which their attention is added.
+def mask_by_slot(reading: ReadBatch, inputs: Mapping[str, Tensor], number: int, max_length: int) -> Tensor:
+    """The mask of a batch in the order of the slots to which the attention of its tokens is added.
 
     Args:
-        reading: Of the encoder.
-        encoder: The bare encoder.
-        inputs: What :func:`checked_inputs` gave, on the device of the encoder.
-        number: Of the batch, for messages.
-        max_length: T.
+        reading: Reader of batches of the encoder.
+        inputs: Result of :func:`checked_inputs`, on the device of the encoder.
+        number: Number of the batch, for messages.
+        max_length: T, the longest sequence.
 
     Returns:
         (B, S), true for a real token.
@@ -106,8 +105,11 @@ def mask_by_slot(
     Raises:
         CalibrationError: For position ids that are no slots.
     """
-    mask = _mask_of(inputs, max_length)
-    return reading.mask_by_slot(mask, _positions(reading, encoder, inputs, number, max_length))
+    try:
+        positions = reading.read(inputs, max_length)
+    except PapaError as error:
+        raise CalibrationError(f"batch {number}: {error}") from None
+    return reading.mask_by_slot(_mask_of(inputs, max_length), positions)
 
 
 def _mask_of(inputs: Mapping[str, Tensor], max_length: int) -> Tensor:
@@ -117,15 +119,6 @@ def _mask_of(inputs: Mapping[str, Tensor], max_length: int) -> Tensor:
     return inputs["attention_mask"]
 
 
-def _positions(
-    reading: ReadBatch, encoder: PreTrainedModel, inputs: Mapping[str, Tensor], number: int, max_length: int
-) -> Positions | None:
-    try:
-        return reading.read(encoder, inputs, max_length)
-    except PapaError as error:
-        raise CalibrationError(f"batch {number}: {error}") from None
-
-
 def checked_inputs(
     encoder: PreTrainedModel, batch: Mapping[str, Any], number: int, max_length: int
 ) -> tuple[dict[str, Tensor], Tensor]:
@@ -133,9 +126,9 @@ def checked_inputs(
 
     Args:
         encoder: The bare encoder.
-        batch: What the user gave.
-        number: Of the batch, for messages.
-        max_length: T.
+        batch: Batch of the user.
+        number: Number of the batch, for messages.
+        max_length: T, the longest sequence.
 
     Returns:
         The inputs by name, and the mask (B, t), true for a real token.
@@ -212,7 +205,7 @@ def _no_tensor(name: str, entry: object, number: int) -> CalibrationError:
 
 
 def _check_kind(name: str, tensor: Tensor, number: int) -> None:
-    """Refuse a tensor by what can be told without its values."""
+    """Refuse a tensor by its dtype, layout or device."""
     numbers = name in ("inputs_embeds", "pixel_values")
     right = tensor.is_floating_point() if numbers else tensor.dtype in (torch.int32, torch.int64)
     if not right and name != "attention_mask":
@@ -224,7 +217,7 @@ def _check_kind(name: str, tensor: Tensor, number: int) -> None:
 
 
 def _check_values(encoder: PreTrainedModel, inputs: Mapping[str, Tensor]) -> None:
-    """Refuse values that an encoder cannot take, where they can be looked at."""
+    """Refuse values that an encoder cannot take, where they can be read without waiting."""
     check_mask(inputs["attention_mask"], None, allow_empty=True)
     tokens, types, embeddings = (inputs.get(name) for name in ("input_ids", "token_type_ids", "inputs_embeds"))
     if tokens is not None and can_look(tokens):

@@ -16,15 +16,13 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from papa_lightning.attention import RowMixing
-from papa_lightning.calibration.averages import AttentionAverages
+from papa_lightning.calibration.averages import AttentionAverages, RunningSums
 from papa_lightning.calibration.batches import run_encoder
-from papa_lightning.calibration.compact.averages import CompactAverages
 from papa_lightning.calibration.constants import AttentionConstants, plain_metadata
 from papa_lightning.encoders import (
+    SupportedEncoder,
     compute_device,
     describe_lengths,
-    encoder_shape,
-    find_encoder,
     fits_positions,
     replace_mixing,
     weights_fingerprint,
@@ -43,8 +41,8 @@ def calibrate(
 ) -> AttentionConstants:
     """Average the attention matrices of an encoder over data, ``C = sums / counts``.
 
-    One pass without gradients, in eval mode; every module gets back the mode it had. An encoder that is
-    already swapped is seen with its original, dynamic attention. Beside the model it needs memory for the sums,
+    One pass without gradients, in eval mode; every module gets back the mode it had. The attention averaged is the
+    original, dynamic one, also of an encoder that is swapped already. Beside the model it needs memory for the sums,
     L x H x T x T in float64, and for the probabilities of one layer. Source: Hassid et al. 2022, arXiv 2211.03495.
 
     Args:
@@ -54,9 +52,9 @@ def calibrate(
             No labels are needed.
         max_length: T, the longest sequence that the constants are to serve; for images, the number of tokens that the
             encoder makes of one.
-        metadata: What to note in the result beside model, sizes and versions, e.g. tokenizer, layout, data.
-        all_reduce: Sums a tensor over processes, when several calibrate together, each with its own share.
-        progress: Show a progress bar.
+        metadata: Entries of the result's metadata beside model, sizes and versions, e.g. tokenizer, layout, data.
+        all_reduce: Function that sums a tensor over processes, when several calibrate together, each its own share.
+        progress: Whether to show a progress bar.
 
     Returns:
         The constants, on the CPU; values in float32, or float64 for an encoder in float64.
@@ -77,13 +75,13 @@ def calibrate(
         >>> constants.values.shape, constants.metadata["sequences"]
         (torch.Size([1, 2, 4, 4]), 1)
     """
-    base = find_encoder(encoder)
-    check_max_length(base, max_length)
+    found = SupportedEncoder.find(encoder)
+    check_max_length(found.model, max_length)
     noted = plain_metadata({} if metadata is None else metadata)  # refused now, not after hours
-    averages = gather(base, batches, max_length, progress=progress)
+    averages = gather(found, batches, max_length, progress=progress)
     if all_reduce is not None:
         averages.reduce(all_reduce)
-    return finish(base, averages, noted)
+    return finish(found, averages, noted)
 
 
 def check_max_length(encoder: PreTrainedModel, max_length: int) -> None:
@@ -99,15 +97,19 @@ def check_max_length(encoder: PreTrainedModel, max_length: int) -> None:
 
 
 def gather(
-    encoder: PreTrainedModel, batches: Iterable[Mapping[str, Any]], max_length: int, *, progress: bool = False
+    encoder: nn.Module | SupportedEncoder,
+    batches: Iterable[Mapping[str, Any]],
+    max_length: int,
+    *,
+    progress: bool = False,
 ) -> AttentionAverages:
     """Run the pass of :func:`calibrate` in this process only, without reducing or dividing.
 
     Args:
-        encoder: The bare encoder.
+        encoder: The encoder.
         batches: See :func:`calibrate`; may be empty.
-        max_length: T.
-        progress: Show a progress bar.
+        max_length: T, the longest sequence.
+        progress: Whether to show a progress bar.
 
     Returns:
         The sums of this process.
@@ -115,58 +117,55 @@ def gather(
     Raises:
         CalibrationError: For a bad batch.
     """
-    layers, heads = encoder_shape(encoder)
-    averages = AttentionAverages(layers, heads, max_length, compute_device(encoder))
-    add_up(encoder, averages, batches, progress)
+    found = SupportedEncoder.find(encoder)
+    averages = AttentionAverages(found.num_layers, found.num_heads, max_length, compute_device(found.model))
+    add_up(found, averages, batches, progress)
     return averages
 
 
-def add_up(
-    encoder: PreTrainedModel,
-    sums: AttentionAverages | CompactAverages,
-    batches: Iterable[Mapping[str, Any]],
-    progress: bool,
-) -> None:
+def add_up(found: SupportedEncoder, sums: RunningSums, batches: Iterable[Mapping[str, Any]], progress: bool) -> None:
     """Run an encoder over batches, in eval mode and without gradients, and add up its attention.
 
     Args:
-        encoder: The bare encoder.
-        sums: What is added to.
+        found: The encoder.
+        sums: Sums to add to.
         batches: See :func:`calibrate`; may be empty.
-        progress: Show a progress bar.
+        progress: Whether to show a progress bar.
 
     Raises:
         CalibrationError: For a bad batch.
     """
-    mixings = [RowMixing(partial(sums.mix, layer)) for layer in range(encoder_shape(encoder)[0])]
-    with torch.no_grad(), eval_mode(encoder), replace_mixing(encoder, mixings):
-        for number, mask in enumerate(run_encoder(encoder, progress_bar(batches, progress), sums.max_length)):
+    mixings = [RowMixing(partial(sums.mix, layer)) for layer in range(found.num_layers)]
+    with torch.no_grad(), eval_mode(found.model), replace_mixing(found, mixings) as attached:
+        for number, mask in enumerate(run_encoder(attached, progress_bar(batches, progress), sums.max_length)):
             sums.add_mask(mask)
-            if number == 0:  # a broken encoder shows at once, not after hours; later batches are seen at the end
+            if number == 0:  # a broken encoder fails at once, not after hours; later batches are checked at the end
                 sums.check_finite()
 
 
-def finish(encoder: PreTrainedModel, averages: AttentionAverages, metadata: Mapping[str, Any]) -> AttentionConstants:
-    """Divide the sums, and note what the constants were made with.
+def finish(
+    encoder: nn.Module | SupportedEncoder, averages: AttentionAverages, metadata: Mapping[str, Any]
+) -> AttentionConstants:
+    """Divide the sums, and describe the pass in the metadata.
 
     Args:
-        encoder: The bare encoder.
+        encoder: The encoder.
         averages: The sums of all processes.
-        metadata: What the caller knows beyond the encoder.
+        metadata: Further metadata of the caller.
 
     Raises:
         CalibrationError: When there were no sequences, or the attention was not finite.
     """
-    dtype = torch.promote_types(encoder.dtype, torch.float32)
-    values = averages.compute(dtype).cpu()
-    noted = describe_pass(encoder, averages.max_length, averages.num_sequences)
+    found = SupportedEncoder.find(encoder)
+    values = averages.compute(torch.promote_types(found.model.dtype, torch.float32)).cpu()
+    noted = describe_pass(found, averages.max_length, averages.num_sequences)
     return AttentionConstants(
         values, averages.pair_counts.cpu(), {**metadata, **noted}, variance=averages.variance().cpu()
     )
 
 
-def describe_pass(encoder: PreTrainedModel, max_length: int, num_sequences: Tensor) -> dict[str, Any]:
-    """What a pass notes in its result: the model, T, how many sequences, and versions."""
+def describe_pass(encoder: SupportedEncoder, max_length: int, num_sequences: Tensor) -> dict[str, Any]:
+    """The metadata of a pass: the model, T, the number of sequences, and versions."""
     return {
         "model": describe_model(encoder),
         "max_length": max_length,
@@ -176,24 +175,24 @@ def describe_pass(encoder: PreTrainedModel, max_length: int, num_sequences: Tens
     }
 
 
-def describe_model(encoder: PreTrainedModel) -> dict[str, Any]:
-    """Name, type, sizes and fingerprint of an encoder; of a local folder only its own name, never its path."""
-    config = encoder.config
-    layers, heads = encoder_shape(encoder)
+def describe_model(encoder: nn.Module | SupportedEncoder) -> dict[str, Any]:
+    """Name, type, sizes and fingerprint of an encoder; of a local folder the name only, never the path."""
+    found = SupportedEncoder.find(encoder)
+    config = found.model.config
     return {
         "name": without_path(config.name_or_path or ""),
         "type": config.model_type,
-        "layers": layers,
-        "heads": heads,
+        "layers": found.num_layers,
+        "heads": found.num_heads,
         "hidden_size": int(config.hidden_size),
-        "weights": weights_fingerprint(encoder),
+        "weights": weights_fingerprint(found.model),
     }
 
 
 def without_path(name: str) -> str:
-    """The name of a model or tokenizer on the hub as it is; of a local folder only its own name.
+    """The name of a model or tokenizer on the hub as it is; the last part of the path of a local folder.
 
-    Files that hold such names travel, and the paths of one machine mean nothing on another.
+    Files with such names are moved to other machines, where paths have no meaning.
 
     Example:
         >>> without_path("google-bert/bert-base-uncased"), without_path("/models/mine")
@@ -216,10 +215,10 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
 
 
 def progress_bar(batches: Iterable[Any], shown: bool) -> Iterable[Any]:
-    """The batches, with the bar of a calibration pass; it has an end where they know their number.
+    """The batches, with the progress bar of a calibration pass.
 
     Raises:
-        CalibrationError: When there can be none.
+        CalibrationError: When ``batches`` is not iterable.
     """
     if not any(hasattr(type(batches), name) for name in ("__iter__", "__getitem__")):
         raise CalibrationError(

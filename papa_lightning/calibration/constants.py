@@ -1,4 +1,4 @@
-"""The result of calibration, in memory and as a file."""
+"""Constants of an encoder, in memory and as a file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
-from papa_lightning.encoders import encoder_shape, find_encoder, position_limit, weights_fingerprint
+from papa_lightning.encoders import SupportedEncoder, position_limit, weights_fingerprint
 from papa_lightning.errors import ConstantsFileError
 from papa_lightning.files.checked import SUM, content_sum, parse_json, tensor_bytes
 from papa_lightning.files.writing import staged_file
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 
 def plain_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of metadata as a file gives it back: primitives, lists, and maps with strings as keys.
+    """A copy of metadata as it is read from a file: primitives, lists, and maps with strings as keys.
 
     Raises:
-        ConstantsFileError: When it is not a mapping, or has something that JSON has no word for.
+        ConstantsFileError: When it is not a mapping, or has something that JSON cannot express.
     """
     if not isinstance(metadata, Mapping):
         raise ConstantsFileError(f"metadata is a {type(metadata).__name__}, but must be a mapping of primitives.")
@@ -39,22 +39,22 @@ def plain_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class ConstantsMismatchWarning(UserWarning):
-    """Constants are used with weights, a tokenizer or a layout other than those they were made with."""
+    """Constants are used with other weights, another tokenizer or another layout than they were made with."""
 
 
 class EncoderConstants:
-    """Constants for all heads of an encoder. What derives from it says how many, and in which form."""
+    """Base of constants for all heads of an encoder; subclasses have them in different forms."""
 
     metadata: Mapping[str, Any]
 
     @property
     def num_layers(self) -> int:
-        """L."""
+        """The number of layers L."""
         raise NotImplementedError
 
     @property
     def num_heads(self) -> int:
-        """H."""
+        """The number of heads H."""
         raise NotImplementedError
 
     @property
@@ -68,8 +68,8 @@ class EncoderConstants:
 
         Args:
             path: The file.
-            encoder: Check the constants against this encoder, as :meth:`check` does.
-            max_length: Check that they were made for this length.
+            encoder: Encoder that they must fit, see :meth:`check`.
+            max_length: Length that they must have been made for.
 
         Raises:
             ConstantsFileError: When the file is missing, damaged, or something else, or does not fit.
@@ -85,24 +85,24 @@ class EncoderConstants:
     def _read(cls, path: Path) -> Self:
         raise NotImplementedError
 
-    def check(self, encoder: nn.Module, max_length: int | None = None) -> None:
+    def check(self, encoder: nn.Module | SupportedEncoder, max_length: int | None = None) -> None:
         """Check that the constants fit an encoder.
 
-        Other weights than those they were made with only warn: constants of a pretrained encoder are used with its
-        fine-tuned copies on purpose.
+        Other weights than those they were made with only give a warning, because constants of a pretrained encoder are
+        used with its fine-tuned copies on purpose.
 
         Args:
             encoder: A PreTrainedModel, with or without a task head.
-            max_length: The length that is wanted, if any.
+            max_length: The length that they must have; None accepts any.
 
         Raises:
             ConstantsFileError: When architecture, numbers of layers or heads, or length differ.
         """
-        base = find_encoder(encoder)
+        found = SupportedEncoder.find(encoder)
         model = self.metadata.get("model")
         if not isinstance(model, Mapping):
             model = {}
-        config = base.config
+        config = found.model.config
         expected = {"type": config.model_type, "hidden_size": config.hidden_size}
         for key, value in expected.items():
             if model.get(key, value) != value:
@@ -110,20 +110,20 @@ class EncoderConstants:
                     f"the constants were made for another architecture ({key} {model[key]!r}, model "
                     f"{model.get('name')!r}) than the encoder ({key} {value!r}): calibrate this encoder."
                 )
-        sizes = encoder_shape(base)
+        sizes = (found.num_layers, found.num_heads)
         if sizes != (self.num_layers, self.num_heads):
             raise ConstantsFileError(
                 f"the constants have {self.num_layers} layers of {self.num_heads} heads, but the encoder has "
                 f"{sizes[0]} layers of {sizes[1]} heads: calibrate this encoder."
             )
         self.check_length(max_length)
-        limit = position_limit(base)
+        limit = position_limit(found.model)
         if limit is not None and self.max_length > limit:
             raise ConstantsFileError(
                 f"the constants have max_length {self.max_length}, but the encoder has {limit} positions: calibrate it "
                 f"with max_length up to {limit}."
             )
-        weights = {model.get("weights"), weights_fingerprint(base)} - {None}  # None: not known
+        weights = {model.get("weights"), weights_fingerprint(found.model)} - {None}  # None: not known
         if len(weights) > 1:
             warnings.warn(
                 f"the constants were made with other weights (model {model.get('name')!r}) than the encoder has now: "
@@ -133,7 +133,7 @@ class EncoderConstants:
             )
 
     def check_length(self, max_length: int | None) -> None:
-        """Check that the constants were made for a length; None asks for nothing.
+        """Check that the constants were made for a length; None accepts any.
 
         Raises:
             ConstantsFileError: When they were made for another.
@@ -150,9 +150,9 @@ def write_tensors(path: str | Path, form: str, tensors: Mapping[str, Tensor], me
 
     Args:
         path: The file; its folder is made when missing.
-        form: What kind of file it is, and of which version.
-        tensors: By name.
-        metadata: Primitives.
+        form: Format of the file, with its version.
+        tensors: Tensors by name.
+        metadata: Metadata of primitives.
 
     Returns:
         The path.
@@ -168,7 +168,7 @@ def write_tensors(path: str | Path, form: str, tensors: Mapping[str, Tensor], me
 
 
 def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """How a safetensors file begins: the size of a JSON text, and the text, which says where each tensor stands."""
+    """The header of a safetensors file: the size of a JSON text, and the text with dtypes, shapes and offsets."""
     described: dict[str, Any] = {"__metadata__": metadata}
     end = 0
     for name, tensor in tensors.items():
@@ -192,12 +192,12 @@ def read_tensors(
 
     Args:
         path: The file.
-        form: What kind of file it must be.
-        check: Whether it may have a tensor of a name.
-        made_by: For messages: what such a file holds, the method and the command that write one.
+        form: Format that it must have.
+        check: Function that tells whether a name may be that of a tensor of the file.
+        made_by: Content of such a file, and the method and the command that write one, for messages.
 
     Returns:
-        All its tensors, its metadata, and whether it has a sum: without one, it may be of another program.
+        All its tensors, its metadata, and whether it has a sum; without one, another program may have written it.
 
     Raises:
         ConstantsFileError: When the file is missing, damaged, or something else.
@@ -231,7 +231,7 @@ def read_tensors(
 
 
 def damaged_file(path: Path, found: object) -> ConstantsFileError:
-    """The error for a file whose content makes no constants."""
+    """The error for a file whose content is not that of constants."""
     return ConstantsFileError(
         f"constants file {str(path)!r} is damaged or not a safetensors file ({found}): calibrate again."
     )
@@ -239,14 +239,14 @@ def damaged_file(path: Path, found: object) -> ConstantsFileError:
 
 _FORMAT = "papa_lightning.attention_constants/1"
 
-#: What holds them, and what writes them: for messages.
+#: See :func:`read_tensors`.
 _MADE_BY = ("attention constants", "AttentionConstants.save", "papa calibrate")
 
-#: Of constants.
+#: Dtypes of constants.
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _SAVED = ("values", "pair_counts", "variance")
 _WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-#: How far above 1 an average of attention in 16 bits can be.
+#: Largest excess over 1 of an average of attention in 16 bits.
 _ROUNDING = 0.02
 
 
@@ -257,16 +257,16 @@ class AttentionConstants(EncoderConstants):
     Args:
         values: (L, H, T, T) floating point, from 0 to 1; rows are queries, and need not sum to 1.
         pair_counts: (T, T), the number of sequences in which both positions held a real token.
-        metadata: What they were made with: "model" (name, type, sizes, weights fingerprint), "tokenizer", "layout",
-            "data", "sequences", "max_length", "versions". Primitives only, and kept as a file would give them back:
+        metadata: Description of their origin: "model" (name, type, sizes, weights fingerprint), "tokenizer", "layout",
+            "data", "sequences", "max_length", "versions". Primitives only, and kept as they are read from a file:
             tuples are lists, keys are strings. May be empty.
-        variance: (L, H), how far the attention of each head was from its constants, see
-            :meth:`~papa_lightning.AttentionAverages.variance`; None where that is not known: constants that were not
-            calibrated, and files of versions before.
+        variance: (L, H), mean squared distance of the attention of each head from its constants, see
+            :meth:`~papa_lightning.AttentionAverages.variance`; None where it is not known, as for constants that were
+            not calibrated.
 
     Raises:
-        ConstantsFileError: When the shapes do not fit each other, a number is not what it can be (values from 0 to 1,
-            counts whole and symmetric, variance from 0 on), or metadata cannot be saved.
+        ConstantsFileError: When the shapes do not fit each other, a number is out of range (values from 0 to 1, counts
+            whole and symmetric, variance from 0 on), or metadata cannot be saved.
 
     Example:
         >>> import torch
@@ -303,12 +303,12 @@ class AttentionConstants(EncoderConstants):
 
     @property
     def num_layers(self) -> int:
-        """L."""
+        """The number of layers L."""
         return self.values.shape[0]
 
     @property
     def num_heads(self) -> int:
-        """H."""
+        """The number of heads H."""
         return self.values.shape[1]
 
     @property
@@ -317,7 +317,7 @@ class AttentionConstants(EncoderConstants):
         return self.values.shape[2]
 
     def by_layer(self) -> list[Tensor]:
-        """The constants of each layer, (H, T, T): what a swap hands to it."""
+        """The constants (H, T, T) of each layer, as a swap hands them to it."""
         return list(self.values)
 
     def save(self, path: str | Path) -> Path:

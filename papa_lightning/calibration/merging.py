@@ -1,6 +1,6 @@
-"""Clusters of heads whose constants are close, and the one matrix that stands for each.
+"""Merging the constants of similar heads into one matrix a cluster.
 
-Heads that share a matrix make a layer cheaper: with one matrix for all of them, value and output projections are one
+A layer whose heads share matrices is cheaper: with one matrix for all heads, its value and output projections are one
 (d x d) matrix (kind "folded").
 """
 
@@ -20,14 +20,14 @@ from papa_lightning.errors import PapaError
 def merge_constants(
     constants: AttentionConstants, tolerance: float | None = None, layers: Sequence[int] | None = None
 ) -> AttentionConstants:
-    """Let heads of a layer whose constants are close share one matrix, the mean of theirs.
+    """Replace the constants of similar heads of a layer by their mean.
 
         error[l] = sqrt( sum_h |C_h - M_h|^2 / sum_h |C_h|^2 ),    |C|^2 = sum_ij n_ij C_ij^2
 
     with M_h the shared matrix and n the pair counts.
 
     Args:
-        constants: What calibration gave.
+        constants: Constants of a calibration.
         tolerance: Largest distance of two heads that share a matrix, see :func:`head_distances`; None joins all heads
             of a layer.
         layers: The layers to merge; None means all. The others stay as they are.
@@ -65,7 +65,7 @@ def merge_constants(
         clusters.append(found)
         errors.append(_relative_error(values[layer], own, counts))
     if tolerance is not None and math.isinf(tolerance):
-        tolerance = None  # JSON has no infinity; None says the same
+        tolerance = None  # JSON has no infinity; None means the same
     noted = {"tolerance": tolerance, "clusters": clusters, "error": errors}
     return AttentionConstants(values, counts, {**constants.metadata, "merged": noted}, variance=constants.variance)
 
@@ -82,7 +82,7 @@ def folded_kinds(constants: AttentionConstants) -> list[str]:
 
 
 def head_distances(constants: Tensor, counts: Tensor) -> Tensor:
-    """How far the constants of two heads are from each other, relative to their size.
+    """Distance of the constants of each pair of heads, relative to their size.
 
         distance[h, g] = |C_h - C_g| / sqrt(|C_h| |C_g|),    |C|^2 = sum_ij n_ij C_ij^2
 
@@ -138,7 +138,7 @@ def cluster_heads(constants: Tensor, counts: Tensor, tolerance: float) -> list[t
 
 
 def average_clusters(constants: Tensor, clusters: Sequence[Sequence[int]]) -> Tensor:
-    """The mean of each cluster in the place of each of its heads.
+    """Replace the constants of each head by the mean of its cluster.
 
     Args:
         constants: (H, T, T) of one layer.

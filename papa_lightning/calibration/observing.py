@@ -1,4 +1,4 @@
-"""Watching the calls of an encoder, whoever makes them, and averaging its attention in each."""
+"""Averaging the attention of an encoder in calls that other code makes of it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from papa_lightning.attention import DynamicAttention, RowMixing, runs_in
 from papa_lightning.calibration.averages import AttentionAverages
 from papa_lightning.calibration.batches import UnreadMasks, checked_inputs, mask_by_slot
-from papa_lightning.encoders import ReadBatch, compute_device, encoder_shape, replace_mixing
+from papa_lightning.encoders import ReadBatch, SupportedEncoder, compute_device, replace_mixing
 from papa_lightning.errors import CalibrationError
 
 _WATCHED = "papa_watched"
@@ -26,19 +26,19 @@ class EncoderCalls:
     """The calls of an encoder while it is observed, and the sums over them.
 
     Args:
-        encoder: The bare encoder.
-        sums: What the calls are added to.
+        found: The encoder.
+        sums: Sums that the attention of the calls is added to.
 
     Attributes:
-        sums: As above.
-        number: Of the batch that the next calls belong to, for messages.
-        count: The calls so far.
-        error: What went wrong in a call, also where the caller of the encoder caught it.
-        masks: Of the calls so far.
+        sums: The sums.
+        number: Number of the batch that the next calls belong to, for messages.
+        count: Number of calls so far.
+        error: The first error of a call, also if the caller of the encoder caught it.
+        masks: Masks of the calls so far.
     """
 
-    def __init__(self, encoder: PreTrainedModel, sums: AttentionAverages) -> None:
-        self.encoder = encoder
+    def __init__(self, found: SupportedEncoder, sums: AttentionAverages) -> None:
+        self.encoder, self._layers, self._reading = found.model, found.num_layers, ReadBatch.of(found)
         self.sums = sums
         self.number, self.count = 0, 0
         self.error: Exception | None = None
@@ -49,7 +49,7 @@ class EncoderCalls:
         """Add the attention of a layer, and mix the values with it; see :meth:`AttentionAverages.mix`.
 
         Raises:
-            CalibrationError: When the layer runs outside a call of its encoder, where nobody knows the mask.
+            CalibrationError: When the layer runs outside a call of its encoder, where the mask is not known.
         """
         if self._runs is None:
             raise CalibrationError(
@@ -74,7 +74,7 @@ class EncoderCalls:
             self._runs = None
 
     def check(self) -> None:
-        """Raise what went wrong in a call and was caught by its caller: the sums lack something."""
+        """Raise the error of a call that its caller caught, because the sums are incomplete."""
         if self.error is not None:
             raise self.error
 
@@ -82,8 +82,8 @@ class EncoderCalls:
         named, length = named_inputs(forward, arguments, options), self.sums.max_length
         inputs, mask = checked_inputs(self.encoder, named, self.number, length)
         inputs = {name: tensor.to(compute_device(self.encoder)) for name, tensor in inputs.items()}
-        by_slot = mask_by_slot(ReadBatch.of(self.encoder), self.encoder, inputs, self.number, length)
-        self._runs = [0] * encoder_shape(self.encoder)[0]
+        by_slot = mask_by_slot(self._reading, inputs, self.number, length)
+        self._runs = [0] * self._layers
         output = forward(*arguments, **options)
         other = [layer for layer, runs in enumerate(self._runs) if runs != 1]
         if other:
@@ -94,7 +94,7 @@ class EncoderCalls:
             )
         self.masks.add(mask)
         self.sums.add_mask(by_slot)
-        if self.count == 0:  # a broken encoder shows at once, not after hours; later calls are seen at the end
+        if self.count == 0:  # a broken encoder fails at once, not after hours; later calls are checked at the end
             self.sums.check_finite()
         self.count += 1
         return output
@@ -104,9 +104,9 @@ def named_inputs(forward: Callable[..., Any], arguments: tuple[Any, ...], option
     """The arguments of a call by name, as far as they fit the signature.
 
     Args:
-        forward: What is called.
-        arguments: By position.
-        options: By name.
+        forward: The function that is called.
+        arguments: Positional arguments.
+        options: Keyword arguments.
 
     Example:
         >>> named_inputs(lambda input_ids, attention_mask: None, (1,), {"attention_mask": 2})
@@ -119,16 +119,16 @@ def named_inputs(forward: Callable[..., Any], arguments: tuple[Any, ...], option
 def watch_calls(
     encoder: PreTrainedModel, watch: Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 ) -> Iterator[None]:
-    """Let a function make the calls of an encoder, in whatever it is wrapped; what is compiled runs uncompiled.
+    """Route the calls of an encoder through a function, whatever the encoder is wrapped in; nothing runs compiled.
 
-    Calls of other threads go on as if nobody watched.
+    Calls of other threads are not affected.
 
     Args:
         encoder: The bare encoder.
-        watch: Gets the encoder's forward and the arguments of a call, by position and by name; returns its output.
+        watch: Function of the encoder's forward and the positional and keyword arguments of a call; returns its output.
 
     Raises:
-        CalibrationError: When somebody watches already.
+        CalibrationError: When the calls are watched already.
     """
     before, forward = vars(encoder).get("forward"), encoder.forward
     if getattr(before, _WATCHED, False):
@@ -158,9 +158,9 @@ def watch_calls(
 
 @contextmanager
 def observe(encoder: PreTrainedModel, max_length: int) -> Iterator[EncoderCalls]:
-    """Average the dynamic attention of an encoder, swapped or not, in whatever calls are made of it.
+    """Average the dynamic attention of an encoder, swapped or not, in all calls of it.
 
-    Modes and gradients are the caller's.
+    Training mode and gradients are left as the caller sets them.
 
     Args:
         encoder: The bare encoder.
@@ -182,9 +182,10 @@ def observe(encoder: PreTrainedModel, max_length: int) -> Iterator[EncoderCalls]
         >>> calls.count, calls.sums.compute().shape
         (1, torch.Size([1, 2, 4, 4]))
     """
-    layers, heads = encoder_shape(encoder)
-    calls = EncoderCalls(encoder, AttentionAverages(layers, heads, max_length, compute_device(encoder)))
-    mixings = [RowMixing(partial(calls.mix, layer)) for layer in range(layers)]
-    with watch_calls(encoder, calls.call), replace_mixing(encoder, mixings):
+    found = SupportedEncoder.find(encoder)
+    sums = AttentionAverages(found.num_layers, found.num_heads, max_length, compute_device(encoder))
+    calls = EncoderCalls(found, sums)
+    mixings = [RowMixing(partial(calls.mix, layer)) for layer in range(found.num_layers)]
+    with watch_calls(encoder, calls.call), replace_mixing(found, mixings):
         yield calls
         calls.masks.check()

@@ -1,7 +1,19 @@
-"""WHERE attention goes in an encoder: finding, swapping and restoring it. Knows torch and transformers."""
+"""Attention in pretrained encoders: finding, swapping, restoring and observing it.
+
+May import torch, transformers and the attention room. A family of encoders is added in families/, another way to hand
+attention to a mixer in seam/, another layout of query and key weights in projections/.
+"""
 
 from papa_lightning.encoders.families.table import FAMILIES, EncoderFamily, register_family
-from papa_lightning.encoders.finding import attention_reaches, encoder_shape, find_encoder, is_supported
+from papa_lightning.encoders.finding import (
+    SupportedEncoder,
+    attention_reaches,
+    encoder_shape,
+    find_encoder,
+    is_calibrated,
+    is_supported,
+    swapped_layers,
+)
 from papa_lightning.encoders.head_selection import HeadSelection, select_heads
 from papa_lightning.encoders.inputs import (
     accepted_inputs,
@@ -32,13 +44,11 @@ from papa_lightning.encoders.seam.inline import InlineAttention
 from papa_lightning.encoders.seam.masks import check_mask
 from papa_lightning.encoders.swap import (
     gate_logits,
-    is_calibrated,
     learn_constants,
     leave_out_of_ddp,
     load_constants,
     restore_attention,
     swap_attention,
-    swapped_layers,
 )
 from papa_lightning.encoders.weights import PlainStateWarning, plain_state, weights_fingerprint
 
@@ -59,6 +69,7 @@ __all__ = [
     "Options",
     "PlainStateWarning",
     "ReadBatch",
+    "SupportedEncoder",
     "SwapNote",
     "SwapReader",
     "UnmaskedPaddingWarning",

@@ -1,17 +1,126 @@
-"""Finding the encoder in what a user passes, and its self-attention."""
+"""Finding the encoder in a module, its family, and its self-attention modules."""
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
+from dataclasses import dataclass
+from functools import cached_property
 from typing import cast
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
-from papa_lightning.attention import Reach
-from papa_lightning.encoders.families.table import FAMILIES, EncoderFamily, register_family
+from papa_lightning.attention import Reach, TokenMixer
+from papa_lightning.encoders.families.table import FAMILIES, EncoderFamily
+from papa_lightning.encoders.seam.layer import mixers_of
+from papa_lightning.encoders.seam.slots import SlotRule
 from papa_lightning.errors import UnsupportedEncoderError
+
+
+@dataclass(frozen=True, eq=False)
+class SupportedEncoder:
+    """A bare encoder with its family and its self-attention modules, each looked up once.
+
+    Public functions make one and pass it on to the functions below them. It is not kept beyond the call, because an
+    encoder may change between calls (adapters, removed layers); attaching and detaching return a new one.
+
+    Args:
+        model: The bare encoder, without task head or decoder.
+        family: Its family.
+    """
+
+    model: PreTrainedModel
+    family: EncoderFamily
+
+    @classmethod
+    def find(cls, model: nn.Module | SupportedEncoder) -> SupportedEncoder:
+        """The encoder in a model; one that was found before is returned as it is.
+
+        Args:
+            model: See :func:`find_encoder`.
+
+        Raises:
+            UnsupportedEncoderError: As from :func:`find_encoder`.
+        """
+        if isinstance(model, SupportedEncoder):
+            return model
+        if not isinstance(model, PreTrainedModel):
+            return cls.find(_only_model(model))
+        try:
+            family = family_of(model)
+        except UnsupportedEncoderError:
+            if not (inner := _supported_models(model)):
+                raise
+            return cls.find(_the_only(inner, model))
+        base = cast(PreTrainedModel, model.base_model)
+        # The configuration that T5EncoderModel saves has no is_encoder_decoder, but AutoModel adds a decoder.
+        has_decoder = isinstance(base._modules.get("decoder"), PreTrainedModel)
+        if has_decoder or getattr(base.config, "is_encoder_decoder", False):
+            base = cast(PreTrainedModel, base.get_encoder())
+        return cls(base, family if base is model else family_of(base))
+
+    @cached_property
+    def modules(self) -> list[nn.Module]:
+        """The self-attention modules, one a layer in the order in which the layers run.
+
+        Raises:
+            UnsupportedEncoderError: When there is none.
+        """
+        found = self.family.attention_modules(self.model)
+        if not found:
+            raise UnsupportedEncoderError(
+                f"encoder ({type(self.model).__name__}) is of type {self.model.config.model_type!r}, but has no "
+                f"{self.family.attention} module: was its attention replaced by another library? "
+                "Pass the encoder as transformers builds it."
+            )
+        return found
+
+    @property
+    def distinct_modules(self) -> list[nn.Module]:
+        """The same without repetition, where a module serves several layers."""
+        return list(dict.fromkeys(self.modules))
+
+    @property
+    def num_layers(self) -> int:
+        """The number of layers L, as they are and not as configured."""
+        return len(self.modules)
+
+    @property
+    def num_heads(self) -> int:
+        """The number of heads H.
+
+        Raises:
+            UnsupportedEncoderError: When the configuration does not name it.
+        """
+        heads = getattr(self.model.config, "num_attention_heads", None)
+        if not isinstance(heads, int):
+            raise UnsupportedEncoderError(
+                f"the configuration of {type(self.model).__name__} has no num_attention_heads: give it one, or map the "
+                "name that it has in its attribute_map."
+            )
+        return heads
+
+    @property
+    def head_size(self) -> int:
+        """The size h of a head's values."""
+        config = self.model.config
+        return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+    @property
+    def reaches(self) -> list[Reach]:
+        """The keys that the queries of each layer can see."""
+        return [self.family.reach(module) for module in self.modules]
+
+    @property
+    def slot_rule(self) -> SlotRule:
+        """Where the slots of the constants are counted from."""
+        return self.family.slot_rule(self.model.config)
+
+    @property
+    def mixers(self) -> list[TokenMixer]:
+        """The mixers that a swap installed, one a layer in layer order; empty when the encoder is not swapped."""
+        held = {module: iter(mixers_of(module)) for module in self.modules}
+        return [mixer for module in self.modules for mixer in [next(held[module], None)] if mixer is not None]
 
 
 def find_encoder(model: nn.Module) -> PreTrainedModel:
@@ -27,57 +136,108 @@ def find_encoder(model: nn.Module) -> PreTrainedModel:
     Raises:
         UnsupportedEncoderError: When there is no supported encoder, or several; the message has the reason.
     """
-    if isinstance(model, PreTrainedModel):
-        return _bare_encoder(model)
-    if not isinstance(model, nn.Module):
+    return SupportedEncoder.find(model).model
+
+
+def is_supported(model: nn.Module) -> bool:
+    """Whether :func:`find_encoder` accepts a module."""
+    try:
+        SupportedEncoder.find(model)
+    except UnsupportedEncoderError:
+        return False
+    return True
+
+
+def encoder_shape(encoder: nn.Module) -> tuple[int, int]:
+    """The number of layers L and of heads H of an encoder; the layers as they are, not as configured.
+
+    Raises:
+        UnsupportedEncoderError: When the configuration does not name the number of heads.
+    """
+    found = SupportedEncoder.find(encoder)
+    return found.num_layers, found.num_heads
+
+
+def attention_reaches(encoder: nn.Module) -> list[Reach]:
+    """The keys that the queries of each layer of an encoder can see."""
+    return SupportedEncoder.find(encoder).reaches
+
+
+def swapped_layers(encoder: nn.Module) -> list[TokenMixer]:
+    """The mixers of a swapped encoder, one a layer in layer order; empty when it is not swapped."""
+    return SupportedEncoder.find(encoder).mixers
+
+
+def is_calibrated(encoder: nn.Module) -> bool:
+    """Whether an encoder is swapped and has its constants."""
+    mixers = swapped_layers(encoder)
+    return bool(mixers) and all(mixer.calibrated for mixer in mixers)
+
+
+def family_of(encoder: PreTrainedModel) -> EncoderFamily:
+    """The family of an encoder.
+
+    Raises:
+        UnsupportedEncoderError: When its type is unknown, or it is the decoder of a type that also makes encoders.
+    """
+    model_type = encoder.config.model_type
+    if model_type not in FAMILIES:
+        model_type = _type_by_class(encoder) or model_type
+    supported = f"Supported are: {', '.join(sorted(FAMILIES))}."
+    if model_type not in FAMILIES:
         raise UnsupportedEncoderError(
-            f"encoder is a {type(model).__name__}, but must be a transformers PreTrainedModel or a module that holds "
+            f"encoder is of unknown type {model_type!r}. {supported} Another type can be added with register_family."
+        )
+    if getattr(encoder.config, "is_decoder", False):
+        raise UnsupportedEncoderError(
+            f"encoder is a {model_type} made to be a decoder (is_decoder), but must be an encoder. {supported}"
+        )
+    return FAMILIES[model_type]
+
+
+def _type_by_class(encoder: PreTrainedModel) -> str | None:
+    """The model type of the transformers class that a custom class derives from, if that is supported.
+
+    A subclass with a configuration of its own has another model_type, but the attention of its base class.
+    """
+    for base in type(encoder).__mro__[1:]:
+        model_type: str = getattr(vars(base).get("config_class"), "model_type", "")
+        if model_type in FAMILIES and any(FAMILIES[model_type].is_attention(module) for module in encoder.modules()):
+            return model_type
+    return None
+
+
+def _only_model(module: nn.Module) -> PreTrainedModel:
+    """The only model of a supported type in a module that is none itself."""
+    if not isinstance(module, nn.Module):
+        raise UnsupportedEncoderError(
+            f"encoder is a {type(module).__name__}, but must be a transformers PreTrainedModel or a module that holds "
             "one."
         )
-    if any(isinstance(part, DistributedDataParallel) for part in model.modules()):
+    if any(isinstance(part, DistributedDataParallel) for part in module.modules()):
         raise UnsupportedEncoderError(
             "encoder is in a DistributedDataParallel, which counted its parameters already: pass the encoder itself, "
             "and swap it before it is wrapped."
         )
-    return _bare_encoder(_only_supported(model))
-
-
-def _bare_encoder(model: PreTrainedModel) -> PreTrainedModel:
-    if not _is_known(model) and (inner := _inner_encoders(model)):
-        return _the_only(inner, model)
-    family_of(model)
-    base = cast(PreTrainedModel, model.base_model)
-    # T5EncoderModel saves a configuration that says it is none, from which AutoModel makes one with a decoder.
-    if getattr(base.config, "is_encoder_decoder", False) or isinstance(base._modules.get("decoder"), PreTrainedModel):
-        return cast(PreTrainedModel, base.get_encoder())
-    return base
-
-
-def _only_supported(module: nn.Module) -> PreTrainedModel:
-    models = outermost_models(module)
-    supported: dict[str, PreTrainedModel] = {}
-    for path, model in models.items():
-        if _is_known(model):
-            supported[path] = model
-        else:
-            supported |= {f"{path}.{inside}": one for inside, one in _inner_encoders(model).items()}
-    if supported:
+    if supported := _supported_models(module):
         return _the_only(supported, module)
-    for model in models.values():
-        family_of(model)  # raises, with the reason for this model
+    for part in module.modules():
+        if isinstance(part, PreTrainedModel):
+            family_of(part)  # raises, with the reason for this model
     raise UnsupportedEncoderError(
         f"{type(module).__name__} holds no transformers PreTrainedModel: pass one, or a module that has it as an "
         "attribute (a LightningModule makes it in __init__ or configure_model)."
     )
 
 
-def _the_only(encoders: dict[str, PreTrainedModel], module: nn.Module) -> PreTrainedModel:
-    if len(encoders) > 1:
-        raise UnsupportedEncoderError(
-            f"{type(module).__name__} holds several encoders ({', '.join(encoders)}): name one with encoder=..., or "
-            "pass it."
-        )
-    return next(iter(encoders.values()))
+def _supported_models(module: nn.Module) -> dict[str, PreTrainedModel]:
+    """The models of supported types in a module that are not part of another such model: path -> model."""
+    found: dict[str, PreTrainedModel] = {}
+    for path, part in module.named_modules():
+        nested = any(path.startswith(f"{outer}.") for outer in found)
+        if isinstance(part, PreTrainedModel) and not nested and _is_known(part):
+            found[path] = part
+    return found
 
 
 def _is_known(model: PreTrainedModel) -> bool:
@@ -88,111 +248,10 @@ def _is_known(model: PreTrainedModel) -> bool:
     return True
 
 
-def _inner_encoders(model: PreTrainedModel) -> dict[str, PreTrainedModel]:
-    """The encoders inside a model of a type that is none itself: path -> encoder. Decoders do not count."""
-    inner: dict[str, PreTrainedModel] = {}
-    for path, part in model.named_modules():
-        nested = any(path.startswith(f"{outer}.") for outer in inner)
-        if path and not nested and isinstance(part, PreTrainedModel) and _is_known(part) and is_supported(part):
-            inner[path] = find_encoder(part)
-    return inner
-
-
-def outermost_models(module: nn.Module) -> dict[str, PreTrainedModel]:
-    """The transformers models in a module that are not part of another: path -> model."""
-    found: dict[str, PreTrainedModel] = {}
-    for path, part in module.named_modules():
-        nested = any(path.startswith(f"{outer}.") or outer == "" for outer in found)
-        if isinstance(part, PreTrainedModel) and not nested:
-            found[path] = part
-    return found
-
-
-def family_of(encoder: PreTrainedModel) -> EncoderFamily:
-    """The family of an encoder.
-
-    Raises:
-        UnsupportedEncoderError: When its type is unknown, or it is the decoder of a type that also makes encoders.
-    """
-    config = encoder.config
-    model_type = config.model_type
-    if model_type not in FAMILIES and not entry_points(group="papa_lightning.families", name=model_type):
-        model_type = _type_by_class(encoder) or model_type
-    if model_type not in FAMILIES:
-        for found in entry_points(group="papa_lightning.families", name=model_type):
-            register_family(model_type, found.load())
-    supported = f"Supported are: {', '.join(sorted(FAMILIES))}."
-    if model_type not in FAMILIES:
+def _the_only(encoders: dict[str, PreTrainedModel], module: nn.Module) -> PreTrainedModel:
+    if len(encoders) > 1:
         raise UnsupportedEncoderError(
-            f"encoder is of unknown type {model_type!r}. {supported} Another type can be added with register_family."
+            f"{type(module).__name__} holds several encoders ({', '.join(encoders)}): name one with encoder=..., or "
+            "pass it."
         )
-    if getattr(config, "is_decoder", False):
-        raise UnsupportedEncoderError(
-            f"encoder is a {model_type} made to be a decoder (is_decoder), but must be an encoder. {supported}"
-        )
-    return FAMILIES[model_type]
-
-
-def _type_by_class(encoder: PreTrainedModel) -> str | None:
-    """The type of a model of somebody's own class, by the class of transformers that it stands on, if there is one.
-
-    A subclass with a configuration of its own has another model_type, but the attention of the class above.
-    """
-    for base in type(encoder).__mro__[1:]:
-        model_type = getattr(vars(base).get("config_class"), "model_type", None)
-        family = FAMILIES.get(model_type or "")
-        if family is not None and any(family.is_attention(module) for module in encoder.modules()):
-            return model_type
-    return None
-
-
-def is_supported(model: nn.Module) -> bool:
-    """Whether :func:`find_encoder` accepts a module."""
-    try:
-        find_encoder(model)
-    except UnsupportedEncoderError:
-        return False
-    return True
-
-
-def attention_modules(encoder: PreTrainedModel) -> list[nn.Module]:
-    """The self-attention modules of a bare encoder, one a layer in the order in which the layers run.
-
-    Raises:
-        UnsupportedEncoderError: When there is none.
-    """
-    family = family_of(encoder)
-    found = family.attention_modules(encoder)
-    if not found:
-        raise UnsupportedEncoderError(
-            f"encoder ({type(encoder).__name__}) is of type {encoder.config.model_type!r}, but has no "
-            f"{family.attention} module: was its attention replaced by another library? "
-            "Pass the encoder as transformers builds it."
-        )
-    return found
-
-
-def attention_reaches(encoder: PreTrainedModel) -> list[Reach]:
-    """Which keys the queries of each layer of a bare encoder can see at all."""
-    return [family_of(encoder).reach(module) for module in attention_modules(encoder)]
-
-
-def encoder_shape(encoder: PreTrainedModel) -> tuple[int, int]:
-    """Number of layers L and of heads H of a bare encoder; the layers as they are, not as configured.
-
-    Raises:
-        UnsupportedEncoderError: When the configuration does not name the number of heads.
-    """
-    heads = getattr(encoder.config, "num_attention_heads", None)
-    if not isinstance(heads, int):
-        raise UnsupportedEncoderError(
-            f"the configuration of {type(encoder).__name__} has no num_attention_heads: give it one, or map the name "
-            "that it has in its attribute_map."
-        )
-    return len(attention_modules(encoder)), heads
-
-
-def head_size(encoder: PreTrainedModel) -> int:
-    """The size h of a head's values."""
-    config = encoder.config
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    return next(iter(encoders.values()))

@@ -7,18 +7,18 @@ from dataclasses import dataclass
 
 from torch import nn
 
-#: Where DistributedDataParallel looks for names that it is to leave alone.
+#: Attribute in which DistributedDataParallel looks for names that it is to ignore.
 _IGNORED = "_ddp_params_and_buffers_to_ignore"
 
 
 @dataclass(frozen=True)
 class Frozen:
-    """Names of parameters that were frozen, and of those beside them that could be trained too.
+    """Names of the parameters that were frozen, and of the other trainable ones of their module.
 
     Args:
-        names: To be thawed.
-        others: While one of these can still be trained, nobody froze the whole in between.
-        idle: Names of all that no loss reaches, also of what was frozen before.
+        names: Names of the frozen parameters, which are to be thawed.
+        others: Names of the other trainable parameters; if none of them is trainable later, the whole was frozen.
+        idle: Names of all parameters that no loss reaches, also of those that were frozen before.
     """
 
     names: tuple[str, ...] = ()
@@ -27,7 +27,7 @@ class Frozen:
 
 
 def freeze(module: nn.Module, beginnings: Sequence[str]) -> Frozen:
-    """Freeze the parameters of a module whose names begin in one of these ways, before DDP counts the trainable."""
+    """Freeze the parameters of a module whose names begin with one of these, before DDP counts trainable ones."""
     own = {name: one for name, one in module.named_parameters() if ".papa." not in f".{name}"}
     idle = tuple(name for name in own if name.startswith(tuple(beginnings)))
     trainable = {name: one for name, one in own.items() if one.requires_grad}
@@ -38,7 +38,7 @@ def freeze(module: nn.Module, beginnings: Sequence[str]) -> Frozen:
 
 
 def thaw(module: nn.Module, frozen: Frozen) -> None:
-    """Undo :func:`freeze`, unless all that was trainable was frozen or taken in by adapters since."""
+    """Undo :func:`freeze`, unless everything trainable was frozen or wrapped by adapters since."""
     present = dict(module.named_parameters())
     if frozen.others and not any(name in present and present[name].requires_grad for name in frozen.others):
         return
@@ -48,15 +48,15 @@ def thaw(module: nn.Module, frozen: Frozen) -> None:
 
 
 class LeftOut:
-    """The names in a model that DistributedDataParallel is to leave alone, read anew each time that it wraps the model.
+    """The names that DistributedDataParallel is to ignore in a model, read anew each time that it wraps the model.
 
-    What is idle gets no gradient, for which DDP would wait when somebody unfroze it; constants are equal on all
+    Idle parameters get no gradient, for which DDP would wait if they were unfrozen. Constants are equal on all
     processes, and DDP would send them at every forward.
 
     Args:
-        model: What will be wrapped.
-        names: Gives the names of its idle parameters and its constants as they are then.
-        others: Names that somebody else set before.
+        model: The model to be wrapped.
+        names: Function that yields the names of its idle parameters and its constants at that time.
+        others: Names that were set by others before.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class LeftOut:
 
 
 def leave_out(model: nn.Module, names: Callable[[nn.Module], Iterator[str]]) -> None:
-    """Let DistributedDataParallel leave some of a model alone when it wraps it."""
+    """Let DistributedDataParallel ignore some names of a model when it wraps it."""
     held = model.__dict__.get(_IGNORED, ())
     if not isinstance(held, LeftOut):
         model.__dict__[_IGNORED] = LeftOut(model, names, tuple(held))

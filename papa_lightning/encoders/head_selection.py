@@ -1,4 +1,4 @@
-"""Which heads: from what a user writes to head numbers a layer."""
+"""Selections of heads, resolved to head numbers a layer."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def select_heads(
     """Resolve a selection of heads.
 
     Args:
-        heads: "all"; a list of (layer, head) pairs; a map from layer to heads; an int (how many) or a
-            float from 0 to 1 (which share), which take the first of ``ranking``. The numbers that leave no
-            choice (0, 0.0, 1.0) need no ranking. An empty list selects no head.
-        num_layers: L of the encoder.
-        num_heads: H of the encoder.
+        heads: "all"; a list of (layer, head) pairs; a map from layer to heads; a number (int) or a share from 0 to 1
+            (float), which take the first heads of ``ranking``. The numbers that leave no choice (0, 0.0, 1.0) need no
+            ranking. An empty list selects no head.
+        num_layers: Number of layers L of the encoder.
+        num_heads: Number of heads H of the encoder.
         ranking: The order in which heads become constant.
 
     Returns:
@@ -80,7 +80,7 @@ def _whole(value: object) -> int:
 
 
 def _layer_key(key: object) -> int:
-    """A layer as the key of a map: JSON and YAML turn numbers in that place into strings."""
+    """A layer that is the key of a map, where JSON and YAML turn numbers into strings."""
     return int(key) if isinstance(key, str) else _whole(key)
 
 

@@ -1,4 +1,4 @@
-"""What an encoder takes: which inputs, and how long."""
+"""The inputs of an encoder: names, lengths, vocabulary and device."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from papa_lightning.errors import PapaError
 
 
 def position_limit(encoder: PreTrainedModel) -> int | None:
-    """The longest sequence that an encoder has positions for, also one whose attention cannot be swapped.
+    """The longest sequence that an encoder has positions for, also if its attention cannot be swapped.
 
     Families like RoBERTa number real tokens from ``padding_idx + 1``, so that the first rows of their table of
     positions are never used: 514 rows with padding index 1 serve 512 tokens.
@@ -83,14 +83,14 @@ def describe_lengths(encoder: PreTrainedModel) -> str:
 
 
 def compute_device(module: nn.Module, otherwise: torch.device | None = None) -> torch.device:
-    """Where a module computes: not where its weights lie, if accelerate brings them for each forward.
+    """The device on which a module computes, also if accelerate loads its weights from elsewhere in each forward.
 
     Args:
         module: An encoder, or a part of one.
-        otherwise: For a part without weights.
+        otherwise: Device of a part without weights.
 
     Raises:
-        PapaError: When there are no weights to compute with: on the meta device, with nothing that brings them.
+        PapaError: When the weights are on the meta device, and accelerate does not load them.
     """
     for part in module.modules():
         hook = part.__dict__.get("_hf_hook")
@@ -114,8 +114,8 @@ def accepted_inputs(encoder: PreTrainedModel) -> tuple[str, ...]:
         encoder: A pretrained encoder.
 
     Returns:
-        Those of pixel_values, input_ids, inputs_embeds, attention_mask, position_ids and token_type_ids that its
-        forward has; the last only if the encoder tells segments apart.
+        The arguments of its forward among pixel_values, input_ids, inputs_embeds, attention_mask, position_ids and
+        token_type_ids; the last only if the encoder has embeddings of segments.
     """
     known = inspect.signature(encoder.forward).parameters
     segments = ("token_type_ids",) if _tells_segments(encoder) else ()
@@ -124,10 +124,10 @@ def accepted_inputs(encoder: PreTrainedModel) -> tuple[str, ...]:
 
 
 def _tells_segments(encoder: PreTrainedModel) -> bool:
-    """Whether an encoder has something of its own for a second segment.
+    """Whether an encoder has embeddings of a second segment.
 
-    RoBERTa's forward takes token types, but its table has one row: those of a second segment would be out of range.
-    GPT-2 and XLM take them for words, and add the embeddings of words 0 and 1. XLNet and Funnel have no table, but
+    RoBERTa's forward takes token types, but its table has one row, so that a second segment would be out of range.
+    GPT-2 and XLM treat them as words, and add the embeddings of words 0 and 1. XLNet and Funnel have no table, but
     embeddings of relative segments.
     """
     size = getattr(encoder.config, "type_vocab_size", None)
@@ -159,7 +159,7 @@ def check_token_types(token_type_ids: Tensor, encoder: PreTrainedModel) -> None:
 
     Args:
         token_type_ids: (B, T).
-        encoder: Its table of segments says how many there are; GPT-2 has none, and takes tokens.
+        encoder: The encoder, whose table of segments has their number; GPT-2 has none, and takes tokens.
 
     Raises:
         PapaError: If one is below 0 or beyond the table.
@@ -175,11 +175,11 @@ def check_token_types(token_type_ids: Tensor, encoder: PreTrainedModel) -> None:
 
 
 def check_embeddings(inputs_embeds: Tensor, encoder: PreTrainedModel) -> None:
-    """Check vectors that stand in the place of tokens.
+    """Check embeddings that are given instead of tokens.
 
     Args:
         inputs_embeds: (B, T, d).
-        encoder: Its table of tokens says how long a vector is.
+        encoder: The encoder, whose table of tokens has the size d.
 
     Raises:
         PapaError: If they have another size, or are not finite.

@@ -1,4 +1,4 @@
-"""From what a user asks of a swap to the kind, the heads and the options of each layer."""
+"""Resolving the arguments of a swap to the kind, the heads and the options of each layer."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from papa_lightning.errors import HeadSelectionError, PapaError
 
 #: One kind for all layers, or one a layer.
 Kinds: TypeAlias = str | Sequence[str]
-#: Options for all layers whose kind has them, or those of each layer.
+#: Options for all layers whose kind has them, or one map a layer.
 Options: TypeAlias = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """What is to stand in one layer.
+    """The mixer that a layer is to get.
 
     Args:
-        mixer: The class.
+        mixer: Class of the mixer.
         heads: The heads that it replaces.
         options: Its other arguments.
     """
@@ -34,7 +34,7 @@ class LayerPlan:
 
     @property
     def needs_constants(self) -> bool:
-        """Whether the layer waits for constants."""
+        """Whether the layer needs constants."""
         return self.mixer.needs_constants(self.options)
 
 
@@ -49,8 +49,8 @@ def plan_layers(
 
     Args:
         kind: See :func:`~papa_lightning.swap_attention`.
-        options: The same.
-        selection: The selected heads of each layer; those of layers of kind "dynamic" do not count.
+        options: See :func:`~papa_lightning.swap_attention`.
+        selection: The selected heads of each layer; layers of kind "dynamic" ignore them.
         num_heads: H of the encoder.
         constants_given: Whether the swap brings constants.
 
@@ -81,12 +81,12 @@ def plan_layers(
 def plan_whole_layers(
     encoder: PreTrainedModel, kind: Kinds, options: Options | None, constants_given: bool
 ) -> list[LayerPlan]:
-    """What a swap of all heads of the layers of an encoder comes to, before it is made.
+    """The plan of a swap of all heads of an encoder.
 
     Args:
         encoder: The bare encoder.
         kind: See :func:`~papa_lightning.swap_attention`.
-        options: The same.
+        options: See :func:`~papa_lightning.swap_attention`.
         constants_given: Whether the kinds are to start from constants where they can.
 
     Returns:

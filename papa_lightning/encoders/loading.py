@@ -1,4 +1,4 @@
-"""Pretrained encoders by hub name or local folder, with every failure explained."""
+"""Loading pretrained encoders by hub name or local folder."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from papa_lightning.errors import PapaError, UnsupportedEncoderError
 
 
 def from_pretrained(kind: Any, name: str, **options: Any) -> Any:
-    """Load what has a name on the hub or lies in a folder, by an auto class of transformers.
+    """Load from the hub or a folder by an auto class of transformers, without running code of the model.
 
-    Without ``trust_remote_code`` transformers asks on stdin whether code of the model may run, and waits.
+    By default transformers asks on stdin whether code of the model may run, and waits.
 
     Args:
         kind: ``AutoConfig``, ``AutoModel``, ``AutoTokenizer``, ...
         name: Name on the hub, or folder; `~` is the home folder.
-        options: Of its ``from_pretrained``.
+        options: Further arguments of its ``from_pretrained``.
 
     Returns:
-        What that returns.
+        Result of ``from_pretrained``.
 
     Raises:
         PapaError: When it cannot be loaded without code of its own.
@@ -45,16 +45,16 @@ def from_pretrained(kind: Any, name: str, **options: Any) -> Any:
         ) from error
 
 
-# What transformers was seen to raise for names, folders and files that it cannot use.
+# Errors of transformers for names, folders and files that it cannot use.
 _LOAD_FAILURES = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
 
 
 def load_encoder(name: str) -> PreTrainedModel:
     """Load a pretrained encoder in float32, without task head and without pooler; of an encoder-decoder, the encoder.
 
-    Nothing that reads hidden states uses the pooler, and a parameter without gradient stops DistributedDataParallel;
-    a family whose pooler cannot be left out gets it frozen. An encoder that was saved swapped comes back swapped, with
-    its constants. Code from the hub is never run.
+    The pooler is left out, or frozen where that is not possible: hidden states do not depend on it, and
+    DistributedDataParallel stops at parameters without gradient. An encoder that was saved swapped is loaded swapped,
+    with its constants. Code from the hub is never run.
 
     Args:
         name: Name on the hub (``"google-bert/bert-base-uncased"``), or a folder written by ``save_pretrained``.
@@ -94,26 +94,26 @@ def load_encoder(name: str) -> PreTrainedModel:
 
 
 def load_plain_encoder(name: str) -> PreTrainedModel:
-    """The same, for who compares the encoder's own attention with others.
+    """Load a pretrained encoder with its own attention.
 
     Args:
-        name: As for `load_encoder`.
+        name: See :func:`load_encoder`.
 
     Raises:
-        PapaError: See `load_encoder`; also for an encoder that was saved swapped.
+        PapaError: As from :func:`load_encoder`; also for an encoder that was saved swapped.
     """
     check_plain(name)
     return load_encoder(name)
 
 
 def check_plain(name: str) -> None:
-    """Refuse an encoder that would come swapped where its own attention is the measure.
+    """Refuse an encoder that was saved swapped, where its own attention is the reference.
 
     Args:
-        name: As for `load_encoder`.
+        name: See :func:`load_encoder`.
 
     Raises:
-        PapaError: Names it.
+        PapaError: Names the encoder.
     """
     note = getattr(_load_config(name), "quantization_config", None)
     if isinstance(note, Mapping) and note.get("quant_method") == SwapNote.METHOD:
@@ -124,10 +124,10 @@ def check_plain(name: str) -> None:
 
 
 def vocabulary_size(name: str) -> int:
-    """Number of tokens that a pretrained encoder knows, from its configuration alone.
+    """Size of the vocabulary of a pretrained encoder, from its configuration alone.
 
     Args:
-        name: As for `load_encoder`.
+        name: See :func:`load_encoder`.
 
     Raises:
         PapaError: If there is no such encoder.
@@ -166,7 +166,7 @@ def _check_is_encoder(name: str, config: PreTrainedConfig) -> None:
 
 
 def _check_complete(name: str, report: Mapping[str, Any]) -> None:
-    # transformers only warns and fills them at random; results of such an encoder would mean nothing.
+    # transformers only warns of missing weights, and fills them at random.
     absent = [key for key in report["missing_keys"] if not {"pooler", "decoder"} & set(key.split("."))]
     absent += [key for key, *_ in report["mismatched_keys"]]
     if absent:
@@ -183,7 +183,7 @@ def _check_complete(name: str, report: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _without_load_report() -> Iterator[None]:
-    """Silence the table of parameters: a pooler that was left out looks like a mistake there, real ones are errors."""
+    """Silence the table of parameters, in which a pooler that is left out looks like a mistake; mistakes are errors."""
     logger = logging.getLogger("transformers.modeling_utils")
 
     def is_other(record: logging.LogRecord) -> bool:
@@ -197,7 +197,7 @@ def _without_load_report() -> Iterator[None]:
 
 
 def _without_pooler(config: PreTrainedConfig) -> dict[str, bool]:
-    """Return the argument that leaves out the pooler, for the families whose constructor knows it."""
+    """The argument that leaves out the pooler, for families whose constructor has it."""
     model_class: Any = MODEL_MAPPING.get(type(config), None)
     known = inspect.isclass(model_class) and "add_pooling_layer" in inspect.signature(model_class).parameters
     return {"add_pooling_layer": False} if known else {}

@@ -1,8 +1,8 @@
-"""The note in config.json that an encoder is swapped, without which nobody who reads the folder would know.
+"""The note in config.json that an encoder is swapped, by which ``from_pretrained`` swaps it again.
 
-It stands where transformers looks for a quantisation, because that is its way to change a model before its weights are
-read. Nothing is quantised: a configuration in memory never has the note, and another encoder that was built from the
-same configuration object has no part in it.
+The note is the entry of a quantisation, because transformers lets a quantisation change a model before its weights are
+read. Nothing is quantised. A configuration in memory never has the note, so that another encoder that was built from
+the same configuration object is not affected.
 """
 
 from __future__ import annotations
@@ -10,20 +10,23 @@ from __future__ import annotations
 import copy
 import inspect
 import json
-from collections.abc import Sequence
+import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.quantizers.auto import register_quantization_config
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from papa_lightning.attention import TokenMixer
+from papa_lightning.encoders.finding import SupportedEncoder, is_supported
+from papa_lightning.encoders.projections.trimmed import is_trimmed
 from papa_lightning.errors import PapaError
 
 
 class LostSwapWarning(UserWarning):
-    """A model was saved whose swapped encoder cannot be found again."""
+    """A model was saved whose swapped encoder will not be found when it is loaded."""
 
 
 _METHOD = "papa_lightning"
@@ -31,19 +34,19 @@ _METHOD = "papa_lightning"
 
 @register_quantization_config(_METHOD)
 class SwapNote(QuantizationConfigMixin):
-    """What stands in each layer of a swapped encoder.
+    """Kinds, heads and options of the layers of a swapped encoder.
 
     Args:
         layers: Kind, heads and options of each layer, in layer order.
-        max_length: T.
-        trimmed: Whether the query and key weights of constant heads are gone, as an export leaves them out.
+        max_length: The number of slots T.
+        trimmed: Whether the query and key weights of constant heads are gone, as in an export.
         others: The rest of the entry in config.json.
 
     Raises:
         PapaError: When the entry is damaged.
     """
 
-    #: What transformers knows the note by, and names in the warning that it gives where papa_lightning is not imported.
+    #: Name of the method, which transformers shows in a warning where papa_lightning is not imported.
     METHOD: ClassVar[str] = _METHOD
 
     def __init__(self, layers: Any = None, max_length: Any = None, trimmed: Any = False, **others: Any) -> None:
@@ -57,18 +60,14 @@ class SwapNote(QuantizationConfigMixin):
         self.max_length, self.trimmed, self.layers = max_length, trimmed, layers
 
     @classmethod
-    def of(cls, mixers: Sequence[TokenMixer], trimmed: bool) -> SwapNote:
-        """The note of an encoder.
-
-        Args:
-            mixers: One a layer.
-            trimmed: As in the class.
-        """
+    def of(cls, found: SupportedEncoder) -> SwapNote:
+        """The note of a swapped encoder."""
+        mixers = found.mixers
         layers = [{"kind": one.kind, "heads": list(one.constant_heads), "options": one.options()} for one in mixers]
-        return cls(layers, mixers[0].max_length, trimmed)
+        return cls(layers, mixers[0].max_length, is_trimmed(found.model))
 
     def facts(self) -> tuple[Any, ...]:
-        """What must be so in the weights, too."""
+        """The entries that must agree with the weights."""
         return self.layers, self.max_length, self.trimmed
 
 
@@ -81,26 +80,74 @@ def is_noted(folder: str | Path) -> bool:
         return False
 
 
-def saving_model() -> tuple[PreTrainedModel, str] | None:
-    """The model whose ``save_pretrained`` is running, and the folder, while its state dict is collected.
+def note_when_saved(encoder: nn.Module, base: PreTrainedModel) -> None:
+    """Let ``save_pretrained`` of every model that a swapped encoder is part of write the note.
 
-    The encoder may be a part of it that knows nothing of the whole, and save_pretrained calls nobody else; so the frame
-    is looked for.
+    transformers offers no hook for it: a quantizer or an overridden ``save_pretrained`` would have to be on the model
+    that is saved, which the swap may not know, and a note in the configuration would reach every other model that
+    shares the object. So models that the swap was given save through :func:`_save`; for others, a hook of the state
+    dict of the encoder, which is collected in every case, looks for the ``save_pretrained`` that is running.
+
+    Args:
+        encoder: The module that was passed to the swap.
+        base: The bare encoder in it.
     """
+    base.register_state_dict_post_hook(_note_running_save)  # type: ignore[no-untyped-call]
+    for whole in _models_with(base, encoder):
+        whole.save_pretrained = partial(_save, whole)  # type: ignore[method-assign]
+
+
+def stop_noting(encoder: nn.Module, base: PreTrainedModel) -> None:
+    """Undo :func:`note_when_saved`."""
+    for key in [key for key, hook in base._state_dict_hooks.items() if hook is _note_running_save]:
+        del base._state_dict_hooks[key]
+    for whole in _models_with(base, encoder):
+        vars(whole).pop("save_pretrained", None)
+
+
+def _models_with(base: PreTrainedModel, module: nn.Module) -> list[PreTrainedModel]:
+    """The models in a module that an encoder is part of, itself included."""
+    models = [part for part in module.modules() if isinstance(part, PreTrainedModel)]
+    return [model for model in models if any(part is base for part in model.modules())]
+
+
+def _save(model: PreTrainedModel, save_directory: str, *args: Any, **kwargs: Any) -> None:
+    """``save_pretrained`` with the note also when a state dict is passed, for which the hook does not run."""
+    type(model).save_pretrained(model, save_directory, *args, **kwargs)
+    whole = kwargs.get("is_main_process", True) and not getattr(model, "_hf_peft_config_loaded", False)
+    if kwargs.get("state_dict") is not None and whole and is_supported(model):
+        found = SupportedEncoder.find(model)
+        if found.mixers:
+            _write_note(found, model, save_directory)
+
+
+def _note_running_save(base: PreTrainedModel, *_: Any) -> None:
+    """State dict hook of a swapped encoder: write the note if ``save_pretrained`` collects the state dict."""
     frame = inspect.currentframe()
-    while frame is not None:
-        if frame.f_code is PreTrainedModel.save_pretrained.__code__:
-            names = frame.f_locals
-            # Of adapters alone, and on other ranks than the first, no config.json is written.
-            if names.get("_hf_peft_config_loaded", False) or not names.get("save_on_this_rank", True):
-                return None
-            return names["self"], names["save_directory"]
+    while frame is not None and frame.f_code is not PreTrainedModel.save_pretrained.__code__:
         frame = frame.f_back
-    return None
+    if frame is None:
+        return
+    names = frame.f_locals
+    # No config.json is written for adapters alone, and on other ranks than the first.
+    if names.get("_hf_peft_config_loaded", False) or not names.get("save_on_this_rank", True):
+        return
+    model, folder = names["self"], names["save_directory"]
+    found = SupportedEncoder.find(model) if is_supported(model) else None
+    if found is None or found.model is not base:
+        warnings.warn(
+            f"{type(model).__name__}.save_pretrained cannot note in config.json that a part of it is swapped: "
+            f"from_pretrained will give dynamic attention. Save the {type(base).__name__} alone, or use state dicts "
+            "and swap_as_saved.",
+            LostSwapWarning,
+            stacklevel=2,
+        )
+        return
+    _write_note(found, model, folder)
 
 
-def write_note(model: PreTrainedModel, folder: str, note: SwapNote) -> None:
+def _write_note(found: SupportedEncoder, model: PreTrainedModel, folder: str) -> None:
     """Write the config.json of a model that is being saved once more, with the note."""
     noted = copy.copy(model.config)
-    noted.quantization_config = note
+    noted.quantization_config = SwapNote.of(found)
     noted.save_pretrained(folder)

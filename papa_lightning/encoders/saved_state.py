@@ -1,4 +1,4 @@
-"""Reading what an encoder was swapped to out of a state dict."""
+"""Swapping an encoder as it was when its state dict was saved."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from transformers.quantizers.auto import register_quantizer
 from transformers.quantizers.base import HfQuantizer
 
 from papa_lightning.attention import read_extra_state
-from papa_lightning.encoders.finding import attention_modules, find_encoder
+from papa_lightning.encoders.finding import SupportedEncoder
 from papa_lightning.encoders.notes import SwapNote
-from papa_lightning.encoders.projections.trimmed import is_trimmed, trim
-from papa_lightning.encoders.swap import swap_attention, swapped_layers
+from papa_lightning.encoders.projections.trimmed import trim
+from papa_lightning.encoders.swap import swap_attention
 from papa_lightning.errors import PapaError
 
 
 def swap_as_saved(encoder: nn.Module, state: Mapping[str, Tensor], prefix: str | None = None) -> bool:
-    """Swap an encoder to what a state dict was saved with, kinds, heads and all, so that it loads strictly.
+    """Swap an encoder to the kinds, heads and options that a state dict was saved with, so that it loads strictly.
 
-    The encoder waits for its constants afterwards: ``load_state_dict`` brings them.
+    The encoder has no constants afterwards: ``load_state_dict`` brings them.
 
     Args:
         encoder: A supported encoder, or a module that holds one: in ``on_load_checkpoint`` a LightningModule passes
             itself and ``checkpoint["state_dict"]``, and then loads what a run with a callback of ours saved.
         state: A state dict that holds the encoder's.
-        prefix: What the keys of the bare encoder begin with in ``state``, e.g. "encoder."; None: those of ``encoder``.
+        prefix: Prefix of the keys of the bare encoder in ``state``, e.g. "encoder."; None takes that of ``encoder``.
 
     Returns:
         Whether the state dict was saved with a swapped encoder; if not, nothing is changed.
@@ -39,13 +39,13 @@ def swap_as_saved(encoder: nn.Module, state: Mapping[str, Tensor], prefix: str |
         UnsupportedEncoderError: For a model that is not a supported encoder.
         PapaError: When the encoder has other layers or heads than the one that was saved.
     """
-    base = find_encoder(encoder)
+    found = SupportedEncoder.find(encoder)
+    base, modules = found.model, found.modules
     if prefix is None:
         place = next(path for path, module in encoder.named_modules() if module is base)
         prefix = f"{place}." if place else ""
     paths = {module: path for path, module in base.named_modules()}
     layers: list[Mapping[str, Any]] = []
-    modules = attention_modules(base)
     for layer, module in enumerate(modules):
         added = f"{prefix}{paths[module]}.papa."
         if modules.count(module) > 1:  # it serves several layers
@@ -68,42 +68,43 @@ _ADDED = ".papa."
 
 @register_quantizer(SwapNote.METHOD)
 class SwapReader(HfQuantizer):
-    """Swaps an encoder that transformers loads as it was saved; afterwards the model is as if swapped in memory.
+    """Reader of saved swapped encoders: swaps the encoder while transformers loads it.
 
-    transformers makes this for a config.json with a :class:`~papa_lightning.encoders.notes.SwapNote`.
+    transformers makes one for a config.json with a :class:`~papa_lightning.encoders.notes.SwapNote`.
     """
 
     quantization_config: SwapNote
 
     def preprocess_model(self, model: PreTrainedModel, dtype: Any = None, **kwargs: Any) -> None:
-        """Before the weights are read: read what the swap added, and leave room for no more weights than there are.
+        """Read what the swap added before transformers reads the weights, and trim a trimmed encoder.
 
         Raises:
             PapaError: When the note, the files and the model do not belong together.
         """
         vars(model.config).pop("quantization_config", None)
-        base = find_encoder(model)
-        modules = list(dict.fromkeys(attention_modules(base)))
-        self._check_layers(len(attention_modules(base)))
-        self._state = _of_modules(base, modules, _read_added(kwargs.get("checkpoint_files")))
+        found = SupportedEncoder.find(model)
+        self._check_layers(found.num_layers)
+        self._state = _by_own_names(found, _read_added(kwargs.get("checkpoint_files")))
         self._mixers: dict[nn.Module, nn.Module | None] = {}
         if self.quantization_config.trimmed:
-            swap_as_saved(base, self._state, prefix="")
-            trim(base)  # transformers reads no weights of mixers: their shapes may depend on what is read
-            self._mixers = {module: module._modules.pop("papa") for module in attention_modules(base)}
+            swap_as_saved(found.model, self._state, prefix="")
+            swapped = SupportedEncoder.find(found.model)
+            trim(swapped)
+            # transformers must not read weights of mixers: their shapes may depend on what is read.
+            self._mixers = {module: module._modules.pop("papa") for module in swapped.modules}
         self._frozen = [name for name, one in model.named_parameters() if not one.requires_grad]
         self._ignored = model._keys_to_ignore_on_load_unexpected
         model._keys_to_ignore_on_load_unexpected = {*(self._ignored or ()), re.escape(_ADDED)}
 
     def postprocess_model(self, model: PreTrainedModel, **kwargs: Any) -> None:
-        """With its weights: swap the encoder, and take every trace of this reader away.
+        """Swap the encoder when it has its weights, and remove every trace of this reader.
 
         Raises:
             PapaError: When the note and the files do not belong together.
         """
         del model.hf_quantizer
         model._keys_to_ignore_on_load_unexpected = self._ignored
-        base = find_encoder(model)
+        base = SupportedEncoder.find(model).model
         for name in self._frozen:
             model.get_parameter(name).requires_grad_(False)
         for module, mixer in self._mixers.items():
@@ -113,8 +114,8 @@ class SwapReader(HfQuantizer):
         cast = {name: _cast(held, base) for name, held in self._state.items()}
         absent = base.load_state_dict(cast, strict=False, assign=bool(self._mixers)).missing_keys
         absent = [name for name in absent if _ADDED in name]
-        found = SwapNote.of(swapped_layers(base), is_trimmed(base))
-        if absent or found.facts() != self.quantization_config.facts():
+        note = SwapNote.of(SupportedEncoder.find(base))
+        if absent or note.facts() != self.quantization_config.facts():
             raise _not_together(f"{absent[0]} is missing" if absent else "kinds, heads or lengths differ")
         base.train(base.training)
 
@@ -127,7 +128,7 @@ class SwapReader(HfQuantizer):
             )
 
     def is_serializable(self) -> bool:
-        """Nobody asks: the reader is gone by then."""
+        """Required by transformers, but unused: the reader is gone after loading."""
         return True
 
     @property
@@ -137,7 +138,7 @@ class SwapReader(HfQuantizer):
 
 
 def _read_added(files: Sequence[str] | str | None) -> dict[str, Tensor]:
-    """What a swap added to the encoder in the files of a checkpoint, whole or in shards."""
+    """The entries that a swap added to the files of a checkpoint, whole or in shards."""
     added: dict[str, Tensor] = {}
     for file in [files] if isinstance(files, str) else files or ():
         if str(file).endswith(".safetensors"):
@@ -151,12 +152,13 @@ def _read_added(files: Sequence[str] | str | None) -> dict[str, Tensor]:
     return added
 
 
-def _of_modules(base: PreTrainedModel, modules: Sequence[nn.Module], added: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same under the names that the bare encoder has; those of the file may begin in another way."""
+def _by_own_names(found: SupportedEncoder, added: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same entries under the names of the bare encoder; names of the file may have another prefix."""
+    modules = found.distinct_modules
     owners = sorted({name.partition(_ADDED)[0] for name in added}, key=_numbers_apart)
     if len(owners) != len(modules):
         raise _not_together(f"the weights have constants of {len(owners)} attention modules, the model {len(modules)}")
-    paths = {module: path for path, module in base.named_modules()}
+    paths = {module: path for path, module in found.model.named_modules()}
     places = {owner: paths[module] for owner, module in zip(owners, modules, strict=True)}
     parts = {name: name.partition(_ADDED) for name in added}
     return {f"{places[owner]}{dot}{rest}": added[name] for name, (owner, dot, rest) in parts.items()}

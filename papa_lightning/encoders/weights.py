@@ -20,7 +20,7 @@ _ADDED = ".papa."
 
 
 class PlainStateWarning(UserWarning):
-    """A swapped encoder got the weights of a plain one, which bring no constants."""
+    """A swapped encoder loaded the weights of a plain one, without constants."""
 
 
 def plain_state(state: Mapping[str, Value]) -> dict[str, Value]:
@@ -29,10 +29,10 @@ def plain_state(state: Mapping[str, Value]) -> dict[str, Value]:
     To load a checkpoint together with its constants, see :func:`~papa_lightning.encoders.swap_as_saved`.
 
     Args:
-        state: Of a swapped encoder, or of a module that holds some.
+        state: State dict of a swapped encoder, or of a module that holds some.
 
     Returns:
-        The rest, with the same values.
+        The other entries, with the same values.
 
     Example:
         >>> plain_state({"bert.attention.self.query.bias": 1, "bert.attention.self.papa.constants": 2})
@@ -42,9 +42,9 @@ def plain_state(state: Mapping[str, Value]) -> dict[str, Value]:
 
 
 def accept_plain_states(encoder: nn.Module) -> None:
-    """Let a swapped encoder load the state dict of a plain one strictly: it keeps its constants, or goes on waiting.
+    """Let a swapped encoder load the state dict of a plain one strictly, and keep the constants that it has.
 
-    A state dict that has a part of what the swap added, or only a part of the encoder, still has to be complete.
+    A state dict with a part of the entries that the swap added, or of the encoder, still raises.
 
     Args:
         encoder: The bare encoder.

@@ -1,7 +1,11 @@
-"""Exported encoders: folders without the query and key weights of constant heads, and graphs for other runtimes."""
+"""Exported encoders: folders without the query and key weights of constant heads, and graphs for other runtimes.
+
+May import everything up to calibration and tasks. A file of the folder is added in folder.py and load.py, another
+format of graphs in graphs.py.
+"""
 
 from papa_lightning.export.folder import export_encoder
 from papa_lightning.export.graphs import export_onnx, export_program
-from papa_lightning.export.load import load_encoder
+from papa_lightning.export.load import load_exported_encoder
 
-__all__ = ["export_encoder", "export_onnx", "export_program", "load_encoder"]
+__all__ = ["export_encoder", "export_onnx", "export_program", "load_exported_encoder"]

@@ -1,4 +1,4 @@
-"""An encoder from its configuration and a state dict, without ever making the weights that are thrown away."""
+"""Building an encoder from its configuration and a state dict, without weights that are thrown away."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers import MODEL_MAPPING, PretrainedConfig, PreTrainedModel
 
 from papa_lightning.errors import ExportError
 
-#: Arguments of constructors that add a part -> how the keys of the part begin.
+#: Argument of a constructor that adds a part -> beginning of the keys of the part.
 _OPTIONAL_PARTS = {"add_pooling_layer": "pooler.", "use_mask_token": "embeddings.mask_token"}
 
 
@@ -22,10 +22,9 @@ def build_encoder(config: PretrainedConfig, name: str, keys: Collection[str]) ->
     """An encoder whose weights have no memory yet.
 
     Args:
-        config: Its configuration.
-        name: Of its class, which stands beside the one that transformers takes for the configuration; nothing else
-            can be named.
-        keys: Of its state dict to come, to tell whether it has parts that are optional.
+        config: Configuration of the encoder.
+        name: Name of its class, which must be in the module of the class that transformers takes for the configuration.
+        keys: Keys of its state dict, which tell whether it has optional parts.
 
     Raises:
         ExportError: When there is no such class.
@@ -48,7 +47,7 @@ def build_encoder(config: PretrainedConfig, name: str, keys: Collection[str]) ->
 
 
 class _WeightsWithoutMemory(TorchFunctionMode):
-    """Weights are made with torch.empty; buffers, which no state dict brings, in other ways, and they get values."""
+    """Puts the results of torch.empty, with which weights are made, on the meta device; buffers keep their values."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = dict(kwargs or {})
@@ -58,9 +57,9 @@ class _WeightsWithoutMemory(TorchFunctionMode):
 
 
 def transient_buffers(encoder: nn.Module) -> dict[str, Tensor]:
-    """Buffers of floating point that are not part of the state dict, such as frequencies of rotary positions.
+    """Floating point buffers that are not in the state dict, such as frequencies of rotary positions.
 
-    They are made by the constructor, but have another dtype afterwards when the encoder was cast.
+    The constructor makes them, but they have another dtype in an encoder that was cast.
     """
     saved = encoder.state_dict().keys()
     return {
@@ -72,8 +71,8 @@ def fill_encoder(encoder: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
     """Give an encoder without memory its weights.
 
     Args:
-        encoder: What :func:`build_encoder` made, swapped and trimmed.
-        state: Its state dict and :func:`transient_buffers`; entries of size 0 may be missing.
+        encoder: Encoder of :func:`build_encoder`, swapped and trimmed.
+        state: Its state dict and :func:`transient_buffers`; empty tensors may be missing.
 
     Raises:
         ExportError: When the two do not fit.
@@ -108,15 +107,15 @@ def _load(encoder: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
 
 
 def count_parameters(encoder: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[str, int]:
-    """How many numbers an export has, and how many it does without.
+    """Number of entries of an export.
 
     Args:
-        encoder: As it is exported, or as it was loaded.
-        state: What is saved of it.
+        encoder: The encoder that is exported, or that was loaded.
+        state: The tensors that are saved.
 
     Returns:
-        "whole" (of the encoder without constants), "left_out" of that, "added" (constants and what else the kinds
-        have), and "saved".
+        "whole" (weights of the encoder without constants), "left_out" (those of them that are not saved), "added"
+        (constants and other tensors of the kinds), and "saved".
     """
     tensors = [*encoder.named_parameters(), *((name, one) for name, one in encoder.named_buffers() if ".papa." in name)]
     names = {name for name, _ in tensors}

@@ -1,4 +1,4 @@
-"""papa.json of an exported encoder: what it is, and which bytes belong to it."""
+"""papa.json of an exported encoder: a description, and the sums of the files beside it."""
 
 from __future__ import annotations
 
@@ -18,16 +18,15 @@ class Facts:
     """The content of papa.json.
 
     Args:
-        format: Of the folder.
+        format: Format of the folder.
         papa_lightning: Version that wrote it.
         encoder: Name of the class of the encoder.
         max_length: The longest sequence that its constants serve.
-        kinds: What stands in each layer.
-        num_heads: H.
+        kinds: Kind of each layer.
+        num_heads: Number of heads H.
         heads: The heads of each layer that are replaced.
-        parameters: Numbers of entries: "whole" (of the encoder before), "left_out", "added" (constants and what else
-            the kinds have), "saved".
-        files: Name -> SHA-256, of the files that the encoder is read from.
+        parameters: Numbers of entries, see :func:`~papa_lightning.export.build.count_parameters`.
+        files: Name -> SHA-256 of the files that the encoder is read from.
     """
 
     format: str
@@ -41,7 +40,7 @@ class Facts:
     files: dict[str, str]
 
     def as_bytes(self) -> bytes:
-        """The file."""
+        """The content of the file."""
         content = asdict(self)
         return json_bytes(content.pop("format"), content)
 
@@ -66,7 +65,7 @@ def read_facts(folder: Path) -> Facts:
 
 
 def is_export(folder: Path) -> bool:
-    """Whether a folder was written by an export, whole or not."""
+    """Whether a folder was written by an export, complete or not."""
     try:
         content = parse_json((folder / FACTS).read_bytes())
     except (OSError, ValueError):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.fx.experimental import _config as shapes
 from transformers import PreTrainedModel
 
-from papa_lightning.encoders import accepted_inputs, find_encoder, is_calibrated, swapped_layers, takes_images
+from papa_lightning.encoders import SupportedEncoder, accepted_inputs, takes_images
 from papa_lightning.errors import ExportError
 
 #: Inputs of a graph, in this order.
@@ -36,7 +36,7 @@ class HiddenStates(nn.Module):
         self.options = {"use_cache": False} if getattr(encoder.config, "use_cache", False) else {}
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        """All (B, T); the result is (B, T, d)."""
+        """Last hidden states (B, T, d) of inputs (B, T)."""
         segments = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         output = self.encoder(
             input_ids=input_ids, attention_mask=attention_mask, **segments, **self.options, return_dict=True
@@ -46,7 +46,7 @@ class HiddenStates(nn.Module):
 
 
 class HiddenStatesOfImages(nn.Module):
-    """The same for an encoder of images.
+    """An encoder that takes images and returns its last hidden states alone.
 
     Args:
         encoder: The bare encoder.
@@ -57,7 +57,7 @@ class HiddenStatesOfImages(nn.Module):
         self.encoder = encoder
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """(B, channels, height, width); the result is (B, T, d)."""
+        """Last hidden states (B, T, d) of images (B, channels, height, width)."""
         result: Tensor = self.encoder(pixel_values=pixel_values, return_dict=True).last_hidden_state
         return result
 
@@ -65,13 +65,13 @@ class HiddenStatesOfImages(nn.Module):
 def export_program(encoder: nn.Module) -> torch.export.ExportedProgram:
     """A swapped encoder as a graph of ``torch.export``, for any batch size and any length up to that of its constants.
 
-    Its inputs are those named input_ids, attention_mask and, where the encoder tells segments apart, token_type_ids,
-    each (B, T), or pixel_values; its output is the last hidden states. An attention mask is always passed, and is one
-    of padding: a graph can refuse no other. The stock attention of transformers asks for at least two tokens, so that
-    graphs of partly constant encoders do too.
+    Its inputs are input_ids, attention_mask and, where the encoder has segments, token_type_ids, each (B, T), or
+    pixel_values; its output is the last hidden states. The attention mask is required, and must be one of padding: a
+    graph cannot refuse others. The stock attention of transformers needs at least two tokens, and so do graphs of
+    partly constant encoders.
 
     Args:
-        encoder: Swapped and calibrated, or loaded with :func:`load_encoder`; in evaluation mode.
+        encoder: A swapped and calibrated encoder, or one of :func:`load_exported_encoder`, in evaluation mode.
 
     Returns:
         The program; ``program.module()`` runs it, ``torch.export.save`` writes it.
@@ -91,11 +91,11 @@ def export_onnx(encoder: nn.Module, path: str | Path) -> Path:
     """Write a swapped encoder as an ONNX file, for any batch size and any length up to that of its constants.
 
     Inputs and output are those of :func:`export_program`, with the axes "batch" and "length"; a length of 1 is served
-    too. An exported encoder (:func:`load_encoder`) gives the smallest file.
+    too. An exported encoder (:func:`load_exported_encoder`) gives the smallest file.
 
     Args:
-        encoder: Swapped and calibrated; in evaluation mode.
-        path: The file. Weights of more than 2 GB stand in a second file beside it.
+        encoder: A swapped and calibrated encoder, in evaluation mode.
+        path: The file. Weights of more than 2 GB are in a second file beside it.
 
     Returns:
         The path.
@@ -130,7 +130,7 @@ def check_onnx() -> None:
     """Refuse to begin without the packages that ONNX files are written with.
 
     Raises:
-        ExportError: Names them.
+        ExportError: Names the missing packages.
     """
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
@@ -141,12 +141,13 @@ def check_onnx() -> None:
 
 
 def _parts(encoder: nn.Module) -> tuple[nn.Module, dict[str, Tensor], dict[str, Any]]:
-    """The module, an example of its inputs, and which of their sizes may change."""
-    base = find_encoder(encoder)
-    if not is_calibrated(base) or base.training:
-        found = "in training mode" if base.training else "not swapped, or has no constants"
+    """The module, an example of its inputs, and the dynamic ones of their sizes."""
+    found = SupportedEncoder.find(encoder)
+    base, mixers = found.model, found.mixers
+    if base.training or not mixers or not all(mixer.calibrated for mixer in mixers):
+        state = "in training mode" if base.training else "not swapped, or has no constants"
         raise ExportError(
-            f"the encoder is {found}, but a graph is made of one with constants and in evaluation mode: call "
+            f"the encoder is {state}, but a graph is made of one with constants and in evaluation mode: call "
             "swap_attention(...) and encoder.eval()."
         )
     batch = torch.export.Dim.DYNAMIC(min=1)
@@ -155,7 +156,7 @@ def _parts(encoder: nn.Module) -> tuple[nn.Module, dict[str, Tensor], dict[str, 
         sides = config.image_size if isinstance(config.image_size, (tuple, list)) else [config.image_size] * 2
         pixels = torch.zeros(2, config.num_channels, *sides, dtype=base.dtype, device=base.device)
         return HiddenStatesOfImages(base), {"pixel_values": pixels}, {"pixel_values": {0: batch}}
-    longest = swapped_layers(base)[0].max_length
+    longest = mixers[0].max_length
     # Neither 1 nor the longest: a graph must not be made for either alone.
     example = torch.ones(2, longest - 1 if longest > 2 else longest, dtype=torch.int64, device=base.device)
     length = {1: torch.export.Dim.DYNAMIC(min=1, max=longest)} if longest > 2 else {}
@@ -172,14 +173,14 @@ def _no_graph(error: Exception) -> ExportError:
 
 @contextmanager
 def _any_size() -> Iterator[None]:
-    """Sizes of 1 are no special case: otherwise torch makes a graph for all sizes but them. Its ONNX export does so."""
+    """Let torch.export make a graph for sizes of 1 too, as the ONNX export of torch does."""
     with shapes.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
         yield
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What torch says while it makes graphs is for its developers."""
+    """Silence torch's messages for its developers while it makes graphs."""
     logger = logging.getLogger("torch.onnx")
     before = logger.level
     logger.setLevel(logging.ERROR)

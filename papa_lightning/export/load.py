@@ -9,7 +9,7 @@ import safetensors.torch
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModel, PretrainedConfig, PreTrainedModel
 
-from papa_lightning.encoders import is_calibrated, is_noted, swap_as_saved, swapped_layers
+from papa_lightning.encoders import SupportedEncoder, is_noted, swap_as_saved
 from papa_lightning.encoders.loading import from_pretrained
 from papa_lightning.encoders.projections.trimmed import trim
 from papa_lightning.errors import ExportError, PapaError
@@ -18,15 +18,15 @@ from papa_lightning.export.facts import CONFIG, WEIGHTS, Facts, read_facts
 from papa_lightning.files.checked import parse_json
 
 
-def load_encoder(folder: str | Path) -> PreTrainedModel:
+def load_exported_encoder(folder: str | Path) -> PreTrainedModel:
     """Load an encoder that was exported, or saved by ``save_pretrained`` while it was swapped.
 
-    It gives the numbers of the encoder that was written. What an export left out is gone: such an encoder cannot be
-    restored, swapped anew or calibrated; one of ``save_pretrained`` can. No code of the folder is run, and nothing but
+    Its outputs are those of the encoder that was written. An exported encoder cannot be restored, swapped anew or
+    calibrated, because weights are gone; one of ``save_pretrained`` can. No code of the folder is run, and nothing but
     the folder is read.
 
     Args:
-        folder: What :func:`export_encoder`, ``papa export`` or ``save_pretrained`` wrote; it may have been moved.
+        folder: Folder of :func:`export_encoder`, ``papa export`` or ``save_pretrained``; it may have been moved.
 
     Returns:
         The bare encoder, on the CPU and in evaluation mode, with parameters in the dtype that they were written in.
@@ -35,7 +35,7 @@ def load_encoder(folder: str | Path) -> PreTrainedModel:
         ExportError: When the folder is no such encoder, or something in it is missing, damaged or changed.
 
     Example:
-        >>> load_encoder("./no-such-folder")
+        >>> load_exported_encoder("./no-such-folder")
         Traceback (most recent call last):
         ...
         papa_lightning.errors.ExportError: manifest of an exported encoder 'no-such-folder/papa.json' cannot be ...
@@ -43,19 +43,17 @@ def load_encoder(folder: str | Path) -> PreTrainedModel:
     path = Path(folder).expanduser()
     facts = None if is_noted(path) else read_facts(path)
     try:
-        return _load_saved(path) if facts is None else _load(path, facts)
+        if facts is not None:
+            return _load(path, facts)
+        saved: PreTrainedModel = from_pretrained(AutoModel, str(path), local_files_only=True)
+        return saved
     except PapaError as error:
         raise ExportError(f"the exported encoder in {str(path)!r} cannot be used: {error}") from error
-    except Exception as error:  # whatever transformers and torch raise of a configuration that somebody made up
+    except Exception as error:  # transformers and torch raise anything for a configuration that was edited
         raise ExportError(
             f"the exported encoder in {str(path)!r} cannot be used ({type(error).__name__}: {error}): write it again, "
             "with the versions of transformers and papa_lightning that it is to be used with."
         ) from error
-
-
-def _load_saved(folder: Path) -> PreTrainedModel:
-    encoder: PreTrainedModel = from_pretrained(AutoModel, str(folder), local_files_only=True)
-    return encoder
 
 
 def _load(folder: Path, facts: Facts) -> PreTrainedModel:
@@ -63,25 +61,26 @@ def _load(folder: Path, facts: Facts) -> PreTrainedModel:
     encoder = build_encoder(_read_config(folder), facts.encoder, state.keys())
     if not swap_as_saved(encoder, state):
         raise ExportError(f"{WEIGHTS} holds no swapped encoder")
-    trim(encoder)
+    found = SupportedEncoder.find(encoder)
+    trim(found)
     fill_encoder(encoder, state)
-    _check_facts(encoder, state, facts)
+    _check_facts(found, state, facts)
     encoder.train(False)
     return encoder
 
 
-def _check_facts(encoder: PreTrainedModel, state: Mapping[str, Tensor], facts: Facts) -> None:
-    """Refuse facts that are not those of the weights: nobody may read of other heads than there are."""
-    mixers = swapped_layers(encoder)
+def _check_facts(encoder: SupportedEncoder, state: Mapping[str, Tensor], facts: Facts) -> None:
+    """Refuse facts that differ from those of the weights."""
+    mixers = encoder.mixers
     found = {
         "heads": [list(mixer.constant_heads) for mixer in mixers],
         "kinds": [mixer.kind for mixer in mixers],
         "max_length": mixers[0].max_length,
         "num_heads": mixers[0].heads.num_heads,
-        "parameters": count_parameters(encoder, state),
+        "parameters": count_parameters(encoder.model, state),
     }
     wrong = [name for name, value in found.items() if value != getattr(facts, name)]
-    if wrong or not is_calibrated(encoder):
+    if wrong or not all(mixer.calibrated for mixer in mixers):
         raise ExportError(f"{WEIGHTS} has other {wrong[0] if wrong else 'heads'} than papa.json")
     for name, held in state.items():
         if ".papa." in name and held.is_floating_point() and not bool(held.isfinite().all()):

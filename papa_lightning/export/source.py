@@ -1,4 +1,4 @@
-"""Where `papa export` takes an encoder from: a pretrained one with a constants file, or a checkpoint of a task."""
+"""Sources of `papa export`: a pretrained encoder with a constants file, or a checkpoint of a task."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from papa_lightning.calibration import AttentionConstants, CompactConstants
 from papa_lightning.encoders import HeadSelection, is_noted, swap_as_saved, swap_attention
 from papa_lightning.encoders.loading import from_pretrained, load_encoder
 from papa_lightning.errors import ExportError
-from papa_lightning.export.folder import check_folder, export_encoder
+from papa_lightning.export.folder import check_target, export_encoder
 from papa_lightning.export.graphs import check_onnx
 from papa_lightning.ranking import HeadRanking
 from papa_lightning.tasks.checkpoints import read_checkpoint
@@ -22,22 +22,22 @@ _TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "vocab.txt", "voc
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """What to export.
+    """Settings of an export: the encoder, its constants, and the heads to replace.
 
     Args:
         encoder: Name on the hub, or a folder written by ``save_pretrained``. With ckpt_path it is known from there, and
-            need only be given where the folder is elsewhere by now.
+            need only be given where the folder has moved.
         constants: A constants file; null keeps the constants of an encoder that was saved swapped.
         heads: "all", (layer, head) pairs, a map from layer to heads, or a number or share of heads, with a ranking.
         ranking: A ranking file.
-        kind: What takes the place of the attention, as in swap_attention.
-        ckpt_path: Checkpoint of a task of ours, with constants in it or with a constants file beside it.
+        kind: Kind of attention of the replaced heads, as in swap_attention.
+        ckpt_path: Checkpoint of a task of papa_lightning, with constants in it or with a constants file.
         tokenizer: Name or folder of the tokenizer; null takes that of the encoder, where it has one.
-        onnx: Also write model.onnx.
-        replace: Replace an earlier export.
+        onnx: Whether to write model.onnx too.
+        replace: Whether to replace an earlier export.
 
     Raises:
-        ExportError: When the arguments do not say what to export.
+        ExportError: When the arguments name no encoder with constants.
     """
 
     encoder: str | None = None
@@ -60,7 +60,7 @@ class ExportSettings:
 
 
 def load_source(settings: ExportSettings) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
-    """The swapped encoder that the settings mean, and its tokenizer where it is known.
+    """The swapped encoder of the settings, and its tokenizer where it is known.
 
     Raises:
         PapaError: When a file cannot be read, or the parts do not fit each other.
@@ -75,11 +75,11 @@ def load_source(settings: ExportSettings) -> tuple[PreTrainedModel, PreTrainedTo
 
 
 def export_source(settings: ExportSettings, output: str) -> Path:
-    """Load what the settings mean, and export it.
+    """Load the encoder of the settings, and export it.
 
     Args:
-        settings: What to export.
-        output: The folder to be made; refused before anything is loaded.
+        settings: The encoder, its constants and the heads to replace.
+        output: The folder to be made; checked before anything is loaded.
 
     Returns:
         The folder.
@@ -87,7 +87,7 @@ def export_source(settings: ExportSettings, output: str) -> Path:
     Raises:
         PapaError: See :func:`load_source` and :func:`export_encoder`.
     """
-    check_folder("output", output, settings.replace)
+    check_target("output", output, settings.replace)
     if settings.onnx:
         check_onnx()
     encoder, tokenizer = load_source(settings)
@@ -140,7 +140,7 @@ def _load_tokenizer(encoder: str, name: str | None) -> PreTrainedTokenizerBase |
         return None
     try:
         tokenizer: PreTrainedTokenizerBase = from_pretrained(AutoTokenizer, name or encoder)
-    except Exception as error:  # the hub, the file readers and the tokenizers raise errors of their own
+    except Exception as error:  # the hub, file readers and tokenizers raise many types of errors
         if name is None and not folder.is_dir():
             return None  # an encoder of the hub that has none
         raise ExportError(

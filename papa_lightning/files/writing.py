@@ -148,33 +148,62 @@ def check_output(name: str, path: str | Path) -> None:
         OutputError: When it is a folder, device, pipe or socket, or its folder cannot be made or written to.
     """
     with refusing(name, path, "pass a file in a folder that you may write to"):
-        check_folder(_regular_target(name, path).parent)
+        _check_writable(_regular_target(name, path).parent)
 
 
-def check_folder(folder: Path) -> None:
-    """Make a folder where it is missing, and a file in it that is gone at once.
+def check_output_folder(name: str, folder: str | Path) -> Path:
+    """Refuse a folder that could not be made, before the work that it is for.
 
-    Raises:
-        OSError: When one of them cannot be made.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open_part(new_part(folder)) as file:
-        os.unlink(file.name)
+    Args:
+        name: Name of the argument, for the message.
+        folder: The folder to come; the folder that it lies in is made when missing.
 
-
-def check_exchange(folder: Path) -> None:
-    """Let two new folders in a folder change places.
+    Returns:
+        Its path, without links.
 
     Raises:
-        OSError: When the system or the file system cannot do that.
+        OutputError: When the system refuses it.
     """
-    made = [_make_folder(folder), _make_folder(folder)]
+    try:
+        path = Path(os.path.realpath(os.path.expanduser(folder)))
+        _check_writable(path.parent)
+    except (OSError, ValueError) as error:
+        raise OutputError(
+            f"{name} is {str(folder)!r}, which cannot be written ({getattr(error, 'strerror', None) or error}): pass a "
+            "folder in a place that you may write to."
+        ) from error
+    return path
+
+
+def check_exchange(name: str, folder: Path) -> None:
+    """Refuse to replace a folder where the file system cannot exchange two folders in one step.
+
+    Args:
+        name: Name of the argument, for the message.
+        folder: The folder that is there, without links.
+
+    Raises:
+        OutputError: When a process that is stopped could leave neither the old folder nor the new one.
+    """
+    made = [_make_folder(folder.parent), _make_folder(folder.parent)]
     try:
         _exchange(*(path for path, _ in made))
+    except OSError as error:
+        raise OutputError(
+            f"{name} is {str(folder)!r}, on a file system that cannot exchange two folders ({error.strerror}), so that "
+            "a stopped run could leave neither: remove the folder that is there, or pass the name of a new one."
+        ) from error
     finally:
         for path, lock in made:
             os.rmdir(path)
             os.close(lock)
+
+
+def _check_writable(folder: Path) -> None:
+    """Make a folder where it is missing, and a file in it that is removed at once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open_part(new_part(folder)) as file:
+        os.unlink(file.name)
 
 
 @contextmanager

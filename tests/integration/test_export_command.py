@@ -7,7 +7,13 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from papa_lightning import AttentionConstants, HeadRanking, SequenceClassificationTask, load_encoder, swap_attention
+from papa_lightning import (
+    AttentionConstants,
+    HeadRanking,
+    SequenceClassificationTask,
+    load_exported_encoder,
+    swap_attention,
+)
 from papa_lightning.cli.main import main
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -39,7 +45,7 @@ def test_an_encoder_with_constants(
     assert main(words) == tmp_path / "exported"
     printed = capsys.readouterr().out
     assert "2 of 4 heads, kind constant, up to 16 tokens" in printed
-    loaded = load_encoder(tmp_path / "exported")
+    loaded = load_exported_encoder(tmp_path / "exported")
     expected = swap_attention(
         AutoModel.from_pretrained(encoder_folder), "constant", constants=constants, heads=[(0, 1), (1, 0)]
     )
@@ -67,7 +73,7 @@ def test_the_checkpoint_of_a_task(encoder_folder: str, data_folder: str, tmp_pat
     assert isinstance(task, SequenceClassificationTask)
     (checkpoint,) = tmp_path.rglob("*.ckpt")
     main(["export", "--ckpt_path", str(checkpoint), "--output", str(tmp_path / "exported")])
-    loaded = load_encoder(tmp_path / "exported")
+    loaded = load_exported_encoder(tmp_path / "exported")
     assert torch.equal(last(loaded), last(task.encoder.eval()))
     facts = json.loads((tmp_path / "exported" / "papa.json").read_bytes())
     assert facts["heads"] == [[0, 1], [0, 1]]

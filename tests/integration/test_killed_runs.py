@@ -12,7 +12,7 @@ import pytest
 import torch
 from command_runs import finished, kill
 
-from papa_lightning import AttentionConstants, PapaError, load_encoder
+from papa_lightning import AttentionConstants, PapaError, load_exported_encoder
 from papa_lightning.cli.main import check_checkpoint
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -79,18 +79,18 @@ def test_export_killed(encoder_folder: str, tmp_path: Path) -> None:
     words = ["export", "--encoder", encoder_folder, "--constants", str(tmp_path / "constants.safetensors")]
     words += ["--output", "exported"]
     seconds, _ = finished(words, tmp_path / "undisturbed")
-    expected = load_encoder(tmp_path / "undisturbed" / "exported").state_dict()
+    expected = load_exported_encoder(tmp_path / "undisturbed" / "exported").state_dict()
     moments, found = random.Random(0), Counter[str]()
     for number in range(KILLS):
         folder = tmp_path / str(number)
         kill(words, folder, moments.uniform(0, seconds))
         left = folder / "exported"
         there = left.exists()
-        assert not there or same_state(load_encoder(left).state_dict(), expected)
+        assert not there or same_state(load_exported_encoder(left).state_dict(), expected)
         begun = len(list(folder.glob(".papa-*")))
         found[f"killed {'with' if there else 'without'} a folder, {begun} begun"] += 1
         finished([*words, "--replace", "true"], folder)  # what was left does not stand in the way, and goes
-        assert same_state(load_encoder(left).state_dict(), expected)
+        assert same_state(load_exported_encoder(left).state_dict(), expected)
         assert sorted(entry.name for entry in folder.iterdir()) == ["exported", "printed.txt"]
     print(f"\nexport, {seconds:.1f} s undisturbed: {dict(found)}")
 

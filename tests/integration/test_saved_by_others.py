@@ -126,7 +126,7 @@ def test_exported_encoder_in_a_sentence_transformer_a_task_model_and_a_pipeline(
     swap(model[0].model)
     expected = sentences(model)
     export_encoder(model, tmp_path / "served", model.tokenizer)
-    model[0].model = papa_lightning.load_encoder(tmp_path / "served")
+    model[0].model = papa_lightning.load_exported_encoder(tmp_path / "served")
     model.save(str(tmp_path / "saved"))
     loaded = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
     torch.testing.assert_close(sentences(loaded), expected)
@@ -163,13 +163,13 @@ def test_adapters(swapped: Path, tmp_path: Path) -> None:
 def test_our_own_loaders(folder: str, swapped: Path, tmp_path: Path) -> None:
     expected = hidden(AutoModel.from_pretrained(swapped))
     torch.testing.assert_close(hidden(load_encoder(str(swapped))), expected)
-    torch.testing.assert_close(hidden(papa_lightning.load_encoder(swapped)), expected)
+    torch.testing.assert_close(hidden(papa_lightning.load_exported_encoder(swapped)), expected)
     task = SequenceClassificationTask(str(swapped), num_labels=2, max_length=LENGTH)
     torch.testing.assert_close(hidden(task.encoder.eval()), expected)
     found = calibrate(load_encoder(str(swapped)), [batch()], LENGTH)
     torch.testing.assert_close(found.values, calibrate(load_encoder(folder), [batch()], LENGTH).values)
     served = export_source(ExportSettings(encoder=str(swapped)), str(tmp_path / "served"))
-    torch.testing.assert_close(hidden(papa_lightning.load_encoder(served)), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(hidden(papa_lightning.load_exported_encoder(served)), expected, atol=1e-5, rtol=1e-5)
     with pytest.raises(PapaError, match="was saved while its attention was swapped"):
         load_plain_encoder(str(swapped))
 
@@ -179,4 +179,7 @@ def test_other_constants_for_an_encoder_that_was_saved_swapped(swapped: Path, tm
     uniform.save(tmp_path / "uniform.safetensors")
     file = str(tmp_path / "uniform.safetensors")
     served = export_source(ExportSettings(encoder=str(swapped), constants=file), str(tmp_path / "served"))
-    assert [len(layer.constant_heads) for layer in swapped_layers(papa_lightning.load_encoder(served))] == [2, 2]
+    assert [len(layer.constant_heads) for layer in swapped_layers(papa_lightning.load_exported_encoder(served))] == [
+        2,
+        2,
+    ]

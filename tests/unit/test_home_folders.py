@@ -10,8 +10,7 @@ from papa_lightning.cli.main import check_checkpoint
 from papa_lightning.datamodules.rows.tokenizing import load_tokenizer
 from papa_lightning.encoders.loading import load_encoder, vocabulary_size
 from papa_lightning.errors import DataError, PapaError
-from papa_lightning.export.folder import check_folder
-from papa_lightning.files.writing import check_output, write_atomically
+from papa_lightning.files.writing import check_output, check_output_folder, write_atomically
 from papa_lightning.ranking import HeadRanking
 from papa_lightning.study.store import StudyFolder
 from papa_lightning.tasks.checkpoints import read_checkpoint
@@ -50,7 +49,7 @@ def test_checkpoints(home):
 
 
 def test_exports_and_studies(home, tmp_path):
-    assert check_folder("output", "~/export", replace=False) == (home / "export").resolve()
+    assert check_output_folder("output", "~/export") == (home / "export").resolve()
     StudyFolder("~/study").write({}, {}, {})
     assert StudyFolder(home / "study").read()["files"] == {}
     assert [path.name for path in tmp_path.iterdir()] == ["home"]

@@ -1,1 +1,1 @@
-"""Compact constants: averaged attention as a few numbers a head."""
+"""Compact constants: averaged attention in few numbers a head. The mathematics is in fit.py, without files."""

@@ -1,23 +1,93 @@
-"""The calibration pass that leaves compact constants, for lengths at which full ones would not fit in memory."""
+"""The calibration pass to compact constants, for lengths at which full ones do not fit in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from papa_lightning.attention import CompactLayer
-from papa_lightning.attention.functional import average_attention
+from papa_lightning.attention import CompactLayer, DynamicAttention, Reach
+from papa_lightning.attention.functional import apply_attention, average_attention, clear_padding
+from papa_lightning.calibration.averages import RunningSums, check_finite
 from papa_lightning.calibration.collect import add_up, check_max_length, describe_pass
-from papa_lightning.calibration.compact.averages import CompactAverages
 from papa_lightning.calibration.compact.constants import CompactConstants, check_width, profile_layer
-from papa_lightning.calibration.compact.fit import profile_rows, relative_error
+from papa_lightning.calibration.compact.fit import band_sums, profile_rows, relative_error, row_bands
 from papa_lightning.calibration.constants import plain_metadata
-from papa_lightning.encoders import attention_reaches, compute_device, encoder_shape, find_encoder
+from papa_lightning.encoders import SupportedEncoder, compute_device
 from papa_lightning.errors import CalibrationError
+
+
+class CompactAverages(RunningSums):
+    """Sums of attention over diagonals and columns, and over a sample of query rows, in float64.
+
+    With ``S_ij = sum over sequences of A[i,j] m_i m_j``:
+
+        diagonals[l,h,w+o] = sum of S_ij over i - j = o        columns[l,h,j] = sum over i of S_ij
+
+    The sampled rows of S tell how well the fit describes the average: its loss is a sum over rows.
+
+    Args:
+        reaches: Reach of each layer.
+        num_heads: Number of heads H.
+        max_length: T, the longest sequence.
+        width: w, the farthest offset of the profile.
+        num_rows: Number of query rows that are kept, drawn independently of the data; at most T.
+        device: Device of the sums; main memory where that has no float64.
+
+    Attributes:
+        diagonals: (L, H, 2 w + 1).
+        columns: (L, H, T).
+        sampled: (L, H, rows, T), the sampled rows of S.
+        rows: (rows,), their numbers, ascending.
+        pair_counts: (T, T), for all heads of all layers.
+        num_sequences: 0-dim.
+    """
+
+    added = ("diagonals", "columns", "sampled", *RunningSums.added)
+
+    def __init__(
+        self,
+        reaches: Sequence[Reach],
+        num_heads: int,
+        max_length: int,
+        width: int,
+        num_rows: int,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__(max_length, device)
+        self.reaches, self.width, layers = tuple(reaches), width, len(reaches)
+        order = torch.randperm(max_length, generator=torch.Generator().manual_seed(0))
+        self.rows = order[:num_rows].sort().values
+        self.diagonals = self.zeros(layers, num_heads, 2 * width + 1)
+        self.columns = self.zeros(layers, num_heads, max_length)
+        self.sampled = self.zeros(layers, num_heads, len(self.rows), max_length)
+
+    def mix(self, layer: int, attention: DynamicAttention, value: Tensor) -> Tensor:
+        """See :meth:`RunningSums.mix`."""
+        mixed = value.new_empty(value.shape[0], value.shape[2], value.shape[1], value.shape[3])
+        for first, chunk in attention.chunks():
+            mixed[:, first : first + chunk.shape[2]] = apply_attention(chunk, value)
+            if attention.mask is not None:
+                clear_padding(chunk, attention.mask, first)
+            self._add(layer, first, chunk)
+        return mixed
+
+    def _add(self, layer: int, first: int, chunk: Tensor) -> None:
+        """Add some rows (B, H, rows, t) of a batch, 0 at padding; sums over the batch are in their dtype."""
+        device, length = self.columns.device, chunk.shape[3]
+        bands = row_bands(chunk, first, self.width).sum(dim=(0, 2))
+        self.diagonals[layer] += bands.to(device, torch.float64)
+        self.columns[layer, :, :length] += chunk.sum(dim=(0, 2)).to(device, torch.float64)
+        places = ((self.rows >= first) & (self.rows < first + chunk.shape[2])).nonzero().flatten()
+        if len(places) > 0:
+            sampled = chunk[:, :, (self.rows[places] - first).to(chunk.device)].sum(dim=0)
+            self.sampled[layer, :, places.to(device), :length] += sampled.to(device, torch.float64)
+
+    def check_finite(self) -> None:
+        """See :meth:`RunningSums.check_finite`."""
+        check_finite(self.columns)
 
 
 def calibrate_compact(
@@ -40,13 +110,13 @@ def calibrate_compact(
     Args:
         encoder: As for :func:`~papa_lightning.calibrate`.
         batches: As for :func:`~papa_lightning.calibrate`.
-        max_length: T, the longest sequence that is calibrated on; :meth:`CompactConstants.extend` goes on from there.
-        width: w, how far the profile reaches; more than T - 1 is T - 1.
-        error_rows: How many query rows of the average are kept, to measure the error of the fit on. It is exact when
-            these are all rows, T or more, else an estimate.
-        metadata: What to note in the result.
-        all_reduce: Sums a tensor over processes, when several calibrate together.
-        progress: Show a progress bar.
+        max_length: T, the longest sequence of the pass; :meth:`CompactConstants.extend` serves longer ones.
+        width: w, the farthest offset of the profile; more than T - 1 is T - 1.
+        error_rows: Number of query rows of the average on which the error of the fit is measured. The error is exact
+            with T rows or more, else an estimate.
+        metadata: As for :func:`~papa_lightning.calibrate`.
+        all_reduce: As for :func:`~papa_lightning.calibrate`.
+        progress: Whether to show a progress bar.
 
     Returns:
         The constants, on the CPU, in float32, or float64 for an encoder in float64.
@@ -66,38 +136,30 @@ def calibrate_compact(
         >>> constants.layers[0].profile.shape, constants.layers[0].columns.shape
         (torch.Size([2, 3]), torch.Size([2, 4]))
     """
-    base = find_encoder(encoder)
-    check_max_length(base, max_length)
+    found = SupportedEncoder.find(encoder)
+    check_max_length(found.model, max_length)
     check_width("width", width, CalibrationError)
     check_width("error_rows", error_rows, CalibrationError)
     noted = plain_metadata({} if metadata is None else metadata)
-    averages = _gather(base, batches, max_length, min(width, max_length - 1), error_rows, progress)
+    averages = CompactAverages(
+        found.reaches, found.num_heads, max_length, min(width, max_length - 1), error_rows, compute_device(found.model)
+    )
+    add_up(found, averages, batches, progress)
     if all_reduce is not None:
         averages.reduce(all_reduce)
-    averages.check()
-    return _finish(base, averages, noted)
+    averages.check_sequences()
+    averages.check_finite()
+    return _finish(found, averages, noted)
 
 
-def _gather(
-    encoder: PreTrainedModel,
-    batches: Iterable[Mapping[str, Any]],
-    max_length: int,
-    width: int,
-    num_rows: int,
-    progress: bool,
-) -> CompactAverages:
-    heads = encoder_shape(encoder)[1]
-    averages = CompactAverages(attention_reaches(encoder), heads, max_length, width, num_rows, compute_device(encoder))
-    add_up(encoder, averages, batches, progress)
-    return averages
-
-
-def _finish(encoder: PreTrainedModel, averages: CompactAverages, metadata: Mapping[str, Any]) -> CompactConstants:
-    dtype = torch.promote_types(encoder.dtype, torch.float32)
+def _finish(found: SupportedEncoder, averages: CompactAverages, metadata: Mapping[str, Any]) -> CompactConstants:
+    """Fit a profile to the sums of each head, and measure its error on the sampled rows."""
+    dtype = torch.promote_types(found.model.dtype, torch.float32)
     layers: list[CompactLayer] = []
     errors: list[Tensor] = []
     for number, reach in enumerate(averages.reaches):
-        layer = profile_layer(averages.sums(number), reach, dtype)
+        sums = band_sums(averages.diagonals[number], averages.columns[number], averages.pair_counts, reach)
+        layer = profile_layer(sums, reach, dtype)
         counts = reach.cut(averages.pair_counts)[averages.rows]
         target = average_attention(averages.sampled[number], counts).cpu()
         fitted = profile_rows(layer.profile, layer.columns, averages.rows, reach)
@@ -105,6 +167,6 @@ def _finish(encoder: PreTrainedModel, averages: CompactAverages, metadata: Mappi
         layers.append(layer)
     length = layers[0].max_length
     rows = {} if len(averages.rows) == length else {"error_rows": len(averages.rows)}
-    noted = describe_pass(encoder, length, averages.num_sequences)
+    noted = describe_pass(found, length, averages.num_sequences)
     compact = {"compact": {"width": averages.width, **rows}}
     return CompactConstants(tuple(layers), torch.stack(errors), {**metadata, **noted, **compact})

@@ -33,15 +33,16 @@ from papa_lightning.calibration.constants import (
     read_tensors,
     write_tensors,
 )
-from papa_lightning.encoders import attention_reaches, find_encoder
+from papa_lightning.encoders import SupportedEncoder
 from papa_lightning.errors import ConstantsFileError, PapaError
+from papa_lightning.text import Table
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 _FORMAT = "papa_lightning.compact_constants/1"
 
-#: What holds them, and what writes them: for messages.
+#: See :func:`~papa_lightning.calibration.constants.read_tensors`.
 _MADE_BY = ("compact constants", "CompactConstants.save", "papa compact --constants FILE")
 
 #: The tensors of a file beside those of its layers.
@@ -52,17 +53,17 @@ _SAVED = (*PARTS, "beyond")
 
 @dataclass(frozen=True, eq=False)  # tensors do not compare to one truth value
 class CompactConstants(EncoderConstants):
-    """Constants of an encoder in as few numbers as each head allows, ``C[i,j] = rho(i - j) + alpha(j)`` in most.
+    """Constants of an encoder in few numbers a head, ``C[i,j] = rho(i - j) + alpha(j)`` for most heads.
 
-    A head of form "profile" has O(T + w) numbers and mixes T tokens in O(T w), where a matrix has T^2 and takes as
-    long; "low_rank" has 2 T r. No number is negative: rows are divided by their sum over the real keys.
+    A head of form "profile" has O(T + w) numbers and mixes T tokens in O(T w), where a matrix has T^2 numbers and takes
+    O(T^2); "low_rank" has 2 T r. No number is negative: rows are divided by their sum over the real keys.
 
     Args:
         layers: One :class:`~papa_lightning.attention.CompactLayer` a layer.
         errors: (L, H), the relative error of each head: ``sqrt(sum n (C - F)^2 / sum n C^2)`` over all pairs that were
-            seen, with C the average, F what stands here and n the pair counts.
-        metadata: As of the average, and "compact": width, rank and tolerance of the fit, and "error_rows", where the
-            error was measured on so many query rows only.
+            seen, with C the average, F the compact constants and n the pair counts.
+        metadata: Metadata of the average, and "compact": width, rank and tolerance of the fit, and "error_rows", the
+            number of query rows on which the error was measured, if not all.
 
     Raises:
         ConstantsFileError: When the layers do not fit each other, a number is not finite or below 0, or metadata cannot
@@ -112,8 +113,8 @@ class CompactConstants(EncoderConstants):
 
         Args:
             constants: The average.
-            width: w, how far the profile reaches; more than T - 1 is T - 1.
-            rank: r of heads of low rank.
+            width: w, the farthest offset of the profile; more than T - 1 is T - 1.
+            rank: Rank r of heads of low rank.
             tolerance: The largest relative error of a head; None makes every head a profile, whatever its error.
 
         Raises:
@@ -142,12 +143,12 @@ class CompactConstants(EncoderConstants):
 
     @property
     def num_layers(self) -> int:
-        """L."""
+        """The number of layers L."""
         return len(self.layers)
 
     @property
     def num_heads(self) -> int:
-        """H."""
+        """The number of heads H."""
         return len(self.layers[0].forms)
 
     @property
@@ -157,7 +158,7 @@ class CompactConstants(EncoderConstants):
 
     @property
     def num_elements(self) -> int:
-        """How many numbers they are; an average has ``L H T^2``."""
+        """The number of entries; an average has ``L H T^2``."""
         return sum(layer.num_elements for layer in self.layers)
 
     def by_layer(self) -> list[CompactLayer]:
@@ -165,13 +166,13 @@ class CompactConstants(EncoderConstants):
         return list(self.layers)
 
     def extend(self, max_length: int) -> CompactConstants:
-        """The same for sequences longer than those that calibration saw.
+        """Constants for longer sequences than those of the calibration.
 
-        The profile goes on as it is. A column that was never seen gets the median weight of those of its head that were
-        seen often, at least half as often as the one seen most.
+        The profile stays as it is. A column that was never seen gets the median weight of the columns of its head that
+        were seen at least half as often as the one seen most.
 
         Args:
-            max_length: T of the result; T of these at least.
+            max_length: T of the result, at least the present one.
 
         Raises:
             PapaError: When it is less, or a head has another form than "profile".
@@ -188,17 +189,16 @@ class CompactConstants(EncoderConstants):
             metadata={**self.metadata, **extended},
         )
 
-    def check(self, encoder: nn.Module, max_length: int | None = None) -> None:
+    def check(self, encoder: nn.Module | SupportedEncoder, max_length: int | None = None) -> None:
         """Check that the constants fit an encoder; see :meth:`AttentionConstants.check`.
 
         Raises:
             ConstantsFileError: When architecture, numbers of layers or heads, or length differ, or the layers of the
-                encoder see other keys than those that the constants were fitted for.
+                encoder have another reach than the constants.
         """
-        super().check(encoder, max_length)
-        for number, (layer, reach) in enumerate(
-            zip(self.layers, attention_reaches(find_encoder(encoder)), strict=True)
-        ):
+        found = SupportedEncoder.find(encoder)
+        super().check(found, max_length)
+        for number, (layer, reach) in enumerate(zip(self.layers, found.reaches, strict=True)):
             wanted = clip_reach(reach, self.max_length)
             if clip_reach(layer.reach, self.max_length) != wanted:
                 raise ConstantsFileError(
@@ -239,9 +239,9 @@ def profile_layer(sums: BandSums, reach: Reach, dtype: torch.dtype) -> CompactLa
     """All heads of a layer as profiles, fitted to sums over their attention.
 
     Args:
-        sums: Of the layer.
-        reach: Of the layer.
-        dtype: Of the result, which is on the CPU.
+        sums: Sums of the layer.
+        reach: Reach of the layer.
+        dtype: Dtype of the result, which is on the CPU.
     """
     profile, columns = fit_profile(sums)
     beyond, length = weight_beyond(columns, sums.column_counts), columns.shape[1]
@@ -253,7 +253,7 @@ def profile_layer(sums: BandSums, reach: Reach, dtype: torch.dtype) -> CompactLa
 
 
 def check_width(name: str, value: object, error: type[PapaError]) -> None:
-    """Refuse what is not a whole number from 1 on.
+    """Refuse values other than whole numbers from 1 on.
 
     Raises:
         PapaError: As ``error``.
@@ -299,7 +299,7 @@ def _other_forms(
 
 
 def _empty(length: int) -> dict[str, Tensor]:
-    """The parts of a layer without heads of the other forms."""
+    """The parts of the other forms, for a layer without such heads."""
     return {
         "left": torch.zeros(0, length, 0),
         "right": torch.zeros(0, length, 0),
@@ -308,7 +308,7 @@ def _empty(length: int) -> dict[str, Tensor]:
 
 
 def _is_saved(name: str) -> bool:
-    """Whether a file has a tensor of this name; how many layers there are, another one says."""
+    """Whether a file may have a tensor of this name, whatever its number of layers."""
     return name in _OF_ALL or (name.startswith("layers.") and name.rpartition(".")[2] in _SAVED)
 
 
@@ -329,7 +329,7 @@ def _layers(tensors: Mapping[str, Tensor]) -> tuple[CompactLayer, ...]:
 
 
 def _check_numbers(name: str, part: Tensor) -> None:
-    """Refuse what is no finite number from 0 on, of 16 to 64 bits."""
+    """Refuse numbers that are not finite, below 0, or not of 16 to 64 bits."""
     if part.dtype not in DTYPES:
         raise ConstantsFileError(f"{name} has dtype {part.dtype}, but must be floating point of 16 to 64 bits.")
     if part.numel():
@@ -338,46 +338,33 @@ def _check_numbers(name: str, part: Tensor) -> None:
             raise ConstantsFileError(f"{name} has entries that are NaN, infinite or below 0: fit again.")
 
 
-_COLUMNS = ("layer", "error", "largest", "of head", *(form.replace("_", " ") for form in FORMS))
-_WIDTHS = (5, 8, 9, 9, 9, 10, 9)
-
-
 def describe_compact(compact: CompactConstants) -> str:
-    """A table of the errors by layer, and the size beside that of an average.
+    """A table of the errors by layer, and the size relative to that of an average.
 
     Args:
-        compact: What was fitted.
+        compact: Fitted constants.
 
     Returns:
-        Lines: for each layer the mean relative error of its heads, the largest and which head has it, and how many
-        heads have each form; then the same over all layers, and how many numbers there are.
+        Lines: for each layer the mean relative error of its heads, the largest one and its head, and the number of
+        heads of each form; then the same over all layers, and the number of entries.
 
     Example:
         >>> import torch
         >>> from papa_lightning import AttentionConstants
         >>> average = AttentionConstants(torch.full((1, 2, 8, 8), 0.125), torch.ones(8, 8))
         >>> print(describe_compact(CompactConstants.fit(average, width=2)))
-        layer   error  largest  of head  profile  low rank    dense
-        0      0.0000   0.0000        0        2         0        0
-        all    0.0000   0.0000        0        2         0        0
+        layer   error  largest  of head  profile  low rank  dense
+        0      0.0000   0.0000        0        2         0      0
+        all    0.0000   0.0000        0        2         0      0
         numbers  26, which is 20.31 % of the average's 128
     """
-    lines = [_line(*_COLUMNS)]
-    for number, (layer, errors) in enumerate(zip(compact.layers, compact.errors, strict=True)):
-        counts = [layer.forms.count(form) for form in FORMS]
-        lines.append(_line(number, f"{errors.mean():.4f}", f"{errors.max():.4f}", int(errors.argmax()), *counts))
-    totals = [sum(layer.forms.count(form) for layer in compact.layers) for form in FORMS]
-    errors = compact.errors
-    worst = int(errors.max(dim=0).values.argmax())
-    lines.append(_line("all", f"{errors.mean():.4f}", f"{errors.max():.4f}", worst, *totals))
+    parts = [(str(number), [layer], compact.errors[number]) for number, layer in enumerate(compact.layers)]
+    rows = []
+    for name, layers, errors in [*parts, ("all", compact.layers, compact.errors)]:
+        worst = int(errors.view(-1, compact.num_heads).max(dim=0).values.argmax())
+        counts = (str(sum(layer.forms.count(form) for layer in layers)) for form in FORMS)
+        rows.append((name, f"{errors.mean():.4f}", f"{errors.max():.4f}", str(worst), *counts))
+    columns = ("layer", "error", "largest", "of head", *(form.replace("_", " ") for form in FORMS))
     whole = compact.num_layers * compact.num_heads * compact.max_length**2
-    share = compact.num_elements / whole
-    lines.append(
-        f"numbers  {compact.num_elements:,}, which is {share:.2%} of the average's {whole:,}".replace("%", " %")
-    )
-    return "\n".join(lines)
-
-
-def _line(*cells: object) -> str:
-    first, *others = (str(cell) for cell in cells)
-    return first.ljust(_WIDTHS[0]) + "".join(cell.rjust(width) for cell, width in zip(others, _WIDTHS[1:], strict=True))
+    share = f"{100 * compact.num_elements / whole:.2f} %"
+    return f"{Table(columns, rows)}\nnumbers  {compact.num_elements:,}, which is {share} of the average's {whole:,}"

@@ -47,7 +47,7 @@ def row_bands(rows: Tensor, first: int, width: int) -> Tensor:
 
 @dataclass(frozen=True)
 class BandSums:
-    """What the least squares of the heads of one layer depend on.
+    """The sums on which the least squares of the heads of one layer depend.
 
     Args:
         diagonals: (H, 2 w + 1), sums of ``n_ij C_ij`` over the pairs with i - j = o, at ``w + o``.
@@ -65,13 +65,13 @@ class BandSums:
 
 
 def band_sums(diagonals: Tensor, columns: Tensor, counts: Tensor, reach: Reach) -> BandSums:
-    """The sums over attention with those over the pair counts.
+    """Add the sums over the pair counts to those over attention.
 
     Args:
         diagonals: See :class:`BandSums`.
         columns: See :class:`BandSums`.
-        counts: (T, T), how often calibration saw each pair.
-        reach: Of the layer: pairs beyond it do not count.
+        counts: (T, T), the pair counts.
+        reach: Reach of the layer; pairs beyond it are ignored.
     """
     counts, width = reach.cut(counts), diagonals.shape[-1] // 2
     pairs = row_bands(counts.T, 0, width).flip(-1).T
@@ -82,10 +82,10 @@ def fit_profile(sums: BandSums) -> tuple[Tensor, Tensor]:
     """The profile and the columns of least loss among those that are never negative.
 
     With one of them fixed, each number of the other has a best value of its own. Fixing them in turn lowers a convex
-    loss at every step, and ends at its least value, because the bound 0 is one of single numbers too.
+    loss at every step, and ends at its minimum, because the bound 0 applies to each number separately.
 
     Args:
-        sums: Of one layer.
+        sums: Sums of one layer.
 
     Returns:
         rho (H, 2 w + 1) and alpha (H, T), float64. Offsets and columns without a pair are 0.
@@ -108,13 +108,13 @@ def _inverse(counts: Tensor) -> Tensor:
 
 
 def weight_beyond(columns: Tensor, counts: Tensor) -> Tensor:
-    """The weight of columns that calibration never saw: the median over those that it saw often.
+    """The weight of columns that were never seen: the median over those seen at least half as often as the maximum.
 
-    The median, because the first column and those of separators stand out, and say nothing about others.
+    A mean would depend on the first column and on those of separators, which have far larger weights.
 
     Args:
         columns: (H, T), alpha.
-        counts: (T,), how many pairs each column had; at least half of the most is often.
+        counts: (T,), number of pairs of each column.
 
     Returns:
         (H,).
@@ -149,7 +149,7 @@ def profile_rows(profile: Tensor, columns: Tensor, rows: Tensor, reach: Reach) -
         profile: (H, 2 w + 1).
         columns: (H, T).
         rows: (R,), the numbers of the rows.
-        reach: Of the layer.
+        reach: Reach of the layer.
 
     Returns:
         (H, R, T).
@@ -166,11 +166,11 @@ def profile_rows(profile: Tensor, columns: Tensor, rows: Tensor, reach: Reach) -
 
 
 def infer_reach(values: Tensor, counts: Tensor) -> Reach:
-    """The reach of a layer from its constants: softmax attention is 0 nowhere else.
+    """The reach of a layer from its constants, because softmax attention is 0 only beyond it.
 
     Args:
         values: (H, T, T).
-        counts: (T, T); pairs that were never seen say nothing.
+        counts: (T, T); pairs that were never seen are ignored.
 
     Example:
         >>> infer_reach(torch.ones(1, 3, 3).tril(), torch.ones(3, 3))
@@ -187,7 +187,7 @@ def infer_reach(values: Tensor, counts: Tensor) -> Reach:
 
 
 def clip_reach(reach: Reach, length: int) -> Reach:
-    """The same reach as far as sequences of a length show it: a limit that none of their pairs passes is none.
+    """The reach as it appears in sequences of a length: a limit that no pair of them exceeds is none.
 
     Example:
         >>> clip_reach(Reach(before=63, after=0), 64)
@@ -205,9 +205,9 @@ def fit_low_rank(values: Tensor, counts: Tensor, rank: int) -> tuple[Tensor, Ten
     """Factors L and R of low loss ``sum_ij n_ij (C_ij - (L R^T)_ij)^2`` that are never negative.
 
     By the multiplicative rule of Lee and Seung (2001, "Algorithms for non-negative matrix factorization") with
-    weights: no step raises the loss, or makes a number negative. The loss is not convex in both factors, so that this
-    is a good pair and not surely the best. It starts from the positive parts of the leading singular vectors
-    (Boutsidis and Gallopoulos 2008), so that it needs no random numbers.
+    weights: no step raises the loss, or makes a number negative. The loss is not convex in both factors, so that the
+    result is a local minimum. It starts from the positive parts of the leading singular vectors (Boutsidis and
+    Gallopoulos 2008), so that it needs no random numbers.
 
     Args:
         values: (H, T, T), never negative.
@@ -227,13 +227,13 @@ def fit_low_rank(values: Tensor, counts: Tensor, rank: int) -> tuple[Tensor, Ten
 
 
 def _start(values: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """From each pair of singular vectors the larger of its positive and its negative part."""
+    """Initial factors: the larger of the positive and the negative part of each pair of singular vectors."""
     outer, scales, inner = cast("tuple[Tensor, ...]", torch.linalg.svd(values))
     outer, inner, scales = outer[..., :rank], inner.mT[..., :rank], scales[..., None, :rank]
     pairs = [((sign * outer).clamp_min(0.0), (sign * inner).clamp_min(0.0)) for sign in (1, -1)]
     norms = [first.norm(dim=1, keepdim=True) * second.norm(dim=1, keepdim=True) for first, second in pairs]
     positive = norms[0] >= norms[1]
     left, right = (torch.where(positive, one, other) for one, other in zip(*pairs, strict=True))
-    # What is 0 stays 0 for ever: a little of the mean lets every number grow.
+    # A number that is 0 stays 0 under the rule: a small share of the mean lets all of them grow.
     floor = 0.01 * values.mean(dim=(1, 2), keepdim=True).sqrt()
     return left * scales.sqrt() + floor, right * scales.sqrt() + floor

@@ -1,8 +1,8 @@
-"""ALBERT: one attention module serves several layers. Which of them runs comes with the call, as an argument.
+"""ALBERT: one attention module serves several layers. The call says which of them runs, by an argument.
 
-The encoder's loop over the layers is the only place that knows it. It hands it on through the arguments that the layers
-pass down to their attention, so that forwards of several threads, layers that run again for a backward pass, and
-forwards that an error ended know it alike.
+Only the encoder's loop over the layers knows it. It passes the number through the arguments that the layers hand down
+to their attention: a counter would be wrong with several threads, with layers that run again for a backward pass, and
+after a forward that ended with an error.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from transformers.models.albert.modeling_albert import AlbertAttention, AlbertTr
 
 from papa_lightning.attention import DynamicHeads
 from papa_lightning.encoders.projections.cut import HeadProjection
-from papa_lightning.encoders.seam.inline import InlineAttention
+from papa_lightning.encoders.seam.inline import InlineAttention, adopt, release
 from papa_lightning.encoders.seam.interface import check_implementation, matrices_of, wants_weights
 from papa_lightning.encoders.seam.layer import heads_of, is_stock, layers_served
 from papa_lightning.encoders.seam.slots import POSITIONS
@@ -24,31 +24,23 @@ from papa_lightning.errors import PapaError
 
 
 def layers_in_order(encoder: nn.Module) -> list[nn.Module]:
-    """The self-attention modules in the order in which a pass runs them, the same one again and again.
-
-    Args:
-        encoder: An AlbertModel.
-    """
+    """The self-attention modules of an AlbertModel in the order in which they run, each as often as it runs."""
     groups: Any = encoder.get_submodule("encoder.albert_layer_groups")
-    return [layer.attention for group in groups_in_order(encoder.config) for layer in groups[group].albert_layers]
+    return [layer.attention for group in _groups_in_order(encoder.config) for layer in groups[group].albert_layers]
 
 
-def groups_in_order(config: Any) -> list[int]:
-    """The number of the group of layers that runs in each round of an ALBERT.
-
-    Args:
-        config: Of the encoder.
-    """
+def _groups_in_order(config: Any) -> list[int]:
+    """The number of the layer group that runs in each iteration of the encoder's loop."""
     repeats = config.num_hidden_layers / config.num_hidden_groups
     return [int(number / repeats) for number in range(config.num_hidden_layers)]
 
 
 class NumberedTransformer(AlbertTransformer):
-    """ALBERT's loop over its layers, which also tells each module the how-manieth of its layers runs."""
+    """ALBERT's loop over its layers, which also passes on how often the group ran before in this forward."""
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> BaseModelOutput:
-        """With the arguments and results of the original."""
-        hidden_states, groups = self.embedding_hidden_mapping_in(hidden_states), groups_in_order(self.config)
+        """Run all layers; arguments and results are those of the original."""
+        hidden_states, groups = self.embedding_hidden_mapping_in(hidden_states), _groups_in_order(self.config)
         for number, group in enumerate(groups):
             turn = groups[:number].count(group)
             hidden_states = self.albert_layer_groups[group](hidden_states, attention_mask, papa_turn=turn, **kwargs)
@@ -56,7 +48,7 @@ class NumberedTransformer(AlbertTransformer):
 
 
 class SwappedAlbertAttention(InlineAttention, AlbertAttention):
-    """ALBERT's attention with exchangeable heads, those of each layer that it serves its own."""
+    """ALBERT's attention with exchangeable heads of their own for each layer that the module serves."""
 
     hears_positions = True
 
@@ -65,16 +57,28 @@ class SwappedAlbertAttention(InlineAttention, AlbertAttention):
         """Refuse an implementation whose masks cannot be read."""
         check_implementation(cast(PretrainedConfig, original.config))
 
+    @classmethod
+    def prepare_encoder(cls, encoder: nn.Module) -> None:
+        """Put a :class:`NumberedTransformer` in the place of the encoder's loop."""
+        encoder.set_submodule("encoder", adopt(NumberedTransformer, encoder.get_submodule("encoder")))
+
+    @classmethod
+    def reset_encoder(cls, encoder: nn.Module) -> None:
+        """Put the original loop back."""
+        for path, part in list(encoder.named_modules()):
+            if isinstance(part, NumberedTransformer):
+                encoder.set_submodule(path, release(part))
+
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, papa_turn: int | None = None, **kwargs: Any
     ) -> Any:
-        """With the arguments and results of the original.
+        """Attention of one layer; arguments and results are those of the original.
 
         Args:
             hidden_states: (B, T, hidden).
-            attention_mask: What the encoder hands to its layers.
-            papa_turn: Which of the layers that the module serves runs; see :class:`NumberedTransformer`.
-            **kwargs: Whatever else the encoder passes on.
+            attention_mask: The mask that the encoder hands to its layers.
+            papa_turn: Number of the layer among those that the module serves; see :class:`NumberedTransformer`.
+            **kwargs: Other arguments of the encoder.
         """
         turn, need_weights = self._known(papa_turn), wants_weights(self.config, kwargs)
         positions = kwargs.pop(POSITIONS, None)
@@ -95,25 +99,11 @@ class SwappedAlbertAttention(InlineAttention, AlbertAttention):
         if turn is None and layers_served(self) > 1:
             raise PapaError(
                 f"a layer of an ALBERT was called by itself, but it serves {layers_served(self)} layers with attention "
-                "of their own: call the encoder, which tells it which of them runs, or restore_attention(encoder)."
+                "of their own: call the encoder, which passes on which of them runs, or restore_attention(encoder)."
             )
         return turn or 0
 
     def _project(self, layer: nn.Module, hidden_states: Tensor, heads: DynamicHeads | None) -> Tensor:
-        """(B, heads, T, h): of the dynamic heads, or of all where an adapter took the layer in."""
+        """The projection (B, heads, T, h) of the dynamic heads, or of all where an adapter wraps the layer."""
         cut = heads is not None and isinstance(layer, HeadProjection) and "forward" not in layer.__dict__
         return self.split_heads(layer(hidden_states, heads) if cut else layer(hidden_states))
-
-
-def number_layers(encoder: nn.Module) -> None:
-    """Let the modules of an ALBERT be told from now on which of their layers runs.
-
-    Args:
-        encoder: The bare encoder.
-    """
-    encoder.get_submodule("encoder").__class__ = NumberedTransformer
-
-
-def stop_numbering(encoder: nn.Module) -> None:
-    """Undo :func:`number_layers`."""
-    encoder.get_submodule("encoder").__class__ = AlbertTransformer

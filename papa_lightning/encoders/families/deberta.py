@@ -27,7 +27,7 @@ class SwappedDebertaSelfAttention(InlineAttention, v1.DisentangledSelfAttention)
             refuse_variant(original, "talking_head", "use an encoder without it")
 
     def transpose_for_scores(self, x: Tensor) -> Tensor:
-        """The original's, which its method for the position terms calls, for the dynamic heads."""
+        """Split into the dynamic heads, for the original's method for the position terms."""
         return super().transpose_for_scores(x) if self.is_stock else self.split_dynamic(x)
 
     def forward(
@@ -39,7 +39,7 @@ class SwappedDebertaSelfAttention(InlineAttention, v1.DisentangledSelfAttention)
         relative_pos: Any = None,
         rel_embeddings: Any = None,
     ) -> Any:
-        """With the arguments and results of the original; shapes as in :class:`InlineAttention`."""
+        """Attention of one layer; arguments and results are those of the original."""
         if self.is_stock:
             return super().forward(
                 hidden_states, attention_mask, output_attentions, query_states, relative_pos, rel_embeddings
@@ -68,12 +68,12 @@ class SwappedDebertaV2SelfAttention(InlineAttention, v2.DisentangledSelfAttentio
 
     @property
     def num_attention_heads(self) -> int:
-        """Of the dynamic heads: the original's method for the position terms repeats positions by it."""
+        """The number of dynamic heads, by which the original's method for the position terms repeats positions."""
         dynamic = self.dynamic
         return self.__dict__["num_attention_heads"] if dynamic is None else len(dynamic)
 
     def transpose_for_scores(self, x: Tensor, attention_heads: int) -> Tensor:
-        """The original's, for the dynamic heads: (B, T, heads x h) as (B x heads, T, h)."""
+        """Split (B, T, heads x h) into the dynamic heads, (B x heads, T, h)."""
         return (
             super().transpose_for_scores(x, attention_heads) if self.is_stock else self.split_dynamic(x).flatten(0, 1)
         )
@@ -87,7 +87,7 @@ class SwappedDebertaV2SelfAttention(InlineAttention, v2.DisentangledSelfAttentio
         relative_pos: Any = None,
         rel_embeddings: Any = None,
     ) -> Any:
-        """With the arguments and results of the original; shapes as in :class:`InlineAttention`."""
+        """Attention of one layer; arguments and results are those of the original."""
         if self.is_stock:
             return super().forward(
                 hidden_states, attention_mask, output_attentions, query_states, relative_pos, rel_embeddings

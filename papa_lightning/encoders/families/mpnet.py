@@ -21,7 +21,7 @@ class SwappedMPNetSelfAttention(InlineAttention, MPNetSelfAttention):
         output_attentions: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """With the arguments and results of the original; shapes as in :class:`InlineAttention`."""
+        """Attention of one layer; arguments and results are those of the original."""
         if self.is_stock:
             return super().forward(hidden_states, attention_mask, position_bias, output_attentions, **kwargs)
         mixed, weights = self.attend(

@@ -23,7 +23,7 @@ class SwappedRoFormerSelfAttention(InlineAttention, RoFormerSelfAttention):
         output_attentions: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """With the arguments and results of the original; shapes as in :class:`InlineAttention`."""
+        """Attention of one layer; arguments and results are those of the original."""
         if self.is_stock:
             return super().forward(
                 hidden_states,

@@ -1,4 +1,4 @@
-"""Which encoders are supported, and where their self-attention is."""
+"""The supported families of encoders, and where the self-attention of each is."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from papa_lightning.encoders.projections.cut import (
 )
 from papa_lightning.encoders.seam.inline import InlineAttention
 from papa_lightning.encoders.seam.slots import SlotRule
-from papa_lightning.errors import PapaError
+from papa_lightning.registry import Registry
 
 Projections = Mapping[str, type[CutProjection]]
 
@@ -33,14 +33,14 @@ def _query_and_key() -> Projections:
 
 
 def module_reach(module: Any) -> Reach:
-    """The reach of a self-attention module by the attributes that transformers gives it: is_causal, sliding_window."""
+    """The reach of a self-attention module, by its attributes is_causal and sliding_window."""
     window = getattr(module, "sliding_window", None)
     before = None if window is None else int(window) - 1
     return Reach(before, after=0 if getattr(module, "is_causal", False) else before)
 
 
 def _configured_window(module: Any) -> Reach:
-    """For causal modules that read the window from the configuration."""
+    """The reach of a causal module that reads the window from the configuration."""
     window = module.config.sliding_window
     return Reach(before=None if window is None else int(window) - 1, after=0)
 
@@ -52,7 +52,7 @@ def _absolute_or_rotary(config: Any) -> SlotRule:
 
 def _rotary_scores(config: Any) -> SlotRule:
     """the first real token, or with `rotary_value` the beginning of the tensor"""  # noqa: D403, D415
-    return "tensor" if config.rotary_value else "mask"  # values that are turned too say where a token stands
+    return "tensor" if config.rotary_value else "mask"  # rotated values depend on the place of a token
 
 
 def _relative(config: Any) -> SlotRule:
@@ -62,29 +62,30 @@ def _relative(config: Any) -> SlotRule:
 
 @dataclass(frozen=True)
 class EncoderFamily:
-    """Where the self-attention of a family of encoders is, and how its heads are taken out.
+    """The place of the self-attention of a family of encoders, and the way to leave out its heads.
 
     For a family whose attention dispatches through transformers' attention interface the first two arguments are
     enough, and often the first.
 
     Args:
         attention: Class name of the self-attention module.
-        projections: Attribute of that module -> how the projection is cut to the dynamic heads. Those that a module
-            does not have do not count.
+        projections: Attribute of that module -> class that cuts the projection to the dynamic heads. Attributes that
+            a module does not have are ignored.
         query_parameters: Parameters of the module, beside the projections, that only queries and keys depend on.
         position_parameters: Beginnings of the names of parameters of the encoder, outside the modules, that only
             scores depend on: tables of relative positions.
-        inline: For attention that is computed inside the module: the subclass that takes its place.
-        reach: Which keys the queries of a module can see.
-        layers: The modules in the order in which they run, where modules serve several layers; None finds them.
-        title: The name that people know it by, for the table in the documentation; its model type where empty.
-        note: What a user of the family should know, for the same table.
-        value: Attribute of the module that projects to the values, a linear layer; None where it is fused with others.
+        inline: Subclass that replaces the module, for attention that is computed inside it.
+        reach: Function that gives the keys that the queries of a module can see.
+        layers: Function that lists the modules in the order in which they run, where modules serve several layers;
+            None finds them.
+        title: Common name, for the table in the documentation; the model type where empty.
+        note: Remark for users of the family, for the same table.
+        value: Attribute of the linear layer that projects to the values; None where it is fused with others.
         output: Path of the linear layer behind the mixed values, from the module, or from its parent with "../".
-        slots: Where the slots of the constants are counted from, or a function that reads it from the configuration:
-            "tensor", its beginning, where positions are absolute; "mask", the first real token of a sequence, where
-            they are relative; "input_ids", the same where they number the tokens that are not the padding token. The
-            docstring of a function is what the table in the documentation says.
+        slots: Place from which the slots of the constants are counted, or a function that reads it from the
+            configuration: "tensor", its beginning, where positions are absolute; "mask", the first real token of a
+            sequence, where they are relative; "input_ids", the first that is not the padding token, where such tokens
+            are numbered. The docstring of a function is its text in the table of the documentation.
     """
 
     attention: str
@@ -102,11 +103,11 @@ class EncoderFamily:
 
     @property
     def position_projections(self) -> tuple[str, ...]:
-        """Those of the projections that only terms of relative positions depend on."""
+        """The projections that only terms of relative positions depend on."""
         return tuple(name for name in self.projections if name.startswith("pos_"))
 
     def slot_rule(self, config: Any) -> SlotRule:
-        """Where an encoder of this configuration counts slots from."""
+        """The place from which an encoder of this configuration counts slots."""
         return self.slots(config) if callable(self.slots) else self.slots
 
     def attention_modules(self, encoder: nn.Module) -> list[nn.Module]:
@@ -116,7 +117,7 @@ class EncoderFamily:
         return [module for module in encoder.modules() if self.is_attention(module)]
 
     def is_attention(self, module: nn.Module) -> bool:
-        """Whether a module is such a self-attention, open or not."""
+        """Whether a module is a self-attention of this family, replaced by its subclass or not."""
         if getattr(module, "is_cross_attention", False):
             return False
         return type(module).__name__ == self.attention or (self.inline is not None and isinstance(module, self.inline))
@@ -128,148 +129,153 @@ _CAUSAL = "causal: constants are 0 ahead; generation needs use_cache=False"
 _RELATIVE = ("encoder.rel_embeddings.", "encoder.LayerNorm.")
 _ENCODER_ONLY = "the encoder's self-attention only: the decoder and cross-attention are left alone"
 
-#: model_type of the configuration -> family.
-FAMILIES: dict[str, EncoderFamily] = {
-    "albert": EncoderFamily(
-        "AlbertAttention",
-        inline=SwappedAlbertAttention,
-        layers=layers_in_order,
-        title="ALBERT",
-        note="one module serves its layers",
-        output="dense",
-    ),
-    "bart": EncoderFamily(
-        "BartAttention", _Q_PROJ, title="BART", note=_ENCODER_ONLY, value="v_proj", output="out_proj"
-    ),
-    "bert": EncoderFamily("BertSelfAttention", title="BERT"),
-    "bert-generation": EncoderFamily("BertGenerationSelfAttention", title="BertGeneration"),
-    "camembert": EncoderFamily("CamembertSelfAttention", title="CamemBERT", slots="input_ids"),
-    "deberta": EncoderFamily(
-        "DisentangledSelfAttention",
-        {"in_proj": InterleavedProjection, "pos_proj": HeadProjection, "pos_q_proj": HeadProjection},
-        query_parameters=("q_bias",),
-        position_parameters=_RELATIVE,
-        inline=SwappedDebertaSelfAttention,
-        title="DeBERTa",
-        note="without talking heads",
-        value=None,
-        slots=_relative,
-    ),
-    "deberta-v2": EncoderFamily(
-        "DisentangledSelfAttention",
-        {
-            "query_proj": HeadProjection,
-            "key_proj": HeadProjection,
-            "pos_key_proj": HeadProjection,
-            "pos_query_proj": HeadProjection,
-        },
-        position_parameters=_RELATIVE,
-        inline=SwappedDebertaV2SelfAttention,
-        title="DeBERTa v2, v3",
-        value="value_proj",
-        slots=_relative,
-    ),
-    "deit": EncoderFamily("DeiTAttention", _Q_PROJ, title="DeiT", value="v_proj", output="o_proj"),
-    "dinov2": EncoderFamily("Dinov2Attention", _Q_PROJ, title="DINOv2", value="v_proj", output="o_proj"),
-    "distilbert": EncoderFamily(
-        "DistilBertSelfAttention",
-        {"q_lin": HeadProjection, "k_lin": HeadProjection},
-        title="DistilBERT",
-        value="v_lin",
-        output="out_lin",
-    ),
-    "electra": EncoderFamily("ElectraSelfAttention", title="ELECTRA"),
-    "ernie": EncoderFamily("ErnieSelfAttention", title="ERNIE"),
-    "esm": EncoderFamily("EsmSelfAttention", title="ESM-2", slots=_absolute_or_rotary),
-    "eurobert": EncoderFamily("EuroBertAttention", _GROUPED, title="EuroBERT", value=None, slots="mask"),
-    "gpt2": EncoderFamily("GPT2Attention", {"c_attn": FusedConv1D}, title="GPT-2", note=_CAUSAL, value=None),
-    "gte": EncoderFamily("GteAttention", _Q_PROJ, title="GTE", value="v_proj", output="o_proj", slots="mask"),
-    "jina_embeddings_v3": EncoderFamily(
-        "JinaEmbeddingsV3Attention",
-        _Q_PROJ,
-        title="Jina embeddings v3",
-        value="v_proj",
-        output="o_proj",
-        slots="mask",
-    ),
-    "llama": EncoderFamily("LlamaAttention", _GROUPED, title="Llama", note=_CAUSAL, value=None, slots="mask"),
-    "mistral": EncoderFamily(
-        "MistralAttention",
-        _GROUPED,
-        reach=_configured_window,
-        title="Mistral",
-        note=_CAUSAL,
-        value=None,
-        slots="mask",
-    ),
-    "modernbert": EncoderFamily(
-        "ModernBertAttention",
-        {"Wqkv": FusedProjection},
-        title="ModernBERT",
-        note="local layers keep to their window",
-        value=None,
-        slots="mask",
-    ),
-    "mpnet": EncoderFamily(
-        "MPNetSelfAttention",
-        {"q": HeadProjection, "k": HeadProjection},
-        position_parameters=("encoder.relative_attention_bias.",),
-        inline=SwappedMPNetSelfAttention,
-        title="MPNet",
-        note="the encoder still makes its position bias, once a pass",
-        value="v",
-        output="o",
-        slots="mask",  # its layers do not hear of the tokens; where these are padding, the two are the same
-    ),
-    "nomic_bert": EncoderFamily(
-        "NomicBertAttention", _Q_PROJ, title="Nomic BERT", value="v_proj", output="o_proj", slots="mask"
-    ),
-    "papa_transformer": EncoderFamily(
-        "TransformerAttention",
-        _Q_PROJ,
-        title="papa_lightning.from_scratch",
-        note="trained from scratch; causal or not, tokens or images",
-        value="v_proj",
-        output="o_proj",
-    ),
-    "qwen2": EncoderFamily("Qwen2Attention", _GROUPED, title="Qwen2", note=_CAUSAL, value=None, slots="mask"),
-    "qwen3": EncoderFamily(
-        "Qwen3Attention",
-        _GROUPED,
-        query_parameters=("q_norm.weight", "k_norm.weight"),
-        title="Qwen3",
-        note=_CAUSAL,
-        value=None,
-        slots="mask",
-    ),
-    "roberta": EncoderFamily("RobertaSelfAttention", title="RoBERTa", slots="input_ids"),
-    "roformer": EncoderFamily(
-        "RoFormerSelfAttention", inline=SwappedRoFormerSelfAttention, title="RoFormer", slots=_rotary_scores
-    ),
-    "t5": EncoderFamily(
-        "T5Attention",
-        {"q": HeadProjection, "k": HeadProjection},
-        position_parameters=("block.0.layer.0.SelfAttention.relative_attention_bias.",),
-        title="T5",
-        note=f"{_ENCODER_ONLY}; it still makes its position bias, once a pass",
-        value="v",
-        output="o",
-        slots="mask",
-    ),
-    "vit": EncoderFamily("ViTAttention", _Q_PROJ, title="ViT", value="v_proj", output="o_proj"),
-    "xlm-roberta": EncoderFamily("XLMRobertaSelfAttention", title="XLM-RoBERTa", slots="input_ids"),
-}
+#: The supported families by the model_type of the configuration. Families of other packages are entry points.
+FAMILIES = Registry[EncoderFamily](
+    "encoder family", lambda part: isinstance(part, EncoderFamily), group="papa_lightning.families"
+)
+FAMILIES.update(
+    {
+        "albert": EncoderFamily(
+            "AlbertAttention",
+            inline=SwappedAlbertAttention,
+            layers=layers_in_order,
+            title="ALBERT",
+            note="one module serves its layers",
+            output="dense",
+        ),
+        "bart": EncoderFamily(
+            "BartAttention", _Q_PROJ, title="BART", note=_ENCODER_ONLY, value="v_proj", output="out_proj"
+        ),
+        "bert": EncoderFamily("BertSelfAttention", title="BERT"),
+        "bert-generation": EncoderFamily("BertGenerationSelfAttention", title="BertGeneration"),
+        "camembert": EncoderFamily("CamembertSelfAttention", title="CamemBERT", slots="input_ids"),
+        "deberta": EncoderFamily(
+            "DisentangledSelfAttention",
+            {"in_proj": InterleavedProjection, "pos_proj": HeadProjection, "pos_q_proj": HeadProjection},
+            query_parameters=("q_bias",),
+            position_parameters=_RELATIVE,
+            inline=SwappedDebertaSelfAttention,
+            title="DeBERTa",
+            note="without talking heads",
+            value=None,
+            slots=_relative,
+        ),
+        "deberta-v2": EncoderFamily(
+            "DisentangledSelfAttention",
+            {
+                "query_proj": HeadProjection,
+                "key_proj": HeadProjection,
+                "pos_key_proj": HeadProjection,
+                "pos_query_proj": HeadProjection,
+            },
+            position_parameters=_RELATIVE,
+            inline=SwappedDebertaV2SelfAttention,
+            title="DeBERTa v2, v3",
+            value="value_proj",
+            slots=_relative,
+        ),
+        "deit": EncoderFamily("DeiTAttention", _Q_PROJ, title="DeiT", value="v_proj", output="o_proj"),
+        "dinov2": EncoderFamily("Dinov2Attention", _Q_PROJ, title="DINOv2", value="v_proj", output="o_proj"),
+        "distilbert": EncoderFamily(
+            "DistilBertSelfAttention",
+            {"q_lin": HeadProjection, "k_lin": HeadProjection},
+            title="DistilBERT",
+            value="v_lin",
+            output="out_lin",
+        ),
+        "electra": EncoderFamily("ElectraSelfAttention", title="ELECTRA"),
+        "ernie": EncoderFamily("ErnieSelfAttention", title="ERNIE"),
+        "esm": EncoderFamily("EsmSelfAttention", title="ESM-2", slots=_absolute_or_rotary),
+        "eurobert": EncoderFamily("EuroBertAttention", _GROUPED, title="EuroBERT", value=None, slots="mask"),
+        "gpt2": EncoderFamily("GPT2Attention", {"c_attn": FusedConv1D}, title="GPT-2", note=_CAUSAL, value=None),
+        "gte": EncoderFamily("GteAttention", _Q_PROJ, title="GTE", value="v_proj", output="o_proj", slots="mask"),
+        "jina_embeddings_v3": EncoderFamily(
+            "JinaEmbeddingsV3Attention",
+            _Q_PROJ,
+            title="Jina embeddings v3",
+            value="v_proj",
+            output="o_proj",
+            slots="mask",
+        ),
+        "llama": EncoderFamily("LlamaAttention", _GROUPED, title="Llama", note=_CAUSAL, value=None, slots="mask"),
+        "mistral": EncoderFamily(
+            "MistralAttention",
+            _GROUPED,
+            reach=_configured_window,
+            title="Mistral",
+            note=_CAUSAL,
+            value=None,
+            slots="mask",
+        ),
+        "modernbert": EncoderFamily(
+            "ModernBertAttention",
+            {"Wqkv": FusedProjection},
+            title="ModernBERT",
+            note="local layers keep to their window",
+            value=None,
+            slots="mask",
+        ),
+        "mpnet": EncoderFamily(
+            "MPNetSelfAttention",
+            {"q": HeadProjection, "k": HeadProjection},
+            position_parameters=("encoder.relative_attention_bias.",),
+            inline=SwappedMPNetSelfAttention,
+            title="MPNet",
+            note="the encoder still makes its position bias, once a pass",
+            value="v",
+            output="o",
+            slots="mask",  # not "input_ids", because its layers do not get the tokens; the same where padding is masked
+        ),
+        "nomic_bert": EncoderFamily(
+            "NomicBertAttention", _Q_PROJ, title="Nomic BERT", value="v_proj", output="o_proj", slots="mask"
+        ),
+        "papa_transformer": EncoderFamily(
+            "TransformerAttention",
+            _Q_PROJ,
+            title="papa_lightning.from_scratch",
+            note="trained from scratch; causal or not, tokens or images",
+            value="v_proj",
+            output="o_proj",
+        ),
+        "qwen2": EncoderFamily("Qwen2Attention", _GROUPED, title="Qwen2", note=_CAUSAL, value=None, slots="mask"),
+        "qwen3": EncoderFamily(
+            "Qwen3Attention",
+            _GROUPED,
+            query_parameters=("q_norm.weight", "k_norm.weight"),
+            title="Qwen3",
+            note=_CAUSAL,
+            value=None,
+            slots="mask",
+        ),
+        "roberta": EncoderFamily("RobertaSelfAttention", title="RoBERTa", slots="input_ids"),
+        "roformer": EncoderFamily(
+            "RoFormerSelfAttention", inline=SwappedRoFormerSelfAttention, title="RoFormer", slots=_rotary_scores
+        ),
+        "t5": EncoderFamily(
+            "T5Attention",
+            {"q": HeadProjection, "k": HeadProjection},
+            position_parameters=("block.0.layer.0.SelfAttention.relative_attention_bias.",),
+            title="T5",
+            note=f"{_ENCODER_ONLY}; it still makes its position bias, once a pass",
+            value="v",
+            output="o",
+            slots="mask",
+        ),
+        "vit": EncoderFamily("ViTAttention", _Q_PROJ, title="ViT", value="v_proj", output="o_proj"),
+        "xlm-roberta": EncoderFamily("XLMRobertaSelfAttention", title="XLM-RoBERTa", slots="input_ids"),
+    }
+)
 
 
 def register_family(model_type: str, family: EncoderFamily) -> None:
     """Support another type of encoder, or another way of swapping a known one.
 
-    A package that is installed can do without the call: an entry point of the group ``papa_lightning.families``, its
-    name the model type and its value an :class:`EncoderFamily`, is found when such an encoder first comes.
+    An installed package needs no call: an entry point of the group ``papa_lightning.families``, its name the model
+    type and its value an :class:`EncoderFamily`, is loaded when such an encoder first comes.
 
     Args:
-        model_type: As in the encoder's configuration.
-        family: Where its self-attention is.
+        model_type: Model type in the encoder's configuration.
+        family: Description of its self-attention.
 
     Raises:
         PapaError: For arguments of other types.
@@ -279,9 +285,4 @@ def register_family(model_type: str, family: EncoderFamily) -> None:
         >>> FAMILIES.pop("my-bert").attention
         'MyBertSelfAttention'
     """
-    if not isinstance(model_type, str) or not isinstance(family, EncoderFamily):
-        raise PapaError(
-            f"register_family got a {type(model_type).__name__} and a {type(family).__name__}: pass the model_type of "
-            "the encoder's configuration and an EncoderFamily."
-        )
     FAMILIES[model_type] = family

@@ -1,7 +1,7 @@
-"""Query and key projections that compute only the heads that need them.
+"""Query and key projections that compute the dynamic heads only.
 
-Each takes the place of an original layer of the encoder and holds the same parameters under the same names, so
-that the state dict and optimizers see no difference.
+Each replaces a layer of the encoder and has the same parameters under the same names, so that the state dict and
+optimizers see no difference.
 """
 
 from __future__ import annotations
@@ -18,19 +18,18 @@ from papa_lightning.attention import DynamicHeads
 from papa_lightning.attention.head_slices import select_heads
 from papa_lightning.attention.parameter_cache import Remembered
 
-#: The part of a layer's weight and bias that is computed.
+#: The computed rows of a layer's weight and bias.
 Rows: TypeAlias = "tuple[Tensor, Tensor | None]"
 Cut = TypeVar("Cut", bound="CutProjection")
 
 
 class QueryKeyValue:
-    """Query, key and value of one layer with a number of heads of their own each.
+    """Query, key and value of one layer, with different numbers of heads.
 
-    Stands where the forward of an encoder expects one tensor that it splits into three equal parts: it has the few
-    methods of a tensor that do so, and nothing else.
+    Replaces the tensor that the forward of an encoder splits into three equal parts, and has the methods for that only.
 
     Args:
-        parts: Three tensors (B, T, heads x h), the heads of each its own.
+        parts: Three tensors (B, T, heads x h), each with its own number of heads.
     """
 
     def __init__(self, *parts: Tensor) -> None:
@@ -50,25 +49,25 @@ class QueryKeyValue:
 
 
 class CutProjection:
-    """What the projections of this module have in common; each is also a layer of the kind that it replaces."""
+    """Base of cut projections; each also derives from the class of the layer that it replaces."""
 
-    #: The plain layer that can be cut; any other, an adapter's or a quantised one, stays and computes all heads.
+    #: Class of the layers that can be cut; others, such as adapters and quantised layers, stay and compute all heads.
     replaces: type[nn.Module] = nn.Linear
-    #: Values come out of the same layer, so its parameters are in use even without a dynamic head.
+    #: Whether the values come out of the same layer, whose parameters are then used without a dynamic head too.
     holds_values = False
-    #: The dimension of the weight that a bias is added to.
+    #: Dimension of the weight that the bias belongs to.
     rows_dim = 0
 
     heads: DynamicHeads
 
     @classmethod
     def replace(cls, owner: nn.Module, name: str, heads: DynamicHeads) -> None:
-        """Put a cut projection in the place of a plain layer.
+        """Replace a plain layer by a cut projection.
 
         Args:
             owner: The self-attention module.
             name: Attribute of the layer.
-            heads: Shared with the mixer of the layer; tells which heads are dynamic right now.
+            heads: The heads that are dynamic at the moment, shared with the mixer of the layer.
         """
         original = owner._modules[name]
         if type(original) is cls.replaces:
@@ -93,19 +92,19 @@ class CutProjection:
         return self.cuts_to(self.heads)
 
     def cuts_to(self, heads: DynamicHeads) -> bool:
-        """Whether to leave heads out: not when an adapter took this layer in, because its own output has all heads."""
+        """Whether to leave heads out; not when an adapter wraps this layer, because its output has all heads."""
         owner, name = cast("tuple[nn.Module, str]", self.__dict__["_place"])
         cuts = not heads.all_dynamic and cast(object, owner._modules[name]) is self
         if not cuts and not torch.compiler.is_compiling():
-            self._forget()  # adapters write their weights into ours in ways that nobody counts
+            self._forget()  # adapters change the weight without changing its version
         return cuts
 
     def kept_rows(self, slices: Sequence[int], width: int) -> Rows:
-        """The given slices of the weight and the bias, copied only when one of them has changed.
+        """The given slices of the weight and the bias, copied only when one of the tensors has changed.
 
         Args:
-            slices: Ascending numbers of slices.
-            width: Rows of each.
+            slices: Numbers of the slices, ascending.
+            width: Rows of each slice.
         """
         layer = cast(nn.Linear, self)
         bias = cast("Tensor | None", layer.bias)
@@ -117,13 +116,13 @@ class CutProjection:
         return self.keep(choose, slices)
 
     def keep(self, choose: Callable[[], Rows], slices: Sequence[int]) -> Rows:
-        """What a function takes out of the weight and the bias for these slices, until one of them changes."""
+        """The result of a function of the weight and the bias for these slices, kept until one of them changes."""
         layer = cast(nn.Linear, self)
         held = [layer.weight] if cast("Tensor | None", layer.bias) is None else [layer.weight, layer.bias]
         return cast("Remembered[Rows]", self.__dict__["_rows"]).recall(choose, held, tuple(slices), layer.training)
 
     def train(self: Cut, mode: bool = True) -> Cut:
-        """See :meth:`torch.nn.Module.train`; also a good moment to take the rows out anew."""
+        """See :meth:`torch.nn.Module.train`; the kept rows are taken out anew afterwards."""
         self._forget()
         return cast(Cut, super().train(mode))  # type: ignore[misc]
 
@@ -132,7 +131,7 @@ class CutProjection:
 
 
 class HeadProjection(CutProjection, nn.Linear):
-    """A linear layer to H heads that gives those of the dynamic heads only."""
+    """A linear layer to H heads that computes the dynamic heads only."""
 
     @property
     def num_heads(self) -> int:
@@ -140,7 +139,7 @@ class HeadProjection(CutProjection, nn.Linear):
         return self.heads.num_heads
 
     def computed(self, heads: DynamicHeads) -> Sequence[int]:
-        """Those of them that are computed."""
+        """The heads that are computed."""
         return heads.dynamic
 
     def forward(self, hidden_states: Tensor, heads: DynamicHeads | None = None) -> Tensor:
@@ -148,7 +147,7 @@ class HeadProjection(CutProjection, nn.Linear):
 
         Args:
             hidden_states: (B, T, hidden).
-            heads: Those of the layer that runs, in a module that serves several; None: those of the mixer.
+            heads: Dynamic heads of the layer that runs, in a module that serves several; None takes the mixer's.
 
         Returns:
             (B, T, dynamic heads x h); with no dynamic head an empty tensor, and nothing is computed.
@@ -201,7 +200,7 @@ class FusedProjection(CutProjection, nn.Linear):
 
 
 class FusedConv1D(CutProjection, Conv1D):
-    """The same with GPT-2's transposed layer, weight (hidden, 3 H h)."""
+    """A :class:`FusedProjection` with GPT-2's transposed weight (hidden, 3 H h)."""
 
     replaces = Conv1D
     rows_dim = 1
@@ -222,7 +221,7 @@ class InterleavedProjection(CutProjection, nn.Linear):
     holds_values = True
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """All of them, as the original layer."""
+        """Project to all heads, as the original layer."""
         return F.linear(hidden_states, self.weight, self.bias)
 
     def split_heads(self, hidden_states: Tensor) -> tuple[Tensor, ...]:
@@ -238,20 +237,20 @@ class InterleavedProjection(CutProjection, nn.Linear):
         return split_fused(F.linear(hidden_states, weight), self.heads).parts
 
     def _in_parts(self) -> Rows:
-        """Rows of the queries, then keys of the dynamic heads, then all values; the layer has no bias."""
+        """Rows of the dynamic heads' queries, then their keys, then all values; the layer has no bias."""
         dynamic, rows = self.heads.dynamic, self.weight.view(self.heads.num_heads, 3, -1, self.in_features)
         chosen = [select_heads(rows[:, part], dynamic, dim=0) for part in (0, 1)] if dynamic else []
         return torch.cat([part.flatten(0, 1) for part in (*chosen, rows[:, 2])]), None
 
 
 def fused_rows(heads: DynamicHeads) -> list[int]:
-    """Numbers of the slices of a fused projection (H of queries, H of keys, H of values) that are computed."""
+    """Numbers of the computed slices of a fused projection (H of queries, H of keys, H of values)."""
     count = heads.num_heads
     return [*heads.dynamic, *(count + head for head in heads.dynamic), *range(2 * count, 3 * count)]
 
 
 def split_fused(projected: Tensor, heads: DynamicHeads) -> QueryKeyValue:
-    """Queries and keys of the dynamic heads and all values, out of (B, T, their heads x h)."""
+    """Split a projection (B, T, heads x h) into the dynamic heads' queries and keys, and all values."""
     width = projected.shape[-1] // (2 * len(heads.dynamic) + heads.num_heads)
     chosen = width * len(heads.dynamic)
     return QueryKeyValue(*torch.split(projected, [chosen, chosen, width * heads.num_heads], dim=-1))

@@ -7,18 +7,16 @@ from typing import Any, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from papa_lightning.attention import DynamicHeads, FoldedHeads, TokenMixer
 from papa_lightning.attention.parameter_cache import Remembered
-from papa_lightning.encoders.families.table import EncoderFamily
-from papa_lightning.encoders.finding import attention_modules
+from papa_lightning.encoders.finding import SupportedEncoder
 from papa_lightning.encoders.projections.cut import CutProjection
 from papa_lightning.errors import PapaError, UnsupportedEncoderError
 
 
 class FoldedProjection(CutProjection, nn.Linear):
-    """One of the two projections of a folded layer; each knows the other, which has its keys elsewhere."""
+    """One of the two projections of a folded layer, with a reference to the other."""
 
     def original(self) -> nn.Module:
         """See :meth:`CutProjection.original`."""
@@ -29,20 +27,20 @@ class FoldedProjection(CutProjection, nn.Linear):
 
     @property
     def partner(self) -> FoldedProjection:
-        """The other one; not a submodule."""
+        """The other projection; not a submodule."""
         return cast(FoldedProjection, self.__dict__["_partner"])
 
     @property
     def folds(self) -> bool:
-        """Whether the layer that runs now is folded; not if an adapter took one of the two in."""
+        """Whether the layer that runs now is folded; not if an adapter wraps one of the two."""
         return not self.heads.dynamic and self.cuts and self.partner.cuts
 
 
 class FoldedOutput(FoldedProjection):
-    """An output projection that only adds its bias while the value projection before it does its work."""
+    """An output projection that only adds its bias, because the value projection does its work."""
 
     def forward(self, mixed: Tensor) -> Tensor:
-        """(B, T, d) of the heads, or already in the space of the output."""
+        """Map mixed values (B, T, d) to the output; they are in its space already while the layer is folded."""
         if not self.folds:
             return F.linear(mixed, self.weight, self.bias)
         return mixed if self.bias is None else mixed + self.bias
@@ -57,7 +55,7 @@ class FoldedValue(FoldedProjection):
     holds_values = True
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """(B, T, hidden) to (B, T, d)."""
+        """Map hidden states (B, T, hidden) to values (B, T, d)."""
         if not self.folds:
             return F.linear(hidden_states, self.weight, self.bias)
         return F.linear(hidden_states, *self._folded())
@@ -78,20 +76,19 @@ class FoldedValue(FoldedProjection):
         )
 
 
-def fold(encoder: PreTrainedModel, module: nn.Module, family: EncoderFamily, heads: DynamicHeads) -> None:
+def fold(found: SupportedEncoder, module: nn.Module, heads: DynamicHeads) -> None:
     """Let the value and output projections of a layer work as one matrix while the layer has no dynamic heads.
 
     Args:
-        encoder: The bare encoder.
-        module: Its self-attention module.
-        family: Says where the two projections are.
-        heads: Shared with the mixer of the layer.
+        found: The encoder.
+        module: Self-attention module of the layer.
+        heads: Dynamic heads, shared with the mixer of the layer.
 
     Raises:
         UnsupportedEncoderError: When the two cannot be one.
     """
-    owner, name = _output_of(encoder, module, family)
-    value_name = cast(str, family.value)
+    owner, name = _output_of(found, module)
+    value_name = cast(str, found.family.value)
     FoldedOutput.replace(owner, name, heads)
     FoldedValue.replace(module, value_name, heads)
     output, value = owner._modules[name], module._modules[value_name]
@@ -100,29 +97,28 @@ def fold(encoder: PreTrainedModel, module: nn.Module, family: EncoderFamily, hea
 
 
 def unfold(module: nn.Module) -> None:
-    """Undo :func:`fold` outside the module; what is inside is restored with the other projections of the module."""
+    """Undo :func:`fold` outside the module; projections inside are restored with the others of the module."""
     for value in [part for part in module.modules() if isinstance(part, FoldedValue)]:
         output = value.partner
         owner = cast("tuple[nn.Module, str]", output.__dict__["_place"])[0]
-        for path, part in list(owner.named_modules()):  # an adapter may have taken it in
+        for path, part in list(owner.named_modules()):  # an adapter may have wrapped it
             if part is output:
                 owner.set_submodule(path, output.original())
 
 
-def check_folding(encoder: PreTrainedModel, family: EncoderFamily, mixers: Sequence[TokenMixer]) -> None:
+def check_folding(found: SupportedEncoder, mixers: Sequence[TokenMixer]) -> None:
     """Refuse layers to be folded whose value and output projections cannot be one matrix.
 
     Args:
-        encoder: The bare encoder.
-        family: Says where the two projections are.
-        mixers: What is to stand in its layers, one a layer.
+        found: The encoder.
+        mixers: The mixers that its layers are to get, one a layer.
 
     Raises:
-        UnsupportedEncoderError: Says why.
+        UnsupportedEncoderError: With the reason.
         PapaError: When a module serves layers of this kind and others.
     """
-    modules = attention_modules(encoder)
-    for module in dict.fromkeys(modules):
+    modules = found.modules
+    for module in found.distinct_modules:
         layers = [layer for layer, one in enumerate(modules) if one is module]
         folds = {isinstance(mixers[layer], FoldedHeads) for layer in layers}
         if len(folds) > 1:
@@ -132,11 +128,11 @@ def check_folding(encoder: PreTrainedModel, family: EncoderFamily, mixers: Seque
                 'pass "folded" for all of them, or "constant".'
             )
         if folds == {True}:
-            _check_foldable(encoder, module, family)
+            _check_foldable(found, module)
 
 
-def _check_foldable(encoder: PreTrainedModel, module: nn.Module, family: EncoderFamily) -> None:
-    owner, name = _output_of(encoder, module, family)
+def _check_foldable(found: SupportedEncoder, module: nn.Module) -> None:
+    owner, name = _output_of(found, module)
     output = cast(nn.Linear, owner._modules[name])
     if output.in_features != output.out_features:
         raise _refusal(module, f"its values have {output.in_features} channels, but its output {output.out_features}")
@@ -144,25 +140,21 @@ def _check_foldable(encoder: PreTrainedModel, module: nn.Module, family: Encoder
         raise _refusal(module, "its values are rotated by their position before they are mixed")
 
 
-def _output_of(encoder: PreTrainedModel, module: nn.Module, family: EncoderFamily) -> tuple[nn.Module, str]:
-    if family.value is None:
+def _output_of(found: SupportedEncoder, module: nn.Module) -> tuple[nn.Module, str]:
+    """The module that holds the output projection of a self-attention module, and its name there."""
+    if found.family.value is None:
         raise _refusal(module, "its values come out of one layer with the queries, or are shared by several heads")
-    owner, name = _owner(encoder, module, family.output)
-    for held, attribute in ((module, family.value), (owner, name)):
-        found = held._modules.get(attribute)
-        if not isinstance(found, nn.Linear):
-            raise _refusal(module, f"{type(held).__name__}.{attribute} is a {type(found).__name__}, no linear layer")
-    return owner, name
-
-
-def _owner(encoder: PreTrainedModel, module: nn.Module, path: str) -> tuple[nn.Module, str]:
-    """The module that holds the output projection, and its name there."""
-    start = module
+    start, path = module, found.family.output
     if path.startswith("../"):
-        own = next(name for name, one in encoder.named_modules() if one is module)
-        start, path = encoder.get_submodule(own.rpartition(".")[0]), path[3:]
+        own = next(name for name, one in found.model.named_modules() if one is module)
+        start, path = found.model.get_submodule(own.rpartition(".")[0]), path[3:]
     parent, _, name = path.rpartition(".")
-    return start.get_submodule(parent), name
+    owner = start.get_submodule(parent)
+    for held, attribute in ((module, found.family.value), (owner, name)):
+        layer = held._modules.get(attribute)
+        if not isinstance(layer, nn.Linear):
+            raise _refusal(module, f"{type(held).__name__}.{attribute} is a {type(layer).__name__}, no linear layer")
+    return owner, name
 
 
 def _refusal(module: nn.Module, reason: str) -> UnsupportedEncoderError:

@@ -1,7 +1,7 @@
-"""Query and key projections that do not have the rows of constant heads at all: those of an exported encoder.
+"""Query and key projections without the rows of constant heads: the projections of an exported encoder.
 
-The projections of :mod:`~papa_lightning.encoders.projections.cut` leave rows out of the computation and keep them, so
-that a swap can be undone. Those here have lost them.
+Projections of :mod:`~papa_lightning.encoders.projections.cut` skip these rows but keep them, so that a swap can be
+undone. Trimmed ones do not have them any more.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from papa_lightning.attention import DynamicHeads
 from papa_lightning.attention.head_slices import select_heads
-from papa_lightning.encoders.finding import attention_modules, family_of, head_size
+from papa_lightning.encoders.finding import SupportedEncoder
 from papa_lightning.encoders.projections.cut import (
     CutProjection,
     FusedConv1D,
@@ -34,11 +33,11 @@ from papa_lightning.errors import PapaError
 
 @dataclass(frozen=True)
 class Slices:
-    """The equal slices that the output of a projection is made of, and which of them some heads need.
+    """The equal slices of the output of a projection, and those of them that some heads need.
 
     Args:
-        total: Their number.
-        kept: Those that are needed, in the order in which a trimmed projection has them.
+        total: Number of slices.
+        kept: Numbers of the slices that are needed, in the order in which a trimmed projection has them.
     """
 
     total: int
@@ -46,22 +45,22 @@ class Slices:
 
     @property
     def complete(self) -> bool:
-        """Whether nothing is left out; the projection then stays as it is, its rows in the order that they have."""
+        """Whether nothing is left out; the projection then stays as it is."""
         return len(self.kept) == self.total
 
     def cut(self, tensor: Tensor, dim: int) -> Tensor:
-        """The part of a weight or a bias that belongs to the slices that are kept."""
+        """The part of a weight or a bias that belongs to the kept slices."""
         if not self.kept:
             return tensor.narrow(dim, 0, 0)
         return select_heads(tensor, self.kept, dim=dim, width=tensor.shape[dim] // self.total)
 
 
 def slices_of(projection: CutProjection, heads: Sequence[int]) -> Slices:
-    """The slices of a projection that these heads need; values are needed by all heads.
+    """The slices of a projection that some heads need; values are needed by all heads.
 
     Args:
-        projection: One of :data:`TRIMMED`, or a trimmed one.
-        heads: Ascending.
+        projection: A projection of a class in :data:`TRIMMED`, or a trimmed one.
+        heads: Numbers of the heads, ascending.
     """
     count = projection.heads.num_heads
     if isinstance(projection, GroupedKeyProjection):
@@ -77,7 +76,7 @@ def slices_of(projection: CutProjection, heads: Sequence[int]) -> Slices:
 
 
 class TrimmedProjection(CutProjection):
-    """What trimmed projections have in common; each is also the projection whose place it takes."""
+    """Base of trimmed projections; each also derives from the class of the projection that it replaces."""
 
     slices: Slices
 
@@ -85,10 +84,10 @@ class TrimmedProjection(CutProjection):
         """Weight and bias for the heads that are dynamic right now.
 
         Args:
-            heads: As in :meth:`HeadProjection.forward`.
+            heads: Dynamic heads of the layer that runs; None takes those of the mixer.
 
         Raises:
-            PapaError: When a head is asked for whose rows are not there.
+            PapaError: When rows of a head are needed that are gone.
         """
         layer, held = cast(nn.Linear, self), self.slices.kept
         bias = cast("Tensor | None", layer.bias)
@@ -101,7 +100,7 @@ class TrimmedProjection(CutProjection):
         return places.cut(layer.weight, self.rows_dim), None if bias is None else places.cut(bias, 0)
 
     def original(self) -> nn.Module:
-        """There is none.
+        """Refused, because the original's weights are gone.
 
         Raises:
             PapaError: Always.
@@ -110,7 +109,7 @@ class TrimmedProjection(CutProjection):
 
 
 def left_out_error() -> PapaError:
-    """The error for whatever wants the dynamic attention of heads that have lost it."""
+    """The error for uses of the dynamic attention of heads whose weights are gone."""
     return PapaError(
         "the encoder was exported without the query and key weights of its constant heads, so it cannot be restored, "
         "swapped anew, calibrated or ranked: do this with the encoder that it was exported from."
@@ -129,7 +128,7 @@ class TrimmedHeadProjection(TrimmedProjection, HeadProjection):
 
 
 class TrimmedGroupedKeyProjection(TrimmedHeadProjection, GroupedKeyProjection):
-    """The same to the key heads that a dynamic head needs."""
+    """A linear layer to the key heads that a dynamic head needs."""
 
 
 class TrimmedFusedProjection(TrimmedProjection, FusedProjection):
@@ -141,7 +140,7 @@ class TrimmedFusedProjection(TrimmedProjection, FusedProjection):
 
 
 class TrimmedFusedConv1D(TrimmedProjection, FusedConv1D):
-    """The same with a transposed weight."""
+    """A :class:`TrimmedFusedProjection` with a transposed weight."""
 
     def forward(self, hidden_states: Tensor) -> QueryKeyValue:
         """See :meth:`FusedProjection.forward`."""
@@ -151,10 +150,10 @@ class TrimmedFusedConv1D(TrimmedProjection, FusedConv1D):
 
 
 class TrimmedInterleavedProjection(TrimmedProjection, InterleavedProjection):
-    """DeBERTa's, with its rows in the order of queries, keys and values."""
+    """DeBERTa's projection, with its rows in the order of queries, keys and values."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """Only asked while all heads are dynamic.
+        """Refused: only called while all heads are dynamic.
 
         Raises:
             PapaError: Always.
@@ -166,7 +165,7 @@ class TrimmedInterleavedProjection(TrimmedProjection, InterleavedProjection):
         return split_fused(F.linear(hidden_states, *self.rows()), self.heads).parts
 
 
-#: How a projection that was cut is trimmed. Those that are not here keep all their rows.
+#: Class of a cut projection -> class of the trimmed one. Other projections keep all their rows.
 TRIMMED: dict[type[CutProjection], type[TrimmedProjection]] = {
     HeadProjection: TrimmedHeadProjection,
     GroupedKeyProjection: TrimmedGroupedKeyProjection,
@@ -177,7 +176,7 @@ TRIMMED: dict[type[CutProjection], type[TrimmedProjection]] = {
 
 
 def trim_projection(owner: nn.Module, name: str, heads: Sequence[int]) -> None:
-    """Let a projection lose the rows that these heads do not need; its parameters become smaller ones.
+    """Remove the rows of a projection that these heads do not need.
 
     Args:
         owner: The self-attention module.
@@ -203,36 +202,35 @@ def trim_projection(owner: nn.Module, name: str, heads: Sequence[int]) -> None:
 
 
 def trimmed_parameter(whole: nn.Parameter, slices: Slices, dim: int = 0) -> nn.Parameter:
-    """A parameter of its own with the slices that are kept."""
+    """A new parameter with the kept slices."""
     return nn.Parameter(slices.cut(whole.detach(), dim).clone(), requires_grad=whole.requires_grad)
 
 
-def trim(encoder: PreTrainedModel) -> None:
-    """Let a swapped encoder lose the query and key weights of its constant heads, for good.
+def trim(found: SupportedEncoder) -> None:
+    """Remove the query and key weights of the constant heads of an encoder for good.
 
     Args:
-        encoder: The bare encoder, swapped; its constants may still be to come.
+        found: The encoder, swapped, with or without its constants.
     """
-    family = family_of(encoder)
-    for module, heads in _dynamic_heads(encoder).items():
-        for name in family.projections:
+    for module, heads in _dynamic_heads(found).items():
+        for name in found.family.projections:
             trim_projection(module, name, heads)
-        for path, slices in _biases(encoder, module, heads):
+        for path, slices in _biases(found, module, heads):
             module._parameters[path] = trimmed_parameter(cast(nn.Parameter, module._parameters[path]), slices)
-        for name in _idle_parts(encoder, module, heads):
+        for name in _idle_parts(found, module, heads):
             setattr(module, name, nn.Identity())
 
 
-def trimmed_state(encoder: PreTrainedModel) -> dict[str, Tensor]:
-    """The state dict that an encoder would have after :func:`trim`, without what has no entries; nothing is changed.
+def trimmed_state(found: SupportedEncoder) -> dict[str, Tensor]:
+    """The state dict that an encoder would have after :func:`trim`, without empty tensors; nothing is changed.
 
     Args:
-        encoder: The bare encoder, swapped, trimmed or not.
+        found: The encoder, swapped, trimmed or not.
     """
-    state: dict[str, Tensor] = dict(encoder.state_dict())
-    paths = {module: path for path, module in encoder.named_modules()}
-    for module, heads in _dynamic_heads(encoder).items():
-        for name in family_of(encoder).projections:
+    state: dict[str, Tensor] = dict(found.model.state_dict())
+    paths = {module: path for path, module in found.model.named_modules()}
+    for module, heads in _dynamic_heads(found).items():
+        for name in found.family.projections:
             projection = cast(CutProjection, module._modules.get(name))
             if type(projection) not in TRIMMED:  # absent, an adapter's, or trimmed already
                 continue
@@ -240,9 +238,9 @@ def trimmed_state(encoder: PreTrainedModel) -> dict[str, Tensor]:
             for leaf, dim in (("weight", projection.rows_dim), ("bias", 0)):
                 if key + leaf in state and not slices.complete:
                     state[key + leaf] = slices.cut(state[key + leaf], dim)
-        for path, slices in _biases(encoder, module, heads):
+        for path, slices in _biases(found, module, heads):
             state[f"{paths[module]}.{path}"] = slices.cut(state[f"{paths[module]}.{path}"], 0)
-        for name in _idle_parts(encoder, module, heads):
+        for name in _idle_parts(found, module, heads):
             state = {key: held for key, held in state.items() if not key.startswith(f"{paths[module]}.{name}.")}
     return {key: held for key, held in state.items() if held.numel()}
 
@@ -253,33 +251,33 @@ def is_trimmed(encoder: nn.Module) -> bool:
 
 
 def refuse_trimmed(encoder: nn.Module) -> None:
-    """Refuse to look for dynamic attention where it is gone.
+    """Refuse an encoder whose dynamic attention is gone.
 
     Raises:
-        PapaError: Says what to do instead.
+        PapaError: With the remedy.
     """
     if is_trimmed(encoder):
         raise left_out_error()
 
 
-def _dynamic_heads(encoder: PreTrainedModel) -> dict[nn.Module, tuple[int, ...]]:
+def _dynamic_heads(found: SupportedEncoder) -> dict[nn.Module, tuple[int, ...]]:
     """The heads of each self-attention module that need a query and a key in one of its layers, ascending."""
     return {
         module: tuple(sorted({head for mixer in mixers_of(module) for head in mixer.dynamic_when_calibrated()}))
-        for module in dict.fromkeys(attention_modules(encoder))
+        for module in found.distinct_modules
     }
 
 
-def _biases(encoder: PreTrainedModel, module: nn.Module, heads: tuple[int, ...]) -> Iterator[tuple[str, Slices]]:
+def _biases(found: SupportedEncoder, module: nn.Module, heads: tuple[int, ...]) -> Iterator[tuple[str, Slices]]:
     """Parameters of the module itself that only queries and keys depend on (DeBERTa's q_bias): one slice a head."""
-    count, width = mixers_of(module)[0].heads.num_heads, head_size(encoder)
-    for path in family_of(encoder).query_parameters:
+    count, width = mixers_of(module)[0].heads.num_heads, found.head_size
+    for path in found.family.query_parameters:
         held = module._parameters.get(path)
         if held is not None and held.shape[0] == count * width and len(heads) < count:
             yield path, Slices(count, heads)
 
 
-def _idle_parts(encoder: PreTrainedModel, module: nn.Module, heads: tuple[int, ...]) -> list[str]:
+def _idle_parts(found: SupportedEncoder, module: nn.Module, heads: tuple[int, ...]) -> list[str]:
     """Parts of the module that only queries and keys go through (Qwen3's norms), where there are none."""
-    names = {path.partition(".")[0] for path in family_of(encoder).query_parameters if "." in path}
+    names = {path.partition(".")[0] for path in found.family.query_parameters if "." in path}
     return [name for name in sorted(names & module._modules.keys()) if not heads]

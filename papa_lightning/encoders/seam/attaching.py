@@ -7,7 +7,8 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -15,10 +16,9 @@ from transformers.utils.generic import ModelOutput
 
 from papa_lightning.attention import RowMixing
 from papa_lightning.attention.functional import apply_attention
-from papa_lightning.encoders.families.albert import SwappedAlbertAttention, number_layers, stop_numbering
-from papa_lightning.encoders.finding import attention_modules, family_of, find_encoder
+from papa_lightning.encoders.finding import SupportedEncoder
 from papa_lightning.encoders.seam.batch import ReadBatch
-from papa_lightning.encoders.seam.inline import InlineAttention
+from papa_lightning.encoders.seam.inline import adopt, refuse_own_forward, release
 from papa_lightning.encoders.seam.interface import check_implementation, papa_config, wants_weights
 from papa_lightning.encoders.seam.layer import (
     Mixing,
@@ -36,52 +36,73 @@ from papa_lightning.encoders.seam.layer import (
 from papa_lightning.errors import PapaError, UnsupportedEncoderError
 
 
-def attach(encoder: PreTrainedModel) -> list[nn.Module]:
+def attach(found: SupportedEncoder) -> SupportedEncoder:
     """Open the self-attention of an encoder; idempotent.
 
     Args:
-        encoder: The bare encoder.
+        found: The encoder.
 
     Returns:
-        The modules that stand in it from now on, one a layer in the order in which the layers run.
+        The encoder with the self-attention modules that it has from now on.
 
     Raises:
         UnsupportedEncoderError: When a module cannot be opened; the encoder is unchanged then.
     """
-    modules = attention_modules(encoder)
-    if is_touched(modules[0]):
-        return modules
-    family = family_of(encoder)
-    for module in modules:
-        if family.inline is not None:
-            family.inline.check(module)
-        else:
+    encoder, inline = found.model, found.family.inline
+    if is_touched(found.modules[0]):
+        return found
+    for module in found.modules:
+        if inline is None:
             check_implementation(_config_of(module))
-    paths = {module: path for path, module in encoder.named_modules()}
-    for module in dict.fromkeys(modules):
-        layer = TouchedLayer(family.reach(module), family.slot_rule(encoder.config))
-        if family.inline is None:
-            _dispatch(module, layer)
         else:
-            layer.module = module
-            module = family.inline.adopt(module)
-            touch(module, layer)
-            encoder.set_submodule(paths[layer.module], module)
-    if family.inline is SwappedAlbertAttention:
-        number_layers(encoder)
+            refuse_own_forward(module)
+            inline.check(module)
+    paths = {module: path for path, module in encoder.named_modules()}
+    for module in found.distinct_modules:
+        layer = TouchedLayer(found.family.reach(module), found.slot_rule)
+        if inline is None:
+            layer.config = _config_of(module)
+            touch(module, layer)  # first, because other threads may be on their way through the module
+            module.config = papa_config(layer.config)  # type: ignore[assignment]
+        else:
+            opened = adopt(cast("type[nn.Module]", inline), module)
+            touch(opened, layer)
+            encoder.set_submodule(paths[module], opened)
+    if inline is not None:
+        inline.prepare_encoder(encoder)
+    attached = replace(found)
     encoder.register_forward_pre_hook(refuse_cache, with_kwargs=True)
-    encoder.register_forward_pre_hook(ReadBatch.of(encoder), with_kwargs=True)
-    if _keeps_requests(modules[0]):
+    encoder.register_forward_pre_hook(ReadBatch.of(attached), with_kwargs=True)
+    if inline is None and "output_attentions" in inspect.signature(type(found.modules[0]).forward).parameters:
         encoder.register_forward_pre_hook(pass_request_on, with_kwargs=True)
     encoder.register_forward_hook(align_attentions)
-    return attention_modules(encoder)
+    return attached
+
+
+def detach(found: SupportedEncoder) -> SupportedEncoder:
+    """Undo :func:`attach`; returns the encoder with its own self-attention modules."""
+    encoder = found.model
+    remove_hooks(encoder, lambda hook: hook in _HOOKS or isinstance(hook, ReadBatch))
+    if found.family.inline is not None:
+        found.family.inline.reset_encoder(encoder)
+    paths = {module: path for path, module in encoder.named_modules()}
+    for module in found.distinct_modules:
+        if not is_touched(module):
+            continue
+        if found.family.inline is None:
+            module.config = layer_of(module).config  # type: ignore[assignment]
+            untouch(module)
+        else:
+            untouch(module)
+            encoder.set_submodule(paths[module], release(module))
+    return replace(found)
 
 
 def refuse_cache(encoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
-    """Forward pre-hook of an attached encoder: refuse keys of earlier tokens before they meet keys of fewer heads.
+    """Forward pre-hook of an attached encoder: refuse cached keys before they meet keys of fewer heads.
 
-    Here and below there are no kwargs where another thread attaches or detaches at this moment, for torch notes apart
-    from a hook that it takes them. The forward is then one of an encoder that is not attached.
+    Here and below ``kwargs`` is None while another thread attaches or detaches, because torch keeps the flag that a
+    hook takes them apart from the hook. The forward is then one of an encoder that is not attached.
 
     Raises:
         PapaError: When the cache is not empty and a layer differs from the original.
@@ -93,48 +114,47 @@ def refuse_cache(encoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[s
         raise cache_error(f"past_key_values holds {cache.get_seq_length()} tokens")
 
 
-def _keeps_requests(module: nn.Module) -> bool:
-    """Whether an encoder does not hand on to its attention interface that matrices are asked for: GPT-2 does not."""
-    own = not isinstance(module, InlineAttention)
-    return own and "output_attentions" in inspect.signature(type(module).forward).parameters
-
-
 def pass_request_on(
     encoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Forward pre-hook of an encoder that keeps it to itself: let the layers know that matrices are asked for."""
+    """Forward pre-hook: pass a request for matrices on to the layers, where the encoder (GPT-2) does not."""
     return None if kwargs is None else (args, {**kwargs, "papa_weights": wants_weights(encoder.config, kwargs)})
 
 
 def align_attentions(encoder: PreTrainedModel, args: tuple[Any, ...], output: Any) -> Any:
     """Forward hook of an attached encoder: None in the place of the matrices of layers that have none.
 
-    transformers leaves them out, so that what follows would stand in the place of other layers.
+    transformers leaves them out, so that the matrices of the following layers would move to the wrong places.
     """
-    modules = attention_modules(encoder)
-    gaps = [not gives_matrices(module, turn) for module, turn in _turns(modules)]
     found = _attentions(output)
-    if not any(gaps) or found is None:
+    if found is None:
+        return None
+    modules = SupportedEncoder.find(encoder).modules
+    gaps = [not gives_matrices(module, turn) for module, turn in _turns(modules)]
+    if not any(gaps):
         return None
     place, held = found
     if len(held) == gaps.count(False):
         rest = iter(held)
         held = tuple(None if gap else next(rest) for gap in gaps)
-    _tell_of_gaps(modules, gaps)
+    _warn_of_gaps(modules, gaps)
     if isinstance(output, tuple):
         return (*output[:place], held, *output[place + 1 :])
     output[place] = held
     return output
 
 
+_HOOKS = (refuse_cache, pass_request_on, align_attentions)
+
+
 def _turns(modules: Sequence[nn.Module]) -> Iterator[tuple[nn.Module, int]]:
-    """Each module with the number of its layers before this one."""
+    """The module of each layer, and the number of the layer among those that the module serves."""
     for layer, module in enumerate(modules):
         yield module, modules[:layer].count(module)
 
 
 def _attentions(output: Any) -> tuple[Any, tuple[Tensor | None, ...]] | None:
-    """The matrices in what an encoder returned, and under which key or number they are there."""
+    """The place (key or index) of the matrices in an output of an encoder, and the matrices; None without them."""
     if isinstance(output, ModelOutput):
         held = output.get("attentions")
         return None if held is None else ("attentions", held)
@@ -144,11 +164,11 @@ def _attentions(output: Any) -> tuple[Any, tuple[Tensor | None, ...]] | None:
     return None
 
 
-def _tell_of_gaps(modules: Sequence[nn.Module], gaps: Sequence[bool]) -> None:
+def _warn_of_gaps(modules: Sequence[nn.Module], gaps: Sequence[bool]) -> None:
     layer = layer_of(modules[0])
-    if layer.told:
+    if layer.warned:
         return
-    layer.told = True
+    layer.warned = True
     without = [number for number, gap in enumerate(gaps) if gap]
     kinds = sorted(
         {mixers_of(module)[turn].kind for (module, turn), gap in zip(_turns(modules), gaps, strict=True) if gap}
@@ -158,12 +178,6 @@ def _tell_of_gaps(modules: Sequence[nn.Module], gaps: Sequence[bool]) -> None:
         "(Reported once.)",
         stacklevel=2,
     )
-
-
-def _dispatch(module: nn.Module, layer: TouchedLayer) -> None:
-    layer.config = _config_of(module)
-    touch(module, layer)  # first, because other threads may be on their way through the module
-    module.config = papa_config(layer.config)  # type: ignore[assignment]
 
 
 def _config_of(module: nn.Module) -> PretrainedConfig:
@@ -176,32 +190,9 @@ def _config_of(module: nn.Module) -> PretrainedConfig:
     return config
 
 
-def _is_ours(hook: Any) -> bool:
-    return hook in (refuse_cache, pass_request_on, align_attentions) or isinstance(hook, ReadBatch)
-
-
-def detach(encoder: PreTrainedModel) -> None:
-    """Undo :func:`attach`."""
-    family, paths = family_of(encoder), {module: path for path, module in encoder.named_modules()}
-    remove_hooks(encoder, _is_ours)
-    if family.inline is SwappedAlbertAttention:
-        stop_numbering(encoder)
-    for module in dict.fromkeys(attention_modules(encoder)):
-        if not is_touched(module):
-            continue
-        layer = layer_of(module)
-        if family.inline is not None and layer.module is not None:
-            untouch(module)
-            family.inline.release(module, layer.module)
-            encoder.set_submodule(paths[module], layer.module)
-        else:
-            module.config = layer.config  # type: ignore[assignment]
-            untouch(module)
-
-
 @contextmanager
 def observe_attention(encoder: nn.Module, observers: Sequence[Observer]) -> Iterator[None]:
-    """Let observers see the dynamic attention of an encoder, swapped or not, as it was pretrained.
+    """Show observers the dynamic attention of an encoder, swapped or not, as it was pretrained.
 
     Args:
         encoder: The encoder, with or without a task head.
@@ -221,11 +212,13 @@ def _observed(observer: Observer) -> Mixing:
 
 
 @contextmanager
-def replace_mixing(encoder: nn.Module, mixings: Sequence[Mixing | RowMixing]) -> Iterator[None]:
+def replace_mixing(
+    encoder: nn.Module | SupportedEncoder, mixings: Sequence[Mixing | RowMixing]
+) -> Iterator[SupportedEncoder]:
     """Mix the values of an encoder, swapped or not, by functions of its dynamic attention as it was pretrained.
 
-    It holds for the thread that asks for it; forwards of other threads go on as if nobody looked. A graph that
-    ``torch.compile`` made cannot tell threads apart: a compiled encoder is to be used by one thread meanwhile.
+    Forwards of other threads are not affected. A graph of ``torch.compile`` cannot tell threads apart: use a compiled
+    encoder in one thread only meanwhile.
 
     Args:
         encoder: The encoder, with or without a task head.
@@ -233,35 +226,38 @@ def replace_mixing(encoder: nn.Module, mixings: Sequence[Mixing | RowMixing]) ->
             (B, T) or None of its layer, and returns the mixed values (B, T, H, h). A
             :class:`~papa_lightning.attention.RowMixing` gets the matrices in pieces of some rows.
 
+    Yields:
+        The encoder with its self-attention opened.
+
     Raises:
         PapaError: When the encoder is observed already, by this thread or another.
     """
-    base = find_encoder(encoder)
+    found = SupportedEncoder.find(encoder)
     with _WATCHING:
-        modules = attach(base)
-        if any(layer_of(module).mixings for module in modules):
+        attached = attach(found)
+        if any(layer_of(module).mixings for module in attached.modules):
             raise PapaError(
                 "the encoder is calibrated or observed already, by this thread or another: wait until that has ended, "
                 "or work on a copy (copy.deepcopy) of the encoder."
             )
-        held: dict[nn.Module, list[Mixing | RowMixing]] = {module: [] for module in modules}
-        for module, mixing in zip(modules, mixings, strict=True):
+        held: dict[nn.Module, list[Mixing | RowMixing]] = {module: [] for module in attached.modules}
+        for module, mixing in zip(attached.modules, mixings, strict=True):
             held[module].append(mixing)
         for module, own in held.items():
             layer_of(module).watch(own)
             _suspend(module, True)
     try:
-        yield
+        yield attached
     finally:
         with _WATCHING:
             for module in held:
                 layer_of(module).mixings = []
                 _suspend(module, False)
             if not any(mixers_of(module) for module in held):
-                detach(base)
+                detach(attached)
 
 
-#: Two threads that begin or end to look at one encoder do so one after the other.
+#: Serialises threads that begin or end to observe an encoder.
 _WATCHING = threading.Lock()
 
 

@@ -1,4 +1,4 @@
-"""What an encoder is told of a batch before its layers run: its mask, checked, and the positions of its tokens."""
+"""Reading a batch before the layers of an encoder run: checking its mask, finding the positions of its tokens."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from papa_lightning.attention import TokenMixer
-from papa_lightning.encoders.finding import attention_modules, attention_reaches, family_of
+from papa_lightning.attention import Reach, TokenMixer
+from papa_lightning.encoders.finding import SupportedEncoder
 from papa_lightning.encoders.inputs import first_position
 from papa_lightning.encoders.seam.layer import layer_of, mixers_of
 from papa_lightning.encoders.seam.masks import can_look, check_mask, is_true_everywhere, key_mask
@@ -30,44 +30,53 @@ from papa_lightning.errors import PapaError
 
 
 class UnmaskedPaddingWarning(UserWarning):
-    """A batch of a swapped encoder has padding tokens, but no attention_mask that says so."""
+    """A batch of a swapped encoder has padding tokens, but no attention_mask."""
 
 
 @dataclass(frozen=True)
 class ReadBatch:
-    """Forward pre-hook of an attached encoder: check the mask, and tell the layers the positions of the tokens.
+    """Forward pre-hook of an attached encoder: checks the mask, and passes the positions of the tokens to the layers.
 
     Args:
-        names: The arguments of its forward, in order.
+        names: The arguments of the encoder's forward, in order.
         passes_on: Whether its forward hands further arguments to its attention.
         rule: Where its slots are counted from.
-        padding: The padding token, where it has one.
+        first: The id of its first position.
+        reaches: The keys that the queries of each layer can see.
+        padding: The padding token; None without one.
         modules: Its self-attention modules.
     """
 
     names: tuple[str, ...]
     passes_on: bool
     rule: SlotRule
+    first: int
+    reaches: tuple[Reach, ...]
     padding: int | None
     modules: tuple[nn.Module, ...]
 
     @classmethod
-    def of(cls, encoder: PreTrainedModel) -> ReadBatch:
-        """That of an encoder, attached or not."""
-        family, parameters = family_of(encoder), inspect.signature(encoder.forward).parameters
+    def of(cls, found: SupportedEncoder) -> ReadBatch:
+        """The hook for an encoder, attached or not."""
+        parameters, inline = inspect.signature(found.model.forward).parameters, found.family.inline
         further = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-        heard = family.inline is None or family.inline.hears_positions
-        padding = getattr(encoder.config, "pad_token_id", None)
-        rule, modules = family.slot_rule(encoder.config), tuple(dict.fromkeys(attention_modules(encoder)))
-        return cls(tuple(parameters), further and heard, rule, padding, modules)
+        return cls(
+            names=tuple(parameters),
+            passes_on=further and (inline is None or inline.hears_positions),
+            rule=found.slot_rule,
+            first=first_position(found.model),
+            reaches=tuple(found.reaches),
+            padding=getattr(found.model.config, "pad_token_id", None),
+            modules=tuple(found.distinct_modules),
+        )
 
     def __call__(self, encoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
-        """Run by torch.
+        """Check a batch, and add the positions of its tokens to the arguments.
 
         Raises:
             PapaError: For a mask or position ids that cannot be used, when a layer differs from the original.
         """
-        if kwargs is None:  # another thread attaches or detaches, see attaching.py
+        if kwargs is None:  # another thread attaches or detaches, see refuse_cache in attaching.py
             return None
         inputs = {**dict(zip(self.names, args, strict=False)), **kwargs} if args else kwargs
         if not torch.compiler.is_compiling():
@@ -77,43 +86,41 @@ class ReadBatch:
             positions = self._numbered(inputs)
             kwargs = self._count_positions(inputs, kwargs)
         elif self.differs:
-            positions = self.read(encoder, inputs, self._length)
+            positions = self.read(inputs, self._length)
         return args, kwargs if positions is None else {**kwargs, POSITIONS: positions}
 
     @property
     def differs(self) -> bool:
-        """Whether a layer of the encoder is not that of the original, or is observed."""
+        """Whether a layer of the encoder differs from the original, or is observed."""
         return self._is_observed or any(mixer.replaces_attention for mixer in self._mixers())
 
-    def read(self, encoder: PreTrainedModel, inputs: Mapping[str, Any], length: int | None) -> Positions | None:
-        """What a batch says of the positions of its tokens.
+    def read(self, inputs: Mapping[str, Any], length: int | None) -> Positions | None:
+        """The positions of the tokens of a batch; None where they are the places in the tensor.
 
         Args:
-            encoder: The bare encoder.
-            inputs: By name, on one device.
-            length: T, the number of slots.
+            inputs: Inputs of the encoder by name, on one device.
+            length: T, the number of slots; None without a limit.
 
         Raises:
-            PapaError: For position ids that are no slots, or that the layers of this encoder cannot be told.
+            PapaError: For position ids that are no slots, or that cannot be passed to the layers of this encoder.
         """
         position_ids, tokens = inputs.get("position_ids"), _tokens(inputs)
         if position_ids is None or tokens is None:
             return self._numbered(inputs)
         mask = key_mask(inputs.get("attention_mask"))
         real = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if mask is None else mask.bool()
-        rule = PositionRule(first_position(encoder), length, attention_reaches(encoder))
-        given = rule.read(position_ids, real)
+        given = PositionRule(self.first, length, self.reaches).read(position_ids, real)
         if self.passes_on:
             return given
         self._compare(given, real)
         return None
 
     def mask_by_slot(self, mask: Tensor, positions: Positions | None) -> Tensor:
-        """The mask (B, S) of a batch by the slots of its tokens, for the counts that belong to sums of attention.
+        """The mask (B, S) of a batch in the order of slots, for the counts of sums over attention.
 
         Args:
             mask: (B, T), true for a real token.
-            positions: What :meth:`read` gave.
+            positions: Result of :meth:`read`.
         """
         slots = slots_of(mask, self.rule, positions)
         return mask if slots is None else slots.mask
@@ -125,9 +132,9 @@ class ReadBatch:
         return NumberedTokens(tokens != self.padding)
 
     def _count_positions(self, inputs: Mapping[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """With position ids for kinds to which it matters where a query stands, and not only how far from a key.
+        """The arguments with position ids added, for kinds that depend on positions and not on distances alone.
 
-        Rotary positions turn queries and keys by their places; scores of the original depend on the difference alone.
+        Rotary positions rotate queries and keys by their places; scores of the original depend on differences alone.
         """
         mask = inputs.get("attention_mask")
         if self.rule != "mask" or not self.passes_on or "position_ids" not in self.names or mask is None:
@@ -138,7 +145,7 @@ class ReadBatch:
         return kwargs if slots is None else {**kwargs, "position_ids": slots.places}
 
     def _compare(self, given: GivenSlots, real: Tensor) -> None:
-        """Position ids that the layers cannot be told must be those that they count themselves."""
+        """Refuse position ids other than those that the layers count themselves, where they cannot be passed on."""
         own, order = slots_of(real, self.rule), torch.arange(real.shape[1], device=real.device)
         places = [order if slots is None else slots.places for slots in (given.slots, own)]
         if torch.compiler.is_compiling() or bool(((places[0] != places[1]) & real).any()):
@@ -171,7 +178,7 @@ class ReadBatch:
         config = encoder.config
         if self.padding in [getattr(config, f"{name}_token_id", None) for name in ("bos", "eos", "sep")]:
             return False
-        causal = layer_of(self.modules[0]).reach.after == 0  # nothing looks at what stands behind
+        causal = layer_of(self.modules[0]).reach.after == 0  # no query sees the padding at the end
         ends = [tokens[:, :1]] if causal else [tokens[:, :1], tokens[:, -1:]]
         return not all(is_true_everywhere(end != self.padding) for end in ends)
 
@@ -181,7 +188,7 @@ class ReadBatch:
 
     @property
     def _length(self) -> int | None:
-        """T of the constants in use; None while the encoder is observed, for whoever observes it knows."""
+        """T of the constants in use; None while the encoder is observed, because the observer checks it."""
         return None if self._is_observed else next((mixer.max_length for mixer in self._mixers()), None)
 
     def _mixers(self) -> Iterator[TokenMixer]:

@@ -1,4 +1,4 @@
-"""The other seam: families that compute attention inside their module, with no interface to dispatch through."""
+"""The seam of families that compute attention inside their module, without transformers' attention interface."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from papa_lightning.encoders.seam.masks import key_mask
 from papa_lightning.encoders.seam.slots import Positions, slots_of
 from papa_lightning.errors import UnsupportedEncoderError
 
+_ORIGINAL = "papa_original"
+
 
 class InlineAttention:
-    """Base of a subclass of a family's self-attention module whose forward lets the tokens be mixed elsewhere.
+    """Base of subclasses of a family's self-attention module whose forward hands the mixing of tokens to a mixer.
 
-    The module that takes the place of the original one shares all that it holds: parameters, submodules, hooks. Its
-    forward begins with the original's, for as long as nothing is swapped or observed::
+    The module that replaces the original one shares its parameters, submodules and hooks. While nothing is swapped or
+    observed, its forward is the original's::
 
         class MySelfAttention(InlineAttention, TheirSelfAttention):
             def forward(self, hidden_states, attention_mask=None, ...):
@@ -32,57 +34,45 @@ class InlineAttention:
     attention_head_size: int
     #: Set by torch.
     training: bool
-    #: Whether its encoder hands it what it was told of the positions of its tokens.
+    #: Whether the encoder passes the positions of the tokens on to this module.
     hears_positions: ClassVar[bool] = False
-
-    @classmethod
-    def adopt(cls, original: nn.Module) -> nn.Module:
-        """A module of this class in the place of an original one, with all that it holds."""
-        cls.check(original)
-        if "forward" in original.__dict__:
-            raise UnsupportedEncoderError(
-                f"{type(original).__name__} has a forward that another library gave it (accelerate does so to bring "
-                "weights that lie elsewhere), and which would run in the place of ours: swap the encoder before that, "
-                "or remove it first (accelerate.hooks.remove_hook_from_module(encoder, recurse=True))."
-            )
-        module = cast(nn.Module, cls.__new__(cls))
-        module.__dict__.update(original.__dict__)
-        module._compiled_call_impl = None  # what was compiled in place runs the original
-        return module
-
-    @staticmethod
-    def release(module: nn.Module, original: nn.Module) -> None:
-        """Give an original module back all that it has by now."""
-        original.__dict__.update({key: held for key, held in module.__dict__.items() if key != "_compiled_call_impl"})
 
     @staticmethod
     def check(original: nn.Module) -> None:
-        """Refuse a module whose variant of attention has no heads to exchange; the base refuses none.
+        """Refuse a module whose variant of attention has no exchangeable heads; the base refuses none.
 
         Raises:
-            UnsupportedEncoderError: Says which variant.
+            UnsupportedEncoderError: Names the variant.
         """
+
+    @classmethod
+    def prepare_encoder(cls, encoder: nn.Module) -> None:
+        """Change what the family needs changed around its attention modules; nothing by default."""
+
+    @classmethod
+    def reset_encoder(cls, encoder: nn.Module) -> None:
+        """Undo :meth:`prepare_encoder`."""
 
     @property
     def is_stock(self) -> bool:
-        """Whether the original forward is right at this moment."""
+        """Whether the original forward applies at this moment."""
         return is_stock(cast(nn.Module, self))
 
     @property
     def dynamic(self) -> tuple[int, ...] | None:
-        """The dynamic heads of the layer, or None for all."""
+        """The dynamic heads of the layer; None means all."""
         heads = heads_of(cast(nn.Module, self))
         return None if heads is None else heads.dynamic
 
     @property
     def uses_scores(self) -> bool:
-        """Whether terms of relative positions are of any use to the layer."""
+        """Whether the layer uses terms of relative positions."""
         return uses_scores(cast(nn.Module, self))
 
     def by_slot(self, positions: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """What an encoder has for the positions (1, 1, T, h), as (B or 1, 1, T, h) by the slots of the tokens.
+        """Position encodings (1, 1, T, h) in the order of the slots of the tokens, (B or 1, 1, T, h).
 
-        Scores depend on differences of relative positions alone, but not every kind of attention does.
+        Scores depend on the differences of positions alone, but some kinds of attention depend on the positions.
         """
         slots = slots_of(key_mask(attention_mask), layer_of(cast(nn.Module, self)).slots)
         return positions if slots is None else positions[0, :, slots.places].transpose(0, 1)
@@ -92,7 +82,7 @@ class InlineAttention:
         return projected.view(*projected.shape[:-1], -1, self.attention_head_size).transpose(1, 2)
 
     def split_dynamic(self, projected: Tensor) -> Tensor:
-        """The same for the dynamic heads only, also of a projection that gives all: an adapter's."""
+        """The same for the dynamic heads only, also when the projection gives all heads (an adapter's does)."""
         split, dynamic = self.split_heads(projected), self.dynamic
         return split if dynamic is None else pick_heads(split, dynamic)
 
@@ -115,13 +105,13 @@ class InlineAttention:
             query: (B, dynamic heads, T, h).
             key: (B, dynamic heads, T, h).
             value: (B, H, T, h).
-            attention_mask: What the encoder hands to its layers.
+            attention_mask: The mask that the encoder hands to its layers.
             scaling: Factor of the scores.
             dropout: The attention dropout of the module.
             need_weights: Also return the attention matrices.
             position_bias: (B or 1, H or dynamic heads, T, T), added to the scores.
-            positions: What the encoder was told of the positions of its tokens.
-            turn: Which layer runs, in a module that serves several.
+            positions: Positions of the tokens, as they came with the call.
+            turn: Number of the layer among those that the module serves.
 
         Returns:
             (B, T, H h), and attention matrices (B, H, T, T) or None.
@@ -139,6 +129,46 @@ class InlineAttention:
             turn,
         )
         return mixed.flatten(2), weights
+
+
+def adopt(kind: type[nn.Module], original: nn.Module) -> nn.Module:
+    """A module of another class that shares everything with an original one, and remembers it.
+
+    Args:
+        kind: A subclass of the class of the original.
+        original: The module to be replaced.
+
+    Raises:
+        UnsupportedEncoderError: When another library replaced the forward of the original.
+    """
+    refuse_own_forward(original)
+    module = kind.__new__(kind)  # __init__ would make weights that are never used
+    module.__dict__.update(original.__dict__)
+    module.__dict__[_ORIGINAL] = original  # not a submodule: it has no keys
+    module._compiled_call_impl = None  # a compiled call runs the original's forward
+    return module
+
+
+def release(module: nn.Module) -> nn.Module:
+    """The original of an adopted module, with the parameters, submodules and hooks that the module has by now."""
+    original = cast(nn.Module, module.__dict__[_ORIGINAL])
+    kept = {name: held for name, held in module.__dict__.items() if name not in (_ORIGINAL, "_compiled_call_impl")}
+    original.__dict__.update(kept)
+    return original
+
+
+def refuse_own_forward(module: nn.Module) -> None:
+    """Refuse a module whose forward was replaced on the instance, which would run instead of ours.
+
+    Raises:
+        UnsupportedEncoderError: With the way to remove it.
+    """
+    if "forward" in module.__dict__:
+        raise UnsupportedEncoderError(
+            f"{type(module).__name__} has a forward that another library gave it (accelerate does so to load offloaded "
+            "weights), and which would run instead of the swapped one: swap the encoder before that, or remove it "
+            "first (accelerate.hooks.remove_hook_from_module(encoder, recurse=True))."
+        )
 
 
 def refuse_variant(module: nn.Module, name: str, remedy: str) -> None:

@@ -1,8 +1,8 @@
-"""The seam: one function in transformers' attention interface, for every family that dispatches through it.
+"""The seam of families that dispatch through transformers' attention interface: one function in that interface.
 
-A swapped attention module gets a configuration of its own that names this function. The encoder's
-configuration stays as it was, so the masks are those of the original implementation, nothing shows in a saved
-configuration, and another encoder that was built from the same configuration object is not touched.
+A swapped attention module gets a configuration of its own that names this function. The encoder's configuration is not
+changed, so that masks are those of the original implementation, saved configurations are the same, and other encoders
+that were built from the same configuration object are not affected.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def check_implementation(config: PretrainedConfig) -> None:
     """Refuse an attention implementation whose masks cannot be read.
 
     Raises:
-        UnsupportedEncoderError: Names it, and those that can.
+        UnsupportedEncoderError: Names the implementation, and the supported ones.
     """
     implementation = config._attn_implementation or "eager"
     if implementation not in _SUPPORTED:
@@ -72,10 +72,10 @@ def papa_attention_forward(
         query: (B, H or dynamic heads, T, h).
         key: (B, key heads, T, h), all or those that the dynamic heads need.
         value: (B, value heads, T, h); fewer than H in grouped-query attention.
-        attention_mask: What the encoder's own implementation makes of the padding mask.
+        attention_mask: The mask that the encoder's own implementation makes of the padding mask.
         scaling: Factor of the scores; None means ``h ** -0.5``.
         dropout: Attention dropout, 0 outside training.
-        **kwargs: Whatever else the encoder passes on; a ``position_bias`` is added to the scores.
+        **kwargs: Other arguments of the encoder; a ``position_bias`` is added to the scores.
 
     Returns:
         Mixed values (B, T, H, h), and attention matrices (B, H, T, T) where they were asked for.
@@ -89,7 +89,7 @@ def papa_attention_forward(
     scale = value.shape[-1] ** -0.5 if scaling is None else scaling
     positions, need_weights = kwargs.pop(POSITIONS, None), wants_weights(config, kwargs)
     if is_stock(module):
-        kwargs["output_attentions"] = False  # what has no matrices to give would only warn of it
+        kwargs["output_attentions"] = False  # implementations without matrices would warn
         stock = _stock_attention(module, config)
         mixed, weights = stock(module, query, key, value, attention_mask, scaling=scale, dropout=dropout, **kwargs)
         if need_weights and weights is None:
@@ -111,8 +111,8 @@ def wants_weights(config: PretrainedConfig, kwargs: Mapping[str, Any]) -> bool:
     """Whether a forward is asked for the attention matrices, by an argument or by the configuration.
 
     Args:
-        config: Of the encoder.
-        kwargs: What a layer is given; ``papa_weights`` stands for a request that the encoder keeps from its layers.
+        config: Configuration of the encoder.
+        kwargs: Arguments of a layer; ``papa_weights`` is a request that the encoder itself does not pass on.
     """
     return bool(kwargs.get("papa_weights", kwargs.get("output_attentions", config.output_attentions)))
 
@@ -125,13 +125,13 @@ def matrices_of(
     scaling: float,
     position_bias: Tensor | None = None,
 ) -> Tensor:
-    """The attention matrices of a layer of the original encoder, whose implementation does not give them.
+    """The attention matrices of a layer of the original encoder, if its implementation does not return them.
 
     Args:
         module: The self-attention module.
         query: (B, H, T, h).
         key: (B, key heads, T, h).
-        attention_mask: What the encoder hands to its layers.
+        attention_mask: The mask that the encoder hands to its layers.
         scaling: Factor of the scores.
         position_bias: (B or 1, H, T, T), added to the scores.
 
@@ -147,13 +147,13 @@ def matrices_of(
 
 
 def _stock_attention(module: nn.Module, config: PretrainedConfig) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """The attention function that the module would call had it never been touched."""
+    """The attention function of the original module."""
     eager = cast("Callable[..., Any]", getattr(sys.modules[type(module).__module__], "eager_attention_forward", None))
     stock = ALL_ATTENTION_FUNCTIONS.get(config._attn_implementation, eager)
     return cast("Callable[..., tuple[Tensor, Tensor | None]]", stock)
 
 
-# The encoders' masks are made under their own configuration, but whoever sets this implementation for a whole
-# encoder gets a mask too: an unregistered name would silently give none.
+# Masks are made under the encoder's own configuration. The mask function is for encoders on which this implementation
+# is set as a whole: without one, transformers would make no mask.
 ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, papa_attention_forward)
 ALL_MASK_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, sdpa_mask)

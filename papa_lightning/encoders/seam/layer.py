@@ -30,43 +30,39 @@ _LAYER = "papa_layer"
 
 @dataclass
 class TouchedLayer:
-    """What a swapped or observed attention module had before, and who looks at it now.
+    """State of a swapped or observed attention module: the original it came from, and its observers.
 
     Args:
-        reach: Which keys its queries can see at all.
+        reach: The keys that its queries can see.
         slots: Where its encoder counts slots from.
-        config: The configuration object that the module shared with its encoder, where that was exchanged.
-        module: The module that stood in this one's place, where it was exchanged.
-        frozen: Its parameters that the swap froze, to be thawed by the restoration.
-        frozen_positions: The same of the encoder's parameters outside the layers.
-        mixings: While someone looks on: what mixes the values instead, one a layer of the module.
-        watcher: The thread that looks on; forwards of others go on as if nobody did.
-        told: The user has been told of layers without attention matrices.
+        config: The configuration object that the module shared with its encoder, where that was replaced.
+        frozen: Its parameters that the swap froze, for the restoration.
+        mixings: The functions that mix the values while it is observed, one a layer of the module.
+        watcher: The thread that observes it; forwards of other threads are not affected.
+        warned: Whether the warning of layers without attention matrices was given.
     """
 
     reach: Reach
     slots: SlotRule = "tensor"
     config: PretrainedConfig | None = None
-    module: nn.Module | None = None
     frozen: Frozen = field(default_factory=Frozen)
-    frozen_positions: Frozen = field(default_factory=Frozen)
     mixings: list[Mixing | RowMixing] = field(default_factory=list)
     watcher: int = 0
-    told: bool = False
+    warned: bool = False
 
     def watch(self, mixings: Sequence[Mixing | RowMixing]) -> None:
-        """Let these mix the values in forwards of this thread; none of them ends it."""
+        """Mix the values by these functions in forwards of this thread."""
         self.watcher = threading.get_ident()
         self.mixings = list(mixings)
 
     @property
     def watched(self) -> bool:
-        """Whether someone looks on at the forward that runs now."""
+        """Whether the forward that runs now is observed."""
         return bool(self.mixings) and runs_in(self.watcher)
 
 
 def touch(module: nn.Module, layer: TouchedLayer) -> None:
-    """Note on a module what it had before."""
+    """Attach the state of a layer to a module."""
     module.__dict__[_LAYER] = layer
 
 
@@ -76,17 +72,17 @@ def is_touched(module: nn.Module) -> bool:
 
 
 def layer_of(module: nn.Module) -> TouchedLayer:
-    """What :func:`touch` noted."""
+    """The state that :func:`touch` attached."""
     return cast(TouchedLayer, module.__dict__[_LAYER])
 
 
-def untouch(module: nn.Module) -> TouchedLayer:
-    """Forget and return what :func:`touch` noted."""
-    return cast(TouchedLayer, module.__dict__.pop(_LAYER))
+def untouch(module: nn.Module) -> None:
+    """Undo :func:`touch`."""
+    del module.__dict__[_LAYER]
 
 
 def mixers_of(module: nn.Module) -> list[TokenMixer]:
-    """The mixers that a swap hung on an attention module, one a layer that it serves; empty when it is not swapped."""
+    """The mixers of an attention module, one a layer that it serves; empty when it is not swapped."""
     held = module._modules.get("papa")
     if held is None:
         return []
@@ -94,7 +90,7 @@ def mixers_of(module: nn.Module) -> list[TokenMixer]:
 
 
 def remove_hooks(module: nn.Module, ours: Callable[[Any], bool]) -> None:
-    """Remove forward hooks and pre-hooks by what they are: handles do not survive copies of a module."""
+    """Remove forward hooks and pre-hooks by a condition, because their handles do not survive copies of a module."""
     for held, kinds in (
         (module._forward_pre_hooks, [module._forward_pre_hooks_with_kwargs]),
         (module._forward_hooks, [module._forward_hooks_with_kwargs, module._forward_hooks_always_called]),
@@ -115,8 +111,8 @@ def is_stock(module: nn.Module, turn: int = 0) -> bool:
     """Whether a layer of a module is the layer of the original encoder, and unobserved.
 
     Args:
-        module: A touched module, or one that is touched no longer, because an observer left while it ran.
-        turn: Which of the layers that it serves.
+        module: A touched module, or one that was touched until an observer left during this forward.
+        turn: Number of the layer among those that the module serves.
     """
     mixers = mixers_of(module)
     watched = is_touched(module) and layer_of(module).watched
@@ -124,19 +120,19 @@ def is_stock(module: nn.Module, turn: int = 0) -> bool:
 
 
 def gives_matrices(module: nn.Module, turn: int = 0) -> bool:
-    """Whether a layer has attention matrices to give to who asks for them."""
+    """Whether a layer has attention matrices to return."""
     mixers = mixers_of(module)
     return is_stock(module, turn) or layer_of(module).watched or mixers[turn].has_matrices
 
 
 def uses_scores(module: nn.Module, turn: int = 0) -> bool:
-    """Whether what stands in a layer has scores that a bias of positions is added to."""
+    """Whether a layer has scores that a position bias is added to."""
     mixers = mixers_of(module)
     return layer_of(module).watched or not mixers or mixers[turn].uses_scores
 
 
 def heads_of(module: nn.Module, turn: int = 0) -> DynamicHeads | None:
-    """Which heads of a layer are dynamic; None means all."""
+    """The dynamic heads of a layer; None means all."""
     mixers = mixers_of(module)
     return mixers[turn].heads if mixers else None
 
@@ -158,13 +154,13 @@ def attend(
         module: The self-attention module.
         query_key_value: Query (B, heads, T, h) and key (B, key heads, T, h) of all heads or of the dynamic ones only,
             and the value (B, value heads, T, h).
-        attention_mask: What the encoder hands to its layers.
+        attention_mask: The mask that the encoder hands to its layers.
         scaling: Factor of the scores.
         dropout: Attention dropout, 0 outside training.
         need_weights: Also return the attention matrices.
         position_bias: (B or 1, H or dynamic heads, T, T), added to the scores.
-        positions: What the encoder was told of the positions of its tokens.
-        turn: Which of the layers that the module serves.
+        positions: Positions of the tokens, as they came with the call.
+        turn: Number of the layer among those that the module serves.
 
     Returns:
         Mixed values (B, T, H, h), and attention matrices (B, H, T, T) or None.
@@ -215,7 +211,7 @@ def cache_error(found: str) -> PapaError:
 
 
 def pick_heads(tensor: Tensor, heads: Sequence[int]) -> Tensor:
-    """The given heads of a tensor (B, heads, ...) that has all heads, or these only already."""
+    """The given heads of a tensor (B, heads, ...), which has all heads or just these."""
     if tensor.shape[1] == len(heads):
         return tensor
     return select_heads(tensor, heads, dim=1) if heads else tensor[:, :0]

@@ -1,4 +1,4 @@
-"""Reading the attention masks that encoders hand to their layers."""
+"""Checking attention masks, and reading those that encoders hand to their layers."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from papa_lightning.attention import Reach
 from papa_lightning.attention.tracing import is_symbolic
 from papa_lightning.errors import PapaError
 
-#: Old encoders add -10,000 where others add the lowest number.
+#: Bound of the numbers that mask a score: old encoders add -10,000, others the lowest number.
 _LOW = -1000.0
 
 
 def check_mask(attention_mask: object, shape: Sequence[int] | None, allow_empty: bool = False) -> None:
-    """Refuse a mask that is there but does not say which tokens are real.
+    """Refuse a mask that does not say which tokens are real.
 
-    Values are looked at on a CPU only: elsewhere a look makes the device wait.
+    Values are checked on a CPU only: elsewhere reading them makes the device wait.
 
     Args:
-        attention_mask: What a user passed to an encoder.
-        shape: (B, T) of the batch; None where it is not known.
-        allow_empty: Whether a batch may be all padding.
+        attention_mask: Argument of an encoder.
+        shape: Shape (B, T) of the batch; None where it is not known.
+        allow_empty: Whether all tokens of a batch may be padding.
 
     Raises:
-        PapaError: Names what was found.
+        PapaError: Names the type, shape or value that is wrong.
 
     Example:
         >>> check_mask(torch.tensor([[1, 2]]), (1, 2))
@@ -42,7 +42,7 @@ def check_mask(attention_mask: object, shape: Sequence[int] | None, allow_empty:
             'the tokenizer return tensors (return_tensors="pt").'
         )
     if not isinstance(attention_mask, Tensor):
-        return  # those that an encoder takes besides are read, or refused, layer by layer
+        return  # other types that encoders take are read, or refused, by each layer
     found = tuple(attention_mask.shape)
     if attention_mask.dim() == 4:
         _check_scores(attention_mask)
@@ -76,7 +76,7 @@ def _check_ones(mask: Tensor, allow_empty: bool) -> None:
 
 
 def _check_scores(mask: Tensor) -> None:
-    """Of a mask for scores: boolean, or 0 and numbers so low that nothing is left of a score beside them."""
+    """Check a mask that is added to scores: boolean, or 0 and very low numbers."""
     if not mask.is_floating_point() or not can_look(mask):
         return
     wrong = first_false((mask == 0) | (mask <= _LOW), mask)
@@ -88,7 +88,7 @@ def _check_scores(mask: Tensor) -> None:
 
 
 def can_look(tensor: Tensor) -> bool:
-    """Whether the values of a tensor can be had at once: not on another device, which would wait, nor in a graph."""
+    """Whether the values of a tensor can be read without making a device wait, and outside a graph."""
     return (
         tensor.device.type == "cpu"
         and type(tensor) in (Tensor, nn.Parameter)
@@ -111,14 +111,14 @@ def key_mask(attention_mask: Tensor | None) -> Tensor | None:
     """The padding mask behind what an encoder hands to its attention.
 
     Args:
-        attention_mask: None; (B, T), as flash attention has it; or (B, 1, T, T) or (B, 1, 1, T), boolean or
-            additive. With rows of their own for queries, a token is real if it may attend to itself.
+        attention_mask: None; (B, T), as for flash attention; or (B, 1, T, T) or (B, 1, 1, T), boolean or additive.
+            In one with a row for each query, a token is real if it may attend to itself.
 
     Returns:
         (B, T) boolean, true for a real token, or None when every token is real.
 
     Raises:
-        PapaError: For a mask that is no tensor, as flex attention makes it.
+        PapaError: For a mask that is no tensor, such as those of flex attention.
 
     Example:
         >>> key_mask(torch.tensor([[[[0.0, -1e9]]]]))
@@ -139,16 +139,16 @@ def key_mask(attention_mask: Tensor | None) -> Tensor | None:
 
 
 def reach_bias(attention_mask: Tensor | None, reach: Reach, length: int, device: torch.device) -> Tensor | None:
-    """Where the queries of a layer of limited reach may look, for its dynamic heads; None for one without a limit.
+    """The pairs of a layer of limited reach, as a mask for its dynamic heads; None for a layer without a limit.
 
     Args:
-        attention_mask: As in :func:`key_mask`. One with rows for queries says so itself.
-        reach: Of the layer.
-        length: T.
-        device: Of the result.
+        attention_mask: As in :func:`key_mask`; one with a row for each query is the result.
+        reach: Reach of the layer.
+        length: Length T of the sequences.
+        device: Device of the result.
     """
     if reach.unlimited:
-        return None  # the padding mask says it all
+        return None
     if attention_mask is not None and attention_mask.dim() == 4:
         return attention_mask
     return reach.allowed(length, device)
@@ -157,11 +157,11 @@ def reach_bias(attention_mask: Tensor | None, reach: Reach, length: int, device:
 def score_bias(
     attention_mask: Tensor | None, reach: Reach, query: Tensor, position_bias: Tensor | None = None
 ) -> Tensor | None:
-    """What a layer of the original encoder adds to its scores, all together; None for nothing.
+    """The sum of the terms that a layer of the original encoder adds to its scores; None without any.
 
     Args:
-        attention_mask: As in :func:`key_mask`; one of shape (B, T) is left to others.
-        reach: Of the layer; a mask with rows for queries says it itself.
+        attention_mask: As in :func:`key_mask`; one of shape (B, T) is not added.
+        reach: Reach of the layer, which a mask with a row for each query includes already.
         query: (B, H, T, h).
         position_bias: (B or 1, H, T, T).
     """
@@ -178,11 +178,11 @@ def score_bias(
 
 
 def refuse_other_masks(attention_mask: Tensor | None, reach: Reach) -> None:
-    """Refuse a mask that says more than which tokens are padding.
+    """Refuse a mask that is not one of padding.
 
     Args:
         attention_mask: As in :func:`key_mask`.
-        reach: Of the layer, known to its constants.
+        reach: Reach of the layer, which its constants have too.
 
     Raises:
         PapaError: When the mask differs between queries or heads in another way than by the reach.
@@ -194,7 +194,7 @@ def refuse_other_masks(attention_mask: Tensor | None, reach: Reach) -> None:
     real = key_mask(attention_mask)
     assert real is not None
     expected = real[:, None, None, :] & reach.allowed(real.shape[1], real.device)
-    # What padding attends to is nobody's business, and encoders differ in it.
+    # Rows of padding are ignored, because encoders differ in them.
     if not ((_allowed(attention_mask) == expected) | ~real[:, None, :, None]).all():
         raise PapaError(
             f"attention_mask of shape {tuple(attention_mask.shape)} allows different keys to different queries or "

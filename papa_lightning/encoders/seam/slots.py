@@ -13,19 +13,19 @@ from papa_lightning.attention import Reach, Slots, slots_at, slots_from_first
 from papa_lightning.encoders.seam.masks import can_look, is_true_everywhere
 from papa_lightning.errors import PapaError
 
-#: Where slots are counted from, see :class:`~papa_lightning.encoders.EncoderFamily`.
+#: Place from which slots are counted, see :class:`~papa_lightning.encoders.EncoderFamily`.
 SlotRule: TypeAlias = Literal["tensor", "mask", "input_ids"]
 
-#: The argument in which the positions travel from an encoder to its attention, through the calls in between.
+#: Keyword argument that carries the positions from an encoder to its attention modules.
 POSITIONS = "papa_positions"
 
 
 @dataclass(frozen=True, eq=False)
 class GivenSlots:
-    """What the position ids of a batch say, as it travels with the call from the encoder to its layers.
+    """The slots by the position ids of a batch, passed from the encoder to its layers.
 
     Args:
-        slots: None where each token stands in the slot of its place in the tensor.
+        slots: Slots of the tokens; None where they are the places in the tensor.
     """
 
     slots: Slots | None
@@ -33,7 +33,7 @@ class GivenSlots:
 
 @dataclass(frozen=True, eq=False)
 class NumberedTokens:
-    """Which tokens of a batch an encoder numbers by its input ids, to travel likewise.
+    """The tokens of a batch that an encoder numbers by its input ids, passed to its layers likewise.
 
     Args:
         tokens: (B, T), true for any but the padding token.
@@ -42,20 +42,20 @@ class NumberedTokens:
     tokens: Tensor
 
 
-#: What travels with a call.
+#: Positions that are passed with a call.
 Positions: TypeAlias = GivenSlots | NumberedTokens
 
 
 def slots_of(mask: Tensor | None, rule: SlotRule, positions: Positions | None = None) -> Slots | None:
     """The slots of the tokens of a batch, or None where they are the places in the tensor.
 
-    On a CPU it is looked up whether any sequence begins with padding. Elsewhere that would make the device wait, so
-    that the tokens of every padded batch are put in order.
+    On a CPU, batches in which no sequence begins with padding are left as they are. Elsewhere reading the mask would
+    make the device wait, so that the tokens of every padded batch are put in order.
 
     Args:
         mask: (B, T), true for a real token, or None.
-        rule: Of the family.
-        positions: What came with the call; position ids decide.
+        rule: Rule of the family.
+        positions: Positions that came with the call; position ids take precedence.
     """
     if isinstance(positions, GivenSlots):
         return positions.slots
@@ -70,12 +70,12 @@ def slots_of(mask: Tensor | None, rule: SlotRule, positions: Positions | None = 
 
 @dataclass(frozen=True)
 class PositionRule:
-    """What position ids must be, so that they can be slots.
+    """Conditions for position ids to be slots.
 
     Args:
         first: The id of the first slot: families like RoBERTa number from ``padding_idx + 1``.
-        length: T, the number of slots; None where nothing has a limit yet.
-        reaches: Of the layers.
+        length: T, the number of slots; None without a limit.
+        reaches: Reach of each layer.
     """
 
     first: int
@@ -93,7 +93,7 @@ class PositionRule:
             PapaError: For ids that are no slots.
         """
         places = (self._checked(position_ids, mask) - self.first).expand_as(mask)
-        if torch.compiler.is_compiling():  # nothing can be looked up in a graph
+        if torch.compiler.is_compiling():  # values cannot be read in a graph
             if self.length is None:
                 raise PapaError(
                     "position_ids are given while the attention of a compiled encoder is observed, where they cannot "
@@ -111,7 +111,7 @@ class PositionRule:
                 _repeats(places, mask).long(),
                 _falls(places, mask).long(),
             ]
-        ).tolist()  # one look for all, because a look makes a device wait
+        ).tolist()  # all at once, because reading makes a device wait
         if highest < 0 and lowest >= 2**31:
             return GivenSlots(None)
         self._refuse(lowest, highest, bool(jumps), bool(repeats), bool(falls))
@@ -155,7 +155,7 @@ class PositionRule:
 
 def _repeats(places: Tensor, mask: Tensor) -> Tensor:
     """Whether two real tokens of a sequence have the same place."""
-    others = -1 - torch.arange(mask.shape[1], device=mask.device) - places.abs().max()  # padding is like nothing else
+    others = -1 - torch.arange(mask.shape[1], device=mask.device) - places.abs().max()  # padding equals nothing
     ordered = places.where(mask, others).sort(dim=1).values
     return (ordered[:, 1:] == ordered[:, :-1]).any()
 

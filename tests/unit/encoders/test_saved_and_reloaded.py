@@ -220,7 +220,7 @@ def test_a_whole_that_holds_it_in_a_way_that_cannot_be_found_again_says_so(tmp_p
         decoder=BertLMHeadModel(make_config("bert", is_decoder=True, add_cross_attention=True)),
     )
     swapped(model=model.encoder)
-    monkeypatch.setattr("papa_lightning.encoders.swap.is_supported", lambda module: module is model.encoder)
+    monkeypatch.setattr("papa_lightning.encoders.notes.is_supported", lambda module: module is model.encoder)
     with pytest.warns(LostSwapWarning, match="EncoderDecoderModel.save_pretrained cannot note"):
         model.save_pretrained(tmp_path)
 

@@ -14,7 +14,7 @@ from conformance.tiny_models import make_inputs, swapped
 from hypothesis import given
 from hypothesis import strategies as st
 
-from papa_lightning import export_encoder, load_encoder
+from papa_lightning import export_encoder, load_exported_encoder
 from papa_lightning.errors import ExportError
 from papa_lightning.export.facts import read_facts
 
@@ -55,7 +55,7 @@ def test_damaged_bytes(trusted, whole, folder):
     """With the right sum beside it, too: whatever bytes claim to be an encoder."""
     outcomes, inputs = [], make_inputs("bert")
     with torch.no_grad():
-        expected = load_encoder(whole)(**inputs).last_hidden_state
+        expected = load_exported_encoder(whole)(**inputs).last_hidden_state
     contents = {name: (whole / name).read_bytes() for name in FILES}
 
     @examples(24)
@@ -65,7 +65,7 @@ def test_damaged_bytes(trusted, whole, folder):
             write(folder, one, content, trusted=False)
         write(folder, name, data.draw(damages(contents[name])), trusted)
         try:
-            loaded = load_encoder(folder)
+            loaded = load_exported_encoder(folder)
         except ExportError:
             outcomes.append("refused")
             return
@@ -115,14 +115,14 @@ def change(folder, name, key, value):
 def test_parts_that_do_not_belong_together(name, key, value, folder):
     change(folder, name, key, value)
     with pytest.raises(ExportError):
-        load_encoder(folder)
+        load_exported_encoder(folder)
 
 
 def test_facts_without_a_sum_are_those_of_the_weights(folder, whole):
     facts = json.loads((folder / "papa.json").read_bytes())
     del facts["sha256"]
     (folder / "papa.json").write_text(json.dumps(facts))
-    assert load_encoder(folder).config.model_type == "bert"
+    assert load_exported_encoder(folder).config.model_type == "bert"
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -144,9 +144,9 @@ def test_flipped_bits(name, folder):
 def test_missing_files(name, folder):
     (folder / name).unlink()
     with pytest.raises(ExportError, match=name):
-        load_encoder(folder)
+        load_exported_encoder(folder)
     with pytest.raises(ExportError):
-        load_encoder(folder / "no-such-folder")
+        load_exported_encoder(folder / "no-such-folder")
 
 
 class Bomb:
@@ -164,14 +164,14 @@ def test_no_code_of_a_folder_is_run(folder, tmp_path):
     code = f"import pathlib\npathlib.Path({str(marker)!r}).touch()\nclass Own: pass\n"
     (folder / "own.py").write_text(code)
     change(folder, "config.json", "auto_map", {"AutoConfig": "own.Own", "AutoModel": "own.Own"})
-    load_encoder(folder)
+    load_exported_encoder(folder)
     change(folder, "config.json", "model_type", "own")
     with pytest.raises(ExportError, match="model_type 'own'"):
-        load_encoder(folder)
+        load_exported_encoder(folder)
     for name in reversed(FILES):
         write(folder, name, pickle.dumps(Bomb(marker)), trusted=True)
         with pytest.raises(ExportError):
-            load_encoder(folder)
+            load_exported_encoder(folder)
     assert not marker.exists()
 
 
@@ -179,4 +179,4 @@ def test_a_header_that_claims_too_much(folder):
     header = json.dumps({"embeddings": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}}).encode()
     write(folder, "model.safetensors", struct.pack("<Q", len(header)) + header, trusted=True)
     with pytest.raises(ExportError):
-        load_encoder(folder)
+        load_exported_encoder(folder)

@@ -15,7 +15,14 @@ from conformance.tiny_models import CASES, HEADS, NAMES, build, encoder_of, make
 from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
 from unit.encoders import tiny_encoders
 
-from papa_lightning import PapaError, calibrate, export_encoder, load_encoder, restore_attention, swap_attention
+from papa_lightning import (
+    PapaError,
+    calibrate,
+    export_encoder,
+    load_exported_encoder,
+    restore_attention,
+    swap_attention,
+)
 from papa_lightning.encoders import replace_mixing, swapped_layers
 from papa_lightning.errors import ExportError
 
@@ -61,7 +68,7 @@ def bert(tmp_path_factory):
 def test_numbers_of_the_exported_encoder(name, mode, tmp_path):
     encoder, inputs = encoder_of(swapped(name, mode)).float(), make_inputs(name, dtype=torch.float32)
     before = {key: value.clone() for key, value in encoder.state_dict().items()}
-    loaded = load_encoder(export_encoder(encoder, tmp_path / "exported"))
+    loaded = load_exported_encoder(export_encoder(encoder, tmp_path / "exported"))
     assert torch.equal(last(loaded, inputs), last(encoder, inputs))
     assert all(torch.equal(value, encoder.state_dict()[key]) for key, value in before.items())
     assert type(loaded).__name__ == type(encoder).__name__.removeprefix("Swapped")
@@ -95,7 +102,7 @@ def test_what_is_left_out(bert):
         "added": 500,
         "saved": whole - left_out + 500,
     }
-    loaded = load_encoder(folder)
+    loaded = load_exported_encoder(folder)
     held = [*loaded.parameters(), *(layer.constants for layer in swapped_layers(loaded))]
     assert sum(value.numel() for value in held) == whole - left_out + 500
     assert facts["heads"] == [[1], [0, 1, 2, 3], []]
@@ -108,7 +115,9 @@ def test_a_folder_needs_nothing_else(bert, tmp_path, monkeypatch):
     try:
         assert not any(str(folder.parent) in path.read_text(errors="ignore") for path in moved.iterdir())
         monkeypatch.chdir(tmp_path)
-        assert torch.equal(*(last(one, tiny_encoders.make_inputs()) for one in (load_encoder("moved"), encoder)))
+        assert torch.equal(
+            *(last(one, tiny_encoders.make_inputs()) for one in (load_exported_encoder("moved"), encoder))
+        )
     finally:
         moved.rename(folder)
 
@@ -124,7 +133,7 @@ def test_left_out_weights_never_have_memory(bert, monkeypatch):
         return original(cls, data, requires_grad)
 
     monkeypatch.setattr(torch.nn.Parameter, "__new__", staticmethod(count))
-    load_encoder(bert[1])
+    load_exported_encoder(bert[1])
     monkeypatch.undo()
     weights = {name: value for name, value in tensors(bert[1]).items() if ".papa." not in name}
     saved = sorted(value.numel() for value in weights.values())
@@ -137,7 +146,7 @@ def test_left_out_weights_never_have_memory(bert, monkeypatch):
     lambda encoder: calibrate(encoder, [tiny_encoders.make_inputs()], max_length=10),
 ])  # fmt: skip
 def test_what_is_gone_cannot_be_asked_for(bert, undo):
-    loaded, inputs = load_encoder(bert[1]), tiny_encoders.make_inputs()
+    loaded, inputs = load_exported_encoder(bert[1]), tiny_encoders.make_inputs()
     before, keys = last(loaded, inputs), list(loaded.state_dict())
     with pytest.raises(PapaError, match="without the query and key weights of its constant heads"):
         undo(loaded)
@@ -148,7 +157,7 @@ def test_what_is_gone_cannot_be_asked_for(bert, undo):
 def test_what_a_loaded_encoder_can_do(bert, tmp_path):
     encoder, folder = bert
     inputs = tiny_encoders.make_inputs()
-    expected, loaded = last(encoder, inputs), load_encoder(folder)
+    expected, loaded = last(encoder, inputs), load_exported_encoder(folder)
     again = export_encoder(loaded, tmp_path / "again")
     assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
     assert json.loads((again / "papa.json").read_bytes()) == json.loads((folder / "papa.json").read_bytes())
@@ -158,7 +167,7 @@ def test_what_a_loaded_encoder_can_do(bert, tmp_path):
     assert torch.equal(last(loaded, inputs), expected)
     twin.load_state_dict(loaded.state_dict())
     assert torch.equal(last(twin, inputs), expected)
-    half = last(load_encoder(folder).to(torch.bfloat16), inputs)
+    half = last(load_exported_encoder(folder).to(torch.bfloat16), inputs)
     assert half.dtype == torch.bfloat16
     assert torch.allclose(half.float(), expected, atol=0.1)
     torch.save(loaded.state_dict(), tmp_path / "state.pt")
@@ -168,7 +177,7 @@ def test_what_a_loaded_encoder_can_do(bert, tmp_path):
 
 
 def test_gradients_reach_the_weights_that_are_left(bert):
-    loaded = load_encoder(bert[1])
+    loaded = load_exported_encoder(bert[1])
     loaded(**tiny_encoders.make_inputs()).last_hidden_state.sum().backward()
     without = {name for name, one in loaded.named_parameters() if one.requires_grad and one.grad is None}
     assert without == {"pooler.dense.weight", "pooler.dense.bias"}
@@ -178,7 +187,7 @@ def test_gradients_reach_the_weights_that_are_left(bert):
 @pytest.mark.parametrize("mode", ["gated"])
 def test_kinds_that_leave_nothing_out(mode, tmp_path):
     encoder, inputs = swapped("bert", mode), make_inputs("bert")
-    loaded = load_encoder(export_encoder(encoder, tmp_path / "exported"))
+    loaded = load_exported_encoder(export_encoder(encoder, tmp_path / "exported"))
     assert torch.equal(last(loaded, inputs), last(encoder, inputs))
     assert json.loads((tmp_path / "exported" / "papa.json").read_bytes())["parameters"]["left_out"] == 0
     with replace_mixing(loaded, [lambda attention, value, mask: value.transpose(1, 2)] * CASES["bert"].layers):
@@ -189,7 +198,7 @@ def test_encoders_with_a_task_head(tmp_path):
     model = tiny_encoders.build(auto=AutoModelForSequenceClassification)
     swap_attention(model, "constant", constants=tiny_encoders.make_constants())
     inputs = tiny_encoders.make_inputs()
-    loaded = load_encoder(export_encoder(model, tmp_path / "exported"))
+    loaded = load_exported_encoder(export_encoder(model, tmp_path / "exported"))
     assert torch.equal(last(loaded, inputs), last(model.base_model, inputs))
     assert all(one.dtype == torch.float64 for one in loaded.parameters())
 
@@ -243,5 +252,5 @@ def test_folders_that_are_taken(bert, tmp_path):
     other = tiny_encoders.build(dtype=torch.float32, seed=1)
     swap_attention(other, "constant", constants=tiny_encoders.make_constants())
     export_encoder(other, folder, replace=True)
-    assert torch.equal(*(last(one, tiny_encoders.make_inputs()) for one in (load_encoder(folder), other)))
+    assert torch.equal(*(last(one, tiny_encoders.make_inputs()) for one in (load_exported_encoder(folder), other)))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "full"]

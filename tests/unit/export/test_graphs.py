@@ -12,7 +12,7 @@ import pytest
 import torch
 from conformance.tiny_models import CASES, LENGTH, NAMES, encoder_of, make_inputs, swapped
 
-from papa_lightning import export_encoder, load_encoder
+from papa_lightning import export_encoder, load_exported_encoder
 from papa_lightning.attention.functional import constant_attention
 from papa_lightning.attention.tracing import constant_attention_of_any_size
 from papa_lightning.errors import ExportError
@@ -49,7 +49,7 @@ def difference(encoder, inputs, result):
 @pytest.mark.parametrize(("name", "mode"), GRAPHS)
 def test_onnx(name, mode, tmp_path):
     encoder = exact(name, mode)
-    loaded = load_encoder(export_encoder(encoder, tmp_path / "exported"))
+    loaded = load_exported_encoder(export_encoder(encoder, tmp_path / "exported"))
     path = export_onnx(loaded, tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     assert [output.shape[2] for output in session.get_outputs()] == [encoder.config.hidden_size]

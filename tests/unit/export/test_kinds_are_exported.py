@@ -7,7 +7,7 @@ import torch
 from conformance.tiny_models import encoder_of, make_constants, make_inputs, plain
 from unit.export.test_export_and_load import last, tensors
 
-from papa_lightning import CompactConstants, export_encoder, load_encoder, swap_attention
+from papa_lightning import CompactConstants, export_encoder, load_exported_encoder, swap_attention
 from papa_lightning.calibration import merge_constants
 from papa_lightning.encoders import swapped_layers
 from papa_lightning.export.graphs import export_program
@@ -34,7 +34,7 @@ def swapped_to(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_kind(kind, tmp_path):
     encoder, inputs = swapped_to(kind), make_inputs("bert", dtype=torch.float32)
-    loaded = load_encoder(export_encoder(encoder, tmp_path / "exported"))
+    loaded = load_exported_encoder(export_encoder(encoder, tmp_path / "exported"))
     assert {layer.kind for layer in swapped_layers(loaded)} == {kind}
     # Not bit for bit: products of weights that are made anew may be rounded otherwise where memory lies otherwise.
     assert torch.allclose(last(loaded, inputs), last(encoder, inputs), rtol=0, atol=1e-5)
@@ -45,7 +45,7 @@ def test_a_kind(kind, tmp_path):
 def test_layers_of_different_kinds(tmp_path):
     encoder, inputs = copy.deepcopy(encoder_of(plain("bert", None, torch.float32))), make_inputs("bert")
     swap_attention(encoder, ["constant", "dynamic", "aft_simple"], constants=AVERAGES)
-    loaded = load_encoder(export_encoder(encoder, tmp_path / "exported"))
+    loaded = load_exported_encoder(export_encoder(encoder, tmp_path / "exported"))
     assert [layer.kind for layer in swapped_layers(loaded)] == ["constant", "dynamic", "aft_simple"]
     assert torch.equal(last(loaded, inputs), last(encoder, inputs))
 
@@ -62,7 +62,7 @@ def test_dynamic_matrices(name, kinds, tmp_path):
     options = None if kinds == "shared" else [{"matrix": "dynamic"} if kind == "shared" else {} for kind in kinds]
     swap_attention(encoder, kinds, constants=constants, options=options, max_length=make_constants(name).max_length)
     expected = last(encoder.eval(), inputs)
-    loaded = load_encoder(export_encoder(encoder, tmp_path / "exported"))
+    loaded = load_exported_encoder(export_encoder(encoder, tmp_path / "exported"))
     assert torch.allclose(last(loaded, inputs), expected, rtol=0, atol=1e-5)
     if "additive" in kinds:  # its loop over rows is no graph for all lengths, and is refused as one
         return

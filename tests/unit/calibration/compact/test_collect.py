@@ -7,7 +7,7 @@ from unit.encoders.tiny_encoders import HEADS, LAYERS, LENGTH, build, make_input
 
 from papa_lightning import CompactConstants, calibrate, calibrate_compact, swap_attention
 from papa_lightning.attention import Reach, dynamic
-from papa_lightning.calibration.compact.averages import CompactAverages
+from papa_lightning.calibration.compact.collect import CompactAverages
 from papa_lightning.errors import CalibrationError
 
 CLOSE = {"atol": 1e-6, "rtol": 1e-6}
