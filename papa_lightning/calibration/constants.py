@@ -48,19 +48,24 @@ class EncoderConstants:
     metadata: Mapping[str, Any]
 
     @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Number of layers L, number of heads H and number of slots T."""
+        raise NotImplementedError
+
+    @property
     def num_layers(self) -> int:
         """The number of layers L."""
-        raise NotImplementedError
+        return self.sizes[0]
 
     @property
     def num_heads(self) -> int:
         """The number of heads H."""
-        raise NotImplementedError
+        return self.sizes[1]
 
     @property
     def max_length(self) -> int:
         """T, the longest sequence that the constants serve."""
-        raise NotImplementedError
+        return self.sizes[2]
 
     @classmethod
     def load(cls, path: str | Path, encoder: nn.Module | None = None, max_length: int | None = None) -> Self:
@@ -302,19 +307,10 @@ class AttentionConstants(EncoderConstants):
         object.__setattr__(self, "metadata", plain_metadata(self.metadata))
 
     @property
-    def num_layers(self) -> int:
-        """The number of layers L."""
-        return self.values.shape[0]
-
-    @property
-    def num_heads(self) -> int:
-        """The number of heads H."""
-        return self.values.shape[1]
-
-    @property
-    def max_length(self) -> int:
-        """T, the longest sequence that the constants serve."""
-        return self.values.shape[2]
+    def sizes(self) -> tuple[int, int, int]:
+        """Number of layers L, number of heads H and number of slots T."""
+        layers, heads, length, _ = self.values.shape
+        return layers, heads, length
 
     def by_layer(self) -> list[Tensor]:
         """The constants (H, T, T) of each layer, as a swap hands them to it."""

@@ -142,19 +142,9 @@ class CompactConstants(EncoderConstants):
         return cls(tuple(layer for layer, _ in fits), errors, {**constants.metadata, **noted})
 
     @property
-    def num_layers(self) -> int:
-        """The number of layers L."""
-        return len(self.layers)
-
-    @property
-    def num_heads(self) -> int:
-        """The number of heads H."""
-        return len(self.layers[0].forms)
-
-    @property
-    def max_length(self) -> int:
-        """T, the longest sequence that the constants serve."""
-        return self.layers[0].max_length
+    def sizes(self) -> tuple[int, int, int]:
+        """Number of layers L, number of heads H and number of slots T."""
+        return len(self.layers), len(self.layers[0].forms), self.layers[0].max_length
 
     @property
     def num_elements(self) -> int:
@@ -190,7 +180,7 @@ class CompactConstants(EncoderConstants):
         )
 
     def check(self, encoder: nn.Module | SupportedEncoder, max_length: int | None = None) -> None:
-        """Check that the constants fit an encoder; see :meth:`AttentionConstants.check`.
+        """See :meth:`EncoderConstants.check`; the layers must have the same reach too.
 
         Raises:
             ConstantsFileError: When architecture, numbers of layers or heads, or length differ, or the layers of the

@@ -123,11 +123,22 @@ class EncoderFamily:
         return type(module).__name__ == self.attention or (self.inline is not None and isinstance(module, self.inline))
 
 
-_Q_PROJ = {"q_proj": HeadProjection, "k_proj": HeadProjection}
-_GROUPED = {"q_proj": HeadProjection, "k_proj": GroupedKeyProjection}
 _CAUSAL = "causal: constants are 0 ahead; generation needs use_cache=False"
 _RELATIVE = ("encoder.rel_embeddings.", "encoder.LayerNorm.")
 _ENCODER_ONLY = "the encoder's self-attention only: the decoder and cross-attention are left alone"
+
+
+def _separate(attention: str, title: str, **others: Any) -> EncoderFamily:
+    """A family with four separate projections in its attention module."""
+    projections = {"q_proj": HeadProjection, "k_proj": HeadProjection}
+    return EncoderFamily(attention, projections, title=title, **{"value": "v_proj", "output": "o_proj"} | others)
+
+
+def _grouped(attention: str, title: str, note: str = _CAUSAL, **others: Any) -> EncoderFamily:
+    """A family with grouped-query attention and rotary positions."""
+    projections = {"q_proj": HeadProjection, "k_proj": GroupedKeyProjection}
+    return EncoderFamily(attention, projections, title=title, note=note, value=None, slots="mask", **others)
+
 
 #: The supported families by the model_type of the configuration. Families of other packages are entry points.
 FAMILIES = Registry[EncoderFamily](
@@ -143,9 +154,7 @@ FAMILIES.update(
             note="one module serves its layers",
             output="dense",
         ),
-        "bart": EncoderFamily(
-            "BartAttention", _Q_PROJ, title="BART", note=_ENCODER_ONLY, value="v_proj", output="out_proj"
-        ),
+        "bart": _separate("BartAttention", "BART", note=_ENCODER_ONLY, output="out_proj"),
         "bert": EncoderFamily("BertSelfAttention", title="BERT"),
         "bert-generation": EncoderFamily("BertGenerationSelfAttention", title="BertGeneration"),
         "camembert": EncoderFamily("CamembertSelfAttention", title="CamemBERT", slots="input_ids"),
@@ -174,8 +183,8 @@ FAMILIES.update(
             value="value_proj",
             slots=_relative,
         ),
-        "deit": EncoderFamily("DeiTAttention", _Q_PROJ, title="DeiT", value="v_proj", output="o_proj"),
-        "dinov2": EncoderFamily("Dinov2Attention", _Q_PROJ, title="DINOv2", value="v_proj", output="o_proj"),
+        "deit": _separate("DeiTAttention", "DeiT"),
+        "dinov2": _separate("Dinov2Attention", "DINOv2"),
         "distilbert": EncoderFamily(
             "DistilBertSelfAttention",
             {"q_lin": HeadProjection, "k_lin": HeadProjection},
@@ -186,27 +195,12 @@ FAMILIES.update(
         "electra": EncoderFamily("ElectraSelfAttention", title="ELECTRA"),
         "ernie": EncoderFamily("ErnieSelfAttention", title="ERNIE"),
         "esm": EncoderFamily("EsmSelfAttention", title="ESM-2", slots=_absolute_or_rotary),
-        "eurobert": EncoderFamily("EuroBertAttention", _GROUPED, title="EuroBERT", value=None, slots="mask"),
+        "eurobert": _grouped("EuroBertAttention", "EuroBERT", note=""),
         "gpt2": EncoderFamily("GPT2Attention", {"c_attn": FusedConv1D}, title="GPT-2", note=_CAUSAL, value=None),
-        "gte": EncoderFamily("GteAttention", _Q_PROJ, title="GTE", value="v_proj", output="o_proj", slots="mask"),
-        "jina_embeddings_v3": EncoderFamily(
-            "JinaEmbeddingsV3Attention",
-            _Q_PROJ,
-            title="Jina embeddings v3",
-            value="v_proj",
-            output="o_proj",
-            slots="mask",
-        ),
-        "llama": EncoderFamily("LlamaAttention", _GROUPED, title="Llama", note=_CAUSAL, value=None, slots="mask"),
-        "mistral": EncoderFamily(
-            "MistralAttention",
-            _GROUPED,
-            reach=_configured_window,
-            title="Mistral",
-            note=_CAUSAL,
-            value=None,
-            slots="mask",
-        ),
+        "gte": _separate("GteAttention", "GTE", slots="mask"),
+        "jina_embeddings_v3": _separate("JinaEmbeddingsV3Attention", "Jina embeddings v3", slots="mask"),
+        "llama": _grouped("LlamaAttention", "Llama"),
+        "mistral": _grouped("MistralAttention", "Mistral", reach=_configured_window),
         "modernbert": EncoderFamily(
             "ModernBertAttention",
             {"Wqkv": FusedProjection},
@@ -226,27 +220,14 @@ FAMILIES.update(
             output="o",
             slots="mask",  # not "input_ids", because its layers do not get the tokens; the same where padding is masked
         ),
-        "nomic_bert": EncoderFamily(
-            "NomicBertAttention", _Q_PROJ, title="Nomic BERT", value="v_proj", output="o_proj", slots="mask"
-        ),
-        "papa_transformer": EncoderFamily(
+        "nomic_bert": _separate("NomicBertAttention", "Nomic BERT", slots="mask"),
+        "papa_transformer": _separate(
             "TransformerAttention",
-            _Q_PROJ,
-            title="papa_lightning.from_scratch",
+            "papa_lightning.from_scratch",
             note="trained from scratch; causal or not, tokens or images",
-            value="v_proj",
-            output="o_proj",
         ),
-        "qwen2": EncoderFamily("Qwen2Attention", _GROUPED, title="Qwen2", note=_CAUSAL, value=None, slots="mask"),
-        "qwen3": EncoderFamily(
-            "Qwen3Attention",
-            _GROUPED,
-            query_parameters=("q_norm.weight", "k_norm.weight"),
-            title="Qwen3",
-            note=_CAUSAL,
-            value=None,
-            slots="mask",
-        ),
+        "qwen2": _grouped("Qwen2Attention", "Qwen2"),
+        "qwen3": _grouped("Qwen3Attention", "Qwen3", query_parameters=("q_norm.weight", "k_norm.weight")),
         "roberta": EncoderFamily("RobertaSelfAttention", title="RoBERTa", slots="input_ids"),
         "roformer": EncoderFamily(
             "RoFormerSelfAttention", inline=SwappedRoFormerSelfAttention, title="RoFormer", slots=_rotary_scores
@@ -261,7 +242,7 @@ FAMILIES.update(
             output="o",
             slots="mask",
         ),
-        "vit": EncoderFamily("ViTAttention", _Q_PROJ, title="ViT", value="v_proj", output="o_proj"),
+        "vit": _separate("ViTAttention", "ViT"),
         "xlm-roberta": EncoderFamily("XLMRobertaSelfAttention", title="XLM-RoBERTa", slots="input_ids"),
     }
 )

@@ -6,7 +6,8 @@ optimizers see no difference.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar, cast
 
 import torch
@@ -46,6 +47,30 @@ class QueryKeyValue:
     def split(self, size: int, dim: int) -> tuple[Tensor, ...]:
         """The three parts."""
         return self.parts
+
+
+@dataclass(frozen=True)
+class Slices:
+    """The equal slices of the output of a projection, and those of them that some heads need.
+
+    Args:
+        total: Number of slices.
+        kept: Numbers of the slices that are needed, in the order in which they are computed.
+    """
+
+    total: int
+    kept: tuple[int, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left out."""
+        return len(self.kept) == self.total
+
+    def cut(self, tensor: Tensor, dim: int) -> Tensor:
+        """The part of a weight or a bias that belongs to the kept slices."""
+        if not self.kept:
+            return tensor.narrow(dim, 0, 0)
+        return select_heads(tensor, self.kept, dim=dim, width=tensor.shape[dim] // self.total)
 
 
 class CutProjection:
@@ -99,27 +124,20 @@ class CutProjection:
             self._forget()  # adapters change the weight without changing its version
         return cuts
 
-    def kept_rows(self, slices: Sequence[int], width: int) -> Rows:
-        """The given slices of the weight and the bias, copied only when one of the tensors has changed.
+    def slices(self, heads: Sequence[int]) -> Slices:
+        """The slices that the given heads (ascending) need; values are needed by all heads."""
+        raise NotImplementedError
 
-        Args:
-            slices: Numbers of the slices, ascending.
-            width: Rows of each slice.
-        """
-        layer = cast(nn.Linear, self)
+    def rows(self, heads: Sequence[int]) -> Rows:
+        """Weight and bias for the given heads, copied only when one of the tensors has changed."""
+        layer, slices = cast(nn.Linear, self), self.slices(heads)
         bias = cast("Tensor | None", layer.bias)
 
         def choose() -> Rows:
-            chosen = None if bias is None else select_heads(bias, slices, dim=0, width=width)
-            return select_heads(layer.weight, slices, dim=self.rows_dim, width=width), chosen
+            return slices.cut(layer.weight, self.rows_dim), None if bias is None else slices.cut(bias, 0)
 
-        return self.keep(choose, slices)
-
-    def keep(self, choose: Callable[[], Rows], slices: Sequence[int]) -> Rows:
-        """The result of a function of the weight and the bias for these slices, kept until one of them changes."""
-        layer = cast(nn.Linear, self)
-        held = [layer.weight] if cast("Tensor | None", layer.bias) is None else [layer.weight, layer.bias]
-        return cast("Remembered[Rows]", self.__dict__["_rows"]).recall(choose, held, tuple(slices), layer.training)
+        held = [layer.weight] if bias is None else [layer.weight, bias]
+        return cast("Remembered[Rows]", self.__dict__["_rows"]).recall(choose, held, slices.kept, layer.training)
 
     def train(self: Cut, mode: bool = True) -> Cut:
         """See :meth:`torch.nn.Module.train`; the kept rows are taken out anew afterwards."""
@@ -133,14 +151,9 @@ class CutProjection:
 class HeadProjection(CutProjection, nn.Linear):
     """A linear layer to H heads that computes the dynamic heads only."""
 
-    @property
-    def num_heads(self) -> int:
-        """The number of heads that the layer has rows for."""
-        return self.heads.num_heads
-
-    def computed(self, heads: DynamicHeads) -> Sequence[int]:
-        """The heads that are computed."""
-        return heads.dynamic
+    def slices(self, heads: Sequence[int]) -> Slices:
+        """See :meth:`CutProjection.slices`: one slice a head."""
+        return Slices(self.heads.num_heads, tuple(heads))
 
     def forward(self, hidden_states: Tensor, heads: DynamicHeads | None = None) -> Tensor:
         """Project to the dynamic heads.
@@ -155,34 +168,34 @@ class HeadProjection(CutProjection, nn.Linear):
         heads = self.heads if heads is None else heads
         if not self.cuts_to(heads):
             return F.linear(hidden_states, self.weight, self.bias)
-        dynamic = self.computed(heads)
-        if not dynamic:
+        if not heads.dynamic:
             return hidden_states.new_empty(*hidden_states.shape[:-1], 0)
-        return F.linear(hidden_states, *self.kept_rows(dynamic, self.out_features // self.num_heads))
+        return F.linear(hidden_states, *self.rows(heads.dynamic))
 
 
 class GroupedKeyProjection(HeadProjection):
     """The key projection of grouped-query attention: a key head is computed if a dynamic head of its group needs it."""
 
-    @property
-    def num_heads(self) -> int:
-        """The number of key heads."""
-        return self.heads.num_heads // self._group
-
-    def computed(self, heads: DynamicHeads) -> Sequence[int]:
-        """The key heads that a dynamic head needs."""
-        return heads.groups(self._group)
-
-    @property
-    def _group(self) -> int:
+    def slices(self, heads: Sequence[int]) -> Slices:
+        """See :meth:`CutProjection.slices`: one slice a key head."""
         owner, _ = cast("tuple[nn.Module, str]", self.__dict__["_place"])
-        return cast(int, owner.num_key_value_groups)
+        group = cast(int, owner.num_key_value_groups)
+        return Slices(self.heads.num_heads // group, tuple(dict.fromkeys(head // group for head in heads)))
 
 
-class FusedProjection(CutProjection, nn.Linear):
-    """One linear layer to all queries, then all keys, then all values (ModernBERT)."""
+class FusedLayout(CutProjection):
+    """Base of layers to all queries, then all keys, then all values."""
 
     holds_values = True
+
+    def slices(self, heads: Sequence[int]) -> Slices:
+        """See :meth:`CutProjection.slices`: H slices of queries, H of keys, H of values."""
+        count = self.heads.num_heads
+        return Slices(3 * count, (*heads, *(count + head for head in heads), *range(2 * count, 3 * count)))
+
+
+class FusedProjection(FusedLayout, nn.Linear):
+    """One linear layer to all queries, then all keys, then all values (ModernBERT)."""
 
     def forward(self, hidden_states: Tensor) -> Tensor | QueryKeyValue:  # type: ignore[override]
         """Project to the dynamic heads' queries and keys, and to all values.
@@ -195,22 +208,20 @@ class FusedProjection(CutProjection, nn.Linear):
         """
         if not self.cuts:
             return F.linear(hidden_states, self.weight, self.bias)
-        rows = self.kept_rows(fused_rows(self.heads), self.out_features // (3 * self.heads.num_heads))
-        return split_fused(F.linear(hidden_states, *rows), self.heads)
+        return split_fused(F.linear(hidden_states, *self.rows(self.heads.dynamic)), self.heads)
 
 
-class FusedConv1D(CutProjection, Conv1D):
+class FusedConv1D(FusedLayout, Conv1D):
     """A :class:`FusedProjection` with GPT-2's transposed weight (hidden, 3 H h)."""
 
     replaces = Conv1D
     rows_dim = 1
-    holds_values = True
 
     def forward(self, hidden_states: Tensor) -> Tensor | QueryKeyValue:
         """See :meth:`FusedProjection.forward`."""
         if not self.cuts:
             return cast(Tensor, super().forward(hidden_states))  # type: ignore[no-untyped-call]
-        weight, bias = self.kept_rows(fused_rows(self.heads), self.nf // (3 * self.heads.num_heads))
+        weight, bias = self.rows(self.heads.dynamic)
         flat = torch.addmm(cast(Tensor, bias), hidden_states.reshape(-1, hidden_states.shape[-1]), weight)
         return split_fused(flat.view(*hidden_states.shape[:-1], -1), self.heads)
 
@@ -219,6 +230,12 @@ class InterleavedProjection(CutProjection, nn.Linear):
     """One linear layer to query, key and value of head 0, then those of head 1, and so on (DeBERTa)."""
 
     holds_values = True
+
+    def slices(self, heads: Sequence[int]) -> Slices:
+        """See :meth:`CutProjection.slices`; queries, keys and values come one after the other, as when split."""
+        count = self.heads.num_heads
+        parts = [*(3 * head for head in heads), *(3 * head + 1 for head in heads)]
+        return Slices(3 * count, (*parts, *range(2, 3 * count, 3)))
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Project to all heads, as the original layer."""
@@ -233,20 +250,7 @@ class InterleavedProjection(CutProjection, nn.Linear):
         Returns:
             Query and key (B, T, dynamic heads x h), and value (B, T, H h).
         """
-        weight, _ = self.keep(self._in_parts, self.heads.dynamic)
-        return split_fused(F.linear(hidden_states, weight), self.heads).parts
-
-    def _in_parts(self) -> Rows:
-        """Rows of the dynamic heads' queries, then their keys, then all values; the layer has no bias."""
-        dynamic, rows = self.heads.dynamic, self.weight.view(self.heads.num_heads, 3, -1, self.in_features)
-        chosen = [select_heads(rows[:, part], dynamic, dim=0) for part in (0, 1)] if dynamic else []
-        return torch.cat([part.flatten(0, 1) for part in (*chosen, rows[:, 2])]), None
-
-
-def fused_rows(heads: DynamicHeads) -> list[int]:
-    """Numbers of the computed slices of a fused projection (H of queries, H of keys, H of values)."""
-    count = heads.num_heads
-    return [*heads.dynamic, *(count + head for head in heads.dynamic), *range(2 * count, 3 * count)]
+        return split_fused(F.linear(hidden_states, *self.rows(self.heads.dynamic)), self.heads).parts
 
 
 def split_fused(projected: Tensor, heads: DynamicHeads) -> QueryKeyValue:

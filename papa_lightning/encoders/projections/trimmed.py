@@ -7,15 +7,11 @@ undone. Trimmed ones do not have them any more.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from papa_lightning.attention import DynamicHeads
-from papa_lightning.attention.head_slices import select_heads
 from papa_lightning.encoders.finding import SupportedEncoder
 from papa_lightning.encoders.projections.cut import (
     CutProjection,
@@ -24,74 +20,31 @@ from papa_lightning.encoders.projections.cut import (
     GroupedKeyProjection,
     HeadProjection,
     InterleavedProjection,
-    QueryKeyValue,
-    split_fused,
+    Rows,
+    Slices,
 )
 from papa_lightning.encoders.seam.layer import mixers_of
 from papa_lightning.errors import PapaError
 
 
-@dataclass(frozen=True)
-class Slices:
-    """The equal slices of the output of a projection, and those of them that some heads need.
-
-    Args:
-        total: Number of slices.
-        kept: Numbers of the slices that are needed, in the order in which a trimmed projection has them.
-    """
-
-    total: int
-    kept: tuple[int, ...]
-
-    @property
-    def complete(self) -> bool:
-        """Whether nothing is left out; the projection then stays as it is."""
-        return len(self.kept) == self.total
-
-    def cut(self, tensor: Tensor, dim: int) -> Tensor:
-        """The part of a weight or a bias that belongs to the kept slices."""
-        if not self.kept:
-            return tensor.narrow(dim, 0, 0)
-        return select_heads(tensor, self.kept, dim=dim, width=tensor.shape[dim] // self.total)
-
-
-def slices_of(projection: CutProjection, heads: Sequence[int]) -> Slices:
-    """The slices of a projection that some heads need; values are needed by all heads.
-
-    Args:
-        projection: A projection of a class in :data:`TRIMMED`, or a trimmed one.
-        heads: Numbers of the heads, ascending.
-    """
-    count = projection.heads.num_heads
-    if isinstance(projection, GroupedKeyProjection):
-        group = count // projection.num_heads
-        return Slices(projection.num_heads, tuple(dict.fromkeys(head // group for head in heads)))
-    if isinstance(projection, HeadProjection):
-        return Slices(count, tuple(heads))
-    if isinstance(projection, InterleavedProjection):  # in the order of its parts, so that nothing is sorted later
-        parts = [*(3 * head for head in heads), *(3 * head + 1 for head in heads)]
-        return Slices(3 * count, (*parts, *range(2, 3 * count, 3)))
-    values = range(2 * count, 3 * count)
-    return Slices(3 * count, (*heads, *(count + head for head in heads), *values))
-
-
 class TrimmedProjection(CutProjection):
     """Base of trimmed projections; each also derives from the class of the projection that it replaces."""
 
-    slices: Slices
+    #: The slices that are left.
+    held: Slices
 
-    def rows(self, heads: DynamicHeads | None = None) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias for the heads that are dynamic right now.
+    def cuts_to(self, heads: DynamicHeads) -> bool:
+        """Always true: there is no layer with all heads any more."""
+        return True
 
-        Args:
-            heads: Dynamic heads of the layer that runs; None takes those of the mixer.
+    def rows(self, heads: Sequence[int]) -> Rows:
+        """Weight and bias for the given heads.
 
         Raises:
             PapaError: When rows of a head are needed that are gone.
         """
-        layer, held = cast(nn.Linear, self), self.slices.kept
+        layer, held, needed = cast(nn.Linear, self), self.held.kept, self.slices(heads).kept
         bias = cast("Tensor | None", layer.bias)
-        needed = slices_of(self, (self.heads if heads is None else heads).dynamic).kept
         if needed == held:
             return layer.weight, bias
         if not set(needed) <= set(held):
@@ -119,50 +72,29 @@ def left_out_error() -> PapaError:
 class TrimmedHeadProjection(TrimmedProjection, HeadProjection):
     """A linear layer to the dynamic heads."""
 
-    def forward(self, hidden_states: Tensor, heads: DynamicHeads | None = None) -> Tensor:
-        """See :meth:`HeadProjection.forward`."""
-        weight, bias = self.rows(heads)
-        if not weight.shape[0]:
-            return hidden_states.new_empty(*hidden_states.shape[:-1], 0)
-        return F.linear(hidden_states, weight, bias)
 
-
-class TrimmedGroupedKeyProjection(TrimmedHeadProjection, GroupedKeyProjection):
+class TrimmedGroupedKeyProjection(TrimmedProjection, GroupedKeyProjection):
     """A linear layer to the key heads that a dynamic head needs."""
 
 
 class TrimmedFusedProjection(TrimmedProjection, FusedProjection):
     """One linear layer to the queries and keys of the dynamic heads, and to all values."""
 
-    def forward(self, hidden_states: Tensor) -> QueryKeyValue:  # type: ignore[override]
-        """See :meth:`FusedProjection.forward`."""
-        return split_fused(F.linear(hidden_states, *self.rows()), self.heads)
-
 
 class TrimmedFusedConv1D(TrimmedProjection, FusedConv1D):
     """A :class:`TrimmedFusedProjection` with a transposed weight."""
-
-    def forward(self, hidden_states: Tensor) -> QueryKeyValue:
-        """See :meth:`FusedProjection.forward`."""
-        weight, bias = self.rows()
-        flat = torch.addmm(cast(Tensor, bias), hidden_states.reshape(-1, hidden_states.shape[-1]), weight)
-        return split_fused(flat.view(*hidden_states.shape[:-1], -1), self.heads)
 
 
 class TrimmedInterleavedProjection(TrimmedProjection, InterleavedProjection):
     """DeBERTa's projection, with its rows in the order of queries, keys and values."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """Refused: only called while all heads are dynamic.
+        """Refused: called only for all heads, by an adapter.
 
         Raises:
             PapaError: Always.
         """
         raise left_out_error()
-
-    def split_heads(self, hidden_states: Tensor) -> tuple[Tensor, ...]:
-        """See :meth:`InterleavedProjection.split_heads`."""
-        return split_fused(F.linear(hidden_states, *self.rows()), self.heads).parts
 
 
 #: Class of a cut projection -> class of the trimmed one. Other projections keep all their rows.
@@ -187,7 +119,7 @@ def trim_projection(owner: nn.Module, name: str, heads: Sequence[int]) -> None:
     kind = TRIMMED.get(cast(Any, type(whole)))
     if kind is None:
         return
-    slices = slices_of(cast(CutProjection, whole), heads)
+    slices = cast(CutProjection, whole).slices(heads)
     if slices.complete:
         return
     trimmed = cast(Any, kind.__new__(kind))
@@ -196,7 +128,7 @@ def trim_projection(owner: nn.Module, name: str, heads: Sequence[int]) -> None:
         leaf: None if held is None else trimmed_parameter(held, slices, kind.rows_dim if leaf == "weight" else 0)
         for leaf, held in cast(nn.Module, whole)._parameters.items()
     }
-    trimmed.slices = slices
+    trimmed.held = slices
     setattr(trimmed, "nf" if isinstance(trimmed, FusedConv1D) else "out_features", trimmed.weight.shape[kind.rows_dim])
     setattr(owner, name, trimmed)
 
@@ -234,7 +166,7 @@ def trimmed_state(found: SupportedEncoder) -> dict[str, Tensor]:
             projection = cast(CutProjection, module._modules.get(name))
             if type(projection) not in TRIMMED:  # absent, an adapter's, or trimmed already
                 continue
-            slices, key = slices_of(projection, heads), f"{paths[module]}.{name}."
+            slices, key = projection.slices(heads), f"{paths[module]}.{name}."
             for leaf, dim in (("weight", projection.rows_dim), ("bias", 0)):
                 if key + leaf in state and not slices.complete:
                     state[key + leaf] = slices.cut(state[key + leaf], dim)

@@ -99,7 +99,7 @@ class InlineAttention:
         positions: Positions | None = None,
         turn: int = 0,
     ) -> tuple[Tensor, Tensor | None]:
-        """Mix the tokens.
+        """Mix the tokens, see :func:`~papa_lightning.encoders.seam.layer.attend`.
 
         Args:
             query: (B, dynamic heads, T, h).
@@ -116,17 +116,10 @@ class InlineAttention:
         Returns:
             (B, T, H h), and attention matrices (B, H, T, T) or None.
         """
+        module, qkv = cast(nn.Module, self), (query, key, value)
         probability = cast(float, cast(Any, dropout).p) if self.training else 0.0
         mixed, weights = attend(
-            cast(nn.Module, self),
-            (query, key, value),
-            attention_mask,
-            scaling,
-            probability,
-            need_weights,
-            position_bias,
-            positions,
-            turn,
+            module, qkv, attention_mask, scaling, probability, need_weights, position_bias, positions, turn
         )
         return mixed.flatten(2), weights
 
