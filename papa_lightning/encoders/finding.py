@@ -26,7 +26,7 @@ class SupportedEncoder:
 
     Args:
         model: The bare encoder, without task head or decoder.
-        family: Its family.
+        family: The family of the encoder.
     """
 
     model: PreTrainedModel
@@ -77,7 +77,7 @@ class SupportedEncoder:
 
     @property
     def distinct_modules(self) -> list[nn.Module]:
-        """The same without repetition, where a module serves several layers."""
+        """The self-attention modules without repetition, where a module serves several layers."""
         return list(dict.fromkeys(self.modules))
 
     @property
@@ -113,7 +113,7 @@ class SupportedEncoder:
 
     @property
     def slot_rule(self) -> SlotRule:
-        """Where the slots of the constants are counted from."""
+        """The place from which the slots of the constants are counted."""
         return self.family.slot_rule(self.model.config)
 
     @property

@@ -85,7 +85,7 @@ def load_encoder(name: str) -> PreTrainedModel:
         )
     _check_complete(name, report)
     assert isinstance(encoder, PreTrainedModel)
-    if hasattr(encoder, "decoder"):  # the configuration of a T5 encoder that was saved alone does not tell
+    if hasattr(encoder, "decoder"):  # AutoModel adds one to a T5 encoder that was saved alone
         encoder = cast(PreTrainedModel, encoder.get_encoder())
     pooler = getattr(encoder, "pooler", None)
     if isinstance(pooler, nn.Module):

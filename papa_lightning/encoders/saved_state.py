@@ -28,7 +28,7 @@ def swap_as_saved(encoder: nn.Module, state: Mapping[str, Tensor], prefix: str |
 
     Args:
         encoder: A supported encoder, or a module that holds one: in ``on_load_checkpoint`` a LightningModule passes
-            itself and ``checkpoint["state_dict"]``, and then loads what a run with a callback of ours saved.
+            itself and ``checkpoint["state_dict"]``, and can then load the checkpoint of a run with a callback.
         state: A state dict that holds the encoder's.
         prefix: Prefix of the keys of the bare encoder in ``state``, e.g. "encoder."; None takes that of ``encoder``.
 
@@ -133,7 +133,7 @@ class SwapReader(HfQuantizer):
 
     @property
     def is_trainable(self) -> bool:
-        """As :meth:`is_serializable`."""
+        """Required by transformers, but unused likewise."""
         return True
 
 
@@ -153,7 +153,7 @@ def _read_added(files: Sequence[str] | str | None) -> dict[str, Tensor]:
 
 
 def _by_own_names(found: SupportedEncoder, added: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same entries under the names of the bare encoder; names of the file may have another prefix."""
+    """Rename the entries of a swap to the names of the bare encoder; names of the file may have another prefix."""
     modules = found.distinct_modules
     owners = sorted({name.partition(_ADDED)[0] for name in added}, key=_numbers_apart)
     if len(owners) != len(modules):

@@ -129,10 +129,10 @@ def _build(found: SupportedEncoder, plans: Sequence[LayerPlan], length: int, wai
 def restore_attention(encoder: Model) -> Model:
     """Undo :func:`swap_attention`: exactly the encoder of before, with the same modules, keys and outputs.
 
-    Parameters keep the values that they have by now. An encoder that is not swapped is left as it is.
+    Parameters keep their present values. An encoder that is not swapped is left as it is.
 
     Args:
-        encoder: What was passed to :func:`swap_attention`.
+        encoder: The module that was passed to :func:`swap_attention`.
 
     Returns:
         The encoder that was passed.

@@ -135,7 +135,7 @@ class CompactConstants(EncoderConstants):
             _fit_layer(values, constants.pair_counts, min(width, constants.max_length - 1), rank, tolerance)
             for values in constants.values.detach()
         ]
-        # JSON has no infinity; None says the same.
+        # JSON has no infinity; None means the same.
         within = tolerance if tolerance is not None and math.isfinite(tolerance) else None
         noted = {"compact": {"width": width, "rank": rank, "tolerance": within}}
         errors = torch.stack([error for _, error in fits])
@@ -270,7 +270,7 @@ def _fit_layer(
 def _other_forms(
     layer: CompactLayer, errors: Tensor, values: Tensor, counts: Tensor, rank: int, tolerance: float
 ) -> tuple[CompactLayer, Tensor]:
-    """The same layer with the heads whose profile is not within the tolerance in another form."""
+    """Give another form to the heads of a layer whose profile is not within the tolerance."""
     length, good = values.shape[-1], errors <= tolerance
     parts = _empty(length) | {name: getattr(layer, name)[good] for name in ("profile", "columns", "beyond")}
     forms, errors = ["profile" if one else "dense" for one in good.tolist()], torch.where(good, errors, 0.0)

@@ -65,9 +65,9 @@ class SwappedAlbertAttention(InlineAttention, AlbertAttention):
     @classmethod
     def reset_encoder(cls, encoder: nn.Module) -> None:
         """Put the original loop back."""
-        for path, part in list(encoder.named_modules()):
-            if isinstance(part, NumberedTransformer):
-                encoder.set_submodule(path, release(part))
+        loop = encoder.get_submodule("encoder")
+        if isinstance(loop, NumberedTransformer):
+            encoder.set_submodule("encoder", release(loop))
 
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, papa_turn: int | None = None, **kwargs: Any

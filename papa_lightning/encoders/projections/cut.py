@@ -37,7 +37,7 @@ class QueryKeyValue:
         self.parts = parts
 
     def view(self, *shape: int) -> QueryKeyValue:
-        """As ``tensor.view(B, T, 3, -1, h)``: each part (B, T, heads, h)."""
+        """Reshape like ``tensor.view(B, T, 3, -1, h)``: each part to (B, T, heads, h)."""
         return QueryKeyValue(*(part.view(*shape[:-3], *shape[-2:]) for part in self.parts))
 
     def unbind(self, dim: int) -> tuple[Tensor, ...]:

@@ -40,7 +40,7 @@ class ReadBatch:
     Args:
         names: The arguments of the encoder's forward, in order.
         passes_on: Whether its forward hands further arguments to its attention.
-        rule: Where its slots are counted from.
+        rule: Place from which its slots are counted.
         first: The id of its first position.
         reaches: The keys that the queries of each layer can see.
         padding: The padding token; None without one.

@@ -82,7 +82,7 @@ class InlineAttention:
         return projected.view(*projected.shape[:-1], -1, self.attention_head_size).transpose(1, 2)
 
     def split_dynamic(self, projected: Tensor) -> Tensor:
-        """The same for the dynamic heads only, also when the projection gives all heads (an adapter's does)."""
+        """Split as :meth:`split_heads`, and select the dynamic heads if the projection (an adapter's) has all heads."""
         split, dynamic = self.split_heads(projected), self.dynamic
         return split if dynamic is None else pick_heads(split, dynamic)
 

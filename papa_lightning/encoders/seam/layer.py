@@ -18,11 +18,11 @@ from papa_lightning.encoders.seam.masks import key_mask, reach_bias, refuse_othe
 from papa_lightning.encoders.seam.slots import Positions, SlotRule, slots_of
 from papa_lightning.errors import PapaError
 
-#: Receives the attention matrices (B, H, T, T) and the mask (B, T) of one layer; may overwrite the matrices. The tokens
+#: Function of the attention matrices (B, H, T, T) and the mask (B, T) of one layer; may overwrite the matrices. Tokens
 #: are in the order of their slots, here and in a mixing.
 Observer: TypeAlias = Callable[[Tensor, "Tensor | None"], None]
-#: From the attention matrices (B, H, T, T), the values (B, H, T, h) and the mask (B, T) of one layer to the mixed
-#: values (B, T, H, h) that its output projection gets.
+#: Function of the attention matrices (B, H, T, T), the values (B, H, T, h) and the mask (B, T) of one layer; returns
+#: the mixed values (B, T, H, h).
 Mixing: TypeAlias = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 
 _LAYER = "papa_layer"
@@ -34,7 +34,7 @@ class TouchedLayer:
 
     Args:
         reach: The keys that its queries can see.
-        slots: Where its encoder counts slots from.
+        slots: Place from which its encoder counts slots.
         config: The configuration object that the module shared with its encoder, where that was replaced.
         frozen: Its parameters that the swap froze, for the restoration.
         mixings: The functions that mix the values while it is observed, one a layer of the module.
@@ -102,7 +102,7 @@ def remove_hooks(module: nn.Module, ours: Callable[[Any], bool]) -> None:
 
 
 def layers_served(module: nn.Module) -> int:
-    """How many layers a touched module serves that may differ from each other right now; 0 for an untouched one."""
+    """The number of layers that a module serves with mixers or observers of their own; 0 without any."""
     watchers = len(layer_of(module).mixings) if is_touched(module) and layer_of(module).watched else 0
     return max(watchers, len(mixers_of(module)))
 
