@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from papa_lightning.checks import filled, listed, record, text, whole
+from papa_lightning.encoders import SupportedEncoder
 from papa_lightning.errors import ExportError
+from papa_lightning.export.build import count_parameters
 from papa_lightning.files.checked import file_sum, json_bytes, parse_json, read_json
 
 FORMAT = "papa_lightning.exported_encoder/1"
@@ -18,7 +24,6 @@ class Facts:
     """The content of papa.json.
 
     Args:
-        format: Format of the folder.
         papa_lightning: Version that wrote it.
         encoder: Name of the class of the encoder.
         max_length: The longest sequence that its constants serve.
@@ -29,7 +34,6 @@ class Facts:
         files: Name -> SHA-256 of the files that the encoder is read from.
     """
 
-    format: str
     papa_lightning: str
     encoder: str
     max_length: int
@@ -41,8 +45,24 @@ class Facts:
 
     def as_bytes(self) -> bytes:
         """The content of the file."""
-        content = asdict(self)
-        return json_bytes(content.pop("format"), content)
+        return json_bytes(FORMAT, asdict(self))
+
+
+def facts_of(found: SupportedEncoder, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The facts that can be read off an encoder that is exported or was loaded.
+
+    Args:
+        found: The encoder, swapped.
+        state: The tensors that are saved.
+    """
+    mixers = found.mixers
+    return {
+        "heads": [list(mixer.constant_heads) for mixer in mixers],
+        "kinds": [mixer.kind for mixer in mixers],
+        "max_length": mixers[0].max_length,
+        "num_heads": mixers[0].heads.num_heads,
+        "parameters": count_parameters(found.model, state),
+    }
 
 
 def read_facts(folder: Path) -> Facts:
@@ -53,7 +73,7 @@ def read_facts(folder: Path) -> Facts:
     """
     remedy = "pass a folder that `papa export` or export_encoder of this version wrote, or export the encoder again"
     content = read_json(folder / FACTS, FORMAT, _CONTENT, ExportError, "manifest of an exported encoder", remedy)
-    facts = Facts(format=FORMAT, **content)
+    facts = Facts(**content)
     for name in (CONFIG, WEIGHTS):
         try:
             found = file_sum(folder / name)

@@ -16,8 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from papa_lightning.encoders import SupportedEncoder, is_calibrated
 from papa_lightning.encoders.projections.trimmed import trimmed_state
 from papa_lightning.errors import ExportError, PapaError
-from papa_lightning.export.build import count_parameters, transient_buffers
-from papa_lightning.export.facts import CONFIG, FACTS, FORMAT, GRAPH, WEIGHTS, Facts, is_export, read_facts
+from papa_lightning.export.build import transient_buffers
+from papa_lightning.export.facts import CONFIG, FACTS, GRAPH, WEIGHTS, Facts, facts_of, is_export, read_facts
 from papa_lightning.export.graphs import check_onnx, export_onnx
 from papa_lightning.export.load import load_exported_encoder
 from papa_lightning.files.checked import file_sum
@@ -127,7 +127,7 @@ def _check_encoder(encoder: PreTrainedModel) -> None:
 
 
 def _write_encoder(found: SupportedEncoder, folder: Path) -> None:
-    encoder, mixers = found.model, found.mixers
+    encoder = found.model
     whole = trimmed_state(found) | transient_buffers(encoder)
     state = {name: held.detach().cpu().contiguous() for name, held in _once(whole).items()}
     try:
@@ -141,17 +141,8 @@ def _write_encoder(found: SupportedEncoder, folder: Path) -> None:
         ) from error
     content = _without_paths(json.loads(encoder.config.to_json_string()))
     (folder / CONFIG).write_bytes((json.dumps(content, indent=2) + "\n").encode())
-    facts = Facts(
-        format=FORMAT,
-        papa_lightning=__version__,
-        encoder=type(encoder).__name__,
-        max_length=mixers[0].max_length,
-        kinds=[mixer.kind for mixer in mixers],
-        num_heads=mixers[0].heads.num_heads,
-        heads=[list(mixer.constant_heads) for mixer in mixers],
-        parameters=count_parameters(encoder, state),
-        files={name: file_sum(folder / name) for name in (CONFIG, WEIGHTS)},
-    )
+    sums = {name: file_sum(folder / name) for name in (CONFIG, WEIGHTS)}
+    facts = Facts(__version__, type(encoder).__name__, files=sums, **facts_of(found, state))
     (folder / FACTS).write_bytes(facts.as_bytes())
 
 

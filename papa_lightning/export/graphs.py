@@ -23,7 +23,7 @@ _TEXT = ("input_ids", "attention_mask", "token_type_ids")
 
 
 class HiddenStates(nn.Module):
-    """An encoder that takes tokens and returns its last hidden states alone.
+    """An encoder that returns its last hidden states alone.
 
     Args:
         encoder: The bare encoder.
@@ -32,33 +32,25 @@ class HiddenStates(nn.Module):
     def __init__(self, encoder: PreTrainedModel) -> None:
         super().__init__()
         self.encoder = encoder
-        # A cache of keys is of no use to a graph, and swapped attention knows none.
+        # A graph has no use for cached keys, and swapped attention refuses them.
         self.options = {"use_cache": False} if getattr(encoder.config, "use_cache", False) else {}
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        """Last hidden states (B, T, d) of inputs (B, T)."""
-        segments = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        output = self.encoder(
-            input_ids=input_ids, attention_mask=attention_mask, **segments, **self.options, return_dict=True
-        )
-        result: Tensor = output.last_hidden_state
-        return result
-
-
-class HiddenStatesOfImages(nn.Module):
-    """An encoder that takes images and returns its last hidden states alone.
-
-    Args:
-        encoder: The bare encoder.
-    """
-
-    def __init__(self, encoder: PreTrainedModel) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """Last hidden states (B, T, d) of images (B, channels, height, width)."""
-        result: Tensor = self.encoder(pixel_values=pixel_values, return_dict=True).last_hidden_state
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+    ) -> Tensor:
+        """Last hidden states (B, T, d) of tokens, each input (B, T), or of images (B, channels, height, width)."""
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "pixel_values": pixel_values,
+        }
+        given = {name: held for name, held in inputs.items() if held is not None}
+        result: Tensor = self.encoder(**given, **self.options, return_dict=True).last_hidden_state
         return result
 
 
@@ -155,7 +147,7 @@ def _parts(encoder: nn.Module) -> tuple[nn.Module, dict[str, Tensor], dict[str, 
         config: Any = base.config
         sides = config.image_size if isinstance(config.image_size, (tuple, list)) else [config.image_size] * 2
         pixels = torch.zeros(2, config.num_channels, *sides, dtype=base.dtype, device=base.device)
-        return HiddenStatesOfImages(base), {"pixel_values": pixels}, {"pixel_values": {0: batch}}
+        return HiddenStates(base), {"pixel_values": pixels}, {"pixel_values": {0: batch}}
     longest = mixers[0].max_length
     # Neither 1 nor the longest: a graph must not be made for either alone.
     example = torch.ones(2, longest - 1 if longest > 2 else longest, dtype=torch.int64, device=base.device)

@@ -13,8 +13,8 @@ from papa_lightning.encoders import SupportedEncoder, is_noted, swap_as_saved
 from papa_lightning.encoders.loading import from_pretrained
 from papa_lightning.encoders.projections.trimmed import trim
 from papa_lightning.errors import ExportError, PapaError
-from papa_lightning.export.build import build_encoder, count_parameters, fill_encoder
-from papa_lightning.export.facts import CONFIG, WEIGHTS, Facts, read_facts
+from papa_lightning.export.build import build_encoder, fill_encoder
+from papa_lightning.export.facts import CONFIG, WEIGHTS, Facts, facts_of, read_facts
 from papa_lightning.files.checked import parse_json
 
 
@@ -69,18 +69,10 @@ def _load(folder: Path, facts: Facts) -> PreTrainedModel:
     return encoder
 
 
-def _check_facts(encoder: SupportedEncoder, state: Mapping[str, Tensor], facts: Facts) -> None:
+def _check_facts(found: SupportedEncoder, state: Mapping[str, Tensor], facts: Facts) -> None:
     """Refuse facts that differ from those of the weights."""
-    mixers = encoder.mixers
-    found = {
-        "heads": [list(mixer.constant_heads) for mixer in mixers],
-        "kinds": [mixer.kind for mixer in mixers],
-        "max_length": mixers[0].max_length,
-        "num_heads": mixers[0].heads.num_heads,
-        "parameters": count_parameters(encoder.model, state),
-    }
-    wrong = [name for name, value in found.items() if value != getattr(facts, name)]
-    if wrong or not all(mixer.calibrated for mixer in mixers):
+    wrong = [name for name, value in facts_of(found, state).items() if value != getattr(facts, name)]
+    if wrong or not all(mixer.calibrated for mixer in found.mixers):
         raise ExportError(f"{WEIGHTS} has other {wrong[0] if wrong else 'heads'} than papa.json")
     for name, held in state.items():
         if ".papa." in name and held.is_floating_point() and not bool(held.isfinite().all()):

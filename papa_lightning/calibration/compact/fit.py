@@ -157,12 +157,8 @@ def profile_rows(profile: Tensor, columns: Tensor, rows: Tensor, reach: Reach) -
     width = profile.shape[-1] // 2
     offsets = rows[:, None].to(columns.device) - torch.arange(columns.shape[-1], device=columns.device)
     banded = profile[:, (offsets + width).clamp(0, 2 * width)].masked_fill(offsets.abs() > width, 0.0)
-    beyond = torch.zeros_like(offsets, dtype=torch.bool)
-    if reach.before is not None:
-        beyond |= offsets > reach.before
-    if reach.after is not None:
-        beyond |= offsets < -reach.after
-    return (banded + columns[:, None]).masked_fill(beyond, 0.0)
+    allowed = reach.allowed(columns.shape[-1], columns.device)[rows.to(columns.device)]
+    return (banded + columns[:, None]).masked_fill(~allowed, 0.0)
 
 
 def infer_reach(values: Tensor, counts: Tensor) -> Reach:
