@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import cast
@@ -45,19 +46,27 @@ class SupportedEncoder:
         if isinstance(model, SupportedEncoder):
             return model
         if not isinstance(model, PreTrainedModel):
-            return cls.find(_only_model(model))
+            return _only_encoder(model)
         try:
-            family = family_of(model)
+            return cls.of(model)
         except UnsupportedEncoderError:
-            if not (inner := _supported_models(model)):
+            if not (inner := _encoders_in(model)):
                 raise
-            return cls.find(_the_only(inner, model))
-        base = cast(PreTrainedModel, model.base_model)
+            return _the_only(inner, model)
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> SupportedEncoder:
+        """The encoder of a model whose own type is supported.
+
+        Raises:
+            UnsupportedEncoderError: When it is not.
+        """
+        family, base = family_of(model), cast(PreTrainedModel, model.base_model)
         # The configuration that T5EncoderModel saves has no is_encoder_decoder, but AutoModel adds a decoder.
         has_decoder = isinstance(base._modules.get("decoder"), PreTrainedModel)
         if has_decoder or getattr(base.config, "is_encoder_decoder", False):
             base = cast(PreTrainedModel, base.get_encoder())
-        return cls(base, family if base is model else family_of(base))
+        return cls(base, family if base.config is model.config else family_of(base))
 
     @cached_property
     def modules(self) -> list[nn.Module]:
@@ -207,8 +216,8 @@ def _type_by_class(encoder: PreTrainedModel) -> str | None:
     return None
 
 
-def _only_model(module: nn.Module) -> PreTrainedModel:
-    """The only model of a supported type in a module that is none itself."""
+def _only_encoder(module: nn.Module) -> SupportedEncoder:
+    """The only supported encoder in a module that is no transformers model itself."""
     if not isinstance(module, nn.Module):
         raise UnsupportedEncoderError(
             f"encoder is a {type(module).__name__}, but must be a transformers PreTrainedModel or a module that holds "
@@ -219,8 +228,8 @@ def _only_model(module: nn.Module) -> PreTrainedModel:
             "encoder is in a DistributedDataParallel, which counted its parameters already: pass the encoder itself, "
             "and swap it before it is wrapped."
         )
-    if supported := _supported_models(module):
-        return _the_only(supported, module)
+    if found := _encoders_in(module):
+        return _the_only(found, module)
     for part in module.modules():
         if isinstance(part, PreTrainedModel):
             family_of(part)  # raises, with the reason for this model
@@ -230,25 +239,17 @@ def _only_model(module: nn.Module) -> PreTrainedModel:
     )
 
 
-def _supported_models(module: nn.Module) -> dict[str, PreTrainedModel]:
-    """The models of supported types in a module that are not part of another such model: path -> model."""
-    found: dict[str, PreTrainedModel] = {}
+def _encoders_in(module: nn.Module) -> dict[str, SupportedEncoder]:
+    """The encoders of the models in a module that are not part of another supported model: path -> encoder."""
+    found: dict[str, SupportedEncoder] = {}
     for path, part in module.named_modules():
-        nested = any(path.startswith(f"{outer}.") for outer in found)
-        if isinstance(part, PreTrainedModel) and not nested and _is_known(part):
-            found[path] = part
+        if isinstance(part, PreTrainedModel) and not any(path.startswith(f"{outer}.") for outer in found):
+            with suppress(UnsupportedEncoderError):
+                found[path] = SupportedEncoder.of(part)
     return found
 
 
-def _is_known(model: PreTrainedModel) -> bool:
-    try:
-        family_of(model)
-    except UnsupportedEncoderError:
-        return False
-    return True
-
-
-def _the_only(encoders: dict[str, PreTrainedModel], module: nn.Module) -> PreTrainedModel:
+def _the_only(encoders: dict[str, SupportedEncoder], module: nn.Module) -> SupportedEncoder:
     if len(encoders) > 1:
         raise UnsupportedEncoderError(
             f"{type(module).__name__} holds several encoders ({', '.join(encoders)}): name one with encoder=..., or "

@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 import torch
-from conformance.tiny_models import build, make_constants, make_inputs
-from transformers import AutoModel
+from conformance.tiny_models import build, make_config, make_constants, make_inputs
+from transformers import AutoModel, BertForSequenceClassification
 
 from papa_lightning import calibrate, calibrate_compact, export_encoder, restore_attention, swap_attention
 from papa_lightning.encoders import (
@@ -83,6 +83,12 @@ def test_a_found_encoder_is_not_looked_up_again(counts):
     found = SupportedEncoder.find(build("bert"))
     assert SupportedEncoder.find(found) is found
     assert (found.num_layers, len(found.reaches), len(found.distinct_modules), found.mixers) == (3, 3, 3, [])
+    assert counts == {"families": 1, "walks": 1}
+
+
+def test_an_encoder_in_a_module_is_looked_up_once(counts):
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2), BertForSequenceClassification(make_config("bert")))
+    assert encoder_shape(module) == (3, 4)
     assert counts == {"families": 1, "walks": 1}
 
 
