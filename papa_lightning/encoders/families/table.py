@@ -141,9 +141,7 @@ def _grouped(attention: str, title: str, note: str = _CAUSAL, **others: Any) -> 
 
 
 #: The supported families by the model_type of the configuration. Families of other packages are entry points.
-FAMILIES = Registry[EncoderFamily](
-    "encoder family", lambda part: isinstance(part, EncoderFamily), group="papa_lightning.families"
-)
+FAMILIES = Registry[EncoderFamily]("family", lambda part: isinstance(part, EncoderFamily), "papa_lightning.families")
 FAMILIES.update(
     {
         "albert": EncoderFamily(

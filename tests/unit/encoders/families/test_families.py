@@ -238,7 +238,7 @@ def test_a_family_of_an_installed_package(monkeypatch, registry):
 
 def test_an_entry_point_that_is_no_family(monkeypatch, registry):
     my_entry_point(monkeypatch, "MySelfAttention")
-    with pytest.raises(PapaError, match="encoder family 'my-encoder' is registered as 'MySelfAttention'"):
+    with pytest.raises(PapaError, match="family 'my-encoder' is registered as 'MySelfAttention'"):
         find_encoder(build())
 
 
@@ -259,7 +259,7 @@ def test_a_family_whose_module_is_not_there():
 )
 def test_wrong_arguments(arguments, registry):
     before = dict(registry)
-    with pytest.raises(PapaError, match=r"encoder family .* is registered as .*, which cannot be"):
+    with pytest.raises(PapaError, match=r"family .* is registered as .*, which cannot be"):
         register_family(*arguments)
     assert registry == before
 
