@@ -14,6 +14,10 @@ from papa_lightning.attention import DynamicAttention
 from papa_lightning.attention.functional import apply_attention, average_attention, clear_padding, pair_counts
 from papa_lightning.errors import CalibrationError
 
+#: Number of attention probabilities that exist at a time: few enough for the caches of a CPU (8 MB in float32), and
+#: enough to keep another device busy (256 MB).
+_ON_CPU, _ON_DEVICES = 2**21, 2**26
+
 
 class RunningSums(ABC):
     """Float64 sums over batches, with the counts by which they are divided at the end.
@@ -39,7 +43,6 @@ class RunningSums(ABC):
         self.pair_counts = self.zeros(max_length, max_length)
         self.num_sequences = self.zeros()
 
-    @abstractmethod
     def mix(self, layer: int, attention: DynamicAttention, value: Tensor) -> Tensor:
         """Add the attention of one layer of one batch, and mix the values with it, in pieces of some rows.
 
@@ -50,6 +53,25 @@ class RunningSums(ABC):
 
         Returns:
             (B, t, H, h).
+        """
+        value = value.contiguous()  # once, and not for each piece
+        attention = replace(attention, key=attention.key.contiguous())
+        mixed = value.new_empty(value.transpose(1, 2).shape)
+        for first, rows in attention.chunks(_ON_CPU if value.device.type == "cpu" else _ON_DEVICES):
+            mixed[:, first : first + rows.shape[2]] = apply_attention(rows, value)
+            if attention.mask is not None:
+                clear_padding(rows, attention.mask, first)
+            self.add_rows(layer, first, rows)
+        return mixed
+
+    @abstractmethod
+    def add_rows(self, layer: int, first: int, rows: Tensor) -> None:
+        """Add some rows of the attention of one layer of one batch; sums over the batch are in their dtype.
+
+        Args:
+            layer: Number of the layer.
+            first: Number of the first row.
+            rows: (B, H, rows, t), 0 at padding.
         """
 
     @abstractmethod
@@ -113,11 +135,6 @@ def check_finite(sums: Tensor) -> None:
             )
 
 
-#: Number of attention probabilities that exist at a time: few enough for the caches of a CPU (8 MB in float32), and
-#: enough to keep another device busy (256 MB).
-_ON_CPU, _ON_DEVICES = 2**21, 2**26
-
-
 class AttentionAverages(RunningSums):
     """Sums of attention matrices and pair counts over a stream of batches, in float64.
 
@@ -166,27 +183,17 @@ class AttentionAverages(RunningSums):
             attention: (B, H, t, t); it is overwritten.
             mask: (B, t), true for a real token, or None.
         """
-        self._add_rows(layer, 0, attention, mask)
-
-    def mix(self, layer: int, attention: DynamicAttention, value: Tensor) -> Tensor:
-        """See :meth:`RunningSums.mix`."""
-        value = value.contiguous()  # once, and not for each piece
-        attention = replace(attention, key=attention.key.contiguous())
-        mixed = value.new_empty(value.transpose(1, 2).shape)
-        for first, piece in attention.chunks(_ON_CPU if value.device.type == "cpu" else _ON_DEVICES):
-            mixed[:, first : first + piece.shape[2]] = apply_attention(piece, value)
-            self._add_rows(layer, first, piece, attention.mask)
-        return mixed
-
-    def _add_rows(self, layer: int, first: int, attention: Tensor, mask: Tensor | None) -> None:
-        """Add some rows (B, H, rows, t), which are overwritten; sums over the batch are in their dtype."""
-        last, length = first + attention.shape[2], attention.shape[3]
         if mask is not None:
-            clear_padding(attention, mask, first)
-        self.sums[layer, :, first:last, :length] += attention.sum(dim=0).to(self.sums.device, torch.float64)
+            clear_padding(attention, mask)
+        self.add_rows(layer, 0, attention)
+
+    def add_rows(self, layer: int, first: int, rows: Tensor) -> None:
+        """See :meth:`RunningSums.add_rows`."""
+        last, length = first + rows.shape[2], rows.shape[3]
+        self.sums[layer, :, first:last, :length] += rows.sum(dim=0).to(self.sums.device, torch.float64)
         # Norms of rows need no second tensor of the size of the matrices, and are exact enough in float32; over whole
         # matrices they would not be.
-        norms = torch.linalg.vector_norm(attention, dim=-1).to(self.squares.device, torch.float64)
+        norms = torch.linalg.vector_norm(rows, dim=-1).to(self.squares.device, torch.float64)
         self.squares[layer] += norms.square().sum(dim=(0, 2))
 
     def check_finite(self) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from papa_lightning.attention import CompactLayer, DynamicAttention, Reach
-from papa_lightning.attention.functional import apply_attention, average_attention, clear_padding
+from papa_lightning.attention import CompactLayer, Reach
+from papa_lightning.attention.functional import average_attention
 from papa_lightning.calibration.averages import RunningSums, check_finite
 from papa_lightning.calibration.collect import add_up, check_max_length, describe_pass
 from papa_lightning.calibration.compact.constants import CompactConstants, check_width, profile_layer
@@ -64,25 +64,15 @@ class CompactAverages(RunningSums):
         self.columns = self.zeros(layers, num_heads, max_length)
         self.sampled = self.zeros(layers, num_heads, len(self.rows), max_length)
 
-    def mix(self, layer: int, attention: DynamicAttention, value: Tensor) -> Tensor:
-        """See :meth:`RunningSums.mix`."""
-        mixed = value.new_empty(value.shape[0], value.shape[2], value.shape[1], value.shape[3])
-        for first, chunk in attention.chunks():
-            mixed[:, first : first + chunk.shape[2]] = apply_attention(chunk, value)
-            if attention.mask is not None:
-                clear_padding(chunk, attention.mask, first)
-            self._add(layer, first, chunk)
-        return mixed
-
-    def _add(self, layer: int, first: int, chunk: Tensor) -> None:
-        """Add some rows (B, H, rows, t) of a batch, 0 at padding; sums over the batch are in their dtype."""
-        device, length = self.columns.device, chunk.shape[3]
-        bands = row_bands(chunk, first, self.width).sum(dim=(0, 2))
+    def add_rows(self, layer: int, first: int, rows: Tensor) -> None:
+        """See :meth:`RunningSums.add_rows`."""
+        device, length = self.columns.device, rows.shape[3]
+        bands = row_bands(rows, first, self.width).sum(dim=(0, 2))
         self.diagonals[layer] += bands.to(device, torch.float64)
-        self.columns[layer, :, :length] += chunk.sum(dim=(0, 2)).to(device, torch.float64)
-        places = ((self.rows >= first) & (self.rows < first + chunk.shape[2])).nonzero().flatten()
+        self.columns[layer, :, :length] += rows.sum(dim=(0, 2)).to(device, torch.float64)
+        places = ((self.rows >= first) & (self.rows < first + rows.shape[2])).nonzero().flatten()
         if len(places) > 0:
-            sampled = chunk[:, :, (self.rows[places] - first).to(chunk.device)].sum(dim=0)
+            sampled = rows[:, :, (self.rows[places] - first).to(rows.device)].sum(dim=0)
             self.sampled[layer, :, places.to(device), :length] += sampled.to(device, torch.float64)
 
     def check_finite(self) -> None:

@@ -6,7 +6,8 @@ from transformers import GPT2Config, GPT2Model
 from unit.encoders.tiny_encoders import HEADS, LAYERS, LENGTH, build, make_inputs
 
 from papa_lightning import CompactConstants, calibrate, calibrate_compact, swap_attention
-from papa_lightning.attention import Reach, dynamic
+from papa_lightning.attention import Reach
+from papa_lightning.calibration import averages
 from papa_lightning.calibration.compact.collect import CompactAverages
 from papa_lightning.errors import CalibrationError
 
@@ -31,7 +32,7 @@ def assert_same(found, expected):
 @pytest.mark.parametrize("chunk", [1, 150, 10**6])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_same_as_a_fit_to_the_average(dtype, chunk, monkeypatch):
-    monkeypatch.setattr(dynamic, "CHUNK", chunk)  # a row at a time, some rows, all
+    monkeypatch.setattr(averages, "_ON_CPU", chunk)  # a row at a time, some rows, all
     model = build(dtype=dtype).train()
     found = calibrate_compact(model, make_batches(), 12, width=3, metadata={"data": "tiny"})
     assert model.training
@@ -43,7 +44,7 @@ def test_the_same_as_a_fit_to_the_average(dtype, chunk, monkeypatch):
 
 
 def test_a_causal_encoder(monkeypatch):
-    monkeypatch.setattr(dynamic, "CHUNK", 200)  # some rows at a time, each with its own part of the mask
+    monkeypatch.setattr(averages, "_ON_CPU", 200)  # some rows at a time, each with its own part of the mask
     torch.manual_seed(0)
     model = GPT2Model(GPT2Config(vocab_size=40, n_embd=8, n_layer=2, n_head=2, n_positions=12)).eval()
     found = calibrate_compact(model, make_batches(), LENGTH, width=2)
