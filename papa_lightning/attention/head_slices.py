@@ -26,7 +26,7 @@ def head_runs(heads: Sequence[int]) -> list[tuple[int, int]]:
     return runs
 
 
-def select_heads(tensor: Tensor, heads: Sequence[int], dim: int, width: int = 1) -> Tensor:
+def take_heads(tensor: Tensor, heads: Sequence[int], dim: int, width: int = 1) -> Tensor:
     """The slices of the given heads along one dimension.
 
     Args:
@@ -39,7 +39,7 @@ def select_heads(tensor: Tensor, heads: Sequence[int], dim: int, width: int = 1)
         The chosen part: a view when the heads are neighbours, else a copy.
 
     Example:
-        >>> select_heads(torch.arange(4), [0, 2, 3], dim=0)
+        >>> take_heads(torch.arange(4), [0, 2, 3], dim=0)
         tensor([0, 2, 3])
     """
     parts = [tensor.narrow(dim, first * width, number * width) for first, number in head_runs(heads)]
@@ -47,7 +47,7 @@ def select_heads(tensor: Tensor, heads: Sequence[int], dim: int, width: int = 1)
 
 
 def merge_heads(parts: Sequence[tuple[Sequence[int], Tensor]], dim: int) -> Tensor:
-    """The inverse of :func:`select_heads`: groups of heads put back in head order, with one copy.
+    """The inverse of :func:`take_heads`: groups of heads put back in head order, with one copy.
 
     Args:
         parts: Pairs of ascending head numbers and a tensor with these heads along ``dim``. Together

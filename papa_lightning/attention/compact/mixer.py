@@ -21,7 +21,7 @@ from papa_lightning.attention.compact.layer import (
 )
 from papa_lightning.attention.dynamic import DynamicAttention
 from papa_lightning.attention.functional import apply_attention, constant_attention, normalized_constants
-from papa_lightning.attention.head_slices import merge_heads, select_heads
+from papa_lightning.attention.head_slices import merge_heads, take_heads
 from papa_lightning.attention.mixer import Place, TokenMixer, read_extra_state
 from papa_lightning.errors import PapaError
 
@@ -156,9 +156,9 @@ class CompactHeads(TokenMixer):
         mixed: list[tuple[Sequence[int], Tensor]] = []
         for form, rows in heads_by_form(self.forms).items():
             own = [self.constant_heads[row] for row in rows]
-            mixed.append((own, self._mix(form, parts, select_heads(value, own, dim=1), mask, dropout)))
+            mixed.append((own, self._mix(form, parts, take_heads(value, own, dim=1), mask, dropout)))
         if dynamic := self.heads.dynamic:
-            mixed.append((dynamic, attention.mix(select_heads(value, dynamic, dim=1), dropout)))
+            mixed.append((dynamic, attention.mix(take_heads(value, dynamic, dim=1), dropout)))
         return merge_heads(mixed, dim=2), None
 
     def _parts_for(self, value: Tensor, mask: Tensor | None) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from papa_lightning.attention.constant.matrices import MatrixHeads
 from papa_lightning.attention.dynamic import DynamicAttention
 from papa_lightning.attention.functional import apply_attention, normalized_constants
-from papa_lightning.attention.head_slices import merge_heads, select_heads
+from papa_lightning.attention.head_slices import merge_heads, take_heads
 
 
 class ConstantHeads(MatrixHeads):
@@ -42,14 +42,14 @@ class ConstantHeads(MatrixHeads):
             weights = self._weights(attention, constants, batch=value.shape[0])
             return apply_attention(weights, value, dropout), weights
         # Chosen in the layout of the matrix product: heads that are no neighbours are copied, and then only once.
-        fixed = select_heads(value.permute(1, 2, 0, 3), self.constant_heads, dim=0).permute(2, 0, 1, 3)
+        fixed = take_heads(value.permute(1, 2, 0, 3), self.constant_heads, dim=0).permute(2, 0, 1, 3)
         if dropout > 0.0:  # the one case that needs every sequence's own matrix
             mixed = apply_attention(normalized_constants(constants, mask), fixed, dropout)
         else:
             mixed = self.mix(fixed, mask)
         parts: list[tuple[Sequence[int], Tensor]] = [(self.constant_heads, mixed)]
         if dynamic := self.heads.dynamic:
-            parts.append((dynamic, attention.mix(select_heads(value, dynamic, dim=1), dropout)))
+            parts.append((dynamic, attention.mix(take_heads(value, dynamic, dim=1), dropout)))
         return merge_heads(parts, dim=2), None
 
     def _weights(self, attention: DynamicAttention, constants: Tensor, batch: int) -> Tensor:

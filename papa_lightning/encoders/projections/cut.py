@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from papa_lightning.attention import DynamicHeads
-from papa_lightning.attention.head_slices import select_heads
+from papa_lightning.attention.head_slices import take_heads
 from papa_lightning.attention.parameter_cache import Remembered
 
 #: The computed rows of a layer's weight and bias.
@@ -70,7 +70,7 @@ class Slices:
         """The part of a weight or a bias that belongs to the kept slices."""
         if not self.kept:
             return tensor.narrow(dim, 0, 0)
-        return select_heads(tensor, self.kept, dim=dim, width=tensor.shape[dim] // self.total)
+        return take_heads(tensor, self.kept, dim=dim, width=tensor.shape[dim] // self.total)
 
 
 class CutProjection:

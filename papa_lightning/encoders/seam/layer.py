@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from papa_lightning.attention import DynamicAttention, DynamicHeads, Reach, RowMixing, TokenMixer, runs_in
-from papa_lightning.attention.head_slices import select_heads
+from papa_lightning.attention.head_slices import take_heads
 from papa_lightning.encoders.freezing import Frozen
 from papa_lightning.encoders.seam.masks import key_mask, reach_bias, refuse_other_masks
 from papa_lightning.encoders.seam.slots import Positions, SlotRule, slots_of
@@ -214,7 +214,7 @@ def pick_heads(tensor: Tensor, heads: Sequence[int]) -> Tensor:
     """The given heads of a tensor (B, heads, ...), which has all heads or just these."""
     if tensor.shape[1] == len(heads):
         return tensor
-    return select_heads(tensor, heads, dim=1) if heads else tensor[:, :0]
+    return take_heads(tensor, heads, dim=1) if heads else tensor[:, :0]
 
 
 def _keys(key: Tensor, heads: DynamicHeads, group: int) -> Tensor:

@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from papa_lightning.attention.head_slices import head_runs, merge_heads, select_heads
+from papa_lightning.attention.head_slices import head_runs, merge_heads, take_heads
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
@@ -29,7 +29,7 @@ def test_merge_undoes_select(seed):
     sizes = [2, 3, 1, 4]
     sizes[dim] = num_heads * width
     tensor = torch.arange(torch.Size(sizes).numel()).reshape(sizes)
-    parts = [(group, select_heads(tensor, group, dim=dim, width=width)) for group in groups]
+    parts = [(group, take_heads(tensor, group, dim=dim, width=width)) for group in groups]
     for group, part in parts:
         entries = [head * width + offset for head in group for offset in range(width)]
         assert torch.equal(part, tensor.index_select(dim, torch.tensor(entries)))
@@ -39,11 +39,11 @@ def test_merge_undoes_select(seed):
 
 def test_neighbours_are_a_view():
     tensor = torch.rand(2, 6, 3)
-    assert select_heads(tensor, [2, 3, 4], dim=1).data_ptr() == tensor[:, 2].data_ptr()
+    assert take_heads(tensor, [2, 3, 4], dim=1).data_ptr() == tensor[:, 2].data_ptr()
 
 
 def test_gradient_passes_through():
     tensor = torch.rand(4, 5, requires_grad=True)
-    parts = [([0, 2], select_heads(tensor, [0, 2], 0)), ([1, 3], 2 * select_heads(tensor, [1, 3], 0))]
+    parts = [([0, 2], take_heads(tensor, [0, 2], 0)), ([1, 3], 2 * take_heads(tensor, [1, 3], 0))]
     merge_heads(parts, dim=0).sum().backward()
     assert tensor.grad[:, 0].tolist() == [1, 2, 1, 2]

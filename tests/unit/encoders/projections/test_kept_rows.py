@@ -37,13 +37,13 @@ def last(model, **inputs):
 def choices(monkeypatch):
     """Counts how often slices of a weight are taken out."""
     counted = []
-    original = projections_module.select_heads
+    original = projections_module.take_heads
 
     def counting(tensor, heads, dim, width=1):
         counted.append(tuple(heads))
         return original(tensor, heads, dim, width)
 
-    monkeypatch.setattr(projections_module, "select_heads", counting)
+    monkeypatch.setattr(projections_module, "take_heads", counting)
     return counted
 
 
