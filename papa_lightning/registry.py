@@ -8,9 +8,18 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar
 
 from papa_lightning.errors import PapaError
+from papa_lightning.text import printable
 
 Part = TypeVar("Part")
 Registered = TypeVar("Registered")
+
+
+class UnknownNameError(PapaError, KeyError):
+    """No part is registered under a name."""
+
+    def __str__(self) -> str:
+        """The message as it is; that of a KeyError would be quoted."""
+        return printable(str(self.args[0]))
 
 
 class Registry(MutableMapping[str, Part], Generic[Part]):
@@ -21,9 +30,10 @@ class Registry(MutableMapping[str, Part], Generic[Part]):
     it is asked for.
 
     Args:
-        noun: What messages call a part, e.g. "kind".
-        accepts: Whether an object can be such a part.
+        noun: Word for a part in messages, e.g. "kind".
+        accepts: Test of whether an object can be such a part.
         group: Group of entry points; None takes none.
+        attribute: Attribute in which each part finds its own name; set at registration. None: parts do not know it.
 
     Example:
         >>> shapes = Registry[type]("shape", lambda part: isinstance(part, type))
@@ -35,11 +45,13 @@ class Registry(MutableMapping[str, Part], Generic[Part]):
         >>> shapes["square"]
         Traceback (most recent call last):
         ...
-        papa_lightning.errors.PapaError: shape is 'square', but must be one of 'round'.
+        papa_lightning.registry.UnknownNameError: shape is 'square', but must be one of 'round'.
     """
 
-    def __init__(self, noun: str, accepts: Callable[[object], bool], group: str | None = None) -> None:
-        self.noun, self.group, self._accepts = noun, group, accepts
+    def __init__(
+        self, noun: str, accepts: Callable[[object], bool], group: str | None = None, attribute: str | None = None
+    ) -> None:
+        self.noun, self.group, self._accepts, self._attribute = noun, group, accepts, attribute
         self._parts: dict[str, Part] = {}
 
     def register(self, name: str) -> Callable[[Registered], Registered]:
@@ -49,7 +61,7 @@ class Registry(MutableMapping[str, Part], Generic[Part]):
             name: Name of the part. One that is registered already is replaced.
 
         Raises:
-            PapaError: For an object that is no such part.
+            PapaError: For an object that cannot be such a part, or that is registered under another name.
         """
 
         def registering(part: Registered) -> Registered:
@@ -61,26 +73,41 @@ class Registry(MutableMapping[str, Part], Generic[Part]):
     def __setitem__(self, name: str, part: Part) -> None:
         if not isinstance(name, str) or not name or not self._accepts(part):
             raise PapaError(f"{self.noun} {name!r} is registered as {part!r}, which cannot be a {self.noun}.")
+        if self._attribute is not None:
+            known = vars(part).get(self._attribute, name)  # its own, not what it inherits
+            if known != name:
+                raise PapaError(f"{self.noun} {name!r} is registered as {part!r}, whose name is {known!r} already.")
+            setattr(part, self._attribute, name)
         self._parts[name] = part
 
     def __getitem__(self, name: str) -> Part:
         if name not in self:
-            raise PapaError(f"{self.noun} is {name!r}, but must be one of {', '.join(map(repr, self))}.")
+            raise UnknownNameError(f"{self.noun} is {name!r}, but must be one of {', '.join(map(repr, self))}.")
         if name not in self._parts:
-            self[name] = self._offered[name].load()
+            self[name] = self._loaded(self._offered[name])
         return self._parts[name]
 
     def __delitem__(self, name: str) -> None:
         del self._parts[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._parts or name in self._offered
+        return isinstance(name, str) and (name in self._parts or name in self._offered)
 
     def __iter__(self) -> Iterator[str]:
         return iter(dict.fromkeys([*self._parts, *sorted(self._offered)]))
 
     def __len__(self) -> int:
         return len(list(iter(self)))
+
+    def _loaded(self, offered: EntryPoint) -> Part:
+        try:
+            part: Part = offered.load()
+        except (ImportError, AttributeError) as error:
+            raise PapaError(
+                f"{self.noun} {offered.name!r} is {offered.value!r} of another package, which cannot be imported "
+                f"({error}): mend or remove the package."
+            ) from error
+        return part
 
     @cached_property
     def _offered(self) -> dict[str, EntryPoint]:

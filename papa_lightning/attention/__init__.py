@@ -1,23 +1,33 @@
-"""WHAT mixes the tokens: attention matrices, constants and gates on plain tensors. Knows torch only."""
+"""Kinds of attention on plain tensors.
 
-from papa_lightning.attention.additive import AdditiveAttention, AdditiveHeads, additive_attention
+May import torch, and of the package what stands below: errors, text, checks, files, runtime, registry, kernels. A new
+kind is one file: a subclass of :class:`TokenMixer` with ``@KINDS.register("name")``, imported here.
+"""
+
+# Kinds, in the order in which choices and tables list them.
+# isort: off
+from papa_lightning.attention.constant.constant import ConstantHeads
+from papa_lightning.attention.constant.gated import GatedHeads
+from papa_lightning.attention.compact.mixer import CompactHeads
+from papa_lightning.attention.constant.folded import FoldedHeads
+from papa_lightning.attention.constant.shared import SharedHeads
+from papa_lightning.attention.aft.mixers import AFTConvHeads, AFTFullHeads, AFTLocalHeads, AFTSimpleHeads
+from papa_lightning.attention.additive import AdditiveHeads
+from papa_lightning.attention.without_constants import UntouchedLayer
+
+# isort: on
+from papa_lightning.attention.additive import AdditiveAttention, additive_attention
 from papa_lightning.attention.aft.bias import FactorizedBias, NormalizedKernel
 from papa_lightning.attention.aft.conv import aft_conv, aft_conv2d
 from papa_lightning.attention.aft.functional import aft_banded, aft_full, aft_local, aft_simple
 from papa_lightning.attention.aft.layers import AFTConv, AFTConv2d, AFTFull, AFTLocal, AFTSimple
-from papa_lightning.attention.aft.mixers import AFTConvHeads, AFTFullHeads, AFTLocalHeads, AFTSimpleHeads
 from papa_lightning.attention.compact.layer import CompactLayer
-from papa_lightning.attention.compact.mixer import CompactHeads
-from papa_lightning.attention.constant.constant import ConstantHeads
-from papa_lightning.attention.constant.folded import FoldedHeads
-from papa_lightning.attention.constant.gated import GatedHeads
 from papa_lightning.attention.constant.matrices import MatrixHeads
-from papa_lightning.attention.constant.shared import SharedHeads
+from papa_lightning.attention.cost import Block
 from papa_lightning.attention.dynamic import DynamicAttention, RowMixing
-from papa_lightning.attention.mixer import DynamicHeads, Place, Reach, TokenMixer, read_extra_state, runs_in
-from papa_lightning.attention.registry import KINDS, mixer_class, option_names
+from papa_lightning.attention.mixer import DynamicHeads, KindFacts, Place, Reach, TokenMixer, read_extra_state, runs_in
+from papa_lightning.attention.registry import KINDS, kinds_table
 from papa_lightning.attention.slots import Slots, slots_at, slots_from_first
-from papa_lightning.attention.without_constants import UntouchedLayer
 from papa_lightning.attention.zero_mass import ZeroMassWarning, ZeroMassWatch
 
 __all__ = [
@@ -33,6 +43,7 @@ __all__ = [
     "AFTSimpleHeads",
     "AdditiveAttention",
     "AdditiveHeads",
+    "Block",
     "CompactHeads",
     "CompactLayer",
     "ConstantHeads",
@@ -41,6 +52,7 @@ __all__ = [
     "FactorizedBias",
     "FoldedHeads",
     "GatedHeads",
+    "KindFacts",
     "MatrixHeads",
     "NormalizedKernel",
     "Place",
@@ -59,8 +71,7 @@ __all__ = [
     "aft_full",
     "aft_local",
     "aft_simple",
-    "mixer_class",
-    "option_names",
+    "kinds_table",
     "read_extra_state",
     "runs_in",
     "slots_at",

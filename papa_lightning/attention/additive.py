@@ -11,7 +11,8 @@ from papa_lightning.attention.aft.checks import check_count, check_divides, chec
 from papa_lightning.attention.aft.layers import ProjectedMixing
 from papa_lightning.attention.aft.means import masked_values, recomputed
 from papa_lightning.attention.functional import accumulation_dtype
-from papa_lightning.attention.mixer import Place
+from papa_lightning.attention.mixer import KindFacts, Place
+from papa_lightning.attention.registry import KINDS
 from papa_lightning.attention.without_constants import ScorelessLayer
 from papa_lightning.errors import PapaError
 
@@ -146,6 +147,7 @@ class AdditiveAttention(ProjectedMixing):
         return additive_attention(query, key, value, self.v, mask, self.causal, self.chunk)
 
 
+@KINDS.register("additive")
 class AdditiveHeads(ScorelessLayer):
     """Additive attention in every head, ``e_tt' = v . tanh(q_t + k_t')``, softmax over the real keys, times the values.
 
@@ -160,7 +162,9 @@ class AdditiveHeads(ScorelessLayer):
         score_weight: v, (H, h); starts as normal numbers with the standard deviation ``h ** -0.5``.
     """
 
-    kind = "additive"
+    facts = KindFacts(
+        "in each head softmax over t' of `v . tanh(q_t + k_t')`, times V", "d", "T² d tanh", "small random v"
+    )
     whole_layer = "mixes whole layers"
 
     def __init__(self, place: Place, heads: Sequence[int], causal: bool | None = None) -> None:

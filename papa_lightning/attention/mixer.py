@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from papa_lightning.attention.cost import Block
 from papa_lightning.attention.dynamic import DynamicAttention
 from papa_lightning.attention.zero_mass import ZeroMassWatch
 from papa_lightning.checks import anything, boolean, filled, listed, mapped, record, whole
@@ -157,28 +159,55 @@ class Place:
     reach: Reach = field(default_factory=Reach)
 
 
+@dataclass(frozen=True)
+class KindFacts:
+    """Row of a kind in the table of docs/kinds.md; Markdown, with T the length, d the hidden size and H the heads.
+
+    Args:
+        computes: What a layer computes; empty takes the first line of the docstring of the class.
+        parameters: New parameters a layer.
+        cost: Order of its arithmetic.
+        starts: Where its parameters start from.
+    """
+
+    computes: str = ""
+    parameters: str = ""
+    cost: str = ""
+    starts: str = ""
+
+
 class TokenMixer(nn.Module):
-    """What mixes the tokens in one self-attention layer in the place of the encoder's own attention.
+    """Base of all kinds: it mixes the tokens of one self-attention layer in place of the encoder's own attention.
 
     What it needs may arrive after construction (from calibration, or with a checkpoint). Until then the mixer is
     *waiting* and all heads are dynamic. Its kind, its heads and "calibrated" are part of the state dict (extra state),
     so a checkpoint can neither lose them nor be read into a layer with other heads.
 
+    A subclass is registered with ``@KINDS.register("name")``. What it declares below is all that swaps, the benchmark,
+    the conformance tests and the documentation know about it; the defaults suit a kind that replaces any choice of
+    heads and waits for one constant matrix a head.
+
     Args:
-        place: Where it stands.
-        heads: The heads that it replaces, ascending; the others stay dynamic.
+        place: Position in the encoder.
+        heads: The replaced heads, ascending; the others stay dynamic.
     """
 
-    #: The name that :func:`~papa_lightning.swap_attention` knows it by.
+    #: Name in :data:`~papa_lightning.attention.KINDS`, set by the registration.
     kind: ClassVar[str]
-    #: What a mixer does that leaves no head of its layer out, for messages; empty where heads can be chosen.
+    #: Reason, for messages, why the kind replaces all heads of a layer; empty where heads can be chosen.
     whole_layer: ClassVar[str] = ""
     #: Whether its dynamic heads have scores, to which an encoder may add a bias of positions.
     uses_scores: ClassVar[bool] = True
     #: Its constants: tensors that are no parameters, so that nothing that unfreezes an encoder makes them learn.
     constant_tensors: ClassVar[tuple[str, ...]] = ()
-    #: Whether it gives attention matrices to who asks for them.
+    #: Whether it returns attention matrices on request.
     has_matrices: ClassVar[bool] = True
+    #: Constants that it takes: a matrix a head, matrices that are the same for all heads of a layer, or compact ones.
+    constants_form: ClassVar[Literal["matrices", "equal_matrices", "compact"]] = "matrices"
+    #: Whether its speed depends on how dynamic attention is computed, so that it is timed with each backend.
+    depends_on_backend: ClassVar[bool] = True
+    #: Its row in the documentation.
+    facts: ClassVar[KindFacts] = KindFacts()
 
     def __init__(self, place: Place, heads: Sequence[int]) -> None:
         super().__init__()
@@ -192,8 +221,32 @@ class TokenMixer(nn.Module):
         self.calibrated = False
 
     @classmethod
+    def option_names(cls) -> tuple[str, ...]:
+        """Names of the options of the kind: arguments of the class beside place and heads."""
+        return tuple(name for name in inspect.signature(cls).parameters if name not in ("place", "heads"))
+
+    @classmethod
+    def example_options(cls, max_length: int) -> dict[str, Any]:
+        """Options that suit sequences of up to ``max_length`` tokens, for benchmarks and tests that name none."""
+        return {}
+
+    @classmethod
+    def saved_operations(cls, block: Block, share: float, options: Mapping[str, Any]) -> float | None:
+        """Multiply-accumulates per token and channel that the kind saves, for the bound of the benchmark.
+
+        Args:
+            block: Sizes of the layer.
+            share: Share of its heads that are replaced.
+            options: Options of the kind, as the benchmark names them.
+
+        Returns:
+            Their number, negative for a kind that adds some; None where no bound is known.
+        """
+        return None
+
+    @classmethod
     def complete_options(cls, options: Mapping[str, Any], constants_given: bool) -> dict[str, Any]:
-        """The options that a swap asks for, and those beside them that depend on whether it brings constants."""
+        """The options of a swap, completed by those that depend on whether it brings constants."""
         return dict(options)
 
     @classmethod

@@ -1,61 +1,34 @@
-"""The kinds of attention that an encoder can be swapped to, by name."""
+"""Registry of the kinds of attention that an encoder can be swapped to.
+
+Each kind registers its class in its own file. Those of other packages are entry points of the group
+``papa_lightning.kinds``.
+"""
 
 from __future__ import annotations
 
-import inspect
-
-from papa_lightning.attention.additive import AdditiveHeads
-from papa_lightning.attention.aft.mixers import AFTConvHeads, AFTFullHeads, AFTLocalHeads, AFTSimpleHeads
-from papa_lightning.attention.compact.mixer import CompactHeads
-from papa_lightning.attention.constant.constant import ConstantHeads
-from papa_lightning.attention.constant.folded import FoldedHeads
-from papa_lightning.attention.constant.gated import GatedHeads
-from papa_lightning.attention.constant.shared import SharedHeads
 from papa_lightning.attention.mixer import TokenMixer
-from papa_lightning.attention.without_constants import UntouchedLayer
-from papa_lightning.errors import PapaError
+from papa_lightning.registry import Registry
+from papa_lightning.text import Table
 
-_MIXERS: tuple[type[TokenMixer], ...] = (
-    ConstantHeads,
-    GatedHeads,
-    CompactHeads,
-    FoldedHeads,
-    SharedHeads,
-    AFTFullHeads,
-    AFTSimpleHeads,
-    AFTLocalHeads,
-    AFTConvHeads,
-    AdditiveHeads,
-    UntouchedLayer,
+#: Classes of kinds by name.
+KINDS: Registry[type[TokenMixer]] = Registry(
+    "kind",
+    lambda part: isinstance(part, type) and issubclass(part, TokenMixer),
+    group="papa_lightning.kinds",
+    attribute="kind",
 )
 
-#: Name of a kind -> its class.
-KINDS: dict[str, type[TokenMixer]] = {mixer.kind: mixer for mixer in _MIXERS}
 
-
-def mixer_class(kind: str) -> type[TokenMixer]:
-    """The class that implements a kind.
-
-    Args:
-        kind: A key of :data:`KINDS`.
-
-    Raises:
-        PapaError: When there is no such kind.
+def kinds_table() -> Table:
+    """The table of kinds of the documentation.
 
     Example:
-        >>> mixer_class("gated").__name__
-        'GatedHeads'
+        >>> kinds_table().columns
+        ('kind', 'what a layer computes', 'new parameters a layer', 'cost', 'starts from')
     """
-    if kind not in KINDS:
-        raise PapaError(f"kind is {kind!r}, but must be one of {', '.join(map(repr, KINDS))}.")
-    return KINDS[kind]
-
-
-def option_names(mixer: type[TokenMixer]) -> tuple[str, ...]:
-    """The options of a kind: what its class takes beside place and heads.
-
-    Example:
-        >>> option_names(mixer_class("gated"))
-        ()
-    """
-    return tuple(name for name in inspect.signature(mixer).parameters if name not in ("place", "heads"))
+    rows = []
+    for name, mixer in KINDS.items():
+        computes = mixer.facts.computes or (mixer.__doc__ or "").strip().partition("\n")[0]
+        rows.append((f"`{name}`", computes, mixer.facts.parameters, mixer.facts.cost, mixer.facts.starts))
+    columns = ("kind", "what a layer computes", "new parameters a layer", "cost", "starts from")
+    return Table(columns, rows, left=len(columns))

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from papa_lightning.attention.dynamic import DynamicAttention
-from papa_lightning.attention.mixer import Place, TokenMixer
+from papa_lightning.attention.mixer import KindFacts, Place, TokenMixer
+from papa_lightning.attention.registry import KINDS
 from papa_lightning.errors import PapaError
 
 
@@ -102,6 +103,7 @@ class ScorelessLayer(WithoutConstants):
         raise NotImplementedError
 
 
+@KINDS.register("dynamic")
 class UntouchedLayer(WithoutConstants):
     """Stands in a layer that keeps the attention of the encoder, beside layers of other kinds.
 
@@ -112,7 +114,7 @@ class UntouchedLayer(WithoutConstants):
         heads: None.
     """
 
-    kind = "dynamic"
+    facts = KindFacts("a layer that is left alone, beside others", "none", "as before", "the encoder")
 
     def __init__(self, place: Place, heads: Sequence[int]) -> None:
         super().__init__(place, heads)

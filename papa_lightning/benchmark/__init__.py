@@ -1,6 +1,6 @@
 """How fast encoders are: stock and swapped ones in turn, with the bound of the arithmetic beside them."""
 
-from papa_lightning.benchmark.bound import Block, block_of
+from papa_lightning.benchmark.bound import block_of
 from papa_lightning.benchmark.cases import kind_names
 from papa_lightning.benchmark.growth import Growth, fit_exponent, growths
 from papa_lightning.benchmark.output import write_benchmark
@@ -12,7 +12,6 @@ from papa_lightning.benchmark.tables import format_result, markdown
 __all__ = [
     "BenchmarkResult",
     "BenchmarkSettings",
-    "Block",
     "Growth",
     "Measurement",
     "ShapeSettings",

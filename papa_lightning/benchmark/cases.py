@@ -1,10 +1,11 @@
-"""What is measured beside the stock encoder: one entry for each kind of attention."""
+"""Kinds of attention, the stock encoder and the calibration pass, prepared to be timed with a backend."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -12,24 +13,23 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
-from papa_lightning.attention import KINDS, mixer_class
-from papa_lightning.benchmark.bound import Block
+from papa_lightning.attention import KINDS, Block, UntouchedLayer
 from papa_lightning.calibration import AttentionConstants, CompactConstants, gather
-from papa_lightning.encoders import find_encoder, swap_attention
+from papa_lightning.encoders import HeadSelection, find_encoder, swap_attention
 from papa_lightning.errors import PapaError
 
 Batches: TypeAlias = Sequence[Mapping[str, Tensor]]
-#: Goes over all batches once.
+#: One pass over all batches.
 Pass: TypeAlias = Callable[[Batches], object]
 
 
 @dataclass(frozen=True)
 class Backend:
-    """How the attention of dynamic heads is computed.
+    """A way to compute the attention of dynamic heads.
 
     Args:
-        implementation: The name that transformers has for it.
-        kernel: Around every pass.
+        implementation: Its name in transformers.
+        kernel: Context around every pass.
         compiled: Whether the model goes through torch.compile.
     """
 
@@ -38,7 +38,7 @@ class Backend:
     compiled: bool = False
 
     def forward(self, encoder: PreTrainedModel) -> Pass:
-        """The pass of an encoder."""
+        """The pass to time."""
         model = cast(Callable[..., object], torch.compile(encoder) if self.compiled else encoder)
 
         def run(batches: Batches) -> None:
@@ -55,7 +55,7 @@ BACKENDS: dict[str, Backend] = {
     "flash": Backend("sdpa", lambda: sdpa_kernel(SDPBackend.FLASH_ATTENTION)),
     "compile": Backend("sdpa", compiled=True),
 }
-#: What every speed is relative to.
+#: Backend of the stock encoder that every speed is relative to.
 REFERENCE = "sdpa"
 
 
@@ -67,10 +67,10 @@ def use_backend(encoder: PreTrainedModel, backend: str) -> None:
 
 @contextmanager
 def compiling(backends: Iterable[Backend]) -> Iterator[None]:
-    """Room for what torch.compile makes, where a backend compiles.
+    """Raise the limit of graphs of torch.compile for a while, where a backend compiles.
 
     Raises:
-        PapaError: When it does not work on this machine.
+        PapaError: When torch.compile does not work on this machine.
     """
     if not any(backend.compiled for backend in backends):
         yield
@@ -79,7 +79,7 @@ def compiling(backends: Iterable[Backend]) -> Iterator[None]:
 
     torch.compiler.reset()
     try:
-        # The same forward is compiled anew for each variant; beyond the usual 8 it would run as it is, without a word.
+        # The same forward is compiled anew for each variant; beyond the usual 8 it would silently run uncompiled.
         with dynamo.patch(recompile_limit=256):
             yield
     except Exception as error:
@@ -93,10 +93,10 @@ def check_backend(backend: str, dtype: torch.dtype, device: torch.device, padded
     """Refuse a backend that cannot run with these inputs.
 
     Raises:
-        PapaError: Says what would do.
+        PapaError: Names the inputs or dtype that it can run with.
     """
     if backend == "flash" and padded:
-        raise PapaError("backends has 'flash', whose kernel knows no padding: pass padding 0, or leave it out.")
+        raise PapaError("backends has 'flash', whose kernel cannot mask padding: pass padding 0, or leave it out.")
     if backend == "flash" and device.type == "cuda" and dtype == torch.float32:
         raise PapaError("backends has 'flash', which is for half precision on CUDA: pass dtype bfloat16 or float16.")
 
@@ -107,13 +107,13 @@ _FITTED = 256
 
 @dataclass(frozen=True)
 class Case:
-    """What a kind is set up with.
+    """Set-up of a kind.
 
     Args:
         heads: The heads that become constant, for kinds that leave others dynamic.
-        length: T.
-        options: Of the kind.
-        constants: Makes constants of so many tokens for an encoder; with True, the same matrix for all heads.
+        length: T, tokens.
+        options: Options of the kind.
+        constants: Function of an encoder, a number of tokens, and whether all heads get the same matrix.
     """
 
     heads: Sequence[tuple[int, int]]
@@ -124,50 +124,23 @@ class Case:
 
 @dataclass(frozen=True)
 class Kind:
-    """How a kind of attention is made from a stock encoder, and what the arithmetic says of it.
+    """What is timed: how it is made from a stock encoder, and how much arithmetic it saves.
 
     Args:
-        prepare: Changes a copy of the stock encoder in place, and gives what is timed.
-        saves: Multiply-accumulates per token and channel that a layer saves when a share of its heads is of this kind;
-            None where no bound is known.
-        by_share: Whether other heads stay dynamic, so that it is measured at each share.
-        by_backend: Whether it computes dynamic attention, so that it is measured with each backend.
+        prepare: Changes a copy of the stock encoder in place, and returns the pass to time.
+        saves: Multiply-accumulates per token and channel that a layer saves, from its sizes, the share of replaced
+            heads and the options; None where no bound is known.
+        by_share: Whether other heads stay dynamic, so that it is timed at each share.
+        by_backend: Whether it is timed with each backend.
     """
 
     prepare: Callable[[PreTrainedModel, Case, Backend], Pass]
-    saves: Callable[[Block, float, Mapping[str, Any]], float] | None = None
+    saves: Callable[[Block, float, Mapping[str, Any]], float | None]
     by_share: bool = False
     by_backend: bool = True
 
 
 def _stock(encoder: PreTrainedModel, case: Case, backend: Backend) -> Pass:
-    return backend.forward(encoder)
-
-
-def _constant(encoder: PreTrainedModel, case: Case, backend: Backend) -> Pass:
-    swap_attention(encoder, "constant", constants=case.constants(encoder, case.length, False), heads=case.heads)
-    return backend.forward(encoder)
-
-
-def _compact(encoder: PreTrainedModel, case: Case, backend: Backend) -> Pass:
-    matrices = case.constants(encoder, min(case.length, _FITTED), False)
-    constants = CompactConstants.fit(matrices, width=_width(case.options)).extend(case.length)
-    swap_attention(encoder, "compact", constants=constants, heads=case.heads)
-    return backend.forward(encoder)
-
-
-def _width(options: Mapping[str, Any]) -> int:
-    return int(options.get("width", 64))
-
-
-def _compact_saves(block: Block, share: float, options: Mapping[str, Any]) -> float:
-    """Scores and products with the values go; the profile of 2 w + 1 and one sum over the columns come."""
-    width = min(_width(options), block.length - 1)
-    return share * (block.queries + block.length - (2 * width + 2))
-
-
-def _folded(encoder: PreTrainedModel, case: Case, backend: Backend) -> Pass:
-    swap_attention(encoder, "folded", constants=case.constants(encoder, case.length, True))
     return backend.forward(encoder)
 
 
@@ -180,39 +153,47 @@ def _calibration(encoder: PreTrainedModel, case: Case, backend: Backend) -> Pass
     return run
 
 
-def _any(name: str) -> Kind:
-    """A kind of :data:`papa_lightning.attention.KINDS` for all heads, of which no more is known here."""
+def _swapped(encoder: PreTrainedModel, case: Case, backend: Backend, name: str) -> Pass:
+    mixer = KINDS[name]
+    options = {**mixer.example_options(case.length), **case.options}
+    constants: AttentionConstants | CompactConstants | None = None
+    if mixer.constants_form == "compact":
+        width = {"width": int(options.pop("width"))} if "width" in options else {}
+        fitted = CompactConstants.fit(case.constants(encoder, min(case.length, _FITTED), False), **width)
+        constants = fitted.extend(case.length)
+    elif mixer.needs_constants(options):
+        constants = case.constants(encoder, case.length, mixer.constants_form == "equal_matrices")
+    heads: HeadSelection = "all" if mixer.whole_layer else case.heads
+    swap_attention(encoder, name, heads=heads, constants=constants, max_length=case.length, options=options or None)
+    return backend.forward(encoder)
 
-    def prepare(encoder: PreTrainedModel, case: Case, backend: Backend) -> Pass:
-        needed = mixer_class(name).needs_constants(case.options)
-        found = case.constants(encoder, case.length, False) if needed else None
-        swap_attention(encoder, name, constants=found, max_length=case.length, options=dict(case.options) or None)
-        return backend.forward(encoder)
 
-    return Kind(prepare)
-
-
-_TABLE: dict[str, Kind] = {
-    "stock": Kind(_stock, lambda block, share, options: 0),
-    "constant": Kind(_constant, lambda block, share, options: share * block.queries, by_share=True),
-    "gated": Kind(_any("gated").prepare, lambda block, share, options: -block.length),
-    "compact": Kind(_compact, _compact_saves, by_share=True),
-    # One (d x d) matrix in the place of four, and one product with the values.
-    "folded": Kind(_folded, lambda block, share, options: block.queries + block.hidden, by_backend=False),
-    "calibration": Kind(_calibration, by_backend=False),
+#: What is timed beside the kinds of attention.
+_OTHERS = {
+    "stock": Kind(_stock, lambda block, share, options: 0.0),
+    "calibration": Kind(_calibration, lambda block, share, options: None, by_backend=False),
 }
 
 
 def kind_names() -> list[str]:
-    """The kinds that can be measured.
+    """Names of what can be timed: all kinds of attention, the stock encoder, and the calibration pass.
 
     Example:
-        >>> kind_names()[:3]
-        ['stock', 'constant', 'gated']
+        >>> {"stock", "calibration", "constant", "aft_local"} <= set(kind_names())
+        True
     """
-    return list(dict.fromkeys([*_TABLE, *(name for name in KINDS if name != "dynamic")]))
+    first, *last = _OTHERS
+    return [first, *(name for name in KINDS if KINDS[name] is not UntouchedLayer), *last]
 
 
 def kind_of(name: str) -> Kind:
-    """How a kind is made and bounded."""
-    return _TABLE.get(name) or _any(name)
+    """How a kind is made, and how much arithmetic it saves; all but two are known from :data:`KINDS`.
+
+    Args:
+        name: One of :func:`kind_names`.
+    """
+    if name in _OTHERS:
+        return _OTHERS[name]
+    mixer = KINDS[name]
+    by_share = not mixer.whole_layer
+    return Kind(partial(_swapped, name=name), mixer.saved_operations, by_share, mixer.depends_on_backend)

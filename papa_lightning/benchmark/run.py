@@ -183,12 +183,13 @@ def _measurement(
 
 def _bound(settings: BenchmarkSettings, size: Size, stock: PreTrainedModel, variant: Variant) -> float | None:
     block, saves = block_of(stock.config, size.length), kind_of(variant.kind).saves
-    if block is None or saves is None:
+    if block is None:
         return None
     layers, heads = encoder_shape(stock)
     # A share is rounded to whole heads.
     share = len(choose_heads(stock, settings, variant.share or 0.0)) / (layers * heads)
-    return block.speed(saves(block, share, settings.options.get(variant.kind, {})))
+    saved = saves(block, share, settings.options.get(variant.kind, {}))
+    return None if saved is None else block.speed(saved)
 
 
 def _plain(settings: BenchmarkSettings) -> dict[str, Any]:

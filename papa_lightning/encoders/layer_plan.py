@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from transformers import PreTrainedModel
 
-from papa_lightning.attention import TokenMixer, UntouchedLayer, mixer_class, option_names
+from papa_lightning.attention import KINDS, TokenMixer, UntouchedLayer
 from papa_lightning.encoders.finding import encoder_shape
 from papa_lightning.errors import HeadSelectionError, PapaError
 
@@ -65,7 +65,7 @@ def plan_layers(
         >>> [plan.heads for plan in plan_layers(["constant", "dynamic"], None, [(0, 1), (0, 1)], 2, True)]
         [(0, 1), ()]
     """
-    mixers = [mixer_class(name) for name in _kinds(kind, len(selection))]
+    mixers = [KINDS[name] for name in _kinds(kind, len(selection))]
     plans = []
     for layer, (mixer, own, wanted) in enumerate(zip(mixers, selection, _options(options, mixers), strict=True)):
         if mixer.whole_layer and len(own) < num_heads:
@@ -115,7 +115,7 @@ def _options(options: Options | None, mixers: Sequence[type[TokenMixer]]) -> Seq
     if isinstance(options, Mapping):
         for name in options:
             _check_option(name, mixers)
-        return [{name: options[name] for name in option_names(mixer) if name in options} for mixer in mixers]
+        return [{name: options[name] for name in mixer.option_names() if name in options} for mixer in mixers]
     if not isinstance(options, Sequence) or not all(isinstance(own, Mapping) for own in options):
         raise PapaError(f"options is {options!r}, but must be a map from option to value, or a list with one a layer.")
     if len(options) != len(mixers):
@@ -127,7 +127,7 @@ def _options(options: Options | None, mixers: Sequence[type[TokenMixer]]) -> Seq
 
 
 def _check_option(name: str, mixers: Sequence[type[TokenMixer]]) -> None:
-    known = {mixer.kind: option_names(mixer) for mixer in mixers}
+    known = {mixer.kind: mixer.option_names() for mixer in mixers}
     if not any(name in names for names in known.values()):
         listed = "; ".join(f"{kind!r} has {', '.join(names) or 'none'}" for kind, names in known.items())
         raise PapaError(f"options has {name!r}, which is no option of the kinds that were asked for: {listed}.")

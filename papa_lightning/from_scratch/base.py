@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from transformers import PreTrainedModel
 
-from papa_lightning.attention import mixer_class
+from papa_lightning.attention import KINDS
 from papa_lightning.encoders import swap_attention
 from papa_lightning.errors import PapaError
 from papa_lightning.from_scratch.configuration import TransformerConfig
@@ -108,7 +108,7 @@ class FromScratchTask(EncoderTask):
 def _check_needs_nothing(kind: str | Sequence[str], options: Mapping[str, Any]) -> None:
     """Refuse the kinds that wait for averages: of random weights there are none to take."""
     for name in [kind] if isinstance(kind, str) else kind:
-        if mixer_class(name).needs_constants(options):
+        if KINDS[name].needs_constants(options):
             raise PapaError(
                 f"kind is {name!r} with kind_options {dict(options)}, which needs the averages of a trained encoder: "
                 "train with another kind, save the encoder, and use the callback ConstantAttention or HeadGates, or "

@@ -34,13 +34,15 @@ from papa_lightning.attention.aft.from_constants import band_bias, dense_bias, k
 from papa_lightning.attention.aft.functional import aft_full, banded_mixture, simple_mixture
 from papa_lightning.attention.aft.means import recomputed
 from papa_lightning.attention.constant.matrices import check_matrices
-from papa_lightning.attention.mixer import Place
+from papa_lightning.attention.mixer import KindFacts, Place
+from papa_lightning.attention.registry import KINDS
 from papa_lightning.attention.without_constants import ScorelessLayer
 from papa_lightning.errors import PapaError
 
 STARTS = ("paper", "from_constants")
 
 
+@KINDS.register("aft_simple")
 class AFTSimpleHeads(ScorelessLayer):
     """AFT-simple, w = 0, in a layer of an encoder: ``sigmoid(a q_t + b) * sum_t' softmax_t'(c k)_t' V_t'``, in O(T d).
 
@@ -58,7 +60,7 @@ class AFTSimpleHeads(ScorelessLayer):
         PapaError: For invalid arguments.
     """
 
-    kind = "aft_simple"
+    facts = KindFacts("the same as `aft_full`; w = 0", "3 d", "T d", "paper")
     whole_layer = "mixes whole layers"
 
     #: g in the formula.
@@ -207,6 +209,7 @@ class TableAFTHeads(BiasedAFTHeads):
         raise NotImplementedError
 
 
+@KINDS.register("aft_full")
 class AFTFullHeads(TableAFTHeads):
     """AFT-full in a layer of an encoder, with a position bias for every pair of positions; O(T^2 d).
 
@@ -219,7 +222,12 @@ class AFTFullHeads(TableAFTHeads):
         causal: As in :class:`AFTSimpleHeads`.
     """
 
-    kind = "aft_full"
+    facts = KindFacts(
+        "`g sigmoid(a q_t + b) sum exp(c k_t' + w_tt') V_t' / sum exp(c k_t' + w_tt')`",
+        "3 d + H T², or 3 d + 2 H T inner",
+        "T² d",
+        "paper or average",
+    )
 
     def __init__(
         self,
@@ -247,6 +255,7 @@ class AFTFullHeads(TableAFTHeads):
         return aft_full(gate, self.scaled_key(key), value, self.position_bias(length), mask, self.causal)
 
 
+@KINDS.register("aft_local")
 class AFTLocalHeads(TableAFTHeads):
     """AFT-local in a layer of an encoder: w is 0 where ``|t - t'| >= s``, and those keys are still looked at; O(T s d).
 
@@ -260,7 +269,17 @@ class AFTLocalHeads(TableAFTHeads):
         causal: As in :class:`AFTSimpleHeads`.
     """
 
-    kind = "aft_local"
+    facts = KindFacts(
+        "the same as `aft_full`; w is 0 where `abs(t - t') >= window`",
+        "3 d + H T (2 window - 1), or as `aft_full`",
+        "T window d",
+        "paper or average",
+    )
+
+    @classmethod
+    def example_options(cls, max_length: int) -> dict[str, Any]:
+        """The default window, or all tokens of shorter sequences."""
+        return {"window": min(32, max_length)}
 
     def __init__(
         self,
@@ -294,6 +313,7 @@ class AFTLocalHeads(TableAFTHeads):
         return banded_mixture(gate, self.scaled_key(key), value, band, first, mask, self.causal)
 
 
+@KINDS.register("aft_conv")
 class AFTConvHeads(BiasedAFTHeads):
     """AFT-conv in a layer of an encoder: w depends on the offset alone, and a head has one key; O(T s d).
 
@@ -313,7 +333,17 @@ class AFTConvHeads(BiasedAFTHeads):
         kernel: The kernels of all heads.
     """
 
-    kind = "aft_conv"
+    facts = KindFacts(
+        "the same as `aft_full`; w depends on t' - t alone, one key a head",
+        "3 d + H (window + 2)",
+        "T window d",
+        "paper or average",
+    )
+
+    @classmethod
+    def example_options(cls, max_length: int) -> dict[str, Any]:
+        """The default window, or all tokens of shorter sequences."""
+        return {"window": min(11, max_length)}
 
     def __init__(
         self,

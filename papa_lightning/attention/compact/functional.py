@@ -14,6 +14,9 @@ from torch import Tensor
 from papa_lightning.attention.functional import EPS, accumulation_dtype, constant_attention
 from papa_lightning.attention.mixer import Reach
 
+#: Default width w of a profile.
+WIDTH = 64
+
 #: Queries that share one block of the band. Measured at T = 4096 and 12 heads of size 64, 64 is the best of 64, 128 and
 #: 256 for widths of 16 to 128: a block reads b + 2 w keys for b queries, but a small one makes poor matrix products.
 BLOCK = 64

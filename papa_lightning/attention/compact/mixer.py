@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from papa_lightning.attention.compact.functional import low_rank_attention, profile_attention
+from papa_lightning.attention.compact.functional import WIDTH, low_rank_attention, profile_attention
 from papa_lightning.attention.compact.layer import (
     FORMS,
     PARTS,
@@ -19,13 +19,16 @@ from papa_lightning.attention.compact.layer import (
     own_weights,
     row_mass,
 )
+from papa_lightning.attention.cost import Block
 from papa_lightning.attention.dynamic import DynamicAttention
 from papa_lightning.attention.functional import apply_attention, constant_attention, normalized_constants
 from papa_lightning.attention.head_slices import merge_heads, take_heads
-from papa_lightning.attention.mixer import Place, TokenMixer, read_extra_state
+from papa_lightning.attention.mixer import KindFacts, Place, TokenMixer, read_extra_state
+from papa_lightning.attention.registry import KINDS
 from papa_lightning.errors import PapaError
 
 
+@KINDS.register("compact")
 class CompactHeads(TokenMixer):
     """Constant heads, each in the form that its constants were fitted to, beside dynamic ones in one layer.
 
@@ -47,8 +50,26 @@ class CompactHeads(TokenMixer):
         matrices: (heads of form "dense", T, T).
     """
 
-    kind = "compact"
+    constants_form = "compact"
+    facts = KindFacts(
+        "chosen heads: `C V` with `C_tt' = rho_(t - t') + alpha_t'`, rho 0 beyond a width w",
+        "none that learn",
+        "T w d, no queries and keys",
+        "a fit to the average",
+    )
     constant_tensors = PARTS
+
+    @classmethod
+    def saved_operations(cls, block: Block, share: float, options: Mapping[str, Any]) -> float:
+        """Queries, keys, scores and the product with the values; added are the profile and a sum over the columns.
+
+        Args:
+            block: Sizes of the layer.
+            share: Share of constant heads.
+            options: May have the "width" of the profile, as the benchmark takes it.
+        """
+        width = min(int(options.get("width", WIDTH)), block.length - 1)
+        return share * (block.queries + block.length - (2 * width + 2))
 
     def __init__(self, place: Place, heads: Sequence[int], forms: Sequence[str] | None = None) -> None:
         super().__init__(place, heads)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from papa_lightning.attention.constant.matrices import MatrixHeads
+from papa_lightning.attention.cost import Block
 from papa_lightning.attention.dynamic import DynamicAttention
 from papa_lightning.attention.functional import apply_attention, normalized_constants
 from papa_lightning.attention.head_slices import merge_heads, take_heads
+from papa_lightning.attention.mixer import KindFacts
+from papa_lightning.attention.registry import KINDS
 
 
+@KINDS.register("constant")
 class ConstantHeads(MatrixHeads):
     """Constant heads beside dynamic ones in one layer.
 
@@ -25,7 +30,14 @@ class ConstantHeads(MatrixHeads):
     See :class:`~papa_lightning.attention.constant.matrices.MatrixHeads` for arguments and shapes.
     """
 
-    kind = "constant"
+    facts = KindFacts(
+        "chosen heads: `C V`, C the calibrated average", "none that learn", "T² d, no queries and keys", "the average"
+    )
+
+    @classmethod
+    def saved_operations(cls, block: Block, share: float, options: Mapping[str, Any]) -> float:
+        """Queries, keys and scores of the constant heads."""
+        return share * block.queries
 
     def dynamic_when_calibrated(self) -> Sequence[int]:
         """All heads but the constant ones."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from papa_lightning.attention.constant.matrices import MatrixHeads, check_matrices
+from papa_lightning.attention.cost import Block
 from papa_lightning.attention.dynamic import DynamicAttention
 from papa_lightning.attention.functional import EPS, apply_attention, constant_mass, normalized_constants
-from papa_lightning.attention.mixer import Place
+from papa_lightning.attention.mixer import KindFacts, Place
+from papa_lightning.attention.registry import KINDS
 from papa_lightning.attention.tracing import is_symbolic
 from papa_lightning.errors import PapaError
 
@@ -33,6 +35,7 @@ def shared_product(matrix: Tensor, value: Tensor) -> Tensor:
     return torch.bmm(matrix.to(value.dtype).expand(len(value), -1, -1), value).to(value.dtype)
 
 
+@KINDS.register("folded")
 class FoldedHeads(MatrixHeads):
     """All heads of one layer with the same constant matrix C.
 
@@ -49,8 +52,20 @@ class FoldedHeads(MatrixHeads):
         constants: (1, T, T).
     """
 
-    kind = "folded"
+    constants_form = "equal_matrices"
+    depends_on_backend = False
+    facts = KindFacts(
+        "`C X W` with one C, W the sum over the heads of `W_v W_o`",
+        "none that learn",
+        "d² + T d, no queries and keys",
+        "an average that all heads share",
+    )
     whole_layer = "makes one map of the values of all heads"
+
+    @classmethod
+    def saved_operations(cls, block: Block, share: float, options: Mapping[str, Any]) -> float:
+        """Queries, keys and scores, and one of the two (d x d) matrices for values and outputs."""
+        return block.queries + block.hidden
 
     def __init__(self, place: Place, heads: Sequence[int]) -> None:
         super().__init__(place, heads)

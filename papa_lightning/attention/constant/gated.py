@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from papa_lightning.attention.constant.matrices import MatrixHeads
+from papa_lightning.attention.cost import Block
 from papa_lightning.attention.dynamic import DynamicAttention
 from papa_lightning.attention.functional import apply_attention, gate_mixture, normalized_constants
-from papa_lightning.attention.mixer import Place
+from papa_lightning.attention.mixer import KindFacts, Place
+from papa_lightning.attention.registry import KINDS
 
 
+@KINDS.register("gated")
 class GatedHeads(MatrixHeads):
     """All heads of one layer, each with a gate: ``A' = sigmoid(g) A + (1 - sigmoid(g)) C_normalised``.
 
@@ -28,8 +32,13 @@ class GatedHeads(MatrixHeads):
         gate_logits: (H,), g in the formula, a trainable parameter that starts at 0: half dynamic, half constant.
     """
 
-    kind = "gated"
+    facts = KindFacts("`(sigmoid(g) A + (1 - sigmoid(g)) C) V`", "H gates", "more than attention", "the average")
     whole_layer = "puts a gate on every head"
+
+    @classmethod
+    def saved_operations(cls, block: Block, share: float, options: Mapping[str, Any]) -> float:
+        """None: the product of constants and values is added."""
+        return -block.length
 
     def __init__(self, place: Place, heads: Sequence[int]) -> None:
         super().__init__(place, heads)

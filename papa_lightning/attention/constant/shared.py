@@ -11,12 +11,14 @@ from torch import Tensor
 from papa_lightning.attention.constant.matrices import MatrixHeads, check_matrices
 from papa_lightning.attention.dynamic import DynamicAttention
 from papa_lightning.attention.functional import apply_attention, constant_attention, normalized_constants
-from papa_lightning.attention.mixer import Place
+from papa_lightning.attention.mixer import KindFacts, Place
+from papa_lightning.attention.registry import KINDS
 from papa_lightning.errors import PapaError
 
 MATRICES = ("dynamic", "constant")
 
 
+@KINDS.register("shared")
 class SharedHeads(MatrixHeads):
     """All heads of one layer with one matrix, the mean of theirs, ``A = 1/H sum_h softmax(s Q_h K_h^T)``.
 
@@ -37,7 +39,12 @@ class SharedHeads(MatrixHeads):
         PapaError: For another matrix.
     """
 
-    kind = "shared"
+    facts = KindFacts(
+        "`A V` with one A, the mean of the heads' softmax(s Q K^T); or `C V`, C the mean of their averages",
+        "none that learn",
+        "T² d, as explicit attention; with matrix `constant` no queries and keys",
+        "the encoder, or the average",
+    )
     whole_layer = "gives all heads of a layer one matrix"
 
     def __init__(self, place: Place, heads: Sequence[int], matrix: str = "dynamic") -> None:

@@ -7,7 +7,7 @@ import torch
 from unit.attention.mixing import mix
 
 from papa_lightning import PapaError
-from papa_lightning.attention import KINDS, Place, Reach, additive_attention, mixer_class
+from papa_lightning.attention import KINDS, Place, Reach, additive_attention
 from papa_lightning.attention.functional import attention_probabilities
 
 HEADS, LENGTH, SIZE = 3, 7, 4
@@ -32,9 +32,7 @@ CASES = {kind: (kind, options) for kind, options in NEW.items()} | {
 
 def make(kind, reach=None, **options):
     torch.manual_seed(1)
-    mixer = mixer_class(kind)(
-        Place(2, HEADS, LENGTH, SIZE, torch.float64, reach=reach or Reach()), range(HEADS), **options
-    )
+    mixer = KINDS[kind](Place(2, HEADS, LENGTH, SIZE, torch.float64, reach=reach or Reach()), range(HEADS), **options)
     with torch.no_grad():
         for parameter in mixer.parameters():
             if parameter.requires_grad:
@@ -121,7 +119,7 @@ def test_every_input_and_parameter_has_a_gradient(case):
 @pytest.mark.parametrize("kind", ["aft_full", "aft_local", "aft_conv"])
 def test_a_start_from_constants_learns_at_once(kind):
     """All but queries and keys, which begin when their scales have left 0."""
-    mixer = mixer_class(kind)(Place(2, HEADS, LENGTH, SIZE), range(HEADS), init="from_constants", **NEW[kind])
+    mixer = KINDS[kind](Place(2, HEADS, LENGTH, SIZE), range(HEADS), init="from_constants", **NEW[kind])
     mixer.load_constants(torch.rand(HEADS, LENGTH, LENGTH) + 0.1)
     *inputs, mask = (tensor.float().detach() for tensor in batch())
     mix(mixer, *inputs, mask, 0.3)[0].square().sum().backward()
@@ -169,7 +167,7 @@ def test_with_one_constant_matrix_value_and_output_maps_are_one(masked):
     hidden, to_value, to_output = draw(2, length, width), draw(width, width), draw(width, width)
     constants, mask = draw(heads, length, length).softmax(-1), torch.ones(2, length, dtype=torch.bool)
     mask[1, 9:17] = not masked
-    mixer = mixer_class("shared")(Place(0, heads, length, size, torch.float64), range(heads), "constant")
+    mixer = KINDS["shared"](Place(0, heads, length, size, torch.float64), range(heads), "constant")
     mixer.load_constants(constants)
     value = (hidden @ to_value).unflatten(-1, (heads, size)).transpose(1, 2)
     nothing = value[:, :0]
@@ -211,7 +209,7 @@ def test_bad_options(name):
 
 @pytest.mark.parametrize("kind", ["aft_simple", "additive", "dynamic", "aft_full"])
 def test_constants_for_what_needs_none(kind):
-    mixer = mixer_class(kind)(Place(2, HEADS, LENGTH, SIZE), range(HEADS))
+    mixer = KINDS[kind](Place(2, HEADS, LENGTH, SIZE), range(HEADS))
     assert mixer.calibrated
     with pytest.raises(PapaError, match="takes no constants"):
         mixer.load_constants(torch.rand(HEADS, LENGTH, LENGTH))
@@ -220,7 +218,7 @@ def test_constants_for_what_needs_none(kind):
 @pytest.mark.parametrize("kind", ["constant", "gated", "shared", "aft_full"])
 def test_constants_of_another_sort(kind):
     options = {"shared": {"matrix": "constant"}, "aft_full": {"init": "from_constants"}}.get(kind, {})
-    mixer = mixer_class(kind)(Place(2, HEADS, LENGTH, SIZE), range(HEADS), **options)
+    mixer = KINDS[kind](Place(2, HEADS, LENGTH, SIZE), range(HEADS), **options)
     for piece, found in ((torch.rand(HEADS, 5, 5), r"of shape \(3, 5, 5\)"), ({}, "a dict")):
         with pytest.raises(PapaError, match=f"constants of layer 2 are {found}, but kind '{kind}'"):
             mixer.load_constants(piece)
@@ -235,7 +233,7 @@ def test_sequences_without_positions(kind):
 
 
 def test_tokens_that_are_no_grid():
-    mixer = mixer_class("aft_conv")(Place(2, HEADS, 9, SIZE), range(HEADS), window=3, grid=True)
+    mixer = KINDS["aft_conv"](Place(2, HEADS, 9, SIZE), range(HEADS), window=3, grid=True)
     query, key, value, _ = (tensor.float() for tensor in batch(LENGTH))
     with pytest.raises(PapaError, match="side is 2, but the sequences have 7 tokens"):
         mix(mixer, query, key, value, None, 0.3)

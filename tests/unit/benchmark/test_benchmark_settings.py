@@ -58,7 +58,7 @@ def test_refused(changed, message):
         ({"device": "nowhere"}, r"device is 'nowhere'"),
         ({"shape": ShapeSettings(type="nope", hidden=[8], heads=[2])}, r"shape.type is 'nope', of which no encoder"),
         ({"shape": ShapeSettings(type="vit", hidden=[8], heads=[2])}, r"vit, which reads images"),
-        ({"backends": ["flash"], "padding": 0.1}, r"backends has 'flash', whose kernel knows no padding"),
+        ({"backends": ["flash"], "padding": 0.1}, r"backends has 'flash', whose kernel cannot mask padding"),
     ],
 )
 def test_refused_where_it_runs(changed, message):

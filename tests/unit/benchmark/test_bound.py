@@ -5,7 +5,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
-from papa_lightning.benchmark.bound import Block, block_of
+from papa_lightning.attention import Block
+from papa_lightning.benchmark.bound import block_of
 from papa_lightning.benchmark.cases import kind_of
 from papa_lightning.benchmark.encoders import choose_heads, copy_of, make_batches, make_stock, random_constants
 from papa_lightning.benchmark.settings import BenchmarkSettings, ShapeSettings

@@ -4,7 +4,7 @@ import pytest
 import torch
 from unit.attention.mixing import mix
 
-from papa_lightning.attention import Place, Reach, mixer_class
+from papa_lightning.attention import KINDS, Place, Reach
 from papa_lightning.attention.aft.from_constants import FLOOR, band_bias, dense_bias, kernel_bias, kernel_entries
 
 HEADS, LENGTH, SIZE = 3, 9, 4
@@ -25,7 +25,7 @@ def weights_of(kind, constants, causal, **options):
     """The matrix (H, T, T) that a fresh layer multiplies the values with: what it gives for unit vectors."""
     reach = Reach(after=0 if causal else None)
     place = Place(0, HEADS, LENGTH, LENGTH, torch.float64, reach=reach)
-    mixer = mixer_class(kind)(place, range(HEADS), init="from_constants", **options)
+    mixer = KINDS[kind](place, range(HEADS), init="from_constants", **options)
     mixer.load_constants(constants)
     value = torch.eye(LENGTH, dtype=torch.float64).expand(1, HEADS, -1, -1)
     query, key = torch.randn(2, 1, HEADS, LENGTH, LENGTH, dtype=torch.float64) * 5

@@ -9,7 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from unit.attention.direct_forms import MASKS, direct, make_mask, make_rows, offsets, toeplitz, toeplitz_of_grid
 
 from papa_lightning.attention import aft_banded, aft_conv, aft_conv2d, aft_full, aft_local, aft_simple
-from papa_lightning.attention.aft import conv, functional
+from papa_lightning.attention.aft import conv as conv_module
+from papa_lightning.attention.aft import functional as functional_module
 from papa_lightning.attention.aft import means as aft_means
 from papa_lightning.errors import PapaError
 
@@ -272,7 +273,7 @@ def test_the_backward_pass_finds_the_inputs_only(name, monkeypatch):
     }
     given = [*rows, *heads, bias, band, kernel, kernel2d]
     assert kept_numbers(calls[name], given) == 0
-    for module in (functional, conv):
+    for module in (functional_module, conv_module):
         monkeypatch.setattr(module, "recomputed", lambda function, *args: function(*args))
     assert kept_numbers(calls[name], given) > 2**11, "without computing again"
 
