@@ -44,7 +44,7 @@ $(VENV)/.docs: $(VENV)/.runtime
 	touch $@
 
 docs: $(VENV)/.docs ## the documentation: tables from the code, then a site in build/docs
-	$(BIN)/python tools/make_encoder_table.py
+	$(BIN)/python tools/make_registry_tables.py
 	$(BIN)/python tools/make_command_tables.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 	@echo "open build/docs/index.html, or with search: $(BIN)/python -m http.server --directory build/docs"

@@ -1,15 +1,31 @@
-"""Criteria: which heads become constant first."""
+"""Criteria: which heads become constant first.
 
-from papa_lightning.criteria.base import HeadCriterion, RankingInputs
+May import what stands below: attention, encoders, calibration, tasks, callbacks, from_scratch. A new criterion is one
+file: a subclass of :class:`HeadCriterion` with ``@CRITERIA.register("name")``, imported here.
+"""
+
+# Criteria, in the order in which choices and tables list them.
+# isort: off
+from papa_lightning.criteria.variance import AttentionVariance
 from papa_lightning.criteria.divergence import AttentionDivergence
+from papa_lightning.criteria.output import OutputChange
+from papa_lightning.criteria.taylor import TaylorImportance
 from papa_lightning.criteria.gate import GATE_LEARNING_RATE, LearnedGates, gates_for
 from papa_lightning.criteria.greedy import GreedySearch
 from papa_lightning.criteria.orders import LayerOrder, RandomOrder
-from papa_lightning.criteria.output import OutputChange
-from papa_lightning.criteria.registry import CRITERIA, criterion_from, list_ranking, rank_heads
-from papa_lightning.criteria.run import RankingRun, load_trained, task_inputs
-from papa_lightning.criteria.taylor import TaylorImportance
-from papa_lightning.criteria.variance import AttentionVariance
+
+# isort: on
+from papa_lightning.criteria.base import (
+    CRITERIA,
+    HeadCriterion,
+    RankingInputs,
+    criteria_help,
+    criteria_table,
+    criterion_from,
+    criterion_texts,
+    rank_heads,
+)
+from papa_lightning.criteria.run import RankingRun, list_ranking, load_trained, task_inputs
 
 __all__ = [
     "CRITERIA",
@@ -25,7 +41,10 @@ __all__ = [
     "RankingInputs",
     "RankingRun",
     "TaylorImportance",
+    "criteria_help",
+    "criteria_table",
     "criterion_from",
+    "criterion_texts",
     "gates_for",
     "list_ranking",
     "load_trained",

@@ -1,4 +1,7 @@
-"""What every criterion has in common: what it is given, and what it gives."""
+"""Criteria and their registry, what they are given, and the ranking of heads by one of them.
+
+A criterion of another package is an entry point of the group ``papa_lightning.criteria``.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,9 @@ from transformers import PreTrainedModel
 from papa_lightning.calibration import AttentionConstants
 from papa_lightning.encoders import attention_reaches, encoder_shape, find_encoder
 from papa_lightning.errors import PapaError
-from papa_lightning.ranking import UNITS, merge_ties
+from papa_lightning.ranking import UNITS, HeadRanking, merge_ties
+from papa_lightning.registry import Registry
+from papa_lightning.text import Table
 
 if TYPE_CHECKING:
     from papa_lightning.tasks.base import EncoderTask
@@ -22,15 +27,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RankingInputs:
-    """What criteria may look at; each says in `needs` which of these it cannot do without.
+    """Inputs of criteria; the attribute `needs` of a criterion names those that it cannot do without.
 
     Args:
         encoder: The encoder, swapped or not, with or without a task head. It is left exactly as it was.
-        constants: Of this encoder.
-        batches: Mappings with the encoder's inputs as for :func:`~papa_lightning.calibrate`, labelled where a loss is
-            taken; gone over again by every criterion.
-        loss: The mean loss of a labelled batch, computed through `encoder`.
-        task: The task to train a copy of; it holds `encoder`.
+        constants: Constants of this encoder.
+        batches: Mappings with the encoder's inputs as for :func:`~papa_lightning.calibrate`, with labels where a loss
+            is taken; every criterion iterates over them anew.
+        loss: Function of a labelled batch that returns its mean loss, computed through `encoder`.
+        task: Task that holds `encoder`; a copy of it is trained.
     """
 
     encoder: nn.Module
@@ -41,36 +46,64 @@ class RankingInputs:
 
 
 class HeadCriterion(ABC):
-    """A way of telling which heads need their attention least.
+    """Base of all criteria: a score for every head, lowest where attention matters least.
 
-    A subclass sets `name` and `needs` and writes :meth:`measure`; see docs/rankings.md.
+    A subclass is registered with ``@CRITERIA.register("name")``, declares `needs`, and implements :meth:`measure`; see
+    docs/rankings.md.
 
     Attributes:
-        name: By which :data:`~papa_lightning.criteria.CRITERIA` knows it.
+        name: Name in :data:`CRITERIA`, set by the registration.
+        details: What may follow the name after a colon, as help texts show it; "" for the name alone.
         needs: Names of the fields of :class:`RankingInputs` that must not be None.
-        passes: What it costs, in forward passes over the batches; 0 where it runs nothing.
-        magnitude: Of the quantities whose difference a score is, where these can be much larger than every score.
+        passes: Cost in forward passes over the batches; 0 where nothing is run.
+        measures: Whether scores say something about the encoder, so that reports show them.
+        magnitude: Magnitude of the quantities whose difference a score is, where these can be much larger than every
+            score.
+        formula: The score of a head, as the table of docs/rankings.md shows it; empty takes the first line of the
+            docstring.
+        source: Publication of the formula.
     """
 
     name: ClassVar[str]
+    details: ClassVar[tuple[str, ...]] = ("",)
     needs: ClassVar[frozenset[str]] = frozenset()
     passes: float = 0.0
+    measures: ClassVar[bool] = True
     magnitude: ClassVar[float] = 0.0
+    formula: ClassVar[str] = ""
+    source: ClassVar[str] = ""
+
+    @classmethod
+    def from_detail(cls, detail: str) -> HeadCriterion | None:
+        """Make the criterion of the text ``name`` or ``name:detail``.
+
+        Args:
+            detail: The text after the colon; empty for the name alone.
+
+        Returns:
+            The criterion, or None for a detail that it does not have.
+        """
+        return None if detail else cls()
+
+    @classmethod
+    def texts(cls) -> list[str]:
+        """The texts by which users name the criterion."""
+        return [f"{cls.name}:{detail}" if detail else cls.name for detail in cls.details]
 
     @property
     def spec(self) -> str:
-        """The text that :func:`~papa_lightning.criteria.criterion_from` makes this criterion of."""
+        """The text from which :func:`criterion_from` makes this criterion."""
         return self.name
 
     def scores(self, inputs: RankingInputs) -> Tensor:
         """Score every head.
 
         Args:
-            inputs: What the criterion may look at.
+            inputs: Inputs of the criterion.
 
         Returns:
             (L, H), float64, on the CPU; the head with the lowest score becomes constant first. Scores that differ by
-            the rounding of their computation only are equal.
+            rounding alone are equal.
 
         Raises:
             PapaError: When something is missing in `inputs` or does not fit, or a score is not finite.
@@ -93,7 +126,7 @@ class HeadCriterion(ABC):
         return torch.tensor(merged, dtype=torch.float64).view(shape)
 
     def rounding(self, inputs: RankingInputs, scores: Tensor) -> float:
-        """The largest difference of two scores that may come from rounding only.
+        """Largest difference of two scores that may come from rounding alone.
 
         Args:
             inputs: See :meth:`scores`.
@@ -103,7 +136,7 @@ class HeadCriterion(ABC):
 
     @abstractmethod
     def measure(self, inputs: RankingInputs) -> Tensor:
-        """Compute the scores; what :attr:`needs` names is there, and constants fit the encoder.
+        """Compute the scores; the inputs that :attr:`needs` names are present, and constants fit the encoder.
 
         Args:
             inputs: See :meth:`scores`.
@@ -123,8 +156,95 @@ class HeadCriterion(ABC):
             inputs.constants.check(find_encoder(inputs.encoder))
 
 
+#: Classes of criteria by name.
+CRITERIA: Registry[type[HeadCriterion]] = Registry(
+    "criterion",
+    lambda part: isinstance(part, type) and issubclass(part, HeadCriterion),
+    group="papa_lightning.criteria",
+    attribute="name",
+)
+
+
+def criterion_texts() -> list[str]:
+    """The texts of all registered criteria, as users name them.
+
+    Example:
+        >>> {"variance", "random:SEED", "layer:bottom_up"} <= set(criterion_texts())
+        True
+    """
+    return [text for criterion in CRITERIA.values() for text in criterion.texts()]
+
+
+def criteria_help() -> str:
+    """The choice of criteria as one phrase, for help texts: "variance, ... or layer:top_down"."""
+    *others, last = criterion_texts()
+    return f"{', '.join(others)} or {last}"
+
+
+def criteria_table() -> Table:
+    """The table of criteria of the documentation."""
+    rows = []
+    for criterion in CRITERIA.values():
+        formula = criterion.formula or (criterion.__doc__ or "").strip().partition("\n")[0]
+        texts, needs = (", ".join(f"`{text}`" for text in criterion.texts()), ", ".join(sorted(criterion.needs)))
+        rows.append((texts, formula, criterion.source, needs, f"{criterion.passes:g}"))
+    return Table(("criterion", "score of a head", "source", "needs", "cost"), rows, left=4)
+
+
+def criterion_from(spec: str) -> HeadCriterion:
+    """Make a criterion from its text.
+
+    Args:
+        spec: One of :func:`criterion_texts`, with a number in the place of SEED.
+
+    Raises:
+        PapaError: When there is no such criterion.
+
+    Example:
+        >>> criterion_from("random:3").seed
+        3
+        >>> criterion_from("median")
+        Traceback (most recent call last):
+        ...
+        papa_lightning.errors.PapaError: criterion is 'median': choose from variance, divergence, output, taylor, \
+gate, greedy, random, random:SEED, layer:bottom_up, layer:top_down.
+    """
+    name, colon, detail = str(spec).partition(":")
+    made = CRITERIA[name].from_detail(detail) if name in CRITERIA and bool(colon) == bool(detail) else None
+    if made is None:
+        raise PapaError(f"criterion is {spec!r}: choose from {', '.join(criterion_texts())}.")
+    return made
+
+
+def rank_heads(criterion: str | HeadCriterion, inputs: RankingInputs) -> HeadRanking:
+    """Rank the heads of an encoder: the lowest score becomes constant first, ties by layer and head.
+
+    Scores that differ by rounding alone are ties, see :meth:`HeadCriterion.scores`.
+
+    Args:
+        criterion: A criterion, or its text as for :func:`criterion_from`.
+        inputs: Inputs of the criterion.
+
+    Returns:
+        The ranking, with the scores and the text of the criterion.
+
+    Raises:
+        PapaError: When there is no such criterion, or an input that it needs is missing or does not fit.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> config = BertConfig(num_hidden_layers=2, num_attention_heads=2, hidden_size=8, intermediate_size=8)
+        >>> ranking = rank_heads("layer:top_down", RankingInputs(BertModel(config)))
+        >>> ranking.heads, ranking.criterion
+        ([(1, 0), (1, 1), (0, 0), (0, 1)], 'layer:top_down')
+    """
+    chosen = criterion if isinstance(criterion, HeadCriterion) else criterion_from(criterion)
+    spec = criterion if isinstance(criterion, str) else chosen.spec
+    return HeadRanking.from_scores(chosen.scores(inputs).tolist(), criterion=spec, rounding=0.0)
+
+
 def precision(encoder: PreTrainedModel) -> float:
-    """What quantities that an encoder computes are exact to, relative to their magnitude.
+    """Relative precision of the quantities that an encoder computes.
 
     Args:
         encoder: The bare encoder; in half precision attention and losses are still added up in float32.
@@ -136,7 +256,7 @@ def per_layer(inputs: RankingInputs) -> list[Tensor]:
     """The constants of each layer, (H, T, T), on the device of the encoder and cut to what its queries can see.
 
     Args:
-        inputs: With constants.
+        inputs: Inputs with constants.
     """
     base = find_encoder(inputs.encoder)
     assert inputs.constants is not None

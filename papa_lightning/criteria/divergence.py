@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from papa_lightning.attention.functional import masked_attention_sum
 from papa_lightning.calibration import eval_mode
 from papa_lightning.calibration.batches import run_encoder
-from papa_lightning.criteria.base import HeadCriterion, RankingInputs, per_layer
+from papa_lightning.criteria.base import CRITERIA, HeadCriterion, RankingInputs, per_layer
 from papa_lightning.encoders import attention_reaches, find_encoder, observe_attention
 from papa_lightning.errors import PapaError
 
@@ -19,6 +18,7 @@ from papa_lightning.errors import PapaError
 FLOOR = 1e-6
 
 
+@CRITERIA.register("divergence")
 class AttentionDivergence(HeadCriterion):
     """Mean Kullback-Leibler divergence of a real row of attention from its constant row.
 
@@ -35,8 +35,9 @@ class AttentionDivergence(HeadCriterion):
     Cost: one forward pass with explicit attention matrices.
     """
 
-    name: ClassVar[str] = "divergence"
-    needs: ClassVar[frozenset[str]] = frozenset({"constants", "batches"})
+    formula = "mean over real rows of KL(A, C'), C at least 1e-6"
+    source = "Kullback and Leibler 1951"
+    needs = frozenset({"constants", "batches"})
     passes = 1.3
     magnitude = 0.25  # logarithms of the order of 1 are added up, over many rows
 

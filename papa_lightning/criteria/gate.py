@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from papa_lightning.callbacks import CalibratingCallback, HeadGates
-from papa_lightning.criteria.base import HeadCriterion, RankingInputs
+from papa_lightning.criteria.base import CRITERIA, HeadCriterion, RankingInputs
 from papa_lightning.either_lightning import L, isolate_rng
 from papa_lightning.encoders import find_encoder, gate_logits, swap_attention
 from papa_lightning.errors import PapaError
@@ -19,6 +19,7 @@ from papa_lightning.errors import PapaError
 GATE_LEARNING_RATE = 1e-2
 
 
+@CRITERIA.register("gate")
 class LearnedGates(HeadCriterion):
     """Gate logits after training, ``A' = sigmoid(g) A + (1 - sigmoid(g)) C'``; see :class:`~papa_lightning.HeadGates`.
 
@@ -35,14 +36,16 @@ class LearnedGates(HeadCriterion):
     Cost: one forward and one backward pass an epoch.
     """
 
-    name: ClassVar[str] = "gate"
-    needs: ClassVar[frozenset[str]] = frozenset({"constants", "batches", "task"})
+    formula = "g after training, A' = sigmoid(g) A + (1 - sigmoid(g)) C'"
+    source = "Hassid et al. 2022, arXiv 2211.03495"
+    needs = frozenset({"constants", "batches", "task"})
+    passes = 2.7
 
     def __init__(self, max_epochs: int = 1, learning_rate: float = GATE_LEARNING_RATE, seed: int = 0) -> None:
         if max_epochs < 1:
             raise PapaError(f"max_epochs is {max_epochs}, but must be at least 1.")
         self.max_epochs, self.learning_rate, self.seed = max_epochs, learning_rate, seed
-        self.passes = 2.7 * max_epochs
+        self.passes = self.passes * max_epochs
 
     def measure(self, inputs: RankingInputs) -> Tensor:
         """See :meth:`HeadCriterion.measure`.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from papa_lightning.attention.functional import apply_attention, constant_attention
 from papa_lightning.calibration import eval_mode
 from papa_lightning.calibration.batches import checked_inputs
-from papa_lightning.criteria.base import HeadCriterion, RankingInputs, per_layer, precision
+from papa_lightning.criteria.base import CRITERIA, HeadCriterion, RankingInputs, per_layer, precision
 from papa_lightning.encoders import find_encoder, replace_mixing
 from papa_lightning.errors import PapaError
 from papa_lightning.ranking import merge_ties
@@ -22,6 +22,7 @@ from papa_lightning.ranking import merge_ties
 Head = tuple[int, int]
 
 
+@CRITERIA.register("greedy")
 class GreedySearch(HeadCriterion):
     """Rank heads by searching: each round takes the heads that cost least on top of those that are taken already.
 
@@ -54,8 +55,8 @@ class GreedySearch(HeadCriterion):
         papa_lightning.errors.PapaError: rounds is 0, but must be a whole number from 1 on.
     """
 
-    name: ClassVar[str] = "greedy"
-    needs: ClassVar[frozenset[str]] = frozenset({"constants", "batches", "loss"})
+    formula = "rounds of a search over the loss, see `GreedySearch`"
+    needs = frozenset({"constants", "batches", "loss"})
     passes = 21.0
 
     def __init__(self, sequences: int = 256, rounds: int = 8) -> None:

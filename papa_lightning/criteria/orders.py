@@ -1,32 +1,42 @@
-"""Criteria that look at nothing: what the others have to be better than."""
+"""Criteria "random" and "layer": baselines that measure nothing."""
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from papa_lightning.criteria.base import HeadCriterion, RankingInputs
+from papa_lightning.checks import one_of, whole
+from papa_lightning.criteria.base import CRITERIA, HeadCriterion, RankingInputs
 from papa_lightning.encoders import encoder_shape, find_encoder
-from papa_lightning.errors import PapaError
+
+_DIRECTIONS = ("bottom_up", "top_down")
 
 
+@CRITERIA.register("random")
 class RandomOrder(HeadCriterion):
-    """Heads in random order: a permutation of all heads over all layers, from a generator of its own.
+    """Heads in random order: a permutation of all heads over all layers.
 
     Args:
-        seed: Of the generator; ``random:3`` has seed 3.
+        seed: Seed of the permutation; ``random:3`` has seed 3.
 
     Cost: none.
     """
 
-    name: ClassVar[str] = "random"
+    formula = "a random order, by seed"
+    measures = False
+    details = ("", "SEED")
 
     def __init__(self, seed: int = 0) -> None:
-        if not 0 <= seed < 2**63:
-            raise PapaError(f"seed is {seed}, but must be a whole number from 0 on.")
-        self.seed = seed
+        self.seed = whole()("seed", seed)
+
+    @classmethod
+    def from_detail(cls, detail: str) -> HeadCriterion | None:
+        """With the seed that the detail is, or seed 0; see :meth:`HeadCriterion.from_detail`."""
+        if not detail:
+            return cls()
+        return cls(int(detail)) if detail.isascii() and detail.isdigit() else None
 
     @property
     def spec(self) -> str:
@@ -40,21 +50,28 @@ class RandomOrder(HeadCriterion):
         return order.view(layers, heads)
 
 
+@CRITERIA.register("layer")
 class LayerOrder(HeadCriterion):
     """Heads layer by layer: ``score[l,h] = l``, or ``-l``; ties go by the number of the head.
 
     Args:
-        direction: ``"bottom_up"``: the heads of the first layer become constant first; ``"top_down"``: of the last.
+        direction: ``"bottom_up"``: the heads of the first layer become constant first; ``"top_down"``: those of the
+            last layer.
 
     Cost: none.
     """
 
-    name: ClassVar[str] = "layer"
+    formula = "the number of the layer"
+    measures = False
+    details = _DIRECTIONS
 
     def __init__(self, direction: Literal["bottom_up", "top_down"] = "bottom_up") -> None:
-        if direction not in ("bottom_up", "top_down"):
-            raise PapaError(f"direction is {direction!r}, but must be 'bottom_up' or 'top_down'.")
-        self.direction = direction
+        self.direction = one_of(*_DIRECTIONS)("direction", direction)
+
+    @classmethod
+    def from_detail(cls, detail: str) -> HeadCriterion | None:
+        """With the direction that the detail is; see :meth:`HeadCriterion.from_detail`."""
+        return cls("top_down" if detail == "top_down" else "bottom_up") if detail in _DIRECTIONS else None
 
     @property
     def spec(self) -> str:

@@ -8,8 +8,7 @@ from typing import Any
 
 from papa_lightning.calibration import AttentionConstants, eval_mode
 from papa_lightning.callbacks import CalibratingCallback, calibrate_in, discover_encoder
-from papa_lightning.criteria.base import RankingInputs
-from papa_lightning.criteria.registry import criterion_from, rank_heads
+from papa_lightning.criteria.base import RankingInputs, criterion_from, rank_heads
 from papa_lightning.either_lightning import Callback, L, rank_zero_info
 from papa_lightning.encoders import restore_attention
 from papa_lightning.errors import PapaError
@@ -17,6 +16,7 @@ from papa_lightning.lightning_project.sequences import CalibrationBatches
 from papa_lightning.ranking import HeadRanking
 from papa_lightning.tasks.base import EncoderTask
 from papa_lightning.tasks.checkpoints import read_checkpoint
+from papa_lightning.text import Table
 
 
 class RankingRun(Callback):
@@ -123,3 +123,30 @@ def load_trained(module: L.LightningModule, ckpt_path: str, encoder: str | None 
             "configuration."
         ) from error
     restore_attention(discover_encoder(module, encoder))
+
+
+def list_ranking(ranking: HeadRanking, path: str, count: int = 5) -> str:
+    """The heads at both ends of a ranking, as a table.
+
+    Args:
+        ranking: Ranking with scores.
+        path: Path of its file.
+        count: Number of heads of each end.
+
+    Example:
+        >>> print(list_ranking(HeadRanking([(0, 1), (1, 0)], [0.25, 3.0], "output"), "ranking.json", count=1))
+        criterion  output, 2 heads
+        ranking    ranking.json
+        constant  layer  head  score
+        first         0     1   0.25
+        last          1     0      3
+    """
+    scores = ranking.scores or [float("nan")] * len(ranking.heads)
+    pairs = zip(ranking.heads, scores, strict=True)
+    rows = [("", str(layer), str(head), f"{score:.4g}") for (layer, head), score in pairs]
+    count = min(count, len(rows) // 2)
+    shown = [*rows[:count], *rows[len(rows) - count :]]
+    for place, word in ((0, "first"), (-1, "last")) if shown else ():
+        shown[place] = (word, *shown[place][1:])
+    table = Table(("constant", "layer", "head", "score"), shown)
+    return f"criterion  {ranking.criterion}, {len(rows)} heads\nranking    {path}\n{table}"

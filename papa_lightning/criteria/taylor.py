@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from papa_lightning.attention.functional import apply_attention, constant_attention
 from papa_lightning.calibration import eval_mode
-from papa_lightning.criteria.base import HeadCriterion, RankingInputs, per_layer, precision
+from papa_lightning.criteria.base import CRITERIA, HeadCriterion, RankingInputs, per_layer, precision
 from papa_lightning.encoders import find_encoder, replace_mixing
 from papa_lightning.errors import PapaError
 from papa_lightning.ranking import merge_ties
@@ -21,6 +21,7 @@ from papa_lightning.ranking import merge_ties
 _NAME = "papa_taylor_gates"
 
 
+@CRITERIA.register("taylor")
 class TaylorImportance(HeadCriterion):
     """First-order change of the loss when a head becomes constant.
 
@@ -38,9 +39,10 @@ class TaylorImportance(HeadCriterion):
     Cost: one forward and one backward pass through all layers.
     """
 
-    name: ClassVar[str] = "taylor"
-    needs: ClassVar[frozenset[str]] = frozenset({"constants", "batches", "loss"})
-    passes = 2.5
+    formula = "mean over sequences of abs(d loss / d alpha) at alpha = 1, A' = alpha A + (1 - alpha) C'"
+    source = "Michel et al. 2019, arXiv 1905.10650, whose gate removes the head"
+    needs = frozenset({"constants", "batches", "loss"})
+    passes = 2.4
 
     def measure(self, inputs: RankingInputs) -> Tensor:
         """See :meth:`HeadCriterion.measure`.

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
-from papa_lightning.criteria.base import HeadCriterion, RankingInputs, precision
+from papa_lightning.criteria.base import CRITERIA, HeadCriterion, RankingInputs, precision
 from papa_lightning.encoders import find_encoder
 from papa_lightning.errors import PapaError
 from papa_lightning.ranking import UNITS
 
 
+@CRITERIA.register("variance")
 class AttentionVariance(HeadCriterion):
     """Mean squared L2 distance of a row of attention from its constant row, over the real rows of calibration.
 
@@ -24,8 +23,9 @@ class AttentionVariance(HeadCriterion):
     Cost: none; the constants file has it.
     """
 
-    name: ClassVar[str] = "variance"
-    needs: ClassVar[frozenset[str]] = frozenset({"constants"})
+    formula = "mean over real rows of the squared distance of A's row from C's"
+    source = "what the average leaves out"
+    needs = frozenset({"constants"})
 
     def measure(self, inputs: RankingInputs) -> Tensor:
         """See :meth:`HeadCriterion.measure`.

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from papa_lightning.calibration import AttentionConstants
+from papa_lightning.criteria import CRITERIA
 from papa_lightning.errors import PapaError
 from papa_lightning.figures.curves import level_curves
 from papa_lightning.figures.heads import MOST_HEADS, constants_grid, coverage_histograms, head_maps, shown_layers
@@ -14,8 +15,6 @@ from papa_lightning.study.report.data import StudyData
 from papa_lightning.study.report.findings import seeds_in_words
 from papa_lightning.study.report.html import Figures, Section, figure_grid, paragraph
 
-#: Criteria that measure nothing: a map of them would show only how they are defined.
-_UNMEASURED = ("random", "layer")
 #: Of a map of heads.
 _MOST_CELLS = 10**6
 
@@ -28,7 +27,8 @@ def ranking_section(data: StudyData, figures: Figures) -> Section:
     """
     maps: dict[tuple[str, str], dict[str, Tensor]] = {}
     for file in data.rankings:
-        if file.name.partition(":")[0] not in _UNMEASURED:
+        name = file.name.partition(":")[0]
+        if name not in CRITERIA or CRITERIA[name].measures:
             ranking = HeadRanking.load(file.path)
             if ranking.heads:
                 maps.setdefault((file.encoder, file.task), {})[file.name] = head_scores(ranking)

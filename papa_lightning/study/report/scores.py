@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from papa_lightning.calibration import CONTROL_KINDS, constants_kind
+from papa_lightning.calibration import CONTROLS, constants_kind
 from papa_lightning.figures.bars import control_points, drop_against_baseline, drop_bars
 from papa_lightning.figures.curves import relative_curves, score_curves, sequences_curve
 from papa_lightning.study.report.data import LOW_SCORE, StudyData
@@ -138,7 +138,7 @@ def _in_order(rows: pd.DataFrame) -> pd.DataFrame:
         parsed = constants_kind(kind)
         if parsed.sequences is not None:
             return 2, parsed.sequences
-        plain = list(CONTROL_KINDS)
+        plain = list(CONTROLS)
         return (0, plain.index(kind)) if kind in plain else (1, 0)
 
     kinds = {kind: number for number, kind in enumerate(sorted(dict.fromkeys(rows["constants"]), key=place))}

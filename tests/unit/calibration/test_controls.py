@@ -25,7 +25,7 @@ from papa_lightning import AttentionConstants, calibrate, restore_attention, swa
 from papa_lightning.attention import ConstantHeads, Place, ZeroMassWarning, ZeroMassWatch
 from papa_lightning.attention.functional import EPS
 from papa_lightning.attention.zero_mass import first_zero_of_diagonal
-from papa_lightning.calibration import CONTROL_KINDS, ConstantsKind, constants_kind, control_constants
+from papa_lightning.calibration import CONTROLS, ConstantsKind, constants_kind, control_constants
 from papa_lightning.calibration.controls import FALLBACK
 from papa_lightning.encoders import swapped_layers
 from papa_lightning.errors import PapaError
@@ -151,7 +151,7 @@ def test_zero_is_the_encoder_without_these_heads(heads):
     assert_close(real(inputs, found), real(inputs, run(pruned, inputs)), **EXACT)
 
 
-@pytest.mark.parametrize("kind", CONTROL_KINDS)
+@pytest.mark.parametrize("kind", CONTROLS)
 @pytest.mark.parametrize("heads", ["all", PARTIAL], ids=["all", "some"])
 def test_no_kind_warns(kind, heads):
     model = build()
@@ -213,7 +213,7 @@ def test_pruned_heads_need_no_look_at_the_mask(monkeypatch):
     assert first_zero_of_diagonal(torch.stack([torch.zeros(3, 3), torch.diag(torch.tensor([1.0, 0, 1]))])) == 1
 
 
-@pytest.mark.parametrize("kind", CONTROL_KINDS)
+@pytest.mark.parametrize("kind", CONTROLS)
 @pytest.mark.parametrize("name", ["gpt2", "qwen2-sliding", "modernbert"])
 def test_encoders_that_cannot_look_everywhere(name, kind):
     model, inputs = tiny_models.build(name), tiny_models.make_inputs(name)
@@ -248,7 +248,7 @@ def test_average_is_the_average():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("kind", CONTROL_KINDS)
+@pytest.mark.parametrize("kind", CONTROLS)
 def test_shape_counts_dtype_and_metadata_are_kept(kind, dtype):
     average = AttentionConstants(torch.rand(2, 3, 5, 5).to(dtype), torch.randint(1, 9, (5, 5)), {"data": {"rows": 3}})
     control = control_constants(kind, average, seed=4)
@@ -264,11 +264,11 @@ def test_shape_counts_dtype_and_metadata_are_kept(kind, dtype):
 
 def test_the_variance_of_the_average_is_that_of_no_other_kind():
     average = AttentionConstants(torch.rand(2, 3, 5, 5), torch.ones(5, 5), variance=torch.rand(2, 3))
-    for kind in CONTROL_KINDS:
+    for kind in CONTROLS:
         assert control_constants(kind, average).variance is (average.variance if kind == "average" else None)
 
 
-@pytest.mark.parametrize("kind", CONTROL_KINDS)
+@pytest.mark.parametrize("kind", CONTROLS)
 def test_a_control_shares_no_memory_with_itself_and_is_saved(kind, tmp_path):
     average = AttentionConstants(torch.rand(2, 3, 5, 5), torch.ones(5, 5))
     before = average.values.clone()
@@ -354,12 +354,12 @@ def test_controls_of_something_else():
 
 
 def test_kinds_of_constants_are_read():
-    for kind in CONTROL_KINDS:
+    for kind in CONTROLS:
         assert constants_kind(kind) == ConstantsKind(kind)
     assert constants_kind("sequences:1") == ConstantsKind("sequences", sequences=1)
     assert constants_kind("sequences:20000").sequences == 20000
     assert constants_kind("other:my:task") == ConstantsKind("other", other_task="my:task")
-    for spec in (*CONTROL_KINDS, "sequences:16", "other:sst2"):
+    for spec in (*CONTROLS, "sequences:16", "other:sst2"):
         assert str(constants_kind(spec)) == spec
     with pytest.raises(AttributeError):
         constants_kind("zero").name = "one"

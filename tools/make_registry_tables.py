@@ -1,15 +1,19 @@
-"""Rewrite the table of supported encoders in docs/encoders.md from the registry: `make docs`.
+"""Rewrite the tables of encoders, kinds of attention and criteria in docs/ from their registries: `make docs`.
 
-Everything between the two marker comments is replaced, the rest of the page stays.
+Everything between the two marker comments is replaced, the rest of each page stays.
 """
 
-import argparse
+from __future__ import annotations
+
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 
+from papa_lightning.attention import kinds_table
+from papa_lightning.criteria import criteria_table
 from papa_lightning.encoders import FAMILIES, EncoderFamily, GroupedKeyProjection
 
-PAGE = Path(__file__).parents[1] / "docs" / "encoders.md"
+DOCS = Path(__file__).parents[1] / "docs"
 BEGIN = "<!-- the table is made from the registry by `make docs` -->\n"
 END = "<!-- end of the table -->\n"
 
@@ -35,15 +39,6 @@ _SLOTS = {
 
 #: DeBERTa's projections of relative positions to queries; its others are to keys.
 _POSITION_QUERIES = ("pos_q_proj", "pos_query_proj")
-
-
-def with_table(text: str) -> str:
-    """The text of the page with the table as it is now."""
-    before, _, rest = text.partition(BEGIN)
-    _, marker, after = rest.partition(END)
-    if not marker:
-        raise SystemExit(f"the page has lost its markers: put {BEGIN.strip()!r} and {END.strip()!r} around the table.")
-    return f"{before}{BEGIN}\n{families_table()}\n{END}{after}"
 
 
 def families_table() -> str:
@@ -83,8 +78,32 @@ def _describe(name: str, family: EncoderFamily) -> str:
     return f"`{name}`"
 
 
+#: Table of each page, as Markdown.
+TABLES: dict[str, Callable[[], str]] = {
+    "encoders.md": families_table,
+    "kinds.md": lambda: kinds_table().markdown(),
+    "rankings.md": lambda: criteria_table().markdown(),
+}
+
+
+def with_table(text: str, page: str) -> str:
+    """The text of a page with its present table.
+
+    Args:
+        text: The page.
+        page: Its name, a key of :data:`TABLES`.
+
+    Raises:
+        SystemExit: When the page lacks the marker comments.
+    """
+    before, _, rest = text.partition(BEGIN)
+    _, marker, after = rest.partition(END)
+    if not marker:
+        raise SystemExit(f"{page} has lost its markers: put {BEGIN.strip()!r} and {END.strip()!r} around the table.")
+    return f"{before}{BEGIN}\n{TABLES[page]()}\n{END}{after}"
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("page", nargs="?", type=Path, default=PAGE, help="the page to rewrite")
-    page = parser.parse_args().page
-    page.write_text(with_table(page.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in TABLES:
+        path = DOCS / page
+        path.write_text(with_table(path.read_text(encoding="utf-8"), page), encoding="utf-8")
