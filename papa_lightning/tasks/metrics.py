@@ -1,7 +1,8 @@
-"""Metrics of tasks, by name."""
+"""Metrics of tasks, and the registry of those that probes are scored by."""
 
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torchmetrics.classification import (
 from torchmetrics.text import Perplexity
 
 from papa_lightning.errors import PapaError
+from papa_lightning.registry import Registry
 from papa_lightning.tag_schemes import Scheme
 from papa_lightning.tasks.entity_f1 import EntityF1
 from papa_lightning.tasks.scores import UNLABELLED
@@ -59,29 +61,8 @@ class MatthewsCorrCoef(MulticlassMatthewsCorrCoef):
         return torch.where(scale > 0, covariance.float() / scale, torch.zeros_like(scale))
 
 
-def _accuracy(num_labels: int) -> Metric:
-    return MulticlassAccuracy(num_classes=num_labels, average="micro")
-
-
-def _f1(num_labels: int) -> Metric:
-    return BinaryF1Score() if num_labels == 2 else MulticlassF1Score(num_classes=num_labels, average="macro")
-
-
-def _token_accuracy(num_labels: int) -> Metric:
-    return MulticlassAccuracy(num_classes=num_labels, average="micro", ignore_index=UNLABELLED)
-
-
-#: Every metric takes the predicted classes (B,) and the true classes (B,).
-CLASSIFICATION_METRICS: Mapping[str, Callable[[int], Metric]] = MappingProxyType(
-    {"accuracy": _accuracy, "matthews_corrcoef": MatthewsCorrCoef, "f1": _f1}
-)
-
-#: The metrics of tokens; they take the predicted and the true tags, (B, T), -100 where a token has none.
-TOKEN_METRICS = ("token_accuracy", "entity_f1")
-
-
 class LogitPerplexity(Perplexity):
-    """torchmetrics' perplexity of N tokens that are no sequence.
+    """Perplexity of torchmetrics for N tokens without the dimension of sequences.
 
     Example:
         >>> metric = LogitPerplexity()
@@ -94,20 +75,120 @@ class LogitPerplexity(Perplexity):
 
         Args:
             preds: (N, V), logits.
-            target: (N,), the tokens that stood there.
+            target: (N,), the true tokens.
         """
         super().update(preds[None].float(), target[None])
 
 
+@dataclass(frozen=True)
+class Labels:
+    """Labels of a task, from which its metrics are made.
+
+    Args:
+        number: Number of classes or tags.
+        names: Their names by number; None where they are not known.
+        scheme: Scheme of tags; None recognises it.
+    """
+
+    number: int
+    names: Sequence[str] | None = None
+    scheme: Scheme | None = None
+
+
+@dataclass(frozen=True)
+class TaskMetric:
+    """A metric of tasks with one label a sequence, or one a token.
+
+    Args:
+        level: "sequence": it is updated with predicted and true classes (B,); "token": with predicted and true tags
+            (B, T), -100 where a token has none.
+        make: Function from the labels of the task to the metric of torchmetrics.
+        chance: Function from the share of each label, (C,), to the best score of a constant answer, or to None where
+            it is not known.
+    """
+
+    level: Literal["sequence", "token"]
+    make: Callable[[Labels], Metric]
+    chance: Callable[[Tensor], float | None] = lambda shares: None
+
+
+#: Metrics of sequence and token classification by name.
+METRICS: Registry[TaskMetric] = Registry("metric", lambda part: isinstance(part, TaskMetric))
+
+
+def _accuracy(labels: Labels) -> Metric:
+    return MulticlassAccuracy(num_classes=labels.number, average="micro")
+
+
+def _token_accuracy(labels: Labels) -> Metric:
+    return MulticlassAccuracy(num_classes=labels.number, average="micro", ignore_index=UNLABELLED)
+
+
+def _f1(labels: Labels) -> Metric:
+    number = labels.number
+    return BinaryF1Score() if number == 2 else MulticlassF1Score(num_classes=number, average="macro")
+
+
+def _entity_f1(labels: Labels) -> Metric:
+    if labels.names is None:
+        raise PapaError(
+            "metrics has 'entity_f1', but label_names is None: pass the names of the tags, or a datamodule that has "
+            "label_names."
+        )
+    return EntityF1(labels.names, labels.scheme)
+
+
+def _most_frequent(shares: Tensor) -> float:
+    return float(shares.max())
+
+
+def _always_class_1(shares: Tensor) -> float | None:
+    return float(2 * shares[1] / (1 + shares[1])) if len(shares) == 2 else None
+
+
+METRICS["accuracy"] = TaskMetric("sequence", _accuracy, _most_frequent)
+METRICS["matthews_corrcoef"] = TaskMetric(
+    "sequence", lambda labels: MatthewsCorrCoef(num_classes=labels.number), lambda shares: 0.0
+)
+METRICS["f1"] = TaskMetric("sequence", _f1, _always_class_1)
+METRICS["token_accuracy"] = TaskMetric("token", _token_accuracy, _most_frequent)
+METRICS["entity_f1"] = TaskMetric("token", _entity_f1, lambda shares: 0.0)
+
+
+def chance_level(metric: str, labels: Tensor) -> float | None:
+    """Chance level of a metric: the best score of a constant answer.
+
+    With p the share of the most frequent label: p for an accuracy, 0 for a correlation and for entities. For the F1 of
+    class 1, which has the share q: 2 q / (1 + q).
+
+    Args:
+        metric: Name of the metric.
+        labels: True labels, of any shape; -100 where there is none.
+
+    Returns:
+        The score, or None where it is not known.
+
+    Example:
+        >>> chance_level("accuracy", torch.tensor([0, 1, 1, 1]))
+        0.75
+        >>> chance_level("f1", torch.tensor([0, 1]))
+        0.6666666666666666
+    """
+    if metric not in METRICS:
+        return None
+    known = labels[labels != UNLABELLED]
+    return METRICS[metric].chance(torch.bincount(known).double() / len(known))
+
+
 def classification_metrics(names: Sequence[str], num_labels: int) -> MetricCollection:
-    """Build the metrics of a classification task.
+    """Metrics of a task with one class a sequence.
 
     - ``accuracy``: share of sequences whose class is right.
     - ``matthews_corrcoef``: `MatthewsCorrCoef`.
     - ``f1``: with two classes the F1 of class 1, otherwise the mean of the F1 of the classes.
 
     Args:
-        names: Names of the metrics, each once.
+        names: Names of metrics of sequences in :data:`METRICS`, each once.
         num_labels: The number of classes.
 
     Returns:
@@ -122,23 +203,22 @@ def classification_metrics(names: Sequence[str], num_labels: int) -> MetricColle
         >>> metrics(torch.tensor([1, 1, 0, 0]), torch.tensor([1, 0, 0, 0]))
         {'accuracy': tensor(0.7500), 'f1': tensor(0.6667)}
     """
-    _check_names(names, tuple(CLASSIFICATION_METRICS))
-    return MetricCollection({name: CLASSIFICATION_METRICS[name](num_labels) for name in names})
+    return _collection("sequence", names, Labels(num_labels))
 
 
 def token_metrics(
     names: Sequence[str], num_labels: int, label_names: Sequence[str] | None, scheme: Scheme | None = None
 ) -> MetricCollection:
-    """Build the metrics of a task with one tag a token.
+    """Metrics of a task with one tag a token.
 
     - ``token_accuracy``: share of labelled tokens whose tag is right.
-    - ``entity_f1``: `EntityF1`, which wants the names of the tags.
+    - ``entity_f1``: `EntityF1`, which needs the names of the tags.
 
     Args:
-        names: Names of the metrics, each once.
+        names: Names of metrics of tokens in :data:`METRICS`, each once.
         num_labels: The number of tags.
         label_names: Names of the tags by number, or None.
-        scheme: Scheme of the tags for `EntityF1`. None: recognised.
+        scheme: Scheme of the tags for `EntityF1`; None recognises it.
 
     Returns:
         The metrics under their names; each is updated with predicted and true tags (B, T), -100 where there is none.
@@ -151,19 +231,11 @@ def token_metrics(
         >>> metrics(torch.tensor([[1, 2, 0]]), torch.tensor([[1, 2, -100]]))
         {'entity_f1': tensor(1.), 'token_accuracy': tensor(1.)}
     """
-    _check_names(names, TOKEN_METRICS)
-    metrics: dict[str, Metric | MetricCollection] = {}
-    for name in names:
-        if name == "entity_f1" and label_names is None:
-            raise PapaError(
-                "metrics has 'entity_f1', but label_names is None: pass the names of the tags, or a datamodule that "
-                "has label_names."
-            )
-        metrics[name] = EntityF1(label_names or (), scheme) if name == "entity_f1" else _token_accuracy(num_labels)
-    return MetricCollection(metrics)
+    return _collection("token", names, Labels(num_labels, label_names, scheme))
 
 
-def _check_names(names: Sequence[str], known: Sequence[str]) -> None:
+def _collection(level: str, names: Sequence[str], labels: Labels) -> MetricCollection:
+    known = [name for name in METRICS if METRICS[name].level == level]
     choices = ", ".join(known)
     if isinstance(names, str) or not names:
         raise PapaError(f"metrics is {names!r}, but must be a list of at least one name: choose from {choices}.")
@@ -172,3 +244,4 @@ def _check_names(names: Sequence[str], known: Sequence[str]) -> None:
             raise PapaError(f"metrics has {name!r}, which is not a metric of this task: choose from {choices}.")
     if len(set(names)) != len(names):
         raise PapaError(f"metrics is {list(names)}, which names a metric twice: name each once.")
+    return MetricCollection({name: METRICS[name].make(labels) for name in names})

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from papa_lightning.study.workbench import chance_level
-from papa_lightning.tasks.metrics import classification_metrics, token_metrics
+from papa_lightning.tasks.metrics import chance_level, classification_metrics, token_metrics
 
 LABELS = torch.tensor([0, 1, 1, 0, 1, 1, 1])
 
