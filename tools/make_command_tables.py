@@ -13,6 +13,7 @@ from unittest import mock
 
 from papa_lightning.cli import commands
 from papa_lightning.cli import main as cli
+from papa_lightning.cli.choices import with_choices
 
 PAGE = Path(__file__).parents[1] / "docs" / "command_line.md"
 BEGIN = "<!-- the tables are made from the parsers by `make docs` -->\n"
@@ -75,7 +76,11 @@ def _rows(parser: argparse.ArgumentParser) -> Iterator[str]:
             continue
         name = action.option_strings[-1].rstrip("+") if action.option_strings else action.dest.upper()
         default = "required" if _required(action, parser) else f"`{_plain(action.default)}`"
-        text = _ROLE.sub(r"`\1`", " ".join(str(action.help or "").split())).replace("``", "`").replace("|", "\\|")
+        text = (
+            _ROLE.sub(r"`\1`", with_choices(" ".join(str(action.help or "").split())))
+            .replace("``", "`")
+            .replace("|", "\\|")
+        )
         yield f"| `{name}` | {default} | {text} |"
 
 

@@ -90,8 +90,8 @@ class BenchmarkSettings:
         inputs: Batches as "BxT": number of sequences x tokens.
         vary: ``"all"`` measures all combinations of `shape` and `inputs`, ``"one"`` one list at a time, the others at
             their first entry.
-        kinds: What the attention is swapped to: ``"stock"`` (left as it is), ``"constant"``, ``"gated"``, ...; or
-            ``"calibration"``, the pass that averages the attention.
+        kinds: Kinds of attention to swap to, all but ``"dynamic"`` of :data:`papa_lightning.attention.KINDS`;
+            ``"stock"``, the encoder as it is; or ``"calibration"``, the pass that averages the attention.
         shares: Shares of constant heads, from 0 to 1, for the kinds that leave other heads dynamic.
         options: What a kind takes beside constants and heads: {"aft_local": {"window": 32}}; of ``"compact"`` the width
             of the profile, {"compact": {"width": 64}}.

@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 from papa_lightning.benchmark import BenchmarkSettings, ShapeSettings, format_result, run_benchmark, write_benchmark
 from papa_lightning.calibration import AttentionConstants, CompactConstants
 from papa_lightning.calibration.compact.constants import describe_compact
+from papa_lightning.cli.choices import ChoicesHelpFormatter
 from papa_lightning.export.folder import describe_export
 from papa_lightning.export.source import ExportSettings, export_source
 from papa_lightning.files.writing import check_output
@@ -254,7 +255,12 @@ def compact_parser() -> ArgumentParser:
 
 
 def _parser(command: str, description: str) -> ArgumentParser:
-    return ArgumentParser(prog=f"papa {command}", exit_on_error=False, description=description)
+    return ArgumentParser(
+        prog=f"papa {command}",
+        exit_on_error=False,
+        description=description,
+        formatter_class=ChoicesHelpFormatter,
+    )
 
 
 @contextmanager

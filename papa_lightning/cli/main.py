@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from jsonargparse import DefaultHelpFormatter, Namespace
+from jsonargparse import Namespace
 
 # Imported for their names: a configuration file says `class_path: SST2DataModule`, and what is imported is found.
 from papa_lightning import callbacks, datamodules, from_scratch, tasks  # noqa: F401
 from papa_lightning.callbacks import CalibratingCallback
+from papa_lightning.cli.choices import ChoicesHelpFormatter
 from papa_lightning.cli.errors import closing
 from papa_lightning.cli.loggers import SaveRunConfig, default_loggers
 from papa_lightning.cli.summary import Stopwatch, summarize_fit, summarize_scores
@@ -63,8 +64,8 @@ papa VERB --help lists the arguments of a verb, and --print_config all their
 values. PAPA_DEBUG=1 shows the traceback of an error."""
 
 
-class _HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """jsonargparse's, but the text below the arguments keeps its lines."""
+class _HelpFormatter(RawDescriptionHelpFormatter, ChoicesHelpFormatter):
+    """Help formatter that keeps the lines of the text below the arguments."""
 
 
 class PapaCLI(LightningCLI):

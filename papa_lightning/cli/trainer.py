@@ -71,8 +71,8 @@ class PapaTrainer(L.Trainer):
         Args:
             model: The task.
             datamodule: Its train data are gone over.
-            criterion: variance, divergence, output, taylor, gate, greedy, random:SEED, layer:bottom_up or
-                layer:top_down. gate trains; so does a criterion that asks the loss, where there is no ckpt_path.
+            criterion: Criterion of the ranking: :data:`papa_lightning.criteria.CRITERIA`. gate trains; so does a
+                criterion that needs the loss, where there is no ckpt_path.
             output: Where the ranking is written; `fit` takes the file as `ranking` of ConstantAttention.
             constants: A constants file; without one, a criterion that needs constants calibrates first.
             ckpt_path: Checkpoint of the trained task.

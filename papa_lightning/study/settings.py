@@ -49,11 +49,12 @@ class StudySettings:
         encoders: Names and where they are: on the hub, or folders written by ``save_pretrained``.
         tasks: Names and their data modules: ``class_path`` and ``init_args``, without ``tokenizer``, which is the
             encoder's.
-        criteria: By what heads are ranked; see :data:`papa_lightning.criteria.CRITERIA`. "random:1" has seed 1.
+        criteria: Criteria that rank the heads: :data:`papa_lightning.criteria.CRITERIA`.
         shares: Shares of constant heads, from 0 to 1. Share 0 is always measured: everything is compared with it.
         seeds: Seeds of the probe: its initial values, the order of the examples, dropout.
-        constants: Kinds of constants. ``"average"`` is measured at all `shares` for all `criteria`; the others are
-            controls, see `control_shares`.
+        constants: Kinds of constants: :data:`papa_lightning.calibration.CONTROLS`, ``"sequences:N"`` for an average of
+            N sequences, or ``"other:TASK"`` for the average of another task. ``"average"`` is measured at all `shares`
+            for all `criteria`; the others are controls, see `control_shares`.
         control_shares: Shares at which controls are measured, with the first of `criteria`.
         pooling: The probe of sentence tasks; see :class:`~papa_lightning.SequenceClassificationTask`.
         probe: How the probes are trained.

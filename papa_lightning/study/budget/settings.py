@@ -30,7 +30,7 @@ class BudgetSettings:
         within: The largest relative loss of the task's score against all heads dynamic: "1%" or 0.01.
         search: ``"share"``: heads become constant in the order of `criterion`. ``"greedy"``: in the order of a greedy
             search on the selection data, see :class:`~papa_lightning.criteria.GreedySearch`.
-        criterion: By what ``"share"`` ranks; see :data:`papa_lightning.criteria.CRITERIA`.
+        criterion: Criterion that ``"share"`` ranks by: :data:`papa_lightning.criteria.CRITERIA`.
         seeds: Seeds of the probe. Losses are means over them.
         search_sequences: Sequences of the selection data that greedy search takes for every measurement.
         split_seed: Of the halves of the validation data, where there is no labelled test split.

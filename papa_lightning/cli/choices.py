@@ -1,0 +1,46 @@
+"""Choices in help texts, read from the registries when a help is printed.
+
+A help text names a registry by its reference, such as ``:data:`papa_lightning.criteria.CRITERIA```, and shows what is
+registered there, parts of other packages included.
+"""
+
+from __future__ import annotations
+
+import re
+from argparse import Action
+from collections.abc import Callable
+
+from jsonargparse import DefaultHelpFormatter
+
+from papa_lightning.attention import KINDS
+from papa_lightning.calibration import CONTROLS
+from papa_lightning.criteria import criteria_help
+
+#: Choices of each registry, as a phrase.
+_CHOICES: dict[str, Callable[[], str]] = {
+    "papa_lightning.attention.KINDS": lambda: ", ".join(KINDS),
+    "papa_lightning.calibration.CONTROLS": lambda: ", ".join(CONTROLS),
+    "papa_lightning.criteria.CRITERIA": criteria_help,
+}
+_REFERENCE = re.compile(rf":data:`~?({'|'.join(map(re.escape, _CHOICES))})`")
+
+
+def with_choices(text: str) -> str:
+    """A help text with the choices in place of the references to registries.
+
+    Args:
+        text: Help text with references.
+
+    Example:
+        >>> with_choices("one of :data:`papa_lightning.calibration.CONTROLS`").startswith("one of average, uniform")
+        True
+    """
+    return _REFERENCE.sub(lambda found: _CHOICES[found[1]](), text)
+
+
+class ChoicesHelpFormatter(DefaultHelpFormatter):
+    """Help formatter of jsonargparse with the choices of registries in the help of arguments."""
+
+    def _get_help_string(self, action: Action) -> str | None:
+        text = super()._get_help_string(action)
+        return None if text is None else with_choices(text)
