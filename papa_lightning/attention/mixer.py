@@ -206,7 +206,7 @@ class TokenMixer(nn.Module):
     constants_form: ClassVar[Literal["matrices", "equal_matrices", "compact"]] = "matrices"
     #: Whether its speed depends on how dynamic attention is computed, so that it is timed with each backend.
     depends_on_backend: ClassVar[bool] = True
-    #: Its row in the documentation.
+    #: Its row in the documentation; not inherited.
     facts: ClassVar[KindFacts] = KindFacts()
 
     def __init__(self, place: Place, heads: Sequence[int]) -> None:

@@ -6,7 +6,7 @@ Each kind registers its class in its own file. Those of other packages are entry
 
 from __future__ import annotations
 
-from papa_lightning.attention.mixer import TokenMixer
+from papa_lightning.attention.mixer import KindFacts, TokenMixer
 from papa_lightning.registry import Registry
 from papa_lightning.text import Table
 
@@ -28,7 +28,8 @@ def kinds_table() -> Table:
     """
     rows = []
     for name, mixer in KINDS.items():
-        computes = mixer.facts.computes or (mixer.__doc__ or "").strip().partition("\n")[0]
-        rows.append((f"`{name}`", computes, mixer.facts.parameters, mixer.facts.cost, mixer.facts.starts))
+        facts = vars(mixer).get("facts", KindFacts())  # its own: those of the kind that it derives from are not its
+        computes = facts.computes or (mixer.__doc__ or "").strip().partition("\n")[0]
+        rows.append((f"`{name}`", computes, facts.parameters, facts.cost, facts.starts))
     columns = ("kind", "what a layer computes", "new parameters a layer", "cost", "starts from")
     return Table(columns, rows, left=len(columns))

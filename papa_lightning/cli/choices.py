@@ -41,6 +41,5 @@ def with_choices(text: str) -> str:
 class ChoicesHelpFormatter(DefaultHelpFormatter):
     """Help formatter of jsonargparse with the choices of registries in the help of arguments."""
 
-    def _get_help_string(self, action: Action) -> str | None:
-        text = super()._get_help_string(action)
-        return None if text is None else with_choices(text)
+    def _get_help_string(self, action: Action) -> str:
+        return with_choices(super()._get_help_string(action))

@@ -24,19 +24,27 @@ from conformance.tiny_models import (
 from transformers.models.deberta_v2.modeling_deberta_v2 import DisentangledSelfAttention
 
 from papa_lightning import PapaError, restore_attention, swap_attention
+from papa_lightning.attention import KINDS as REGISTERED
 from papa_lightning.encoders import is_calibrated, load_constants, observe_attention, swap_as_saved, swapped_layers
 from papa_lightning.errors import HeadSelectionError
 
 OPTIONS = {"window": 3}
-KINDS = ["aft_full", "aft_simple", "aft_local", "aft_conv", "additive", "shared"]
+#: Every kind of whole layers that can do without constants.
+KINDS = [
+    name
+    for name, mixer in REGISTERED.items()
+    if mixer.whole_layer and not mixer.needs_constants(mixer.complete_options({}, constants_given=False))
+]
 #: One family for every way in which an encoder is opened, each with two kinds; every kind in two families.
 SEAMS = ["bert", "gpt2", "llama", "albert", "deberta-v2-own", "t5"]
-PAIRS = [(name, KINDS[(place + step) % 6]) for place, name in enumerate(SEAMS) for step in (0, 3)]
+PAIRS = [(name, KINDS[(place + step) % len(KINDS)]) for place, name in enumerate(SEAMS) for step in (0, 3)]
 FACTORS = [("bert", "aft_full", {"inner": 4}), ("gpt2", "aft_local", {"window": 3, "inner": 4, "per_head": False})]
 
 
 def swap(name, model, kind, **options):
-    own = OPTIONS if "aft_local" in kind or "aft_conv" in kind else None
+    kinds = [kind] if isinstance(kind, str) else kind
+    known = {option for one in kinds for option in REGISTERED[one].option_names()}
+    own = {option: value for option, value in OPTIONS.items() if option in known}
     return swap_attention(model, kind, **{"max_length": CASES[name].length, "options": own} | options)
 
 

@@ -60,7 +60,7 @@ class CompactHeads(TokenMixer):
     constant_tensors = PARTS
 
     @classmethod
-    def saved_operations(cls, block: Block, share: float, options: Mapping[str, Any]) -> float:
+    def saved_operations(cls, block: Block, share: float, options: Mapping[str, Any]) -> float | None:
         """Queries, keys, scores and the product with the values; added are the profile and a sum over the columns.
 
         Args:

@@ -35,7 +35,7 @@ class ConstantHeads(MatrixHeads):
     )
 
     @classmethod
-    def saved_operations(cls, block: Block, share: float, options: Mapping[str, Any]) -> float:
+    def saved_operations(cls, block: Block, share: float, options: Mapping[str, Any]) -> float | None:
         """Queries, keys and scores of the constant heads."""
         return share * block.queries
 

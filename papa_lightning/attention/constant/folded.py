@@ -63,7 +63,7 @@ class FoldedHeads(MatrixHeads):
     whole_layer = "makes one map of the values of all heads"
 
     @classmethod
-    def saved_operations(cls, block: Block, share: float, options: Mapping[str, Any]) -> float:
+    def saved_operations(cls, block: Block, share: float, options: Mapping[str, Any]) -> float | None:
         """Queries, keys and scores, and one of the two (d x d) matrices for values and outputs."""
         return block.queries + block.hidden
 

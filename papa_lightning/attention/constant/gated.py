@@ -36,7 +36,7 @@ class GatedHeads(MatrixHeads):
     whole_layer = "puts a gate on every head"
 
     @classmethod
-    def saved_operations(cls, block: Block, share: float, options: Mapping[str, Any]) -> float:
+    def saved_operations(cls, block: Block, share: float, options: Mapping[str, Any]) -> float | None:
         """None: the product of constants and values is added."""
         return -block.length
 
