@@ -77,7 +77,8 @@ def whole(least: int = 0, most: int = LARGEST) -> Check:
 
     def check(name: str, value: object) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            refuse(name, value, f"a whole number from {least} to {most}")
+            end = "on, below 2**63" if most == LARGEST else f"to {most}"
+            refuse(name, value, f"a whole number from {least} {end}")
         return value
 
     return check

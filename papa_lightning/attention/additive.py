@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from papa_lightning.attention.aft.checks import check_count, check_divides, check_mask
+from papa_lightning.attention.aft.checks import check_divides, check_mask
 from papa_lightning.attention.aft.layers import ProjectedMixing
 from papa_lightning.attention.aft.means import masked_values, recomputed
 from papa_lightning.attention.functional import accumulation_dtype
 from papa_lightning.attention.mixer import KindFacts, Place
 from papa_lightning.attention.registry import KINDS
 from papa_lightning.attention.without_constants import ScorelessLayer
+from papa_lightning.checks import whole
 from papa_lightning.errors import PapaError
 
 
@@ -57,7 +58,7 @@ def additive_attention(
     """
     heads = v if v.dim() == 2 else v[None]
     _check(query, key, value, heads, mask)
-    check_count("chunk", chunk, least=1)
+    whole(1)("chunk", chunk)
     dtype = accumulation_dtype(value.dtype)
     length, device = query.shape[1], query.device
     with torch.autocast(device.type, enabled=False):
@@ -133,10 +134,10 @@ class AdditiveAttention(ProjectedMixing):
     """
 
     def __init__(self, hidden_size: int, heads: int = 1, causal: bool = False, chunk: int = 16) -> None:
-        check_count("heads", heads, least=1)
+        whole(1)("heads", heads)
         super().__init__(hidden_size)
         check_divides("heads", heads, hidden_size)
-        check_count("chunk", chunk, least=1)
+        whole(1)("chunk", chunk)
         self.causal, self.chunk = causal, chunk
         self.v = nn.Parameter(torch.empty(heads, hidden_size // heads))
         bound = self.v.shape[1] ** -0.5  # as nn.Linear(d / H, 1) begins

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from papa_lightning.callbacks import CalibratingCallback, HeadGates
+from papa_lightning.checks import whole
 from papa_lightning.criteria.base import CRITERIA, HeadCriterion, RankingInputs
 from papa_lightning.either_lightning import L, isolate_rng
 from papa_lightning.encoders import find_encoder, gate_logits, swap_attention
@@ -42,8 +43,7 @@ class LearnedGates(HeadCriterion):
     passes = 2.7
 
     def __init__(self, max_epochs: int = 1, learning_rate: float = GATE_LEARNING_RATE, seed: int = 0) -> None:
-        if max_epochs < 1:
-            raise PapaError(f"max_epochs is {max_epochs}, but must be at least 1.")
+        whole(1)("max_epochs", max_epochs)
         self.max_epochs, self.learning_rate, self.seed = max_epochs, learning_rate, seed
         self.passes = self.passes * max_epochs
 

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from papa_lightning.attention.functional import apply_attention, constant_attention
 from papa_lightning.calibration import eval_mode
 from papa_lightning.calibration.batches import checked_inputs
+from papa_lightning.checks import whole
 from papa_lightning.criteria.base import CRITERIA, HeadCriterion, RankingInputs, per_layer, precision
 from papa_lightning.encoders import find_encoder, replace_mixing
 from papa_lightning.errors import PapaError
@@ -52,7 +53,7 @@ class GreedySearch(HeadCriterion):
         >>> GreedySearch(rounds=0)
         Traceback (most recent call last):
         ...
-        papa_lightning.errors.PapaError: rounds is 0, but must be a whole number from 1 on.
+        papa_lightning.errors.PapaError: rounds is 0, but must be a whole number from 1 on, below 2**63.
     """
 
     formula = "rounds of a search over the loss, see `GreedySearch`"
@@ -60,10 +61,7 @@ class GreedySearch(HeadCriterion):
     passes = 21.0
 
     def __init__(self, sequences: int = 256, rounds: int = 8) -> None:
-        for argument, value in (("sequences", sequences), ("rounds", rounds)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise PapaError(f"{argument} is {value!r}, but must be a whole number from 1 on.")
-        self.sequences, self.rounds = sequences, rounds
+        self.sequences, self.rounds = whole(1)("sequences", sequences), whole(1)("rounds", rounds)
 
     def measure(self, inputs: RankingInputs) -> Tensor:
         """See :meth:`HeadCriterion.measure`.

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from papa_lightning.attention.aft.checks import check_count
 from papa_lightning.attention.functional import accumulation_dtype
+from papa_lightning.checks import whole
 from papa_lightning.errors import PapaError
 
 
@@ -39,7 +39,7 @@ class FactorizedBias(nn.Module):
     def __init__(self, max_length: int, inner: int = 64, groups: int = 1) -> None:
         super().__init__()
         for name, number in (("max_length", max_length), ("inner", inner), ("groups", groups)):
-            check_count(name, number, least=1)
+            whole(1)(name, number)
         self.max_length = max_length
         self.u = nn.Parameter(torch.empty(groups, max_length, inner))
         self.v = nn.Parameter(torch.empty(groups, max_length, inner))
@@ -76,7 +76,7 @@ class FactorizedBias(nn.Module):
             (H, length, offsets) from ``-(s - 1)`` to ``s - 1``, or to 0 in causal mode, with s at most ``length``.
             Entries for keys before the first or after the last are 0.
         """
-        check_count("window", window, least=1)
+        whole(1)("window", window)
         reach = min(window, length) - 1
         size = math.ceil(length / max(1, length // max(reach, 32)))
         count = math.ceil(length / size)
@@ -172,7 +172,7 @@ class NormalizedKernel(nn.Module):
     def __init__(self, heads: int, window: int, dimensions: int = 1) -> None:
         super().__init__()
         for name, number in (("heads", heads), ("window", window), ("dimensions", dimensions)):
-            check_count(name, number, least=1)
+            whole(1)(name, number)
         self.weight = nn.Parameter(torch.empty(heads, *[window] * dimensions))
         self.gamma = nn.Parameter(torch.empty(heads, *[1] * dimensions))
         self.beta = nn.Parameter(torch.empty(heads, *[1] * dimensions))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from papa_lightning.checks import whole
 from papa_lightning.errors import PapaError
 
 
@@ -122,22 +123,12 @@ def check_divides(name: str, parts: int, channels: int) -> None:
         raise PapaError(f"{name} are {parts}, which does not divide the {channels} channels: choose one of {divisors}.")
 
 
-def check_count(name: str, value: int, least: int) -> None:
-    """A whole number that is not too small.
-
-    Raises:
-        PapaError: When it is something else.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise PapaError(f"{name} is {value!r}, but must be a whole number of at least {least}.")
-
-
 def check_window(window: int, longest: int, what: str) -> None:
     """A window that is not longer than what it slides over.
 
     Raises:
         PapaError: When it is.
     """
-    check_count("window", window, least=1)
+    whole(1)("window", window)
     if window > longest:
         raise PapaError(f"window is {window}, but {what} is only {longest}: choose a window of at most {longest}.")

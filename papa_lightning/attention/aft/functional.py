@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from papa_lightning.attention.aft.band import Band, banded_mean
-from papa_lightning.attention.aft.checks import check_band, check_bias, check_count, check_rows
+from papa_lightning.attention.aft.checks import check_band, check_bias, check_rows
 from papa_lightning.attention.aft.means import (
     finite_maximum,
     masked_keys,
@@ -28,6 +28,7 @@ from papa_lightning.attention.aft.means import (
     weighted_mean,
 )
 from papa_lightning.attention.functional import accumulation_dtype
+from papa_lightning.checks import whole
 
 
 def aft_full(
@@ -67,7 +68,7 @@ def aft_full(
         tensor([0.5000, 0.0000])
     """
     check_rows(query, key, value, mask)
-    check_count("chunk", chunk, least=1)
+    whole(1)("chunk", chunk)
     length = query.shape[1]
     bias = check_bias(position_bias, length, query.shape[-1])
     with torch.autocast(query.device.type, enabled=False):
@@ -187,7 +188,7 @@ def aft_local(
         True
     """
     check_rows(query, key, value, mask)
-    check_count("window", window, least=0)
+    whole(0)("window", window)
     length = query.shape[1]
     bias = check_bias(position_bias, length, query.shape[-1])
     last = 0 if causal else min(window, length) - 1

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from papa_lightning.attention.aft.bias import FactorizedBias, NormalizedKernel
-from papa_lightning.attention.aft.checks import check_count, check_divides, check_window
+from papa_lightning.attention.aft.checks import check_divides, check_window
 from papa_lightning.attention.aft.conv import aft_conv, aft_conv2d
 from papa_lightning.attention.aft.functional import aft_banded, aft_full, aft_simple
+from papa_lightning.checks import whole
 from papa_lightning.errors import PapaError
 
 
@@ -28,7 +29,7 @@ class ProjectedMixing(nn.Module):
 
     def __init__(self, hidden_size: int, key_size: int | None = None) -> None:
         super().__init__()
-        check_count("hidden_size", hidden_size, least=1)
+        whole(1)("hidden_size", hidden_size)
         self.hidden_size = hidden_size
         self.query = nn.Linear(hidden_size, hidden_size)
         self.key = nn.Linear(hidden_size, hidden_size if key_size is None else key_size)
@@ -92,7 +93,7 @@ class AFTFull(ProjectedMixing):
         self, hidden_size: int, max_length: int, inner: int = 64, causal: bool = False, chunk: int = 128
     ) -> None:
         super().__init__(hidden_size)
-        check_count("chunk", chunk, least=1)
+        whole(1)("chunk", chunk)
         self.causal, self.chunk = causal, chunk
         self.position_bias = FactorizedBias(max_length, inner)
 
@@ -227,6 +228,6 @@ class AFTConv2d(ProjectedMixing):
 
 
 def _check_heads(hidden_size: int, heads: int) -> None:
-    check_count("hidden_size", hidden_size, least=1)
-    check_count("heads", heads, least=1)
+    whole(1)("hidden_size", hidden_size)
+    whole(1)("heads", heads)
     check_divides("heads", heads, hidden_size)
