@@ -1,4 +1,4 @@
-"""The order in which heads become constant."""
+"""Rankings: the order in which heads become constant."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class HeadRanking:
     Args:
         heads: (layer, head) pairs, each once; the head whose attention matters least comes first.
         scores: The value of the criterion for each of ``heads``, or None.
-        criterion: What the order comes from, e.g. "gate".
+        criterion: Text of the criterion of the order, e.g. "gate".
 
     Raises:
         PapaError: When a head is listed twice or is not a pair of whole numbers, or scores do not match the heads or
@@ -68,12 +68,12 @@ class HeadRanking:
     ) -> HeadRanking:
         """Rank by ascending score, ties in the order of layers and heads.
 
-        Scores that differ by rounding only are equal, see :func:`merge_ties`, so that the order is the same on every
+        Scores that differ by rounding alone are equal, see :func:`merge_ties`, so that the order is the same on every
         machine, with any number of threads and any batch size.
 
         Args:
             scores: (L, H) nested sequence; the lowest score becomes constant first.
-            criterion: What the scores are.
+            criterion: Text of the criterion of the scores.
             rounding: Scores no further apart than this are equal. None means :data:`UNITS` units in the last place
                 (float32) of the largest absolute score; 0 takes the scores as they are.
 
@@ -97,7 +97,7 @@ class HeadRanking:
         """The heads that become constant first.
 
         Args:
-            amount: How many (an int), or which share of all heads (a float from 0 to 1, rounded to whole heads).
+            amount: Number of heads (an int), or share of all heads (a float from 0 to 1, rounded to whole heads).
 
         Returns:
             The (layer, head) pairs, in the order of the ranking.
@@ -131,7 +131,7 @@ class HeadRanking:
 
     @classmethod
     def load(cls, path: str | Path) -> HeadRanking:
-        """Read a ranking that :meth:`save` wrote, or one that is written by hand like it, without a sum.
+        """Read a ranking that :meth:`save` wrote, or one like it that is written by hand, without a checksum.
 
         Raises:
             RankingFileError: When the file is missing, damaged, or something else.

@@ -15,7 +15,7 @@ Registered = TypeVar("Registered")
 
 
 class UnknownNameError(PapaError, KeyError):
-    """No part is registered under a name."""
+    """A name under which nothing is registered."""
 
     def __str__(self) -> str:
         """The message as it is; that of a KeyError would be quoted."""

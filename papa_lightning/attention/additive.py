@@ -41,7 +41,7 @@ def additive_attention(
             head has a softmax of its own.
         mask: (B, T), true for a real token, or None.
         causal: Only keys at or before the row.
-        chunk: Rows at a time.
+        chunk: Number of rows that are computed at a time.
 
     Returns:
         (B, T, d) in the dtype of ``value``.
@@ -155,9 +155,9 @@ class AdditiveHeads(ScorelessLayer):
     q and k are those of the encoder. Source: Bahdanau et al. 2015, arXiv 1409.0473. O(B chunk T d) in memory.
 
     Args:
-        place: See :class:`~papa_lightning.attention.mixer.TokenMixer`; with the size of the heads.
+        place: Position in the encoder, with the size of the heads.
         heads: All heads of the layer.
-        causal: None: as the encoder. Anything else than that is refused.
+        causal: Whether the encoder is causal; None takes it from the encoder.
 
     Attributes:
         score_weight: v, (H, h); starts as normal numbers with the standard deviation ``h ** -0.5``.

@@ -1,4 +1,4 @@
-"""The attention that an encoder computes from its input, described but not yet computed."""
+"""Attention that an encoder computes from its input, computed on request."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from papa_lightning.attention.functional import attention_probabilities, dynamic
 if TYPE_CHECKING:
     from papa_lightning.attention.slots import Slots
 
-#: How many attention probabilities exist at a time: 32 MB in float32.
+#: Number of attention probabilities that exist at a time: 32 MB in float32.
 CHUNK = 2**23
 
 
 @dataclass(frozen=True, eq=False)
 class DynamicAttention:
-    """The attention of the dynamic heads of one layer for one batch: nothing is computed until it is asked for.
+    """Attention of the dynamic heads of one layer for one batch, computed on request.
 
     ``A = softmax(scaling * Q K^T + bias)`` over the real keys, see
-    :func:`~papa_lightning.attention.functional.attention_probabilities`. It can be had whole, in rows (for sequences
-    whose matrices would not fit in memory), or multiplied with values (by PyTorch's fused kernel, never built).
+    :func:`~papa_lightning.attention.functional.attention_probabilities`. It can be computed whole, in rows (for
+    sequences whose matrices would not fit in memory), or multiplied with values by PyTorch's fused kernel.
 
     Args:
         query: (B, dynamic heads, T, h).
         key: (B, dynamic heads, T, h).
-        mask: (B, T), true for a real token, or None. It holds for the whole layer, constant heads too.
+        mask: (B, T), true for a real token, or None; also for the constant heads of the layer.
         scaling: Factor of the scores.
-        bias: What the encoder adds to the scores, or where they may look.
-        slots: How the tokens were put in order, where they do not stand as in the batch; T is then the number of slots.
+        bias: Bias that the encoder adds to the scores, or a boolean one, true where a query may look.
+        slots: Order of the tokens, where it differs from that of the batch; T is then the number of slots.
 
     Example:
         >>> import torch
@@ -54,14 +54,13 @@ class DynamicAttention:
         return attention_probabilities(self.query, self.key, self.mask, self.scaling, self.bias)
 
     def chunks(self, size: int | None = None) -> Iterator[tuple[int, Tensor]]:
-        """Go through the rows.
+        """Iterate over the rows.
 
         Args:
-            size: How many probabilities a chunk may have, None for :data:`CHUNK`; it has one row at least.
+            size: Largest number of probabilities of a chunk, but at least one row; None takes :data:`CHUNK`.
 
         Yields:
-            The number of the first row, and the probabilities (B, dynamic heads, rows, T), which are the receiver's to
-            overwrite.
+            The number of the first row, and the probabilities (B, dynamic heads, rows, T), which may be overwritten.
         """
         batch, heads, length, _ = self.query.shape
         step = max(1, (CHUNK if size is None else size) // max(1, batch * heads * self.key.shape[2]))
@@ -87,10 +86,10 @@ class DynamicAttention:
 
 @dataclass(frozen=True)
 class RowMixing:
-    """What mixes the values of an observed layer out of rows of its attention, instead of whole matrices.
+    """Mixing of the values of an observed layer that takes rows of its attention instead of whole matrices.
 
     Args:
-        mix: From the attention and the values (B, H, T, h) to the mixed values (B, T, H, h).
+        mix: Function of the attention and the values (B, H, T, h) that returns mixed values (B, T, H, h).
     """
 
     mix: Callable[[DynamicAttention, Tensor], Tensor]

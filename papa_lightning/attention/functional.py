@@ -134,7 +134,7 @@ def pair_counts(mask: Tensor) -> Tensor:
 
 
 def average_attention(sums: Tensor, counts: Tensor) -> Tensor:
-    """The constants ``C = sums / counts``, and 0 where no sequence had both positions.
+    """Constants ``C = sums / counts``, and 0 where no sequence has both positions.
 
     Args:
         sums: (..., T, T).
@@ -154,8 +154,8 @@ def average_attention(sums: Tensor, counts: Tensor) -> Tensor:
 def normalized_constants(constants: Tensor, mask: Tensor | None) -> Tensor:
     """The explicit form of constant attention, ``A[b,h,i,j] = C[h,i,j] m_i m_j / sum_j C[h,i,j] m_i m_j``.
 
-    It builds a (B, H, T, T) tensor (B = 1 without a mask), so it is for what cannot do without: attention
-    dropout, and looking at the matrices. :func:`constant_attention` gives the same product without it.
+    It builds a (B, H, T, T) tensor (B = 1 without a mask), so it is only for attention dropout and
+    for returning the matrices. :func:`constant_attention` gives the same product without it.
 
     Args:
         constants: (H, T, T).
@@ -267,7 +267,7 @@ def merge_bias(mask: Tensor | None, bias: Tensor | None) -> Tensor | None:
 
     Args:
         mask: (B, T), true for a real token, or None.
-        bias: As in :func:`attention_probabilities`.
+        bias: Bias of the scores, see :func:`attention_probabilities`.
 
     Returns:
         Broadcastable to (B, H, T, T), boolean or floating point, or None when everything may be seen.
@@ -303,7 +303,7 @@ def dynamic_attention(
         mask: (B, T), true for a real token, or None.
         scaling: Factor of the scores.
         dropout: Probability with which attention probabilities are dropped.
-        bias: As in :func:`attention_probabilities`.
+        bias: Bias of the scores, see :func:`attention_probabilities`.
 
     Returns:
         (B, T, H, h).
@@ -319,7 +319,7 @@ def apply_attention(attention: Tensor, value: Tensor, dropout: float = 0.0) -> T
     Args:
         attention: (B, H, T, T), or (1, H, T, T) when it is the same for the whole batch.
         value: (B, H, T, h).
-        dropout: Probability with which attention probabilities are dropped, for each sequence on its own.
+        dropout: Probability with which attention probabilities are dropped, independently for each sequence.
 
     Returns:
         (B, T, H, h) in the dtype of ``value``.
@@ -336,8 +336,8 @@ def gate_mixture(gate_logits: Tensor, dynamic: Tensor, constant: Tensor) -> Tens
 
     Args:
         gate_logits: Broadcastable to the other two, one value a head.
-        dynamic: What the dynamic heads give.
-        constant: What the constant heads give, in the same shape.
+        dynamic: Matrices or outputs of dynamic attention.
+        constant: Matrices or outputs of constant attention, in the same shape.
 
     Returns:
         The mixture, in the dtype of ``dynamic``.

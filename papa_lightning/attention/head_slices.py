@@ -1,4 +1,4 @@
-"""Choosing heads out of tensors: views where the heads are neighbours, one copy where they are not."""
+"""Slices of tensors by head: views where the heads are neighbours, one copy where they are not."""
 
 from __future__ import annotations
 

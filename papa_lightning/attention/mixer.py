@@ -1,4 +1,4 @@
-"""What every kind of swapped attention has in common: its place in an encoder, and how it is saved."""
+"""Base class of the kinds of attention, and their position in an encoder."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from papa_lightning.files.checked import parse_json
 
 @dataclass(frozen=True)
 class Reach:
-    """The keys that a query may attend to by the build of its layer, whatever the input.
+    """Keys that a query may attend to by the build of its layer, whatever the input.
 
-    Calibrated constants are 0 beyond it by themselves; those that were made by hand, or trained, are cut to it.
+    Calibrated constants are 0 beyond it; constants that were made by hand, or trained, are cut to it.
 
     Args:
-        before: How many positions back a query can look; None for all.
-        after: How many positions ahead; None for all, 0 in a causal layer.
+        before: Number of positions before the query; None for all.
+        after: Number of positions after the query; None for all, 0 in a causal layer.
 
     Example:
         >>> Reach(before=1, after=0).allowed(3)
@@ -59,14 +59,13 @@ class Reach:
 
 
 class DynamicHeads:
-    """Which heads of one layer need a query and a key right now.
+    """Heads of one layer that currently need a query and a key.
 
-    The projections and the mixer of a layer share one such object, so that both change at once when
-    constants arrive. A plain object, not a module: it adds nothing to the state dict. Threads share it too, so nothing
-    about a single forward is kept in it.
+    The projections and the mixer of a layer share one such object, so that both change at once when constants arrive.
+    It is no module, so the state dict has nothing of it. Threads share it too: it keeps nothing of a single forward.
 
     Args:
-        num_heads: H.
+        num_heads: H, number of heads.
 
     Example:
         >>> heads = DynamicHeads(3)
@@ -85,9 +84,9 @@ class DynamicHeads:
 
     @property
     def suspended(self) -> bool:
-        """While suspended, every head counts as dynamic: calibration looks at the attention of the original encoder.
+        """Whether every head counts as dynamic for now, so that calibration sees the attention of the original encoder.
 
-        Only in the thread that set it: forwards of others go on as before.
+        It holds in the thread that set it; forwards of other threads are unaffected.
         """
         return self._suspended_by is not None and runs_in(self._suspended_by)
 
@@ -101,7 +100,7 @@ class DynamicHeads:
         return tuple(range(self.num_heads)) if self.suspended else self._dynamic
 
     def choose(self, heads: Sequence[int]) -> None:
-        """Take ascending heads as the dynamic ones."""
+        """Set the dynamic heads, in ascending order."""
         self._dynamic = tuple(heads)
 
     @property
@@ -122,10 +121,10 @@ class DynamicHeads:
 
 
 def runs_in(thread: int) -> bool:
-    """Whether a thread is the one that runs now. Compiled graphs cannot ask: they hold for all threads.
+    """Whether a thread is the current one; always true in a compiled graph, which holds for all threads.
 
     Args:
-        thread: What ``threading.get_ident()`` gave.
+        thread: Identifier of a thread, from ``threading.get_ident()``.
 
     Example:
         >>> runs_in(threading.get_ident())
@@ -136,17 +135,17 @@ def runs_in(thread: int) -> bool:
 
 @dataclass(frozen=True)
 class Place:
-    """Where in an encoder a mixer stands.
+    """Position of a mixer in an encoder.
 
     Args:
         layer: Number of the layer, for messages.
-        num_heads: H.
-        max_length: T, the longest sequence that the mixer serves.
-        head_size: h, the size of a head's values; 0 where nobody needs it.
-        dtype: Of the mixer's parameters.
-        device: Of the mixer's parameters.
-        watch: Warns of real tokens that attend to nothing; one for all layers of an encoder warns once.
-        reach: Which keys the queries of this layer can see at all.
+        num_heads: H, number of heads.
+        max_length: T, length of the longest sequence that the mixer serves.
+        head_size: h, size of a head's values; 0 where the kind does not need it.
+        dtype: Dtype of the mixer's parameters.
+        device: Device of the mixer's parameters.
+        watch: Warns of real tokens that attend to nothing; shared by all layers of an encoder, it warns once.
+        reach: Keys that the queries of this layer can see.
     """
 
     layer: int
@@ -216,7 +215,7 @@ class TokenMixer(nn.Module):
         self.constant_heads = tuple(heads)
         self.heads = DynamicHeads(place.num_heads)
         self.reach = place.reach
-        #: This layer looks at the attention mask for all: they get the same one, and a look costs a sync.
+        #: Whether this layer checks the attention mask for all layers: they get the same one, and a check costs a sync.
         self.checks_mask = False
         self.calibrated = False
 
@@ -258,7 +257,7 @@ class TokenMixer(nn.Module):
         """Take the constants of this layer and leave the waiting state.
 
         Args:
-            values: What ``by_layer()`` of the constants gives for this layer: (H, T, T) in
+            values: Entry of this layer in ``by_layer()`` of the constants: (H, T, T) for
                 :class:`~papa_lightning.AttentionConstants`, from which the constant heads are picked.
 
         Raises:
@@ -270,7 +269,7 @@ class TokenMixer(nn.Module):
         """Make the constants parameters, or fixed again; their keys in the state dict stay.
 
         Args:
-            learn: Whether they are to learn. To be said before an optimizer is made, and before DDP wraps the model.
+            learn: Whether they learn. Call it before an optimizer is made, and before DDP wraps the model.
         """
         for name in self.constant_tensors:
             tensor: Tensor = getattr(self, name).detach()
@@ -292,8 +291,8 @@ class TokenMixer(nn.Module):
         return bool(self.constant_heads) and self.calibrated and not self.heads.suspended
 
     def dynamic_when_calibrated(self) -> Sequence[int]:
-        """The heads that still need a query and a key once the mixer has what it needs."""
-        raise NotImplementedError
+        """The heads that still need a query and a key after calibration: all but those that are replaced."""
+        return [head for head in range(self.heads.num_heads) if head not in self.constant_heads]
 
     def forward(
         self, attention: DynamicAttention, value: Tensor, dropout: float = 0.0, need_weights: bool = False
@@ -301,8 +300,8 @@ class TokenMixer(nn.Module):
         """Mix the values. Called only while :attr:`replaces_attention`.
 
         Args:
-            attention: That of the dynamic heads, with the padding mask of the batch.
-            value: (B, H, T, h), of all heads.
+            attention: Attention of the dynamic heads, with the padding mask of the batch.
+            value: (B, H, T, h), values of all heads.
             dropout: Attention dropout, 0 outside training.
             need_weights: Also return the attention matrices.
 
@@ -312,11 +311,11 @@ class TokenMixer(nn.Module):
         raise NotImplementedError
 
     def options(self) -> dict[str, Any]:
-        """What the mixer was built with beside its place and heads: primitives as JSON has them, for ``__init__``."""
+        """Arguments of the mixer beside place and heads, as primitives of JSON."""
         return {}
 
     def get_extra_state(self) -> Tensor:
-        """What :func:`read_extra_state` gives back, as JSON in one uint8 tensor: primitive, and safe to load."""
+        """Kind, calibration, T, heads and options, as JSON in one uint8 tensor, which is safe to load."""
         state = {
             "kind": self.kind,
             "calibrated": self.calibrated,
@@ -359,7 +358,7 @@ class TokenMixer(nn.Module):
 
 
 def read_extra_state(state: Tensor) -> Mapping[str, Any]:
-    """The kind, "calibrated", T, the heads and the options that a mixer was saved with.
+    """Kind, calibration, T, heads and options of a saved mixer.
 
     Raises:
         PapaError: When the tensor is not what :meth:`TokenMixer.get_extra_state` made.

@@ -1,4 +1,4 @@
-"""What is computed from parameters alone, kept for as long as these stay as they are."""
+"""Cache of results that depend on parameters alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 
 
 class Remembered(Generic[Result]):
-    """The last result of a function of parameters, computed again when one of them is another or has changed.
+    """Last result of a function of parameters, computed again when one of them is replaced or has changed.
 
     A change is a new parameter, new memory (a move, another dtype, loading with assign=True), a step of any optimizer
     if the parameter can be trained, or a write in place that torch counts: load_state_dict, everything under
@@ -37,6 +37,7 @@ class Remembered(Generic[Result]):
     """
 
     def __init__(self) -> None:
+        _Steps.watch()
         self._held: tuple[_Origin, Result] | None = None
 
     def recall(
@@ -49,9 +50,10 @@ class Remembered(Generic[Result]):
         """The result, kept or computed now.
 
         Args:
-            compute: Of the parameters and the settings alone; called without gradients when the result is kept.
-            parameters: What it reads.
-            settings: What else it depends on.
+            compute: Function that depends on the parameters and the settings alone; called without gradients when the
+                result is kept.
+            parameters: Tensors that it reads.
+            settings: Further values that it depends on.
             training: Whether the owner is in training mode.
         """
         if torch.compiler.is_compiling():
@@ -69,40 +71,47 @@ class Remembered(Generic[Result]):
         return held[1]
 
     def forget(self) -> None:
-        """Compute again next time."""
+        """Drop the result."""
         self._held = None
 
     def __reduce__(self) -> tuple[type[Remembered[Result]], tuple[()]]:
-        """A copy, or what is read from a file, begins empty."""
+        """Make copies and pickles begin empty."""
         return type(self), ()
 
 
 class _Steps:
-    """How many steps the optimizers of this process took: fused ones write in ways that torch does not count."""
+    """Number of optimizer steps since the first result was remembered: fused ones write without being counted by torch.
+
+    The hook is registered with the first swap, so that importing the package changes nothing in torch.
+    """
 
     taken = 0
+    watched = False
 
     @classmethod
-    def count(cls, *_: object) -> None:
-        """Run by torch after each step."""
+    def watch(cls) -> None:
+        """Count from now on."""
+        if not cls.watched:
+            register_optimizer_step_post_hook(cls._count)
+            cls.watched = True
+
+    @classmethod
+    def _count(cls, *_: object) -> None:
         cls.taken += 1
 
 
-register_optimizer_step_post_hook(_Steps.count)
-
-
 class _Origin:
-    """What a result was computed from. Weak references: neither a parameter nor its memory is kept alive by it."""
+    """Parameters of a result, by weak references that keep neither them nor their memory alive."""
 
     def __init__(self, parameters: Sequence[Tensor], settings: Hashable) -> None:
         self.settings = settings
         self.parameters = [weakref.ref(parameter) for parameter in parameters]
         self.states = [_state(parameter) for parameter in parameters]
-        # While these live, no other memory is taken for the same.
+        # While these live, their addresses are not given to other memory.
         self.storages = [StorageWeakRef(parameter.untyped_storage()) for parameter in parameters]  # type: ignore[no-untyped-call]
 
     def still_is(self, parameters: Sequence[Tensor], settings: Hashable) -> bool:
-        """Whether nothing is different now."""
+        """Whether the parameters and settings are unchanged."""
         return (
             settings == self.settings
             and len(parameters) == len(self.parameters)
@@ -118,7 +127,7 @@ def _state(parameter: Tensor) -> Hashable:
 
 
 def _is_plain(parameter: Tensor) -> bool:
-    """Whether changes of a tensor can be told: not of those that stand for others, as in torch.func."""
+    """Whether changes of a tensor can be noticed, unlike those of wrapped tensors, as in torch.func."""
     return (
         type(parameter) in (Tensor, nn.Parameter)
         and not parameter.is_inference()

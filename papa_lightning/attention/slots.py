@@ -1,4 +1,4 @@
-"""Which row and column of the constants each token of a batch has."""
+"""Rows and columns of the constants that the tokens of a batch belong to."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from papa_lightning.attention.dynamic import DynamicAttention
 
 @dataclass(frozen=True, eq=False)
 class Slots:
-    """The slots of the tokens of a batch, where these are not the tokens' places in the tensor.
+    """Slots of the tokens of a batch, where these differ from the tokens' places in the tensor.
 
-    Constants, position biases and sums go by the slot. What mixes the tokens sees them in the order of their slots, and
-    its result is put back; so no kind of attention has to know about it.
+    Constants, position biases and sums are indexed by slot. A mixer gets the tokens in the order of their slots, and
+    its result is put back in the order of the batch, so kinds of attention need not know about slots.
 
     Args:
-        tokens: (B, S), the token that stands in each slot; any one where none does.
-        places: (B, T), the slot of each token; any one for padding.
-        mask: (B, S), true where a real token stands.
-        real: (B, T), true for a real token: the mask of the batch.
+        tokens: (B, S), index of the token in each slot; arbitrary in an empty slot.
+        places: (B, T), slot of each token; arbitrary for padding.
+        mask: (B, S), true where a slot has a real token.
+        real: (B, T), mask of the batch, true for a real token.
 
     Example:
         >>> slots = slots_from_first(torch.tensor([[False, True, True]]))
@@ -58,11 +58,11 @@ class Slots:
 
 
 def slots_from_first(mask: Tensor, numbered: Tensor | None = None) -> Slots:
-    """Slots that count from the first real token of each sequence; what stands before it goes behind the others.
+    """Slots that count from the first real token of each sequence; tokens before it follow behind the others.
 
     Args:
-        mask: (B, T) boolean, true for a real token. Holes stay where they are, seen from the first real token.
-        numbered: (B, T) boolean, the tokens of which the first has the first slot; None: the real ones.
+        mask: (B, T) boolean, true for a real token. Holes keep their distance from the first real token.
+        numbered: (B, T) boolean, tokens whose first one gets the first slot; None takes the real ones.
     """
     order = torch.arange(mask.shape[1], device=mask.device)
     first = (mask if numbered is None else numbered).int().argmax(dim=1, keepdim=True)
@@ -73,12 +73,12 @@ def slots_from_first(mask: Tensor, numbered: Tensor | None = None) -> Slots:
 
 
 def slots_at(places: Tensor, mask: Tensor, length: int) -> Slots:
-    """Slots that are given for every token.
+    """Slots from a given slot of each token.
 
     Args:
-        places: (B, T), the slot of each real token; a sequence has none twice.
+        places: (B, T), slot of each real token, different within a sequence.
         mask: (B, T) boolean, true for a real token.
-        length: S, more than any slot.
+        length: S, number of slots.
     """
     order = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
     target = places.where(mask, length)  # padding has no slot: it goes to one more, which is cut off
@@ -88,7 +88,7 @@ def slots_at(places: Tensor, mask: Tensor, length: int) -> Slots:
 
 
 def _pick(tensor: Tensor, index: Tensor, dim: int) -> Tensor:
-    """Entries of a dimension of a tensor (B, ...), other ones for each sequence."""
+    """Entries along a dimension of a tensor (B, ...), by an index (B, n) of each sequence."""
     shape = [1] * tensor.dim()
     shape[0], shape[dim] = index.shape
     sizes = [-1 if own in (0, dim) else size for own, size in enumerate(tensor.shape)]
@@ -96,5 +96,5 @@ def _pick(tensor: Tensor, index: Tensor, dim: int) -> Tensor:
 
 
 def _pick_pairs(matrices: Tensor, index: Tensor) -> Tensor:
-    """The same for rows and columns of (B, heads, T, T)."""
+    """Rows and columns of matrices (B, heads, T, T), by an index (B, n)."""
     return _pick(_pick(matrices, index, dim=2), index, dim=3)

@@ -13,7 +13,7 @@ from papa_lightning.attention.functional import EPS
 
 
 def is_symbolic(length: object) -> bool:
-    """Whether a size is a symbol of a graph that is being exported, and no number.
+    """Whether a size is a symbol of a graph that is being exported, rather than a number.
 
     Example:
         >>> is_symbolic(torch.zeros(2, 3).shape[1])
@@ -23,9 +23,10 @@ def is_symbolic(length: object) -> bool:
 
 
 def constant_attention_of_any_size(constants: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """As :func:`~papa_lightning.attention.functional.constant_attention`, in one product for values and mass.
+    """Constant attention in one product for values and mass.
 
-    The mass is the product with a column of ones beside the values.
+    The result of :func:`~papa_lightning.attention.functional.constant_attention`; the mass is the product with a
+    column of ones beside the values.
 
     Args:
         constants: (H, T, T), cut to the length of the batch.

@@ -1,4 +1,4 @@
-"""What the kinds have in common that need no constants."""
+"""Bases of the kinds that need no constants, and kind "dynamic"."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from papa_lightning.errors import PapaError
 
 
 class WithoutConstants(TokenMixer):
-    """A mixer that never waits and whose heads all keep their query and key; see the base for the arguments."""
+    """Mixer that never waits, and whose heads all keep their query and key."""
 
     @classmethod
     def needs_constants(cls, options: Mapping[str, Any]) -> bool:
-        """Not unless a kind says so."""
+        """See :meth:`TokenMixer.needs_constants`: none, unless a kind overrides it."""
         return False
 
     def load_constants(self, values: Any) -> None:
-        """Refused, unless a kind takes them.
+        """Refuse constants, unless a kind overrides it.
 
         Raises:
             PapaError: Always.
@@ -33,20 +33,20 @@ class WithoutConstants(TokenMixer):
         )
 
     def dynamic_when_calibrated(self) -> Sequence[int]:
-        """All heads: their queries and keys are used."""
+        """See :meth:`TokenMixer.dynamic_when_calibrated`: all heads."""
         return range(self.heads.num_heads)
 
 
 class ScorelessLayer(WithoutConstants):
-    """All heads of a layer, mixed without dot products of queries and keys.
+    """Mixer of whole layers without dot products of queries and keys.
 
     In a layer of limited reach only causality counts: a sliding window of the encoder does not bind it. Attention
     matrices are not made, so an encoder that is asked for them gets None; attention dropout is not used.
 
     Args:
-        place: See :class:`~papa_lightning.attention.mixer.TokenMixer`; with the size of the heads.
+        place: Position in the encoder, with the size of the heads.
         heads: All heads of the layer.
-        causal: None: as the encoder. Anything else than that is refused.
+        causal: Whether the encoder is causal; None takes it from the encoder.
 
     Attributes:
         causal: Whether a row sees only itself and the rows before it.
@@ -64,17 +64,17 @@ class ScorelessLayer(WithoutConstants):
         if causal not in (None, self.causal):
             found = ("bidirectional", "causal")[self.causal]
             raise PapaError(
-                f"causal is {causal!r}, but layer {place.layer} of the encoder is {found}, and so is what stands in "
-                "its place: leave causal out."
+                f"causal is {causal!r}, but layer {place.layer} of the encoder is {found}, and its "
+                "replacement must be, too: leave causal out."
             )
         if place.head_size < 1:
             raise PapaError(f"head_size is {place.head_size}, but kind {self.kind!r} needs the size of the heads.")
 
     def check_length(self, length: int) -> None:
-        """Refuse sequences for which there are no position biases.
+        """Refuse sequences that are longer than the position bias.
 
         Raises:
-            PapaError: Names both lengths.
+            PapaError: When they are.
         """
         if length > self.max_length:
             raise PapaError(
@@ -85,7 +85,7 @@ class ScorelessLayer(WithoutConstants):
     def forward(
         self, attention: DynamicAttention, value: Tensor, dropout: float = 0.0, need_weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """See :meth:`TokenMixer.forward`; dropout is not used, nor are scores, and there are no matrices."""
+        """See :meth:`TokenMixer.forward`; dropout and scores are not used, and there are no matrices."""
         return self.mix(attention.query, attention.key, value, attention.mask), None
 
     def mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
@@ -105,13 +105,13 @@ class ScorelessLayer(WithoutConstants):
 
 @KINDS.register("dynamic")
 class UntouchedLayer(WithoutConstants):
-    """Stands in a layer that keeps the attention of the encoder, beside layers of other kinds.
+    """Placeholder in a layer that keeps the attention of the encoder, beside layers of other kinds.
 
-    It has no parameters and is never called: all heads are dynamic for good.
+    It has no parameters and is never called.
 
     Args:
-        place: See :class:`~papa_lightning.attention.mixer.TokenMixer`.
-        heads: None.
+        place: Position in the encoder.
+        heads: Empty: no head is replaced.
     """
 
     facts = KindFacts("a layer that is left alone, beside others", "none", "as before", "the encoder")

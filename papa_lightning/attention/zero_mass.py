@@ -1,4 +1,4 @@
-"""The one thing that can silently go wrong with constants: a real token that attends to nothing."""
+"""Warning of real tokens that attend to nothing, because calibration saw none of their keys."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class ZeroMassWarning(UserWarning):
 
 
 def pruned_heads(constants: Tensor) -> Tensor:
-    """The heads whose constants are 0 throughout: they attend to nothing because someone wants it so.
+    """Heads whose constants are 0 throughout: they attend to nothing on purpose.
 
     An average is never like that: each row that calibration saw has a sum of 1 in every sequence.
 
@@ -64,7 +64,7 @@ class ZeroMassWatch:
     def check(
         self, layer: int, heads: Sequence[int], constants: Tensor, mask: Tensor | None, whole: Tensor | None = None
     ) -> None:
-        """Look at one batch.
+        """Check constant matrices for one batch.
 
         Args:
             layer: Number of the layer, for the message.
@@ -77,12 +77,12 @@ class ZeroMassWatch:
         if self.warned:
             return
         mass = constant_mass(constants.detach(), mask)
-        if (mass < EPS).any():  # only then is it worth a look at the whole constants
+        if (mass < EPS).any():  # only then are the whole constants read
             pruned = pruned_heads((constants if whole is None else whole).detach())
             self.check_mass(layer, heads, mass, mask, pruned)
 
     def check_mass(self, layer: int, heads: Sequence[int], mass: Tensor, mask: Tensor | None, pruned: Tensor) -> None:
-        """The same for constants that are no matrices.
+        """Check the row sums of one batch, for constants of any form.
 
         Args:
             layer: Number of the layer, for the message.

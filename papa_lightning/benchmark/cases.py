@@ -124,7 +124,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Kind:
-    """What is timed: how it is made from a stock encoder, and how much arithmetic it saves.
+    """Variant of the stock encoder that can be timed, and the arithmetic that it saves.
 
     Args:
         prepare: Changes a copy of the stock encoder in place, and returns the pass to time.
@@ -168,7 +168,7 @@ def _swapped(encoder: PreTrainedModel, case: Case, backend: Backend, name: str) 
     return backend.forward(encoder)
 
 
-#: What is timed beside the kinds of attention.
+#: Variants beside the kinds of attention.
 _OTHERS = {
     "stock": Kind(_stock, lambda block, share, options: 0.0),
     "calibration": Kind(_calibration, lambda block, share, options: None, by_backend=False),
@@ -187,7 +187,7 @@ def kind_names() -> list[str]:
 
 
 def kind_of(name: str) -> Kind:
-    """How a kind is made, and how much arithmetic it saves; all but two are known from :data:`KINDS`.
+    """The variant of a name; all but two come from :data:`~papa_lightning.attention.KINDS`.
 
     Args:
         name: One of :func:`kind_names`.

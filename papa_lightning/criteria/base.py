@@ -53,7 +53,7 @@ class HeadCriterion(ABC):
 
     Attributes:
         name: Name in :data:`CRITERIA`, set by the registration.
-        details: What may follow the name after a colon, as help texts show it; "" for the name alone.
+        details: Forms of the text after the name and a colon, for help texts; "" for the name alone.
         needs: Names of the fields of :class:`RankingInputs` that must not be None.
         passes: Cost in forward passes over the batches; 0 where nothing is run.
         measures: Whether scores say something about the encoder, so that reports show them.

@@ -1,4 +1,4 @@
-"""Criterion "divergence": what a head's attention tells beyond its constant."""
+"""Criterion "divergence": divergence of a head's attention from its constant."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class AttentionDivergence(HeadCriterion):
     be infinite. A row without any constant is compared with equal weights for all keys that it can see. Source:
     S. Kullback and R. Leibler, On information and sufficiency, 1951.
 
-    It is taken apart as ``sum A log A - sum A log c + log sum c``, so that of single sequences only the first term and
+    It is computed as ``sum A log A - sum A log c + log sum c``, so that of single sequences only the first term and
     the row sums of c are needed, and no second tensor of the size of the attention matrices exists.
 
     Cost: one forward pass with explicit attention matrices.

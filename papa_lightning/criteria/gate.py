@@ -1,4 +1,4 @@
-"""Criterion "gate": what training a gate for every head chooses."""
+"""Criterion "gate": gate logits of the heads after training."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class LearnedGates(HeadCriterion):
     shares the frozen parameters with the task, which stays as it is.
 
     Args:
-        max_epochs: How often the batches are gone over.
-        learning_rate: Of the gates; the rest has the task's.
-        seed: Of dropout.
+        max_epochs: Number of passes over the batches.
+        learning_rate: Learning rate of the gates; other parameters have that of the task.
+        seed: Seed of dropout.
 
     Cost: one forward and one backward pass an epoch.
     """
@@ -95,12 +95,12 @@ class _Batches:
 
 
 def gates_for(output: str, constants: str | None, configured: Sequence[CalibratingCallback]) -> HeadGates:
-    """The callback that ranks by gates, out of what a run has configured.
+    """The callback that ranks by gates, from the callbacks that a run has configured.
 
     Args:
-        output: Where the ranking is written.
-        constants: A constants file; None keeps what is configured.
-        configured: A HeadGates is taken as it is; of another callback, which encoder and how to calibrate.
+        output: Path of the ranking.
+        constants: Path of a constants file; None keeps what is configured.
+        configured: Callbacks of the run: a HeadGates is used as it is, another one gives encoder and calibration.
     """
     own = next((one for one in configured if isinstance(one, HeadGates)), None)
     if own is None:

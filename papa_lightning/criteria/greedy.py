@@ -1,4 +1,4 @@
-"""Greedy search: which head can become constant next, with all those before it constant already?"""
+"""Criterion "greedy": a search over the loss, in rounds that each make the cheapest heads constant."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ class GreedySearch(HeadCriterion):
 
     In each round the loss of every head that is left is measured, and those with the lowest are taken. The first
     round takes the fewest heads and each later one as many more (1 : 2 : 3 ...), so that few rounds do: with 8 rounds
-    144 heads take 816 measurements, and one head a round would take 10,440. Unlike a score of each head by itself
-    this sees heads that can stand in for each other: the second of them is dear once the first is constant. What the
-    heads of one round do together it does not see.
+    144 heads take 816 measurements, and one head a round would take 10,440. Unlike scores of single heads it accounts
+    for heads that can replace each other: the second one costs more once the first is constant. It does not account
+    for interactions of the heads of one round.
 
     The heads are not swapped for each measurement: the mixing of their values is replaced, in an encoder that runs
     with explicit attention matrices throughout.
 
     Args:
-        sequences: How many labelled sequences a measurement takes: the first ones of the batches.
-        rounds: Number of rounds, as far as there are heads enough.
+        sequences: Number of labelled sequences of a measurement: the first ones of the batches.
+        rounds: Number of rounds, at most one a head.
 
     Raises:
         PapaError: When one of them is below 1.
@@ -87,11 +87,11 @@ class GreedySearch(HeadCriterion):
         return scores
 
     def rounding(self, inputs: RankingInputs, scores: Tensor) -> float:
-        """None is left: losses of a round that differ by rounding are equal in :meth:`measure` already."""
+        """See :meth:`HeadCriterion.rounding`: 0, because :meth:`measure` has merged ties already."""
         return 0.0
 
     def _batches(self, inputs: RankingInputs) -> list[Mapping[str, Any]]:
-        """The first batches, checked, and on the device of the encoder: they are gone over many times."""
+        """The first batches, checked, and kept on the device of the encoder for many measurements."""
         assert inputs.batches is not None
         assert inputs.constants is not None
         base = find_encoder(inputs.encoder)
@@ -105,7 +105,7 @@ class GreedySearch(HeadCriterion):
 
 
 class _LayerMixing:
-    """Mixes the values of one layer, with some heads constant; see Mixing in encoders/layer.py.
+    """Mixing of the values of one layer, with some heads constant.
 
     Args:
         constants: (H, T, T).
@@ -113,7 +113,7 @@ class _LayerMixing:
 
     def __init__(self, constants: Tensor) -> None:
         self.constants = constants
-        #: The constant ones, for now.
+        #: The heads that are constant at present.
         self.heads: list[int] = []
 
     def mix(self, attention: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
@@ -125,7 +125,7 @@ class _LayerMixing:
 
 
 def steps(heads: int, rounds: int) -> list[int]:
-    """How many heads each round takes, as 1 : 2 : 3 ..., in whole heads; rounds without any are left out.
+    """Number of heads that each round takes, as 1 : 2 : 3 ..., in whole heads; empty rounds are left out.
 
     Example:
         >>> steps(72, 8)
@@ -138,7 +138,7 @@ def steps(heads: int, rounds: int) -> list[int]:
 
 
 def measurements(heads: int, rounds: int) -> int:
-    """How often the loss is measured in all.
+    """Number of measurements of the loss.
 
     Example:
         >>> measurements(144, 8)
@@ -153,7 +153,7 @@ def first_sequences(batches: Iterable[Mapping[str, Any]], sequences: int) -> Ite
 
     Args:
         batches: Mappings of tensors whose first dimension is B.
-        sequences: How many; all when there are fewer.
+        sequences: Number of sequences; all when there are fewer.
 
     Example:
         >>> batches = [{"labels": torch.tensor([0, 1])}] * 3
@@ -173,11 +173,11 @@ def _search(
 ) -> Iterator[tuple[int, Head, float]]:
     """Round, head and loss of all heads, in the order in which they become constant.
 
-    Losses that differ by no more than ``precision`` of the largest are equal, so that rounding decides nothing.
+    Losses that differ by no more than ``precision`` of the largest are equal, so that rounding has no influence.
     """
     chosen: list[Head] = []
     left = list(heads)
-    # On a terminal only; elsewhere nobody waits for it.
+    # disable=None shows the bar on a terminal only.
     with tqdm(total=measurements(len(left), rounds), desc="Greedy search", disable=None, dynamic_ncols=True) as bar:
         for number, step in enumerate(steps(len(heads), rounds)):
             found = []
@@ -192,10 +192,10 @@ def _search(
 
 
 def _mean_loss(loss: Callable[[Mapping[str, Any]], Tensor], batches: Sequence[Mapping[str, Any]]) -> float:
-    """Over all sequences; batches may differ in size."""
+    """Mean loss over all sequences of batches that may differ in size."""
     mean = sum(float(loss(batch)) * _size(batch) for batch in batches) / sum(map(_size, batches))
     if not math.isfinite(mean) or mean < 0:
-        raise PapaError(f"loss gave a mean of {mean}, but must be finite and not below 0: look at the probe.")
+        raise PapaError(f"loss gave a mean of {mean}, but must be finite and not below 0: check the probe.")
     return mean
 
 

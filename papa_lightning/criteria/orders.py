@@ -33,14 +33,14 @@ class RandomOrder(HeadCriterion):
 
     @classmethod
     def from_detail(cls, detail: str) -> HeadCriterion | None:
-        """With the seed that the detail is, or seed 0; see :meth:`HeadCriterion.from_detail`."""
+        """See :meth:`HeadCriterion.from_detail`: the detail is the seed."""
         if not detail:
             return cls()
         return cls(int(detail)) if detail.isascii() and detail.isdigit() else None
 
     @property
     def spec(self) -> str:
-        """With the seed."""
+        """See :meth:`HeadCriterion.spec`."""
         return f"random:{self.seed}"
 
     def measure(self, inputs: RankingInputs) -> Tensor:
@@ -70,12 +70,12 @@ class LayerOrder(HeadCriterion):
 
     @classmethod
     def from_detail(cls, detail: str) -> HeadCriterion | None:
-        """With the direction that the detail is; see :meth:`HeadCriterion.from_detail`."""
+        """See :meth:`HeadCriterion.from_detail`: the detail is the direction."""
         return cls("top_down" if detail == "top_down" else "bottom_up") if detail in _DIRECTIONS else None
 
     @property
     def spec(self) -> str:
-        """With the direction."""
+        """See :meth:`HeadCriterion.spec`."""
         return f"layer:{self.direction}"
 
     def measure(self, inputs: RankingInputs) -> Tensor:

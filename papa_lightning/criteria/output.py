@@ -1,4 +1,4 @@
-"""Criterion "output": how much a layer's output changes when one head becomes constant."""
+"""Criterion "output": change of a layer's output when one head becomes constant."""
 
 from __future__ import annotations
 
@@ -107,15 +107,15 @@ class OutputProjections:
         self._next: tuple[int, Tensor | None, Tensor] | None = None
 
     def expect(self, layer: int, mask: Tensor | None, mixed: Tensor) -> None:
-        """Say that a layer has mixed its values.
+        """Register that a layer has mixed its values.
 
         Args:
-            layer: Its number.
+            layer: Number of the layer.
             mask: (B, T), true for a real token, or None.
             mixed: (B, T, H, h), what the projection takes.
 
         Raises:
-            PapaError: When the layer before had no output projection.
+            PapaError: When the previous layer has no output projection.
         """
         if self._next is not None:
             raise _missing(self._next[0])

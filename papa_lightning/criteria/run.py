@@ -23,11 +23,11 @@ class RankingRun(Callback):
     """Rank the heads by a criterion, write the file, and end ``fit``: before it trains, or where it would have ended.
 
     Args:
-        criterion: The text of the criterion.
-        output: Where the ranking is written.
-        calibration: Says which encoder, its max_length, and what to go over.
+        criterion: Text of the criterion.
+        output: Path of the ranking.
+        calibration: Callback that names the encoder, its max_length and the calibration data.
         constants: Path of a constants file; None calibrates, where the criterion needs constants.
-        train_first: Rank after the training, for a criterion that asks a trained probe.
+        train_first: Whether to rank after the training, for a criterion that needs a trained probe.
 
     Raises:
         PapaError: When there is no such criterion.
@@ -39,7 +39,7 @@ class RankingRun(Callback):
         self.criterion, self.needs = criterion, criterion_from(criterion).needs
         self.output, self.calibration, self.train_first = output, calibration, train_first
         self.constants = None if constants is None else AttentionConstants.load(constants)
-        #: The ranking, once it is there.
+        #: The ranking, after :meth:`rank`.
         self.ranking: HeadRanking | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -57,7 +57,7 @@ class RankingRun(Callback):
         """Rank and write.
 
         Args:
-            trainer: With its train data set up.
+            trainer: Trainer whose train data are set up.
             pl_module: Holds the encoder.
 
         Returns:
@@ -89,21 +89,21 @@ class RankingRun(Callback):
 def task_inputs(
     task: EncoderTask, constants: AttentionConstants | None, batches: Iterable[Mapping[str, Any]]
 ) -> RankingInputs:
-    """What criteria may look at, of a task; a trained one should be in evaluation mode.
+    """Inputs of criteria from a task; a trained task should be in evaluation mode.
 
     Args:
         task: The task.
-        constants: Of its encoder.
+        constants: Constants of its encoder.
         batches: Labelled batches.
     """
     return RankingInputs(task.encoder, constants, batches, lambda batch: task.score(batch, 0).loss, task)
 
 
 def load_trained(module: L.LightningModule, ckpt_path: str, encoder: str | None = None) -> None:
-    """Give a module the parameters of a checkpoint, and its encoder dynamic attention, whatever it was trained with.
+    """Load the parameters of a checkpoint, and restore the dynamic attention of the encoder.
 
     Args:
-        module: As it was when the checkpoint was written.
+        module: Module with the configuration of the checkpoint.
         ckpt_path: A checkpoint of Lightning.
         encoder: Attribute that holds the encoder, when the module has several.
 
@@ -116,9 +116,9 @@ def load_trained(module: L.LightningModule, ckpt_path: str, encoder: str | None 
         module.load_state_dict(checkpoint["state_dict"])
     except PapaError:
         raise
-    except Exception as error:  # modules raise anything on parts that are none of theirs
+    except Exception as error:  # modules raise all sorts of errors for keys of others
         raise PapaError(
-            f"ckpt_path is {ckpt_path!r}, which is no checkpoint of this {type(module).__name__} "
+            f"ckpt_path is {ckpt_path!r}, which is not a checkpoint of this {type(module).__name__} "
             f"({shorten(str(error), 200, placeholder=' …')}): pass one that `papa fit` wrote with the same "
             "configuration."
         ) from error

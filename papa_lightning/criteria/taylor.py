@@ -1,4 +1,4 @@
-"""Criterion "taylor": how much the loss would feel a head become constant, to first order."""
+"""Criterion "taylor": first-order change of the loss when a head becomes constant."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class TaylorImportance(HeadCriterion):
     The mean loss of B sequences has to be the mean of their losses. For a loss that is a mean over labelled tokens,
     sequences count by their share of the labels of their batch, so that scores depend a little on the batches.
 
-    It asks what the task needs, so `loss` should come from a trained probe, in evaluation mode.
+    `loss` should come from a trained probe, in evaluation mode.
 
     Cost: one forward and one backward pass through all layers.
     """
@@ -99,7 +99,7 @@ def _mix(
     value: Tensor,
     mask: Tensor | None,
 ) -> Tensor:
-    """Mix the values of one layer through the gates; see Mixing in encoders/layer.py."""
+    """Mix the values of one layer through the gates."""
     if layer in own:
         raise PapaError(
             "loss runs the encoder more than once a batch, but the gates belong to one run: let it run once."

@@ -1,4 +1,4 @@
-"""Criterion "variance": how much a head's attention varies over the calibration data."""
+"""Criterion "variance": variance of a head's attention over the calibration data."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class AttentionVariance(HeadCriterion):
 
         score[l,h] = mean over sequences and real i of sum over real j of (A[l,h,i,j] - C[l,h,i,j])^2
 
-    What an average leaves out is exactly its variance, and calibration gathers it on the way; see
-    :meth:`~papa_lightning.AttentionAverages.variance`. It knows nothing of what the values or the task make of it.
+    It is the variance that an average leaves out, and calibration sums it along the way; see
+    :meth:`~papa_lightning.AttentionAverages.variance`. It does not depend on the values or the task.
 
     Cost: none; the constants file has it.
     """
@@ -31,7 +31,7 @@ class AttentionVariance(HeadCriterion):
         """See :meth:`HeadCriterion.measure`.
 
         Raises:
-            PapaError: When the constants do not tell it.
+            PapaError: When the constants have no variance.
         """
         assert inputs.constants is not None
         if inputs.constants.variance is None:
@@ -42,7 +42,7 @@ class AttentionVariance(HeadCriterion):
         return inputs.constants.variance
 
     def rounding(self, inputs: RankingInputs, scores: Tensor) -> float:
-        """Of the mean squared norm of a row of attention, that a score is a part of; over many rows it averages."""
+        """See :meth:`HeadCriterion.rounding`: relative to the mean squared norm of a row."""
         constants = inputs.constants
         assert constants is not None
         counts = constants.pair_counts.double()

@@ -45,7 +45,7 @@ class Band(NamedTuple):
 
 
 class _Blocks(NamedTuple):
-    """How a sequence is cut: ``number`` blocks of ``size``; rows see ``left`` blocks before and ``right`` behind."""
+    """Division of a sequence: ``number`` blocks of ``size``; rows see ``left`` blocks before and ``right`` behind."""
 
     size: int
     number: int
@@ -59,8 +59,8 @@ def banded_mean(keys: Tensor, values: Tensor, band: Band, rows: Tensor | None, c
     Args:
         keys: (B, H, T, a), minus infinity where masked.
         values: (B, H, T, h).
-        band: Of H groups, or of 1 for all.
-        rows: As :func:`~papa_lightning.attention.aft.means.rows_with_keys` gives them.
+        band: Band of H groups, or of one for all.
+        rows: Rows that have keys, see :func:`~papa_lightning.attention.aft.means.rows_with_keys`.
         causal: Only keys at or before the row.
 
     Returns:
@@ -144,7 +144,7 @@ class _Both:
     """Sums over all keys, with the weights of a band, for keys on both sides.
 
     Args:
-        cut: How the sequence is cut.
+        cut: Division of the sequence.
         weights: (H, blocks or 1, size, keys in sight).
         beyond: (H, blocks or 1, size, 1), the weight of all other keys.
     """
@@ -160,7 +160,7 @@ class _Both:
         return torch.addcmul(mixed, self.out_of_sight(blocks.sum(dim=3)).unsqueeze(3), self.beyond)
 
     def in_sight(self, blocks: Tensor) -> Tensor:
-        """What the own and the neighbouring blocks add."""
+        """Contribution of the own and the neighbouring blocks."""
         parts = (
             self.carried(weights @ blocks[:, :, shift : shift + self.cut.number], shift)
             for shift, weights in enumerate(self.weights)
@@ -168,7 +168,7 @@ class _Both:
         return sum(parts, start=next(parts))
 
     def carried(self, part: Tensor, shift: int) -> Tensor:
-        """What comes from another block in terms of the maximum of this one: the same for all here."""
+        """A contribution in terms of the maximum of its own block; here all blocks have one maximum."""
         return part
 
     def out_of_sight(self, sums: Tensor) -> Tensor:
@@ -180,12 +180,12 @@ class _Both:
 
 
 class _CausalBlocks(_Both):
-    """The same for keys at or before the row, with a maximum that grows from block to block.
+    """Sums over the keys at or before the row, with a maximum that grows from block to block.
 
     Args:
-        cut: How the sequence is cut.
-        weights: As in the base class.
-        beyond: As in the base class.
+        cut: Division of the sequence.
+        weights: See :class:`_Both`.
+        beyond: See :class:`_Both`.
         top: (B, H, blocks, 1, a), the running maxima.
     """
 

@@ -1,4 +1,4 @@
-"""What the arguments of attention-free and additive mixing must be like."""
+"""Checks of the arguments of attention-free and additive mixing."""
 
 from __future__ import annotations
 

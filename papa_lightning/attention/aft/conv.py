@@ -1,7 +1,7 @@
 """AFT-conv as pure functions: position biases that depend on the offset alone, over a sequence or over a grid.
 
-Source: "An Attention Free Transformer", Zhai et al. 2021, arXiv 2105.14103. What
-:mod:`papa_lightning.attention.aft.functional` says of precision, masks and underflow holds here too.
+Source: "An Attention Free Transformer", Zhai et al. 2021, arXiv 2105.14103. Precision,
+masks and underflow are treated as in :mod:`papa_lightning.attention.aft.functional`.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def aft_conv(
 def conv_mixture(
     query: Tensor, key: Tensor, value: Tensor, kernel: Tensor, mask: Tensor | None, causal: bool
 ) -> Tensor:
-    """What :func:`aft_conv` gives; what the backward pass needs is kept, and not computed again."""
+    """AFT-conv as :func:`aft_conv`, but intermediate results are kept for the backward pass."""
     size = kernel.shape[1]
     with torch.autocast(query.device.type, enabled=False):
         keys, values = _by_head(key, value, mask)
@@ -119,7 +119,7 @@ def aft_conv2d(
 
 
 def conv2d_mixture(query: Tensor, key: Tensor, value: Tensor, kernel: Tensor, side: int, mask: Tensor | None) -> Tensor:
-    """What :func:`aft_conv2d` gives; what the backward pass needs is kept, as above."""
+    """AFT-conv as :func:`aft_conv2d`, but intermediate results are kept for the backward pass."""
     with torch.autocast(query.device.type, enabled=False):
         keys, values = _by_head(key, value, mask)
         logs = kernel.to(accumulation_dtype(key.dtype))

@@ -1,7 +1,7 @@
-"""Position biases of attention-free kinds that give the calibrated averages back: their logarithm, with care.
+"""Position biases of attention-free kinds that reproduce calibrated averages: their logarithm.
 
-An attention-free layer whose keys have no say yet weighs the key t' by ``exp(w_tt')`` and divides by the sum of these.
-So the logarithm of a constant matrix, whatever is added to it row by row, gives that constant head exactly. Where a
+An attention-free layer whose keys are still ignored weighs the key t' by ``exp(w_tt')``, over the sum of these. So
+the logarithm of a constant matrix, whatever is added to it row by row, gives that constant head exactly. Where a
 form has no weight of its own for a pair, that pair has the weight ``exp(0) = 1``: for those the logarithm is taken of
 multiples of what they are to stand for.
 
@@ -91,13 +91,13 @@ def kernel_bias(constants: Tensor, entries: Tensor, size: int) -> Tensor:
 
 
 def kernel_entries(length: int, window: int, causal: bool, side: int | None = None) -> Tensor:
-    """Which entry of a kernel of AFT-conv stands for each pair of query and key.
+    """Entry of a kernel of AFT-conv for each pair of query and key.
 
     Args:
         length: T.
         window: s.
         causal: The last entry of the kernel is the row's own.
-        side: Of the square grid that the tokens are, row by row; None for a sequence.
+        side: Side of the square grid of the tokens, row by row; None for a sequence.
 
     Returns:
         (T, T), -1 where there is none.

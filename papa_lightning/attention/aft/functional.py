@@ -1,4 +1,4 @@
-"""Attention-free mixing (AFT) as pure functions: full, simple and local. The convolutional form is in aft_conv.py.
+"""Attention-free mixing (AFT) as pure functions: full, simple and local. The convolutional form is in conv.py.
 
 Every query row gets, channel by channel, a mean of the values with the weights ``exp(K_t' + w_tt')`` of the keys that
 it may look at, times ``sigmoid(Q_t)``. w is the position bias. Source: "An Attention Free Transformer", Zhai et al.
@@ -53,7 +53,7 @@ def aft_full(
             infinity: not allowed.
         mask: (B, T), true for a real token, or None.
         causal: Only keys at or before the row.
-        chunk: Rows at a time.
+        chunk: Number of rows that are computed at a time.
 
     Returns:
         (B, T, d) in the dtype of ``value``.
@@ -140,7 +140,7 @@ def aft_simple(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = 
 
 
 def simple_mixture(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    """What :func:`aft_simple` gives; what the backward pass needs is kept, and not computed again."""
+    """AFT-simple as :func:`aft_simple`, but intermediate results are kept for the backward pass."""
     with torch.autocast(query.device.type, enabled=False):
         keys, values = masked_keys(key, mask), masked_values(value, mask)
         if causal:
@@ -244,7 +244,7 @@ def aft_banded(
 def banded_mixture(
     query: Tensor, key: Tensor, value: Tensor, band: Tensor, first: int, mask: Tensor | None, causal: bool
 ) -> Tensor:
-    """What :func:`aft_banded` gives for a band (H, T, n); what the backward pass needs is kept, as above."""
+    """AFT with a band (H, T, n) as :func:`aft_banded`, but intermediate results are kept for the backward pass."""
     with torch.autocast(query.device.type, enabled=False):
         band = band.to(accumulation_dtype(query.dtype))
         keys, values = _by_group(key, value, mask, band.shape[0])

@@ -23,8 +23,8 @@ class ProjectedMixing(nn.Module):
     """Queries, keys and values of hidden states, mixed, and projected back: ``W_o mix(W_q x, W_k x, W_v x)``.
 
     Args:
-        hidden_size: d.
-        key_size: Channels of a key; None: d.
+        hidden_size: d, channels of the hidden states.
+        key_size: Channels of a key; None takes d.
     """
 
     def __init__(self, hidden_size: int, key_size: int | None = None) -> None:
@@ -57,7 +57,7 @@ class ProjectedMixing(nn.Module):
         return mixed
 
     def mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        """What a kind does between the projections.
+        """Mix the values between the projections.
 
         Args:
             query: (B, T, d).
@@ -75,11 +75,11 @@ class AFTFull(ProjectedMixing):
     """AFT-full with a factorised position bias, ``sigmoid(Q_t) * mean of V with weights exp(K_t' + u_t . v_t')``.
 
     Args:
-        hidden_size: d.
+        hidden_size: d, channels of the hidden states.
         max_length: T, the longest sequence. Shorter ones use the first rows and columns of the bias.
         inner: Inner size of the position bias.
-        causal: Tokens look at themselves and those before them only.
-        chunk: Rows that are computed at a time.
+        causal: Whether tokens attend only to themselves and those before them.
+        chunk: Number of rows that are computed at a time.
 
     Raises:
         PapaError: When a number is smaller than 1.
@@ -107,8 +107,8 @@ class AFTSimple(ProjectedMixing):
     """AFT-simple, ``sigmoid(Q_t) * mean of V with weights exp(K_t')``: no position biases, and sequences of any length.
 
     Args:
-        hidden_size: d.
-        causal: Tokens look at themselves and those before them only.
+        hidden_size: d, channels of the hidden states.
+        causal: Whether tokens attend only to themselves and those before them.
 
     Raises:
         PapaError: When ``hidden_size`` is smaller than 1.
@@ -131,11 +131,11 @@ class AFTLocal(ProjectedMixing):
     """AFT-local: AFT-full whose factorised position bias is 0 where ``|t - t'| >= window``.
 
     Args:
-        hidden_size: d.
+        hidden_size: d, channels of the hidden states.
         max_length: T, the longest sequence. Shorter ones use the first rows and columns of the bias.
         window: s; T makes it AFT-full.
         inner: Inner size of the position bias.
-        causal: Tokens look at themselves and those before them only.
+        causal: Whether tokens attend only to themselves and those before them.
 
     Raises:
         PapaError: When a number is smaller than 1, or the window is larger than ``max_length``.
@@ -162,11 +162,11 @@ class AFTConv(ProjectedMixing):
     """AFT-conv over sequences: one key a head, and a kernel ``gamma (w - mean w) / std w + beta`` of position biases.
 
     Args:
-        hidden_size: d.
+        hidden_size: d, channels of the hidden states.
         heads: H, which share d: each has d / H channels, one key and one kernel.
         max_length: T, the longest sequence that is expected. A kernel does not depend on it, so longer ones work too.
         window: s, the length of a kernel. Not causal: the token itself is at ``(s - 1) // 2``. Causal: it is the last.
-        causal: Tokens look at themselves and those before them only.
+        causal: Whether tokens attend only to themselves and those before them.
 
     Raises:
         PapaError: When a number is smaller than 1, ``heads`` does not divide ``hidden_size``, or the window is larger
@@ -194,7 +194,7 @@ class AFTConv2d(ProjectedMixing):
     """AFT-conv over square images whose cells are the tokens, row by row. There is no causal form.
 
     Args:
-        hidden_size: d.
+        hidden_size: d, channels of the hidden states.
         heads: H, which share d: each has d / H channels, one key and one kernel.
         side: Rows, and columns, of the largest image. Smaller square ones work too.
         window: s, of a kernel of s x s.

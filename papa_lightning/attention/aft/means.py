@@ -1,10 +1,10 @@
-"""What all forms of attention-free mixing share: safe exponentials, and exact means where sums underflow.
+"""Safe exponentials of attention-free mixing, and exact means where sums underflow.
 
 An attention-free mixer gives every query row a weighted mean of the values, channel by channel, with the weights
 ``exp(K + w)``. The fast forms take the exponentials of K and of w apart, each less a maximum, and this file mends the
 few entries for which the product of the two is too small for the dtype.
 
-Shapes, here and in the other ``aft_*`` files: H groups of channels that share a position bias w, *keys*
+Shapes, here and in the other files of the room: H groups of channels that share a position bias w, *keys*
 (B, H, T, a) in at least float32 and minus infinity where masked, *values* (B, H, T, h) and 0 where masked. a is h (a
 key a channel) or 1 (a key a group).
 """
@@ -66,7 +66,7 @@ def finite_maximum(logarithms: Tensor, dim: int) -> Tensor:
 
 
 def rows_with_keys(mask: Tensor | None, causal: bool) -> Tensor | None:
-    """Which query rows have an allowed key, broadcastable to (B, H, T, a); None: all."""
+    """Query rows that have an allowed key, broadcastable to (B, H, T, a); None for all."""
     if mask is None:
         return None
     real = mask.bool()
@@ -93,7 +93,7 @@ def weighted_mean(
         keys: (B, H, T, a), all that these rows may look at.
         values: (B, H, T, h).
         log_weights: Position weights of any of these rows.
-        rows: As :func:`rows_with_keys` gives them.
+        rows: Rows that have keys, see :func:`rows_with_keys`.
 
     Returns:
         (B, H, rows, h).

@@ -9,9 +9,9 @@ Source of the form: "An Attention Free Transformer", Zhai et al. 2021, arXiv 210
 
 - ``"paper"``: a = c = 1, b = 0, g = 1, w small: the layer of the paper with the queries and keys of the encoder.
 - ``"from_constants"``: a = b = c = 0, g = 2, w the logarithm of the calibrated average. The gate is ``2 sigmoid(0)``,
-  exactly 1 and where the sigmoid is steepest; the keys have no say; so the layer starts as the constant layer. Every
-  parameter has a gradient from the first step but those of the encoder's query and key, which begin when a and c have
-  left 0. The factor 2 is what the output projection would have to be multiplied with; that stays as it is.
+  exactly 1 and where the sigmoid is steepest, and the keys have no weight, so the layer starts as the constant layer.
+  All parameters get gradients from the first step, except the encoder's query and key, which get some when a and c
+  have left 0. The factor 2 stands for a factor of the output projection, which stays as it is.
 
 A shift of the keys of a channel would cancel between the two sums, so there is none. Biases that an encoder adds to
 its scores (T5, DeBERTa, MPNet) and attention dropout have nothing to act on here; they are not used.
@@ -37,6 +37,7 @@ from papa_lightning.attention.constant.matrices import check_matrices
 from papa_lightning.attention.mixer import KindFacts, Place
 from papa_lightning.attention.registry import KINDS
 from papa_lightning.attention.without_constants import ScorelessLayer
+from papa_lightning.checks import one_of
 from papa_lightning.errors import PapaError
 
 STARTS = ("paper", "from_constants")
@@ -47,9 +48,9 @@ class AFTSimpleHeads(ScorelessLayer):
     """AFT-simple, w = 0, in a layer of an encoder: ``sigmoid(a q_t + b) * sum_t' softmax_t'(c k)_t' V_t'``, in O(T d).
 
     Args:
-        place: See :class:`~papa_lightning.attention.mixer.TokenMixer`; with the size of the heads.
+        place: Position in the encoder, with the size of the heads.
         heads: All heads of the layer.
-        causal: None: as the encoder. Anything else than that is refused.
+        causal: Whether the encoder is causal; None takes it from the encoder.
 
     Attributes:
         query_scale: (H, h), a in the formula.
@@ -75,11 +76,11 @@ class AFTSimpleHeads(ScorelessLayer):
         self._set_calibrated(True)
 
     def mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        """See :meth:`ScorelessLayer.mix`; of what is computed the backward pass finds the inputs only."""
+        """See :meth:`ScorelessLayer.mix`; only the inputs are kept for the backward pass."""
         return recomputed(self.mixture, query, key, value, mask)
 
     def mixture(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        """See :meth:`ScorelessLayer.mix`; what the backward pass needs is kept, and not computed again."""
+        """As :meth:`mix`, but intermediate results are kept for the backward pass."""
         gate = _flat(torch.addcmul(self.query_shift[:, None], query, self.query_scale[:, None]))
         mixed = self.mean(gate, key, _flat(value), mask)
         return (mixed * self.gate_scale).view(*mixed.shape[:2], value.shape[1], -1)
@@ -89,7 +90,7 @@ class AFTSimpleHeads(ScorelessLayer):
 
         Args:
             gate: (B, T, d), before the sigmoid.
-            key: (B, H, T, h), the encoder's.
+            key: (B, H, T, h), keys of the encoder.
             value: (B, T, d).
             mask: (B, T) or None.
 
@@ -104,18 +105,17 @@ class AFTSimpleHeads(ScorelessLayer):
 
 
 class BiasedAFTHeads(AFTSimpleHeads):
-    """What the kinds with a position bias have in common: the two ways to start.
+    """Base of the kinds with a position bias, which start as in the paper or from constants.
 
     Args:
-        place: As in :class:`AFTSimpleHeads`.
-        heads: The same.
-        init: "paper" or "from_constants"; a swap that brings constants means the second if it is left out.
-        causal: As in :class:`AFTSimpleHeads`.
+        place: Position in the encoder, with the size of the heads.
+        heads: All heads of the layer.
+        init: "paper" or "from_constants"; the latter is the default of a swap that brings constants.
+        causal: Whether the encoder is causal; None takes it from the encoder.
     """
 
     def __init__(self, place: Place, heads: Sequence[int], init: str = "paper", causal: bool | None = None) -> None:
-        if init not in STARTS:
-            raise PapaError(f"init is {init!r}, but must be one of {', '.join(map(repr, STARTS))}.")
+        one_of(*STARTS)("init", init)
         super().__init__(place, heads, causal)
         self.init = init
         if init == "from_constants":
@@ -125,21 +125,21 @@ class BiasedAFTHeads(AFTSimpleHeads):
             nn.init.zeros_(self.key_scale)
 
     def options(self) -> dict[str, Any]:
-        """The start, beside those of the base."""
+        """See :meth:`TokenMixer.options`."""
         return {"init": self.init, **super().options()}
 
     @classmethod
     def complete_options(cls, options: Mapping[str, Any], constants_given: bool) -> dict[str, Any]:
-        """Start from constants if there are some."""
+        """See :meth:`TokenMixer.complete_options`: given constants are started from."""
         return {"init": "from_constants" if constants_given else "paper", **options}
 
     @classmethod
     def needs_constants(cls, options: Mapping[str, Any]) -> bool:
-        """To start from them."""
+        """See :meth:`TokenMixer.needs_constants`: only a start from constants does."""
         return options.get("init") == "from_constants"
 
     def load_constants(self, values: Any) -> None:
-        """See :meth:`TokenMixer.load_constants`: the position bias is made of them."""
+        """See :meth:`TokenMixer.load_constants`: the position bias starts from them."""
         if self.init != "from_constants":
             super().load_constants(values)  # refuses
         check_matrices(self, values)
@@ -153,17 +153,18 @@ class BiasedAFTHeads(AFTSimpleHeads):
 
 
 class TableAFTHeads(BiasedAFTHeads):
-    """What the kinds with a position bias for pairs of positions have in common.
+    """Base of the kinds with a position bias for pairs of positions.
 
     Args:
-        place: As in :class:`AFTSimpleHeads`.
-        heads: The same.
-        new_table: Makes a bias with a parameter for every pair, for ``groups`` groups of channels.
-        per_head: A bias for the channels of each head, so that constants are taken over exactly; False: one for all
-            channels, as in the paper, from the mean of the heads' constants.
-        inner: Inner size of a factorised bias ``w = u v^T``, as in the paper; None: a parameter for every pair.
-        init: As in :class:`BiasedAFTHeads`.
-        causal: As in :class:`AFTSimpleHeads`.
+        place: Position in the encoder, with the size of the heads.
+        heads: All heads of the layer.
+        new_table: Function of the number of groups of channels, as ``groups``, that makes a bias with a parameter for
+            every pair.
+        per_head: Whether each head has a bias of its own, so that constants are taken over exactly; otherwise all
+            channels share one, as in the paper, which starts from the mean of the heads' constants.
+        inner: Inner size of a factorised bias ``w = u v^T``, as in the paper; None has a parameter for every pair.
+        init: See :class:`BiasedAFTHeads`.
+        causal: Whether the encoder is causal; None takes it from the encoder.
 
     Attributes:
         position_bias: w of H groups of channels, or of one.
@@ -194,7 +195,7 @@ class TableAFTHeads(BiasedAFTHeads):
         self.position_bias = bias.to(device=place.device, dtype=place.dtype)
 
     def options(self) -> dict[str, Any]:
-        """Whether there is a bias a head and how it is made, beside those of the base."""
+        """See :meth:`TokenMixer.options`."""
         return {"per_head": self.per_head, "inner": self.inner, **super().options()}
 
     def start_from(self, constants: Tensor) -> None:
@@ -205,7 +206,7 @@ class TableAFTHeads(BiasedAFTHeads):
         )
 
     def table(self, constants: Tensor) -> Tensor:
-        """The parameters of such a bias that gives constants (H or 1, T, T) back."""
+        """Parameters of a bias that reproduces constants, (H or 1, T, T)."""
         raise NotImplementedError
 
 
@@ -213,13 +214,7 @@ class TableAFTHeads(BiasedAFTHeads):
 class AFTFullHeads(TableAFTHeads):
     """AFT-full in a layer of an encoder, with a position bias for every pair of positions; O(T^2 d).
 
-    Args:
-        place: As in :class:`AFTSimpleHeads`.
-        heads: The same.
-        per_head: As in :class:`TableAFTHeads`.
-        inner: As in :class:`TableAFTHeads`.
-        init: As in :class:`BiasedAFTHeads`.
-        causal: As in :class:`AFTSimpleHeads`.
+    See :class:`TableAFTHeads` for the arguments.
     """
 
     facts = KindFacts(
@@ -245,7 +240,7 @@ class AFTFullHeads(TableAFTHeads):
         return dense_bias(constants)
 
     def mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        """See :meth:`ScorelessLayer.mix`; only chunks of rows are computed again, so that no (T, T, d) ever exists."""
+        """See :meth:`ScorelessLayer.mix`; chunks of rows are recomputed one by one, so no (T, T, d) tensor exists."""
         return self.mixture(query, key, value, mask)
 
     def mean(self, gate: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
@@ -257,16 +252,12 @@ class AFTFullHeads(TableAFTHeads):
 
 @KINDS.register("aft_local")
 class AFTLocalHeads(TableAFTHeads):
-    """AFT-local in a layer of an encoder: w is 0 where ``|t - t'| >= s``, and those keys are still looked at; O(T s d).
+    """AFT-local in a layer of an encoder: w is 0 where ``|t - t'| >= s``, and those keys still count; O(T s d).
+
+    See :class:`TableAFTHeads` for the other arguments.
 
     Args:
-        place: As in :class:`AFTSimpleHeads`.
-        heads: The same.
         window: s, at most max_length.
-        per_head: As in :class:`TableAFTHeads`.
-        inner: As in :class:`TableAFTHeads`.
-        init: As in :class:`BiasedAFTHeads`; see :func:`~papa_lightning.attention.aft.from_constants.band_bias`.
-        causal: As in :class:`AFTSimpleHeads`.
     """
 
     facts = KindFacts(
@@ -297,7 +288,7 @@ class AFTLocalHeads(TableAFTHeads):
         self.window = window
 
     def options(self) -> dict[str, Any]:
-        """The window, beside those of the base."""
+        """See :meth:`TokenMixer.options`."""
         return {"window": self.window, **super().options()}
 
     def table(self, constants: Tensor) -> Tensor:
@@ -321,13 +312,11 @@ class AFTConvHeads(BiasedAFTHeads):
     ``c = 1 / sqrt(h)``. The kernel is ``gamma (w - mean w) / std w + beta``, see
     :class:`~papa_lightning.attention.aft.bias.NormalizedKernel`.
 
+    See :class:`BiasedAFTHeads` for the other arguments.
+
     Args:
-        place: As in :class:`AFTSimpleHeads`.
-        heads: The same.
         window: s, the number of offsets, at most max_length.
-        grid: The tokens are a square grid, row by row, and the kernel is s x s; s is at most its side.
-        init: As in :class:`BiasedAFTHeads`; see :func:`~papa_lightning.attention.aft.from_constants.kernel_bias`.
-        causal: As in :class:`AFTSimpleHeads`.
+        grid: Whether the tokens are a square grid, row by row; the kernel is then s x s, with s at most its side.
 
     Attributes:
         kernel: The kernels of all heads.
@@ -370,7 +359,7 @@ class AFTConvHeads(BiasedAFTHeads):
             nn.init.constant_(self.key_scale, place.head_size**-0.5)
 
     def options(self) -> dict[str, Any]:
-        """The window and the grid, beside those of the base."""
+        """See :meth:`TokenMixer.options`."""
         return {"window": self.window, "grid": self.grid, **super().options()}
 
     def start_from(self, constants: Tensor) -> None:

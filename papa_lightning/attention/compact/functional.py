@@ -39,7 +39,7 @@ def cut_profile(profile: Tensor, reach: Reach) -> Tensor:
 
 
 def band_matrix(profile: Tensor, queries: int) -> Tensor:
-    """What neighbouring queries take from the keys around them, ``M[q,k] = rho(q - k + w)``.
+    """Weights of neighbouring queries on the keys around them, ``M[q,k] = rho(q - k + w)``.
 
     Args:
         profile: (H, 2 w + 1).
@@ -64,7 +64,7 @@ def expand_profile(profile: Tensor, columns: Tensor, reach: Reach | None = None)
     Args:
         profile: (H, 2 w + 1).
         columns: (H, T).
-        reach: Which keys the queries can see; None for all.
+        reach: Keys that the queries can see; None for all.
 
     Returns:
         (H, T, T).
@@ -114,7 +114,7 @@ def profile_product(profile: Tensor, tokens: Tensor) -> Tensor:
 
 
 def column_product(columns: Tensor, tokens: Tensor, reach: Reach) -> Tensor:
-    """What every query takes from every key within its reach, ``out_i = sum_j alpha_j x_j``.
+    """Sum of the keys within reach of each query, weighted by column, ``out_i = sum_j alpha_j x_j``.
 
     Args:
         columns: (H, T).
@@ -142,7 +142,7 @@ def profile_mass(profile: Tensor, columns: Tensor, mask: Tensor | None, reach: R
         profile: (H, 2 w + 1).
         columns: (H, T).
         mask: (B, T), or None.
-        reach: Of the layer.
+        reach: Keys that the queries of the layer can see.
 
     Returns:
         (B, H, T), or (1, H, T) without a mask; at least float32.
@@ -168,14 +168,14 @@ def profile_attention(
 
         out_i = m_i sum_j m_j (rho(i - j) + alpha_j) v_j / mass_i
 
-    Short sequences, where a matrix is no more work than the band, go through the matrix.
+    Short sequences, where a matrix costs no more than the band, are multiplied with the matrix.
 
     Args:
         profile: (H, 2 w + 1).
         columns: (H, T), cut to the length of the batch.
         value: (B, H, T, h).
         mask: (B, T), true for a real token, or None.
-        reach: Which keys the queries can see; None for all.
+        reach: Keys that the queries can see; None for all.
 
     Returns:
         (B, T, H, h) in the dtype of ``value``. Rows of padding queries, and those without mass, are 0.

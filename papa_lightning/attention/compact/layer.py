@@ -1,4 +1,4 @@
-"""The compact constants of one layer: which form each head has, and its numbers."""
+"""Compact constants of one layer, and the forms that heads can have."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ class CompactLayer:
     """Constants of the heads of one layer, in as few numbers as each head allows.
 
     Args:
-        forms: Of each head: "profile" (``rho(i - j) + alpha(j)``), "low_rank" (``L R^T``) or "dense".
+        forms: Form of each head: "profile" (``rho(i - j) + alpha(j)``), "low_rank" (``L R^T``) or "dense".
         profile: (heads of that form, 2 w + 1), rho.
         columns: (heads of that form, T), alpha.
         beyond: (heads of that form,), alpha of columns that calibration never saw.
         left: (heads of that form, T, r), L.
         right: (heads of that form, T, r), R.
         matrices: (heads of that form, T, T).
-        reach: Which keys the queries of the layer can see; what the tensors say beyond it does not count.
+        reach: Keys that the queries of the layer can see; the tensors are not used beyond it.
 
     Raises:
         PapaError: For an unknown form, or tensors that do not fit the forms or each other.
@@ -90,11 +90,11 @@ class CompactLayer:
 
     @property
     def num_elements(self) -> int:
-        """How many numbers the layer is."""
+        """Number of the constants of the layer."""
         return sum(getattr(self, part).numel() for part in PARTS)
 
     def select(self, heads: Sequence[int]) -> CompactLayer:
-        """The same for ascending heads only."""
+        """Compact constants of some heads, in ascending order."""
         chosen: dict[str, Any] = {}
         for form, parts in FORMS.items():
             own = [head for head, found in enumerate(self.forms) if found == form]
@@ -104,7 +104,7 @@ class CompactLayer:
         return replace(self, forms=tuple(self.forms[head] for head in heads), **chosen)
 
     def extend(self, length: int) -> CompactLayer:
-        """The same for sequences of up to ``length`` tokens, T at least: new columns have the weight ``beyond``.
+        """Compact constants for sequences of up to ``length`` tokens; new columns have the weight ``beyond``.
 
         Raises:
             PapaError: When a head has another form than "profile", or ``length`` is less than T.
@@ -128,9 +128,9 @@ def expand_forms(forms: Sequence[str], parts: Mapping[str, Tensor], reach: Reach
     """The matrices (heads, T, T) of heads of several forms, 0 beyond the reach.
 
     Args:
-        forms: Of each head.
+        forms: Form of each head.
         parts: The tensors of :class:`CompactLayer` by name.
-        reach: Of the layer.
+        reach: Keys that the queries of the layer can see.
     """
     pieces: list[tuple[Sequence[int], Tensor]] = []
     for form, heads in heads_by_form(forms).items():
@@ -173,10 +173,10 @@ def row_mass(forms: Sequence[str], parts: Mapping[str, Tensor], mask: Tensor | N
     """The row sums over the real keys, (B, heads, T), or (1, heads, T) without a mask.
 
     Args:
-        forms: Of each head.
+        forms: Form of each head.
         parts: The tensors of :class:`CompactLayer` by name, cut to the length of the batch.
         mask: (B, T), true for a real token, or None.
-        reach: Of the layer.
+        reach: Keys that the queries of the layer can see.
     """
     pieces: list[tuple[Sequence[int], Tensor]] = []
     for form, heads in heads_by_form(forms).items():

@@ -95,10 +95,6 @@ class CompactHeads(TokenMixer):
         """The forms."""
         return {"forms": None if self._forms is None else list(self._forms)}
 
-    def dynamic_when_calibrated(self) -> Sequence[int]:
-        """All heads but the constant ones."""
-        return [head for head in range(self.heads.num_heads) if head not in self.constant_heads]
-
     def load_constants(self, values: Any) -> None:
         """See :meth:`TokenMixer.load_constants`.
 

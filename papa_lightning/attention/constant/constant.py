@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from papa_lightning.attention.constant.matrices import MatrixHeads
@@ -24,8 +23,8 @@ class ConstantHeads(MatrixHeads):
     Constant heads compute ``out = m (C (m V)) / max(C m, eps)`` (Hassid et al. 2022, arXiv 2211.03495, in
     the batched form of :func:`~papa_lightning.attention.functional.constant_attention`); dynamic heads
     run through the fused kernel, on their heads only. A layer without dynamic heads gets no query and no
-    key. The published code also zeroes the padding rows of dynamic heads in such a layer; here they
-    stay as they are, because nothing reads them.
+    key. The published code also zeroes the padding rows of dynamic heads; here they stay as they are, because nothing
+    reads them.
 
     See :class:`~papa_lightning.attention.constant.matrices.MatrixHeads` for arguments and shapes.
     """
@@ -39,17 +38,12 @@ class ConstantHeads(MatrixHeads):
         """Queries, keys and scores of the constant heads."""
         return share * block.queries
 
-    def dynamic_when_calibrated(self) -> Sequence[int]:
-        """All heads but the constant ones."""
-        return [head for head in range(self.heads.num_heads) if head not in self.constant_heads]
-
     def forward(
         self, attention: DynamicAttention, value: Tensor, dropout: float = 0.0, need_weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """See :meth:`TokenMixer.forward`."""
         constants, mask = self.constants_for(value), attention.mask
-        if not torch.compiler.is_compiling() and constants.shape[-1] > self.certain_length:
-            self.watch.check(self.layer, self.constant_heads, constants, mask, self.constants)
+        self.warn_of_empty_rows(value, mask)
         if need_weights:
             weights = self._weights(attention, constants, batch=value.shape[0])
             return apply_attention(weights, value, dropout), weights

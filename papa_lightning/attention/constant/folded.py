@@ -1,4 +1,4 @@
-"""Kind "folded": all heads of a layer use one constant matrix, so that their value and output maps are one."""
+"""Kind "folded": one constant matrix for all heads of a layer, whose value and output projections become one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from papa_lightning.attention.constant.matrices import MatrixHeads, check_matrices
 from papa_lightning.attention.cost import Block
 from papa_lightning.attention.dynamic import DynamicAttention
-from papa_lightning.attention.functional import EPS, apply_attention, constant_mass, normalized_constants
+from papa_lightning.attention.functional import EPS, constant_mass
 from papa_lightning.attention.mixer import KindFacts, Place
 from papa_lightning.attention.registry import KINDS
 from papa_lightning.attention.tracing import is_symbolic
@@ -37,15 +37,15 @@ def shared_product(matrix: Tensor, value: Tensor) -> Tensor:
 
 @KINDS.register("folded")
 class FoldedHeads(MatrixHeads):
-    """All heads of one layer with the same constant matrix C.
+    """Heads of one layer that all have the same constant matrix C.
 
     With one matrix for all heads the layer is exactly ``C X W + b`` with ``W = sum over heads of Wv_h Wo_h``, one
     (d x d) matrix: d^2 + T d multiply-accumulates a token in the place of 2 d^2 + T d. The product W is made where the
-    encoder's projections are, in :mod:`papa_lightning.encoders.projections.folded`; here C is applied to what comes
-    out of it, to all channels at once. Attention dropout in training drops entries of C for all heads together.
+    encoder's projections are, in :mod:`papa_lightning.encoders.projections.folded`; here C is applied to its output, to
+    all channels at once. Attention dropout in training drops entries of C for all heads together.
 
     Args:
-        place: See :class:`~papa_lightning.attention.mixer.TokenMixer`.
+        place: Position in the encoder.
         heads: All heads of the layer.
 
     Attributes:
@@ -71,10 +71,6 @@ class FoldedHeads(MatrixHeads):
         super().__init__(place, heads)
         self._make_room(place, 1)
 
-    def dynamic_when_calibrated(self) -> Sequence[int]:
-        """None."""
-        return ()
-
     def load_constants(self, values: Any) -> None:
         """See :meth:`TokenMixer.load_constants`.
 
@@ -97,7 +93,7 @@ class FoldedHeads(MatrixHeads):
         Args:
             value: (B, 1, T, d).
             mask: (B, T), true for a real token, or None.
-            mass: As there.
+            mass: Row sums ``constant_mass(constants, mask)``, where they are known already.
 
         Returns:
             (B, T, 1, d).
@@ -116,12 +112,5 @@ class FoldedHeads(MatrixHeads):
         self, attention: DynamicAttention, value: Tensor, dropout: float = 0.0, need_weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """See :meth:`TokenMixer.forward`; the values are those of the folded projection, or of the heads."""
-        constants, mask = self.constants_for(value), attention.mask
-        if constants.shape[-1] > self.certain_length and not torch.compiler.is_compiling():
-            self.watch.check(self.layer, self.constant_heads[:1], constants, mask, self.constants)
-        batch, heads, length, size = value.shape
-        channels = value.transpose(1, 2).reshape(batch, 1, length, heads * size)  # a view of what the projection gave
-        weights = normalized_constants(constants, mask) if need_weights or dropout > 0.0 else None
-        mixed = self.mix(channels, mask) if weights is None else apply_attention(weights, channels, dropout)
-        shown = weights.expand(batch, heads, -1, -1) if weights is not None and need_weights else None
-        return mixed.reshape(batch, length, heads, size), shown
+        self.warn_of_empty_rows(value, attention.mask)
+        return self.mix_as_one(value, attention.mask, dropout, need_weights)

@@ -18,14 +18,13 @@ from papa_lightning.attention.registry import KINDS
 
 @KINDS.register("gated")
 class GatedHeads(MatrixHeads):
-    """All heads of one layer, each with a gate: ``A' = sigmoid(g) A + (1 - sigmoid(g)) C_normalised``.
+    """Heads of one layer with a gate each: ``A' = sigmoid(g) A + (1 - sigmoid(g)) C_normalised``.
 
     Source: Hassid et al. 2022, arXiv 2211.03495. Because the mixture is linear, it is taken of the two products
     with the values; the matrices themselves are built only for attention dropout or when asked for.
 
     Args:
-        place: See :class:`~papa_lightning.attention.mixer.TokenMixer`; its watch is unused, because a gated row keeps
-            its dynamic part.
+        place: Position in the encoder; its watch is unused, because a gated row keeps its dynamic part.
         heads: All heads of the layer.
 
     Attributes:
@@ -37,7 +36,7 @@ class GatedHeads(MatrixHeads):
 
     @classmethod
     def saved_operations(cls, block: Block, share: float, options: Mapping[str, Any]) -> float | None:
-        """None: the product of constants and values is added."""
+        """Nothing is saved: the product of constants and values is added."""
         return -block.length
 
     def __init__(self, place: Place, heads: Sequence[int]) -> None:
@@ -45,7 +44,7 @@ class GatedHeads(MatrixHeads):
         self.gate_logits = nn.Parameter(torch.zeros(place.num_heads, dtype=place.dtype, device=place.device))
 
     def dynamic_when_calibrated(self) -> Sequence[int]:
-        """All heads: the dynamic part of the mixture needs its queries and keys."""
+        """See :meth:`TokenMixer.dynamic_when_calibrated`: all heads, for the dynamic part of the mixture."""
         return range(self.heads.num_heads)
 
     def forward(

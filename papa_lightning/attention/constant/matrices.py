@@ -1,4 +1,4 @@
-"""Mixers that keep the averaged attention matrix of each constant head."""
+"""Base of the kinds that keep constant attention matrices."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from papa_lightning.attention.functional import constant_attention, matrix_product, normalized_constants
+from papa_lightning.attention.functional import (
+    apply_attention,
+    constant_attention,
+    matrix_product,
+    normalized_constants,
+)
 from papa_lightning.attention.mixer import Place, TokenMixer
 from papa_lightning.attention.parameter_cache import Remembered
 from papa_lightning.attention.tracing import constant_attention_of_any_size, is_symbolic
@@ -17,10 +22,10 @@ from papa_lightning.errors import PapaError
 
 
 class MatrixHeads(TokenMixer):
-    """A mixer with room for the constants (T x T) of some heads.
+    """Mixer with constants (T x T) of some heads.
 
     Args:
-        place: See :class:`~papa_lightning.attention.mixer.TokenMixer`. Constants beyond its reach are not used.
+        place: Position in the encoder. Constants beyond its reach are not used.
         heads: The heads with constants, ascending.
 
     Attributes:
@@ -34,7 +39,7 @@ class MatrixHeads(TokenMixer):
     def __init__(self, place: Place, heads: Sequence[int]) -> None:
         super().__init__(place, heads)
         self.watch = place.watch
-        #: Batches up to this length need no look at the mass of their rows.
+        #: Length up to which no row of a batch can lack mass.
         self.certain_length = place.max_length
         self._make_room(place, len(self.constant_heads))
         self._cut: Remembered[Tensor] = Remembered()
@@ -55,7 +60,7 @@ class MatrixHeads(TokenMixer):
 
     def _set_calibrated(self, calibrated: bool) -> None:
         super()._set_calibrated(calibrated)
-        # Without memory there is nothing to see yet: an encoder that is being loaded looks again with its weights.
+        # On the meta device there are no values yet: an encoder that is being loaded is checked again with its weights.
         self.certain_length = 0 if self.constants.is_meta else first_zero_of_diagonal(self.constants.detach())
 
     def constants_for(self, value: Tensor) -> Tensor:
@@ -75,6 +80,35 @@ class MatrixHeads(TokenMixer):
             return leading
         return self._cut.recall(lambda: self.reach.cut(leading), [self.constants], length, self.training)
 
+    def warn_of_empty_rows(self, value: Tensor, mask: Tensor | None) -> None:
+        """Warn of real rows of a batch of values (B, H, t, h) that attend to nothing, where there can be some."""
+        if value.shape[2] > self.certain_length and not torch.compiler.is_compiling():
+            constants = self.constants_for(value)
+            self.watch.check(self.layer, self.constant_heads[: len(constants)], constants, mask, self.constants)
+
+    def mix_as_one(
+        self, value: Tensor, mask: Tensor | None, dropout: float, need_weights: bool, weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Mix the values of all heads with one matrix.
+
+        Args:
+            value: (B, H, T, h).
+            mask: (B, T), true for a real token, or None.
+            dropout: Attention dropout; it drops entries of the matrix for all heads together.
+            need_weights: Also return the matrix.
+            weights: (B, 1, T, T), the matrix; None takes the constants, (1, T, T).
+
+        Returns:
+            As :meth:`TokenMixer.forward`.
+        """
+        batch, heads, length, size = value.shape
+        channels = value.transpose(1, 2).reshape(batch, 1, length, heads * size)  # a view of a folded projection
+        if weights is None and (need_weights or dropout > 0.0):
+            weights = normalized_constants(self.constants_for(value), mask)
+        mixed = self.mix(channels, mask) if weights is None else apply_attention(weights, channels, dropout)
+        shown = weights.expand(batch, heads, -1, -1) if weights is not None and need_weights else None
+        return mixed.reshape(batch, length, heads, size), shown
+
     def mix(self, value: Tensor, mask: Tensor | None, mass: Tensor | None = None) -> Tensor:
         """Constant attention of the constant heads.
 
@@ -83,7 +117,7 @@ class MatrixHeads(TokenMixer):
         Args:
             value: (B, constant heads, T, h).
             mask: (B, T), true for a real token, or None.
-            mass: As in :func:`~papa_lightning.attention.functional.constant_attention`.
+            mass: Row sums ``constant_mass(constants, mask)``, where they are known already.
 
         Returns:
             (B, T, constant heads, h).
@@ -96,14 +130,14 @@ class MatrixHeads(TokenMixer):
         return matrix_product(self.normalized_for(value), value)
 
     def normalized_for(self, value: Tensor) -> Tensor:
-        """What :meth:`constants_for` gives, divided by the sums of the rows: right for a batch without padding."""
+        """Constants of :meth:`constants_for` with rows that sum to 1, for a batch without padding."""
         constants, settings = self.constants_for(value), (value.shape[2], value.dtype)
         return self._normalized.recall(
             lambda: normalized_constants(constants, None)[0].to(value.dtype), [self.constants], settings, self.training
         )
 
     def train(self, mode: bool = True) -> MatrixHeads:
-        """See :meth:`torch.nn.Module.train`; also a good moment to forget what was made of the constants."""
+        """See :meth:`torch.nn.Module.train`; results that were computed from the constants are forgotten."""
         self._cut.forget()
         self._normalized.forget()
         return super().train(mode)

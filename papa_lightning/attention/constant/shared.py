@@ -10,27 +10,26 @@ from torch import Tensor
 
 from papa_lightning.attention.constant.matrices import MatrixHeads, check_matrices
 from papa_lightning.attention.dynamic import DynamicAttention
-from papa_lightning.attention.functional import apply_attention, constant_attention, normalized_constants
 from papa_lightning.attention.mixer import KindFacts, Place
 from papa_lightning.attention.registry import KINDS
-from papa_lightning.errors import PapaError
+from papa_lightning.checks import one_of
 
 MATRICES = ("dynamic", "constant")
 
 
 @KINDS.register("shared")
 class SharedHeads(MatrixHeads):
-    """All heads of one layer with one matrix, the mean of theirs, ``A = 1/H sum_h softmax(s Q_h K_h^T)``.
+    """Heads of one layer that share one matrix, the mean of theirs, ``A = 1/H sum_h softmax(s Q_h K_h^T)``.
 
     A dynamic matrix costs what explicit attention costs, O(B H T^2) in memory, and is multiplied with the values of
     all heads at once. A constant matrix is ``C = 1/H sum_h C_h`` of the calibrated averages, used as constant heads
     use theirs: no queries, no keys, one (T x T) by (T x B d) product a layer. With one constant matrix the layer is
-    exactly ``C X W`` with ``W = sum_h Wv_h Wo_h``: twelve heads of 64 channels can do no more than one of 768.
+    exactly ``C X W`` with ``W = sum_h Wv_h Wo_h``: twelve heads of 64 channels are no more expressive than one of 768.
 
     Args:
-        place: See :class:`~papa_lightning.attention.mixer.TokenMixer`.
+        place: Position in the encoder.
         heads: All heads of the layer.
-        matrix: "dynamic" or "constant"; a swap that brings constants means the second if it is left out.
+        matrix: "dynamic" or "constant"; the latter is the default of a swap that brings constants.
 
     Attributes:
         constants: (1, T, T); (0, T, T) for a dynamic matrix.
@@ -48,8 +47,7 @@ class SharedHeads(MatrixHeads):
     whole_layer = "gives all heads of a layer one matrix"
 
     def __init__(self, place: Place, heads: Sequence[int], matrix: str = "dynamic") -> None:
-        if matrix not in MATRICES:
-            raise PapaError(f"matrix is {matrix!r}, but must be one of {', '.join(map(repr, MATRICES))}.")
+        one_of(*MATRICES)("matrix", matrix)
         super().__init__(place, heads)
         self.matrix = matrix
         self._make_room(place, int(matrix == "constant"))
@@ -57,17 +55,17 @@ class SharedHeads(MatrixHeads):
             self._set_calibrated(True)
 
     def options(self) -> dict[str, Any]:
-        """The matrix."""
+        """See :meth:`TokenMixer.options`."""
         return {"matrix": self.matrix}
 
     @classmethod
     def complete_options(cls, options: Mapping[str, Any], constants_given: bool) -> dict[str, Any]:
-        """A constant matrix if there are constants."""
+        """See :meth:`TokenMixer.complete_options`: given constants make a constant matrix."""
         return {"matrix": "constant" if constants_given else "dynamic", **options}
 
     @classmethod
     def needs_constants(cls, options: Mapping[str, Any]) -> bool:
-        """For a constant matrix."""
+        """See :meth:`TokenMixer.needs_constants`: only a constant matrix does."""
         return options.get("matrix") == "constant"
 
     def load_constants(self, values: Any) -> None:
@@ -78,25 +76,16 @@ class SharedHeads(MatrixHeads):
         self._set_calibrated(True)
 
     def dynamic_when_calibrated(self) -> Sequence[int]:
-        """All heads for a dynamic matrix, none for a constant one."""
+        """See :meth:`TokenMixer.dynamic_when_calibrated`: all heads for a dynamic matrix, none for a constant one."""
         return range(self.heads.num_heads) if self.matrix == "dynamic" else ()
 
     def forward(
         self, attention: DynamicAttention, value: Tensor, dropout: float = 0.0, need_weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """See :meth:`TokenMixer.forward`; dropout drops entries of the one matrix, for all heads together."""
-        batch, heads, length, size = value.shape
-        channels = value.transpose(1, 2).reshape(batch, 1, length, heads * size)
+        weights = None
         if self.matrix == "dynamic":
             weights = attention.matrices().mean(dim=1, keepdim=True)
-            mixed = apply_attention(weights, channels, dropout)
         else:
-            constants, mask = self.constants_for(value), attention.mask
-            if length > self.certain_length and not torch.compiler.is_compiling():
-                self.watch.check(self.layer, self.constant_heads[:1], constants, mask, self.constants)
-            if not (need_weights or dropout > 0.0):
-                return constant_attention(constants, channels, mask).reshape(batch, length, heads, size), None
-            weights = normalized_constants(constants, mask)
-            mixed = apply_attention(weights, channels, dropout)
-        shown = weights.expand(batch, heads, -1, -1) if need_weights else None
-        return mixed.reshape(batch, length, heads, size), shown
+            self.warn_of_empty_rows(value, attention.mask)
+        return self.mix_as_one(value, attention.mask, dropout, need_weights, weights)
