@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from papa_lightning.attention.aft.checks import check_divides, check_mask
 from papa_lightning.attention.aft.layers import ProjectedMixing
-from papa_lightning.attention.aft.means import masked_values, recomputed
+from papa_lightning.attention.aft.means import join_groups, masked_values, recomputed, split_groups
 from papa_lightning.attention.functional import accumulation_dtype
 from papa_lightning.attention.mixer import KindFacts, Place
 from papa_lightning.attention.registry import KINDS
@@ -62,8 +62,8 @@ def additive_attention(
     dtype = accumulation_dtype(value.dtype)
     length, device = query.shape[1], query.device
     with torch.autocast(device.type, enabled=False):
-        queries, keys = _by_head(query.to(dtype), heads.shape[0]), _by_head(key.to(dtype), heads.shape[0])
-        values = _by_head(masked_values(value, mask), heads.shape[0])
+        queries, keys = split_groups(query.to(dtype), heads.shape[0]), split_groups(key.to(dtype), heads.shape[0])
+        values = split_groups(masked_values(value, mask), heads.shape[0])
         allowed = None if mask is None else mask.bool()[:, None, None, :]
         means = []
         for start in range(0, length, chunk):
@@ -73,11 +73,7 @@ def additive_attention(
             own = torch.arange(seen, device=device) <= row[:, None] if causal else None
             some = _both(None if allowed is None else allowed[..., :seen], own)
             means.append(recomputed(_chunk_of_rows, rows, keys, values, heads.to(dtype), some, seen))
-        return torch.cat(means, dim=2).transpose(1, 2).flatten(2).to(value.dtype)
-
-
-def _by_head(tensor: Tensor, heads: int) -> Tensor:
-    return torch.unflatten(tensor, -1, (heads, -1)).transpose(1, 2)
+        return join_groups(torch.cat(means, dim=2)).to(value.dtype)
 
 
 def _both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
@@ -154,10 +150,7 @@ class AdditiveHeads(ScorelessLayer):
 
     q and k are those of the encoder. Source: Bahdanau et al. 2015, arXiv 1409.0473. O(B chunk T d) in memory.
 
-    Args:
-        place: Position in the encoder, with the size of the heads.
-        heads: All heads of the layer.
-        causal: Whether the encoder is causal; None takes it from the encoder.
+    See :class:`~papa_lightning.attention.without_constants.ScorelessLayer` for the arguments.
 
     Attributes:
         score_weight: v, (H, h); starts as normal numbers with the standard deviation ``h ** -0.5``.
@@ -177,6 +170,6 @@ class AdditiveHeads(ScorelessLayer):
 
     def mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """See :meth:`ScorelessLayer.mix`."""
-        queries, keys, values = (tensor.transpose(1, 2).flatten(2) for tensor in (query, key, value))
+        queries, keys, values = map(join_groups, (query, key, value))
         mixed = additive_attention(queries, keys, values, self.score_weight, mask, self.causal)
         return mixed.view(*mixed.shape[:2], value.shape[1], -1)

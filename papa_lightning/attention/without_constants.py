@@ -108,10 +108,6 @@ class UntouchedLayer(WithoutConstants):
     """Placeholder in a layer that keeps the attention of the encoder, beside layers of other kinds.
 
     It has no parameters and is never called.
-
-    Args:
-        place: Position in the encoder.
-        heads: Empty: no head is replaced.
     """
 
     facts = KindFacts("a layer that is left alone, beside others", "none", "as before", "the encoder")

@@ -9,11 +9,7 @@ from papa_lightning.errors import PapaError
 
 
 def check_rows(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> None:
-    """Queries, keys and values (B, T, d), and a mask of theirs.
-
-    Raises:
-        PapaError: When they are something else.
-    """
+    """Refuse queries, keys and values that are not all (B, T, d), or another mask than theirs."""
     if query.dim() != 3 or query.shape != key.shape or query.shape != value.shape:
         raise PapaError(
             f"query, key and value have the shapes {tuple(query.shape)}, {tuple(key.shape)} and {tuple(value.shape)}, "
@@ -23,11 +19,7 @@ def check_rows(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -
 
 
 def check_heads(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> None:
-    """Queries and values (B, T, H, h), keys (B, T, H), and a mask of theirs.
-
-    Raises:
-        PapaError: When they are something else.
-    """
+    """Refuse queries and values that are not (B, T, H, h), keys that are not (B, T, H), or another mask than theirs."""
     if query.dim() != 4 or query.shape != value.shape or query.shape[:3] != key.shape:
         raise PapaError(
             f"query, key and value have the shapes {tuple(query.shape)}, {tuple(key.shape)} and {tuple(value.shape)}, "
@@ -38,11 +30,7 @@ def check_heads(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) 
 
 
 def check_mask(mask: Tensor | None, query: Tensor) -> None:
-    """A mask (B, T) of queries (B, T, ...), and at least one token.
-
-    Raises:
-        PapaError: When it is something else.
-    """
+    """Refuse a mask that is not (B, T), for queries (B, T, ...), and queries without tokens."""
     if query.shape[1] == 0:
         raise PapaError(f"query has the shape {tuple(query.shape)}, so no tokens: pass sequences of at least one.")
     if mask is not None and mask.shape != query.shape[:2]:
@@ -53,11 +41,7 @@ def check_mask(mask: Tensor | None, query: Tensor) -> None:
 
 
 def check_grid(side: int, length: int) -> None:
-    """A square grid of tokens.
-
-    Raises:
-        PapaError: When there are not as many tokens as cells.
-    """
+    """Refuse a number of tokens that is not the number of cells of a square grid."""
     if side * side != length:
         raise PapaError(
             f"side is {side}, but the sequences have {length} tokens, which is no grid of {side} x {side}: pass square "
@@ -66,11 +50,7 @@ def check_grid(side: int, length: int) -> None:
 
 
 def check_bias(bias: Tensor, length: int, channels: int) -> Tensor:
-    """Position biases as (H, T', T').
-
-    Raises:
-        PapaError: When they do not cover the sequence, or H does not divide the channels.
-    """
+    """Position biases as (H, T', T'); refuse those that do not fit the sequence or the channels."""
     groups = bias if bias.dim() == 3 else bias[None]
     if groups.dim() != 3 or groups.shape[1] != groups.shape[2] or groups.shape[1] < length:
         raise PapaError(
@@ -82,11 +62,7 @@ def check_bias(bias: Tensor, length: int, channels: int) -> Tensor:
 
 
 def check_band(band: Tensor, length: int, channels: int) -> Tensor:
-    """Position biases of a band as (H, T or 1, n).
-
-    Raises:
-        PapaError: When they do not fit the sequence, or H does not divide the channels.
-    """
+    """Position biases of a band as (H, T or 1, n); refuse those that do not fit the sequence or the channels."""
     groups = band if band.dim() == 3 else band[None]
     if groups.dim() != 3 or groups.shape[1] not in (1, length):
         raise PapaError(
@@ -98,11 +74,7 @@ def check_band(band: Tensor, length: int, channels: int) -> Tensor:
 
 
 def check_kernel(kernel: Tensor, heads: int, dimensions: int) -> None:
-    """A kernel (H, s), or (H, s, s) for a grid.
-
-    Raises:
-        PapaError: When it is something else.
-    """
+    """Refuse a kernel that is not (H, s), or (H, s, s) for a grid."""
     sizes = set(kernel.shape[1:])
     if kernel.dim() != 1 + dimensions or kernel.shape[0] != heads or len(sizes) != 1 or sizes == {0}:
         wanted = ", ".join(["s"] * dimensions)
@@ -113,22 +85,14 @@ def check_kernel(kernel: Tensor, heads: int, dimensions: int) -> None:
 
 
 def check_divides(name: str, parts: int, channels: int) -> None:
-    """Parts that divide the channels.
-
-    Raises:
-        PapaError: When they do not.
-    """
+    """Refuse a number of parts that does not divide the channels."""
     if parts < 1 or channels % parts:
         divisors = [number for number in range(1, channels + 1) if channels % number == 0]
         raise PapaError(f"{name} are {parts}, which does not divide the {channels} channels: choose one of {divisors}.")
 
 
 def check_window(window: int, longest: int, what: str) -> None:
-    """A window that is not longer than what it slides over.
-
-    Raises:
-        PapaError: When it is.
-    """
+    """Refuse a window that is longer than what it slides over."""
     whole(1)("window", window)
     if window > longest:
         raise PapaError(f"window is {window}, but {what} is only {longest}: choose a window of at most {longest}.")

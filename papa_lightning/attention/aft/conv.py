@@ -15,6 +15,7 @@ from papa_lightning.attention.aft.checks import check_grid, check_heads, check_k
 from papa_lightning.attention.aft.means import (
     LogWeights,
     finite_maximum,
+    gated,
     masked_keys,
     masked_values,
     recomputed,
@@ -69,7 +70,7 @@ def conv_mixture(
         band = Band(kernel[:, None].to(keys.dtype), -(size - 1) if causal else -((size - 1) // 2))
         band, rows = _visible(band, query.shape[1]), rows_with_keys(mask, causal)
         mean = banded_mean(keys, values, band, rows, causal)
-        return (torch.sigmoid(query.to(mean.dtype)) * mean.transpose(1, 2)).to(value.dtype)
+        return gated(query, mean.transpose(1, 2), value.dtype)
 
 
 def _by_head(key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -130,7 +131,7 @@ def conv2d_mixture(query: Tensor, key: Tensor, value: Tensor, kernel: Tensor, si
         numerator = _grid_sums(scaled * values, weights, beyond, side)
         rows = rows_with_keys(mask, causal=False)
         mean = weighted_mean(numerator, denominator, keys, values, _kernel_rows(logs, side), rows)
-        return (torch.sigmoid(query.to(mean.dtype)) * mean.transpose(1, 2)).to(value.dtype)
+        return gated(query, mean.transpose(1, 2), value.dtype)
 
 
 def _grid_sums(cells: Tensor, weights: Tensor, beyond: Tensor, side: int) -> Tensor:

@@ -21,10 +21,13 @@ from papa_lightning.attention.aft.band import Band, banded_mean
 from papa_lightning.attention.aft.checks import check_band, check_bias, check_rows
 from papa_lightning.attention.aft.means import (
     finite_maximum,
+    gated,
+    join_groups,
     masked_keys,
     masked_values,
     recomputed,
     rows_with_keys,
+    split_groups,
     weighted_mean,
 )
 from papa_lightning.attention.functional import accumulation_dtype
@@ -107,7 +110,7 @@ def _chunk_of_rows(
     denominator = torch.einsum("hij,bhjd->bhid", weights, scaled)
     numerator = torch.einsum("hij,bhjd->bhid", weights, scaled * values)
     mean = weighted_mean(numerator, denominator, keys, values, lambda group, row: bias[group, row], rows)
-    return _gated(query, _ungrouped(mean), dtype)
+    return gated(query, join_groups(mean), dtype)
 
 
 def aft_simple(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
@@ -145,12 +148,12 @@ def simple_mixture(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | Non
         keys, values = masked_keys(key, mask), masked_values(value, mask)
         if causal:
             nothing, rows = Band(keys.new_zeros(1, 1, 0), 0), rows_with_keys(mask, causal)
-            mean = _ungrouped(banded_mean(_grouped(keys, 1), _grouped(values, 1), nothing, rows, causal))
+            mean = join_groups(banded_mean(split_groups(keys, 1), split_groups(values, 1), nothing, rows, causal))
         else:
             weights = torch.exp(keys - finite_maximum(keys, dim=1))
             total = weights.sum(dim=1, keepdim=True)  # at least 1 where there is a key: no underflow
             mean = (weights * values).sum(dim=1, keepdim=True) / torch.where(total > 0, total, 1.0)
-        return _gated(query, mean, value.dtype)
+        return gated(query, mean, value.dtype)
 
 
 def aft_local(
@@ -250,23 +253,9 @@ def banded_mixture(
         keys, values = _by_group(key, value, mask, band.shape[0])
         rows = rows_with_keys(mask, causal)
         mean = banded_mean(keys, values, Band(band, first), rows, causal)
-        return _gated(query, _ungrouped(mean), value.dtype)
+        return gated(query, join_groups(mean), value.dtype)
 
 
 def _by_group(key: Tensor, value: Tensor, mask: Tensor | None, groups: int) -> tuple[Tensor, Tensor]:
     """Keys and values (B, H, T, d / H) in at least float32, minus infinity and 0 where masked."""
-    return _grouped(masked_keys(key, mask), groups), _grouped(masked_values(value, mask), groups)
-
-
-def _grouped(tensor: Tensor, groups: int) -> Tensor:
-    """(B, T, d) to (B, H, T, d / H)."""
-    return torch.unflatten(tensor, -1, (groups, -1)).transpose(1, 2)
-
-
-def _ungrouped(tensor: Tensor) -> Tensor:
-    """(B, H, T, h) to (B, T, H h)."""
-    return tensor.transpose(1, 2).flatten(2)
-
-
-def _gated(query: Tensor, mean: Tensor, dtype: torch.dtype) -> Tensor:
-    return (torch.sigmoid(query.to(mean.dtype)) * mean).to(dtype)
+    return split_groups(masked_keys(key, mask), groups), split_groups(masked_values(value, mask), groups)

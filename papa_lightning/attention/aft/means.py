@@ -40,6 +40,21 @@ def smallest_sum(dtype: torch.dtype) -> float:
     return float(torch.finfo(dtype).tiny ** (2 / 3))
 
 
+def split_groups(tensor: Tensor, groups: int) -> Tensor:
+    """(B, T, d) to (B, H, T, d / H)."""
+    return torch.unflatten(tensor, -1, (groups, -1)).transpose(1, 2)
+
+
+def join_groups(tensor: Tensor) -> Tensor:
+    """(B, H, T, h) to (B, T, H h)."""
+    return tensor.transpose(1, 2).flatten(2)
+
+
+def gated(query: Tensor, mean: Tensor, dtype: torch.dtype) -> Tensor:
+    """``sigmoid(Q) * mean``, in a dtype."""
+    return (torch.sigmoid(query.to(mean.dtype)) * mean).to(dtype)
+
+
 def masked_keys(key: Tensor, mask: Tensor | None) -> Tensor:
     """Keys (B, T, ...) in at least float32, minus infinity where masked: before any maximum is taken of them."""
     exact = key.to(accumulation_dtype(key.dtype))

@@ -32,7 +32,7 @@ from papa_lightning.attention.aft.checks import check_grid, check_window
 from papa_lightning.attention.aft.conv import conv2d_mixture, conv_mixture
 from papa_lightning.attention.aft.from_constants import band_bias, dense_bias, kernel_bias, kernel_entries
 from papa_lightning.attention.aft.functional import aft_full, banded_mixture, simple_mixture
-from papa_lightning.attention.aft.means import recomputed
+from papa_lightning.attention.aft.means import join_groups, recomputed
 from papa_lightning.attention.constant.matrices import check_matrices
 from papa_lightning.attention.mixer import KindFacts, Place
 from papa_lightning.attention.registry import KINDS
@@ -47,10 +47,7 @@ STARTS = ("paper", "from_constants")
 class AFTSimpleHeads(ScorelessLayer):
     """AFT-simple, w = 0, in a layer of an encoder: ``sigmoid(a q_t + b) * sum_t' softmax_t'(c k)_t' V_t'``, in O(T d).
 
-    Args:
-        place: Position in the encoder, with the size of the heads.
-        heads: All heads of the layer.
-        causal: Whether the encoder is causal; None takes it from the encoder.
+    See :class:`~papa_lightning.attention.without_constants.ScorelessLayer` for the arguments.
 
     Attributes:
         query_scale: (H, h), a in the formula.
@@ -81,8 +78,8 @@ class AFTSimpleHeads(ScorelessLayer):
 
     def mixture(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """As :meth:`mix`, but intermediate results are kept for the backward pass."""
-        gate = _flat(torch.addcmul(self.query_shift[:, None], query, self.query_scale[:, None]))
-        mixed = self.mean(gate, key, _flat(value), mask)
+        gate = join_groups(torch.addcmul(self.query_shift[:, None], query, self.query_scale[:, None]))
+        mixed = self.mean(gate, key, join_groups(value), mask)
         return (mixed * self.gate_scale).view(*mixed.shape[:2], value.shape[1], -1)
 
     def mean(self, gate: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
@@ -101,17 +98,16 @@ class AFTSimpleHeads(ScorelessLayer):
 
     def scaled_key(self, key: Tensor) -> Tensor:
         """The keys of all channels, (B, T, d)."""
-        return _flat(key * self.key_scale[:, None])
+        return join_groups(key * self.key_scale[:, None])
 
 
 class BiasedAFTHeads(AFTSimpleHeads):
     """Base of the kinds with a position bias, which start as in the paper or from constants.
 
+    See :class:`~papa_lightning.attention.without_constants.ScorelessLayer` for the other arguments.
+
     Args:
-        place: Position in the encoder, with the size of the heads.
-        heads: All heads of the layer.
         init: "paper" or "from_constants"; the latter is the default of a swap that brings constants.
-        causal: Whether the encoder is causal; None takes it from the encoder.
     """
 
     def __init__(self, place: Place, heads: Sequence[int], init: str = "paper", causal: bool | None = None) -> None:
@@ -155,16 +151,14 @@ class BiasedAFTHeads(AFTSimpleHeads):
 class TableAFTHeads(BiasedAFTHeads):
     """Base of the kinds with a position bias for pairs of positions.
 
+    See :class:`BiasedAFTHeads` for the other arguments.
+
     Args:
-        place: Position in the encoder, with the size of the heads.
-        heads: All heads of the layer.
         new_table: Function of the number of groups of channels, as ``groups``, that makes a bias with a parameter for
             every pair.
         per_head: Whether each head has a bias of its own, so that constants are taken over exactly; otherwise all
             channels share one, as in the paper, which starts from the mean of the heads' constants.
         inner: Inner size of a factorised bias ``w = u v^T``, as in the paper; None has a parameter for every pair.
-        init: See :class:`BiasedAFTHeads`.
-        causal: Whether the encoder is causal; None takes it from the encoder.
 
     Attributes:
         position_bias: w of H groups of channels, or of one.
@@ -382,8 +376,3 @@ class AFTConvHeads(BiasedAFTHeads):
         side = math.isqrt(value.shape[1])
         check_grid(side, value.shape[1])
         return conv2d_mixture(gate, one, value, self.kernel(), side, mask).flatten(2)
-
-
-def _flat(tensor: Tensor) -> Tensor:
-    """(B, H, T, h) to (B, T, H h)."""
-    return tensor.transpose(1, 2).flatten(2)

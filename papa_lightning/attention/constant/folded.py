@@ -11,10 +11,9 @@ from torch import Tensor
 from papa_lightning.attention.constant.matrices import MatrixHeads, check_matrices
 from papa_lightning.attention.cost import Block
 from papa_lightning.attention.dynamic import DynamicAttention
-from papa_lightning.attention.functional import EPS, constant_mass
+from papa_lightning.attention.functional import EPS, constant_mass, is_symbolic
 from papa_lightning.attention.mixer import KindFacts, Place
 from papa_lightning.attention.registry import KINDS
-from papa_lightning.attention.tracing import is_symbolic
 from papa_lightning.errors import PapaError
 
 
@@ -43,10 +42,6 @@ class FoldedHeads(MatrixHeads):
     (d x d) matrix: d^2 + T d multiply-accumulates a token in the place of 2 d^2 + T d. The product W is made where the
     encoder's projections are, in :mod:`papa_lightning.encoders.projections.folded`; here C is applied to its output, to
     all channels at once. Attention dropout in training drops entries of C for all heads together.
-
-    Args:
-        place: Position in the encoder.
-        heads: All heads of the layer.
 
     Attributes:
         constants: (1, T, T).

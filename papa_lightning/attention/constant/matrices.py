@@ -11,12 +11,13 @@ from torch import Tensor
 from papa_lightning.attention.functional import (
     apply_attention,
     constant_attention,
+    constant_attention_of_any_size,
+    is_symbolic,
     matrix_product,
     normalized_constants,
 )
 from papa_lightning.attention.mixer import Place, TokenMixer
 from papa_lightning.attention.parameter_cache import Remembered
-from papa_lightning.attention.tracing import constant_attention_of_any_size, is_symbolic
 from papa_lightning.attention.zero_mass import first_zero_of_diagonal
 from papa_lightning.errors import PapaError
 

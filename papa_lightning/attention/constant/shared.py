@@ -27,8 +27,6 @@ class SharedHeads(MatrixHeads):
     exactly ``C X W`` with ``W = sum_h Wv_h Wo_h``: twelve heads of 64 channels are no more expressive than one of 768.
 
     Args:
-        place: Position in the encoder.
-        heads: All heads of the layer.
         matrix: "dynamic" or "constant"; the latter is the default of a swap that brings constants.
 
     Attributes:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from papa_lightning.attention import Reach
-from papa_lightning.attention.tracing import is_symbolic
+from papa_lightning.attention.functional import is_symbolic
 from papa_lightning.errors import PapaError
 
 #: Bound of the numbers that mask a score: old encoders add -10,000, others the lowest number.

@@ -13,8 +13,7 @@ import torch
 from conformance.tiny_models import CASES, LENGTH, NAMES, encoder_of, make_inputs, swapped
 
 from papa_lightning import export_encoder, load_exported_encoder
-from papa_lightning.attention.functional import constant_attention
-from papa_lightning.attention.tracing import constant_attention_of_any_size
+from papa_lightning.attention.functional import constant_attention, constant_attention_of_any_size
 from papa_lightning.errors import ExportError
 from papa_lightning.export import export_onnx, export_program
 
