@@ -252,6 +252,11 @@ def precision(encoder: PreTrainedModel) -> float:
     return UNITS * torch.finfo(torch.promote_types(encoder.dtype, torch.float32)).eps
 
 
+def on_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """A batch with its tensors on a device."""
+    return {name: entry.to(device) if isinstance(entry, Tensor) else entry for name, entry in batch.items()}
+
+
 def per_layer(inputs: RankingInputs) -> list[Tensor]:
     """The constants of each layer, (H, T, T), on the device of the encoder and cut to what its queries can see.
 

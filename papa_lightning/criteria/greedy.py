@@ -15,7 +15,7 @@ from papa_lightning.attention.functional import apply_attention, constant_attent
 from papa_lightning.calibration import eval_mode
 from papa_lightning.calibration.batches import checked_inputs
 from papa_lightning.checks import whole
-from papa_lightning.criteria.base import CRITERIA, HeadCriterion, RankingInputs, per_layer, precision
+from papa_lightning.criteria.base import CRITERIA, HeadCriterion, RankingInputs, on_device, per_layer, precision
 from papa_lightning.encoders import find_encoder, replace_mixing
 from papa_lightning.errors import PapaError
 from papa_lightning.ranking import merge_ties
@@ -98,7 +98,7 @@ class GreedySearch(HeadCriterion):
         taken: list[Mapping[str, Any]] = []
         for number, batch in enumerate(first_sequences(inputs.batches, self.sequences)):
             checked_inputs(base, batch, number, inputs.constants.max_length)
-            taken.append({k: v.to(base.device) if isinstance(v, Tensor) else v for k, v in batch.items()})
+            taken.append(on_device(batch, base.device))
         if not taken:
             raise PapaError("batches is empty: pass at least one labelled batch.")
         return taken

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from transformers import PreTrainedModel
 
 from papa_lightning.attention.functional import apply_attention, constant_attention
 from papa_lightning.calibration import eval_mode
-from papa_lightning.criteria.base import CRITERIA, HeadCriterion, RankingInputs, per_layer, precision
+from papa_lightning.criteria.base import CRITERIA, HeadCriterion, RankingInputs, on_device, per_layer, precision
 from papa_lightning.encoders import find_encoder, replace_mixing
 from papa_lightning.errors import PapaError
 from papa_lightning.ranking import merge_ties
@@ -61,7 +60,7 @@ class TaylorImportance(HeadCriterion):
             with torch.enable_grad(), eval_mode(base), replace_mixing(base, mixings):
                 for batch in inputs.batches:
                     own.clear()
-                    loss = inputs.loss(_on(base.device, batch))
+                    loss = inputs.loss(on_device(batch, base.device))
                     gradients = _gradients(loss, own, len(constants))
                     sums += torch.stack([gradient.double().abs().sum(dim=0) for gradient in gradients])
                     sequences += gradients[0].shape[0]
@@ -129,7 +128,3 @@ def _gates(encoder: PreTrainedModel, shape: tuple[int, int]) -> Iterator[nn.Para
         yield gates
     finally:
         delattr(encoder, _NAME)
-
-
-def _on(device: torch.device, batch: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: entry.to(device) if isinstance(entry, Tensor) else entry for name, entry in batch.items()}

@@ -97,8 +97,7 @@ class CompactLayer:
         """Compact constants of some heads, in ascending order."""
         chosen: dict[str, Any] = {}
         for form, parts in FORMS.items():
-            own = [head for head, found in enumerate(self.forms) if found == form]
-            rows = [row for row, head in enumerate(own) if head in heads]
+            rows = [row for row, head in enumerate(heads_by_form(self.forms).get(form, ())) if head in heads]
             also = ("beyond",) if form == "profile" else ()
             chosen |= {part: getattr(self, part)[rows] for part in (*parts, *also)}
         return replace(self, forms=tuple(self.forms[head] for head in heads), **chosen)
@@ -132,9 +131,7 @@ def expand_forms(forms: Sequence[str], parts: Mapping[str, Tensor], reach: Reach
         parts: The tensors of :class:`CompactLayer` by name.
         reach: Keys that the queries of the layer can see.
     """
-    pieces: list[tuple[Sequence[int], Tensor]] = []
-    for form, heads in heads_by_form(forms).items():
-        pieces.append((heads, expand_form(form, parts)))
+    pieces = [(heads, expand_form(form, parts)) for form, heads in heads_by_form(forms).items()]
     length = parts["columns"].shape[-1]
     return reach.cut(merge_heads(pieces, dim=0) if pieces else parts["columns"].new_zeros(0, length, length))
 
@@ -178,11 +175,10 @@ def row_mass(forms: Sequence[str], parts: Mapping[str, Tensor], mask: Tensor | N
         mask: (B, T), true for a real token, or None.
         reach: Keys that the queries of the layer can see.
     """
-    pieces: list[tuple[Sequence[int], Tensor]] = []
-    for form, heads in heads_by_form(forms).items():
+
+    def mass_of(form: str) -> Tensor:
         if form == "profile":
-            mass = profile_mass(parts["profile"], parts["columns"], mask, reach)
-        else:
-            mass = constant_mass(reach.cut(expand_form(form, parts)), mask)
-        pieces.append((heads, mass))
-    return merge_heads(pieces, dim=1)
+            return profile_mass(parts["profile"], parts["columns"], mask, reach)
+        return constant_mass(reach.cut(expand_form(form, parts)), mask)
+
+    return merge_heads([(heads, mass_of(form)) for form, heads in heads_by_form(forms).items()], dim=1)

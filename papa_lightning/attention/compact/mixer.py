@@ -74,7 +74,7 @@ class CompactHeads(TokenMixer):
     def __init__(self, place: Place, heads: Sequence[int], forms: Sequence[str] | None = None) -> None:
         super().__init__(place, heads)
         self.watch = place.watch
-        #: Batches up to this length need no look at the mass of their rows.
+        #: Length up to which no row of a batch can lack mass.
         self.certain_length = 0
         for name, dimensions in {"profile": 2, "columns": 2, "left": 3, "right": 3, "matrices": 3}.items():
             empty = torch.zeros((0,) * dimensions, dtype=place.dtype, device=place.device)
@@ -92,7 +92,7 @@ class CompactHeads(TokenMixer):
         return self._forms or ()
 
     def options(self) -> dict[str, Any]:
-        """The forms."""
+        """See :meth:`TokenMixer.options`."""
         return {"forms": None if self._forms is None else list(self._forms)}
 
     def load_constants(self, values: Any) -> None:
@@ -129,11 +129,14 @@ class CompactHeads(TokenMixer):
         self.certain_length = self._certain_length() if calibrated and self.constant_heads else self.max_length
 
     def _certain_length(self) -> int:
-        """The first position whose token has no weight for itself in some head that is not pruned, or T."""
+        """First position whose token has no weight for itself in some head that is not pruned, or T."""
         parts = {name: part.detach() for name, part in self.parts.items()}
-        pruned = (row_mass(self.forms, parts, None, self.reach)[0] == 0).all(dim=-1)
-        uncertain = ((own_weights(self.forms, parts) == 0) & ~pruned[:, None]).any(dim=0)
+        uncertain = ((own_weights(self.forms, parts) == 0) & ~self._pruned(parts)[:, None]).any(dim=0)
         return int(torch.cat([uncertain, uncertain.new_ones(1)]).int().argmax())
+
+    def _pruned(self, parts: Mapping[str, Tensor]) -> Tensor:
+        """(constant heads,), true for heads that attend to nothing on purpose."""
+        return (row_mass(self.forms, parts, None, self.reach)[0] == 0).all(dim=-1)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         """Make room first: how large the parts are depends on the forms."""
@@ -179,7 +182,7 @@ class CompactHeads(TokenMixer):
         return merge_heads(mixed, dim=2), None
 
     def _parts_for(self, value: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
-        """The parts for a batch of values (B, H, t, h), with a look at the mass of its rows."""
+        """The parts for a batch of values (B, H, t, h); rows without mass are warned of."""
         length = value.shape[2]
         if length > self.max_length:
             raise PapaError(
@@ -190,9 +193,8 @@ class CompactHeads(TokenMixer):
         parts = cut_parts(whole, length)
         if length > self.certain_length and not torch.compiler.is_compiling() and not self.watch.warned:
             with torch.no_grad():
-                pruned = (row_mass(self.forms, whole, None, self.reach)[0] == 0).all(dim=-1)
                 mass = row_mass(self.forms, parts, mask, self.reach)
-            self.watch.check_mass(self.layer, self.constant_heads, mass, mask, pruned)
+                self.watch.check_mass(self.layer, self.constant_heads, mass, mask, self._pruned(whole))
         return parts
 
     def _mix(
