@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from torchmetrics.classification import MulticlassRecall
 
-from papa_lightning.tasks.metrics import chance_level, classification_metrics, token_metrics
+from papa_lightning.errors import PapaError
+from papa_lightning.tasks.metrics import METRICS, TaskMetric, chance_level, classification_metrics, token_metrics
 
 LABELS = torch.tensor([0, 1, 1, 0, 1, 1, 1])
 
@@ -25,3 +27,12 @@ def test_words_without_label_do_not_count() -> None:
 def test_nothing_is_claimed_of_other_metrics() -> None:
     assert chance_level("perplexity", LABELS) is None
     assert chance_level("f1", torch.tensor([0, 1, 2])) is None
+
+
+def test_a_registered_metric_is_known_to_tasks_of_its_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    recall = TaskMetric("sequence", lambda labels: MulticlassRecall(labels.number, average="macro"), lambda shares: 0.5)
+    monkeypatch.setitem(METRICS, "recall", recall)
+    assert classification_metrics(["recall"], 2)(LABELS, LABELS)["recall"] == 1
+    assert chance_level("recall", LABELS) == 0.5
+    with pytest.raises(PapaError, match="metrics has 'recall', which is not a metric of this task"):
+        token_metrics(["recall"], 2, None)
