@@ -1,21 +1,23 @@
-"""Cache of results that depend on parameters alone."""
+"""Cache for what is computed from parameters alone, valid for as long as these stay as they are."""
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Hashable, Sequence
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.hooks import RemovableHandle
 
 Result = TypeVar("Result")
 
 
 class Remembered(Generic[Result]):
-    """Last result of a function of parameters, computed again when one of them is replaced or has changed.
+    """The last result of a function of parameters, computed again when one of them is another or has changed.
 
     A change is a new parameter, new memory (a move, another dtype, loading with assign=True), a step of any optimizer
     if the parameter can be trained, or a write in place that torch counts: load_state_dict, everything under
@@ -37,7 +39,6 @@ class Remembered(Generic[Result]):
     """
 
     def __init__(self) -> None:
-        _Steps.watch()
         self._held: tuple[_Origin, Result] | None = None
 
     def recall(
@@ -50,10 +51,9 @@ class Remembered(Generic[Result]):
         """The result, kept or computed now.
 
         Args:
-            compute: Function that depends on the parameters and the settings alone; called without gradients when the
-                result is kept.
-            parameters: Tensors that it reads.
-            settings: Further values that it depends on.
+            compute: Of the parameters and the settings alone; called without gradients when the result is kept.
+            parameters: What it reads.
+            settings: What else it depends on.
             training: Whether the owner is in training mode.
         """
         if torch.compiler.is_compiling():
@@ -71,29 +71,42 @@ class Remembered(Generic[Result]):
         return held[1]
 
     def forget(self) -> None:
-        """Drop the result."""
+        """Compute again next time."""
         self._held = None
 
     def __reduce__(self) -> tuple[type[Remembered[Result]], tuple[()]]:
-        """Make copies and pickles begin empty."""
+        """A copy, or what is read from a file, begins empty."""
         return type(self), ()
 
 
 class _Steps:
-    """Number of optimizer steps since the first result was remembered: fused ones write without being counted by torch.
+    """Steps of all optimizers of this process, counted while a result of trainable parameters is kept.
 
-    The hook is registered with the first swap, so that importing the package changes nothing in torch.
+    Fused optimizers write in ways that torch does not count, so a step of any optimizer makes such a result invalid.
+    The hook exists only as long as there is a result that it could concern.
     """
 
     taken = 0
-    watched = False
+    _concerned: ClassVar[set[int]] = set()
+    _hook: ClassVar[RemovableHandle | None] = None
+    _lock: ClassVar[threading.RLock] = threading.RLock()  # reentrant: garbage collection may release inside `concern`
 
     @classmethod
-    def watch(cls) -> None:
-        """Count from now on."""
-        if not cls.watched:
-            register_optimizer_step_post_hook(cls._count)
-            cls.watched = True
+    def concern(cls, origin: _Origin) -> None:
+        """Count steps until an origin is gone."""
+        with cls._lock:
+            cls._concerned.add(id(origin))
+            if cls._hook is None:
+                cls._hook = register_optimizer_step_post_hook(cls._count)
+        weakref.finalize(origin, cls._release, id(origin)).atexit = False
+
+    @classmethod
+    def _release(cls, origin: int) -> None:
+        with cls._lock:
+            cls._concerned.discard(origin)
+            if not cls._concerned and cls._hook is not None:
+                cls._hook.remove()
+                cls._hook = None
 
     @classmethod
     def _count(cls, *_: object) -> None:
@@ -101,17 +114,19 @@ class _Steps:
 
 
 class _Origin:
-    """Parameters of a result, by weak references that keep neither them nor their memory alive."""
+    """What a result was computed from. Weak references: neither a parameter nor its memory is kept alive by it."""
 
     def __init__(self, parameters: Sequence[Tensor], settings: Hashable) -> None:
         self.settings = settings
         self.parameters = [weakref.ref(parameter) for parameter in parameters]
         self.states = [_state(parameter) for parameter in parameters]
-        # While these live, their addresses are not given to other memory.
+        # While these live, no other memory is taken for the same.
         self.storages = [StorageWeakRef(parameter.untyped_storage()) for parameter in parameters]  # type: ignore[no-untyped-call]
+        if any(parameter.requires_grad for parameter in parameters):
+            _Steps.concern(self)
 
     def still_is(self, parameters: Sequence[Tensor], settings: Hashable) -> bool:
-        """Whether the parameters and settings are unchanged."""
+        """Whether nothing is different now."""
         return (
             settings == self.settings
             and len(parameters) == len(self.parameters)
@@ -127,7 +142,7 @@ def _state(parameter: Tensor) -> Hashable:
 
 
 def _is_plain(parameter: Tensor) -> bool:
-    """Whether changes of a tensor can be noticed, unlike those of wrapped tensors, as in torch.func."""
+    """Whether changes of a tensor can be told: not of those that stand for others, as in torch.func."""
     return (
         type(parameter) in (Tensor, nn.Parameter)
         and not parameter.is_inference()

@@ -1,11 +1,13 @@
 """What is made of parameters once: never used after they changed, and made again for no other reason."""
 
 import copy
+import gc
 import pickle
 
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import _global_optimizer_post_hooks
 from unit.attention.mixing import mix
 
 from papa_lightning.attention import ConstantHeads, Place
@@ -84,6 +86,24 @@ def test_a_change_is_seen(name, frozen):
     assert module.count == 2
     assert torch.equal(found, 2 * module.weight)
     assert found.dtype is module.weight.dtype
+
+
+@torch.no_grad()
+def test_optimizers_are_watched_only_while_a_result_of_trainable_parameters_is_kept():
+    hooks = _global_optimizer_post_hooks
+    gc.collect()
+    before = len(hooks)
+    frozen, first, second = Doubler().eval().requires_grad_(False), Doubler().eval(), Doubler().eval()
+    frozen()
+    assert len(hooks) == before
+    first()
+    second()
+    assert len(hooks) == before + 1
+    first.doubled.forget()
+    assert len(hooks) == before + 1
+    del second
+    gc.collect()
+    assert len(hooks) == before
 
 
 @torch.no_grad()
