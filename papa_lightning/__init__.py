@@ -32,6 +32,7 @@ from papa_lightning.from_scratch import (
     TransformerModel,
     resplit_heads,
 )
+from papa_lightning.lightning_project.optimizers import parameter_groups
 from papa_lightning.ranking import HeadRanking
 from papa_lightning.runtime import __version__
 from papa_lightning.tasks import (
@@ -75,6 +76,7 @@ __all__ = [
     "export_encoder",
     "gate_logits",
     "load_exported_encoder",
+    "parameter_groups",
     "resplit_heads",
     "restore_attention",
     "swap_attention",

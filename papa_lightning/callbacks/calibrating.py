@@ -18,6 +18,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from papa_lightning.attention import TokenMixer
 from papa_lightning.calibration import AttentionAverages, AttentionConstants, check_max_length, finish, gather
 from papa_lightning.either_lightning import Callback, L, TrainerFn, is_a, is_overridden, isolate_rng, rank_zero_info
 from papa_lightning.encoders import (
@@ -30,6 +31,7 @@ from papa_lightning.encoders import (
 )
 from papa_lightning.errors import CalibrationError, PapaError
 from papa_lightning.lightning_project.finding import discover_encoder
+from papa_lightning.lightning_project.optimizers import forget_groups, keep_apart, set_up_groups
 from papa_lightning.lightning_project.origins import (
     Origin,
     describe_data,
@@ -86,10 +88,14 @@ class CalibratingCallback(Callback, ABC):
         encoder: str | None = None,
         batch_size: int | None = None,
         save_constants: bool = True,
+        learning_rate: float | None = None,
     ) -> None:
         for name, value in (("max_length", max_length), ("batch_size", batch_size)):
             if value is not None and value < 1:
                 raise PapaError(f"{name} is {value}, but must be at least 1.")
+        if learning_rate is not None and not 0.0 < learning_rate < float("inf"):
+            raise PapaError(f"learning_rate is {learning_rate}, but must be above 0, or None to take that of the rest.")
+        self.learning_rate = learning_rate
         self.max_length, self.constants, self.encoder = max_length, constants, encoder
         self.batch_size, self.save_constants = batch_size, save_constants
         #: Seconds that the calibration pass took, None before it ran.
@@ -112,6 +118,14 @@ class CalibratingCallback(Callback, ABC):
     @abstractmethod
     def outcome(self, encoder: PreTrainedModel) -> str:
         """What holds of the encoder once it has its constants, for a line after the pass."""
+
+    def own_parameters(self, layer: TokenMixer) -> Iterable[str]:
+        """Names of a swapped layer's parameters that are to learn at ``learning_rate``, without weight decay.
+
+        Args:
+            layer: The layer.
+        """
+        return ()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Swap the encoder, and load the constants file if there is one. Runs at every stage and does nothing twice."""
@@ -139,6 +153,8 @@ class CalibratingCallback(Callback, ABC):
                 load_constants(own, constants)
                 self._note(own, f"those of the file {self.constants}")
         leave_out_of_ddp(pl_module)
+        if stage == "fit":
+            keep_apart(encoder, self.own_parameters, self.learning_rate)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Note what a checkpoint brings: constants, or else optimizers that know nothing of us."""
@@ -148,7 +164,8 @@ class CalibratingCallback(Callback, ABC):
             self._groups_without_us = _group_sizes(state["param_groups"] for state in checkpoint["optimizer_states"])
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Refuse to go on with the optimizers of a run without us where they cannot be gone on with."""
+        """Set up the parameter group, and refuse optimizers of a checkpoint that has other groups."""
+        set_up_groups(trainer, pl_module)
         groups = _group_sizes(optimizer.param_groups for optimizer in trainer.optimizers)
         if self._groups_without_us not in (None, groups):
             raise PapaError(
@@ -174,6 +191,14 @@ class CalibratingCallback(Callback, ABC):
             self.calibrate(trainer, pl_module)
         elif any(layer.needs_constants(layer.options()) for layer in swapped_layers(encoder)):
             rank_zero_info(f"The constants in use are {origin_text(encoder)}; this fit does not calibrate.")
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Forget the parameter group that :meth:`setup` asked for."""
+        forget_groups(pl_module)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Do the same after an error, when the Trainer calls no teardown."""
+        forget_groups(pl_module)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Refuse to validate without constants; inside fit they are there by then, or the sanity check runs."""

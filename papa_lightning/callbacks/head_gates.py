@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from papa_lightning.attention import GatedHeads
+from papa_lightning.attention import GatedHeads, TokenMixer
 from papa_lightning.callbacks.calibrating import SHARDED, CalibratingCallback
 from papa_lightning.either_lightning import L, is_a, rank_zero_info
 from papa_lightning.encoders import gate_logits, is_calibrated, swap_attention, swapped_layers
@@ -16,7 +17,6 @@ from papa_lightning.errors import PapaError
 from papa_lightning.files.writing import check_output
 from papa_lightning.lightning_project.finding import discover_encoder
 from papa_lightning.lightning_project.outputs import new_file, run_folder
-from papa_lightning.lightning_project.parameter_groups import forget_own_group, give_own_group
 from papa_lightning.lightning_project.processes import on_first
 from papa_lightning.ranking import HeadRanking
 
@@ -66,10 +66,8 @@ class HeadGates(CalibratingCallback):
         batch_size: int | None = None,
         save_constants: bool = True,
     ) -> None:
-        super().__init__(max_length, constants, encoder, batch_size, save_constants)
-        if learning_rate is not None and not 0.0 < learning_rate < float("inf"):
-            raise PapaError(f"learning_rate is {learning_rate}, but must be above 0, or None to take that of the rest.")
-        self.learning_rate, self.output = learning_rate, output
+        super().__init__(max_length, constants, encoder, batch_size, save_constants, learning_rate)
+        self.output = output
         self.ranking: HeadRanking | None = None
         self.ranking_path: str | None = None
         self._gradients_checked = False
@@ -85,7 +83,7 @@ class HeadGates(CalibratingCallback):
         return f"{sum(gates.numel() for gates in gate_logits(encoder))} heads have a gate from now on."
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Swap the encoder, and provide for the gates' parameter group before the optimizer is made."""
+        """Swap the encoder; refuse strategies that would shard the gates."""
         if is_a(trainer.strategy, *SHARDED):
             raise PapaError(
                 f"strategy is {type(trainer.strategy).__name__}, which shards the gates with the encoder: train gates "
@@ -94,16 +92,10 @@ class HeadGates(CalibratingCallback):
         if stage == "fit" and self.output is not None:
             check_output("output", self.output)
         super().setup(trainer, pl_module, stage)
-        if stage == "fit":
-            give_own_group(pl_module, lambda: self.gates(pl_module), self.learning_rate)
 
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Leave the module's configure_optimizers as it was."""
-        forget_own_group(pl_module)
-
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """The same after an error: the Trainer calls no teardown then."""
-        forget_own_group(pl_module)
+    def own_parameters(self, layer: TokenMixer) -> Iterable[str]:
+        """The gates; see :meth:`CalibratingCallback.own_parameters`."""
+        return ("gate_logits",)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Calibrate, unless there are constants already, and refuse gates that were frozen since ``setup``."""

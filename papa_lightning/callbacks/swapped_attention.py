@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from torch import nn
 from transformers import PreTrainedModel
 
+from papa_lightning.attention import TokenMixer
 from papa_lightning.callbacks.calibrating import CalibratingCallback
-from papa_lightning.either_lightning import L
 from papa_lightning.encoders import LayerPlan, plan_whole_layers, swap_attention, swapped_layers
 from papa_lightning.errors import PapaError
-from papa_lightning.lightning_project.finding import discover_encoder
-from papa_lightning.lightning_project.parameter_groups import forget_own_group, give_own_group
 
 
 class SwappedAttention(CalibratingCallback):
@@ -59,10 +56,8 @@ class SwappedAttention(CalibratingCallback):
         batch_size: int | None = None,
         save_constants: bool = True,
     ) -> None:
-        super().__init__(max_length, constants, encoder, batch_size, save_constants)
-        if learning_rate is not None and not 0.0 < learning_rate < float("inf"):
-            raise PapaError(f"learning_rate is {learning_rate}, but must be above 0, or None to take that of the rest.")
-        self.kind, self.options, self.learning_rate = kind, options, learning_rate
+        super().__init__(max_length, constants, encoder, batch_size, save_constants, learning_rate)
+        self.kind, self.options = kind, options
 
     def swap(self, encoder: PreTrainedModel, max_length: int) -> None:
         """Swap to the kind, unless that is done; see :meth:`CalibratingCallback.swap`."""
@@ -80,24 +75,9 @@ class SwappedAttention(CalibratingCallback):
         layers = swapped_layers(encoder)
         return f"{sum(layer.replaces_attention for layer in layers)} of {len(layers)} layers are swapped from now on."
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Swap the encoder, and provide for the parameter group of what was added before the optimizer is made."""
-        super().setup(trainer, pl_module, stage)
-        if stage == "fit" and self.learning_rate is not None:
-            give_own_group(pl_module, lambda: self.added_parameters(pl_module), self.learning_rate)
-
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Leave the module's configure_optimizers as it was."""
-        forget_own_group(pl_module)
-
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """The same after an error: the Trainer calls no teardown then."""
-        forget_own_group(pl_module)
-
-    def added_parameters(self, pl_module: L.LightningModule) -> list[nn.Parameter]:
-        """What the swap added and what learns, in layer order."""
-        layers = swapped_layers(discover_encoder(pl_module, self.encoder))
-        return [parameter for layer in layers for parameter in layer.parameters() if parameter.requires_grad]
+    def own_parameters(self, layer: TokenMixer) -> Iterable[str]:
+        """All that the swap added, where it has a learning rate; see :meth:`CalibratingCallback.own_parameters`."""
+        return () if self.learning_rate is None else [name for name, _ in layer.named_parameters()]
 
 
 def _is_swapped_to(encoder: PreTrainedModel, plans: Sequence[LayerPlan], length: int) -> bool:

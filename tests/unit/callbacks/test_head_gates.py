@@ -11,8 +11,9 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import FSDPStrategy
 from projects import LENGTH, Classifier, loaders, trainer
 from torch import nn
+from torch.optim import lr_scheduler as schedules
 
-from papa_lightning import HeadGates, HeadRanking, PapaError, calibrate, gate_logits
+from papa_lightning import HeadGates, HeadRanking, PapaError, calibrate, gate_logits, parameter_groups
 from papa_lightning.encoders import is_calibrated
 
 
@@ -44,23 +45,84 @@ def groups_of_gates(run: L.Trainer, module: nn.Module) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.mark.parametrize(("by_group", "rate"), [(True, 0.1), (False, 1e-3)])
-def test_a_schedule_with_a_maximum_overrides_the_rate_of_the_gates_unless_it_has_one_a_group(
-    by_group: bool, rate: float
-) -> None:
-    """docs/callbacks.md has the remedy."""
+SCHEDULES: dict[str, Any] = {
+    "none": lambda optimizer: None,
+    "cycle": lambda optimizer: schedules.OneCycleLR(optimizer, max_lr=1e-3, total_steps=100),
+    "cycle by group": lambda optimizer: schedules.OneCycleLR(
+        optimizer, max_lr=[group["lr"] for group in optimizer.param_groups], total_steps=100
+    ),
+    "there and back": lambda optimizer: schedules.CyclicLR(optimizer, 1e-3, 2e-3, cycle_momentum=False),
+    "warm-up, then cosine": lambda optimizer: schedules.SequentialLR(
+        optimizer, [schedules.LinearLR(optimizer, 0.1), schedules.CosineAnnealingLR(optimizer, 10)], [3]
+    ),
+    "lambdas": lambda optimizer: schedules.LambdaLR(optimizer, lambda step: 0.5**step),
+    "plateau": lambda optimizer: schedules.ReduceLROnPlateau(optimizer, patience=0),
+}
 
-    class Cycle(FrozenEncoder):
+
+@pytest.mark.parametrize("helper", [False, True])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_schedules_move_gates_in_proportion(schedule: str, helper: bool) -> None:
+    """A hundred times the rate of the rest at every step, whether or not the project makes the groups itself."""
+
+    class Scheduled(FrozenEncoder):
         def configure_optimizers(self) -> Any:
             optimizer = super().configure_optimizers()
-            most: Any = [group["lr"] for group in optimizer.param_groups] if by_group else 1e-3
-            return [optimizer], [torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=most, total_steps=100)]
+            if helper:
+                optimizer = torch.optim.AdamW(parameter_groups(self, lr=1e-3, weight_decay=0.5))
+            made = SCHEDULES[schedule](optimizer)
+            both = {"scheduler": made, "interval": "step", "monitor": "loss"}
+            return {"optimizer": optimizer} | ({"lr_scheduler": both} if made else {})
 
-    module = Cycle()
-    run = trainer(HeadGates(max_length=LENGTH, learning_rate=0.1))
+    rates: list[list[float]] = []
+
+    class Watch(L.Callback):
+        def on_train_batch_end(self, run: L.Trainer, *_: Any) -> None:
+            rates.append([group["lr"] for group in run.optimizers[0].param_groups])
+
+    module = Scheduled()
+    run = trainer(HeadGates(0.1, max_length=LENGTH), Watch(), max_epochs=3)
     run.fit(module, **loaders())
     (group,) = groups_of_gates(run, module)
-    assert group["max_lr"] == rate
+    assert group is run.optimizers[0].param_groups[-1]
+    assert group["weight_decay"] == 0.0
+    assert len(rates) == 6
+    for rest, gates in rates:
+        assert gates == pytest.approx(100 * rest)
+
+
+def test_a_schedule_that_is_not_of_torch_brings_a_warning() -> None:
+    class Own:
+        def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+            self.optimizer = optimizer
+
+        def step(self, *_: Any) -> None:
+            pass
+
+        def state_dict(self) -> dict[str, Any]:
+            return {}
+
+        load_state_dict = step
+
+    class Scheduled(FrozenEncoder):
+        def configure_optimizers(self) -> Any:
+            optimizer = super().configure_optimizers()
+            return {"optimizer": optimizer, "lr_scheduler": Own(optimizer)}
+
+        def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+            scheduler.step()
+
+    with pytest.warns(UserWarning, match=r"Own is not a scheduler of torch.*use papa_lightning.parameter_groups"):
+        trainer(HeadGates(0.1, max_length=LENGTH)).fit(Scheduled(), **loaders())
+
+
+def test_optimizers_with_fixed_groups_are_refused() -> None:
+    class Newton(FrozenEncoder):
+        def configure_optimizers(self) -> Any:
+            return torch.optim.LBFGS(self.classifier.parameters())
+
+    with pytest.raises(PapaError, match=r"optimizer is a LBFGS, to which no parameter group can be added"):
+        trainer(HeadGates(0.1, max_length=LENGTH)).fit(Newton(), **loaders())
 
 
 def test_gates_and_probe_learn_and_a_frozen_encoder_stays() -> None:
@@ -95,21 +157,6 @@ def test_gates_have_a_group_of_their_own_without_decay(
     assert {id(one) for one in module.classifier.parameters()} <= {id(one) for one in others}
     assert "configure_optimizers" not in module.__dict__
     assert module.configure_optimizers().param_groups[0]["weight_decay"] == 0.5
-
-
-def test_schedulers_multiply_the_rate_of_the_gates_too() -> None:
-    class Scheduled(FrozenEncoder):
-        def configure_optimizers(self) -> Any:
-            optimizer = super().configure_optimizers()
-            scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    module = Scheduled()
-    run = trainer(HeadGates(0.08, max_length=LENGTH))
-    run.fit(module, **loaders())
-    assert run.global_step == 2
-    rates = [group["lr"] for group in run.optimizers[0].param_groups]
-    assert rates == pytest.approx([1e-3 / 4, 0.08 / 4])
 
 
 def test_a_resumed_run_ends_as_one_that_was_never_stopped(tmp_path: Path) -> None:

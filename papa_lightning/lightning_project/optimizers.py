@@ -1,0 +1,184 @@
+"""Parameter groups for what a swap adds to an encoder: gates, parameters of a kind, constants that learn.
+
+Such parameters get a learning rate of their own and no weight decay. A callback notes both on the swapped layers in
+``setup``, before the optimizer is made. A module whose ``configure_optimizers`` uses :func:`parameter_groups` reads the
+note. In any other project :func:`set_up_groups` moves the parameters when the fit starts: after
+``configure_optimizers``, and before a checkpoint restores the optimizers, so that a resumed run finds the same groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from papa_lightning.attention import TokenMixer
+from papa_lightning.either_lightning import L, is_a, rank_zero_warn
+from papa_lightning.encoders import swapped_layers
+from papa_lightning.errors import PapaError
+
+#: Attribute of a swapped layer that maps names of its parameters to their learning rate, None for that of the rest.
+_NOTE = "papa_groups"
+_RATES = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")
+#: Optimizers that read their groups only when they are made.
+_FIXED = ("LBFGS", "ZeroRedundancyOptimizer")
+
+Named = dict[str, nn.Parameter]
+
+
+def parameter_groups(module: nn.Module, **defaults: Any) -> list[dict[str, Any]]:
+    """Parameter groups of a module for any optimizer, with what a callback swapped in kept apart.
+
+    Use it in ``configure_optimizers`` of a project with :class:`~papa_lightning.HeadGates` or another callback that has
+    a ``learning_rate``, so that learning rate schedules see the groups that training will have. Without a callback it
+    is one group.
+
+    Args:
+        module: The LightningModule. Parameters that do not require a gradient are left out.
+        defaults: Options of the groups, such as ``lr`` and ``weight_decay``.
+
+    Returns:
+        First a group with the defaults, if there are such parameters. Then one for each learning rate that a callback
+        or task asked for, without weight decay.
+
+    Example:
+        >>> from torch.optim import AdamW
+        >>> optimizer = AdamW(parameter_groups(nn.Linear(2, 1), lr=1e-3, weight_decay=0.01))
+        >>> [len(group["params"]) for group in optimizer.param_groups]
+        [2]
+    """
+    apart = _parameters_apart(module)
+    known = {id(one) for named in apart.values() for one in named.values()}
+    rest = [one for one in module.parameters() if one.requires_grad and id(one) not in known]
+    groups = [{**defaults, "params": rest}] if rest else []
+    for rate, named in apart.items():
+        own = {"weight_decay": 0.0} if rate is None else {"weight_decay": 0.0, "lr": rate}
+        groups.append({**defaults, **own, "params": list(named.values())})
+    return groups
+
+
+def keep_apart(encoder: nn.Module, names: Callable[[TokenMixer], Iterable[str]], learning_rate: float | None) -> None:
+    """Ask for a parameter group of their own for parameters of the swapped layers.
+
+    Args:
+        encoder: A swapped encoder.
+        names: Gives the names of these parameters in a layer.
+        learning_rate: Their learning rate; None takes that of the optimizer's first group.
+    """
+    for layer in swapped_layers(encoder):
+        vars(layer).setdefault(_NOTE, {}).update(dict.fromkeys(names(layer), learning_rate))
+
+
+def forget_groups(module: nn.Module) -> None:
+    """Undo :func:`keep_apart` for all encoders in a module."""
+    for part in module.modules():
+        vars(part).pop(_NOTE, None)
+
+
+def set_up_groups(trainer: L.Trainer, module: L.LightningModule) -> None:
+    """Move parameters for which :func:`keep_apart` was called into groups of their own, unless they have them already.
+
+    The new group is a copy of the optimizer's first one without weight decay, its rates multiplied so that the highest
+    is the learning rate asked for; schedules of torch are extended alike.
+
+    Args:
+        trainer: A Trainer whose optimizers are made and not yet restored from a checkpoint.
+        module: Its module.
+
+    Raises:
+        PapaError: For an optimizer that cannot be given another group.
+    """
+    if not trainer.optimizers:
+        return
+    for rate, named in _parameters_apart(module).items():
+        if is_a(trainer.strategy, "DeepSpeedStrategy"):
+            rank_zero_warn(
+                "DeepSpeedStrategy has copies of the parameters in its optimizer, so the group of the parameters that "
+                "the swap added was not checked: use papa_lightning.parameter_groups(self, lr=...) in "
+                "configure_optimizers."
+            )
+            return
+        own = {id(one) for one in named.values()}
+        home = next((one for one in trainer.optimizers if _holds(one, own)), trainer.optimizers[0])
+        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        schedulers = [one for one in schedulers if getattr(one, "optimizer", home) is home]
+        place = next((i for i, one in enumerate(home.param_groups) if {*map(id, one["params"])} == own), None)
+        if place is None:
+            place = _move(trainer.optimizers, home, named, schedulers)
+        _retune(home.param_groups[place], rate, schedulers, place)
+
+
+def _parameters_apart(module: nn.Module) -> dict[float | None, Named]:
+    """Parameters with a group of their own, by learning rate; each by its name in the module."""
+    found: dict[float | None, Named] = {}
+    for path, layer in module.named_modules():
+        for name, rate in vars(layer).get(_NOTE, {}).items():
+            parameter = layer.get_parameter(name)
+            if parameter.requires_grad:
+                found.setdefault(rate, {})[f"{path}.{name}"] = parameter
+    return found
+
+
+def _holds(optimizer: Optimizer, own: set[int]) -> bool:
+    return any(id(one) in own for group in optimizer.param_groups for one in group["params"])
+
+
+def _move(optimizers: Iterable[Optimizer], home: Optimizer, named: Named, schedulers: Iterable[Any]) -> int:
+    """Take parameters out of all groups and add a group of their own; gives its place."""
+    if any(base.__name__ in _FIXED for base in type(home).__mro__):
+        raise PapaError(
+            f"optimizer is a {type(home).__name__}, to which no parameter group can be added, but the parameters that "
+            "the swap added need one: make it from papa_lightning.parameter_groups(self, lr=...) in "
+            "configure_optimizers, or use another optimizer."
+        )
+    own = {id(one) for one in named.values()}
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            kept = [number for number, one in enumerate(group["params"]) if id(one) not in own]
+            for key in ("params", "param_names"):
+                if key in group:
+                    group[key][:] = [group[key][number] for number in kept]
+    first = home.param_groups[0]
+    options = {key: value for key, value in first.items() if key not in ("params", "param_names")}
+    # torch wants names for all parameters or for none.
+    home.add_param_group({**options, "params": list(named.items() if "param_names" in first else named.values())})
+    for scheduler in _innermost(schedulers):
+        if not isinstance(scheduler, LRScheduler):
+            rank_zero_warn(
+                f"{type(scheduler).__name__} is not a scheduler of torch, so it may leave the learning rate of the "
+                "parameters that the swap added as it is: use papa_lightning.parameter_groups(self, lr=...) in "
+                "configure_optimizers."
+            )
+        for name in ("base_lrs", "_last_lr", "max_lrs", "min_lrs", "lr_lambdas", "base_momentums", "max_momentums"):
+            values = vars(scheduler).get(name)
+            if isinstance(values, list) and values:
+                values.append(values[0])
+    return len(home.param_groups) - 1
+
+
+def _retune(group: dict[str, Any], rate: float | None, schedulers: Iterable[Any], place: int) -> None:
+    """Turn off the weight decay of a group, and multiply its rates so that the highest is `rate`."""
+    group["weight_decay"] = 0.0
+    highest = group.get("max_lr", group.get("initial_lr", group["lr"]))
+    if rate is None or highest == rate:
+        return
+
+    def scaled(value: Any) -> Any:
+        return value * (rate / highest) if highest else rate
+
+    group.update({name: scaled(group[name]) for name in _RATES if name in group})
+    for scheduler in _innermost(schedulers):
+        for name in ("base_lrs", "_last_lr", "max_lrs", "min_lrs"):
+            values = vars(scheduler).get(name)
+            if isinstance(values, list) and place < len(values):
+                values[place] = scaled(values[place])
+
+
+def _innermost(schedulers: Iterable[Any]) -> Iterator[Any]:
+    """Schedulers, and those that they chain."""
+    for scheduler in schedulers:
+        yield scheduler
+        yield from _innermost(vars(scheduler).get("_schedulers", ()))
