@@ -1,12 +1,16 @@
-"""What plain values must be, as JSON has them: types, ranges, names of fields.
+"""Checks of arguments and of plain values read from JSON: types, ranges, choices, names of fields.
 
-A check takes the name of a value, for messages, and the value; it gives the value back, or refuses it.
+A check takes the name of a value, for messages, and the value; it returns the value or raises a PapaError.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+import os
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from decimal import Decimal
+from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 from papa_lightning.errors import PapaError
@@ -61,13 +65,26 @@ def boolean(name: str, value: object) -> bool:
     return value if isinstance(value, bool) else refuse(name, value, "true or false")
 
 
+def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
+    """Refuse an argument that is none of its choices.
+
+    Example:
+        >>> check_choice("pooling", "max", ["mean", "class_token"])
+        Traceback (most recent call last):
+        ...
+        papa_lightning.errors.PapaError: pooling is 'max', but must be one of 'mean', 'class_token'.
+    """
+    allowed = tuple(choices)
+    if value not in allowed:
+        refuse(name, value, f"one of {', '.join(map(repr, allowed))}")
+
+
 def one_of(*choices: str) -> Check:
     """One of some words."""
 
     def check(name: str, value: object) -> str:
-        if isinstance(value, str) and value in choices:
-            return value
-        refuse(name, value, f"one of {', '.join(map(repr, choices))}")
+        check_choice(name, value, choices)
+        return str(value)
 
     return check
 
@@ -146,3 +163,105 @@ def record(fields: Mapping[str, Check], may_lack: Collection[str] = ()) -> Check
         return {key: check(key, value[key]) for key, check in fields.items() if key in value}
 
     return of
+
+
+def most_processes() -> int:
+    """Largest number of processes that is taken seriously: 64, or the number of cores where there are more."""
+    return max(64, os.cpu_count() or 1)
+
+
+def check_processes(name: str, value: object, least: int) -> None:
+    """Refuse a number of processes outside `least` to :func:`most_processes`."""
+    if whole(least)(name, value) > most_processes():
+        raise PapaError(
+            f"{name} is {value}, but this machine has {os.cpu_count()} cores: pass at most {most_processes()}."
+        )
+
+
+def as_text(name: str, value: object) -> str:
+    """A name or path as text, because the hyperparameters in a checkpoint hold no path objects.
+
+    Example:
+        >>> as_text("data_dir", Path("data"))
+        'data'
+    """
+    given = str(value) if isinstance(value, Path) else value
+    if not isinstance(given, str) or not given.strip():
+        refuse(name, value, "a name or the path of a folder")
+    return given
+
+
+def as_names(name: str, value: Any, fewest: int) -> tuple[str, ...]:
+    """A list of different names, at least `fewest`.
+
+    Example:
+        >>> as_names("label_names", ["no", "maybe", "yes"], fewest=2)
+        ('no', 'maybe', 'yes')
+    """
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        refuse(name, value, "a list of names")
+    for entry in value:
+        if not isinstance(entry, str) or not entry.strip():
+            raise PapaError(f"{name} holds {entry!r}, but must hold names: put numbers and words like yes into quotes.")
+    if twice := sorted({entry for entry in value if list(value).count(entry) > 1}):
+        raise PapaError(f"{name} holds {twice[0]!r} more than once: keep one.")
+    if len(value) < fewest:
+        raise PapaError(f"{name} is {list(value)!r}, but must hold {fewest} names or more.")
+    return tuple(value)
+
+
+def as_label_names(value: Any) -> tuple[str, ...]:
+    """Names of two or more labels; whole numbers, which YAML makes of names like 1, are names too.
+
+    Example:
+        >>> as_label_names(["no", "yes"]), as_label_names([1, 2, 3])
+        (('no', 'yes'), ('1', '2', '3'))
+    """
+    given = value if isinstance(value, Sequence) and not isinstance(value, str) else ()
+    if truths := [name for name in given if isinstance(name, bool)]:
+        raise PapaError(
+            f"label_names holds {truths[0]!r}, but must hold names: put words that YAML reads as truth values (yes, "
+            "no, on, off, true, false) into quotes, ['no', 'yes']."
+        )
+    names = as_names("label_names", [str(n) if isinstance(n, int) else n for n in given] or value, fewest=2)
+    numbers = [number for name in names if (number := number_of(name)) is not None]
+    if len(set(numbers)) < len(numbers):
+        raise PapaError(f"label_names is {list(names)!r}, which holds a number in two forms: keep one.")
+    return names
+
+
+def number_of(value: Any) -> Decimal | None:
+    """Value of a number or of a number in digits; None for anything else.
+
+    Example:
+        >>> number_of(" 2.0") == number_of(2), number_of("two"), number_of(True)
+        (True, None, None)
+    """
+    if isinstance(value, (bool, list, dict)):
+        return None
+    found = re.fullmatch(r"[+-]?[0-9]{1,300}(\.[0-9]*)?([eE][+-]?[0-9]{1,3})?", str(value).strip())
+    return Decimal(found[0]) if found else None
+
+
+def drop_fixed(arguments: dict[str, Any], task: str, **fixed: Any) -> None:
+    """Drop arguments that a task fixes, and that a checkpoint of it brings along with that value.
+
+    Args:
+        arguments: Changed in place.
+        task: Name of what fixes them, for the message.
+        fixed: The only value of each.
+
+    Raises:
+        PapaError: If one has another value.
+
+    Example:
+        >>> drop_fixed({"num_labels": 3}, "masked language modelling", num_labels=40)
+        Traceback (most recent call last):
+        ...
+        papa_lightning.errors.PapaError: num_labels is 3, but masked language modelling fixes it to 40: leave it
+        out.
+    """
+    for name, value in fixed.items():
+        given = arguments.pop(name, value)
+        if (tuple(given) if isinstance(given, list) else given) != value:
+            raise PapaError(f"{name} is {given!r}, but {task} fixes it to {value!r}: leave it out.")

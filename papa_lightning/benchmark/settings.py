@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from papa_lightning.benchmark.cases import BACKENDS, kind_names
+from papa_lightning.checks import check_choice
 from papa_lightning.errors import PapaError
-from papa_lightning.tasks.checks import check_choice
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from datasets import Dataset, List, Value
 from torch.utils.data import DataLoader, default_collate
 from transformers import PreTrainedTokenizerBase
 
-from papa_lightning.datamodules.arguments import as_text, check_at_least, check_choice, check_processes
+from papa_lightning.checks import as_text, check_choice, check_processes, whole
 from papa_lightning.datamodules.parts import ROLES, Role
 from papa_lightning.datamodules.reading.files import find_split_files, missing_split, read_split
 from papa_lightning.datamodules.reading.formats import READERS
@@ -53,8 +53,8 @@ class TaskDataModule(LightningDataModule, ABC):
         num_proc: Processes that tokenise. None: the main one.
 
     Raises:
-        DataError: An argument is out of range. `prepare_data` and `setup` raise it for data or tokenizers that are
-            missing, unreadable or not what the task expects.
+        PapaError: An argument is out of range. `prepare_data` and `setup` raise a DataError for data or tokenizers
+            that are missing, unreadable or not what the task expects.
     """
 
     task_name: str
@@ -278,12 +278,12 @@ class TaskDataModule(LightningDataModule, ABC):
 
     def _check_arguments(self) -> None:
         """Refuse arguments that are out of range."""
-        check_at_least("max_length", self.max_length, self.fewest_slots)
+        whole(self.fewest_slots)("max_length", self.max_length)
         for name in ("batch_size", "eval_batch_size"):
-            check_at_least(name, getattr(self, name), 1)
+            whole(1)(name, getattr(self, name))
         for name in ("max_train_examples", "max_eval_examples"):
             if getattr(self, name) is not None:
-                check_at_least(name, getattr(self, name), 1)
+                whole(1)(name, getattr(self, name))
         check_processes("num_workers", self.num_workers, 0)
         if self.num_proc is not None:
             check_processes("num_proc", self.num_proc, 1)

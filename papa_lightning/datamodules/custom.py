@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from papa_lightning.datamodules.arguments import as_label_names, as_names, as_text, check_choice
+from papa_lightning.checks import as_label_names, as_names, as_text, check_choice
 from papa_lightning.datamodules.base import TaskDataModule
 from papa_lightning.datamodules.text import TextDataModule
 from papa_lightning.datamodules.tokens import TokenDataModule

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
-from papa_lightning.datamodules.arguments import check_choice
+from papa_lightning.checks import check_choice
 from papa_lightning.datamodules.reading.hub import PARQUET
 from papa_lightning.datamodules.tokens import TokenDataModule
 

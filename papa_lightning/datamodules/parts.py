@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from papa_lightning.datamodules.arguments import check_at_least, check_choice, check_processes
+from papa_lightning.checks import check_choice, check_processes, whole
 from papa_lightning.either_lightning import LightningDataModule
 from papa_lightning.errors import DataError
 
@@ -49,7 +49,7 @@ class PartsDataModule(LightningDataModule, ABC):
         num_workers: Processes that load batches, per dataloader.
 
     Raises:
-        DataError: For an argument out of its range.
+        PapaError: For an argument out of its range.
     """
 
     def __init__(self, batch_size: int, eval_batch_size: int | None, num_workers: int) -> None:
@@ -57,8 +57,8 @@ class PartsDataModule(LightningDataModule, ABC):
         self.batch_size = batch_size
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         self.num_workers = num_workers
-        check_at_least("batch_size", self.batch_size, 1)
-        check_at_least("eval_batch_size", self.eval_batch_size, 1)
+        whole(1)("batch_size", self.batch_size)
+        whole(1)("eval_batch_size", self.eval_batch_size)
         check_processes("num_workers", num_workers, 0)
         self._rows: dict[Part, Rows] = {}
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from papa_lightning.datamodules.arguments import as_text
+from papa_lightning.checks import as_text
 from papa_lightning.datamodules.rows.tokenizing import NO_LABEL
 from papa_lightning.datamodules.tokens import TokenDataModule
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Subset
 
-from papa_lightning.datamodules.arguments import check_at_least
+from papa_lightning.checks import whole
 from papa_lightning.datamodules.parts import Part, PartsDataModule, Rows
 from papa_lightning.errors import DataError
 
@@ -29,7 +29,7 @@ class DigitsDataModule(PartsDataModule):
         split_seed: Of the shuffle before the split.
 
     Raises:
-        DataError: For an argument out of its range, or without scikit-learn.
+        PapaError: For an argument out of its range, or without scikit-learn.
 
     Example:
         >>> data = DigitsDataModule(batch_size=5)
@@ -52,7 +52,7 @@ class DigitsDataModule(PartsDataModule):
         self, batch_size: int = 32, eval_batch_size: int | None = None, num_workers: int = 0, split_seed: int = 0
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers)
-        check_at_least("split_seed", split_seed, 0)
+        whole(0)("split_seed", split_seed)
         self.save_hyperparameters(logger=False)
         self.split_seed = split_seed
 

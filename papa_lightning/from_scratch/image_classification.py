@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from papa_lightning.checks import drop_fixed
 from papa_lightning.errors import PapaError
 from papa_lightning.from_scratch.base import FromScratchTask
 from papa_lightning.from_scratch.configuration import TransformerConfig
-from papa_lightning.tasks.checks import drop_fixed
 from papa_lightning.tasks.metrics import classification_metrics
 from papa_lightning.tasks.probes import PooledProbe
 from papa_lightning.tasks.sequence_classification import ExampleClassificationTask

@@ -9,10 +9,11 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from transformers import PreTrainedModel
 
+from papa_lightning.checks import check_choice
 from papa_lightning.encoders import attention_reaches
 from papa_lightning.errors import PapaError
 from papa_lightning.from_scratch.base import FromScratchTask
-from papa_lightning.tasks.checks import check_choice, checked_labels
+from papa_lightning.tasks.batch_checks import checked_labels
 from papa_lightning.tasks.metrics import LogitPerplexity
 from papa_lightning.tasks.scores import UNLABELLED, Scored
 

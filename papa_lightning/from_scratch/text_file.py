@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from papa_lightning.datamodules.arguments import as_text, check_at_least, check_choice
+from papa_lightning.checks import as_text, check_choice, whole
 from papa_lightning.datamodules.parts import Part, PartsDataModule, Rows
 from papa_lightning.datamodules.reading.files import content_hash
 from papa_lightning.errors import DataError
@@ -149,7 +149,7 @@ class TextFileDataModule(PartsDataModule):
         max_eval_blocks: The same for the other parts.
 
     Raises:
-        DataError: For an argument out of its range, a file that cannot be read, or one too short for a block a part.
+        PapaError: For an argument out of its range, a file that cannot be read, or one too short for a block a part.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -180,10 +180,10 @@ class TextFileDataModule(PartsDataModule):
             raise DataError("files is empty: pass the path of a text file.")
         self.save_hyperparameters({"files": self.files}, logger=False)
         check_choice("unit", unit, get_args(Unit))
-        check_at_least("max_length", max_length, 1)
+        whole(1)("max_length", max_length)
         for name, value in (("max_train_blocks", max_train_blocks), ("max_eval_blocks", max_eval_blocks)):
             if value is not None:
-                check_at_least(name, value, 1)
+                whole(1)(name, value)
         self.unit: Unit = unit
         self.max_length = max_length
         self.max_train_blocks, self.max_eval_blocks = max_train_blocks, max_eval_blocks

@@ -18,7 +18,7 @@ from typing import Any, Generic, Literal, TypeVar, cast
 
 import torch
 
-from papa_lightning.datamodules.arguments import most_processes
+from papa_lightning.checks import most_processes
 from papa_lightning.errors import PapaError, StudyError
 
 Piece = TypeVar("Piece")

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from papa_lightning.calibration import constants_kind
+from papa_lightning.checks import check_choice
 from papa_lightning.criteria import criterion_from
 from papa_lightning.errors import PapaError
 from papa_lightning.study.training import ProbeSettings
@@ -36,7 +37,7 @@ class FeatureSettings:
     keep: bool = False
 
     def __post_init__(self) -> None:
-        _check_choice("features.storage", self.storage, get_args(Storage))
+        check_choice("features.storage", self.storage, get_args(Storage))
         if not self.budget_gigabytes > 0:
             raise PapaError(f"features.budget_gigabytes is {self.budget_gigabytes}, but must be above 0.")
 
@@ -97,7 +98,7 @@ class StudySettings:
                 raise PapaError(f"constants has {kind!r}, but tasks has only {', '.join(self.tasks)}: add that task.")
         for name, task in self.tasks.items():
             _check_task(name, task)
-        _check_choice("pooling", self.pooling, get_args(Pooling))
+        check_choice("pooling", self.pooling, get_args(Pooling))
         if self.calibration_batch_size < 1:
             raise PapaError(f"calibration_batch_size is {self.calibration_batch_size}, but must be at least 1.")
 
@@ -164,8 +165,3 @@ def _check_task(name: str, task: Mapping[str, Any]) -> None:
         )
     if "tokenizer" in (task.get("init_args") or {}):
         raise PapaError(f"tasks has {name!r} with a tokenizer, but every encoder brings its own: leave it out.")
-
-
-def _check_choice(argument: str, value: object, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise PapaError(f"{argument} is {value!r}, but must be one of {', '.join(map(repr, choices))}.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast, get_args
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,8 @@ from papa_lightning.errors import PapaError
 from papa_lightning.study.features.features import Features
 from papa_lightning.study.features.reading import FeatureBatch, reading_of
 from papa_lightning.tasks.base import EncoderTask
-from papa_lightning.tasks.checks import Schedule, check_choice
-from papa_lightning.tasks.optimization import build_optimizer, build_schedule
 from papa_lightning.tasks.probes import Probe
+from papa_lightning.tasks.recipe import Recipe
 from papa_lightning.tasks.scores import UNLABELLED, Scored, StageScores
 
 
@@ -109,16 +108,11 @@ def _rows(column: Tensor, counts: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class ProbeSettings:
-    """How a probe is trained; the defaults are those of the published code and of the tasks.
+class ProbeSettings(Recipe):
+    """Recipe of a probe in a study, with the number of epochs and the batch size.
 
     Args:
         max_epochs: Passes over the training split.
-        learning_rate: Learning rate of AdamW, after the warm-up.
-        weight_decay: Weight decay of AdamW.
-        schedule: What the learning rate does after the warm-up: stay, or fall to 0 along a line or half a cosine.
-        warmup_share: Share of all steps over which the learning rate rises from 0.
-        dropout: Dropout of the probe.
         batch_size: Sequences of a step.
 
     Raises:
@@ -132,26 +126,14 @@ class ProbeSettings:
     """
 
     max_epochs: int = 15
-    learning_rate: float = 2e-5
-    weight_decay: float = 0.01
-    schedule: Schedule = "constant"
-    warmup_share: float = 0.0
-    dropout: float = 0.1
     batch_size: int = 16
 
+    prefix: ClassVar[str] = "probe."
+
     def __post_init__(self) -> None:
-        check_choice("probe.schedule", self.schedule, get_args(Schedule))
-        ranges = (
-            ("max_epochs", self.max_epochs >= 1, "at least 1"),
-            ("learning_rate", self.learning_rate > 0, "above 0"),
-            ("weight_decay", self.weight_decay >= 0, "at least 0"),
-            ("warmup_share", 0 <= self.warmup_share <= 1, "a share from 0 to 1"),
-            ("dropout", 0 <= self.dropout < 1, "a share from 0 to below 1"),
-            ("batch_size", self.batch_size >= 1, "at least 1"),
-        )
-        for name, valid, wanted in ranges:
-            if not valid:
-                raise PapaError(f"probe.{name} is {getattr(self, name)!r}: pass a value that is {wanted}.")
+        super().__post_init__()
+        self._check("max_epochs", self.max_epochs >= 1, "at least 1")
+        self._check("batch_size", self.batch_size >= 1, "at least 1")
 
     def steps(self, examples: int) -> int:
         """Number of steps of one probe for a number of training examples."""
@@ -257,10 +239,8 @@ def _train(
     probe.requires_grad_(True).train()
     # One kernel a step: 0.65 ms against 2.1 ms for a probe of a million weights, one thread.
     fused = device.type in ("cpu", "cuda") or None
-    optimizer = build_optimizer(probe, [], settings.learning_rate, settings.weight_decay, None, fused=fused)
-    schedule = None
-    if settings.schedule != "constant" or settings.warmup_share > 0:
-        schedule = build_schedule(optimizer, settings.steps(len(train)), settings.schedule, settings.warmup_share)
+    optimizer = settings.make_optimizer(probe, fused)
+    schedule = settings.make_schedule(optimizer, settings.steps(len(train))) if settings.has_schedule else None
     for epoch in range(settings.max_epochs):
         total = torch.zeros((), device=device)
         for sequences in _batches(len(train), settings.batch_size, order):

@@ -4,7 +4,7 @@ import copy
 import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torchmetrics import MetricCollection
 from transformers import PreTrainedModel
 
 from papa_lightning.calibration import AttentionConstants
+from papa_lightning.checks import check_choice
 from papa_lightning.encoders import (
     HeadSelection,
     accepted_inputs,
@@ -24,14 +25,15 @@ from papa_lightning.encoders import (
 from papa_lightning.encoders.loading import load_encoder
 from papa_lightning.errors import PapaError
 from papa_lightning.ranking import HeadRanking
-from papa_lightning.tasks.checks import Preset, Schedule, check_arguments, check_inputs, main_input
+from papa_lightning.tasks.batch_checks import check_inputs, main_input
 from papa_lightning.tasks.distillation import Teacher
 from papa_lightning.tasks.evaluation import EvaluatedTask
-from papa_lightning.tasks.optimization import LearningTask
-from papa_lightning.tasks.regimes import Regime
+from papa_lightning.tasks.recipe import Recipe, Schedule
+from papa_lightning.tasks.regimes import LearningTask, Regime
 from papa_lightning.tasks.scores import LabelledCrossEntropy, StageScores
 
 Task = TypeVar("Task", bound="EncoderTask")
+Preset = Literal["default", "reference"]
 
 
 class EncoderTask(LearningTask, EvaluatedTask):
@@ -107,11 +109,11 @@ class EncoderTask(LearningTask, EvaluatedTask):
         metrics: Sequence[str] = ("accuracy",),
         freeze_encoder: bool = True,
         preset: Preset = "default",
-        learning_rate: float = 2e-5,
-        weight_decay: float = 0.01,
-        schedule: Schedule = "constant",
-        warmup_share: float = 0.0,
-        dropout: float = 0.1,
+        learning_rate: float = Recipe.learning_rate,
+        weight_decay: float = Recipe.weight_decay,
+        schedule: Schedule = Recipe.schedule,
+        warmup_share: float = Recipe.warmup_share,
+        dropout: float = Recipe.dropout,
         constants: str | None = None,
         heads: HeadSelection = "all",
         ranking: str | None = None,
@@ -125,7 +127,7 @@ class EncoderTask(LearningTask, EvaluatedTask):
         # On the command line Lightning saves what was configured, and not what a subclass decides by itself.
         decided = {"num_labels": num_labels, "max_length": max_length, "metrics": metrics, "label_names": label_names}
         self.hparams.update(decided)
-        check_arguments(self.hparams)
+        self._check_arguments()
         self.encoder = self.configure_encoder()
         self._encoder_inputs = accepted_inputs(self.encoder)
         self._vocabulary_checked = False
@@ -137,6 +139,33 @@ class EncoderTask(LearningTask, EvaluatedTask):
         self._apply_regime()
         # Encoders come in evaluation mode, and Trainer.fit keeps the modes that it finds.
         self.train()
+
+    def _check_arguments(self) -> None:
+        """Refuse arguments that are out of their range or contradict each other."""
+        given = self.hparams
+        check_choice("preset", given["preset"], get_args(Preset))
+        _ = self.regime, self.recipe  # refuse wrong arguments of theirs
+        rate = given["constants_learning_rate"]
+        ranges = (
+            ("num_labels", given["num_labels"] >= 2, "at least 2"),
+            ("max_length", given["max_length"] >= 1, "at least 1"),
+            ("constants_learning_rate", rate is None or rate > 0, "above 0"),
+            ("distillation", given["distillation"] >= 0, "at least 0"),
+        )
+        for name, valid, wanted in ranges:
+            if not valid:
+                raise PapaError(f"{name} is {given[name]!r}: pass a value that is {wanted}.")
+        names = given["label_names"]
+        if names is not None and (isinstance(names, str) or len(names) != given["num_labels"]):
+            raise PapaError(
+                f"label_names is {names!r}, but num_labels is {given['num_labels']}: pass one name for each class, or "
+                "None."
+            )
+        if given["constants"] is None and (given["heads"] != "all" or given["ranking"] is not None):
+            raise PapaError(
+                f"heads is {given['heads']!r} and ranking is {given['ranking']!r}, but there is no constants file "
+                "that they could choose heads for: pass constants, or give both to the callback instead."
+            )
 
     def configure_encoder(self) -> PreTrainedModel:
         """Load the encoder, freeze it if asked, and give its heads constant attention if there are constants.

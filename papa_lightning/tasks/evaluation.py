@@ -12,7 +12,7 @@ from typing_extensions import Self
 
 from papa_lightning.either_lightning import LightningModule, is_a
 from papa_lightning.errors import PapaError
-from papa_lightning.tasks.checks import check_inputs, main_input
+from papa_lightning.tasks.batch_checks import check_inputs, main_input
 from papa_lightning.tasks.scores import Scored, StageScores
 
 

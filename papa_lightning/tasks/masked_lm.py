@@ -10,10 +10,10 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from transformers import AutoTokenizer, DataCollatorForLanguageModeling, PreTrainedTokenizerBase
 
+from papa_lightning.checks import drop_fixed
 from papa_lightning.encoders.loading import from_pretrained, vocabulary_size
 from papa_lightning.errors import PapaError
 from papa_lightning.tasks.base import EncoderTask
-from papa_lightning.tasks.checks import drop_fixed
 from papa_lightning.tasks.metrics import LogitPerplexity
 from papa_lightning.tasks.probes import TokenProbe
 from papa_lightning.tasks.scores import UNLABELLED, Scored

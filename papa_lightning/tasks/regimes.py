@@ -1,15 +1,23 @@
 """Regimes: which of probe, encoder and constants learn, and how constants that learn stay distributions."""
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from papa_lightning.attention import MatrixHeads, TokenMixer
 from papa_lightning.attention.functional import EPS, accumulation_dtype
+from papa_lightning.attention.zero_mass import first_zero_of_diagonal
+from papa_lightning.either_lightning import LightningModule, OptimizerLRScheduler
+from papa_lightning.encoders import swapped_layers
 from papa_lightning.errors import PapaError
+from papa_lightning.lightning_project.optimizers import keep_apart
+from papa_lightning.tasks.recipe import Recipe
 
 Regime = Literal["probe", "fine_tune", "fine_tune_constants", "probe_constants", "constants"]
 
@@ -77,6 +85,11 @@ def learning_mixers(mixers: Sequence[TokenMixer]) -> list[MatrixHeads]:
     return [mixer for mixer in mixers if isinstance(mixer, MatrixHeads) and mixer.constants.numel()]
 
 
+def learning_constants(mixer: TokenMixer) -> tuple[str, ...]:
+    """Names of the parameters of a layer that are constants to learn."""
+    return ("constants",) if learning_mixers([mixer]) else ()
+
+
 def project_rows(constants: Tensor) -> Tensor:
     r"""Make every row a distribution, :math:`C_{ij} \leftarrow \max(C_{ij}, 0) / \sum_k \max(C_{ik}, 0)`.
 
@@ -122,3 +135,97 @@ def drop_unknown_gradients(mixers: Sequence[MatrixHeads]) -> None:
         if mixer.constants.grad is not None:
             unknown = (mixer.constants == 0).all(dim=-1, keepdim=True)
             mixer.constants.grad.masked_fill_(unknown, 0.0)
+
+
+class LearningTask(LightningModule):
+    """The part of `EncoderTask` that knows the regimes: what requires a gradient, optimizer, and constants that learn.
+
+    Attributes:
+        encoder: The encoder.
+        probe: The probe.
+    """
+
+    encoder: PreTrainedModel
+    probe: nn.Module
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Build AdamW for all parameters that require a gradient, and the learning rate schedule.
+
+        Returns:
+            The optimizer, with a schedule that moves at every step unless the learning rate is constant throughout.
+
+        Raises:
+            PapaError: If the schedule needs the number of steps and the Trainer has no limit, or if the regime trains
+                constants and the encoder has none.
+        """
+        if self.learners.constants and not self._learning_mixers():
+            raise PapaError(
+                f"regime is {self.regime!r}, but the encoder has no constant heads whose constants could learn: add "
+                "the callback ConstantAttention, or pass constants, with heads other than none."
+            )
+        optimizer = self.recipe.make_optimizer(self)
+        if not self.recipe.has_schedule:
+            return optimizer
+        steps = self.trainer.estimated_stepping_batches
+        if math.isinf(steps):
+            raise PapaError(
+                f"schedule {self.recipe.schedule!r} with warmup_share={self.recipe.warmup_share} needs the number of "
+                "training steps, but the Trainer has no limit: set max_epochs or max_steps."
+            )
+        schedule = self.recipe.make_schedule(optimizer, int(steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    @property
+    def recipe(self) -> Recipe:
+        """Optimizer, learning rate schedule and dropout."""
+        return Recipe(**{field.name: self.hparams[field.name] for field in fields(Recipe)})
+
+    @property
+    def regime(self) -> Regime:
+        """What learns, by name."""
+        return regime_of(self.hparams["regime"], self.hparams["freeze_encoder"])
+
+    @property
+    def learners(self) -> Learners:
+        """What learns."""
+        return REGIMES[self.regime]
+
+    def setup(self, stage: str) -> None:
+        """Unfreeze the constants of an encoder that a callback has swapped by now, before DDP wraps the task.
+
+        Args:
+            stage: Of the Trainer; all are alike.
+        """
+        self._apply_regime()
+
+    def on_train_start(self) -> None:
+        """Divide the rows of constants that learn by their sums; calibration has made them by now."""
+        project_constants(self._learning_mixers())
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Leave rows of constants about which nothing is known as they are."""
+        drop_unknown_gradients(self._learning_mixers())
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Take a step, and make the rows of constants that learn distributions again."""
+        super().optimizer_step(*args, **kwargs)
+        project_constants(self._learning_mixers())
+
+    def on_train_epoch_end(self) -> None:
+        """Note which tokens have a weight on themselves: learning may have taken it away."""
+        for mixer in self._learning_mixers():
+            mixer.certain_length = first_zero_of_diagonal(mixer.constants.detach())
+
+    def _learning_mixers(self) -> list[MatrixHeads]:
+        if not self.learners.constants:
+            return []
+        return learning_mixers(swapped_layers(self.encoder))
+
+    def _apply_regime(self) -> None:
+        if not self.learners.probe:
+            self.probe.requires_grad_(False)
+        for mixer in self._learning_mixers():
+            if not isinstance(mixer.constants, nn.Parameter):
+                mixer.learn_constants()
+        if self.learners.constants and swapped_layers(self.encoder):
+            keep_apart(self.encoder, learning_constants, self.hparams["constants_learning_rate"])

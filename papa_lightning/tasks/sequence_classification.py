@@ -8,8 +8,9 @@ from typing import Any, get_args
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from papa_lightning.checks import check_choice
 from papa_lightning.tasks.base import EncoderTask
-from papa_lightning.tasks.checks import check_choice, checked_labels
+from papa_lightning.tasks.batch_checks import checked_labels
 from papa_lightning.tasks.metrics import classification_metrics
 from papa_lightning.tasks.probes import LayerwiseProbe, PooledProbe, Pooling
 from papa_lightning.tasks.scores import Scored

@@ -8,7 +8,7 @@ from torchmetrics import MetricCollection
 
 from papa_lightning.tag_schemes import Scheme
 from papa_lightning.tasks.base import EncoderTask
-from papa_lightning.tasks.checks import checked_labels
+from papa_lightning.tasks.batch_checks import checked_labels
 from papa_lightning.tasks.metrics import token_metrics
 from papa_lightning.tasks.probes import TokenProbe
 from papa_lightning.tasks.scores import UNLABELLED, Scored

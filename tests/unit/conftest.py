@@ -1,4 +1,4 @@
-"""A Trainer that leaves nothing behind."""
+"""Fixtures that several rooms use."""
 
 from collections.abc import Callable
 from typing import Any

@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from papa_lightning.datamodules.arguments import number_of
+from papa_lightning.checks import number_of
 from papa_lightning.either_lightning import rank_zero_warn
 from papa_lightning.errors import DataError
 

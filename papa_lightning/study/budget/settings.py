@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
+from papa_lightning.checks import check_choice
 from papa_lightning.errors import PapaError
 from papa_lightning.study.settings import FeatureSettings, StudySettings
 from papa_lightning.study.training import ProbeSettings
-from papa_lightning.tasks.checks import check_choice
 from papa_lightning.tasks.probes import Pooling
 
 #: Names that encoder and task have in files.

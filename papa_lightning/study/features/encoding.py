@@ -13,7 +13,7 @@ from papa_lightning.calibration.collect import eval_mode
 from papa_lightning.errors import PapaError
 from papa_lightning.study.features.reading import reading_of
 from papa_lightning.tasks.base import EncoderTask
-from papa_lightning.tasks.checks import check_inputs, checked_labels
+from papa_lightning.tasks.batch_checks import check_inputs, checked_labels
 
 _COLUMNS = ("input_ids", "attention_mask", "token_type_ids", "labels")
 _CHUNK = 4096

@@ -11,12 +11,12 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from papa_lightning.checks import check_choice
 from papa_lightning.errors import PapaError
 from papa_lightning.study.features.encoding import EncodedSplit, SplitIndex
 from papa_lightning.study.features.folder import Dtype, TableWriter, check_room, read_folder, table_bytes, write_folder
 from papa_lightning.study.features.reading import FeatureBatch, Reading, ranges
 from papa_lightning.tasks.base import EncoderTask
-from papa_lightning.tasks.checks import check_choice
 
 
 class Features(Protocol):

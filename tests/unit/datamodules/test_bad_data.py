@@ -68,7 +68,7 @@ def test_arguments_out_of_range(arguments, message):
 
 
 def test_pairs_need_more_slots():
-    with pytest.raises(DataError, match="max_length is 6, but must be a whole number, at least 7"):
+    with pytest.raises(PapaError, match="max_length is 6, but must be a whole number, at least 7"):
         MRPCDataModule("bert-base-uncased", max_length=6)
 
 

@@ -10,7 +10,7 @@ from papa_lightning.datamodules import (
     TextPairClassificationDataModule,
     TokenClassificationDataModule,
 )
-from papa_lightning.errors import DataError
+from papa_lightning.errors import DataError, PapaError
 
 
 def from_yaml(text):
@@ -157,5 +157,5 @@ def test_regression_is_refused(tmp_path, bert_folder, write_jsonl, label):
     ],
 )
 def test_arguments_out_of_range(cls, arguments, message):
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(PapaError, match=message):
         cls("some-tokenizer", **({"label_names": ["a", "b"]} | arguments))

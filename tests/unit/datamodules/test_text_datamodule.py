@@ -11,7 +11,7 @@ from datasets import Dataset, DatasetDict
 from lightning import LightningModule, Trainer
 
 from papa_lightning.datamodules import CoLADataModule, SST2DataModule, TextDataModule
-from papa_lightning.errors import DataError
+from papa_lightning.errors import DataError, PapaError
 
 
 class PairDataModule(TextDataModule):
@@ -184,14 +184,14 @@ def test_task_without_a_hub_data_set_wants_a_folder(bert_folder):
 def test_setup_is_idempotent_and_loads_what_the_stage_needs(sst2):
     data = sst2()
     data.setup("validate")
-    with pytest.raises(DataError, match=r"the train data are not set up: call setup\(\)"):
+    with pytest.raises(PapaError, match=r"the train data are not set up: call setup\(\)"):
         data.train_dataloader()
     rows, kept = data.val_dataloader().dataset, data._rows["validation"]
     data.setup("fit")
     data.setup("fit")
     assert data.val_dataloader().dataset.cache_files == rows.cache_files
     assert data._rows["validation"] is kept
-    with pytest.raises(DataError, match="stage is 'train', but must be one of 'fit'"):
+    with pytest.raises(PapaError, match="stage is 'train', but must be one of 'fit'"):
         data.setup("train")
 
 

@@ -7,7 +7,7 @@ import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
 from papa_lightning.datamodules import NERDataModule, POSDataModule
-from papa_lightning.errors import DataError
+from papa_lightning.errors import DataError, PapaError
 
 NER_ROWS = [
     {"id": "0", "tokens": ["w1", "w2", "film"], "ner_tags": ["B-PER", "I-PER", "O"]},
@@ -40,7 +40,7 @@ def test_facts_are_known_before_setup():
     assert wnut.description == "wnut_17 train (hub leondz/wnut_17, revision abc)"
     assert wnut.hparams["dataset"] == "wnut_17"
     assert POSDataModule("x", treebank="de_gsd").description == "pos train (hub commul/universal_dependencies, de_gsd)"
-    with pytest.raises(DataError, match="dataset is 'ontonotes', but must be one of 'conll2003', 'wnut_17'"):
+    with pytest.raises(PapaError, match="dataset is 'ontonotes', but must be one of 'conll2003', 'wnut_17'"):
         NERDataModule("x", dataset="ontonotes")
 
 

@@ -8,7 +8,7 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from papa_lightning.datamodules import TextClassificationDataModule
-from papa_lightning.errors import DataError
+from papa_lightning.errors import DataError, PapaError
 
 STARS = ["1", "2", "3", "4", "5"]
 KINDS = ["jsonl", "json", "csv", "tsv", "parquet", "csv.gz", "jsonl.gz"]
@@ -171,7 +171,7 @@ def test_a_categorical_column_of_pandas_is_text(tmp_path, bert_folder):
     ],
 )
 def test_names_that_are_none(names, message):
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(PapaError, match=message):
         TextClassificationDataModule("some-tokenizer", names)
 
 

@@ -141,7 +141,7 @@ def test_images_of_every_class_of_patch():
             {"regime": "probe", "freeze_encoder": True},
             "regime is 'probe', which freezes the encoder, but encoder is None",
         ),
-        ({"metrics": ["f1"]}, "metrics is 'f1': choose from"),
+        ({"metrics": ["f1"]}, "metrics is 'f1', but must be one of"),
         ({"kind": "aft_local", "kind_options": {"window": 9}}, "window is 9"),
     ],
 )

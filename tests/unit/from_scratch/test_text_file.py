@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from papa_lightning import DigitsDataModule, TextFileDataModule
-from papa_lightning.errors import DataError
+from papa_lightning.errors import DataError, PapaError
 
 TEXT = "".join(chr(97 + number * number % 23) for number in range(380)) + "€" * 20  # € is in the test part alone
 
@@ -93,7 +93,7 @@ def test_limits_take_blocks_from_the_start(file):
     ],
 )
 def test_bad_arguments_of_text(file, arguments, message):
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(PapaError, match=message):
         TextFileDataModule(**{"files": file, "max_length": 6, **arguments}).setup("fit")
 
 

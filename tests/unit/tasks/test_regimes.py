@@ -152,7 +152,7 @@ def test_no_constants_to_learn(heads: list[int] | None, letters_folder: str, qui
         ({"regime": "everything"}, "regime is 'everything': choose from probe, fine_tune"),
         ({"regime": "constants", "freeze_encoder": False}, "freeze_encoder is False, but regime='constants'"),
         ({"constants_learning_rate": 0.0}, "constants_learning_rate is 0.0"),
-        ({"pooling": "max"}, "pooling is 'max': choose from layerwise, mean, class_token"),
+        ({"pooling": "max"}, "pooling is 'max', but must be one of 'layerwise', 'mean', 'class_token'"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], message: str, letters_folder: str) -> None:

@@ -1,95 +1,12 @@
-"""Checks of batches: what would otherwise end as a traceback from inside torch."""
+"""Checks of batches, which would otherwise fail with an error from inside torch."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal, get_args
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
 from papa_lightning.errors import PapaError
-from papa_lightning.tasks.regimes import regime_of
 from papa_lightning.tasks.scores import UNLABELLED
-
-Preset = Literal["default", "reference"]
-Schedule = Literal["constant", "linear", "cosine"]
-
-
-def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
-    """Check that an argument is one of its choices.
-
-    Raises:
-        PapaError: If it is not.
-
-    Example:
-        >>> check_choice("pooling", "max", ["mean", "class_token"])
-        Traceback (most recent call last):
-        ...
-        papa_lightning.errors.PapaError: pooling is 'max': choose from mean, class_token.
-    """
-    if value not in (allowed := list(choices)):
-        raise PapaError(f"{name} is {value!r}: choose from {', '.join(allowed)}.")
-
-
-def check_arguments(hparams: Mapping[str, Any]) -> None:
-    """Check the arguments that all tasks share.
-
-    Args:
-        hparams: The arguments of an `EncoderTask`.
-
-    Raises:
-        PapaError: If one is out of its range, or two contradict each other.
-    """
-    check_choice("preset", hparams["preset"], get_args(Preset))
-    check_choice("schedule", hparams["schedule"], get_args(Schedule))
-    regime_of(hparams["regime"], hparams["freeze_encoder"])
-    rate = hparams["constants_learning_rate"]
-    ranges = (
-        ("num_labels", hparams["num_labels"] >= 2, "at least 2"),
-        ("max_length", hparams["max_length"] >= 1, "at least 1"),
-        ("learning_rate", hparams["learning_rate"] > 0, "above 0"),
-        ("constants_learning_rate", rate is None or rate > 0, "above 0"),
-        ("weight_decay", hparams["weight_decay"] >= 0, "at least 0"),
-        ("warmup_share", 0 <= hparams["warmup_share"] <= 1, "a share from 0 to 1"),
-        ("dropout", 0 <= hparams["dropout"] < 1, "a share from 0 to below 1"),
-        ("distillation", hparams["distillation"] >= 0, "at least 0"),
-    )
-    for name, valid, wanted in ranges:
-        if not valid:
-            raise PapaError(f"{name} is {hparams[name]!r}: pass a value that is {wanted}.")
-    names = hparams["label_names"]
-    if names is not None and (isinstance(names, str) or len(names) != hparams["num_labels"]):
-        raise PapaError(
-            f"label_names is {names!r}, but num_labels is {hparams['num_labels']}: pass one name for each class, or "
-            "None."
-        )
-    if hparams["constants"] is None and (hparams["heads"] != "all" or hparams["ranking"] is not None):
-        raise PapaError(
-            f"heads is {hparams['heads']!r} and ranking is {hparams['ranking']!r}, but there is no constants file "
-            "that they could choose heads for: pass constants, or give both to the callback instead."
-        )
-
-
-def drop_fixed(arguments: dict[str, Any], task: str, **fixed: Any) -> None:
-    """Drop the arguments that are no choice of a task: a checkpoint brings them along, with the value that they have.
-
-    Args:
-        arguments: Changed in place.
-        task: What fixes them, for the message.
-        fixed: Name -> the only value.
-
-    Raises:
-        PapaError: If one has another value.
-
-    Example:
-        >>> drop_fixed({"num_labels": 3}, "masked language modelling", num_labels=40)
-        Traceback (most recent call last):
-        ...
-        papa_lightning.errors.PapaError: num_labels is 3, but masked language modelling fixes it to 40: leave it
-        out.
-    """
-    for name, value in fixed.items():
-        given = arguments.pop(name, value)
-        if (tuple(given) if isinstance(given, list) else given) != value:
-            raise PapaError(f"{name} is {given!r}, but {task} fixes it to {value!r}: leave it out.")
 
 
 def main_input(batch: Mapping[str, Tensor]) -> Tensor:
