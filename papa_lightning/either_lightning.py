@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
+from importlib.util import find_spec
 from types import MethodType, ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -129,6 +130,13 @@ def _is_imported(package: str) -> bool:
     return sys.modules.get(package) is not None
 
 
+def _is_installed(package: str) -> bool:
+    try:
+        return find_spec(package.split(".")[0]) is not None
+    except ImportError:
+        return False
+
+
 def _import_first() -> ModuleType:
     """The package that is imported already, or else the first that can be."""
     failed = None
@@ -185,10 +193,11 @@ class _AnyOf(tuple[Any, ...]):
 
 
 class _Awaited(MetaPathFinder):
-    """Waits until somebody imports the other package, to join its classes; finds nothing itself, and goes then.
+    """Waits until the other package is imported, to join its classes; finds nothing itself, and is removed then.
 
-    A class cannot be asked later whether it is a Callback of a package that came after it (``issubclass`` looks at the
-    bases alone), and to import the other package here would cost everybody who does not use it.
+    This is the only effect on the process, and only where both packages are installed and one is not imported yet.
+    There is no later moment to join them: ``issubclass`` and ``isinstance``, by which LightningCLI and a Trainer look
+    at our classes, read the bases alone. To import the other package here would take seconds that most do not need.
     """
 
     def __init__(self, package: str) -> None:
@@ -228,5 +237,5 @@ if not TYPE_CHECKING:
     _other = next(one for one in _PACKAGES if one != L.__name__)
     if _is_imported(_other):
         _join(_other)
-    else:
+    elif _is_installed(_other):
         sys.meta_path.insert(0, _Awaited(_other))

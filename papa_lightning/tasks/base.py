@@ -1,7 +1,6 @@
 """The base of all tasks: a pretrained encoder with a probe on top."""
 
 import copy
-import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, cast, get_args
@@ -257,13 +256,19 @@ class EncoderTask(LearningTask, EvaluatedTask):
         return self
 
     def on_fit_start(self) -> None:
-        """Load the original encoder for distillation, and tell Lightning which modules are in evaluation mode."""
+        """Load the original encoder for distillation."""
         if self.hparams["distillation"] > 0:
             self._teacher = Teacher(self._original_encoder())
+        # Lightning warns of modules in evaluation mode just before on_train_start, so a frozen encoder gets there as
+        # late: modules that are in evaluation mode by mistake still bring the warning.
         if self._stays_in_eval_mode:
-            # By its number, so that a module that is in evaluation mode by mistake still brings the warning.
-            modules = sum(1 for _ in self.encoder.modules())
-            warnings.filterwarnings("ignore", message=rf"Found {modules} module\(s\) in eval mode")
+            self.encoder.train()
+
+    def on_train_start(self) -> None:
+        """Put a frozen encoder into evaluation mode again."""
+        super().on_train_start()
+        if self._stays_in_eval_mode:
+            self.encoder.eval()
 
     def on_fit_end(self) -> None:
         """Let go of the original encoder."""

@@ -1,5 +1,6 @@
 """Which of probe, encoder and constants learn, and what keeps constants distributions."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -215,3 +216,19 @@ def test_loaders_of_any_form() -> None:
     assert [nth_loader(loaders, 1) for loaders in (combined, [[1], [2]], {"a": [1], "b": [2]})] == [[2]] * 3
     loader = DataLoader(range(3))
     assert nth_loader(loader, 0) is loader
+
+
+def test_a_frozen_encoder_is_no_reason_to_warn_and_no_filter_says_so(letters_folder: str, quiet_trainer: Make) -> None:
+    modes: list[bool] = []
+
+    class Watch(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
+            modes.append(pl_module.encoder.training)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        before = list(warnings.filters)
+        quiet_trainer(max_epochs=1, callbacks=[Watch()]).fit(make_task(letters_folder), make_loader(), make_loader())
+        assert warnings.filters == before
+    assert not [one for one in caught if "in eval mode" in str(one.message)]
+    assert modes == [False, False]
