@@ -7,7 +7,14 @@ from papa_lightning.calibration import (
     calibrate,
     calibrate_compact,
 )
-from papa_lightning.callbacks import AttentionImages, ConstantAttention, HeadGates, SwappedAttention
+from papa_lightning.callbacks import (
+    AttentionImages,
+    ConstantAttention,
+    Distillation,
+    HeadGates,
+    LearnedConstants,
+    SwappedAttention,
+)
 from papa_lightning.datamodules import (
     CoLADataModule,
     DemoDataModule,
@@ -50,10 +57,12 @@ __all__ = [
     "ConstantAttention",
     "DemoDataModule",
     "DigitsDataModule",
+    "Distillation",
     "HeadGates",
     "HeadRanking",
     "ImageClassificationTask",
     "LanguageModelingTask",
+    "LearnedConstants",
     "MNLIDataModule",
     "MRPCDataModule",
     "MaskedLanguageModelingTask",

@@ -1,10 +1,16 @@
-"""WHEN it happens in a Lightning project that exists already: callbacks."""
+"""Callbacks: when an encoder is calibrated, swapped, trained and shown, in a Lightning project that exists already.
+
+One file a callback; what several share is in ``calibrating``. May import the rooms below, among them ``tasks``, and is
+imported by ``criteria``, ``study`` and ``cli``. A new callback gets a file, and a line here.
+"""
 
 from papa_lightning.callbacks.attention_images import AttentionImages
 from papa_lightning.callbacks.calibrating import CalibratingCallback, calibrate_in
 from papa_lightning.callbacks.calibration_run import CalibrationRun
 from papa_lightning.callbacks.constant_attention import ConstantAttention, constant_heads
+from papa_lightning.callbacks.distillation import Distillation
 from papa_lightning.callbacks.head_gates import HeadGates, ranking_of_gates
+from papa_lightning.callbacks.learned_constants import LearnedConstants
 from papa_lightning.callbacks.predictions import PredictionWriter
 from papa_lightning.callbacks.swapped_attention import SwappedAttention
 from papa_lightning.callbacks.throughput import Throughput
@@ -15,7 +21,9 @@ __all__ = [
     "CalibratingCallback",
     "CalibrationRun",
     "ConstantAttention",
+    "Distillation",
     "HeadGates",
+    "LearnedConstants",
     "PredictionWriter",
     "SwappedAttention",
     "Throughput",

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from papa_lightning.attention import TokenMixer
 from papa_lightning.calibration import AttentionAverages, AttentionConstants, check_max_length, finish, gather
-from papa_lightning.either_lightning import Callback, L, TrainerFn, is_a, is_overridden, isolate_rng, rank_zero_info
+from papa_lightning.either_lightning import Callback, L, TrainerFn, is_a, isolate_rng, rank_zero_info
 from papa_lightning.encoders import (
     image_length,
     is_calibrated,
@@ -30,7 +30,7 @@ from papa_lightning.encoders import (
     takes_images,
 )
 from papa_lightning.errors import CalibrationError, PapaError
-from papa_lightning.lightning_project.finding import discover_encoder
+from papa_lightning.lightning_project.finding import discover_encoder, make_late_encoder
 from papa_lightning.lightning_project.optimizers import forget_groups, keep_apart, set_up_groups
 from papa_lightning.lightning_project.origins import (
     Origin,
@@ -65,6 +65,14 @@ def averaged_copies(trainer: L.Trainer, module: L.LightningModule) -> Iterator[L
             yield from (part for part in parts if type(part) is type(module) and part is not module)
 
 
+def check_rate(learning_rate: float | None) -> float | None:
+    """A learning rate above 0, or None."""
+    if learning_rate is not None and not 0.0 < learning_rate < float("inf"):
+        raise PapaError(f"learning_rate is {learning_rate}, but must be above 0, or None to take that of the rest.")
+    return learning_rate
+
+
+#: Strategies that spread the parameters of an encoder over processes.
 SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
 
 
@@ -93,9 +101,7 @@ class CalibratingCallback(Callback, ABC):
         for name, value in (("max_length", max_length), ("batch_size", batch_size)):
             if value is not None and value < 1:
                 raise PapaError(f"{name} is {value}, but must be at least 1.")
-        if learning_rate is not None and not 0.0 < learning_rate < float("inf"):
-            raise PapaError(f"learning_rate is {learning_rate}, but must be above 0, or None to take that of the rest.")
-        self.learning_rate = learning_rate
+        self.learning_rate = check_rate(learning_rate)
         self.max_length, self.constants, self.encoder = max_length, constants, encoder
         self.batch_size, self.save_constants = batch_size, save_constants
         #: Seconds that the calibration pass took, None before it ran.
@@ -130,11 +136,7 @@ class CalibratingCallback(Callback, ABC):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Swap the encoder, and load the constants file if there is one. Runs at every stage and does nothing twice."""
         self._groups_without_us, self._restored = None, False
-        if is_overridden("configure_model", pl_module):
-            # The encoder may be made there; Lightning calls it only later, and asks that it can be called twice.
-            strategy, precision = trainer.strategy, trainer.precision_plugin
-            with strategy.tensor_init_context(), strategy.model_sharded_context(), precision.module_init_context():
-                pl_module.configure_model()
+        make_late_encoder(trainer, pl_module)
         encoder = discover_encoder(pl_module, self.encoder)
         self._refuse_rivals(trainer, pl_module, encoder)
         if self.constants is None and is_a(trainer.strategy, *SHARDED):

@@ -1,4 +1,4 @@
-"""Finding the encoder in somebody's LightningModule."""
+"""The encoder of a LightningModule."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from operator import attrgetter
 from torch import nn
 from transformers import PreTrainedModel
 
+from papa_lightning.either_lightning import L, is_overridden
 from papa_lightning.encoders import find_encoder
 from papa_lightning.errors import UnsupportedEncoderError
 
@@ -36,3 +37,14 @@ def discover_encoder(module: nn.Module, name: str | None = None) -> PreTrainedMo
             "holds the transformers model."
         ) from error
     return find_encoder(named)
+
+
+def make_late_encoder(trainer: L.Trainer, module: L.LightningModule) -> None:
+    """Call ``configure_model`` of a module that has one, because its encoder may be made there.
+
+    Lightning calls it only after ``setup`` of the callbacks, and asks that it can be called twice.
+    """
+    if is_overridden("configure_model", module):
+        strategy, precision = trainer.strategy, trainer.precision_plugin
+        with strategy.tensor_init_context(), strategy.model_sharded_context(), precision.module_init_context():
+            module.configure_model()

@@ -25,7 +25,7 @@ from papa_lightning.encoders.loading import load_encoder
 from papa_lightning.errors import PapaError
 from papa_lightning.ranking import HeadRanking
 from papa_lightning.tasks.batch_checks import check_inputs, main_input
-from papa_lightning.tasks.distillation import Teacher
+from papa_lightning.tasks.distillation import Teacher, check_learns
 from papa_lightning.tasks.evaluation import EvaluatedTask
 from papa_lightning.tasks.recipe import Recipe, Schedule
 from papa_lightning.tasks.regimes import LearningTask, Regime
@@ -258,7 +258,7 @@ class EncoderTask(LearningTask, EvaluatedTask):
     def on_fit_start(self) -> None:
         """Load the original encoder for distillation."""
         if self.hparams["distillation"] > 0:
-            self._teacher = Teacher(self._original_encoder())
+            self._teacher = self._make_teacher()
         # Lightning warns of modules in evaluation mode just before on_train_start, so a frozen encoder gets there as
         # late: modules that are in evaluation mode by mistake still bring the warning.
         if self._stays_in_eval_mode:
@@ -268,7 +268,7 @@ class EncoderTask(LearningTask, EvaluatedTask):
         """Put a frozen encoder into evaluation mode again."""
         super().on_train_start()
         if self._stays_in_eval_mode:
-            self.encoder.eval()
+            self.encoder.train(False)
 
     def on_fit_end(self) -> None:
         """Let go of the original encoder."""
@@ -284,18 +284,14 @@ class EncoderTask(LearningTask, EvaluatedTask):
         weight: float = self.hparams["distillation"]
         return loss + weight * distance
 
-    def _original_encoder(self) -> PreTrainedModel:
-        """Of a run that goes on, too: as it was before the first step."""
+    def _make_teacher(self) -> Teacher:
+        """Teacher for distillation: the encoder as it was before the first step, also when resuming."""
         if self.hparams["encoder"] is None:
             raise PapaError("distillation wants an encoder to stay near, but encoder is None: pass distillation=0.")
-        if not any(parameter.requires_grad for parameter in self.encoder.parameters()):
-            raise PapaError(
-                f"distillation is {self.hparams['distillation']}, but nothing in the encoder learns: swap its "
-                "attention to a kind with parameters, or fine-tune it, or pass distillation=0."
-            )
-        original = self.make_encoder()
-        cast(nn.Module, original).to(device=self.device, dtype=self.encoder.dtype)
-        return original
+        check_learns(self.encoder, f"distillation is {self.hparams['distillation']}", "pass distillation=0")
+        teacher = Teacher(self.make_encoder())
+        teacher.move_to(self.encoder, self.device)
+        return teacher
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make room for constants that a checkpoint brings along, so that it loads without the callback that made them.

@@ -1,10 +1,13 @@
-"""Keeping a swapped encoder near the original one: the distance of their hidden states as a part of the loss."""
+"""Distillation: the distance of a swapped encoder's hidden states from the original ones, as a part of the loss."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from papa_lightning.errors import PapaError
 
 
 def hidden_state_distance(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor | None) -> Tensor:
@@ -28,35 +31,66 @@ def hidden_state_distance(student: Sequence[Tensor], teacher: Sequence[Tensor], 
     return torch.stack(levels).mean()
 
 
-class Teacher:
-    """The original encoder, frozen and in evaluation mode, beside a task that trains a swapped one.
-
-    A second copy of the weights, because fine-tuning moves those of the first: its memory is that of one more encoder
-    without gradients and without optimizer states. Not a submodule, so it is in no checkpoint and DDP does not see it.
+def check_learns(encoder: PreTrainedModel, found: str, remedy: str) -> None:
+    """Refuse an encoder in which nothing learns.
 
     Args:
-        encoder: The original, for the teacher alone.
+        encoder: The swapped encoder.
+        found: The argument that asks for distillation, with its value.
+        remedy: How to do without it.
+
+    Raises:
+        PapaError: If no parameter requires a gradient.
+    """
+    if not any(parameter.requires_grad for parameter in encoder.parameters()):
+        raise PapaError(
+            f"{found}, but nothing in the encoder learns: swap its attention to a kind with parameters, or fine-tune "
+            f"it, or {remedy}."
+        )
+
+
+class Teacher:
+    """The original encoder, frozen and in evaluation mode, beside a module that trains the swapped one.
+
+    A second copy of the weights, because fine-tuning changes those of the first. It takes the memory of one more
+    encoder without gradients and optimizer states. No submodule of the trained module, so it is in no checkpoint and
+    DDP does not see it.
+
+    Args:
+        encoder: The original, used by the teacher alone.
     """
 
     def __init__(self, encoder: PreTrainedModel) -> None:
         self.encoder = encoder
         self.encoder.requires_grad_(False)
         self.encoder.train(False)
-        self._distance: Tensor | None = None
+        self._distances: list[Tensor] = []
 
-    def compare(self, inputs: Mapping[str, Tensor], student: Sequence[Tensor]) -> None:
-        """Note how far the hidden states of a batch are from the original ones, all levels but the embeddings.
+    def move_to(self, student: PreTrainedModel, device: torch.device) -> None:
+        """Move the original to a device, in the dtype of the trained encoder."""
+        cast(nn.Module, self.encoder).to(device=device, dtype=student.dtype)
+
+    def compare(self, inputs: Mapping[str, Any], student: Sequence[Tensor]) -> None:
+        """Note the distance of a batch's hidden states from the original ones, over all levels but the embeddings.
 
         Args:
-            inputs: Of the encoder.
+            inputs: The inputs of the encoder.
             student: The L + 1 hidden states of the swapped encoder.
         """
         with torch.no_grad():
-            teacher = self.encoder(**inputs, output_hidden_states=True, return_dict=True).hidden_states
-        self._distance = hidden_state_distance(student[1:], teacher[1:], inputs.get("attention_mask"))
+            teacher = self.encoder(**{**inputs, "output_hidden_states": True, "return_dict": True}).hidden_states
+        self._distances.append(hidden_state_distance(student[1:], teacher[1:], inputs.get("attention_mask")))
 
     def take(self) -> Tensor:
-        """The distance of the batch of the last :meth:`compare`, once."""
-        distance, self._distance = self._distance, None
-        assert distance is not None, "no batch was compared"
-        return distance
+        """Mean distance of the batches compared since the last call.
+
+        Raises:
+            PapaError: If there were none.
+        """
+        distances, self._distances = self._distances, []
+        if not distances:
+            raise PapaError(
+                "the training step has not called the encoder, so there is nothing to distil: name the one "
+                "that it trains with encoder=..., or leave distillation out."
+            )
+        return torch.stack(distances).mean()

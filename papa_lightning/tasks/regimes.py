@@ -137,6 +137,12 @@ def drop_unknown_gradients(mixers: Sequence[MatrixHeads]) -> None:
             mixer.constants.grad.masked_fill_(unknown, 0.0)
 
 
+def note_certain_length(mixers: Sequence[MatrixHeads]) -> None:
+    """Look again at which positions have a weight on themselves, because learning may have taken it away."""
+    for mixer in mixers:
+        mixer.certain_length = first_zero_of_diagonal(mixer.constants.detach())
+
+
 class LearningTask(LightningModule):
     """The part of `EncoderTask` that knows the regimes: what requires a gradient, optimizer, and constants that learn.
 
@@ -213,8 +219,7 @@ class LearningTask(LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Note which tokens have a weight on themselves: learning may have taken it away."""
-        for mixer in self._learning_mixers():
-            mixer.certain_length = first_zero_of_diagonal(mixer.constants.detach())
+        note_certain_length(self._learning_mixers())
 
     def _learning_mixers(self) -> list[MatrixHeads]:
         if not self.learners.constants:
