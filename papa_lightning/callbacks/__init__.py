@@ -14,7 +14,7 @@ from papa_lightning.callbacks.learned_constants import LearnedConstants
 from papa_lightning.callbacks.predictions import PredictionWriter
 from papa_lightning.callbacks.swapped_attention import SwappedAttention
 from papa_lightning.callbacks.throughput import Throughput
-from papa_lightning.lightning_project.finding import discover_encoder
+from papa_lightning.lightning_project.encoder import discover_encoder
 
 __all__ = [
     "AttentionImages",

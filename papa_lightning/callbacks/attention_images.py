@@ -17,7 +17,7 @@ from papa_lightning.either_lightning import Callback, L, Logger, is_a, rank_zero
 from papa_lightning.encoders import encoder_shape, is_calibrated, swapped_layers
 from papa_lightning.errors import PapaError
 from papa_lightning.files.writing import write_atomically
-from papa_lightning.lightning_project.finding import discover_encoder
+from papa_lightning.lightning_project.encoder import discover_encoder
 
 
 def log_image(trainer: L.Trainer, name: str, png: bytes, step: int) -> list[Logger]:

@@ -30,19 +30,19 @@ from papa_lightning.encoders import (
     takes_images,
 )
 from papa_lightning.errors import CalibrationError, PapaError
-from papa_lightning.lightning_project.finding import discover_encoder, make_late_encoder
-from papa_lightning.lightning_project.optimizers import forget_groups, keep_apart, set_up_groups
-from papa_lightning.lightning_project.origins import (
+from papa_lightning.lightning_project.encoder import (
     Origin,
     describe_data,
     described,
+    discover_encoder,
+    make_late_encoder,
     note_origin,
     origin_of,
     origin_text,
     warn_of_other_data,
 )
-from papa_lightning.lightning_project.outputs import new_file, run_folder
-from papa_lightning.lightning_project.processes import all_or_none, on_first
+from papa_lightning.lightning_project.optimizers import forget_groups, keep_apart, set_up_groups
+from papa_lightning.lightning_project.run import all_or_none, new_file, on_first, run_folder
 from papa_lightning.lightning_project.sequences import CalibrationBatches
 from papa_lightning.lightning_project.validation_rows import check_validation
 

@@ -16,7 +16,7 @@ from papa_lightning.either_lightning import Callback, L
 from papa_lightning.encoders import restore_attention
 from papa_lightning.encoders.loading import load_encoder
 from papa_lightning.errors import PapaError
-from papa_lightning.lightning_project.finding import discover_encoder, make_late_encoder
+from papa_lightning.lightning_project.encoder import discover_encoder, make_late_encoder
 from papa_lightning.tasks.distillation import Teacher, check_learns
 
 #: Marks the ``training_step`` of this callback, and holds the one that the instance had before.

@@ -15,9 +15,8 @@ from papa_lightning.either_lightning import L, is_a, rank_zero_info
 from papa_lightning.encoders import gate_logits, is_calibrated, swap_attention, swapped_layers
 from papa_lightning.errors import PapaError
 from papa_lightning.files.writing import check_output
-from papa_lightning.lightning_project.finding import discover_encoder
-from papa_lightning.lightning_project.outputs import new_file, run_folder
-from papa_lightning.lightning_project.processes import on_first
+from papa_lightning.lightning_project.encoder import discover_encoder
+from papa_lightning.lightning_project.run import new_file, on_first, run_folder
 from papa_lightning.ranking import HeadRanking
 
 

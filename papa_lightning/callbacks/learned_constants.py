@@ -14,7 +14,7 @@ from papa_lightning.callbacks.constant_attention import ConstantAttention
 from papa_lightning.either_lightning import L, is_a
 from papa_lightning.encoders import HeadSelection, swapped_layers
 from papa_lightning.errors import PapaError
-from papa_lightning.lightning_project.finding import discover_encoder
+from papa_lightning.lightning_project.encoder import discover_encoder
 from papa_lightning.tasks.regimes import (
     drop_unknown_gradients,
     learning_constants,

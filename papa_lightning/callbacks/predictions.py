@@ -16,7 +16,7 @@ from torch import Tensor
 from papa_lightning.either_lightning import BasePredictionWriter, L, rank_zero_info
 from papa_lightning.errors import PapaError
 from papa_lightning.files.writing import check_output, new_part, open_part, refusing, remove_left, write_atomically
-from papa_lightning.lightning_project.outputs import run_folder
+from papa_lightning.lightning_project.run import run_folder
 
 _FORMATS = (".jsonl", ".parquet")
 _NONE = -100

@@ -15,7 +15,7 @@ from papa_lightning.either_lightning import (
     rank_zero_only,
 )
 from papa_lightning.files.writing import write_atomically
-from papa_lightning.lightning_project.outputs import run_folder
+from papa_lightning.lightning_project.run import run_folder
 
 
 def default_loggers(folder: str) -> list[Logger]:

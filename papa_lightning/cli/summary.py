@@ -12,7 +12,7 @@ from papa_lightning.callbacks import CalibratingCallback, HeadGates, constant_he
 from papa_lightning.either_lightning import Callback, L
 from papa_lightning.encoders import encoder_shape
 from papa_lightning.errors import UnsupportedEncoderError
-from papa_lightning.lightning_project.outputs import run_folder
+from papa_lightning.lightning_project.run import run_folder
 
 
 class Stopwatch(Callback):

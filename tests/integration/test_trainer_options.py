@@ -13,7 +13,7 @@ from papa_lightning import AttentionConstants
 from papa_lightning.cli.loggers import SaveRunConfig
 from papa_lightning.cli.main import PapaCLI, main
 from papa_lightning.cli.summary import Stopwatch
-from papa_lightning.lightning_project.outputs import run_folder
+from papa_lightning.lightning_project.run import run_folder
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 OURS = (Stopwatch, SaveRunConfig, SaveConfigCallback)
