@@ -1,6 +1,6 @@
-"""The one place that imports Lightning, which comes as two packages: ``lightning`` and ``pytorch_lightning``.
+"""Imports of Lightning, which comes as two packages: ``lightning`` and ``pytorch_lightning``.
 
-Their classes have the same names and methods, but are other classes, and a Trainer takes only those of its own package.
+Their classes have the same names and methods but are not the same, and a Trainer takes only those of its own package.
 :data:`L` and the names below are of the package that was imported first, or else of ``lightning``, or of the one that
 is installed. The four classes that other projects hand to a Trainer (callbacks, tasks, data modules) belong to both
 packages once both are imported, whatever the order; neither is imported on behalf of the other.
@@ -39,7 +39,7 @@ _HOMES = {
     "rank_zero_warn": "utilities",
 }
 
-#: Methods that look at who called them.
+#: Methods that inspect the frame of their caller.
 _READ_FRAMES = ("save_hyperparameters",)
 
 #: Modules of the classes that belong to both packages.
@@ -96,7 +96,7 @@ def is_a(value: object, *names: str) -> bool:
 
     Args:
         value: Any object.
-        names: Of classes of Lightning, e.g. "FSDPStrategy".
+        names: Names of classes of Lightning, e.g. "FSDPStrategy".
 
     Example:
         >>> is_a(LightningModule(), "LightningModule"), is_a("text", "LightningModule")
@@ -106,11 +106,11 @@ def is_a(value: object, *names: str) -> bool:
 
 
 def is_overridden(method: str, instance: object) -> bool:
-    """Whether a module, data module or callback of either package has a method of its own in place of Lightning's.
+    """Whether a module, data module or callback of either package overrides a method of Lightning.
 
     Args:
-        method: Its name.
-        instance: The module.
+        method: Name of the method.
+        instance: The module, data module or callback.
 
     Example:
         >>> is_overridden("configure_model", LightningModule())
@@ -166,9 +166,9 @@ def _join(package: str) -> None:
 
 
 class _Default:
-    """A method of Lightning's that either package takes for its own, which nobody has overridden.
+    """A method of Lightning that either package recognises as its own, not overridden.
 
-    They call some hooks only if they are overridden, and tell it by the code; it differs by references in docstrings.
+    They call some hooks only if they are overridden, which they tell by the code object, and those differ.
     """
 
     def __init__(self, ours: Any, theirs: Any) -> None:

@@ -1,4 +1,4 @@
-"""The callback that shows constants and gates in a run's loggers."""
+"""The callback that logs constants and gates as images."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from papa_lightning.lightning_project.encoder import discover_encoder
 
 
 def log_image(trainer: L.Trainer, name: str, png: bytes, step: int) -> list[Logger]:
-    """Give an image to every logger of a Trainer, each in its own way; call it on the first process only.
+    """Log an image with every logger of a Trainer; to be called on the first process only.
 
     TensorBoard, Weights & Biases and MLflow show it beside the metrics; for a CSVLogger it becomes a file in the
     folder ``images`` of the logs.
 
     Args:
-        trainer: With its loggers.
-        name: With slashes as in names of metrics.
-        png: The image.
-        step: Of the optimizer.
+        trainer: The Trainer.
+        name: Name of the image, with slashes as in names of metrics.
+        png: Content of a PNG file.
+        step: Number of optimizer steps so far.
 
     Returns:
         The loggers that take no images.
@@ -53,7 +53,7 @@ def log_image(trainer: L.Trainer, name: str, png: bytes, step: int) -> list[Logg
 
 
 def _pixels(png: bytes) -> NDArray[np.uint8]:
-    from matplotlib.image import imread  # for those who ask for images
+    from matplotlib.image import imread  # imported late: matplotlib is slow to load
 
     shares = np.asarray(imread(io.BytesIO(png)), dtype=np.float64)  # red, green, blue and opacity, 0 to 1
     return np.rint(shares[..., :3] * 255).astype(np.uint8)
@@ -97,7 +97,7 @@ class AttentionImages(Callback):
         self._drawn = False
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draw the constants, and the gates as they begin. On_train_start, where they are made, is over."""
+        """Draw the constants and the initial gates; ``on_train_start``, where they are made, has run by now."""
         if trainer.is_global_zero and not self._drawn:
             self._drawn = True
             self._draw_constants(trainer, pl_module)
@@ -109,7 +109,7 @@ class AttentionImages(Callback):
             self._draw_gates(trainer, pl_module)
 
     def _draw_constants(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        from papa_lightning.figures import as_png, constants_grid  # matplotlib, for those who ask for images
+        from papa_lightning.figures import as_png, constants_grid  # imported late: matplotlib is slow to load
 
         values = constant_matrices(pl_module, self.encoder)
         if values is None:
@@ -134,7 +134,7 @@ class AttentionImages(Callback):
 
 
 def constant_matrices(pl_module: L.LightningModule, encoder: str | None = None) -> Tensor | None:
-    """The constants that an encoder runs with.
+    """The constants of an encoder as one tensor.
 
     Args:
         pl_module: Holds the encoder.

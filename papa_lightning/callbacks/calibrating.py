@@ -1,8 +1,8 @@
-"""What callbacks that need the averaged attention of an encoder have in common: swap, calibrate once, save.
+"""Base of the callbacks that need the averaged attention of an encoder: swap, calibrate once, save.
 
-They pair the parameters of the copy and of the module by their order alone, and save the copy's state in the place of
-the module's. So what happens to the module must happen to the copy, which such a callback makes in its ``setup``,
-before ours or after it, as the user listed them.
+Callbacks that average weights make a copy of the module in their ``setup``, before ours or after it. They pair
+parameters of copy and module by order and save the state of the copy in place of the module's, so that whatever
+happens to the module has to happen to the copy as well.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from torch import nn
 from transformers import PreTrainedModel
 
 from papa_lightning.attention import TokenMixer
@@ -32,6 +31,7 @@ from papa_lightning.encoders import (
 from papa_lightning.errors import CalibrationError, PapaError
 from papa_lightning.lightning_project.encoder import (
     Origin,
+    averaged_copies,
     describe_data,
     described,
     discover_encoder,
@@ -47,24 +47,6 @@ from papa_lightning.lightning_project.sequences import CalibrationBatches
 from papa_lightning.lightning_project.validation_rows import check_validation
 
 
-def averaged_copies(trainer: L.Trainer, module: L.LightningModule) -> Iterator[L.LightningModule]:
-    """The copies of a module that callbacks of its Trainer average.
-
-    Args:
-        trainer: The Trainer.
-        module: The module that it fits.
-
-    Yields:
-        Modules of the same class. None before the callback's own ``setup``, whose copy is of what ours left then.
-    """
-    names = ("WeightAveraging", "StochasticWeightAveraging")
-    averaging = (one for one in trainer.callbacks if is_a(one, *names))  # type: ignore[attr-defined]
-    for callback in averaging:
-        for held in vars(callback).values():
-            parts = held.modules() if isinstance(held, nn.Module) else ()
-            yield from (part for part in parts if type(part) is type(module) and part is not module)
-
-
 def check_rate(learning_rate: float | None) -> float | None:
     """A learning rate above 0, or None."""
     if learning_rate is not None and not 0.0 < learning_rate < float("inf"):
@@ -77,16 +59,15 @@ SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
 
 
 class CalibratingCallback(Callback, ABC):
-    """A callback that swaps an encoder, and gives it its constants once: from a file, a checkpoint or a pass.
+    """Base of callbacks that swap an encoder and give it constants once: from a file, a checkpoint or a pass.
 
-    A subclass says in :meth:`swap` what the encoder is swapped to. Arguments as in
-    :class:`~papa_lightning.ConstantAttention`.
+    A subclass implements :meth:`swap` and :meth:`outcome`. Arguments as in :class:`~papa_lightning.ConstantAttention`.
 
     Raises:
         PapaError: For invalid arguments.
     """
 
-    #: Whether constants that another callback made in an earlier fit are made anew; False where others learn from them.
+    #: Whether a fit replaces constants of another callback from an earlier fit; False where they only start a kind.
     calibrates_anew = True
 
     def __init__(
@@ -106,9 +87,9 @@ class CalibratingCallback(Callback, ABC):
         self.batch_size, self.save_constants = batch_size, save_constants
         #: Seconds that the calibration pass took, None before it ran.
         self.calibration_seconds: float | None = None
-        #: Where the constants were written, or read from.
+        #: Path of the constants file, written or read.
         self.constants_path: str | None = constants
-        self._groups_without_us: list[list[int]] | None = None
+        self._groups_of_checkpoint: list[list[int]] | None = None
         self._name = ""
         self._restored = False
 
@@ -123,7 +104,7 @@ class CalibratingCallback(Callback, ABC):
 
     @abstractmethod
     def outcome(self, encoder: PreTrainedModel) -> str:
-        """What holds of the encoder once it has its constants, for a line after the pass."""
+        """State of the encoder once it has its constants, as a sentence for the log."""
 
     def own_parameters(self, layer: TokenMixer) -> Iterable[str]:
         """Names of a swapped layer's parameters that are to learn at ``learning_rate``, without weight decay.
@@ -134,8 +115,8 @@ class CalibratingCallback(Callback, ABC):
         return ()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Swap the encoder, and load the constants file if there is one. Runs at every stage and does nothing twice."""
-        self._groups_without_us, self._restored = None, False
+        """Swap the encoder, and load the constants file if there is one; idempotent, called at every stage."""
+        self._groups_of_checkpoint, self._restored = None, False
         make_late_encoder(trainer, pl_module)
         encoder = discover_encoder(pl_module, self.encoder)
         self._refuse_rivals(trainer, pl_module, encoder)
@@ -159,26 +140,26 @@ class CalibratingCallback(Callback, ABC):
             keep_apart(encoder, self.own_parameters, self.learning_rate)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Note what a checkpoint brings: constants, or else optimizers that know nothing of us."""
+        """Note whether a checkpoint has constants, and else the parameter groups of its optimizers."""
         self._restored = any(".papa." in key for key in checkpoint.get("state_dict", ()))
         complete = {"state_dict", "optimizer_states"} <= checkpoint.keys()
         if complete and not any(".papa." in key for key in checkpoint["state_dict"]):
-            self._groups_without_us = _group_sizes(state["param_groups"] for state in checkpoint["optimizer_states"])
+            self._groups_of_checkpoint = _group_sizes(state["param_groups"] for state in checkpoint["optimizer_states"])
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Set up the parameter group, and refuse optimizers of a checkpoint that has other groups."""
         set_up_groups(trainer, pl_module)
         groups = _group_sizes(optimizer.param_groups for optimizer in trainer.optimizers)
-        if self._groups_without_us not in (None, groups):
+        if self._groups_of_checkpoint not in (None, groups):
             raise PapaError(
                 f"ckpt_path is a checkpoint of a run without {type(self).__name__}, and its optimizers hold other "
-                f"parameters ({self._groups_without_us} by group, but {groups} now: constants or gates joined, or "
+                f"parameters ({self._groups_of_checkpoint} by group, but {groups} now: constants or gates joined, or "
                 "queries and keys that no head uses left). Load its weights into the module instead, "
                 'module.load_state_dict(torch.load(path, weights_only=True)["state_dict"]), and fit without ckpt_path.'
             )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Calibrate, unless the encoder has constants of its own, of a file, of a checkpoint or of us already."""
+        """Calibrate, unless the encoder has constants already."""
         encoder = self._swapped_encoder(pl_module)
         length = swapped_layers(encoder)[0].max_length
         constant = any(layer.constant_heads for layer in swapped_layers(encoder))
@@ -203,7 +184,7 @@ class CalibratingCallback(Callback, ABC):
         forget_groups(pl_module)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Refuse to validate without constants; inside fit they are there by then, or the sanity check runs."""
+        """Refuse to validate without constants; in fit they exist by now, except in the sanity check."""
         self._require_constants(trainer, pl_module)
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -215,22 +196,22 @@ class CalibratingCallback(Callback, ABC):
         self._require_constants(trainer, pl_module)
 
     def calibrate(self, trainer: L.Trainer, pl_module: L.LightningModule) -> AttentionConstants:
-        """Run the calibration pass on all processes together, and give the encoder its constants.
+        """Run the calibration pass on all processes and give the encoder its constants.
 
         Args:
-            trainer: With its train data set up.
-            pl_module: Holds the encoder, swapped by :meth:`setup`.
+            trainer: A Trainer whose train data are set up.
+            pl_module: The module, whose encoder :meth:`setup` swapped.
 
         Returns:
             The constants, equal on every process.
 
         Raises:
-            CalibrationError: When the data or the encoder do not allow it; nothing is changed or saved then.
+            CalibrationError: If the data or the encoder do not allow it; then nothing is changed or saved.
         """
         encoder = self._swapped_encoder(pl_module)
         length = swapped_layers(encoder)[0].max_length
         start, folder = time.perf_counter(), run_folder(trainer) if self.save_constants else None
-        # Before the pass, which would be lost otherwise.
+        # Before the pass, so that a folder that cannot be written to does not cost its time.
         path = (
             None
             if folder is None
@@ -256,10 +237,10 @@ class CalibratingCallback(Callback, ABC):
         return constants
 
     def calibration_batches(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Iterable[Mapping[str, Any]]:
-        """What to calibrate on: what the encoder gets from the train data. Override it for other data.
+        """Batches for the calibration pass: the encoder's inputs in the train data. Override it for other data.
 
         Returns:
-            Mappings with input_ids and attention_mask, of this process's share: over all processes each sequence once.
+            Mappings with input_ids and attention_mask, this process's share; each sequence once over all processes.
         """
         encoder, read = discover_encoder(pl_module, self.encoder), self.encoder_inputs
         layers = swapped_layers(encoder)
@@ -270,10 +251,10 @@ class CalibratingCallback(Callback, ABC):
         return CalibrationBatches(trainer, pl_module, encoder, length, self.batch_size, read)
 
     def encoder_inputs(self, batch: Any) -> Mapping[str, Any] | Sequence[Mapping[str, Any]]:
-        """The encoder's inputs in a batch of the train data; override it where the module's own step does not do.
+        """The encoder's inputs in a batch of the train data; to be overridden where the module's step cannot be run.
 
-        As long as nobody overrides it, the module is asked, if it has a method of this name; else the calibration pass
-        runs the module's ``training_step`` and counts whatever reaches the encoder.
+        By default a method of this name of the module is used, if it has one; else the calibration pass runs the
+        module's ``training_step`` and averages over all calls of the encoder.
 
         Args:
             batch: As ``training_step`` gets it, on its device.
@@ -285,11 +266,11 @@ class CalibratingCallback(Callback, ABC):
 
     @property
     def state_key(self) -> str:
-        """Apart from that of a callback for another encoder of the same module."""
+        """Key of the state in a checkpoint, different for each encoder of a module."""
         return self._generate_state_key(encoder=self.encoder)
 
     def state_dict(self) -> dict[str, Any]:
-        """Small and primitive; the constants are in the module's own state."""
+        """Seconds of the pass and path of the file; the constants are in the state of the module."""
         return {"calibration_seconds": self.calibration_seconds, "constants_path": self.constants_path}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -298,7 +279,7 @@ class CalibratingCallback(Callback, ABC):
         self.constants_path = self.constants or state_dict["constants_path"]
 
     def length(self, trainer: L.Trainer, encoder: PreTrainedModel, constants: AttentionConstants | None) -> int:
-        """T: the argument's, else the datamodule's, else the file's; the file must agree. Of images, the encoder's."""
+        """T of the argument, else of the datamodule, the file (which must agree), or for images the encoder."""
         length = self.max_length
         if length is None:
             length = getattr(trainer.datamodule, "max_length", None)  # type: ignore[attr-defined]
@@ -315,7 +296,7 @@ class CalibratingCallback(Callback, ABC):
         return length
 
     def _refuse_rivals(self, trainer: L.Trainer, pl_module: L.LightningModule, encoder: PreTrainedModel) -> None:
-        """Of two callbacks that swap one encoder to different things, the last would undo what the first did."""
+        """Refuse two callbacks that swap one encoder differently, of which the last would undo the first."""
         callbacks = (one for one in trainer.callbacks if isinstance(one, CalibratingCallback))  # type: ignore[attr-defined]
         for other in callbacks:
             if type(other).swap is not type(self).swap and discover_encoder(pl_module, other.encoder) is encoder:
@@ -353,7 +334,7 @@ class CalibratingCallback(Callback, ABC):
         note_origin(encoder, Origin(self._name, text))
 
     def _of_another(self, trainer: L.Trainer, encoder: PreTrainedModel) -> bool:
-        """Whether a callback that is not part of this run brought the constants of an encoder."""
+        """Whether the constants of an encoder come from a callback that is not in this run."""
         origin = None if self._restored else origin_of(encoder)
         callbacks = (one for one in trainer.callbacks if isinstance(one, CalibratingCallback))  # type: ignore[attr-defined]
         return origin is not None and origin.callback not in {self._name, *(one._name for one in callbacks)}
@@ -367,13 +348,13 @@ def _group_sizes(optimizers: Iterable[Iterable[Mapping[str, Any]]]) -> list[list
 def calibrate_in(
     trainer: L.Trainer, encoder: PreTrainedModel, batches: Iterable[Mapping[str, Any]], max_length: int
 ) -> AttentionConstants:
-    """Calibrate an encoder inside a Trainer's run: on all its processes, in its precision, with no trace left.
+    """Calibrate an encoder inside a Trainer's run, on all processes and in its precision, without side effects.
 
     Args:
-        trainer: With its strategy set up.
+        trainer: A Trainer whose strategy is set up.
         encoder: The bare encoder.
-        batches: The share of this process.
-        max_length: T.
+        batches: Mappings with the encoder's inputs, the share of this process.
+        max_length: T, the longest sequence.
 
     Returns:
         The constants, equal on every process.
@@ -396,7 +377,7 @@ def calibrate_in(
 
 
 def _begun(batches: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
-    """Batches that are begun, because a generator may run the module's own step, which is not to be observed too."""
+    """Batches after the first call of next: a generator may run the module's step, which must not be observed."""
     if not isinstance(batches, Iterator):
         return batches
     first = next(batches, None)

@@ -1,4 +1,4 @@
-"""The run behind ``papa calibrate``: calibrate, write the file, stop before the first training step."""
+"""The callback behind ``papa calibrate``, which ends a fit after the calibration pass."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ class CalibrationRun(Callback):
     """Calibrate as a ConstantAttention would, into a file, and end ``fit`` before it trains.
 
     Args:
-        calibration: Says how: its max_length, encoder, batch_size, and any method that a subclass overrides. A
-            constants file that it names is not used.
-        output: Where the constants are written.
+        calibration: The callback whose max_length, encoder, batch_size and methods are used; its constants file is
+            ignored.
+        output: Path of the constants file to write.
     """
 
     needs_labels = False
-    """The data module need not have labels."""
+    """Whether the data module must have labels."""
 
     def __init__(self, calibration: ConstantAttention, output: str) -> None:
         calibration.constants = None
@@ -29,7 +29,7 @@ class CalibrationRun(Callback):
         self.calibration.setup(trainer, pl_module, stage)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Calibrate, write, stop."""
+        """Calibrate, write the file, and stop."""
         constants = self.calibration.calibrate(trainer, pl_module)
         self._calibrated = True
         trainer.should_stop = True
@@ -41,7 +41,7 @@ class CalibrationRun(Callback):
         rank_zero_info(f"Constants are in {self.output}.")
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Refuse to end as if all were well where the Trainer had nothing to train on."""
+        """Raise an error if there was nothing to train on, so that no file was written."""
         if not self._calibrated:
             raise CalibrationError(
                 f"there was nothing to calibrate on, so {self.output} was not written: the train data are empty, or "

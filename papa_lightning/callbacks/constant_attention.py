@@ -1,4 +1,4 @@
-"""The callback that calibrates an encoder and makes its heads constant, in any Lightning project."""
+"""The callback that calibrates an encoder and makes its heads constant."""
 
 from __future__ import annotations
 
@@ -64,13 +64,13 @@ class ConstantAttention(CalibratingCallback):
             swap_attention(encoder, "constant", heads=self.heads, ranking=ranking, max_length=max_length)
 
     def outcome(self, encoder: PreTrainedModel) -> str:
-        """How many heads are constant."""
+        """Number of constant heads; see :meth:`CalibratingCallback.outcome`."""
         layers, heads = encoder_shape(encoder)
         return f"{constant_heads(encoder)} of {layers * heads} heads are constant from now on."
 
 
 def _is_swapped_to(encoder: PreTrainedModel, heads: list[tuple[int, ...]], length: int) -> bool:
-    """Whether an earlier stage, or the module itself, swapped the encoder to just these heads and this length."""
+    """Whether the encoder is swapped to exactly these heads and this length already."""
     layers = swapped_layers(encoder)
     return [layer.constant_heads for layer in layers] == heads and all(
         isinstance(layer, ConstantHeads) and layer.max_length == length for layer in layers

@@ -1,4 +1,4 @@
-"""The callback that keeps a swapped encoder near the original one, in any Lightning project."""
+"""The callback that trains a swapped encoder to stay near the original one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The callback that learns a gate for every head, and ranks the heads by them."""
+"""The callback that learns a gate for every head and ranks the heads."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class HeadGates(CalibratingCallback):
     ranked, over all layers together, the lowest gate first, equally on every process.
 
     Args:
-        learning_rate: Of the gates. None: that of the rest (the optimizer's first group), as in the published code;
-            at the probe's 2e-5 gates move by ten-thousandths; docs/rankings.md compares rates. A scheduler multiplies
-            it as it does the others.
-        output: Where the ranking is written; None takes ``ranking.json`` in the logger's folder, if there is one
+        learning_rate: Learning rate of the gates, which schedules move in proportion to that of the rest. None takes
+            that of the optimizer's first group, as in the published code; at the probe's 2e-5 gates move by
+            ten-thousandths (docs/rankings.md compares rates).
+        output: Path of the ranking file; None takes ``ranking.json`` in the logger's folder, if there is one
             (``ranking.NAME.json`` for an encoder that is named). A trial run (``fast_dev_run``) writes none.
         max_length: T, the longest sequence; as in :class:`~papa_lightning.ConstantAttention`.
         constants: Path of a constants file to use instead of calibrating.
@@ -78,7 +78,7 @@ class HeadGates(CalibratingCallback):
             swap_attention(encoder, "gated", max_length=max_length)
 
     def outcome(self, encoder: PreTrainedModel) -> str:
-        """How many gates there are."""
+        """Number of gates; see :meth:`CalibratingCallback.outcome`."""
         return f"{sum(gates.numel() for gates in gate_logits(encoder))} heads have a gate from now on."
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -97,7 +97,7 @@ class HeadGates(CalibratingCallback):
         return ("gate_logits",)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Calibrate, unless there are constants already, and refuse gates that were frozen since ``setup``."""
+        """Calibrate, unless there are constants already, and refuse gates frozen after ``setup``."""
         output = self.output
         if output is not None:
             on_first(trainer, lambda: check_output("output", output))

@@ -1,4 +1,4 @@
-"""The callback that makes heads constant and lets their constants learn, in any Lightning project."""
+"""The callback that makes heads constant and trains their constants."""
 
 from __future__ import annotations
 

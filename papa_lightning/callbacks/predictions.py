@@ -1,4 +1,4 @@
-"""Predictions of a whole data set in one file, whatever the number of processes."""
+"""The callback that writes the predictions of a data set to one file."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class PredictionWriter(BasePredictionWriter):
         self._rows = 0
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Refuse outputs that cannot be written, and open this process's part; a trial run leaves nothing."""
+        """Refuse outputs that cannot be written, and open this process's part; a trial run writes nothing."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         folder = run_folder(trainer)  # on every process
@@ -95,7 +95,7 @@ class PredictionWriter(BasePredictionWriter):
             return
         rows = prediction_rows(prediction, getattr(pl_module, "label_names", None))
         for number, row in enumerate(rows):
-            # Without a torch DataLoader nobody knows the places, but then there is one process and the order is right.
+            # Without a torch DataLoader the places are unknown, but then there is one process, in the right order.
             place = batch_indices[number] if batch_indices else self._rows
             line = f"{dataloader_idx}\t{place}\t{json.dumps(row, ensure_ascii=False)}\n"
             with refusing("output", self._targets[0]):
@@ -108,7 +108,7 @@ class PredictionWriter(BasePredictionWriter):
             rank_zero_info("fast_dev_run is a trial of one or a few batches: no predictions were written.")
             return
         with refusing("output", self._targets[0]):
-            self._part.flush()  # still locked, so that nobody takes it for one that a killed run left
+            self._part.flush()  # still locked, so that it is not taken for one left by a killed run
         trainer.strategy.barrier("papa: parts of predictions are written")
         self.paths = [str(target) for target in self._targets]
         if trainer.is_global_zero:
@@ -127,7 +127,7 @@ class PredictionWriter(BasePredictionWriter):
             with open(part, encoding="utf-8") as file:
                 for line in file:
                     loader, place, row = line.split("\t", 2)
-                    lines[int(loader)][int(place)] = row  # a sampler of the user's own may repeat an example
+                    lines[int(loader)][int(place)] = row  # a custom sampler may repeat an example
         for target, rows in zip(self._targets, lines, strict=True):
             ordered = [rows[place] for place in sorted(rows)]
             write_atomically(target, _parquet(ordered) if target.suffix == ".parquet" else "".join(ordered).encode())
@@ -138,7 +138,7 @@ class PredictionWriter(BasePredictionWriter):
     def _remove_part(self) -> None:
         if self._part is not None:
             Path(self._part.name).unlink(missing_ok=True)
-            with suppress(OSError):  # of what found no room before
+            with suppress(OSError):  # the disk may be full
                 self._part.close()
             self._part = None
 
@@ -206,7 +206,7 @@ def prediction_rows(prediction: Any, label_names: Sequence[str] | None) -> Itera
 
 
 def _word_places(prediction: Mapping[str, Tensor]) -> list[list[int | None]] | None:
-    """The slot of every word of every example, None for one that has none; None if the words are not told."""
+    """Slot of every word of every example, None for a word without one; None if the words are unknown."""
     if "word_ids" not in prediction or "num_words" not in prediction:
         return None
     found: list[list[int | None]] = [[None] * count for count in prediction["num_words"].tolist()]

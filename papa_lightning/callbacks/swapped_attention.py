@@ -1,4 +1,4 @@
-"""The callback that exchanges the attention of an encoder for another kind, in any Lightning project."""
+"""The callback that swaps whole layers of an encoder to another kind of attention."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class SwappedAttention(CalibratingCallback):
             which "dynamic" leaves a layer alone.
         options: Options of the kind, e.g. {"window": 32}; {"init": "from_constants"} makes an attention-free kind
             start from the average, {"matrix": "constant"} makes a shared matrix constant. A constants file means both.
-        learning_rate: Of the parameters that the kind adds, in an optimizer group of their own without weight decay;
+        learning_rate: Learning rate of the parameters that the kind adds, in a group of their own without weight decay;
             None leaves them with the others.
         max_length: T, the longest sequence. None takes the datamodule's ``max_length``, or else the constants file's.
         constants: Path of a constants file to start from instead of calibrating.
@@ -71,7 +71,7 @@ class SwappedAttention(CalibratingCallback):
             swap_attention(encoder, self.kind, max_length=max_length, options=[plan.options for plan in plans])
 
     def outcome(self, encoder: PreTrainedModel) -> str:
-        """How many layers differ from those of the original encoder."""
+        """Number of swapped layers; see :meth:`CalibratingCallback.outcome`."""
         layers = swapped_layers(encoder)
         return f"{sum(layer.replaces_attention for layer in layers)} of {len(layers)} layers are swapped from now on."
 
@@ -81,7 +81,7 @@ class SwappedAttention(CalibratingCallback):
 
 
 def _is_swapped_to(encoder: PreTrainedModel, plans: Sequence[LayerPlan], length: int) -> bool:
-    """Whether an earlier stage, or the module itself, swapped the encoder to just this."""
+    """Whether the encoder is swapped to exactly this already."""
     layers = swapped_layers(encoder)
     return len(layers) == len(plans) and all(
         type(layer) is plan.mixer and layer.max_length == length and plan.options.items() <= layer.options().items()

@@ -1,4 +1,4 @@
-"""How fast a fit was, how much memory it took, and how many parameters it trained."""
+"""The callback that measures speed, memory and size of a fit."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class Throughput(Callback):
       :class:`~papa_lightning.runtime.AllocationWatch`.
     - ``throughput/peak_memory_bytes``: the most memory at any moment after that step. On a CUDA device what torch has
       allocated there, else the resident memory of the whole process, where the system tells (Linux).
-    - ``throughput/parameters``: those that learn.
+    - ``throughput/parameters``: number of trainable parameters.
 
     Args:
         warmup_steps: Steps at the beginning whose time does not count: the first ones allocate and compile, and the
             memory of the second is watched.
 
     Attributes:
-        facts: What was logged, by name without ``throughput/``; empty before a fit has ended.
+        facts: The logged values, by name without ``throughput/``; empty before a fit has ended.
 
     Raises:
         PapaError: For `warmup_steps` below 2.
@@ -84,7 +84,7 @@ class Throughput(Callback):
         found, self._watch = self._watch.stop(), None
         if found is not None:
             self.facts["step_memory_bytes"] = float(found + self._freed)
-        forget_peak(pl_module.device)  # the watching took memory, too
+        forget_peak(pl_module.device)  # the profiler took memory as well
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Leave no profiler running."""
@@ -140,6 +140,6 @@ def _bytes_of_gradients(module: nn.Module) -> int:
 
 
 def _wait(device: torch.device) -> None:
-    """Until the device has done what it was asked for: its work goes on behind the program."""
+    """Wait until the device has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,6 +1,8 @@
-"""Models that are trained from scratch with any kind of attention, their tasks and their data.
+"""Small Transformers trained from random weights with any kind of attention, their tasks and their data.
 
-transformers' Auto classes know the models. Stands on tasks and datamodules.
+May import ``tasks`` and ``datamodules`` and the rooms below; is imported by the public names only. A new task derives
+from ``FromScratchTask``, new data from ``PartsDataModule``, each in a file. The model is registered with the Auto
+classes of transformers.
 """
 
 from transformers import AutoConfig, AutoModel

@@ -1,4 +1,4 @@
-"""Tasks whose encoder may start from random weights, with any kind of attention."""
+"""Base of tasks whose encoder may start from random weights."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from papa_lightning.tasks.regimes import Regime
 
 
 class FromScratchTask(EncoderTask):
-    """A small Transformer that learns a task from nothing; every number of heads has the same number of parameters.
+    """A small Transformer trained on a task from random weights; its size does not depend on the number of heads.
 
     Args:
         encoder: None makes a new :class:`~papa_lightning.TransformerModel` of the sizes below. A folder written by
-            its ``save_pretrained`` goes on with a trained one, in any regime; then the sizes are those of the folder.
-        hidden_size: d.
-        num_layers: L.
-        num_heads: H, a divisor of d.
+            its ``save_pretrained`` loads a trained one, in any regime; the sizes are those of the folder then.
+        hidden_size: d, the width of the hidden states.
+        num_layers: L, the number of layers.
+        num_heads: H, the number of heads, a divisor of d.
         intermediate_size: Width of the feed-forward layers; None takes 4 d.
-        kind: What mixes the tokens, for `swap_attention`: one name, or one for each layer. "dynamic" is dot-product
+        kind: Kind of attention, for `swap_attention`: one name, or one for each layer. "dynamic" is dot-product
             attention.
         kind_options: Options of the kind, such as ``{"window": 32}``.
         learning_rate: As for `EncoderTask`, but high enough for random weights.
@@ -63,7 +63,7 @@ class FromScratchTask(EncoderTask):
 
     @abstractmethod
     def transformer_sizes(self) -> Mapping[str, Any]:
-        """What a new `TransformerConfig` gets beside width, depth, heads and dropout."""
+        """Arguments of a new `TransformerConfig` beside width, depth, heads and dropout."""
 
     def make_encoder(self) -> PreTrainedModel:
         """Make a new encoder, or load one; see `EncoderTask.make_encoder`."""
@@ -106,7 +106,7 @@ class FromScratchTask(EncoderTask):
 
 
 def _check_needs_nothing(kind: str | Sequence[str], options: Mapping[str, Any]) -> None:
-    """Refuse the kinds that wait for averages: of random weights there are none to take."""
+    """Refuse kinds that start from averages, which random weights do not have."""
     for name in [kind] if isinstance(kind, str) else kind:
         if KINDS[name].needs_constants(options):
             raise PapaError(

@@ -1,4 +1,4 @@
-"""The configuration of the small Transformer that is trained from scratch."""
+"""Configuration of the small Transformer."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class TransformerConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
 
     Args:
         vocab_size: V, the number of tokens; not used for images.
-        hidden_size: d.
-        num_hidden_layers: L.
-        num_attention_heads: H, a divisor of d.
+        hidden_size: d, the width of the hidden states.
+        num_hidden_layers: L, the number of layers.
+        num_attention_heads: H, the number of heads, a divisor of d.
         intermediate_size: Width of the feed-forward layers; None takes 4 d.
         max_position_embeddings: The longest sequence; for images the number of patches, whatever is given.
         causal: Whether a token sees itself and earlier tokens only.
@@ -30,10 +30,10 @@ class TransformerConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
         patch_size: Side of a patch in pixels. Each patch is a token; there is no class token, so that the tokens are
             a grid.
         num_channels: Channels of the images.
-        layer_norm_eps: Added to variances.
+        layer_norm_eps: Constant added to variances by the layer norms.
         initializer_range: Standard deviation of the initial weights.
-        pad_token_id: Of the tokenizer, for those who ask the configuration; the mask tells what is padding.
-        kwargs: Those of every configuration of transformers.
+        pad_token_id: Padding token of the tokenizer; the model itself reads the mask.
+        kwargs: Arguments of every configuration of transformers.
 
     Raises:
         PapaError: For sizes that do not go together.
@@ -108,10 +108,7 @@ class TransformerConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
 
 
 def check_heads(hidden_size: int, heads: int) -> None:
-    """Refuse a number of heads that does not divide the width.
-
-    Raises:
-        PapaError: Names both, and the numbers that would do.
+    """Refuse a number of heads that does not divide the width; the message has the numbers that do.
 
     Example:
         >>> check_heads(8, 3)

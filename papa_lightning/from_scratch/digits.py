@@ -1,4 +1,4 @@
-"""The 8x8 digits that come with scikit-learn."""
+"""Handwritten digits of scikit-learn."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class DigitsDataModule(PartsDataModule):
     of the image in scikit-learn's order.
 
     Args:
-        batch_size: Images a training batch.
-        eval_batch_size: Images a batch of validation, test and prediction. None: as `batch_size`.
+        batch_size: Images in a training batch.
+        eval_batch_size: Images in a batch of validation, test and prediction. None: as `batch_size`.
         num_workers: Processes that load batches, per dataloader.
-        split_seed: Of the shuffle before the split.
+        split_seed: Seed of the shuffle before the split.
 
     Raises:
         PapaError: For an argument out of its range, or without scikit-learn.

@@ -1,4 +1,4 @@
-"""Classification of images by a Transformer on their patches."""
+"""Classification of images with a Transformer on their patches."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +17,7 @@ from papa_lightning.tasks.sequence_classification import ExampleClassificationTa
 
 
 class ImageClassificationTask(ExampleClassificationTask, FromScratchTask):
-    """Classify images with a Transformer on their patches that learns from nothing, and cross-entropy.
+    """Classify images with a Transformer on their patches, trained from random weights with cross-entropy.
 
     A batch has `pixel_values` (B, channels, height, width) and `labels` (B,). The patches are the tokens, row by row;
     there is no class token, so that they are a grid, on which attention of kind "aft_conv" can slide:

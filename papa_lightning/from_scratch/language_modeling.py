@@ -1,4 +1,4 @@
-"""Language modelling: which token comes next."""
+"""Causal language modelling."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -38,7 +38,7 @@ class BitsPerToken(LogitPerplexity):
         Returns:
             A float scalar, at least 0; lower is better.
         """
-        # Not the logarithm of the perplexity, which overflows for a model that has gone astray.
+        # Not the logarithm of the perplexity, which overflows for a bad model.
         return self.total_log_probs / self.count / math.log(2)
 
 
@@ -71,14 +71,14 @@ class NextTokenProbe(nn.Module):
 
 
 class LanguageModelingTask(FromScratchTask):
-    """Predict the next token from those before it, with a causal Transformer that learns from nothing.
+    """Predict the next token with a causal Transformer trained from random weights.
 
     A batch has `input_ids` (B, T), `attention_mask` (B, T) and `labels` (B, T), the token that follows each one, or
     -100: those of `TextFileDataModule`. Logged are ``train/loss`` and ``val/loss`` in nats a token, and the metrics:
 
     - ``bits_per_character`` or ``bits_per_byte``, the score: the loss in bits, so that *lower is better*
       (``ModelCheckpoint(monitor=task.score_name, mode="min")``).
-    - ``accuracy``: share of the tokens that had the highest probability.
+    - ``accuracy``: share of tokens that were predicted with the highest probability.
     - ``perplexity``: :math:`e` to the loss.
 
     A prediction has `labels` (B, T), the most likely next token, and its `probabilities` (B, T).

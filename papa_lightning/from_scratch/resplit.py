@@ -1,4 +1,4 @@
-"""The same weights in another number of heads."""
+"""Splitting the weights of a model into another number of heads."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def resplit_heads(model: Model, heads: int) -> Model:
     """Split the weights of a model into another number of heads, in place.
 
     Head i of H takes the rows i d/H to (i+1) d/H of the query, key and value projections, so that H heads of size d/H
-    have the same parameters and multiply-accumulates for every H. What changes is the number of attention matrices,
-    and with it the function: a trained model has to be trained on.
+    have the same parameters and multiply-accumulates for every H. The number of attention matrices changes, and with it
+    the function, so that a trained model has to be trained further.
 
     Args:
         model: A :class:`TransformerModel`, or a module that holds one, such as a task.

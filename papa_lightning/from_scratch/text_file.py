@@ -1,4 +1,4 @@
-"""Any text files, for language modelling."""
+"""Text files as data for language modelling."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from papa_lightning.datamodules.reading.files import content_hash
 from papa_lightning.errors import DataError
 
 Unit = Literal["characters", "bytes"]
-"""What a token is."""
+"""Unit of a token."""
 
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
-"""The name of the token that stands for all characters that the training part does not have; its number is 0."""
+"""Name of token 0, which stands for all characters that the training part lacks."""
 
 Numbers = NDArray[np.unsignedinteger[Any]]
 
@@ -50,7 +50,7 @@ def read_tokens(paths: Sequence[Path], unit: Unit, train_share: float) -> Tokens
 
     Args:
         paths: The files.
-        unit: What a token is. Characters are Unicode code points of UTF-8 text.
+        unit: Unit of a token. Characters are Unicode code points of UTF-8 text.
         train_share: Share of the text, from its beginning, whose characters are known; the others are token 0.
 
     Raises:
@@ -97,7 +97,7 @@ def _decode(path: Path) -> str:
 
 
 class Blocks(Dataset[dict[str, torch.Tensor]]):
-    """Blocks of T tokens that do not overlap, each token with the one that follows it. The last tokens may be left out.
+    """Blocks of T tokens that do not overlap, each token with its successor; the last tokens may be left out.
 
     Args:
         numbers: (n,), the tokens of a part of the text.
@@ -124,7 +124,7 @@ class Blocks(Dataset[dict[str, torch.Tensor]]):
         }
 
 
-#: Where validation and test begin, as shares of the text: the convention of enwik8, 90, 5 and 5 %.
+#: Begin of validation and test as shares of the text; the convention of enwik8: 90, 5 and 5 %.
 TRAIN_END, VALIDATION_END = 0.9, 0.95
 
 
@@ -132,7 +132,7 @@ class TextFileDataModule(PartsDataModule):
     """Characters or bytes of text files: the first 90 % to train on, the next 5 % to validate, the last 5 % to test.
 
     The split is the one that is usual for enwik8. Each part is cut into blocks of T tokens that do not overlap, and
-    what fills no block at its end is left out. The data are the same for the same files.
+    tokens at its end that fill no block are left out. The data are the same for the same files.
 
     Batches are mappings of int64 tensors: `input_ids` (B, T), `attention_mask` (B, T) of ones, `labels` (B, T), the
     token that follows each one, and `example_id` (B,), the number of the block in its part.

@@ -1,4 +1,4 @@
-"""A small pre-norm Transformer on tokens or image patches, to be trained from scratch with any kind of attention."""
+"""A small pre-norm Transformer on tokens or image patches."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class TransformerModel(PreTrainedModel):
     ``save_pretrained`` writes it and ``AutoModel.from_pretrained`` reads it.
 
     Args:
-        config: Its sizes.
+        config: The sizes of the model.
 
     Example:
         >>> config = TransformerConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, causal=True)
@@ -161,10 +161,10 @@ class TransformerModel(PreTrainedModel):
             return_dict: False for a tuple.
 
         Returns:
-            The last hidden states (B, T, d), and what was asked for.
+            The last hidden states (B, T, d), and the optional outputs.
 
         Raises:
-            PapaError: For inputs of another sort or size than the model is for.
+            PapaError: For inputs of another type or size than the model takes.
         """
         hidden_states = self._embed(input_ids, inputs_embeds, pixel_values)
         inputs: dict[str, Any] = {"inputs_embeds": hidden_states, "attention_mask": attention_mask}

@@ -1,1 +1,5 @@
-"""What is found in a Lightning project: its encoder, its train data, its step, its processes and its folder."""
+"""Access to the parts of a Lightning project: encoder, optimizers, train data, steps, processes and folder.
+
+Serves the calibration pass and the callbacks in projects that know nothing of papa_lightning. May import
+``calibration`` and the rooms below; is imported by ``tasks``, ``callbacks`` and above.
+"""

@@ -1,9 +1,9 @@
-"""The encoder of a LightningModule: how it is found, and where its constants come from."""
+"""The encoder of a LightningModule, and the origin of its constants."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from papa_lightning.calibration import AttentionConstants, ConstantsMismatchWarning, without_path
-from papa_lightning.either_lightning import L, is_overridden
+from papa_lightning.either_lightning import L, is_a, is_overridden
 from papa_lightning.encoders import find_encoder, swapped_layers
 from papa_lightning.errors import UnsupportedEncoderError
 
@@ -22,8 +22,8 @@ def discover_encoder(module: nn.Module, name: str | None = None) -> PreTrainedMo
 
     Args:
         module: Usually a LightningModule.
-        name: Attribute of the encoder, with dots for nesting; needed when there are several. What it holds may wrap
-            the transformers model: compiled, with adapters, as a sentence-transformers model.
+        name: Attribute of the encoder, with dots for nesting; needed when there are several. Its value may wrap the
+            transformers model: compiled, with adapters, as a sentence-transformers model.
 
     Returns:
         The bare encoder.
@@ -55,16 +55,34 @@ def make_late_encoder(trainer: L.Trainer, module: L.LightningModule) -> None:
             module.configure_model()
 
 
+def averaged_copies(trainer: L.Trainer, module: L.LightningModule) -> Iterator[L.LightningModule]:
+    """The copies of a module that callbacks of its Trainer average.
+
+    Args:
+        trainer: The Trainer.
+        module: The module that it fits.
+
+    Yields:
+        Modules of the same class. None before the ``setup`` of such a callback, which copies a swapped module then.
+    """
+    names = ("WeightAveraging", "StochasticWeightAveraging")
+    averaging = (one for one in trainer.callbacks if is_a(one, *names))  # type: ignore[attr-defined]
+    for callback in averaging:
+        for held in vars(callback).values():
+            parts = held.modules() if isinstance(held, nn.Module) else ()
+            yield from (part for part in parts if type(part) is type(module) and part is not module)
+
+
 _NOTE = "papa_origin"
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where constants come from.
+    """Origin of constants.
 
     Args:
-        callback: Identifies the callback that brought them, and its copies.
-        text: What they are, for a sentence.
+        callback: Identifier that the callback and its copies share.
+        text: Description for a sentence.
     """
 
     callback: str
@@ -72,24 +90,24 @@ class Origin:
 
 
 def note_origin(encoder: nn.Module, origin: Origin) -> None:
-    """Note where the constants of a swapped encoder come from; another swap forgets it."""
+    """Note the origin of the constants of a swapped encoder, until the next swap."""
     vars(swapped_layers(encoder)[0])[_NOTE] = origin
 
 
 def origin_of(encoder: nn.Module) -> Origin | None:
-    """What :func:`note_origin` noted; None for constants that a module or its state brought along."""
+    """Origin from :func:`note_origin`; None for constants that came with the module or its state."""
     layers = swapped_layers(encoder)
     return vars(layers[0]).get(_NOTE) if layers else None
 
 
 def origin_text(encoder: nn.Module) -> str:
-    """Where the constants of an encoder come from, for a sentence."""
+    """Origin of the constants of an encoder, for a sentence."""
     origin = origin_of(encoder)
     return "those that the module brought along" if origin is None else origin.text
 
 
 def described(constants: AttentionConstants, trainer: L.Trainer) -> str:
-    """From what data constants were made in a fit, for a sentence in a later one."""
+    """Data from which a fit made constants, for a sentence in a later one."""
     datamodule = getattr(trainer, "datamodule", None)
     data = constants.metadata.get("data") or (type(datamodule).__name__ if datamodule else "the train data")
     return f"averages over {constants.metadata['sequences']} sequences of {data} in an earlier fit"
@@ -99,8 +117,8 @@ def warn_of_other_data(constants: AttentionConstants, data: Mapping[str, Any]) -
     """Warn of constants that were made with another tokenizer or layout than the data have.
 
     Args:
-        constants: From a file.
-        data: What :func:`describe_data` says.
+        constants: Constants from a file.
+        data: Description by :func:`describe_data`.
     """
     keys = ("tokenizer", "layout", "preset")
     known = [key for key in keys if key in constants.metadata and key in data]
@@ -116,7 +134,7 @@ def warn_of_other_data(constants: AttentionConstants, data: Mapping[str, Any]) -
 
 
 def describe_data(trainer: L.Trainer) -> dict[str, Any]:
-    """Tokenizer, layout and data, as far as the Trainer's datamodule tells."""
+    """Tokenizer, layout and data of the Trainer's datamodule, as far as it has them."""
     datamodule = getattr(trainer, "datamodule", None)
     names = {"tokenizer": "tokenizer_name", "layout": "layout", "preset": "preset", "data": "description"}
     found = {key: getattr(datamodule, name, None) for key, name in names.items()}

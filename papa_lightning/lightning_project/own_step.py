@@ -1,4 +1,4 @@
-"""Running the step of somebody's LightningModule for what reaches its encoder, and for nothing else."""
+"""Running a step of a LightningModule without side effects, to observe the calls of its encoder."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ REMEDY = (
 
 @contextmanager
 def trial(trainer: L.Trainer, module: L.LightningModule, hooks: Sequence[Callable[[], Any]]) -> Iterator[None]:
-    """Let the steps of a module run in evaluation mode, without gradients, logs and optimizers, and undo what they do.
+    """Run steps of a module in evaluation mode, without gradients, logs and optimizers, and undo their effects.
 
     Args:
         trainer: The Trainer.
-        module: Its module.
-        hooks: Hooks of the module that run first, because its steps may need what they make.
+        module: The module.
+        hooks: Hooks of the module to run first, because its steps may depend on them.
     """
     schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
     with ExitStack() as stack:
@@ -55,21 +55,20 @@ def trial(trainer: L.Trainer, module: L.LightningModule, hooks: Sequence[Callabl
 
 
 def run_step(trainer: L.Trainer, module: L.LightningModule, batch: Any, *place: int, verb: str = "training") -> bool:
-    """Run the step of a module with a batch, inside :func:`trial`; what it returns is thrown away.
+    """Run the step of a module with a batch, inside :func:`trial`; its result is discarded.
 
     Args:
         trainer: The Trainer.
-        module: Its module.
-        batch: As the step takes it, on its device.
-        place: Number of the batch and, where there are several loaders to validate on, of its loader.
+        module: The module.
+        batch: The batch, on the device of the module.
+        place: Number of the batch and, with several validation loaders, of its loader.
         verb: "training" or "validation".
 
     Returns:
-        Whether the epoch goes on: ``on_train_batch_start`` ends it with -1, before the step.
+        Whether the epoch continues: ``on_train_batch_start`` ends it with -1, before the step.
 
     Raises:
-        CalibrationError: When the step fails, with the way out; errors of ours and a lack of memory are left as they
-            are.
+        CalibrationError: When the step fails, except for a PapaError or a lack of memory, which are raised as they are.
     """
     step = getattr(module, f"{verb}_step")
     parameters = inspect.signature(step).parameters
@@ -90,7 +89,7 @@ def run_step(trainer: L.Trainer, module: L.LightningModule, batch: Any, *place: 
 
 
 def _taken(parameters: Iterable[inspect.Parameter], place: tuple[int, ...]) -> tuple[int, ...]:
-    """As Lightning passes them: the numbers only to a step that takes them."""
+    """The numbers that a step takes, as Lightning passes them."""
     several = [one for one in parameters if one.kind is not inspect.Parameter.KEYWORD_ONLY]
     takes_any = any(one.kind is inspect.Parameter.VAR_POSITIONAL for one in several)
     return place if takes_any else place[: len(several) - 1]
@@ -103,7 +102,7 @@ def _run(name: str, module: nn.Module, function: Callable[[], Any]) -> Any:
         raise
     except Exception as error:
         if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error):
-            raise  # what finds a batch size by such errors wants to see them
+            raise  # finders of a batch size catch it
         raise CalibrationError(
             f"{name} of {type(module).__name__} failed in the calibration pass, which runs it in evaluation mode, "
             "without gradients, to see what reaches the encoder "
@@ -120,7 +119,7 @@ def _itself(part: nn.Module, *_: Any, **__: Any) -> nn.Module:
 
 
 def _stand_ins(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
-    """What stands in for the methods of a module by which a step does more than to compute."""
+    """Replacements for the methods of a module that have side effects."""
     silent = ("log", "log_dict", "print", "manual_backward", "backward", "toggle_optimizer", "untoggle_optimizer")
     names = (*silent, "clip_gradients", "lr_scheduler_step", "optimizer_step", "optimizer_zero_grad")
     optimizers = [_Still(one) for one in trainer.optimizers]
@@ -135,7 +134,7 @@ def _stand_ins(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
 
 
 def _gathered(trainer: L.Trainer, module: L.LightningModule, value: Any) -> Any:
-    """A tensor as if all processes had the same: they have not equally many batches, so none can wait for others."""
+    """A tensor as if all processes had it: with different numbers of batches none can wait for the others."""
     if not isinstance(value, (Tensor, int, float)):
         return value
     tensor = torch.as_tensor(value, device=None if isinstance(value, Tensor) else module.device)
@@ -143,7 +142,7 @@ def _gathered(trainer: L.Trainer, module: L.LightningModule, value: Any) -> Any:
 
 
 def _alone(all_gather: Callable[..., Any]) -> dict[str, Any]:
-    """What stands in for the methods of a strategy by which processes wait for each other."""
+    """Replacements for the collectives of a strategy."""
     return {
         "all_gather": all_gather,
         "reduce": lambda tensor, *_, **__: tensor,
@@ -155,7 +154,7 @@ def _alone(all_gather: Callable[..., Any]) -> dict[str, Any]:
 
 @contextmanager
 def _attributes(one: Any, values: dict[str, Any]) -> Iterator[None]:
-    """Give an object attributes for a time."""
+    """Set attributes of an object inside a context."""
     before = {name: vars(one)[name] for name in values if name in vars(one)}
     vars(one).update(values)
     try:
@@ -167,14 +166,14 @@ def _attributes(one: Any, values: dict[str, Any]) -> Iterator[None]:
 
 
 class _NoBackward(TorchFunctionMode):
-    """Let ``loss.backward()`` of a step that optimises by hand do nothing: there are no gradients."""
+    """Make ``loss.backward()`` in a step with manual optimization do nothing, as there are no gradients."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return None if func is Tensor.backward else func(*args, **(kwargs or {}))
 
 
 class _Still:
-    """An optimizer or scheduler that can be asked, and does nothing."""
+    """An optimizer or scheduler with readable attributes whose methods do nothing."""
 
     def __init__(self, one: Any) -> None:
         self._one = one
@@ -193,7 +192,7 @@ class _Still:
 
 
 class _Silent:
-    """A logger that can be asked where it is, and takes everything."""
+    """A logger that knows its folder and ignores all calls."""
 
     def __init__(self, logger: Any) -> None:
         self._logger = logger
@@ -220,7 +219,7 @@ def _no_collectives(trainer: L.Trainer, module: nn.Module) -> AbstractContextMan
 
 
 class _Alone(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Refuse what would wait for other processes: they have not equally many batches, so it might never end."""
+    """Refuse collectives: with different numbers of batches on the processes they might never end."""
 
     def __init__(self, name: str) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

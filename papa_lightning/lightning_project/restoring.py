@@ -1,8 +1,7 @@
-"""Putting objects back as they were, with all that they hold: weights, buffers, metrics, counters, lists, generators.
+"""Restoring the state of objects with all that they hold: weights, buffers, metrics, counters, lists, generators.
 
-A calibration pass runs code of other people that was written to change things. What it changed is undone by what it
-was: every object that can be reached from the ones named is looked at before, and given back its attributes, entries
-and values afterwards.
+A calibration pass runs code of the project that is meant to change state. Every object that can be reached from the
+given ones is recorded before, and gets its attributes, entries and values back afterwards.
 """
 
 from __future__ import annotations
@@ -22,31 +21,31 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader, Dataset
 
-#: Classes of these packages hold what must go on by itself (threads, processes), or no state that a step changes.
+#: Classes of these packages hold running threads or processes, or no state that a step changes.
 _RUNNING = ("loggers", "loops", "strategies", "trainer")
 _LEFT_ALONE = (
     *("asyncio", "concurrent", "logging", "multiprocessing", "queue", "socket", "subprocess", "threading", "weakref"),
     *("datasets", "pandas", "polars", "pyarrow", "tokenizers", "torch._dynamo", "torch._inductor", "torch.distributed"),
     *("torch.fx", "torch.utils.data.dataloader._"),
-    # The Trainer of another module, as of a teacher.
+    # The Trainer of another module, such as a teacher.
     *(f"{lightning}.{part}" for lightning in ("lightning.pytorch", "pytorch_lightning") for part in _RUNNING),
 )
 _NO_STATE = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType, str, bytes, int)
-#: The entries of longer containers (rows of a data set) are not looked into; that they are these is kept.
+#: Entries of longer containers (rows of a data set) are restored as references, not looked into.
 _LONG = 10_000
 
 
 @contextmanager
 def unchanged(objects: Iterable[object], besides: Iterable[object] = (), tensors: bool = True) -> Iterator[None]:
-    """Undo, at the end, what happened to objects and to all that can be reached from them.
+    """Restore objects, and all that can be reached from them, when the context ends.
 
-    Tensors are copied to main memory for the time.
+    Tensors are copied to main memory meanwhile.
 
     Args:
         objects: The objects.
-        besides: What is left alone, and not looked into.
-        tensors: False leaves the values of tensors and arrays alone, which for data would be a second copy of them; so
-            it is in data sets and loaders anyway.
+        besides: Objects that are neither restored nor looked into.
+        tensors: False does not restore values of tensors and arrays; those of data sets and loaders never are, because
+            that would be a second copy of the data.
     """
     kept = _Kept(besides, tensors)
     for one in objects:
@@ -77,7 +76,7 @@ class _Kept:
             undo()
 
     def _note(self, one: Any) -> Iterable[object]:
-        """Note how to put one object back; gives what it holds."""
+        """Record one object; returns the objects that it holds."""
         found: list[object] = []
         if isinstance(one, Tensor):
             if self._tensors:
@@ -120,7 +119,7 @@ def _is_left_alone(kind: type) -> bool:
 
 
 def _slots(one: object) -> dict[str, Any]:
-    """The attributes of an object of somebody's class that has slots for them."""
+    """Attributes of an object that its class keeps in slots."""
     named = (vars(cls).get("__slots__", ()) for cls in type(one).__mro__)
     names = [name for slots in named for name in ([slots] if isinstance(slots, str) else slots)]
     own = [name for name in names if isinstance(getattr(type(one), name, None), types.MemberDescriptorType)]
@@ -165,7 +164,7 @@ def _array(one: np.ndarray[Any, Any]) -> Callable[[], None]:
 
 
 def _generator(one: Any) -> Callable[[], None] | None:
-    """How to put a generator of random numbers back; None for anything else."""
+    """Function that restores a random number generator; None for anything else."""
     if isinstance(one, torch.Generator):
         state = one.get_state()
         return lambda: (one.set_state(state), None)[1]

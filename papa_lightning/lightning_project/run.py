@@ -1,4 +1,4 @@
-"""The run of a Trainer: the folder of its files, and what its processes agree on before one goes on alone."""
+"""The run of a Trainer: folder of its files, and agreement among its processes."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from papa_lightning.files.writing import check_output
 
 
 def run_folder(trainer: L.Trainer) -> Path | None:
-    """Where files of this run go: the first logger's folder. Call it on every process, because it is broadcast.
+    """Folder for the files of this run, that of the first logger; to be called on every process.
 
-    ``trainer.log_dir`` will not do. For loggers other than TensorBoardLogger and CSVLogger it is the folder of all
+    ``trainer.log_dir`` is not used: for loggers other than TensorBoardLogger and CSVLogger it is the folder of all
     their runs, where one run would overwrite the files of another; ModelCheckpoint too takes name and version then.
 
     Args:
-        trainer: Inside a run.
+        trainer: A Trainer inside a run.
 
     Returns:
         The folder, which may not exist yet; None without a logger, and in a trial run, which leaves nothing behind.
@@ -37,12 +37,12 @@ def run_folder(trainer: L.Trainer) -> Path | None:
 
 
 def new_file(folder: Path, name: str, encoder: str | None) -> str:
-    """A file that does not exist yet, and can be written.
+    """Path of a file that does not exist yet and can be written.
 
     Args:
-        folder: Of the run; made when missing.
-        name: Of the file, e.g. "constants.safetensors".
-        encoder: Attribute of the encoder that it is of, where it was named.
+        folder: Folder of the run; made when missing.
+        name: Name of the file, e.g. "constants.safetensors".
+        encoder: Attribute of the encoder, if the callback names one.
 
     Returns:
         ``constants.safetensors``, ``constants.bert.safetensors`` for an encoder that was named, and the next of
@@ -65,11 +65,11 @@ T = TypeVar("T")
 
 
 def all_or_none(trainer: L.Trainer, task: Callable[[], T]) -> T:
-    """Run the share of this process, and fail on every process where one failed.
+    """Run the share of this process, and raise an error on every process if one failed.
 
     Args:
-        trainer: With its strategy set up. Every process must call it.
-        task: The share, without anything in which processes wait for each other.
+        trainer: A Trainer whose strategy is set up. Every process must call this function.
+        task: The share, without collectives.
 
     Raises:
         CalibrationError: When it failed on another process, which says why.
@@ -91,11 +91,11 @@ def all_or_none(trainer: L.Trainer, task: Callable[[], T]) -> T:
 
 
 def on_first(trainer: L.Trainer, task: Callable[[], T]) -> T:
-    """Run something on the first process, and give what it returned, or raise what it refused, on all.
+    """Run a function on the first process, and return its result or raise its PapaError on all.
 
     Args:
-        trainer: With its strategy set up. Every process must call it.
-        task: What the first process does.
+        trainer: A Trainer whose strategy is set up. Every process must call this function.
+        task: The function.
     """
     outcome: tuple[T | None, str | None] = (None, None)
     if trainer.is_global_zero:

@@ -1,4 +1,4 @@
-"""What reaches an encoder from the train data of a Trainer, each sequence once: what a calibration pass goes over."""
+"""Inputs of an encoder from the train data of a Trainer, each sequence once, for the calibration pass."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ from papa_lightning.lightning_project.own_step import REMEDY, run_step, trial
 from papa_lightning.lightning_project.restoring import unchanged
 from papa_lightning.lightning_project.train_batches import TrainBatches
 
-#: From a batch on its device to the encoder's inputs in it: a mapping, or several.
+#: Function from a batch on its device to the encoder's inputs in it, a mapping or several.
 ReadInputs: TypeAlias = Callable[[Any], Any]
 
 
 class CalibrationBatches:
     """The inputs of an encoder, from each sequence of the train data once, shared out among the processes.
 
-    They are read from the batches, where somebody knows how; else the module's own training step runs, and they are
-    what it gives to the encoder. :class:`~papa_lightning.lightning_project.train_batches.TrainBatches` has the order.
+    They are read from the batches if there is a function for it; else the module's training step runs, and they are the
+    arguments of its calls of the encoder. The order is that of
+    :class:`~papa_lightning.lightning_project.train_batches.TrainBatches`.
 
     Args:
         trainer: A Trainer whose train data loader is set up. Every process must make one.
-        module: Its LightningModule; batches pass through its transfer hooks, as in training.
+        module: The LightningModule; batches pass through its transfer hooks, as in training.
         encoder: The bare encoder, a part of the module.
-        max_length: T.
-        batch_size: Sequences a batch; None takes that of the train loader.
-        read: Gives the encoder's inputs in a batch; None leaves it to the module's step.
+        max_length: T, the longest sequence.
+        batch_size: Sequences in a batch; None takes that of the train loader.
+        read: Function from a batch to the encoder's inputs; None runs the step of the module.
 
     Raises:
         CalibrationError: When the train data cannot be gone over this way.
@@ -56,7 +57,7 @@ class CalibrationBatches:
         self._recorded: list[Mapping[str, Any]] | None = None
 
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
-        """Mappings with the inputs of the encoder, on the device of the module, whole as far as they were read."""
+        """Mappings with the inputs of the encoder, on the device of the module."""
         if self.read is not None:
             for number, batch in self._on_device(self.batches):
                 yield from read_inputs(self.read, batch, number)
@@ -64,7 +65,7 @@ class CalibrationBatches:
             yield from self.recorded()
 
     def __len__(self) -> int:
-        """Number of batches of this process; of what the step gives to the encoder only once it ran.
+        """Number of batches of this process; where the step runs, of recorded calls once it has run.
 
         Raises:
             TypeError: When the data does not know its length.
@@ -93,7 +94,7 @@ class CalibrationBatches:
         return calls.sums
 
     def recorded(self) -> Sequence[Mapping[str, Any]]:
-        """What the step gives to the encoder, for those who go over it several times and need nothing else.
+        """Inputs of all calls of the encoder by the step, for several passes over them.
 
         Raises:
             CalibrationError: When the step fails, or never calls the encoder, or calls it with what cannot be counted.
@@ -156,12 +157,12 @@ def read_inputs(read: ReadInputs, batch: Any, number: int) -> list[Mapping[str, 
     """The mappings that ``encoder_inputs`` gives for a batch.
 
     Args:
-        read: What gives them.
+        read: Function from a batch to the inputs.
         batch: The batch.
-        number: Of the batch, for messages.
+        number: Number of the batch, for messages.
 
     Raises:
-        CalibrationError: When it gives something else.
+        CalibrationError: If the function returns something else.
 
     Example:
         >>> read_inputs(lambda batch: batch["text"], {"text": {"input_ids": [1]}}, 0)

@@ -1,4 +1,4 @@
-"""The train data of a Trainer, each sequence once over all processes, as its loader and its limits have them."""
+"""Train data of a Trainer, each sequence once over all processes."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ _REMEDY = "override calibration_batches of the callback, or make a constants fil
 
 
 class TrainBatches:
-    """What a Trainer's train loader gives in an epoch: in the order of the data, where it only shuffles them.
+    """Batches of an epoch of a Trainer's train loader, in the order of the data if it only shuffles them.
 
-    Samplers that choose (a subset, by weight, batches of their own) are asked once, on the first process. The loader
-    itself will not do under DDP, where samplers repeat samples so that all processes get equally many.
+    Samplers that select samples (subsets, by weight, whole batches) are drawn from once, on the first process. The
+    loader itself cannot be used under DDP, where samplers repeat samples so that all processes get equally many.
 
     Args:
-        trainer: With its train data set up. Every process must make one.
-        batch_size: Sequences a batch; None takes that of the loader. It cannot change batches that come ready.
+        trainer: A Trainer whose train data are set up. Every process must make one of these objects.
+        batch_size: Sequences in a batch; None takes that of the loader. Batches made by the data keep their size.
 
     Raises:
-        CalibrationError: When the train data cannot be gone over once more, or not be shared out.
+        CalibrationError: If the train data cannot be iterated again, or not be distributed over processes.
     """
 
     def __init__(self, trainer: L.Trainer, batch_size: int | None = None) -> None:
@@ -73,7 +73,7 @@ def _combined(loaders: Any) -> Iterator[Any]:
 
 
 def _limit(trainer: L.Trainer) -> int | None:
-    """Batches of this process in an epoch, or until the training ends; None when nobody knows."""
+    """Batches of this process in an epoch or until training ends; None if unknown."""
     number = trainer.num_training_batches
     if number != float("inf"):
         return int(number)
@@ -81,7 +81,7 @@ def _limit(trainer: L.Trainer) -> int | None:
 
 
 def _has_places(loader: Any) -> bool:
-    """Whether a loader picks samples by their places in the data, and iterates as torch's does."""
+    """Whether a loader picks samples by index, and iterates as that of torch does."""
     return (
         isinstance(loader, DataLoader)
         and not isinstance(loader.dataset, IterableDataset)
@@ -112,7 +112,7 @@ def _once(trainer: L.Trainer, loader: Any, batch_size: int | None, limit: int | 
 
 
 def _as_it_is(trainer: L.Trainer, loader: Any) -> Any:
-    """Data that can only be iterated, by one process and more than once."""
+    """A loader of data that can only be iterated; refused on several processes and for one-time iterators."""
     name = type(loader.dataset if isinstance(loader, DataLoader) else loader).__name__
     if trainer.world_size > 1:
         raise CalibrationError(
@@ -126,12 +126,12 @@ def _as_it_is(trainer: L.Trainer, loader: Any) -> Any:
         )
     if isinstance(loader, DataLoader):
         loader = copy.copy(loader)
-        vars(loader)["_iterator"] = None  # workers that persist are those of the training
+        vars(loader)["_iterator"] = None  # persistent workers belong to the training
     return loader
 
 
 def _is_used_up(rows: Any) -> bool:
-    """Whether data that can only be iterated hand out one and the same iterator, and do not begin anew."""
+    """Whether iterable data return the same iterator again instead of a new one."""
     if not isinstance(rows, IterableDataset):
         return False
     iterator = iter(rows)
@@ -179,14 +179,14 @@ def _only_shuffles(sampler: Any) -> bool:
 
 
 def _chosen(trainer: L.Trainer, sampler: Any) -> Any:
-    """What a sampler of the user draws, the same on all processes; a subset in the order in which it was given."""
+    """Samples that a custom sampler draws, the same on all processes; a subset in its given order."""
     if type(sampler) is SubsetRandomSampler:
         return list(sampler.indices)
     return trainer.strategy.broadcast(list(islice(sampler, _limit_of_endless(trainer, sampler))))
 
 
 def _limit_of_endless(trainer: L.Trainer, sampler: Any) -> int | None:
-    """How much to take of a sampler that may never end."""
+    """Number of samples to draw from a sampler without a length; None for all."""
     try:
         len(sampler)
     except TypeError:
@@ -196,7 +196,7 @@ def _limit_of_endless(trainer: L.Trainer, sampler: Any) -> int | None:
 
 
 def _own_batches(trainer: L.Trainer, batching: Any) -> list[Any]:
-    """The batches that a sampler of batches draws, apart from what another process has."""
+    """Batches that a batch sampler draws, without those of other processes."""
     own = [tuple(batch) for batch in islice(batching, _limit(trainer))]
     if trainer.world_size == 1:
         return [list(batch) for batch in own]
@@ -204,10 +204,10 @@ def _own_batches(trainer: L.Trainer, batching: Any) -> list[Any]:
 
 
 def _shared_out(trainer: L.Trainer, own: Sequence[tuple[Any, ...]], size: int) -> list[tuple[Any, ...]]:
-    """This process's batches of what samplers of the user's gave all processes, each sample once.
+    """Batches of this process among those that custom samplers gave all processes, each sample once.
 
-    Processes that were all given the same share it. Samples that two were given are what filled up the last batches,
-    and stay with the first, where they are too few to have been drawn by lot.
+    If all processes got the same batches, they share them. Samples that two got have filled up the last batches and
+    stay with the first process, if they are too few to have been drawn at random.
     """
     given: list[Any] = [None] * trainer.world_size
     dist.all_gather_object(given, list(own))
@@ -229,7 +229,7 @@ def _shared_out(trainer: L.Trainer, own: Sequence[tuple[Any, ...]], size: int) -
 
 
 class _Chunks(Sequence[Any]):
-    """A long sequence of places in batches, made when they are asked for."""
+    """A long sequence of indices in batches, made on demand."""
 
     def __init__(self, places: Sequence[Any], size: int, drop_last: bool) -> None:
         self.places, self.size = places, size

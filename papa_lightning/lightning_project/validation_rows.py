@@ -1,4 +1,4 @@
-"""Looking at the validation data when the training starts, for what would stop it after an epoch."""
+"""Check of the validation data when training starts, instead of an error after the first epoch."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from papa_lightning.lightning_project.sequences import to_device
 
 
 def check_validation(trainer: L.Trainer, module: L.LightningModule, encoder: PreTrainedModel, max_length: int) -> None:
-    """Run the validation step on the longest batch of each validation loader, and look at what reaches the encoder.
+    """Run the validation step on the longest batch of each validation loader, and check the encoder's inputs.
 
     Args:
-        trainer: In a fit; without validation data nothing happens.
-        module: Its module.
+        trainer: A Trainer inside fit; without validation data nothing happens.
+        module: The module.
         encoder: The bare encoder.
-        max_length: T.
+        max_length: T, the longest sequence.
 
     Raises:
-        CalibrationError: When the encoder is called with what it cannot take once it has constants: longer sequences,
-            no mask, tokens that it does not know.
+        CalibrationError: If the encoder is called with inputs that constants cannot take: longer sequences, no mask,
+            unknown tokens.
     """
     loop = trainer.fit_loop.epoch_loop.val_loop
     loaders = tree_leaves(trainer.val_dataloaders)
@@ -51,7 +51,7 @@ def _longest(loader: Any, limit: int | None) -> tuple[int, Any]:
     """The batch of a loader with the longest rows of tensors or, where none has any, the longest texts."""
     if isinstance(loader, DataLoader):
         loader = copy.copy(loader)
-        vars(loader)["_iterator"] = None  # workers that persist are those of the run
+        vars(loader)["_iterator"] = None  # persistent workers belong to the run
     longest: tuple[int, Any] = (0, None)
     size = (-1, -1)
     for number, batch in enumerate(islice(loader, limit)):
@@ -100,7 +100,7 @@ def _check(
         try:
             run_step(trainer, module, to_device(trainer, module, batch), *place, verb="validation")
         except PapaError:
-            if not refused:  # a step that cannot run by itself is no fault: its validation will tell
+            if not refused:  # a step that cannot run by itself is not our concern: the validation itself will show it
                 return
     if refused:
         raise CalibrationError(f"in the validation data, {refused[0]}") from refused[0]

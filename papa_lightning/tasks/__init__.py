@@ -1,4 +1,8 @@
-"""Tasks: what a probe learns from the hidden states of an encoder."""
+"""Tasks: LightningModules with a pretrained encoder and a probe on its hidden states.
+
+May import ``lightning_project`` and the rooms below; is imported by ``callbacks`` and above. A new task derives from
+``EncoderTask``, or from the nearest task, in a file of its own, with a line here.
+"""
 
 from papa_lightning.tasks.base import EncoderTask
 from papa_lightning.tasks.entity_f1 import EntityF1

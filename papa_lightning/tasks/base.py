@@ -1,4 +1,4 @@
-"""The base of all tasks: a pretrained encoder with a probe on top."""
+"""Base of all tasks: a pretrained encoder with a probe."""
 
 import copy
 from abc import abstractmethod
@@ -38,17 +38,14 @@ Preset = Literal["default", "reference"]
 class EncoderTask(LearningTask, EvaluatedTask):
     """A pretrained encoder, frozen or not, with a probe that learns a task from its hidden states.
 
-    A subclass says what is learned: it implements `configure_probe`, `configure_metrics`, `score` and `predict`. Every
-    part is built in the constructor, from primitive arguments alone, so that a task can be written in YAML and rebuilt
-    from a checkpoint.
+    A subclass implements `configure_probe`, `configure_metrics`, `score` and `predict`. Every part is built in the
+    constructor from primitive arguments, so that a task can be written in YAML and rebuilt from a checkpoint.
 
-    The defaults are the recipe of the published code for a sentence task with a base-size encoder (Hassid et al.
-    2022, arXiv 2211.03495): 64 tokens, AdamW at 2e-5 with a constant schedule; it trains 15 epochs with a batch size
-    of 16, which the Trainer and the datamodule set. `dropout`, `weight_decay` and the initial values of the probe are
-    ours: 0.1 is the dropout that BERT and RoBERTa were trained with, 0.01 is AdamW's own default, for all parameters
-    alike but constants, and the linear layers start as torch starts them.
+    The defaults are those of `Recipe` and of the published code for a sentence task with a base-size encoder (Hassid et
+    al. 2022, arXiv 2211.03495): 64 tokens; it trains 15 epochs with a batch size of 16, which Trainer and datamodule
+    set. The linear layers of the probe start as torch initialises them.
 
-    What learns is the choice of `regime`:
+    The argument `regime` selects the parameters that learn:
 
     ========================= ======= ========= =================================================
     regime                    probe   encoder   constants of its heads
@@ -70,11 +67,11 @@ class EncoderTask(LearningTask, EvaluatedTask):
         max_length: T, the number of tokens to which sequences are padded.
         metrics: Names of the metrics; the first one gives `score_name`.
         freeze_encoder: Without a `regime`: True means ``"probe"``, False ``"fine_tune"``.
-        preset: What a frozen encoder does while the probe trains. ``"default"``: it stays in evaluation mode, so that
-            its features are the same in every epoch. ``"reference"``: train mode with dropout, like the published code.
+        preset: Mode of a frozen encoder while the probe trains. ``"default"``: evaluation mode, so that its features
+            are the same in every epoch. ``"reference"``: train mode with dropout, like the published code.
         learning_rate: Learning rate of AdamW, after the warm-up.
         weight_decay: Weight decay of AdamW.
-        schedule: What the learning rate does after the warm-up: stay, or fall to 0 along a line or half a cosine.
+        schedule: Learning rate after the warm-up: constant, or falling to 0 along a line or half a cosine.
         warmup_share: Share of all optimizer steps over which the learning rate rises from 0.
         dropout: Dropout of the probe.
         constants: File of attention constants for `max_length`; the `heads` use them from the start, without any
@@ -82,14 +79,13 @@ class EncoderTask(LearningTask, EvaluatedTask):
         heads: With `constants`: ``"all"``, a list of (layer, head), a map from layer to heads, or a share or a number
             of heads, which wants a `ranking`.
         ranking: File of a head ranking.
-        regime: What learns; None leaves it to `freeze_encoder`.
+        regime: Selection of what learns; None leaves it to `freeze_encoder`.
         constants_learning_rate: Learning rate of constants that learn, whose entries are of the order 1/T; None takes
             `learning_rate`.
         label_names: Names of the classes by number, for predictions and entities.
         distillation: Weight in the loss of the mean squared error between the hidden states of the encoder, whose
-            attention a callback has swapped, and those of the original; see
-            :func:`~papa_lightning.tasks.distillation.hidden_state_distance`. Above 0 the original is held in memory,
-            too, and runs beside it in training. Logged as ``train/distillation``.
+            attention a callback has swapped, and those of the original, which is held in memory too if it is above 0;
+            see :func:`~papa_lightning.tasks.distillation.hidden_state_distance`. Logged as ``train/distillation``.
 
     Attributes:
         encoder: The encoder.
@@ -123,7 +119,7 @@ class EncoderTask(LearningTask, EvaluatedTask):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        # On the command line Lightning saves what was configured, and not what a subclass decides by itself.
+        # On the command line Lightning saves the configured values, not those that a subclass sets by itself.
         decided = {"num_labels": num_labels, "max_length": max_length, "metrics": metrics, "label_names": label_names}
         self.hparams.update(decided)
         self._check_arguments()
@@ -197,7 +193,7 @@ class EncoderTask(LearningTask, EvaluatedTask):
         return encoder
 
     def make_encoder(self) -> PreTrainedModel:
-        """Make the encoder as it is before anything is frozen or swapped: loaded, here.
+        """Load the encoder, before anything is frozen or swapped.
 
         Returns:
             The encoder.
@@ -294,7 +290,7 @@ class EncoderTask(LearningTask, EvaluatedTask):
         return teacher
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Make room for constants that a checkpoint brings along, so that it loads without the callback that made them.
+        """Swap the encoder for a checkpoint with constants, so that it loads without the callback that made them.
 
         Args:
             checkpoint: The checkpoint, before its state is loaded.
@@ -305,9 +301,9 @@ class EncoderTask(LearningTask, EvaluatedTask):
             self._apply_regime()
 
     def encoder_inputs(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """What a calibration pass gives to the encoder: the batch, from which it takes what the encoder knows.
+        """Inputs of the encoder in a calibration pass: those of the batch.
 
-        The training step would do other things to it: a masked language model is trained with words that are masked.
+        The training step may change them: a masked language model is trained with masked tokens.
 
         Args:
             batch: As `encode` takes it.
@@ -329,13 +325,13 @@ class EncoderTask(LearningTask, EvaluatedTask):
                 does not know.
         """
         check_inputs(batch, self.hparams["max_length"])
-        # Reading values waits for an accelerator, so there only the first batch is looked at, which is enough to
-        # find a tokenizer that belongs to another encoder.
+        # Reading values waits for an accelerator, so only the first batch is checked there, which is enough to find a
+        # tokenizer that belongs to another encoder.
         if not self._vocabulary_checked or batch["input_ids"].device.type == "cpu":
             check_vocabulary(batch["input_ids"], self.encoder.config.vocab_size)
             self._vocabulary_checked = True
         inputs = {name: batch[name] for name in self._encoder_inputs if name in batch}
-        # Asked at every call because gates or constants that learn may join a frozen encoder after __init__.
+        # Checked at every call, because trainable gates or constants may join a frozen encoder after __init__.
         learns = any(parameter.requires_grad for parameter in self.encoder.parameters())
         with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
             hidden_states: tuple[Tensor, ...] = self.encoder(
@@ -362,8 +358,8 @@ class EncoderTask(LearningTask, EvaluatedTask):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        # transformers learns which outputs a class of models can return when it constructs one. A process that got the
-        # task by pickle, as under ddp_spawn, has constructed none, and the encoder would return no hidden states.
+        # transformers finds out which outputs a class of models can return when it constructs one. A process that got
+        # the task by pickle, as under ddp_spawn, has constructed none, and would get no hidden states.
         with torch.device("meta"):
             type(self.encoder)(copy.deepcopy(self.encoder.config))
 

@@ -10,7 +10,7 @@ from papa_lightning.tasks.scores import UNLABELLED
 
 
 def main_input(batch: Mapping[str, Tensor]) -> Tensor:
-    """The tokens or the images of a batch."""
+    """Tokens or images of a batch."""
     return batch["input_ids"] if "input_ids" in batch else batch["pixel_values"]
 
 
@@ -18,8 +18,8 @@ def check_inputs(batch: Any, max_length: int) -> None:
     """Check that a batch has the inputs of an encoder, without reading a value.
 
     Args:
-        batch: What the data loader returned.
-        max_length: The greatest number of tokens that is allowed.
+        batch: Batch of a data loader.
+        max_length: Largest number of tokens allowed.
 
     Raises:
         PapaError: If the batch is no mapping, lacks an input, or has inputs of a wrong shape.
@@ -92,14 +92,14 @@ def checked_labels(batch: Mapping[str, Tensor], num_labels: int, per_token: bool
         batch: The batch.
         num_labels: The number of classes.
         per_token: Whether each token has a label or -100, rather than each sequence one.
-        look: Whether to look at the values too. That waits for an accelerator, so there the first batch of an epoch
-            has to do, which is enough for a data set with other classes than `num_labels` says.
+        look: Whether to check the values on an accelerator, which has to be waited for: the first batch of an epoch is
+            enough to find a data set with other classes than `num_labels`. On the CPU they always are.
 
     Returns:
         (B, T) or (B,), int64.
 
     Raises:
-        PapaError: If there are none, or they are not what they must be.
+        PapaError: If there are none, or they have a wrong shape, dtype or value.
     """
     if "labels" not in batch:
         raise PapaError(

@@ -1,4 +1,4 @@
-"""Checkpoints of Lightning, from a file or an address, read without running code that they may hold."""
+"""Reading checkpoints of Lightning from files or addresses without running code in them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from papa_lightning.either_lightning import TorchCheckpointIO
 from papa_lightning.errors import CheckpointError
 
 _OTHER = "pass another one, or start anew"
-#: What Lightning and the tasks take from a checkpoint, and what it must be.
+#: Types of the entries of a checkpoint that Lightning and the tasks read.
 _SCHEMA = {"state_dict": Mapping, "hyper_parameters": Mapping, "pytorch-lightning_version": str}
 
 
@@ -66,7 +66,7 @@ def read_weights(path: str | Path, map_location: Any = "cpu") -> Any:
 
     Args:
         path: A file, or an address that fsspec knows.
-        map_location: As of ``torch.load``.
+        map_location: As in ``torch.load``.
 
     Raises:
         CheckpointError: When it is not there, damaged, or holds more than that.
@@ -78,7 +78,7 @@ def read_weights(path: str | Path, map_location: Any = "cpu") -> Any:
             file.seek(0)
             if not unsafe:
                 return torch.load(file, map_location=map_location, weights_only=True)
-        except Exception as error:  # torch and zipfile raise anything on files that are none of theirs
+        except Exception as error:  # torch and zipfile raise all kinds of errors on other files
             raise CheckpointError(
                 f"ckpt_path is {str(path)!r}, which is damaged or no checkpoint ({_reason(error)}): {_OTHER}."
             ) from error
@@ -90,21 +90,21 @@ def read_weights(path: str | Path, map_location: Any = "cpu") -> Any:
 
 
 class WeightsOnlyIO(TorchCheckpointIO):
-    """Lightning's, but a checkpoint never runs code, wherever it comes from.
+    """Reader and writer of checkpoints that never runs code in them.
 
-    Lightning runs what a checkpoint at an ``http://`` address holds unless told otherwise, forgets what it was told
-    under some strategies, and takes an address for one that it fetched before when only the last part is the same.
+    By default Lightning runs code in a checkpoint at an ``http://`` address, some strategies ignore ``weights_only``,
+    and an address whose last part was fetched before is taken for the same file.
     """
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
     ) -> dict[str, Any]:
-        """Read a checkpoint; from an address it must be one of Lightning, else any that Lightning wrote for itself.
+        """Read a checkpoint; from an address it must be a whole one, from a file any that Lightning writes.
 
         Args:
             path: A file, or an address.
-            map_location: As of ``torch.load``.
-            weights_only: Taken for true.
+            map_location: As in ``torch.load``.
+            weights_only: Ignored; always true.
         """
         if is_address(path):
             return read_checkpoint(path)
@@ -122,7 +122,7 @@ def _open(path: str | Path) -> IO[bytes]:
 
 
 def _fetch(address: str) -> IO[bytes]:
-    """A copy on disk: not every server lets a reader go back, as torch does."""
+    """Copy a remote file to disk: torch seeks, which not every server supports."""
     copy = tempfile.TemporaryFile()  # noqa: SIM115 (the caller closes it)
     try:
         with fsspec.open(address, "rb") as remote:
@@ -135,7 +135,7 @@ def _fetch(address: str) -> IO[bytes]:
 
 
 def _check_sums(file: IO[bytes]) -> None:
-    """Compare the content with the sums that torch.save wrote: torch.load does not look at them."""
+    """Compare the content with the checksums of torch.save, which torch.load ignores."""
     with zipfile.ZipFile(file) as archive:
         damaged = archive.testzip()
     if damaged is not None:

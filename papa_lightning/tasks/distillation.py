@@ -15,11 +15,11 @@ def hidden_state_distance(student: Sequence[Tensor], teacher: Sequence[Tensor], 
 
     Args:
         student: L tensors (B, T, d), one a level.
-        teacher: The same of the encoder to stay near.
+        teacher: The same of the original encoder.
         mask: (B, T), true for a real token, or None.
 
     Returns:
-        A scalar, in float32 at least.
+        A scalar, at least float32.
 
     Example:
         >>> states = [torch.tensor([[[1.0], [9.0]]]), torch.tensor([[[3.0], [9.0]]])]
@@ -37,7 +37,7 @@ def check_learns(encoder: PreTrainedModel, found: str, remedy: str) -> None:
     Args:
         encoder: The swapped encoder.
         found: The argument that asks for distillation, with its value.
-        remedy: How to do without it.
+        remedy: The way to do without it.
 
     Raises:
         PapaError: If no parameter requires a gradient.

@@ -1,4 +1,4 @@
-"""The steps of a task: loss, scores over several processes and data sets, predictions."""
+"""Steps of a task: loss, scores over several processes and data sets, predictions."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -17,11 +17,11 @@ from papa_lightning.tasks.scores import Scored, StageScores
 
 
 def nth_loader(loaders: Any, index: int) -> Any:
-    """One of the data loaders that a Trainer evaluates one after the other.
+    """One of the data loaders that a Trainer evaluates.
 
     Args:
-        loaders: What ``trainer.val_dataloaders`` holds: one loader, or a list, mapping or CombinedLoader of them.
-        index: Which.
+        loaders: Value of ``trainer.val_dataloaders``: one loader, or a list, mapping or CombinedLoader of them.
+        index: Number of the loader.
 
     Example:
         >>> nth_loader({"matched": "first", "mismatched": "second"}, 1)
@@ -35,11 +35,11 @@ def nth_loader(loaders: Any, index: int) -> Any:
 
 
 def unrepeated_rows(loader: Any, batch_idx: int, rows: int) -> int:
-    """How many leading rows of a batch are not there for the second time.
+    """Number of leading rows of a batch that are no repeats.
 
     torch's DistributedSampler gives all processes equally many examples, by repeating the first ones at the end of
     the last shares; Lightning uses it to validate and test, whoever made the loader. With one batch more or less on
-    some process collectives would wait for ever, so the repeated row is computed, and then left out. With n examples
+    some process collectives would wait for ever, so the repeated row is computed and then left out. With n examples
     and W processes, process r holds the places r, r + W, ...; at most its last place is n or beyond, a repeat.
 
     Args:
@@ -74,7 +74,7 @@ def unrepeated_rows(loader: Any, batch_idx: int, rows: int) -> int:
 
 
 class EvaluatedTask(LightningModule, ABC):
-    """The part of `EncoderTask` that runs the steps. Subclasses say how a batch is scored, and what is predicted.
+    """The part of `EncoderTask` that runs the steps; subclasses implement `score` and `predict`.
 
     Attributes:
         scores: Loss and metrics, by stage.
@@ -92,15 +92,15 @@ class EvaluatedTask(LightningModule, ABC):
         weights_only: bool | None = True,
         **kwargs: Any,
     ) -> Self:
-        """Load a task from a checkpoint; as Lightning's, but code that it may hold is not run unless asked for.
+        """Load a task from a checkpoint; unlike in Lightning, code in it is not run by default.
 
         Args:
             checkpoint_path: File or address.
-            map_location: As of Lightning's.
-            hparams_file: As of Lightning's.
-            strict: As of Lightning's.
-            weights_only: False runs what the checkpoint holds. Lightning's default does so for addresses.
-            kwargs: As of Lightning's.
+            map_location: As in Lightning.
+            hparams_file: As in Lightning.
+            strict: As in Lightning.
+            weights_only: False runs code in the checkpoint, as Lightning does by default for addresses.
+            kwargs: As in Lightning.
         """
         return super().load_from_checkpoint(
             checkpoint_path, map_location, hparams_file, strict, weights_only=weights_only, **kwargs
@@ -113,7 +113,7 @@ class EvaluatedTask(LightningModule, ABC):
         Args:
             batch: A labelled batch.
             batch_idx: Its number in the data loader.
-            rows: Only so many leading sequences count; None: all.
+            rows: Number of leading sequences that count; None for all.
 
         Returns:
             Loss, predictions and labels.
@@ -138,7 +138,7 @@ class EvaluatedTask(LightningModule, ABC):
         """Check that a batch has the inputs of the encoder, without reading a value.
 
         Args:
-            batch: What the data loader returned.
+            batch: Batch of a data loader.
 
         Raises:
             PapaError: If it lacks an input, or has one of a wrong shape.
@@ -168,7 +168,7 @@ class EvaluatedTask(LightningModule, ABC):
         Args:
             batch: A labelled batch.
             batch_idx: Its number in the data loader.
-            dataloader_idx: Which of several validation sets it comes from.
+            dataloader_idx: Number of its validation set.
         """
         self._evaluate(batch, batch_idx, "val", dataloader_idx)
 
@@ -178,7 +178,7 @@ class EvaluatedTask(LightningModule, ABC):
         Args:
             batch: A labelled batch.
             batch_idx: Its number in the data loader.
-            dataloader_idx: Which of several test sets it comes from.
+            dataloader_idx: Number of its test set.
         """
         self._evaluate(batch, batch_idx, "test", dataloader_idx)
 
@@ -188,7 +188,7 @@ class EvaluatedTask(LightningModule, ABC):
         Args:
             batch: A batch with `example_id`.
             batch_idx: Its number in the data loader.
-            dataloader_idx: Which of several data loaders it comes from.
+            dataloader_idx: Number of its data loader.
 
         Returns:
             `example_id` (B,), and `labels` and `probabilities` of `predict`.
@@ -220,7 +220,7 @@ class EvaluatedTask(LightningModule, ABC):
 
         Args:
             stage: ``"val"`` or ``"test"``.
-            dataloader_idx: Which of several data loaders of the stage.
+            dataloader_idx: Number of the data loader in the stage.
         """
         return self._scores(stage).of(dataloader_idx)
 
@@ -238,7 +238,7 @@ class EvaluatedTask(LightningModule, ABC):
     def _rows_that_count(
         self, batch: Any, batch_idx: int, stage: Literal["val", "test"], dataloader_idx: int
     ) -> int | None:
-        """Leave out an example that this process has only because others have one more."""
+        """Number of rows without an example that only fills up this process's share."""
         if self._trainer is None or self.trainer.world_size == 1:
             return None
         self.check_batch(batch)

@@ -1,4 +1,4 @@
-"""Masked language modelling: which token stood where one is masked."""
+"""Masked language modelling."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -49,13 +49,13 @@ def load_masking_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 class TokenMasker:
-    """Chooses 15 % of the real tokens that are no special tokens.
+    """Masks a share of the real tokens, special ones excepted.
 
     Of these 80 % become the mask token, 10 % a random one, and 10 % stay.
     Source: Devlin et al. 2019, arXiv 1810.04805.
 
     Args:
-        tokenizer: Has a mask token.
+        tokenizer: A tokenizer with a mask token.
         share: Share of the tokens that are chosen.
     """
 
@@ -81,10 +81,10 @@ class TokenMasker:
         return masked.to(device), labels.to(device)
 
     def mask_alike(self, batch: Mapping[str, Tensor], batch_idx: int) -> tuple[Tensor, Tensor]:
-        """Mask tokens of each sequence by the number of its example, so that every epoch and any batches are alike.
+        """Mask tokens of each sequence by its example number, the same in every epoch and in any batches.
 
         Args:
-            batch: As for `mask`; without `example_id` (B,) the place in the data loader has to do.
+            batch: As for `mask`; without `example_id` (B,) the place in the data loader is used.
             batch_idx: Number of the batch.
 
         Returns:
@@ -130,7 +130,7 @@ class MaskedLanguageModelingTask(EncoderTask):
     """
 
     needs_labels = False
-    """The data module need not have labels."""
+    """Whether the data module must have labels."""
 
     def __init__(
         self,
@@ -189,7 +189,7 @@ class MaskedLanguageModelingTask(EncoderTask):
         Args:
             batch: A batch; its labels are not read.
             batch_idx: Its number in the data loader.
-            rows: Only so many leading sequences count; None: all.
+            rows: Number of leading sequences that count; None for all.
 
         Returns:
             Loss, logits (N, V) and tokens (N,) of the chosen tokens.
@@ -198,7 +198,7 @@ class MaskedLanguageModelingTask(EncoderTask):
         levels = self.encode({**batch, "input_ids": masked})
         labels[len(labels) if rows is None else rows :] = UNLABELLED
         chosen = labels != UNLABELLED
-        # The vocabulary is large, and most tokens are not asked for.
+        # Logits of the chosen tokens only, because the vocabulary is large.
         logits, targets = self.probe([level[chosen] for level in levels]), labels[chosen]
         return Scored(self.loss(logits, targets), len(targets), logits.detach(), targets)
 

@@ -1,4 +1,4 @@
-"""Probes: the small classifiers that learn on top of an encoder's hidden states."""
+"""Probes: small classifiers on the hidden states of an encoder."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from papa_lightning.errors import PapaError
 
 Pooling = Literal["layerwise", "mean", "class_token"]
-"""How the hidden states of a sequence become one vector."""
+"""Pooling of the hidden states of a sequence into one vector."""
 
 
 class Probe(nn.Module):
-    """The end that all probes share, from the features of a sequence or token to its logits.
+    """Base of the probes: classifier of the features of a sequence or token.
 
     Attributes:
         dense: Linear from the features to d.
@@ -29,7 +29,7 @@ class Probe(nn.Module):
         """Compute the logits from what `dense` reads, ``U dropout(tanh(W f + b)) + c``.
 
         Args:
-            features: (..., F), however they came about: from padded hidden states, or from stored ones.
+            features: (..., F), computed from padded hidden states or from stored ones.
 
         Returns:
             (..., C), the logits of the classes.
@@ -193,8 +193,8 @@ class TokenProbe(Probe):
 
     .. math:: \text{logits}_t = U\, \text{dropout}(\tanh(W [x_{0t}; \dots; x_{Lt}] + b)) + c
 
-    with the hidden states :math:`x_{0t}` (embeddings) to :math:`x_{Lt}` of token t; what stands at padding is computed
-    too, for nobody. Source: Hassid et al. 2022, arXiv 2211.03495.
+    with the hidden states :math:`x_{0t}` (embeddings) to :math:`x_{Lt}` of token t; logits at padding are computed
+    but unused. Source: Hassid et al. 2022, arXiv 2211.03495.
 
     Args:
         num_levels: L+1, the number of hidden states (the embeddings and every layer).

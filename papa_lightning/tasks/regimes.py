@@ -23,12 +23,12 @@ Regime = Literal["probe", "fine_tune", "fine_tune_constants", "probe_constants",
 
 
 class Learners(NamedTuple):
-    """What learns.
+    """Parts of a task that learn.
 
     Args:
-        probe: The probe.
-        encoder: The parameters of the encoder itself.
-        constants: The constants of its heads.
+        probe: Whether the probe learns.
+        encoder: Whether the parameters of the encoder itself learn.
+        constants: Whether the constants of its heads learn.
     """
 
     probe: bool
@@ -36,7 +36,7 @@ class Learners(NamedTuple):
     constants: bool
 
 
-#: What learns in every regime.
+#: Learning parts by regime.
 REGIMES: Mapping[str, Learners] = MappingProxyType(
     {
         "probe": Learners(probe=True, encoder=False, constants=False),
@@ -49,10 +49,10 @@ REGIMES: Mapping[str, Learners] = MappingProxyType(
 
 
 def regime_of(regime: str | None, freeze_encoder: bool) -> Regime:
-    """The regime that two arguments of a task mean together.
+    """Regime from two arguments of a task.
 
     Args:
-        regime: Its name; None leaves the choice to `freeze_encoder`.
+        regime: Name of the regime; None leaves the choice to `freeze_encoder`.
         freeze_encoder: True for ``"probe"``, False for ``"fine_tune"``.
 
     Returns:
@@ -71,7 +71,7 @@ def regime_of(regime: str | None, freeze_encoder: bool) -> Regime:
         return "probe" if freeze_encoder else "fine_tune"
     if regime not in REGIMES:
         raise PapaError(f"regime is {regime!r}: choose from {', '.join(REGIMES)}.")
-    # True is the default of freeze_encoder, so only False can be a wish.
+    # True is the default of freeze_encoder, so only False contradicts.
     if not freeze_encoder and not REGIMES[regime].encoder:
         raise PapaError(
             f"freeze_encoder is False, but regime={regime!r} freezes the encoder: leave freeze_encoder out, or pass "
@@ -81,7 +81,7 @@ def regime_of(regime: str | None, freeze_encoder: bool) -> Regime:
 
 
 def learning_mixers(mixers: Sequence[TokenMixer]) -> list[MatrixHeads]:
-    """The layers that have constants to learn: an empty parameter would get no gradient, and stop DDP."""
+    """Layers with constants that can learn; an empty parameter would get no gradient and stop DDP."""
     return [mixer for mixer in mixers if isinstance(mixer, MatrixHeads) and mixer.constants.numel()]
 
 
@@ -144,7 +144,7 @@ def note_certain_length(mixers: Sequence[MatrixHeads]) -> None:
 
 
 class LearningTask(LightningModule):
-    """The part of `EncoderTask` that knows the regimes: what requires a gradient, optimizer, and constants that learn.
+    """The part of `EncoderTask` that handles regimes: required gradients, optimizer, and constants that learn.
 
     Attributes:
         encoder: The encoder.
@@ -188,19 +188,19 @@ class LearningTask(LightningModule):
 
     @property
     def regime(self) -> Regime:
-        """What learns, by name."""
+        """Name of the regime."""
         return regime_of(self.hparams["regime"], self.hparams["freeze_encoder"])
 
     @property
     def learners(self) -> Learners:
-        """What learns."""
+        """Parts that learn."""
         return REGIMES[self.regime]
 
     def setup(self, stage: str) -> None:
         """Unfreeze the constants of an encoder that a callback has swapped by now, before DDP wraps the task.
 
         Args:
-            stage: Of the Trainer; all are alike.
+            stage: Stage of the Trainer; not read.
         """
         self._apply_regime()
 
@@ -218,7 +218,7 @@ class LearningTask(LightningModule):
         project_constants(self._learning_mixers())
 
     def on_train_epoch_end(self) -> None:
-        """Note which tokens have a weight on themselves: learning may have taken it away."""
+        """Look again at which positions have a weight on themselves."""
         note_certain_length(self._learning_mixers())
 
     def _learning_mixers(self) -> list[MatrixHeads]:

@@ -1,4 +1,4 @@
-"""What a task is scored by, and the metrics of each data loader of a stage."""
+"""Loss and metrics of a task, for each data loader of a stage."""
 
 import math
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 
 @dataclass(frozen=True)
 class Scored:
-    """What came out of a batch, N things with a label each.
+    """Loss, predictions and labels of a batch of N labelled items.
 
     Args:
-        loss: Mean over the N things, a scalar; 0 without any.
-        count: N.
-        predicted: What the metrics are updated with.
-        labels: What the metrics compare it with.
+        loss: Mean over the N items, a scalar; 0 without any.
+        count: N, the number of items.
+        predicted: Predictions, as the metrics take them.
+        labels: Labels, as the metrics take them.
     """
 
     loss: Tensor
@@ -35,7 +35,7 @@ class StageScores(nn.Module):
 
     Args:
         stage: ``"val"`` or ``"test"``.
-        metrics: Copied for each loader.
+        metrics: The metrics, which are copied for each loader.
     """
 
     def __init__(self, stage: str, metrics: MetricCollection) -> None:
@@ -46,20 +46,20 @@ class StageScores(nn.Module):
         self._suffixes = [""]
 
     def prepare(self, loaders: int, names: Sequence[str] = ()) -> None:
-        """Make room for several loaders, and start from nothing.
+        """Make metrics for several loaders, and reset them.
 
         Adds neither parameters nor saved state, so it changes no checkpoint.
 
         Args:
-            loaders: Their number.
-            names: Their names, if they have any. The first one's metrics have plain names all the same, so that what
-                is monitored does not depend on how many there are.
+            loaders: Number of loaders.
+            names: Names of the loaders, if they have any. The metrics of the first one have plain names all the same,
+                so that the monitored name does not depend on the number of loaders.
         """
         for _ in range(len(self.metrics), loaders):
-            # In the mode that the others get back after the evaluation.
+            # In train mode, which the others get back after the evaluation.
             self.metrics.append(self.of(0).clone().train())
             self.losses.append(_mean().to(self._loss(0).device).train())
-        # Evaluation alone runs in inference mode and leaves states of a kind that a later fit could not add to.
+        # Validation outside fit runs in inference mode and leaves states that a later fit could not add to.
         for index in range(len(self.metrics)):
             self.of(index).reset()
             self._loss(index).reset()
@@ -87,18 +87,18 @@ class StageScores(nn.Module):
 
 
 def _mean() -> MeanMetric:
-    # NaN in place of NaN: a loss of NaN is to be seen. ("disable" would leave out the weights, up to torchmetrics 1.9.)
+    # Keeps a loss of NaN visible. ("disable" would ignore the weights, up to torchmetrics 1.9.)
     return MeanMetric(nan_strategy=math.nan)
 
 
-#: The label of what has none, as in torch and transformers.
+#: Label of items without one, as in torch and transformers.
 UNLABELLED = -100
 
 
 class LabelledCrossEntropy(nn.Module):
-    """Cross-entropy, averaged over everything that has a label; 0 when nothing has.
+    """Cross-entropy, averaged over all labelled items; 0 if there are none.
 
-    torch's own mean is NaN then, and one sentence without a masked token would end a training.
+    The mean of torch is NaN then, so that one sentence without a masked token would end a training.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Classification of whole sequences: CoLA, MRPC, SST-2, MNLI and the like."""
+"""Classification of sequences, as in CoLA, MRPC, SST-2 and MNLI."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ class SequenceClassificationTask(ExampleClassificationTask):
     Args:
         pooling: ``"layerwise"``: `LayerwiseProbe`, the probe of the paper. ``"mean"`` and ``"class_token"``:
             `PooledProbe` over the last level only.
-        args: Those of `EncoderTask`.
-        kwargs: Those of `EncoderTask`.
+        args: Arguments of `EncoderTask`.
+        kwargs: Arguments of `EncoderTask`.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Classification of tokens: named entities, parts of speech and the like."""
+"""Classification of tokens, as for named entities and parts of speech."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,8 +23,8 @@ class TokenClassificationTask(EncoderTask):
     and -100 everywhere else. The metrics are those of `token_metrics`.
 
     A prediction has `labels` (B, T) and `probabilities` (B, T, C). Words are predicted where the batch has labels,
-    that is at first sub-tokens. A batch without labels, and a row of which none is labelled, does not say where words
-    begin: there every real token has a prediction, special tokens too. Elsewhere `labels` is -100.
+    that is at first sub-tokens. In a batch or row without labels the beginnings of words are unknown: there every real
+    token has a prediction, special tokens too. Elsewhere `labels` is -100.
 
     Args:
         encoder: As for `EncoderTask`.
