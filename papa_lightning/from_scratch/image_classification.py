@@ -60,12 +60,7 @@ class ImageClassificationTask(ExampleClassificationTask, FromScratchTask):
 
     def configure_probe(self) -> nn.Module:
         """Build the probe, a `PooledProbe` of the mean."""
-        return PooledProbe(
-            "mean",
-            hidden_size=self.encoder.config.hidden_size,
-            num_labels=self.hparams["num_labels"],
-            dropout=self.hparams["dropout"],
-        )
+        return PooledProbe("mean", **self.probe_sizes)
 
     def configure_metrics(self) -> MetricCollection:
         """Build the metrics of `classification_metrics`."""

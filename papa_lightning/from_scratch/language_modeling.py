@@ -33,11 +33,7 @@ class BitsPerToken(LogitPerplexity):
     """
 
     def compute(self) -> Tensor:
-        """Compute the bits.
-
-        Returns:
-            A float scalar, at least 0; lower is better.
-        """
+        """Compute the bits, a scalar of at least 0; lower is better."""
         # Not the logarithm of the perplexity, which overflows for a bad model.
         return self.total_log_probs / self.count / math.log(2)
 
@@ -57,15 +53,7 @@ class NextTokenProbe(nn.Module):
         self.classifier = nn.Linear(hidden_size, num_labels)
 
     def forward(self, hidden_states: Sequence[Tensor], attention_mask: Tensor) -> Tensor:
-        """Compute the logits.
-
-        Args:
-            hidden_states: Tensors (B, T, d); the last one counts.
-            attention_mask: Not read: a token that is not real has no label.
-
-        Returns:
-            (B, T, V).
-        """
+        """Compute the logits (B, T, V) of the last hidden states (B, T, d); the mask is not read."""
         logits: Tensor = self.classifier(self.dropout(hidden_states[-1]))
         return logits
 
@@ -135,17 +123,10 @@ class LanguageModelingTask(FromScratchTask):
 
     def configure_probe(self) -> nn.Module:
         """Build the probe, a `NextTokenProbe`."""
-        return NextTokenProbe(self.encoder.config.hidden_size, self.hparams["num_labels"], self.hparams["dropout"])
+        return NextTokenProbe(**self.probe_sizes)
 
     def configure_metrics(self) -> MetricCollection:
-        """Build the metrics.
-
-        Returns:
-            The metrics under their names; they take logits (N, V) and tokens (N,), -100 for none.
-
-        Raises:
-            PapaError: If a metric is unknown.
-        """
+        """Build the metrics, which take logits (N, V) and tokens (N,), -100 for none; refuse unknown ones."""
         for name in self.hparams["metrics"]:
             check_choice("metrics", name, _METRICS)
         return MetricCollection({name: self._metric(name) for name in self.hparams["metrics"]})

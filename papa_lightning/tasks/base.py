@@ -193,15 +193,22 @@ class EncoderTask(LearningTask, EvaluatedTask):
         return encoder
 
     def make_encoder(self) -> PreTrainedModel:
-        """Load the encoder, before anything is frozen or swapped.
-
-        Returns:
-            The encoder.
-
-        Raises:
-            PapaError: If it cannot be loaded.
-        """
+        """Load the encoder, before anything is frozen or swapped."""
         return load_encoder(self.hparams["encoder"])
+
+    @property
+    def probe_sizes(self) -> dict[str, Any]:
+        """Arguments that all probes take: d, C and dropout."""
+        return {
+            "hidden_size": self.encoder.config.hidden_size,
+            "num_labels": self.hparams["num_labels"],
+            "dropout": self.hparams["dropout"],
+        }
+
+    @property
+    def num_levels(self) -> int:
+        """L+1, the number of hidden states of the encoder: the embeddings and every layer."""
+        return int(self.encoder.config.num_hidden_layers) + 1
 
     @abstractmethod
     def configure_probe(self) -> nn.Module:
@@ -212,20 +219,12 @@ class EncoderTask(LearningTask, EvaluatedTask):
         """
 
     def configure_loss(self) -> nn.Module:
-        """Build the loss.
-
-        Returns:
-            A module that takes the logits (..., C) and the labels (...).
-        """
+        """Build the loss, a module that takes the logits (..., C) and the labels (...)."""
         return LabelledCrossEntropy()
 
     @abstractmethod
     def configure_metrics(self) -> MetricCollection:
-        """Build the metrics named by the argument `metrics`.
-
-        Returns:
-            The metrics, under their names; validation and test get copies of them.
-        """
+        """Build the metrics named by the argument `metrics`; validation and test get copies of them."""
 
     @property
     def label_names(self) -> Sequence[str] | None:
@@ -238,14 +237,7 @@ class EncoderTask(LearningTask, EvaluatedTask):
         return f"val/{self.hparams['metrics'][0]}"
 
     def train(self: Task, mode: bool = True) -> Task:
-        """Switch to train mode, except for a frozen encoder in the preset ``"default"``.
-
-        Args:
-            mode: False for evaluation mode.
-
-        Returns:
-            The task.
-        """
+        """Switch to train mode, except for a frozen encoder in the preset ``"default"``."""
         super().train(mode)
         if self._stays_in_eval_mode:
             self.encoder.train(False)
@@ -293,7 +285,7 @@ class EncoderTask(LearningTask, EvaluatedTask):
         """Swap the encoder for a checkpoint with constants, so that it loads without the callback that made them.
 
         Args:
-            checkpoint: The checkpoint, before its state is loaded.
+            checkpoint: The checkpoint, whose state is not loaded yet.
         """
         state = checkpoint["state_dict"]
         if any(".papa." in key for key in state) and not swapped_layers(self.encoder):
@@ -342,17 +334,7 @@ class EncoderTask(LearningTask, EvaluatedTask):
         return hidden_states
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Compute the logits of a batch.
-
-        Args:
-            batch: The entries that `encode` reads.
-
-        Returns:
-            The logits of the probe.
-
-        Raises:
-            PapaError: If the batch does not fit the encoder or the probe.
-        """
+        """Compute the logits of the probe for a batch, from the entries that `encode` reads."""
         logits: Tensor = self.probe(self.encode(batch), batch["attention_mask"])
         return logits
 

@@ -135,67 +135,25 @@ class EvaluatedTask(LightningModule, ABC):
         """
 
     def check_batch(self, batch: Mapping[str, Tensor]) -> None:
-        """Check that a batch has the inputs of the encoder, without reading a value.
-
-        Args:
-            batch: Batch of a data loader.
-
-        Raises:
-            PapaError: If it lacks an input, or has one of a wrong shape.
-        """
+        """Refuse a batch that lacks an input of the encoder or has one of a wrong shape, without reading a value."""
         check_inputs(batch, self.hparams["max_length"])
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
-        """Compute and log the loss of a batch.
-
-        Args:
-            batch: A labelled batch.
-            batch_idx: Its number in the epoch.
-
-        Returns:
-            The loss, a scalar.
-
-        Raises:
-            PapaError: See `score`.
-        """
+        """Compute and log the loss of a labelled batch, a scalar; see `score`."""
         loss = self.score(batch, batch_idx).loss
         self.log("train/loss", loss, prog_bar=True, batch_size=len(main_input(batch)))
         return loss
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Log loss and metrics of a labelled batch.
-
-        Args:
-            batch: A labelled batch.
-            batch_idx: Its number in the data loader.
-            dataloader_idx: Number of its validation set.
-        """
+        """Log loss and metrics of a labelled batch of one of the validation sets."""
         self._evaluate(batch, batch_idx, "val", dataloader_idx)
 
     def test_step(self, batch: Mapping[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Log loss and metrics of a labelled batch.
-
-        Args:
-            batch: A labelled batch.
-            batch_idx: Its number in the data loader.
-            dataloader_idx: Number of its test set.
-        """
+        """Log loss and metrics of a labelled batch of one of the test sets."""
         self._evaluate(batch, batch_idx, "test", dataloader_idx)
 
     def predict_step(self, batch: Mapping[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """Predict the classes of a batch, with or without labels.
-
-        Args:
-            batch: A batch with `example_id`.
-            batch_idx: Its number in the data loader.
-            dataloader_idx: Number of its data loader.
-
-        Returns:
-            `example_id` (B,), and `labels` and `probabilities` of `predict`.
-
-        Raises:
-            PapaError: If the batch has no `example_id`, or does not fit encoder and probe.
-        """
+        """Predict the classes of a batch: its `example_id` (B,), and `labels` and `probabilities` of `predict`."""
         if "example_id" not in batch:
             raise PapaError(
                 "a batch to predict has no example_id, so that predictions of several processes could not be put in "

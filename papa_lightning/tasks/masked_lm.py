@@ -156,24 +156,11 @@ class MaskedLanguageModelingTask(EncoderTask):
         self._masker = TokenMasker(self._tokenizer, mask_share)
 
     def configure_probe(self) -> nn.Module:
-        """Build the probe.
-
-        Returns:
-            A `TokenProbe` for all levels of the encoder and all tokens that it knows.
-        """
-        return TokenProbe(
-            num_levels=self.encoder.config.num_hidden_layers + 1,
-            hidden_size=self.encoder.config.hidden_size,
-            num_labels=self.hparams["num_labels"],
-            dropout=self.hparams["dropout"],
-        )
+        """Build a `TokenProbe` for all levels of the encoder and all tokens of its vocabulary."""
+        return TokenProbe(self.num_levels, **self.probe_sizes)
 
     def configure_metrics(self) -> MetricCollection:
-        """Build the metrics.
-
-        Returns:
-            Accuracy and perplexity; they take logits (N, V) and tokens (N,).
-        """
+        """Build accuracy and perplexity, which take logits (N, V) and tokens (N,)."""
         accuracy = MulticlassAccuracy(num_classes=self.hparams["num_labels"], average="micro")
         return MetricCollection({"accuracy": accuracy, "perplexity": LogitPerplexity()})
 
@@ -184,16 +171,7 @@ class MaskedLanguageModelingTask(EncoderTask):
         return [str(token) for token in self._tokenizer.convert_ids_to_tokens(list(known))]
 
     def score(self, batch: Mapping[str, Tensor], batch_idx: int, rows: int | None = None) -> Scored:
-        """Mask a batch, and compute loss and logits at the chosen tokens; see `EncoderTask.score`.
-
-        Args:
-            batch: A batch; its labels are not read.
-            batch_idx: Its number in the data loader.
-            rows: Number of leading sequences that count; None for all.
-
-        Returns:
-            Loss, logits (N, V) and tokens (N,) of the chosen tokens.
-        """
+        """Mask a batch, and compute loss, logits (N, V) and tokens (N,) of chosen tokens; see `EncoderTask.score`."""
         masked, labels = self._masker.mask(batch) if self.training else self._masker.mask_alike(batch, batch_idx)
         levels = self.encode({**batch, "input_ids": masked})
         labels[len(labels) if rows is None else rows :] = UNLABELLED

@@ -197,11 +197,7 @@ class LearningTask(LightningModule):
         return REGIMES[self.regime]
 
     def setup(self, stage: str) -> None:
-        """Unfreeze the constants of an encoder that a callback has swapped by now, before DDP wraps the task.
-
-        Args:
-            stage: Stage of the Trainer; not read.
-        """
+        """Unfreeze the constants of an encoder that a callback has swapped by now, before DDP wraps the task."""
         self._apply_regime()
 
     def on_train_start(self) -> None:

@@ -110,14 +110,6 @@ class LabelledCrossEntropy(nn.Module):
     """
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Compute the loss.
-
-        Args:
-            logits: (..., C).
-            labels: (...), int64: classes from 0 to C-1, or -100 for no label.
-
-        Returns:
-            A scalar.
-        """
+        """Compute the loss of logits (..., C) and labels (...), int64: classes from 0 to C-1, or -100 for none."""
         total = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=UNLABELLED, reduction="sum")
         return total / (labels != UNLABELLED).sum().clamp_min(1)

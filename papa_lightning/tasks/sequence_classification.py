@@ -77,32 +77,13 @@ class SequenceClassificationTask(ExampleClassificationTask):
         super().__init__(*args, **kwargs)
 
     def configure_probe(self) -> nn.Module:
-        """Build the probe.
-
-        Returns:
-            The probe of `pooling`.
-
-        Raises:
-            PapaError: If there is no such pooling.
-        """
+        """Build the probe of `pooling`; refuse an unknown one."""
         pooling: Pooling = self.hparams["pooling"]
         check_choice("pooling", pooling, get_args(Pooling))
-        sizes: dict[str, Any] = {
-            "hidden_size": self.encoder.config.hidden_size,
-            "num_labels": self.hparams["num_labels"],
-            "dropout": self.hparams["dropout"],
-        }
         if pooling != "layerwise":
-            return PooledProbe(pooling, **sizes)
-        return LayerwiseProbe(self.encoder.config.num_hidden_layers + 1, self.hparams["max_length"], **sizes)
+            return PooledProbe(pooling, **self.probe_sizes)
+        return LayerwiseProbe(self.num_levels, self.hparams["max_length"], **self.probe_sizes)
 
     def configure_metrics(self) -> MetricCollection:
-        """Build the metrics.
-
-        Returns:
-            The metrics under their names.
-
-        Raises:
-            PapaError: If a metric is unknown.
-        """
+        """Build the metrics of `classification_metrics`."""
         return classification_metrics(self.hparams["metrics"], self.hparams["num_labels"])

@@ -62,27 +62,11 @@ class TokenClassificationTask(EncoderTask):
         super().__init__(encoder=encoder, num_labels=num_labels, max_length=max_length, metrics=metrics, **kwargs)
 
     def configure_probe(self) -> nn.Module:
-        """Build the probe.
-
-        Returns:
-            A `TokenProbe` for all levels of the encoder.
-        """
-        return TokenProbe(
-            num_levels=self.encoder.config.num_hidden_layers + 1,
-            hidden_size=self.encoder.config.hidden_size,
-            num_labels=self.hparams["num_labels"],
-            dropout=self.hparams["dropout"],
-        )
+        """Build a `TokenProbe` for all levels of the encoder."""
+        return TokenProbe(self.num_levels, **self.probe_sizes)
 
     def configure_metrics(self) -> MetricCollection:
-        """Build the metrics.
-
-        Returns:
-            The metrics under their names.
-
-        Raises:
-            PapaError: If a metric is unknown, or `label_names` do not suit it.
-        """
+        """Build the metrics of `token_metrics`; refuse `label_names` that do not suit them."""
         return token_metrics(self.hparams["metrics"], self.hparams["num_labels"], self.label_names, self._scheme)
 
     def score(self, batch: Mapping[str, Tensor], batch_idx: int, rows: int | None = None) -> Scored:
