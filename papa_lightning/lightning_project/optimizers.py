@@ -61,12 +61,12 @@ def parameter_groups(module: nn.Module, **defaults: Any) -> list[dict[str, Any]]
 
 
 def keep_apart(encoder: nn.Module, names: Callable[[TokenMixer], Iterable[str]], learning_rate: float | None) -> None:
-    """Ask for a parameter group of their own for parameters of the swapped layers.
+    """Request a parameter group of their own for parameters of the swapped layers.
 
     Args:
         encoder: A swapped encoder.
-        names: Gives the names of these parameters in a layer.
-        learning_rate: Their learning rate; None takes that of the optimizer's first group.
+        names: Function from a layer to the names of these parameters in it.
+        learning_rate: Learning rate of the group; None takes that of the optimizer's first group.
     """
     for layer in swapped_layers(encoder):
         vars(layer).setdefault(_NOTE, {}).update(dict.fromkeys(names(layer), learning_rate))
@@ -79,14 +79,14 @@ def forget_groups(module: nn.Module) -> None:
 
 
 def set_up_groups(trainer: L.Trainer, module: L.LightningModule) -> None:
-    """Move parameters for which :func:`keep_apart` was called into groups of their own, unless they have them already.
+    """Move the parameters of :func:`keep_apart` into groups of their own, unless they have them already.
 
     The new group is a copy of the optimizer's first one without weight decay, its rates multiplied so that the highest
     is the learning rate asked for; schedules of torch are extended alike.
 
     Args:
         trainer: A Trainer whose optimizers are made and not yet restored from a checkpoint.
-        module: Its module.
+        module: The module that it fits.
 
     Raises:
         PapaError: For an optimizer that cannot be given another group.
@@ -115,9 +115,10 @@ def _parameters_apart(module: nn.Module) -> dict[float | None, Named]:
     """Parameters with a group of their own, by learning rate; each by its name in the module."""
     found: dict[float | None, Named] = {}
     for path, layer in module.named_modules():
+        own = dict(layer.named_parameters()) if _NOTE in vars(layer) else {}
         for name, rate in vars(layer).get(_NOTE, {}).items():
-            parameter = layer.get_parameter(name)
-            if parameter.requires_grad:
+            parameter = own.get(name)  # None where a strategy has flattened it
+            if parameter is not None and parameter.requires_grad:
                 found.setdefault(rate, {})[f"{path}.{name}"] = parameter
     return found
 
@@ -127,7 +128,7 @@ def _holds(optimizer: Optimizer, own: set[int]) -> bool:
 
 
 def _move(optimizers: Iterable[Optimizer], home: Optimizer, named: Named, schedulers: Iterable[Any]) -> int:
-    """Take parameters out of all groups and add a group of their own; gives its place."""
+    """Take parameters out of all groups and add a group of their own; returns its place in `home`."""
     if any(base.__name__ in _FIXED for base in type(home).__mro__):
         raise PapaError(
             f"optimizer is a {type(home).__name__}, to which no parameter group can be added, but the parameters that "

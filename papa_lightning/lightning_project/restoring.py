@@ -78,13 +78,9 @@ class _Kept:
     def _note(self, one: Any) -> Iterable[object]:
         """Record one object; returns the objects that it holds."""
         found: list[object] = []
-        if isinstance(one, Tensor):
+        if isinstance(one, (Tensor, np.ndarray)):
             if self._tensors:
-                self._undo.append(_tensor(one))
-            return found
-        if isinstance(one, np.ndarray):
-            if self._tensors:
-                self._undo.append(_array(one))
+                self._undo.append(_tensor(one) if isinstance(one, Tensor) else _array(one))
             return found
         if self._tensors and isinstance(one, (Dataset, DataLoader)):
             data = _Kept(self._seen.values(), tensors=False)
@@ -96,13 +92,12 @@ class _Kept:
         if generator is not None:
             self._undo.append(generator)
             return found
-        note = next((note for kind, note in _CONTAINERS.items() if isinstance(one, kind)), None)
-        if note is not None:
-            self._undo.append(note(one))
-        if (note is not None or isinstance(one, tuple)) and len(one) <= _LONG:
+        if isinstance(one, (list, dict, set, deque)):
+            self._undo.append(_contents(one))
+        if isinstance(one, (list, dict, set, deque, tuple)) and len(one) <= _LONG:
             found.extend(one.values() if isinstance(one, dict) else one)
         if type(getattr(one, "__dict__", None)) is dict:
-            self._undo.append(_dict(vars(one)))
+            self._undo.append(_contents(vars(one)))
             found.extend(vars(one).values())
         slots = _slots(one)
         if slots:
@@ -184,46 +179,15 @@ def _same(one: Iterable[object], other: Iterable[object]) -> bool:
     return all(a is b for a, b in zip(one, other, strict=False))
 
 
-def _list(one: list[Any]) -> Callable[[], None]:
-    before = list(one)
+def _contents(one: Any) -> Callable[[], None]:
+    """Function that restores the entries of a container."""
+    mapping = isinstance(one, dict)
+    before: Any = dict(one) if mapping else list(one)
 
     def undo() -> None:
-        if len(one) != len(before) or not _same(one, before):
-            one[:] = before
-
-    return undo
-
-
-def _dict(one: dict[Any, Any]) -> Callable[[], None]:
-    before = dict(one)
-
-    def undo() -> None:
-        if len(one) != len(before) or not (_same(one, before) and _same(one.values(), before.values())):
+        same = len(one) == len(before) and _same(one, before)
+        if not same or (mapping and not _same(one.values(), before.values())):
             one.clear()
-            one.update(before)
+            (one.extend if hasattr(one, "extend") else one.update)(before)
 
     return undo
-
-
-def _set(one: set[Any]) -> Callable[[], None]:
-    before = set(one)
-
-    def undo() -> None:
-        if one != before:
-            one.clear()
-            one.update(before)
-
-    return undo
-
-
-def _deque(one: deque[Any]) -> Callable[[], None]:
-    before = list(one)
-
-    def undo() -> None:
-        one.clear()
-        one.extend(before)
-
-    return undo
-
-
-_CONTAINERS: dict[type, Callable[[Any], Callable[[], None]]] = {list: _list, dict: _dict, set: _set, deque: _deque}
