@@ -125,12 +125,12 @@ def as_float(value: int | float) -> float:
 
 
 def maybe(check: Check) -> Check:
-    """None, or what passes a check."""
+    """None, or a value that passes a check."""
     return lambda name, value: None if value is None else check(name, value)
 
 
 def listed(check: Check) -> Check:
-    """A list of what passes a check."""
+    """A list of values that pass a check."""
 
     def of(name: str, value: object) -> list[Any]:
         if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
@@ -141,7 +141,7 @@ def listed(check: Check) -> Check:
 
 
 def mapped(check: Check) -> Check:
-    """A map from text to what passes a check."""
+    """A map from text to values that pass a check."""
 
     def of(name: str, value: object) -> dict[str, Any]:
         if not isinstance(value, Mapping):
@@ -152,7 +152,7 @@ def mapped(check: Check) -> Check:
 
 
 def record(fields: Mapping[str, Check], may_lack: Collection[str] = ()) -> Check:
-    """A map with certain names, each of which has a check of its own, and with no other."""
+    """A map with exactly these names, each with a check of its own."""
 
     def of(name: str, value: object) -> dict[str, Any]:
         if not isinstance(value, Mapping):
@@ -166,7 +166,7 @@ def record(fields: Mapping[str, Check], may_lack: Collection[str] = ()) -> Check
 
 
 def most_processes() -> int:
-    """Largest number of processes that is taken seriously: 64, or the number of cores where there are more."""
+    """Largest number of processes allowed: 64, or the number of cores if that is larger."""
     return max(64, os.cpu_count() or 1)
 
 
@@ -244,7 +244,7 @@ def number_of(value: Any) -> Decimal | None:
 
 
 def drop_fixed(arguments: dict[str, Any], task: str, **fixed: Any) -> None:
-    """Drop arguments that a task fixes, and that a checkpoint of it brings along with that value.
+    """Drop arguments that a task fixes, which its checkpoints contain with that value.
 
     Args:
         arguments: Changed in place.

@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 
 
 class Remembered(Generic[Result]):
-    """The last result of a function of parameters, computed again when one of them is another or has changed.
+    """The last result of a function of parameters, computed again when one of them is replaced or changed.
 
     A change is a new parameter, new memory (a move, another dtype, loading with assign=True), a step of any optimizer
     if the parameter can be trained, or a write in place that torch counts: load_state_dict, everything under
@@ -48,7 +48,7 @@ class Remembered(Generic[Result]):
         settings: Hashable = None,
         training: bool = False,
     ) -> Result:
-        """The result, kept or computed now.
+        """The kept result, or a new one.
 
         Args:
             compute: Of the parameters and the settings alone; called without gradients when the result is kept.
@@ -71,11 +71,11 @@ class Remembered(Generic[Result]):
         return held[1]
 
     def forget(self) -> None:
-        """Compute again next time."""
+        """Drop the kept result."""
         self._held = None
 
     def __reduce__(self) -> tuple[type[Remembered[Result]], tuple[()]]:
-        """A copy, or what is read from a file, begins empty."""
+        """Copies, also those read from a file, begin empty."""
         return type(self), ()
 
 
@@ -114,7 +114,7 @@ class _Steps:
 
 
 class _Origin:
-    """What a result was computed from. Weak references: neither a parameter nor its memory is kept alive by it."""
+    """Parameters that a result was computed from, held by weak references so that they can be freed."""
 
     def __init__(self, parameters: Sequence[Tensor], settings: Hashable) -> None:
         self.settings = settings
@@ -126,7 +126,7 @@ class _Origin:
             _Steps.concern(self)
 
     def still_is(self, parameters: Sequence[Tensor], settings: Hashable) -> bool:
-        """Whether nothing is different now."""
+        """Whether nothing has changed."""
         return (
             settings == self.settings
             and len(parameters) == len(self.parameters)
@@ -142,7 +142,7 @@ def _state(parameter: Tensor) -> Hashable:
 
 
 def _is_plain(parameter: Tensor) -> bool:
-    """Whether changes of a tensor can be told: not of those that stand for others, as in torch.func."""
+    """Whether changes of a tensor can be detected, unlike those of stand-ins as in torch.func."""
     return (
         type(parameter) in (Tensor, nn.Parameter)
         and not parameter.is_inference()

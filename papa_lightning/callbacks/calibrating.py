@@ -95,7 +95,7 @@ class CalibratingCallback(Callback, ABC):
 
     @abstractmethod
     def swap(self, encoder: PreTrainedModel, max_length: int) -> None:
-        """Swap the encoder, waiting for constants, unless it is swapped to just this already.
+        """Swap the encoder, waiting for constants, unless it is swapped to exactly this already.
 
         Args:
             encoder: The bare encoder.
@@ -341,7 +341,7 @@ class CalibratingCallback(Callback, ABC):
 
 
 def _group_sizes(optimizers: Iterable[Iterable[Mapping[str, Any]]]) -> list[list[int]]:
-    """The number of parameters in each group of each optimizer."""
+    """Number of parameters in each group of each optimizer."""
     return [[len(group["params"]) for group in groups] for groups in optimizers]
 
 

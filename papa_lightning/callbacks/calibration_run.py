@@ -8,7 +8,7 @@ from papa_lightning.errors import CalibrationError
 
 
 class CalibrationRun(Callback):
-    """Calibrate as a ConstantAttention would, into a file, and end ``fit`` before it trains.
+    """Calibrate as ConstantAttention does, write a constants file, and end ``fit`` before it trains.
 
     Args:
         calibration: The callback whose max_length, encoder, batch_size and methods are used; its constants file is

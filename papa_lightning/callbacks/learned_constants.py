@@ -97,7 +97,7 @@ class LearnedConstants(ConstantAttention):
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Leave rows of constants about which nothing is known as they are."""
+        """Keep rows of constants that calibration never saw unchanged."""
         drop_unknown_gradients(self._mixers(pl_module))
 
     def on_train_batch_end(

@@ -23,7 +23,7 @@ _NONE = -100
 
 
 class PredictionWriter(BasePredictionWriter):
-    """Write what `Trainer.predict` predicts: one row an example, in the order of the data set, each example once.
+    """Write the predictions of `Trainer.predict`: one row for each example, in the order of the data set.
 
     Columns: ``example_id``; for a task with one label an example ``label`` and ``probabilities``, one number for each
     class in the order of the module's `label_names`; for a task with a label a token ``labels`` and
@@ -154,7 +154,7 @@ def _targets(trainer: L.Trainer, target: Path) -> list[Path]:
 
 
 def prediction_rows(prediction: Any, label_names: Sequence[str] | None) -> Iterator[dict[str, Any]]:
-    """Turn the prediction of a batch into one row an example, of Python values.
+    """Turn the prediction of a batch into one row of Python values for each example.
 
     Args:
         prediction: Mapping of `example_id` (B,), `labels` (B,) or (B, T), -100 where there is none, and

@@ -55,7 +55,7 @@ class Throughput(Callback):
         self._freed = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forget earlier fits, and earlier peaks of memory."""
+        """Reset clock and peak of memory."""
         self.facts, self._clock, self._watched = {}, _Clock(), False
         self._steps_before = trainer.global_step
         forget_peak(pl_module.device)
@@ -78,7 +78,7 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Note the memory of the step that is watched."""
+        """Record the memory of the watched step."""
         if self._watch is None:
             return
         found, self._watch = self._watch.stop(), None
@@ -98,7 +98,7 @@ class Throughput(Callback):
         self._clock.pause()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Let the clock go on."""
+        """Restart the clock."""
         if self._clock.started:
             _wait(pl_module.device)
             self._clock.run()

@@ -14,7 +14,7 @@ _SHARES = {"train": 0.7, "validation": 0.15, "test": 0.15}
 
 
 class DigitsDataModule(PartsDataModule):
-    """1,797 handwritten digits of 8x8 pixels: 1,257 to train on, 270 to validate and 270 to test, alike in classes.
+    """1,797 handwritten digits of 8x8 pixels: 1,257 to train, 270 to validate and 270 to test, stratified by class.
 
     They come with scikit-learn (``pip install "papa-lightning[images]"``), so nothing is fetched. Source: Alpaydin and
     Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998 (its test part).

@@ -182,7 +182,7 @@ class _Still:
         return getattr(self._one, name)
 
     def step(self, closure: Any = None, *_: Any, **__: Any) -> Any:
-        """Run a closure, in which a step may compute everything, and step nowhere."""
+        """Run the closure, in which a step may compute its loss, and change no parameter."""
         return closure() if callable(closure) else None
 
     def toggle_model(self, *_: Any, **__: Any) -> AbstractContextManager[None]:

@@ -73,7 +73,7 @@ class CalibrationBatches:
         return len(self.batches) if self._recorded is None else len(self._recorded)
 
     def observe(self, progress: bool = False) -> AttentionAverages:
-        """Run the module's own step over the batches and average the attention of the encoder in all of its calls.
+        """Run the step of the module over the batches and average the attention in all calls of the encoder.
 
         Args:
             progress: Show a progress bar.

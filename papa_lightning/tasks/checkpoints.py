@@ -22,7 +22,7 @@ _SCHEMA = {"state_dict": Mapping, "hyper_parameters": Mapping, "pytorch-lightnin
 
 
 def is_address(path: str | Path) -> bool:
-    """Whether a path names a place behind a protocol (``http://``, ``s3://``, ``hf://``, ``file://``)."""
+    """Whether a path is an address with a protocol (``http://``, ``s3://``, ``hf://``, ``file://``)."""
     return "://" in str(path)
 
 

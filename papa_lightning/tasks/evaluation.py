@@ -108,7 +108,7 @@ class EvaluatedTask(LightningModule, ABC):
 
     @abstractmethod
     def score(self, batch: Mapping[str, Tensor], batch_idx: int, rows: int | None = None) -> Scored:
-        """Compute the loss of a labelled batch and what its metrics compare.
+        """Compute loss, predictions and labels of a labelled batch.
 
         Args:
             batch: A labelled batch.

@@ -26,7 +26,7 @@ class Probe(nn.Module):
     classifier: nn.Linear
 
     def classify(self, features: Tensor) -> Tensor:
-        """Compute the logits from what `dense` reads, ``U dropout(tanh(W f + b)) + c``.
+        """Compute the logits from the features, ``U dropout(tanh(W f + b)) + c``.
 
         Args:
             features: (..., F), computed from padded hidden states or from stored ones.

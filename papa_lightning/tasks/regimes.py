@@ -205,7 +205,7 @@ class LearningTask(LightningModule):
         project_constants(self._learning_mixers())
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Leave rows of constants about which nothing is known as they are."""
+        """Keep rows of constants that calibration never saw unchanged."""
         drop_unknown_gradients(self._learning_mixers())
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:

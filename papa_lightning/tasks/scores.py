@@ -28,7 +28,7 @@ class Scored:
 
 
 class StageScores(nn.Module):
-    """Loss and metrics of a stage, for each of its data loaders apart.
+    """Loss and metrics of a stage, separate for each data loader.
 
     All are torchmetrics objects, which Lightning sums over processes once an epoch: the loss too, because the mean
     that ``self.log(..., sync_dist=True)`` takes is wrong for shards of different size.
