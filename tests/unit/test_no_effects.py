@@ -1,8 +1,15 @@
-"""Importing the package changes nothing in the process but our own entries in the registries of transformers."""
+"""The package changes nothing in the process but its own entries in the registries of transformers."""
 
+import gc
 import json
 import subprocess
 import sys
+
+import torch
+from projects import LENGTH, Classifier, loaders
+from torch.optim.optimizer import _global_optimizer_post_hooks
+
+from papa_lightning import calibrate, restore_attention, swap_attention
 
 PROGRAM = """
 import json, sys, threading, warnings
@@ -62,3 +69,17 @@ def test_importing_the_package_leaves_the_process_as_it_was() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(done.stdout.splitlines()[-1]) == []
+
+
+def test_a_restored_encoder_leaves_no_hook_on_optimizers() -> None:
+    module, data = Classifier().eval(), loaders()["val_dataloaders"]
+    before = len(_global_optimizer_post_hooks)
+    constants = calibrate(module.bert, data, LENGTH)
+    swap_attention(module.bert, "constant", constants=constants, heads=[(0, 1), (1, 0)])
+    assert len(_global_optimizer_post_hooks) == before
+    with torch.no_grad():
+        module(next(iter(data)))
+    assert len(_global_optimizer_post_hooks) == before + 1, "the rows of dynamic heads are cut out once"
+    restore_attention(module.bert)
+    gc.collect()
+    assert len(_global_optimizer_post_hooks) == before
