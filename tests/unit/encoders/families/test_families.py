@@ -164,9 +164,7 @@ def blocks(language):
 
 def test_the_page_has_the_table_of_the_registry():
     with_table, text = TABLE["with_table"], PAGE.read_text()
-    assert with_table(text, PAGE.name) == text, (
-        "docs/encoders.md is not what the registry says: run `make docs`"
-    )
+    assert with_table(text, PAGE.name) == text, "docs/encoders.md is not what the registry says: run `make docs`"
 
 
 def test_the_table():
