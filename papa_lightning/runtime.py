@@ -1,4 +1,4 @@
-"""Versions, devices and memory: what a result was measured with, and where."""
+"""Versions, devices and memory: the facts that a measurement depends on."""
 
 from __future__ import annotations
 
@@ -26,10 +26,13 @@ _PACKAGES = ("torch", "transformers", "datasets", "torchmetrics")
 
 
 def find_device(name: str) -> torch.device:
-    """The device that a name means; "auto" takes an accelerator where there is one.
+    """The device of a name.
+
+    Args:
+        name: Name of a device as PyTorch knows it; ``"auto"`` is an accelerator where there is one, else the CPU.
 
     Raises:
-        PapaError: When there is no such device.
+        PapaError: When the device is not available.
 
     Example:
         >>> find_device("cpu")
@@ -47,16 +50,45 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-class AllocationWatch:
-    """The most bytes that are allocated at one moment between its start and its stop, beyond those of the start.
-
-    On CUDA, what PyTorch's own allocator counts; it forgets earlier peaks. On the CPU, every allocation of PyTorch's
-    allocator as its profiler records them, also those inside an operation; not what the mathematics library takes for
-    itself. What was allocated before and is freed meanwhile lowers the count on CUDA only. Other devices, and a CPU on
-    which another profiler runs already, cannot be watched.
+def machine_facts(device: torch.device) -> dict[str, Any]:
+    """Processor, device, threads, system and versions behind a measurement; no path and no name of a machine.
 
     Args:
-        device: Where the work is done.
+        device: Device of the computation.
+    """
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    return {
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "device": device.type if device.type == "cpu" else f"{device.type} ({kind})",
+        "threads": torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "versions": versions(),
+    }
+
+
+def cpu_name() -> str:
+    """Model of the processor."""
+    listed = Path("/proc/cpuinfo")
+    if listed.is_file():
+        for line in listed.read_text(encoding="utf-8", errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name" and value.strip():
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
+class AllocationWatch:
+    """Largest memory that is allocated at one moment between start and stop, beyond the memory at the start.
+
+    On CUDA it is what PyTorch's allocator counts, which forgets earlier peaks. On the CPU it is every allocation of
+    PyTorch's allocator that its profiler records, also those inside an operation, but not the memory of mathematics
+    libraries. Memory that was allocated before and is freed in between lowers the count on CUDA only. Other devices,
+    and a CPU on which another profiler runs, cannot be watched.
+
+    Args:
+        device: Device of the computation.
 
     Example:
         >>> watch = AllocationWatch(torch.device("cpu"))
@@ -72,7 +104,7 @@ class AllocationWatch:
         self._profile: Any = None
 
     def start(self) -> None:
-        """Look at what is allocated from now on."""
+        """Start counting."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -83,10 +115,10 @@ class AllocationWatch:
             self._profile.__enter__()
 
     def stop(self) -> int | None:
-        """Look no longer.
+        """Stop counting.
 
         Returns:
-            Bytes, or None where they cannot be counted.
+            Bytes; None where they cannot be counted.
         """
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -101,11 +133,11 @@ class AllocationWatch:
 
 
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int | None:
-    """What :class:`AllocationWatch` sees of a call.
+    """Largest memory that a call allocates, see :class:`AllocationWatch`.
 
     Args:
-        run: A pass; what it keeps afterwards counts too.
-        device: Where it runs.
+        run: The call; memory that it keeps counts too.
+        device: Device of the computation.
 
     Returns:
         Bytes; None where they cannot be counted.
@@ -120,27 +152,34 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int | None:
 
 
 def held_bytes(module: nn.Module, without: nn.Module) -> int:
-    """Bytes of the parameters and buffers of a module that another one does not share.
+    """Bytes of the parameters and buffers that a module does not share with another.
 
     Args:
-        module: Any.
-        without: Whose memory does not count.
+        module: The module.
+        without: The module whose memory does not count.
     """
     shared = set(_storages(without))
     return sum(size for key, size in dict(_sized(module)).items() if key not in shared)
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """The most bytes in use since :func:`forget_peak`: on CUDA what torch allocated, else of the whole process.
+    """Largest memory in use since :func:`forget_peak`: allocated by PyTorch on CUDA, else of the whole process.
+
+    Args:
+        device: Device of the computation.
 
     Returns:
-        Bytes; None where the system does not tell.
+        Bytes; None where the system does not report it.
     """
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM")
 
 
 def forget_peak(device: torch.device) -> None:
-    """Start again from the memory that is in use now; where a process may not, the peak is that of its whole life."""
+    """Reset the peak of :func:`peak_memory`; where that is not permitted, it stays the peak of the whole process.
+
+    Args:
+        device: Device of the computation.
+    """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
@@ -151,7 +190,7 @@ def forget_peak(device: torch.device) -> None:
 
 
 def release_memory() -> None:
-    """Give back what nobody uses: freed memory that the process still holds would hide what comes next."""
+    """Return freed memory to the system, so that it does not hide the memory of what follows."""
     gc.collect()
     try:
         ctypes.CDLL(None).malloc_trim(0)
@@ -191,7 +230,7 @@ def versions() -> dict[str, str]:
 
 
 def computing_versions() -> dict[str, str]:
-    """Those of what computes: with others of Python or of what reads data, the same rows give the same numbers.
+    """The versions that change numbers computed from the same rows; Python and the readers of data do not.
 
     Example:
         >>> sorted(computing_versions())

@@ -7,21 +7,21 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import StringIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-#: Controls, formats (which can turn the order of letters around), halves of letters, ends of lines.
+#: Unicode categories: controls, formats (which can reverse the order of letters), surrogates, separators of lines.
 _UNSAFE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _WIDEST = 10_000
 
 
 def printable(text: str) -> str:
-    r"""Text in which nothing can steer a terminal: controls but tabs and ends of lines are spelled out.
+    r"""Text that cannot control a terminal: control characters but tabs and ends of lines are spelled out.
 
     Args:
-        text: Of anywhere, such as the name of a column in a file.
+        text: Text from anywhere, such as the name of a column in a file.
 
     Example:
         >>> printable("red \x1b[31m, and so on")
@@ -40,6 +40,7 @@ class Table:
         columns: Titles of the columns; all empty for a table without a head.
         rows: Cells as they are shown, one for each column.
         left: Number of columns, from the first on, that are aligned to the left; the others are aligned to the right.
+        title: Line above the table; empty for none.
 
     Example:
         >>> print(Table(("kind", "score"), [("constant", "0.8"), ("none", "0.81")]))
@@ -55,25 +56,26 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     left: int = 1
+    title: str = ""
 
     def __str__(self) -> str:
-        """The cells in columns, without lines."""
+        """The title, and below it the cells in columns, without lines."""
         from rich.console import Console
 
         console = Console(file=StringIO(), width=_WIDEST, color_system=None, highlight=False, emoji=False)
         console.print(self._drawn(lines=False))
-        text = console.file.getvalue()  # type: ignore[attr-defined]
-        return "\n".join(line.rstrip() for line in text.splitlines())
+        lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+        return "\n".join([self.title] * bool(self.title) + [line.rstrip() for line in lines])
 
     def __rich__(self) -> RichTable:
         """What a terminal shows."""
         return self._drawn(lines=True)
 
     def markdown(self) -> str:
-        """The table in Markdown."""
+        """The title and the table in Markdown."""
         marks = ["---" if place < self.left else "---:" for place in range(len(self.columns))]
         lines = [self.columns, marks, *([cell.replace("|", "\\|") for cell in row] for row in self.rows)]
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return "\n".join([f"{self.title}\n"] * bool(self.title) + [f"| {' | '.join(line)} |" for line in lines])
 
     def _drawn(self, lines: bool) -> RichTable:
         from rich import box
@@ -84,23 +86,56 @@ class Table:
         style = box.SIMPLE_HEAD if lines and headed else None
         table = RichTable(box=style, show_header=headed, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
         for place, title in enumerate(self.columns):
-            table.add_column(Text(printable(title)), justify="left" if place < self.left else "right", no_wrap=True)
+            justify: Literal["left", "right"] = "left" if place < self.left else "right"
+            # In a narrow terminal a cell goes on in the next line: nothing of it is cut off.
+            table.add_column(Text(printable(title)), justify=justify, no_wrap=not lines, overflow="fold")
         for row in self.rows:
             table.add_row(*(Text(printable(cell)) for cell in row))
         return table
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Paragraphs and tables, one below the other: plain as text, :meth:`markdown` for pages, for :func:`tell` a list.
+
+    Args:
+        parts: Tables and text.
+
+    Example:
+        >>> print(Blocks(["Scores", Table(("kind", "score"), [("constant", "0.8")])]))
+        Scores
+        <BLANKLINE>
+        kind      score
+        constant    0.8
+    """
+
+    parts: Sequence[Table | str]
+
+    def __str__(self) -> str:
+        """The parts as text, with an empty line between them."""
+        return "\n\n".join(map(str, self.parts))
+
+    def markdown(self) -> str:
+        """The parts in Markdown, with an empty line between them."""
+        return "\n\n".join(part.markdown() if isinstance(part, Table) else part for part in self.parts) + "\n"
 
 
 def tell(*found: object) -> None:
     """Print text and tables, one below the other.
 
     Args:
-        found: Tables, and anything else as its :func:`printable` text. Where the output is no terminal, tables are
-            plain text.
+        found: Tables, :class:`Blocks` of them, and anything else as its :func:`printable` text. Where the output is no
+            terminal, tables are plain text.
     """
     for one in found:
-        if isinstance(one, Table) and sys.stdout.isatty():
+        if isinstance(one, Blocks) and sys.stdout.isatty():
+            for place, part in enumerate(one.parts):
+                tell(*[""] * bool(place), part)
+        elif isinstance(one, Table) and sys.stdout.isatty():
             from rich.console import Console
 
+            if one.title:
+                print(printable(one.title))
             Console().print(one)
         else:
             print(printable(str(one)))

@@ -1,9 +1,13 @@
-"""How fast encoders are: stock and swapped ones in turn, with the bound of the arithmetic beside them."""
+"""Benchmarks: speed and memory of stock and swapped encoders, beside the bound of the arithmetic.
+
+Imports everything below study and export; the command line imports it. A kind of attention with a bound, or with a
+set-up of its own, has an entry in cases; all other registered kinds are measured without one.
+"""
 
 from papa_lightning.benchmark.bound import block_of
 from papa_lightning.benchmark.cases import kind_names
+from papa_lightning.benchmark.figures import write_benchmark
 from papa_lightning.benchmark.growth import Growth, fit_exponent, growths
-from papa_lightning.benchmark.output import write_benchmark
 from papa_lightning.benchmark.results import BenchmarkResult, Measurement
 from papa_lightning.benchmark.run import run_benchmark
 from papa_lightning.benchmark.settings import BenchmarkSettings, ShapeSettings

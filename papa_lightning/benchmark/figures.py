@@ -1,9 +1,10 @@
-"""Figures of a benchmark: the table of its results in, a matplotlib Figure out."""
+"""Figures of a benchmark, and the files that it leaves."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator
 
-from papa_lightning.benchmark.growth import AXES, QUANTITIES, Growth
-from papa_lightning.benchmark.tables import variant_name
+from papa_lightning.benchmark.growth import AXES, QUANTITIES, Growth, growths
+from papa_lightning.benchmark.results import BenchmarkResult
+from papa_lightning.benchmark.tables import markdown, variant_name
 from papa_lightning.figures.style import (
     INK,
+    as_png,
+    as_svg,
     interval_bars,
     label,
     legend_below,
@@ -25,18 +29,44 @@ from papa_lightning.figures.style import (
     series_style,
     styled,
 )
+from papa_lightning.files.writing import write_atomically
 
 _SHAPE = ["encoder", "hidden", "layers", "heads"]
 _VARIANT = ["kind", "share", "backend"]
 _UNITS = {"seconds": "s", "memory": "B"}
 
 
-@styled
-def speed_figure(table: pd.DataFrame) -> Figure:
-    """Speed against the stock encoder, one panel a shape and one bar a variant, the bound as a mark across it.
+def write_benchmark(result: BenchmarkResult, folder: str | Path) -> list[Path]:
+    """Write results, a Markdown table, and a figure of growth where there are points for it, else of speed.
 
     Args:
-        table: Of :meth:`~papa_lightning.benchmark.results.BenchmarkResult.table`, with a variant beside the reference.
+        result: Result of :func:`~papa_lightning.benchmark.run_benchmark`.
+        folder: The folder; made when missing.
+
+    Returns:
+        Paths of ``results.json``, ``results.csv``, ``results.md``, and of ``speed`` or ``growth`` as SVG and PNG.
+    """
+    folder, table = Path(folder), result.table()
+    written = [*result.save(folder), write_atomically(folder / "results.md", markdown(result).encode())]
+    if found := growths(table):
+        name, figure = "growth", growth_figure(found)
+    elif (table["kind"] != "stock").any():
+        name, figure = "speed", speed_figure(table)
+    else:
+        return written
+    return [
+        *written,
+        write_atomically(folder / f"{name}.svg", as_svg(figure, name)),
+        write_atomically(folder / f"{name}.png", as_png(figure)),
+    ]
+
+
+@styled
+def speed_figure(table: pd.DataFrame) -> Figure:
+    """Speed relative to the stock encoder: a panel for each shape, a bar for each variant, the bound as a mark.
+
+    Args:
+        table: Table of :meth:`BenchmarkResult.table`, with a variant beside the reference.
     """
     rows = table[~((table["kind"] == "stock") & (table["backend"] == "sdpa"))]
     shapes = list(rows.groupby(_SHAPE, sort=False))
@@ -78,10 +108,10 @@ def _bars(axes: Axes, rows: pd.DataFrame, names: Sequence[str]) -> None:
 
 @styled
 def growth_figure(found: Sequence[Growth]) -> Figure:
-    """Time and memory against what grows, on logarithmic axes, with the fitted lines and their exponents.
+    """Time and memory against tokens, layers or heads, on logarithmic axes, with fitted lines and exponents.
 
     Args:
-        found: Of :func:`~papa_lightning.benchmark.growth.growths`; not empty.
+        found: Result of :func:`~papa_lightning.benchmark.growth.growths`; not empty.
     """
     columns = [axis for axis in AXES if any(one.axis == axis for one in found)]
     rows = [quantity for quantity in QUANTITIES if any(one.quantity == quantity for one in found)]
@@ -106,7 +136,7 @@ def _curve(axes: Axes, one: Growth, index: int) -> None:
     style = series_style(index)
     axes.plot(sizes, values, **style)
     upper = sizes[sizes >= one.fitted]
-    # Through the middle of the points that it was fitted to.
+    # The line goes through the centre of the points that it was fitted to.
     level = np.exp(np.mean(np.log(values[sizes >= one.fitted]) - one.exponent * np.log(upper)))
     axes.plot(upper, level * upper**one.exponent, color=style["color"], linewidth=0.8, alpha=0.7)
     axes.annotate(

@@ -1,4 +1,4 @@
-"""How time and memory grow with the number of tokens, layers or heads: points and fitted exponents."""
+"""Growth of time and memory with the number of tokens, layers or heads: points and fitted exponents."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from dataclasses import dataclass
 import pandas as pd
 from scipy.stats import linregress
 
-#: Columns of the table of results that may grow, and what they are called.
+#: Names of the columns of the table of results that may grow.
 AXES: Mapping[str, str] = {"length": "tokens T", "layers": "layers L", "heads": "heads H"}
-#: What grows with them.
+#: Names of the quantities that grow.
 QUANTITIES: Mapping[str, str] = {"seconds": "time of a batch", "memory": "memory above the encoder"}
 _SIZES = ("encoder", "hidden", "layers", "heads", "batch", "length")
 _VARIANT = ["kind", "share", "backend"]
-#: A line through fewer points says nothing about its own error.
+#: Fewest points of a fit: a line through two has no error.
 LEAST_POINTS = 3
 
 
 @dataclass(frozen=True)
 class Growth:
-    """One variant along one axis.
+    """Growth of one quantity of one variant along one axis.
 
     Args:
         axis: "length", "layers" or "heads".
-        quantity: "seconds", or "memory": the peak of a pass and what the kind keeps.
-        variant: Kind, share (None where it has none), backend.
-        points: (size, quantity), ascending.
-        exponent: e of ``quantity ~ size^e``, fitted over the upper part of the sizes.
-        error: Its standard error.
-        fitted: The smallest size of the fit.
+        quantity: "seconds", or "memory": peak of a pass plus what the kind keeps.
+        variant: Kind, share (None for a kind without shares) and backend.
+        points: Pairs of size and quantity, ascending.
+        exponent: Exponent e of ``quantity ~ size^e``, fitted over the upper part of the sizes.
+        error: Standard error of the exponent.
+        fitted: Smallest size of the fit.
     """
 
     axis: str
@@ -43,12 +43,12 @@ class Growth:
 
 
 def growths(table: pd.DataFrame) -> list[Growth]:
-    """Every variant along every axis with enough points.
+    """Growth of every variant along every axis with enough points.
 
-    Along an axis, all other sizes are those of the first row.
+    All other sizes are those of the first row.
 
     Args:
-        table: Of :meth:`~papa_lightning.benchmark.results.BenchmarkResult.table`.
+        table: Table of :meth:`~papa_lightning.benchmark.results.BenchmarkResult.table`.
     """
     if table.empty:
         return []
@@ -69,14 +69,14 @@ def growths(table: pd.DataFrame) -> list[Growth]:
 def fit_exponent(points: Sequence[tuple[float, float]]) -> tuple[float, float, float]:
     """The exponent of a power law, by least squares between the logarithms.
 
-    What is small is ruled by what does not grow; so only the points from the geometric mean of the smallest and the
-    largest size on count, but at least the last three.
+    Constant costs dominate at small sizes. So only the points from the geometric mean of the smallest and the largest
+    size on count, but at least the last three.
 
     Args:
-        points: (size, quantity), ascending, all above 0.
+        points: Pairs of size and quantity, ascending, all above 0.
 
     Returns:
-        The exponent, its standard error, and the smallest size that counts.
+        The exponent, its standard error, and the smallest size of the fit.
 
     Example:
         >>> exponent, error, smallest = fit_exponent([(size, 3.0 * size**2) for size in (64, 256, 1024, 2048, 4096)])

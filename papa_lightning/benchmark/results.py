@@ -1,25 +1,25 @@
-"""What came out of a benchmark: rows, how they were measured, and the files that they are kept in."""
+"""Results of a benchmark: measurements, how they were made, and the files that hold them."""
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import pandas as pd
-import torch
 
-from papa_lightning.benchmark.settings import BenchmarkSettings
-from papa_lightning.checks import Check, anything, filled, listed, mapped, maybe, number, record, whole
+from papa_lightning.checks import filled, listed, number, whole
 from papa_lightning.errors import ResultFileError
-from papa_lightning.files.checked import read_json, write_json
+from papa_lightning.files.checked import write_json
+from papa_lightning.files.records import check_fields, read_record, record_of
 from papa_lightning.files.writing import write_atomically
-from papa_lightning.runtime import versions
 
 _FORMAT = "papa_lightning.benchmark/1"
+
+Text: TypeAlias = Annotated[str, filled]
+Size: TypeAlias = Annotated[int, whole(1)]
+Quantity: TypeAlias = Annotated[float, number(0)]
 
 
 @dataclass(frozen=True)
@@ -27,53 +27,66 @@ class Measurement:
     """One variant of one encoder with one input.
 
     Args:
-        encoder: Its name, or its type where its weights are random.
-        hidden: d.
-        layers: L.
-        heads: H.
-        batch: B, sequences.
-        length: T, tokens with padding.
-        kind: Of attention.
-        share: Of its constant heads; None where the kind has no shares.
-        backend: Of the dynamic attention.
-        seconds: Median of a batch.
+        encoder: Name of the encoder, or its type if its weights are random.
+        hidden: Hidden size d.
+        layers: Number of layers L.
+        heads: Number of heads H of a layer.
+        batch: Number of sequences B.
+        length: Number of tokens T of a sequence, with padding.
+        kind: Kind of attention.
+        share: Share of constant heads; None for a kind without shares.
+        backend: Backend of the dynamic attention.
+        seconds: Median seconds of a batch.
         low: First quartile of the seconds.
-        high: Third quartile.
-        sequences_per_second: At the median.
-        tokens_per_second: At the median; padding does not count.
-        peak_bytes: High-water mark of one pass above the model; None where it cannot be counted.
-        held_bytes: Of the parameters and buffers that the kind adds to the encoder.
-        speed: Median of the stock encoder under sdpa by this one's.
-        speed_low: First quartile of the quotients of runs that were made in the same turn.
-        speed_high: Third quartile.
-        bound: The largest speed that the arithmetic allows; None where it is not known.
+        high: Third quartile of the seconds.
+        sequences_per_second: Sequences a second at the median.
+        tokens_per_second: Tokens a second at the median, without padding.
+        peak_bytes: Largest memory of one pass beyond the model; None where it cannot be measured.
+        held_bytes: Size of the parameters and buffers that the kind adds to the encoder.
+        speed: Median seconds of the stock encoder under sdpa divided by those of this variant.
+        speed_low: First quartile of the quotients of runs in the same turn.
+        speed_high: Third quartile of these quotients.
+        bound: Largest speed that the arithmetic allows; None where it is not known.
+
+    Raises:
+        PapaError: For a value of the wrong type or out of its range.
     """
 
-    encoder: str
-    hidden: int
-    layers: int
-    heads: int
-    batch: int
-    length: int
-    kind: str
-    share: float | None
-    backend: str
-    seconds: float
-    low: float
-    high: float
-    sequences_per_second: float
-    tokens_per_second: float
+    encoder: Text
+    hidden: Size
+    layers: Size
+    heads: Size
+    batch: Size
+    length: Size
+    kind: Text
+    share: Annotated[float, number(0, 1)] | None
+    backend: Text
+    seconds: Quantity
+    low: Quantity
+    high: Quantity
+    sequences_per_second: Quantity
+    tokens_per_second: Quantity
     peak_bytes: int | None
     held_bytes: int
-    speed: float
-    speed_low: float
-    speed_high: float
-    bound: float | None
+    speed: Quantity
+    speed_low: Quantity
+    speed_high: Quantity
+    bound: Quantity | None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def reached(self) -> float | None:
-        """Share of the bound."""
+        """The speed as a share of the bound; None without one."""
         return None if self.bound is None else self.speed / self.bound
+
+
+def _row(name: str, value: object) -> Measurement:
+    """A measurement; files also have the derived share of the bound."""
+    given = {key: one for key, one in value.items() if key != "reached"} if isinstance(value, Mapping) else value
+    found: Measurement = record_of(Measurement)(name, given)
+    return found
 
 
 @dataclass(frozen=True)
@@ -81,17 +94,17 @@ class BenchmarkResult:
     """All measurements of one run.
 
     Args:
-        rows: In the order in which they were made.
-        settings: What was asked.
-        about: The machine, versions, device, dtype, threads, seed.
+        rows: The measurements, in the order in which they were made.
+        settings: Settings of the benchmark.
+        about: Machine, versions, device, dtype, threads and seed.
     """
 
-    rows: Sequence[Measurement]
+    rows: Annotated[Sequence[Measurement], listed(_row)]
     settings: Mapping[str, Any]
     about: Mapping[str, Any]
 
     def table(self) -> pd.DataFrame:
-        """One row a measurement, with "reached", the share of the bound."""
+        """A row for each measurement, with "reached", the share of the bound."""
         columns = [one.name for one in fields(Measurement)]
         found = pd.DataFrame([asdict(row) for row in self.rows], columns=columns)
         return found.assign(reached=[row.reached for row in self.rows])
@@ -100,10 +113,10 @@ class BenchmarkResult:
         """Write ``results.json`` and ``results.csv``.
 
         Args:
-            folder: Is made when missing.
+            folder: The folder; made when missing.
 
         Returns:
-            Their paths.
+            The paths of the files.
         """
         rows, path = [asdict(row) | {"reached": row.reached} for row in self.rows], Path(folder)
         content = {"about": dict(self.about), "settings": dict(self.settings), "rows": rows}
@@ -122,62 +135,8 @@ class BenchmarkResult:
         Raises:
             ResultFileError: When it is missing, damaged, or something else.
         """
-        remedy = "pass a results.json that `papa benchmark --output` wrote"
-        content = read_json(path, _FORMAT, _CONTENT, ResultFileError, "file with the results of a benchmark", remedy)
-        return cls(**content)
-
-
-_ROW: Mapping[str, Check] = {
-    **dict.fromkeys(("encoder", "kind", "backend"), filled),
-    **dict.fromkeys(("hidden", "layers", "heads", "batch", "length"), whole(1)),
-    "share": maybe(number(0, 1)),
-    **dict.fromkeys(("seconds", "low", "high", "sequences_per_second", "tokens_per_second"), number(0)),
-    "peak_bytes": maybe(whole()),
-    "held_bytes": whole(),
-    **dict.fromkeys(("speed", "speed_low", "speed_high"), number(0)),
-    "bound": maybe(number(0)),
-}
-
-
-def _row(name: str, value: object) -> Measurement:
-    found = record({**_ROW, "reached": anything})(name, value)
-    return Measurement(**{key: found[key] for key in _ROW})
-
-
-_CONTENT = record({"about": mapped(anything), "settings": mapped(anything), "rows": listed(_row)})
-
-
-def about(settings: BenchmarkSettings, device: torch.device) -> dict[str, Any]:
-    """Machine, versions, and what else the numbers depend on; no path and no name of a machine.
-
-    Args:
-        settings: What was asked.
-        device: Where it ran.
-    """
-    return {
-        "cpu": cpu_name(),
-        "cores": os.cpu_count(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "device": device.type if device.type == "cpu" else f"{device.type} ({_device_name(device)})",
-        "threads": settings.threads or torch.get_num_threads(),
-        "dtype": settings.dtype,
-        "seed": settings.seed,
-        "repeats": settings.repeats,
-        "system": f"{platform.system()} {platform.machine()}",
-        "versions": versions(),
-    }
-
-
-def cpu_name() -> str:
-    """The model of the processor, as the system has it."""
-    listed = Path("/proc/cpuinfo")
-    if listed.is_file():
-        for line in listed.read_text(encoding="utf-8", errors="replace").splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == "model name" and value.strip():
-                return value.strip()
-    return platform.processor() or platform.machine()
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+        noun, remedy = (
+            "file with the results of a benchmark",
+            "pass a results.json that `papa benchmark --output` wrote",
+        )
+        return read_record(path, _FORMAT, cls, ResultFileError, noun, remedy)

@@ -1,11 +1,10 @@
-"""Measuring: variants of one encoder with one input after the other."""
+"""Measurement of the variants of encoders, one size after the other."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from tqdm.auto import tqdm
@@ -30,22 +29,22 @@ from papa_lightning.benchmark.encoders import (
     random_constants,
     real_tokens,
 )
-from papa_lightning.benchmark.results import BenchmarkResult, Measurement, about
+from papa_lightning.benchmark.results import BenchmarkResult, Measurement
 from papa_lightning.benchmark.settings import BenchmarkSettings, Size
 from papa_lightning.benchmark.timing import Spread, interleaved_times, synchronizer, threads_of_torch
 from papa_lightning.calibration import without_path
 from papa_lightning.encoders import encoder_shape
-from papa_lightning.runtime import find_device, held_bytes, peak_bytes
+from papa_lightning.runtime import find_device, held_bytes, machine_facts, peak_bytes
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way in which an encoder computes its attention.
+    """One way for an encoder to compute its attention.
 
     Args:
-        kind: See :data:`papa_lightning.benchmark.cases`.
-        share: Of constant heads; None where the kind has no shares.
-        backend: Of the dynamic attention.
+        kind: Kind of attention, one of :func:`~papa_lightning.benchmark.cases.kind_names`.
+        share: Share of constant heads; None for a kind without shares.
+        backend: Backend of the dynamic attention.
     """
 
     kind: str
@@ -61,7 +60,7 @@ STOCK = Variant("stock", None, REFERENCE)
 
 
 def variants(settings: BenchmarkSettings) -> list[Variant]:
-    """What is measured for each size: the reference first.
+    """The variants that are measured at each size, the reference first.
 
     Args:
         settings: Kinds, shares and backends.
@@ -82,13 +81,13 @@ def variants(settings: BenchmarkSettings) -> list[Variant]:
 def run_benchmark(settings: BenchmarkSettings, progress: bool = True) -> BenchmarkResult:
     """Measure all variants of all sizes.
 
-    For each size: every variant is set up from the same stock encoder, whose parameters they share; the memory of its
-    first pass is counted (of a compiled one, of its second); then all are run in turn, first to warm up and then for
-    their times. No gradients, eval mode, no garbage collection while the clock runs.
+    At each size every variant is made from the same stock encoder, whose parameters all share. The memory of its first
+    pass is measured (of a compiled variant, of its second). Then all run in turn, first to warm up and then for their
+    times, in evaluation mode without gradients and without garbage collection.
 
     Args:
-        settings: What to measure.
-        progress: Show a bar.
+        settings: Settings of the benchmark.
+        progress: Whether to show a progress bar.
 
     Returns:
         The measurements.
@@ -103,8 +102,10 @@ def run_benchmark(settings: BenchmarkSettings, progress: bool = True) -> Benchma
     with threads_of_torch(settings.threads), torch.random.fork_rng():
         for size in tqdm(sizes, "Benchmark", unit="size", disable=not progress, dynamic_ncols=True):
             rows += _measure(settings, size, device)
-        noted = about(settings, device)
-    return BenchmarkResult(rows, _plain(settings), noted)
+        facts = {name: getattr(settings, name) for name in ("dtype", "seed", "repeats")}
+        about = machine_facts(device) | facts
+    encoder = None if settings.encoder is None else without_path(settings.encoder)
+    return BenchmarkResult(rows, settings.as_dict() | {"encoder": encoder}, about)
 
 
 def _measure(settings: BenchmarkSettings, size: Size, device: torch.device) -> list[Measurement]:
@@ -115,7 +116,7 @@ def _measure(settings: BenchmarkSettings, size: Size, device: torch.device) -> l
     encoders = {variant: copy_of(stock) for variant in variants(settings)}
     runs = {variant: _prepared(settings, size, variant, encoder, batches) for variant, encoder in encoders.items()}
     with torch.inference_mode(), compiling([BACKENDS[variant.backend] for variant in runs]):
-        stock(**batches[0])  # what a device sets up once is no variant's memory
+        stock(**batches[0])  # memory that a device takes once belongs to no variant
         memory = {variant: _memory(variant, run, device) for variant, run in runs.items()}
         times = interleaved_times(runs, settings.repeats, settings.warmup, synchronizer(device))
     held = {variant: held_bytes(encoder, without=stock) for variant, encoder in encoders.items()}
@@ -128,7 +129,7 @@ def _measure(settings: BenchmarkSettings, size: Size, device: torch.device) -> l
 def _prepared(
     settings: BenchmarkSettings, size: Size, variant: Variant, encoder: PreTrainedModel, batches: Batches
 ) -> Callable[[], object]:
-    """A copy of the stock encoder becomes a variant; what is timed of it."""
+    """Turn a copy of the stock encoder into a variant, and return the pass that is timed."""
     use_backend(encoder, variant.backend)
     case = Case(
         choose_heads(encoder, settings, variant.share or 0.0),
@@ -141,7 +142,7 @@ def _prepared(
 
 def _memory(variant: Variant, run: Callable[[], object], device: torch.device) -> int | None:
     if BACKENDS[variant.backend].compiled:
-        run()  # torch.compile works here, and needs memory of its own
+        run()  # torch.compile compiles here, which takes memory of its own
     return peak_bytes(run, device)
 
 
@@ -190,9 +191,3 @@ def _bound(settings: BenchmarkSettings, size: Size, stock: PreTrainedModel, vari
     share = len(choose_heads(stock, settings, variant.share or 0.0)) / (layers * heads)
     saved = saves(block, share, settings.options.get(variant.kind, {}))
     return None if saved is None else block.speed(saved)
-
-
-def _plain(settings: BenchmarkSettings) -> dict[str, Any]:
-    """The settings without the path of an encoder."""
-    encoder = settings.encoder
-    return settings.as_dict() | {"encoder": None if encoder is None else without_path(encoder)}

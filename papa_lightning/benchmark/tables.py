@@ -1,4 +1,4 @@
-"""A benchmark in words: tables for the terminal and for Markdown."""
+"""Tables of a benchmark for the terminal and for Markdown."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import pandas as pd
 
 from papa_lightning.benchmark.growth import AXES, Growth, growths
 from papa_lightning.benchmark.results import BenchmarkResult
+from papa_lightning.text import Blocks, Table
 
 _SIZE = ["encoder", "hidden", "layers", "heads", "batch", "length"]
 _HEADER = ("kind", "ms", "spread", "seq/s", "tokens/s", "peak MB", "held MB", "times as fast", "bound", "reached")
-_GROWTH_HEADER = ("grows with", "kind", "time", "memory", "fitted over")
 
 
 def variant_name(kind: str, share: float | None, backend: str) -> str:
-    """Kind, share and backend as one name; nothing of what is usual.
+    """Kind, share and backend as one name, without the usual backend.
 
     Example:
         >>> variant_name("constant", 0.5, "sdpa"), variant_name("stock", None, "compile")
@@ -28,7 +28,7 @@ def variant_name(kind: str, share: float | None, backend: str) -> str:
 
 
 def describe(about: Mapping[str, Any]) -> str:
-    """What it was measured on, in one line."""
+    """Machine, dtype and versions of a benchmark in one line."""
     versions = about["versions"]
     return (
         f"{about['cpu']} ({about['cores']} cores, {about['instructions']}), device {about['device']}, "
@@ -37,30 +37,34 @@ def describe(about: Mapping[str, Any]) -> str:
     )
 
 
-def format_result(result: BenchmarkResult) -> str:
-    """The tables of a benchmark for the terminal, one for each size."""
-    parts = [describe(result.about)]
+def format_result(result: BenchmarkResult) -> Blocks:
+    """The tables of a benchmark for the terminal, one for each size.
+
+    Args:
+        result: The measurements.
+    """
+    parts: list[Table | str] = [describe(result.about)]
     table = result.table()
     for size, rows in table.groupby(_SIZE, sort=False):
-        parts.append(f"{_size_name(size)}\n{_aligned([_HEADER, *_rows(rows)])}")
-    if found := growths(table):
-        parts.append(f"exponents of growth\n{_aligned([_GROWTH_HEADER, *_growth_rows(found)])}")
-    return "\n\n".join(parts)
+        parts.append(Table(_HEADER, list(_rows(rows)), title=_size_name(size)))
+    return Blocks([*parts, *_growth_table(table)])
 
 
 def markdown(result: BenchmarkResult) -> str:
-    """The same as Markdown: what it was measured on, one table of all sizes, and the exponents."""
+    """The same as Markdown, with all sizes in one table.
+
+    Args:
+        result: The measurements.
+    """
     table = result.table()
-    header = ("batch x T", "hidden", "layers", "heads", *_HEADER)
     rows = [
         (f"{batch} x {length}", str(hidden), str(layers), str(heads), *row)
         for (_, hidden, layers, heads, batch, length), own in table.groupby(_SIZE, sort=False)
         for row in _rows(own)
     ]
-    parts = [f"{', '.join(dict.fromkeys(table['encoder']))}; {describe(result.about)}.", _piped([header, *rows])]
-    if found := growths(table):
-        parts.append(_piped([_GROWTH_HEADER, *_growth_rows(found)]))
-    return "\n\n".join(parts) + "\n"
+    measured = f"{', '.join(dict.fromkeys(table['encoder']))}; {describe(result.about)}."
+    sizes = Table(("batch x T", "hidden", "layers", "heads", *_HEADER), rows, left=0)
+    return Blocks([measured, sizes, *_growth_table(table)]).markdown()
 
 
 def _size_name(size: Sequence[object]) -> str:
@@ -85,14 +89,18 @@ def _rows(rows: pd.DataFrame) -> Iterable[tuple[str, ...]]:
         )
 
 
-def _growth_rows(found: Sequence[Growth]) -> Iterable[tuple[str, ...]]:
+def _growth_table(table: pd.DataFrame) -> list[Table]:
+    """The exponents of growth, if there are points for them."""
     pairs: dict[tuple[str, str], dict[str, Growth]] = {}
-    for one in found:
+    for one in growths(table):
         pairs.setdefault((AXES[one.axis], variant_name(*one.variant)), {})[one.quantity] = one
+    rows = []
     for (axis, name), own in pairs.items():
         first = next(iter(own.values()))
         span = f"{first.fitted:g} to {first.points[-1][0]:g}"
-        yield (axis, name, *(_exponent(own.get(quantity)) for quantity in ("seconds", "memory")), span)
+        rows.append((axis, name, *(_exponent(own.get(quantity)) for quantity in ("seconds", "memory")), span))
+    header = ("grows with", "kind", "time", "memory", "fitted over")
+    return [Table(header, rows, left=2, title="exponents of growth")] if rows else []
 
 
 def _exponent(one: Growth | None) -> str:
@@ -101,19 +109,3 @@ def _exponent(one: Growth | None) -> str:
 
 def _number(value: float | None, form: str, factor: float = 1.0) -> str:
     return "" if value is None or math.isnan(value) else form.format(factor * value)
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
-
-
-def _piped(rows: Sequence[Sequence[str]]) -> str:
-    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -30,7 +30,7 @@ from papa_lightning.study import (
 from papa_lightning.study.budget.search import format_budget, plan_budget
 from papa_lightning.study.budget.settings import BudgetSettings
 from papa_lightning.study.comparison.report import is_kinds_study, write_kinds_report
-from papa_lightning.study.comparison.results import markdown_table, summarize_kinds
+from papa_lightning.study.comparison.results import kinds_overview, summarize_kinds
 from papa_lightning.study.comparison.run import KindsStudy
 from papa_lightning.study.comparison.settings import KindsSettings
 from papa_lightning.study.executors import Backend, check_num_workers
@@ -82,7 +82,7 @@ def _study_kinds(given: Namespace) -> object:
     if given.dry_run:
         return missing
     table = one.run(num_workers=given.num_workers, backend=given.backend)
-    tell(markdown_table(summarize_kinds(table)))
+    tell(kinds_overview(summarize_kinds(table)))
     tell(f"results  {one.folder.path / 'kinds.csv'}\nreport   {one.folder.path / 'report.html'}")
     return table
 

@@ -1,4 +1,4 @@
-"""What a study measured: one file a cell (one probe), and all of them as one table."""
+"""Results of a study: a file for each cell (one probe), and all of them as one table."""
 
 from __future__ import annotations
 
@@ -6,31 +6,19 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pandas as pd
 import pyarrow
 import pyarrow.parquet
 
-from papa_lightning.checks import (
-    Check,
-    anything,
-    as_float,
-    filled,
-    listed,
-    mapped,
-    maybe,
-    number,
-    record,
-    refuse,
-    text,
-    whole,
-)
+from papa_lightning.checks import filled, mapped, number, refuse, whole
 from papa_lightning.errors import PapaError, ResultFileError
-from papa_lightning.files.checked import SUM, read_json, write_json
+from papa_lightning.files.checked import SUM
+from papa_lightning.files.records import check_fields, or_nan, read_record, write_record
 from papa_lightning.files.writing import write_atomically
 
 _FORMAT = "papa_lightning.cell_result/1"
@@ -55,10 +43,18 @@ COLUMNS: Mapping[str, str] = {
     "versions": "str",
     "hash": "str",
 }
-#: The columns that may have missing values.
+#: Columns that may have missing values.
 _MAY_LACK = ("ranking_seed", "score", "relative_change")
-#: What names one row of the table.
+#: Columns that identify a row of the table.
 _NAMES = ("encoder", "task", "criterion", "ranking_seed", "share", "seed", "constants", "metric")
+
+
+def _scores(name: str, value: object) -> dict[str, float]:
+    """A score for each of at least one metric; NaN where it is not finite."""
+    scores = mapped(or_nan(number()))(name, value)
+    return {filled(f"a metric of {name}", metric): score for metric, score in scores.items()} or refuse(
+        name, value, "a map from metrics to numbers"
+    )
 
 
 @dataclass(frozen=True)
@@ -68,18 +64,18 @@ class CellResult:
     Args:
         encoder: Name of the encoder.
         task: Name of the task.
-        criterion: Of the ranking, e.g. "variance" or "random:3".
-        share: Of constant heads, 0 to 1.
-        constant_heads: Their number.
+        criterion: Criterion of the ranking, e.g. "variance" or "random:3".
+        share: Share of constant heads, 0 to 1.
+        constant_heads: Number of constant heads.
         total_heads: Number of heads of the encoder.
-        seed: Of the probe.
-        constants: Their kind, see :func:`~papa_lightning.calibration.constants_kind`.
+        seed: Seed of the probe.
+        constants: Kind of the constants, see :func:`~papa_lightning.calibration.constants_kind`.
         metric: Name of the task's own score; one of ``scores``.
-        scores: By metric. A score that is not finite, as the loss of a probe that diverged, is kept as NaN.
-        seconds: What the cell took.
-        versions: Of the software, by name.
-        hash: Of all that the scores depend on.
-        level_weights: Mean absolute position weight of the probe by level, for a probe that has them.
+        scores: Scores by metric. A score that is not finite, as the loss of a probe that diverged, is NaN.
+        seconds: Seconds for the cell.
+        versions: Versions of the software, by name.
+        hash: Hash of everything that the scores depend on.
+        level_weights: Mean absolute position weight of the probe by level, for a probe that has such weights.
 
     Raises:
         PapaError: For a value of the wrong type or out of its range.
@@ -91,24 +87,23 @@ class CellResult:
         0.5
     """
 
-    encoder: str
-    task: str
-    criterion: str
-    share: float
+    encoder: Annotated[str, filled]
+    task: Annotated[str, filled]
+    criterion: Annotated[str, filled]
+    share: Annotated[float, number(0, 1)]
     constant_heads: int
-    total_heads: int
+    total_heads: Annotated[int, whole(1)]
     seed: int
-    constants: str
-    metric: str
-    scores: Mapping[str, float]
-    seconds: float
+    constants: Annotated[str, filled]
+    metric: Annotated[str, filled]
+    scores: Annotated[Mapping[str, float], _scores]
+    seconds: Annotated[float, number(0)]
     versions: Mapping[str, str]
     hash: str
     level_weights: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
-        for name, check in _CHECKS.items():
-            object.__setattr__(self, name, check(name, getattr(self, name)))
+        check_fields(self)
         if self.metric not in self.scores:
             refuse("metric", self.metric, f"one of scores, which has {', '.join(map(repr, self.scores))}")
         ends = {0.0: 0, 1.0: self.total_heads}
@@ -125,9 +120,7 @@ class CellResult:
         Returns:
             The path.
         """
-        # JSON has no NaN.
-        scores = {name: None if math.isnan(score) else score for name, score in self.scores.items()}
-        return write_json(path, _FORMAT, asdict(self) | {"scores": scores})
+        return write_record(path, _FORMAT, self)
 
     @classmethod
     def load(cls, path: str | Path) -> CellResult:
@@ -136,19 +129,11 @@ class CellResult:
         Raises:
             ResultFileError: When the file is missing, damaged, or something else.
         """
-        remedy = "delete it and run again"
-        found: CellResult = read_json(path, _FORMAT, _as_result, ResultFileError, "result file", remedy)
-        return found
-
-
-def _as_result(name: str, value: object) -> CellResult:
-    content = record(dict.fromkeys((one.name for one in fields(CellResult)), anything))(name, value)
-    scores = mapped(maybe(number()))("scores", content["scores"])
-    return CellResult(**content | {"scores": {key: math.nan if one is None else one for key, one in scores.items()}})
+        return read_record(path, _FORMAT, cls, ResultFileError, "result file", "delete it and run again")
 
 
 def results_table(cells: Iterable[CellResult]) -> pd.DataFrame:
-    """All results as one tidy table: a row a cell and metric.
+    """All results as one tidy table: a row for each cell and metric.
 
         relative_change = (score - score0) / |score0|
 
@@ -158,18 +143,18 @@ def results_table(cells: Iterable[CellResult]) -> pd.DataFrame:
     differences of scores then.
 
     Args:
-        cells: The results, in the order of the rows; of each one the task's own score comes first.
+        cells: The results, in the order of the rows; the task's own score comes first in each.
 
     Returns:
         Columns :data:`COLUMNS`: those of :class:`CellResult`, with versions as JSON, and
 
         - ranking_seed: for the criterion "random:3" 3, and the criterion is "random"; missing for other criteria;
         - metric, score: one of ``scores``;
-        - is_score: whether it is the task's own;
+        - is_score: whether the metric is the task's own;
         - relative_change: see above.
 
     Raises:
-        PapaError: When two cells are the same but for their results: each seed must count once.
+        PapaError: When two cells differ in nothing but their results: each seed must count once.
 
     Example:
         >>> def cell(share: float, score: float) -> CellResult:
@@ -193,10 +178,10 @@ def results_table(cells: Iterable[CellResult]) -> pd.DataFrame:
 
 
 def baseline_scores(table: pd.DataFrame) -> pd.Series:
-    """For each row of a table the same metric of the same encoder, task and probe seed at share 0.
+    """The score at share 0 of the same encoder, task, probe seed and metric, for each row of a table.
 
     Args:
-        table: As :func:`results_table` makes it.
+        table: Result of :func:`results_table`.
 
     Returns:
         (rows,); NaN where share 0 is missing.
@@ -210,8 +195,8 @@ def save_table(table: pd.DataFrame, folder: str | Path) -> None:
     """Write a table as results.parquet, and for other programs as results.csv; each whole or not at all.
 
     Args:
-        table: What :func:`results_table` made.
-        folder: Is made when missing.
+        table: Result of :func:`results_table`.
+        folder: The folder; made when missing.
     """
     content, text = BytesIO(), _csv(table)
     found = pyarrow.Table.from_pandas(table, preserve_index=False)
@@ -225,17 +210,17 @@ def load_table(folder: str | Path) -> pd.DataFrame:
     """Read the table that :func:`save_table` wrote.
 
     Args:
-        folder: Of the study.
+        folder: Folder of the study.
 
     Raises:
-        ResultFileError: When there is none, or it is damaged or something else.
+        ResultFileError: When the table is missing, damaged, or something else.
     """
     path = Path(folder).expanduser() / _PARQUET
     try:
-        content = BytesIO(path.read_bytes())  # from a folder of this name all files would be read
+        content = BytesIO(path.read_bytes())  # pyarrow reads all files of a folder of this name
         found = pyarrow.parquet.read_table(content, page_checksum_verification=True)
         table: pd.DataFrame = found.to_pandas()
-    except Exception as error:  # which ones a damaged file raises, pyarrow does not say
+    except Exception as error:  # pyarrow does not document the errors of damaged files
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise ResultFileError(f"table {str(path)!r} cannot be read ({reason}): run the study again.") from error
     if list(table.columns) != list(COLUMNS):
@@ -272,35 +257,10 @@ def _rows(cell: CellResult) -> list[dict[str, Any]]:
 
 
 def _split_criterion(criterion: str) -> tuple[str, int | None]:
-    """The name of the criterion, and the seed of a random one, which is 0 where none is given."""
+    """Name of a criterion, and seed of a random one, which is 0 by default."""
     name, _, seed = criterion.partition(":")
     if criterion == "random":
         return name, 0
     if name == "random" and seed.isascii() and seed.isdecimal() and len(seed) < 19:
         return name, int(seed)
     return criterion, None
-
-
-def _scores(name: str, value: object) -> dict[str, float]:
-    if not isinstance(value, Mapping) or not value:
-        refuse(name, value, "a map from metrics to numbers")
-    scores = {}
-    for metric, score in value.items():
-        if isinstance(score, bool) or not isinstance(score, (int, float)):
-            refuse(f"{name}[{metric!r}]", score, "a number")
-        found = as_float(score)
-        scores[filled(f"a metric of {name}", metric)] = found if math.isfinite(found) else math.nan
-    return scores
-
-
-_CHECKS: Mapping[str, Check] = {
-    **dict.fromkeys(("encoder", "task", "criterion", "constants", "metric"), filled),
-    **dict.fromkeys(("constant_heads", "seed"), whole()),
-    "total_heads": whole(1),
-    "share": number(0, 1),
-    "scores": _scores,
-    "seconds": number(0),
-    "versions": mapped(text),
-    "hash": text,
-    "level_weights": maybe(listed(number())),
-}

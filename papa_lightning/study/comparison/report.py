@@ -1,8 +1,9 @@
-"""The page and the figures of a study of kinds."""
+"""The page and the figures of a comparison of kinds of attention."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +15,21 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from papa_lightning.errors import StudyError
 from papa_lightning.figures.style import COLOURS, INK, MUTED, interval_bars, label, new_figure, padded_limits, styled
 from papa_lightning.files.writing import write_atomically
-from papa_lightning.study.comparison.results import (
-    KindResult,
-    kinds_table,
-    markdown_table,
-    summarize_kinds,
-    table_cells,
-)
+from papa_lightning.study.comparison.results import KindResult, kinds_overview, kinds_table, summarize_kinds
 from papa_lightning.study.comparison.settings import KindsSettings
-from papa_lightning.study.report.html import Figures, Section, facts, figure_grid, html_table, page, paragraph
+from papa_lightning.study.report.sections import Block, Drawings, Facts, Figures, Sections, render
 from papa_lightning.study.store import StudyFolder
 
 
 def one_number(settings: KindsSettings) -> tuple[str, dict[str, float]] | None:
-    """The one argument in which all variants differ, if it is a positive number in each.
+    """The single argument in which all variants differ, if it is a positive number in each.
+
+    Args:
+        settings: Settings of the comparison.
 
     Returns:
-        Its name, such as "num_heads" or "kind_options.window", and the number of each variant; None if they differ in
-        something else, in more, or in nothing.
+        The name, such as "num_heads" or "kind_options.window", and the number of each variant; None if the variants
+        differ in something else, in more, or in nothing.
 
     Example:
         >>> task = {"class_path": "LanguageModelingTask", "init_args": {"num_heads": 4}}
@@ -63,13 +61,13 @@ def _flat(arguments: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 @styled
 def score_curve(summary: pd.DataFrame, table: pd.DataFrame, name: str, numbers: Mapping[str, float]) -> Figure:
-    """Score against the number, means with 95 % intervals and the single seeds behind them; logarithmic to base 2.
+    """Score against the number in which variants differ: means with 95 % intervals, and the seeds behind them.
 
     Args:
-        summary: Of :func:`~papa_lightning.study.comparison.results.summarize_kinds`.
-        table: Of :func:`~papa_lightning.study.comparison.results.kinds_table`.
-        name: Of the argument, as :func:`one_number` gives it.
-        numbers: Of each variant.
+        summary: Result of :func:`~papa_lightning.study.comparison.results.summarize_kinds`.
+        table: Result of :func:`~papa_lightning.study.comparison.results.kinds_table`.
+        name: Name of the argument, from :func:`one_number`.
+        numbers: Its value in each variant; the axis is logarithmic to base 2.
     """
     ordered = summary.assign(number=summary["variant"].map(numbers)).sort_values("number")
     figure = new_figure(5.2, 3.4)
@@ -90,7 +88,7 @@ def score_curve(summary: pd.DataFrame, table: pd.DataFrame, name: str, numbers: 
     return figure
 
 
-#: Column of the summary -> what its axis says, and the unit.
+#: Label of the axis and its unit, by column of the summary.
 _PANELS: Mapping[str, tuple[str, float]] = {
     "score": ("{metric}", 1.0),
     "steps_per_second": ("steps per second", 1.0),
@@ -98,24 +96,50 @@ _PANELS: Mapping[str, tuple[str, float]] = {
     "parameters": ("parameters (thousands)", 1e3),
 }
 
-#: The least that an axis shows, as a share of the largest value: parameters that are equal to 0.1 % shall look equal.
+#: Shortest span of an axis as a share of the largest value: parameters that are equal to 0.1 % should look equal.
 _LEAST_SPAN = 0.05
 
 
 def is_kinds_study(folder: str | Path) -> bool:
-    """Whether the folder holds a study of kinds.
+    """Whether a folder holds a comparison of kinds of attention.
+
+    Args:
+        folder: Folder of a study.
 
     Raises:
-        StudyError: When it holds no study at all.
+        StudyError: When it holds no study.
     """
     return "kinds" in StudyFolder(folder).read()["settings"]
 
 
-def write_kinds_report(folder: str | Path) -> Path:
-    """Write report.html, kinds.md and the figures of a study of kinds.
+#: The sections of the page.
+COMPARISON_SECTIONS = Sections()
+
+
+@dataclass(frozen=True)
+class ComparisonData:
+    """The data of the page.
 
     Args:
-        folder: Of the study, finished or not.
+        settings: Settings of the comparison.
+        seeds: Seeds of the trainings.
+        about: How the numbers were measured.
+        table: Finished trainings, one row each.
+        summary: Their means by variant.
+    """
+
+    settings: KindsSettings
+    seeds: Sequence[int]
+    about: Mapping[str, Any]
+    table: pd.DataFrame
+    summary: pd.DataFrame
+
+
+def write_kinds_report(folder: str | Path) -> Path:
+    """Write report.html, kinds.md and the figures of a comparison of kinds of attention.
+
+    Args:
+        folder: Folder of the study, finished or not.
 
     Returns:
         Path of the page.
@@ -129,28 +153,49 @@ def write_kinds_report(folder: str | Path) -> Path:
         settings, seeds = KindsSettings(**noted["settings"]["kinds"]), list(noted["settings"]["seeds"])
     except (KeyError, TypeError) as error:
         raise StudyError(
-            f"{str(store.path / 'study.json')!r} has no settings of a study of kinds ({error}): run `papa study` again."
+            f"{str(store.path / 'study.json')!r} has no settings of a comparison of kinds ({error}): run `papa study` "
+            "again."
         ) from error
     table = _finished(store, noted["files"])
     if not len(table):
         raise StudyError(f"{str(store.path)!r} has no finished training yet: run `papa study` first.")
-    summary = summarize_kinds(table)
-    write_atomically(store.path / "kinds.md", markdown_table(summary).encode())
-    figures, caption, differing = Figures(store.path / "figures"), _caption(summary, settings), one_number(settings)
-    drawn = [figures.add(kind_panels(summary), ("kinds",), caption)]
+    data = ComparisonData(settings, seeds, noted["about"], table, summarize_kinds(table))
+    write_atomically(store.path / "kinds.md", (kinds_overview(data.summary).markdown() + "\n").encode())
+    sections = COMPARISON_SECTIONS.built(data, Figures(store.path / "figures"))
+    lead = "Models that differ in what mixes their tokens, trained for the same number of steps."
+    return write_atomically(store.path / "report.html", render("Kinds of attention", lead, sections).encode())
+
+
+@COMPARISON_SECTIONS.section("kinds", "Kinds of attention", place=10)
+def figure_section(data: ComparisonData, figures: Figures) -> list[Block]:
+    """Score, speed, memory and size of every variant, and a curve where variants differ in one number."""
+    caption = (
+        f"Means and 95 % intervals (Student's t) over {data.summary['n'].max()} seeds, {data.settings.steps} steps "
+        "each. The memory of a step is the most that one training step allocates at a moment."
+    )
+    drawn, differing = [figures.add(kind_panels(data.summary), ("kinds",), caption)], one_number(data.settings)
     if differing is not None:
-        drawn.append(figures.add(score_curve(summary, table, *differing), ("curve",), caption))
-    sections = [
-        Section("kinds", "Kinds of attention", figure_grid(drawn, wide=True)),
-        Section("table", "Table", _table(summary)),
-        Section("measured", "How it was measured", facts(_about(settings, seeds, noted["about"]))),
-    ]
-    lead = paragraph("Models that differ in what mixes their tokens, trained for the same number of steps.")
-    return write_atomically(store.path / "report.html", page("Kinds of attention", lead, sections).encode())
+        drawn.append(figures.add(score_curve(data.summary, data.table, *differing), ("curve",), caption))
+    return [Drawings(drawn, wide=True)]
+
+
+@COMPARISON_SECTIONS.section("table", "Table", place=20)
+def table_section(data: ComparisonData, figures: Figures) -> list[Block]:
+    """The numbers of every variant."""
+    return [kinds_overview(data.summary)]
+
+
+@COMPARISON_SECTIONS.section("measured", "How it was measured", place=30)
+def measured_section(data: ComparisonData, figures: Figures) -> list[Block]:
+    """Task, data, steps and versions."""
+    settings = data.settings
+    facts = {"task": settings.model, "data": settings.data, "steps": settings.steps, "seeds": data.seeds}
+    facts |= {"equal parameters": settings.equal_parameters, "precision": settings.precision}
+    return [Facts({**facts, **data.about})]
 
 
 def _finished(store: StudyFolder, noted: object) -> pd.DataFrame:
-    """The trainings of the last run, as far as they are finished; nothing else is needed, no data and no encoder."""
+    """The finished trainings of the last run."""
     cells = noted.get("cells") if isinstance(noted, Mapping) else None
     if not isinstance(cells, list) or not all(isinstance(name, str) for name in cells):
         raise StudyError(f"{str(store.path / 'study.json')!r} lacks the names of its cells: run `papa study` again.")
@@ -160,10 +205,10 @@ def _finished(store: StudyFolder, noted: object) -> pd.DataFrame:
 
 @styled
 def kind_panels(summary: pd.DataFrame) -> Figure:
-    """Score, speed, memory and size of each variant, with 95 % intervals; what was not measured is left out.
+    """Score, speed, memory and size of each variant, with 95 % intervals; quantities without values are left out.
 
     Args:
-        summary: Of :func:`~papa_lightning.study.comparison.results.summarize_kinds`.
+        summary: Result of :func:`~papa_lightning.study.comparison.results.summarize_kinds`.
     """
     names, places = [label(name) for name in summary["variant"]], np.arange(len(summary))[::-1]
     shown = {column: panel for column, panel in _PANELS.items() if summary[column].notna().any()}
@@ -179,22 +224,3 @@ def kind_panels(summary: pd.DataFrame) -> Figure:
     panels[0].set_yticks(places, names)
     panels[0].set_ylim(-0.6, len(names) - 0.4)
     return figure
-
-
-def _caption(summary: pd.DataFrame, settings: KindsSettings) -> str:
-    return (
-        f"Means and 95 % intervals (Student's t) over {summary['n'].max()} seeds, {settings.steps} steps each. The "
-        "memory of a step is the most that one training step allocates at a moment."
-    )
-
-
-def _table(summary: pd.DataFrame) -> str:
-    metric = summary["metric"].iloc[0].replace("_", " ")
-    columns = ["variant", metric, "loss (nats)", "steps/s", "peak MB", "MB a step", "parameters", "seeds"]
-    rows = [table_cells(row) for _, row in summary.iterrows()]
-    return html_table(columns, rows, frozenset(columns[1:]))
-
-
-def _about(settings: KindsSettings, seeds: list[int], about: Mapping[str, Any]) -> dict[str, Any]:
-    told = {"task": settings.model, "data": settings.data, "steps": settings.steps, "seeds": seeds}
-    return told | {"equal parameters": settings.equal_parameters, "precision": settings.precision, **about}

@@ -17,7 +17,7 @@ import pandas as pd
 from jsonargparse import ArgumentParser
 from tqdm.auto import tqdm
 
-from papa_lightning import datamodules, from_scratch, tasks  # noqa: F401 (imported for their names, which settings refer to)
+from papa_lightning import datamodules, from_scratch, tasks  # noqa: F401 (settings name their classes)
 from papa_lightning.calibration import AttentionConstants
 from papa_lightning.callbacks import Throughput
 from papa_lightning.configuration import account

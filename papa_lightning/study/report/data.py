@@ -1,4 +1,4 @@
-"""What a report reads of a study's folder, and which rows of its table each figure takes."""
+"""The data of a report: what is read from the folder of a study, and the rows that each figure takes."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from typing import Any
 
 import pandas as pd
 
-from papa_lightning.errors import StudyError
+from papa_lightning.errors import PapaError, StudyError
 from papa_lightning.study.results import CellResult, load_table
 from papa_lightning.study.statistics import mean_interval, summarize
 from papa_lightning.study.store import NAMED, StudyFolder
 
-#: Without a known level of chance: scores below this leave a relative change without a meaning.
+#: Relative changes of a score below this mean nothing.
 LOW_SCORE = 0.2
 
 
 @dataclass(frozen=True)
 class NamedFile:
-    """A file of constants or a ranking.
+    """A file of constants, or a ranking.
 
     Args:
         encoder: Name of the encoder.
         task: Name of the task.
-        name: Kind of the constants, or the criterion.
-        path: Where it is.
+        name: Kind of the constants, or criterion of the ranking.
+        path: Path of the file.
     """
 
     encoder: str
@@ -39,15 +39,15 @@ class NamedFile:
 
 @dataclass(frozen=True)
 class StudyData:
-    """A study, as its report sees it.
+    """The data of a report.
 
     Args:
-        folder: Where it is.
+        folder: Folder of the study.
         table: All results; see :func:`~papa_lightning.study.results.results_table`.
         about: How they were measured.
-        constants: Files that exist.
-        rankings: Files that exist.
-        missing: Paths that the study names and that do not exist (yet, or any more).
+        constants: Files of constants that exist.
+        rankings: Files of rankings that exist.
+        missing: Paths that the study names and that do not exist.
     """
 
     folder: Path
@@ -57,6 +57,23 @@ class StudyData:
     rankings: tuple[NamedFile, ...]
     missing: tuple[str, ...]
 
+    def has(self, need: str) -> bool:
+        """Whether the data hold what a section needs.
+
+        Args:
+            need: ``"constants"``, ``"rankings"`` or ``"about"``; or a column of the table, which must have a value.
+
+        Raises:
+            PapaError: For anything else.
+        """
+        if need in self.table:
+            return bool(self.table[need].notna().any())
+        found = {"constants": self.constants, "rankings": self.rankings, "about": self.about}
+        if need not in found:
+            choices = ", ".join([*found, *map(str, self.table.columns)])
+            raise PapaError(f"needs of a section has {need!r}, but must be one of {choices}.")
+        return bool(found[need])
+
     @cached_property
     def summary(self) -> pd.DataFrame:
         """Means and intervals of every metric."""
@@ -64,7 +81,7 @@ class StudyData:
 
     @cached_property
     def scores(self) -> pd.DataFrame:
-        """Those rows of the summary that are the tasks' own scores."""
+        """The rows of the summary with the tasks' own scores."""
         own = self.table.loc[self.table["is_score"], ["encoder", "task", "metric"]].drop_duplicates(["encoder", "task"])
         return self.summary.merge(own, on=["encoder", "task", "metric"])
 
@@ -76,7 +93,7 @@ class StudyData:
 
     @cached_property
     def _by_pair(self) -> dict[tuple[str, str], pd.DataFrame]:
-        """The scores of each pair: to look through all of them for each would take the square of their number."""
+        """The scores of each pair, grouped once: a search for each pair would take quadratic time."""
         return {(encoder, task): rows for (encoder, task), rows in self.scores.groupby(["encoder", "task"])}
 
     def _scores_of(self, encoder: str, task: str) -> pd.DataFrame:
@@ -97,12 +114,12 @@ class StudyData:
         return rows[(rows["criterion"] == others["criterion"].iloc[0]) & (rows["share"] > 0)]
 
     def main_curve(self, encoder: str, task: str) -> pd.DataFrame:
-        """Scores of a pair by the criterion that the study names first."""
+        """Scores of a pair by the first criterion of the study."""
         rows = self.curves(encoder, task)
         return rows[rows["criterion"] == rows["criterion"].iloc[0]] if len(rows) else rows
 
     def baseline(self, encoder: str, task: str) -> pd.Series | None:
-        """The score with all heads dynamic, or None when it was not measured."""
+        """The score with all heads dynamic; None if it was not measured."""
         rows = self._scores_of(encoder, task)
         rows = rows[(rows["share"] == 0.0) & rows["mean"].notna()]
         return rows.iloc[0] if len(rows) else None
@@ -110,8 +127,8 @@ class StudyData:
     def is_low(self, encoder: str, task: str) -> bool:
         """Whether the score with all heads dynamic is too low for relative changes to mean anything.
 
-        It is when it is missing, below :data:`LOW_SCORE`, or when its interval holds 0, or the score of chance where
-        the study tells that.
+        It is too low if it is missing, if its mean is below :data:`LOW_SCORE`, or if its interval reaches 0 or the
+        chance level of the task.
         """
         found = self.baseline(encoder, task)
         if found is None:
@@ -123,13 +140,13 @@ class StudyData:
 
     @cached_property
     def relative(self) -> pd.DataFrame:
-        """The main curves of all pairs whose relative changes mean something."""
+        """The main curves of all pairs but those whose score is too low."""
         kept = [self.main_curve(*pair) for pair in self.pairs if not self.is_low(*pair)]
         kept = [rows for rows in kept if rows["relative"].notna().any()]
         return pd.concat(kept) if kept else self.scores.iloc[:0]
 
     def sizes(self, encoder: str, task: str) -> str:
-        """Sizes of a pair's data and length, as words; empty when the study does not tell them."""
+        """Sizes of a pair's data and sequences in words; empty if they are not known."""
         return _sizes(self._about(encoder, task))
 
     def _about(self, encoder: str, task: str) -> Mapping[str, Any]:
@@ -142,7 +159,7 @@ class StudyData:
         return {(str(one.get("encoder")), str(one.get("task"))): one for one in reversed(known)}
 
     def level_weights(self, encoder: str, task: str) -> pd.DataFrame:
-        """The probe's weights by level at shares 0 and 1: columns share, level, mean, low, high; may be empty.
+        """The probe's weights by level at shares 0 and 1: columns share, level, mean, low, high.
 
         Raises:
             ResultFileError: When the file of a result is damaged.
@@ -151,7 +168,7 @@ class StudyData:
         rows = rows[(rows["encoder"] == encoder) & (rows["task"] == task) & (rows["constants"] == "average")]
         found: dict[tuple[float, int], list[float]] = {}
         for share in (0.0, 1.0):
-            # At these shares the criterion does not matter: the same file stands behind several rows.
+            # The criterion does not matter at these shares: several rows share a file.
             for name in dict.fromkeys(rows.loc[rows["share"] == share, "hash"]):
                 path = StudyFolder(self.folder).cell(name)
                 weights = CellResult.load(path).level_weights if path.is_file() else None
@@ -162,14 +179,14 @@ class StudyData:
 
 
 def read_study(folder: str | Path) -> StudyData:
-    """Read what a report needs.
+    """Read the data of a report.
 
     Args:
-        folder: Of a study.
+        folder: Folder of a study.
 
     Raises:
-        StudyError: When the folder holds no study, or study.json lacks something.
-        ResultFileError: When there is no finished result yet, or the table is damaged.
+        StudyError: When the folder holds no study, or no finished result.
+        ResultFileError: When the table is missing or damaged.
     """
     place = Path(folder).expanduser()
     content = StudyFolder(place).read()

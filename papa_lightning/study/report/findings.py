@@ -1,20 +1,20 @@
-"""Sections of words and numbers."""
+"""Sections of the report that are text and tables, and how numbers are written in it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from html import escape
 
 import pandas as pd
 
 from papa_lightning.runtime import __version__
 from papa_lightning.study.report.data import StudyData
-from papa_lightning.study.report.html import Section, facts, html_table, paragraph
+from papa_lightning.study.report.sections import SECTIONS, Block, Facts, Figures, Text
+from papa_lightning.text import Table
 
 
 def number(value: float, digits: int = 3, *, signed: bool = False) -> str:
-    """A number with so many decimals, fewer when it is large and more when it would read 0.
+    """A number with a number of decimals: fewer when it is large, more when it would read 0.
 
     Example:
         >>> number(0.81249), number(-0.0331, signed=True), number(1234.5), number(0.00004), number(float("nan"))
@@ -43,7 +43,7 @@ def percent(value: float, *, signed: bool = True) -> str:
 
 
 def interval(low: float, high: float, relative: bool = False, *, signed: bool = False) -> str:
-    """The ends of a 95 % interval; empty when there is none.
+    """The ends of a 95 % interval; empty without one.
 
     Example:
         >>> interval(-0.011, 0.003, True), interval(float("nan"), float("nan"))
@@ -56,7 +56,7 @@ def interval(low: float, high: float, relative: bool = False, *, signed: bool = 
 
 
 def share_in_words(share: float) -> str:
-    """What share of the heads.
+    """A share of the heads in words.
 
     Example:
         >>> share_in_words(1.0), share_in_words(0.5), share_in_words(0.875)
@@ -68,7 +68,7 @@ def share_in_words(share: float) -> str:
 
 
 def seeds_in_words(count: int) -> str:
-    """How many seeds a mean has.
+    """A number of seeds in words.
 
     Example:
         >>> seeds_in_words(1), seeds_in_words(5)
@@ -78,7 +78,7 @@ def seeds_in_words(count: int) -> str:
 
 
 def telling_shares(shares: Iterable[float]) -> list[float]:
-    """The share next to a half that is neither none nor all, and the largest: what a headline and bars tell about.
+    """The shares that headlines and bars show: the one next to a half that is neither none nor all, and the largest.
 
     Example:
         >>> telling_shares([0.0, 0.4, 0.5, 0.9375, 1.0]), telling_shares([0.0, 1.0]), telling_shares([0.0])
@@ -91,13 +91,13 @@ def telling_shares(shares: Iterable[float]) -> list[float]:
 
 
 def finding(data: StudyData, encoder: str, task: str) -> str:
-    """What the curve of an encoder and a task says, in one to three sentences.
+    """The result of an encoder on a task in one to three sentences.
 
-    Relative changes are told with their interval; absolute ones where the score with all heads dynamic is too low.
+    Changes are relative, with their interval; they are absolute where the score with all heads dynamic is too low.
     """
     baseline, rows = data.baseline(encoder, task), data.main_curve(encoder, task)
     if baseline is None:
-        return "The score with all heads dynamic has not been measured yet, so no change can be told."
+        return "The score with all heads dynamic has not been measured yet, so changes are not known."
     known = rows[rows["mean"].notna()]
     chosen = known[known["share"].isin(telling_shares(known["share"]))].sort_values("share")
     low, metric = data.is_low(encoder, task), baseline["metric"]
@@ -116,7 +116,7 @@ def finding(data: StudyData, encoder: str, task: str) -> str:
 
 
 def _change(row: pd.Series, column: str) -> str:
-    """E.g. "-3.9 % (95 % interval -5.0 to -2.8) with all heads constant"."""
+    """A change with its interval: "-3.9 % (95 % interval -5.0 to -2.8) with all heads constant"."""
     value, low, high = (float(row[name]) for name in (column, f"{column}_low", f"{column}_high"))
     relative = column == "relative"
     amount = percent(value) if relative else number(value, signed=True)
@@ -126,7 +126,7 @@ def _change(row: pd.Series, column: str) -> str:
     elif not ends:
         doubt = "no interval" if row["n"] > 1 else "one seed, so no interval"
     else:
-        # As precise as it is printed: an interval that ends at "0.0" holds 0 for its reader.
+        # At the printed precision: an interval that ends at "0.0" contains 0 for its reader.
         step = 0.0005
         doubt = f"95 % interval {ends}" + (", so it may be chance" if low <= step and high >= -step else "")
     return f"{amount} ({doubt}) with {share_in_words(row['share'])} constant"
@@ -145,62 +145,64 @@ _SOFTWARE = """@software{{papa_lightning,
   version = {{{version}}},
   note = {{Python package papa-lightning}}
 }}"""
-_NUMBERS = frozenset({"share", "seeds", "score", "difference", "relative", "spread of rankings"})
 
 
-def finding_section(data: StudyData) -> Section:
-    """What the curves say, a few sentences an encoder and task."""
-    told = "".join(
-        f"<li><strong>{escape(f'{encoder}, {task}')}:</strong> {escape(finding(data, encoder, task))}</li>"
-        for encoder, task in data.pairs
-    )
-    return Section("findings", "What was found", f'<ul class="findings">{told}</ul>')
+@SECTIONS.section("findings", "What was found", place=10)
+def finding_section(data: StudyData, figures: Figures) -> list[Block]:
+    """The result of every encoder on every task in words."""
+    blocks: list[Block] = []
+    for encoder, task in data.pairs:
+        blocks += [Text(f"{encoder}, {task}", "heading"), Text(finding(data, encoder, task))]
+    return blocks
 
 
-def table_section(data: StudyData) -> Section:
-    """All means with their intervals, a table an encoder and task."""
-    parts = [
-        paragraph(
+@SECTIONS.section("tables", "Tables", place=100)
+def table_section(data: StudyData, figures: Figures) -> list[Block]:
+    """All means with their intervals, a table for each encoder and task."""
+    blocks: list[Block] = [
+        Text(
             "Means with 95 % intervals over the seeds of the probe (Student's t). Differences and relative changes are "
             "against share 0 of the same seed. Every single result is in results.csv and results.parquet.",
-            soft=True,
+            "soft",
         )
     ]
     for (encoder, task), rows in data.summary.groupby(["encoder", "task"], sort=False):
         # The task's own score first, then metric by metric.
         rows = rows.sort_values(["is_score", "metric"], ascending=[False, True], kind="stable")
-        parts.append(f"<h3>{escape(f'{encoder}, {task}')}</h3>{_table(rows)}")
-    return Section("tables", "Tables", "".join(parts))
+        blocks += [Text(f"{encoder}, {task}", "heading"), _table(rows)]
+    return blocks
 
 
-def measured_section(data: StudyData) -> Section:
-    """How the numbers were measured."""
+@SECTIONS.section("measured", "How it was measured", place=110)
+def measured_section(data: StudyData, figures: Figures) -> list[Block]:
+    """Machine, versions, sizes and settings behind the numbers."""
     about = dict(data.about)
     pairs = about.pop("pairs", None)
-    body = facts(about) if about else ""
-    if isinstance(pairs, list) and pairs and all(isinstance(pair, dict) for pair in pairs):
+    blocks: list[Block] = [Facts(about)] if about else []
+    if isinstance(pairs, list) and all(isinstance(pair, dict) for pair in pairs):
         for pair in pairs:
             rest = {name: value for name, value in pair.items() if name not in ("encoder", "task")}
-            body += f"<h3>{escape(str(pair.get('encoder')))}, {escape(str(pair.get('task')))}</h3>{facts(rest)}"
+            blocks += [Text(f"{pair.get('encoder')}, {pair.get('task')}", "heading"), Facts(rest)]
     versions = data.table["versions"].nunique()
     if versions > 1:
-        body += paragraph(f"The results were made with {versions} different sets of versions; results.csv has them.")
+        blocks.append(Text(f"The results were made with {versions} sets of versions, which results.csv lists."))
     if data.missing:
-        body += paragraph(f"Files that the study names and that are not there: {', '.join(data.missing)}.")
-    return Section("measured", "How it was measured", body)
+        blocks.append(Text(f"Files that the study names and that are missing: {', '.join(data.missing)}."))
+    return blocks
 
 
-def citation_section() -> Section:
-    """How to cite the method and the software."""
-    body = f"<pre>{escape(_PAPER)}</pre><pre>{escape(_SOFTWARE.format(version=__version__))}</pre>"
-    return Section("cite", "How to cite", paragraph("The method, and the software that measured:") + body)
+@SECTIONS.section("cite", "How to cite", place=120)
+def citation_section(data: StudyData, figures: Figures) -> list[Block]:
+    """Citations of the method and of the software."""
+    software = _SOFTWARE.format(version=__version__)
+    return [Text("The method, and the software that measured:"), Text(_PAPER, "code"), Text(software, "code")]
 
 
-def _table(rows: pd.DataFrame) -> str:
+def _table(rows: pd.DataFrame) -> Table:
     random = bool((rows["rankings"] > 1).any())
     columns = ["metric", "constants", "criterion", "share", "seeds", "score", "difference", "relative"]
     lines = [_line(row, random) for _, row in rows.iterrows()]
-    return html_table(columns + ["spread of rankings"] * random, lines, _NUMBERS)
+    return Table(columns + ["spread of rankings"] * random, lines, left=3)
 
 
 def _line(row: pd.Series, random: bool) -> list[str]:

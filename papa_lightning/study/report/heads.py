@@ -1,4 +1,4 @@
-"""Sections with figures of heads, constants and the probe."""
+"""Sections of the report with figures of heads, constants and the probe."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from papa_lightning.figures.heads import MOST_HEADS, constants_grid, coverage_hi
 from papa_lightning.ranking import HeadRanking
 from papa_lightning.study.report.data import StudyData
 from papa_lightning.study.report.findings import seeds_in_words
-from papa_lightning.study.report.html import Figures, Section, figure_grid, paragraph
+from papa_lightning.study.report.sections import SECTIONS, Block, Drawings, Figures, noted
 
-#: Of a map of heads.
+#: Largest map of heads.
 _MOST_CELLS = 10**6
 
 
-def ranking_section(data: StudyData, figures: Figures) -> Section:
-    """Scores of the heads by the criteria that measure something.
+@SECTIONS.section("heads", "Which heads become constant first", place=60, needs=["rankings"])
+def ranking_section(data: StudyData, figures: Figures) -> list[Block]:
+    """Scores of the heads by criteria that measure something: maps of the others show only how they are defined.
 
     Raises:
         RankingFileError: When a file is damaged.
@@ -39,17 +40,17 @@ def ranking_section(data: StudyData, figures: Figures) -> Section:
             "become constant first. Each panel has its own scale."
         )
         drawn.append(figures.add(head_maps(scores, f"{encoder} · {task}"), ["heads", encoder, task], caption))
-    return Section("heads", "Which heads become constant first", figure_grid(drawn, wide=True))
+    return [Drawings(drawn, wide=True)] if drawn else []
 
 
 def head_scores(ranking: HeadRanking) -> Tensor:
-    """Scores of a ranking as a map over layers and heads.
+    """The scores of a ranking as a map over layers and heads.
 
     Args:
-        ranking: Of at least one head; without scores the place in the order stands for them.
+        ranking: Ranking of at least one head; without scores, the places in the order are taken.
 
     Returns:
-        (L, H), NaN for heads that the ranking does not have.
+        (L, H), NaN for heads that the ranking lacks.
 
     Raises:
         PapaError: When the map would be larger than that of any encoder.
@@ -67,8 +68,9 @@ def head_scores(ranking: HeadRanking) -> Tensor:
     return scores
 
 
-def constants_section(data: StudyData, figures: Figures) -> Section:
-    """The averaged attention matrices, and how many sequences stand behind their entries.
+@SECTIONS.section("constants", "Averaged attention", place=70, needs=["constants"])
+def constants_section(data: StudyData, figures: Figures) -> list[Block]:
+    """The averaged attention matrices, and the number of sequences behind their entries.
 
     Raises:
         ConstantsFileError: When a file is damaged.
@@ -88,10 +90,11 @@ def constants_section(data: StudyData, figures: Figures) -> Section:
         )
         histogram = coverage_histograms(constants.pair_counts, title)
         histograms.append(figures.add(histogram, ["coverage", *names], caption))
-    return Section("constants", "Averaged attention", figure_grid(grids, wide=True) + figure_grid(histograms))
+    return [Drawings(grids, wide=True), Drawings(histograms)] if grids else []
 
 
-def level_section(data: StudyData, figures: Figures) -> Section:
+@SECTIONS.section("levels", "What the probe reads", place=80)
+def level_section(data: StudyData, figures: Figures) -> list[Block]:
     """The probe's weights by level, with all heads dynamic and with all heads constant.
 
     Raises:
@@ -111,8 +114,7 @@ def level_section(data: StudyData, figures: Figures) -> Section:
             figure = level_curves(weights, f"{encoder} · {task}")
             drawn.append(figures.add(figure, ["levels", encoder, task], caption))
     note = "All weights begin at 1/T, so small differences say that the probe has hardly moved them."
-    body = figure_grid(drawn)
-    return Section("levels", "What the probe reads", paragraph(note, soft=True) + body if body else "")
+    return noted(note, drawn)
 
 
 def _grid(about: str, constants: AttentionConstants) -> str:

@@ -1,4 +1,4 @@
-"""Sections with the figures of scores."""
+"""Sections of the report with figures of scores."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from papa_lightning.figures.bars import control_points, drop_against_baseline, d
 from papa_lightning.figures.curves import relative_curves, score_curves, sequences_curve
 from papa_lightning.study.report.data import LOW_SCORE, StudyData
 from papa_lightning.study.report.findings import number, seeds_in_words, telling_shares
-from papa_lightning.study.report.html import Figures, Section, figure_grid, paragraph
+from papa_lightning.study.report.sections import SECTIONS, Block, Drawing, Drawings, Figures, Text, noted
 from papa_lightning.study.statistics import RankCorrelation, rank_correlation
 
-#: With fewer encoders nothing is concluded from a rank correlation: four in a row happen once in 24 by chance.
+#: Fewest encoders for a conclusion from a rank correlation: four in the same order happen once in 24 by chance.
 TELLING_ENCODERS = 5
 _SIZES = 'Sizes of the data are under "How it was measured".'
 
 
-def curve_section(data: StudyData, figures: Figures) -> Section:
-    """Score against share of constant heads, a figure an encoder and task."""
+@SECTIONS.section("curves", "Score by share of constant heads", place=20)
+def curve_section(data: StudyData, figures: Figures) -> list[Block]:
+    """Score against share of constant heads, a figure for each encoder and task."""
     drawn = []
     for encoder, task in data.pairs:
         rows = data.curves(encoder, task)
@@ -34,24 +35,25 @@ def curve_section(data: StudyData, figures: Figures) -> Section:
     note = (
         "The vertical axes need not begin at 0, but span at least a tenth of the score; lines are moved aside a little."
     )
-    return Section("curves", "Score by share of constant heads", _with_note(note, figure_grid(drawn)))
+    return noted(note, drawn)
 
 
-def relative_section(data: StudyData, figures: Figures) -> Section:
-    """Relative change against share, for all encoders and tasks in one figure."""
+@SECTIONS.section("relative", "Relative change by task", place=30)
+def relative_section(data: StudyData, figures: Figures) -> list[Block]:
+    """Relative change against share of constant heads, all encoders and tasks in one figure."""
     rows = data.relative
     if not len(rows):
-        return Section("relative", "", "")
+        return []
     caption = (
         "Relative change of the score against share 0 of the same seed, one line an encoder, one panel a task; heads "
         f"ranked by {_listed(rows['criterion'])}. {_error_bars(rows)} {_SIZES}{_left_out(data)}"
     )
-    shown = figures.add(relative_curves(rows), ["relative"], caption)
-    return Section("relative", "Relative change by task", figure_grid([shown], wide=True))
+    return [Drawings([figures.add(relative_curves(rows), ["relative"], caption)], wide=True)]
 
 
-def drop_section(data: StudyData, figures: Figures) -> Section:
-    """Bars of the relative drop at half and at all heads, a figure an encoder."""
+@SECTIONS.section("drops", "Relative drop by task", place=40)
+def drop_section(data: StudyData, figures: Figures) -> list[Block]:
+    """Bars of the relative drop with half of the heads and with all heads constant, a figure for each encoder."""
     drawn = []
     for encoder in dict.fromkeys(data.relative["encoder"]):
         rows = data.relative[data.relative["encoder"] == encoder]
@@ -63,12 +65,13 @@ def drop_section(data: StudyData, figures: Figures) -> Section:
                 + _left_out(data, encoder)
             )
             drawn.append(figures.add(drop_bars(rows, encoder), ["drop", encoder], caption))
-    return Section("drops", "Relative drop by task", figure_grid(drawn))
+    return [Drawings(drawn)] if drawn else []
 
 
-def control_section(data: StudyData, figures: Figures) -> Section:
+@SECTIONS.section("controls", "Controls: other kinds of constants", place=50)
+def control_section(data: StudyData, figures: Figures) -> list[Block]:
     """Score by kind of constants, and by number of averaged sequences."""
-    drawn = []
+    drawn: list[Drawing] = []
     for encoder, task in data.pairs:
         rows = data.controls(encoder, task)
         rows = _in_order(rows[rows["mean"].notna()]) if len(rows) else rows
@@ -77,14 +80,15 @@ def control_section(data: StudyData, figures: Figures) -> Section:
         if len(controls):
             drawn += _control_figures(data, figures, rows[rows["share"].isin(shares)], shares[-1])
     note = (
-        "If another kind of constants scores as well as the average, what the average holds does not matter for the "
-        "task: the encoder gets by without that information, or the probe makes up for it."
+        "If another kind of constants scores as well as the average, the content of the average does not matter for "
+        "the task: the encoder does not need that information, or the probe makes up for it."
     )
-    return Section("controls", "Controls: other kinds of constants", _with_note(note, figure_grid(drawn)))
+    return noted(note, drawn)
 
 
-def encoder_section(data: StudyData, figures: Figures) -> Section:
-    """Baseline score against relative drop, and whether better models lose more."""
+@SECTIONS.section("encoders", "Do better models lose more?", place=90)
+def encoder_section(data: StudyData, figures: Figures) -> list[Block]:
+    """Relative drop against score with all heads dynamic, and their rank correlation across encoders."""
     rows = data.relative
     points = rows.loc[(rows["share"] == 1.0) & rows["relative"].notna(), ["encoder", "task", "relative"]]
     points = points.assign(
@@ -92,11 +96,10 @@ def encoder_section(data: StudyData, figures: Figures) -> Section:
         baseline=[_baseline(data, *pair) for pair in zip(points["encoder"], points["task"], strict=True)],
     )
     if len(data.pairs) < 2:
-        return Section("encoders", "", "")
-    title = "Do better models lose more?"
+        return []
     if len(points) < 3:
         text = f"Too few results to ask whether better models lose more: {len(points)} of the 3 pairs that it takes."
-        return Section("encoders", title, paragraph(text + _left_out(data)))
+        return [Text(text + _left_out(data))]
     caption = (
         "One point an encoder and task: marker for the task, letter for the encoder. Relative drop with all heads "
         "constant against the score with all heads dynamic, means over seeds. Metrics differ between tasks, so compare "
@@ -105,10 +108,10 @@ def encoder_section(data: StudyData, figures: Figures) -> Section:
     shown = figures.add(drop_against_baseline(points), ["encoders"], caption)
     tables = [points.pivot(index="task", columns="encoder", values=value) for value in ("baseline", "drop")]
     found = rank_correlation(*(table.to_numpy(float) for table in tables))
-    return Section("encoders", title, paragraph(_correlation(found)) + figure_grid([shown]))
+    return [Text(_correlation(found)), Drawings([shown])]
 
 
-def _control_figures(data: StudyData, figures: Figures, rows: pd.DataFrame, share: float) -> list[str]:
+def _control_figures(data: StudyData, figures: Figures, rows: pd.DataFrame, share: float) -> list[Drawing]:
     encoder, task = rows["encoder"].iloc[0], rows["task"].iloc[0]
     title, baseline = f"{encoder} · {task}", _baseline(data, encoder, task)
     caption = (
@@ -175,7 +178,7 @@ def _meaning(found: RankCorrelation) -> str:
         return "Among these encoders, those that score higher lose more."
     if found.high < 0:
         return "Among these encoders, those that score higher lose less."
-    return "The interval holds 0 or is not defined: these results do not say whether better models lose more."
+    return "The interval contains 0 or is not defined: these results do not say whether better models lose more."
 
 
 def _measured(data: StudyData, rows: pd.DataFrame) -> str:
@@ -194,7 +197,7 @@ def _error_bars(rows: pd.DataFrame) -> str:
 
 
 def _left_out(data: StudyData, encoder: str | None = None) -> str:
-    """Which pairs are not shown, because their score is too low to be divided by."""
+    """The pairs that are left out because their score is too low for a relative change."""
     low = [f"{one} on {task}" for one, task in data.pairs if encoder in (None, one) and data.is_low(one, task)]
     if not low:
         return ""
@@ -204,7 +207,3 @@ def _left_out(data: StudyData, encoder: str | None = None) -> str:
 
 def _listed(names: Iterable[object]) -> str:
     return ", ".join(dict.fromkeys(map(str, names)))
-
-
-def _with_note(note: str, body: str) -> str:
-    return paragraph(note, soft=True) + body if body else ""

@@ -219,7 +219,7 @@ def test_nothing_of_the_caller_is_changed(monkeypatch):
 
 
 def test_words(result):
-    text = format_result(result)
+    text = str(format_result(result))
     assert "bert, hidden 16, 2 layers, 2 heads, 3 x 12 tokens" in text
     assert "constant 50 %, eager" in text
     assert "exponents of growth" in text

@@ -15,9 +15,9 @@ from papa_lightning.ranking import HeadRanking
 from papa_lightning.study.report.data import read_study
 from papa_lightning.study.report.findings import finding
 from papa_lightning.study.report.heads import head_scores
-from papa_lightning.study.report.html import Figures, facts
 from papa_lightning.study.report.page import write_report
 from papa_lightning.study.report.scores import encoder_section
+from papa_lightning.study.report.sections import SECTIONS, Facts, Figures, Text, render
 from papa_lightning.study.results import results_table, save_table
 
 EVERY = ["findings", "curves", "relative", "drops", "controls", "heads", "constants", "levels", "tables", "measured"]
@@ -157,7 +157,33 @@ def test_names_may_hold_anything(tmp_path):
 
 
 def test_values_of_about_are_escaped():
-    assert facts({"<b>": ["<i>", {"k": "<u>"}]}) == "<dl><dt>&lt;b&gt;</dt><dd>&lt;i&gt;, k &lt;u&gt;</dd></dl>"
+    page = render("<h7>", "<h8>", [("a", "<h9>", [Facts({"<b>": ["<i>", {"k_1": "<u>"}]})])])
+    assert "<dl><dt>&lt;b&gt;</dt><dd>&lt;i&gt;, k 1 &lt;u&gt;</dd></dl>" in page
+    assert not re.search("<h[789]>", page)
+
+
+@pytest.fixture
+def toy_section():
+    """A section of another package, between the curves and the relative changes."""
+
+    @SECTIONS.section("toy", "Seconds & <costs>", place=25, needs=["seconds", "rankings"])
+    def toy(data, figures):
+        return [Text(f"{data.table['seconds'].sum():g} seconds")]
+
+    yield
+    del SECTIONS["toy"]
+
+
+def test_a_section_registers_once(toy_section, tmp_path):
+    page = report(tmp_path / "with", maps=True)
+    assert page.ids("section")[:4] == ["findings", "curves", "toy", "relative"]
+    assert re.search(r"Seconds & <costs> \d+ seconds", page.text)
+    assert "toy" not in report(tmp_path / "without", maps=False).ids("section")
+
+
+def test_a_need_that_is_no_data_is_refused(tmp_path):
+    with pytest.raises(PapaError, match="needs of a section has 'gradients', but must be one of constants, rankings"):
+        data_of(tmp_path).has("gradients")
 
 
 def test_the_same_bytes_each_time(full, tmp_path):
@@ -233,18 +259,21 @@ def test_finding_of_an_unfinished_study(tmp_path):
 
 
 def test_encoders_are_correlated_from_three_on(tmp_path):
-    two = encoder_section(data_of(tmp_path / "2", encoders=("a", "b")), Figures(tmp_path / "f")).body
+    def shown(**shape):
+        blocks = encoder_section(data_of(tmp_path / str(shape), **shape), Figures(tmp_path / "f"))
+        return render("", "", [("encoders", "", blocks)]) if blocks else ""
+
+    two = shown(encoders=("a", "b"))
     assert "Too few results" in two
     assert "2 of the 3 pairs" in two
-    points = encoder_section(data_of(tmp_path / "3", tasks=("u", "v", "w")), Figures(tmp_path / "f")).body
+    points = shown(tasks=("u", "v", "w"))
     assert "takes at least 3 encoders" in points
     assert "<svg" in points
-    four = encoder_section(data_of(tmp_path / "4", encoders=tuple("abcd"), tasks=("u", "v")), Figures(tmp_path / "f"))
-    assert re.search(r"is 1\.00 \(95 % interval 1\.00 to 1\.00, bootstrap over 4 encoders\)", four.body)
-    assert "From 4 encoders nothing can be concluded" in four.body
-    five = encoder_section(data_of(tmp_path / "5", encoders=tuple("abcde"), tasks=("u",)), Figures(tmp_path / "f"))
-    assert "those that score higher lose more" in five.body
-    assert encoder_section(data_of(tmp_path / "1"), Figures(tmp_path / "f")).body == ""
+    four = shown(encoders=tuple("abcd"), tasks=("u", "v"))
+    assert re.search(r"is 1\.00 \(95 % interval 1\.00 to 1\.00, bootstrap over 4 encoders\)", four)
+    assert "From 4 encoders nothing can be concluded" in four
+    assert "those that score higher lose more" in shown(encoders=tuple("abcde"), tasks=("u",))
+    assert shown() == ""
 
 
 def test_low_baselines_are_left_out_by_name(tmp_path):
@@ -316,5 +345,5 @@ def test_a_map_larger_than_of_any_encoder_is_refused():
 
 
 def test_the_shipped_source_has_no_address():
-    sources = Path(__import__("papa_lightning.study.report.page", fromlist=["x"]).__file__).parent.glob("*.py")
+    sources = Path(__import__("papa_lightning.study.report.page", fromlist=["x"]).__file__).parent.glob("*.*")
     assert not any(re.search(r"https?://", source.read_text()) for source in sources)

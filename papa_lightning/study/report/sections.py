@@ -1,0 +1,207 @@
+"""Sections of a page: their registration, the blocks that they are made of, and the template that shows them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from papa_lightning.figures.style import GROUND, INK, as_png, as_svg
+from papa_lightning.files.writing import write_atomically
+from papa_lightning.registry import Registry
+from papa_lightning.text import Table
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph, heading or listing of plain text.
+
+    Args:
+        text: The text.
+        style: ``"soft"`` is a remark in small print.
+    """
+
+    text: str
+    style: Literal["plain", "soft", "heading", "code"] = "plain"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A list of names and values.
+
+    Args:
+        values: Plain values, or maps and lists of them.
+    """
+
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure of the page; :meth:`Figures.add` makes it.
+
+    Args:
+        svg: The ``svg`` element.
+        caption: Plain text.
+    """
+
+    svg: Markup
+    caption: str
+
+
+@dataclass(frozen=True)
+class Drawings:
+    """Figures beside each other.
+
+    Args:
+        drawings: The figures.
+        wide: Whether they stand below each other instead.
+    """
+
+    drawings: Sequence[Drawing]
+    wide: bool = False
+
+
+Block: TypeAlias = Text | Facts | Drawings | Table
+"""What the page can show."""
+
+
+@dataclass
+class Figures:
+    """Writes figures as files beside the page, and returns what the page shows of them.
+
+    Args:
+        folder: Folder for the files.
+    """
+
+    folder: Path
+    _names: set[str] = field(default_factory=set)
+
+    def add(self, figure: Figure, names: Sequence[str], caption: str) -> Drawing:
+        """Write a figure as PNG and SVG.
+
+        Args:
+            figure: The figure.
+            names: Subject, encoder and task, from which the file names are made.
+            caption: Plain text.
+        """
+        wanted = name = "-".join(map(_for_file, names))
+        number = 1
+        while name in self._names:
+            number += 1
+            name = f"{wanted}-{number}"
+        self._names.add(name)
+        svg = as_svg(figure, name)
+        write_atomically(self.folder / f"{name}.png", as_png(figure))
+        write_atomically(self.folder / f"{name}.svg", svg)
+        return Drawing(_for_page(svg.decode(), name, caption), caption)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A registered section of a page.
+
+    Args:
+        title: Heading.
+        place: Place in the page; sections stand in ascending order.
+        needs: Data without which the section is left out: columns of the table of results, or files by name. The data
+            of the page says which of them it ``has``.
+        build: Makes the blocks from the data of the page; no blocks leave the section out.
+    """
+
+    title: str
+    place: int
+    needs: tuple[str, ...]
+    build: Callable[[Any, Figures], Sequence[Block]]
+
+    def __call__(self, data: Any, figures: Figures) -> Sequence[Block]:
+        """The blocks of the section."""
+        return self.build(data, figures)
+
+
+class Sections(Registry[Section]):
+    """The sections of a page by name, which is also the anchor of the section.
+
+    Example:
+        >>> sections = Sections()
+        >>> @sections.section("size", "Size", place=1)
+        ... def size(data, figures):
+        ...     return [Text(f"{data} probes")]
+        >>> [(name, blocks) for name, _, blocks in sections.built(3, Figures(Path("figures")))]
+        [('size', [Text(text='3 probes', style='plain')])]
+    """
+
+    def __init__(self, group: str | None = None) -> None:
+        super().__init__("section", lambda part: isinstance(part, Section), group)
+
+    def section(
+        self, name: str, title: str, place: int, needs: Sequence[str] = ()
+    ) -> Callable[[Callable[[Any, Figures], Sequence[Block]]], Section]:
+        """A decorator that registers the function that builds a section; see :class:`Section` for the arguments."""
+
+        def registering(build: Callable[[Any, Figures], Sequence[Block]]) -> Section:
+            self[name] = Section(title, place, tuple(needs), build)
+            return self[name]
+
+        return registering
+
+    def built(self, data: Any, figures: Figures) -> list[tuple[str, str, Sequence[Block]]]:
+        """Name, title and blocks of every section for which there is data, in the order of the page.
+
+        Args:
+            data: The data of the page.
+            figures: Takes the figures.
+        """
+        found = []
+        for name, section in sorted(self.items(), key=lambda one: one[1].place):
+            blocks = section(data, figures) if all(data.has(need) for need in section.needs) else []
+            if blocks:
+                found.append((name, section.title, blocks))
+        return found
+
+
+#: The sections of the report of a study. Other packages add theirs as entry points of this group.
+SECTIONS = Sections("papa_lightning.report_sections")
+
+
+def render(title: str, lead: str, sections: Sequence[tuple[str, str, Sequence[Block]]]) -> str:
+    """The page as HTML, which needs no other file.
+
+    Args:
+        title: Plain text.
+        lead: Plain text below the title.
+        sections: Name, title and blocks of each, as :meth:`Sections.built` returns them.
+    """
+    environment = Environment(
+        loader=PackageLoader("papa_lightning.study.report", "."), autoescape=True, undefined=StrictUndefined
+    )
+    shown = [
+        {"name": name, "title": heading, "blocks": [(type(block).__name__, block) for block in blocks]}
+        for name, heading, blocks in sections
+    ]
+    return environment.get_template("page.html.jinja").render(title=title, lead=lead, sections=shown) + "\n"
+
+
+def noted(note: str, drawings: Sequence[Drawing], wide: bool = False) -> list[Block]:
+    """Figures below a remark; nothing without figures."""
+    return [Text(note, "soft"), Drawings(drawings, wide)] if drawings else []
+
+
+def _for_file(name: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.")[:48] or "x"
+
+
+def _for_page(svg: str, name: str, caption: str) -> Markup:
+    """The ``svg`` element alone, with ids of its own and the colours of the page."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}--", svg)
+    svg = svg.replace(INK, "currentColor").replace(GROUND, "var(--ground)")
+    opening = Markup('<svg role="img" aria-label="{}"').format(caption)
+    return Markup(svg.replace("<svg", opening, 1).strip())
