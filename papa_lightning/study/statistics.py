@@ -1,10 +1,10 @@
-"""Means, intervals and rank correlations over the results of a study."""
+"""Means, intervals and rank correlations of the results of a study."""
 
 from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,117 +15,16 @@ from scipy import stats
 
 from papa_lightning.errors import PapaError
 from papa_lightning.study.results import baseline_scores
+from papa_lightning.text import Blocks, Table
 
-#: Characters of a line.
+#: Widest line of :func:`format_summary`, in characters.
 WIDTH = 100
-_GAP = "  "
-
-
-def format_summary(summary: pd.DataFrame) -> str:
-    """The tasks' own scores as text: a table for each encoder, task and kind of constants.
-
-    Rows are shares of constant heads, columns are criteria, and a cell reads ``0.812 ± 0.006 (-3.7 %)``: the mean, half
-    of its 95 % interval, and the relative change against share 0. What is not known is left out of a cell; "-" stands
-    for a cell without a score. Criteria that do not fit into 100 columns follow below.
-
-    Args:
-        summary: What :func:`~papa_lightning.study.statistics.summarize` made.
-
-    Returns:
-        Lines of up to 100 characters.
-
-    Example:
-        >>> from papa_lightning.study.results import CellResult, results_table
-        >>> from papa_lightning.study.statistics import summarize
-        >>> def cell(share: float, seed: int, score: float) -> CellResult:
-        ...     scores, heads = {"f1": score}, int(4 * share)
-        ...     return CellResult("bert", "sst2", "taylor", share, heads, 4, seed, "average", "f1", scores, 1.0, {}, "")
-        >>> cells = [cell(0, 0, 0.80), cell(0, 1, 0.82), cell(1, 0, 0.78), cell(1, 1, 0.79)]
-        >>> print(format_summary(summarize(results_table(cells))))
-        bert on sst2: f1 (95 % interval and change against share 0; 2 probe seeds; constants: average)
-         share  taylor
-           0 %  0.810 ± 0.127
-         100 %  0.785 ± 0.064 (-3.1 %)
-    """
-    own = summary[summary["is_score"].astype(bool)]
-    blocks = [
-        "\n".join([*_heading(rows), *_body(rows)])
-        for _, rows in own.groupby(["encoder", "task", "constants", "metric"], sort=False)
-    ]
-    return "\n\n".join(blocks) if blocks else "no scores"
-
-
-def _heading(rows: pd.DataFrame) -> list[str]:
-    first = rows.iloc[0]
-    seeds = _range(rows["n"], "probe seed")
-    about = f"95 % interval and change against share 0; {seeds}; constants: {first['constants']}"
-    return textwrap.wrap(
-        f"{first['encoder']} on {first['task']}: {first['metric']} ({about})", WIDTH, subsequent_indent=_GAP
-    )
-
-
-def _range(numbers: pd.Series, noun: str) -> str:
-    low, high = int(numbers.min()), int(numbers.max())
-    span = str(low) if low == high else f"{low} to {high}"
-    return f"{span} {noun}" if high == 1 else f"{span} {noun}s"
-
-
-def _body(rows: pd.DataFrame) -> list[str]:
-    shares = sorted(set(rows["share"]))
-    names = ["share", *(_percent(share) for share in shares)]
-    first = [name.rjust(max(map(len, names)) + 1) for name in names]
-    columns = []
-    for criterion in dict.fromkeys(rows["criterion"]):
-        known = {row["share"]: _cell(row) for _, row in rows[rows["criterion"] == criterion].iterrows()}
-        columns.append(_column([_title(criterion), *(known.get(share, "-") for share in shares)]))
-    lines = []
-    for chosen in _fitting(columns, WIDTH - len(first[0])):
-        lines += [_GAP.join(parts).rstrip() for parts in zip(first, *chosen, strict=True)]
-    return lines
-
-
-def _cell(row: pd.Series) -> str:
-    if math.isnan(row["mean"]):
-        return "not a number"
-    half, change = (row["high"] - row["low"]) / 2, row["relative"]
-    interval = "" if math.isnan(half) else f" ± {half:.3f}"
-    unchanged = row["share"] == 0 or math.isnan(change)
-    return f"{row['mean']:.3f}{interval}" + ("" if unchanged else f" ({100 * change:+.1f} %)")
-
-
-def _title(criterion: str) -> str:
-    return criterion if len(criterion) <= 40 else f"{criterion[:37]}..."
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.4g} %"
-
-
-def _column(cells: Sequence[str]) -> list[str]:
-    width = max(map(len, cells))
-    return [cell.ljust(width) for cell in cells]
-
-
-def _fitting(columns: Sequence[list[str]], width: int) -> Iterator[list[list[str]]]:
-    """Groups of columns that are no wider than a line, each of at least one."""
-    group: list[list[str]] = []
-    used = 0
-    for column in columns:
-        needed = len(_GAP) + len(column[0])
-        if group and used + needed > width:
-            yield group
-            group, used = [], 0
-        group.append(column)
-        used += needed
-    if group:
-        yield group
-
-
-__all__ = ["RankCorrelation", "format_summary", "mean_interval", "rank_correlation", "summarize"]
-
-#: Of all intervals.
+_GAP = 2
+#: Confidence of all intervals.
 CONFIDENCE = 0.95
-#: What a row of the summary is about; the metric stands beside them.
+#: Stands for a rank correlation that is not defined.
+_UNDEFINED = 2.0
+#: Columns that identify a row of the summary.
 _GROUP = ["encoder", "task", "criterion", "constants", "share", "metric"]
 _ESTIMATES = {"score": ("mean", "low", "high")} | {
     name: (name, f"{name}_low", f"{name}_high") for name in ("difference", "relative")
@@ -138,32 +37,32 @@ def summarize(table: pd.DataFrame) -> pd.DataFrame:
         mean +- t(0.975, n - 1) * s / sqrt(n)
 
     (Student's t; n probe seeds, s the standard deviation over them.) The changes are paired: taken seed by seed, and
-    then averaged, so that what a seed does to the scores of both shares cancels. "relative" is the mean of the
-    relative changes of the seeds, and not the relative change of the means: each seed gives one plain number, for
-    which the same interval holds, while a ratio of means would need an approximation of its own.
+    then averaged, so that the effect of a seed on both shares cancels. "relative" is the mean of the relative changes
+    of the seeds, not the relative change of the means: each seed gives one number, for which the same interval holds,
+    while a ratio of means would need an approximation of its own.
 
     Random rankings ("random:0", "random:1", ...) are one row, "random". Ranking and probe seed are crossed: probes of
     one seed have the same start, those of one ranking the same heads, so that their pairs are not independent, and
     counting each pair would make the interval too narrow. So each probe seed's mean over the rankings is one value
-    of n. The interval then says, as that of every other row, how the score moves when the probes are trained anew with
-    the same rankings; how it moves with the ranking is what "ranking_deviation" says.
+    of n. As in every other row, the interval is that of training the probes anew with the same rankings;
+    "ranking_deviation" is the variation with the ranking.
 
     Args:
-        table: What :func:`~papa_lightning.study.results.results_table` made.
+        table: Result of :func:`~papa_lightning.study.results.results_table`.
 
     Returns:
         A row for each encoder, task, criterion, kind of constants, share and metric, in the order of the table, with
 
         - is_score, constant_heads, total_heads: as in the table;
-        - n: number of probe seeds; rankings: number of ranking seeds, 1 for what is not random. In a study that was
-          interrupted a probe seed may have fewer rankings than others; its mean is over those that it has;
-        - mean, low, high: of the score;
-        - difference, difference_low, difference_high: of score minus score at share 0;
-        - relative, relative_low, relative_high: of the relative change;
+        - n: number of probe seeds; rankings: number of ranking seeds, 1 for a criterion that is not random. In an
+          interrupted study a probe seed may have fewer rankings than others; its mean is over those that it has;
+        - mean, low, high: the score;
+        - difference, difference_low, difference_high: score minus score at share 0;
+        - relative, relative_low, relative_high: the relative change;
         - ranking_deviation: standard deviation over the rankings of their mean scores, NaN for a single one.
 
         One seed has a mean and NaN as interval. A score that is NaN, or a seed without a score at share 0, makes
-        what depends on it NaN: nothing is left out unseen.
+        everything that depends on it NaN: no value is left out silently.
 
     Example:
         >>> from papa_lightning.study.results import CellResult, results_table
@@ -204,19 +103,17 @@ def mean_interval(values: ArrayLike) -> tuple[float, float, float]:
         values: (n,).
 
     Returns:
-        Mean, lower and upper end; the ends are NaN for a single value, and all are for values that are NaN, or none.
+        Mean, lower and upper end. The ends are NaN for a single value; all three are if a value is NaN, or without any.
 
     Example:
         >>> [round(number, 3) for number in mean_interval([0.8, 0.82, 0.81])]
         [0.81, 0.785, 0.835]
     """
     array = np.asarray(values, dtype=np.float64)
-    if len(array) == 0:
-        return (math.nan,) * 3
-    mean = float(array.mean())
-    if len(array) == 1:
+    mean = float(array.mean()) if len(array) else math.nan
+    if len(array) < 2:
         return mean, math.nan, math.nan
-    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(array) - 1) * array.std(ddof=1) / math.sqrt(len(array)))
+    half = float(stats.t.interval(CONFIDENCE, len(array) - 1)[1] * stats.sem(array))
     return mean, mean - half, mean + half
 
 
@@ -225,7 +122,7 @@ class RankCorrelation:
     """A rank correlation with its interval.
 
     Args:
-        rho: -1 to 1; NaN where it is not defined.
+        rho: Correlation from -1 to 1; NaN where it is not defined.
         low: Lower end of the 95 % interval.
         high: Upper end.
         encoders: Number of encoders.
@@ -239,8 +136,11 @@ class RankCorrelation:
     tasks: int
 
     def __str__(self) -> str:
-        """One line, with what it was measured on."""
-        on = f"{_counted(self.encoders, 'encoder')}, {_counted(self.tasks, 'task')}"
+        """The correlation, its interval, and the numbers of encoders and tasks."""
+        on = ", ".join(
+            f"{number} {noun}{'' if number == 1 else 's'}"
+            for number, noun in ((self.encoders, "encoder"), (self.tasks, "task"))
+        )
         if math.isnan(self.rho):
             return f"rho not defined ({on})"
         interval = "no interval" if math.isnan(self.low) else f"95 % interval {self.low:.2f} to {self.high:.2f}"
@@ -257,25 +157,25 @@ def rank_correlation(
 
         rho = sum r s / sqrt(sum r^2 * sum s^2),    r, s: centred ranks of baseline and drop
 
-    Scores of different tasks cannot be compared (one task's 0.5 may be another's 0.9), ranks within a task can; and
-    few encoders give a single task little to say. For one task this is Spearman's rho.
+    Scores of different tasks cannot be compared (one task's 0.5 may be another's 0.9), but ranks within a task can. For
+    one task this is Spearman's rho.
 
     The interval is the percentile bootstrap over encoders, each with all its tasks, because the results of an encoder
     on several tasks are not independent. Resamples in which all ranks are tied have no rho and are left out. With
-    few encoders the interval is rough; below 3 there is none, nor a rho.
+    few encoders the interval is rough; below 3 encoders there is neither an interval nor a rho.
 
-    A drop that is measured against the same noisy baseline is correlated with it by the noise alone: a lucky baseline
-    score is followed by a larger drop. Differences between encoders should be large beside the intervals of
-    :func:`summarize` before much is made of rho.
+    A drop that is measured against the same noisy baseline is correlated with it by the noise alone: a baseline score
+    that is high by chance gives a larger drop. Differences between encoders should be large beside the intervals of
+    :func:`summarize` before rho is interpreted.
 
     Args:
         baseline: Scores at share 0, (encoders,) for one task or (tasks, encoders); NaN where there is none.
-        drop: What is lost of them, in the same shape.
-        resamples: Of the bootstrap.
-        seed: Of the bootstrap.
+        drop: Loss of score, in the same shape.
+        resamples: Number of resamples of the bootstrap.
+        seed: Seed of the bootstrap.
 
     Raises:
-        PapaError: When the shapes differ or are others, or resamples is not at least 1.
+        PapaError: When the shapes differ or are others, or `resamples` is below 1.
 
     Example:
         >>> rank_correlation([0.7, 0.8, 0.9], [0.1, 0.3, 0.2]).rho
@@ -294,30 +194,106 @@ def rank_correlation(
     encoders, tasks = int(known.any(axis=0).sum()), int(known.any(axis=1).sum())
     if encoders < 3:
         return RankCorrelation(math.nan, math.nan, math.nan, encoders, tasks)
-    drawn = np.random.default_rng(seed).integers(x.shape[1], size=(resamples, x.shape[1]))
-    rhos = _pooled_rho(np.moveaxis(x[:, drawn], 0, 1), np.moveaxis(y[:, drawn], 0, 1))
-    rhos = rhos[np.isfinite(rhos)]
+    found = stats.bootstrap(
+        (x, y),
+        # scipy warns of NaN.
+        lambda x, y, axis=-1: np.nan_to_num(_pooled_rho(x, y), nan=_UNDEFINED),
+        paired=True,
+        axis=-1,
+        vectorized=True,
+        n_resamples=resamples,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    rhos = found.bootstrap_distribution[found.bootstrap_distribution != _UNDEFINED]
     tail = 50 * (1 - CONFIDENCE)
     low, high = np.percentile(rhos, [tail, 100 - tail]).tolist() if len(rhos) else (math.nan, math.nan)
     return RankCorrelation(float(_pooled_rho(x, y)), low, high, encoders, tasks)
 
 
 def _pooled_rho(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of (..., tasks, encoders) one correlation each, (...); NaN values are left out."""
+    """Correlations (...) of the centred ranks of values (tasks, ..., encoders); NaN values are left out."""
     r, s = _centred_ranks(x), _centred_ranks(y)
-    squares = (r**2).sum(axis=(-2, -1)) * (s**2).sum(axis=(-2, -1))
+    squares = (r**2).sum(axis=(0, -1)) * (s**2).sum(axis=(0, -1))
     rho = np.full(squares.shape, np.nan)
-    np.divide((r * s).sum(axis=(-2, -1)), np.sqrt(squares), out=rho, where=squares > 0)
+    np.divide((r * s).sum(axis=(0, -1)), np.sqrt(squares), out=rho, where=squares > 0)
     return rho.clip(-1.0, 1.0)
 
 
 def _centred_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Ranks along the last axis minus their mean, ties share theirs; 0 for NaN."""
+    """Ranks along the last axis minus their mean, equal values sharing a rank; 0 for NaN."""
     ranks = stats.rankdata(values, axis=-1, nan_policy="omit")
     known = ~np.isnan(ranks)
     mean = np.where(known, ranks, 0.0).sum(axis=-1, keepdims=True) / known.sum(axis=-1, keepdims=True).clip(1)
     return np.where(known, ranks - mean, 0.0)
 
 
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def format_summary(summary: pd.DataFrame) -> Blocks:
+    """The tasks' own scores as tables, one for each encoder, task and kind of constants.
+
+    Rows are shares of constant heads, columns are criteria, and a cell reads ``0.812 ± 0.006 (-3.7 %)``: the mean, half
+    of its 95 % interval, and the relative change against share 0. Unknown parts are left out; "-" is a missing score.
+    Criteria that do not fit into 100 characters follow in another table.
+
+    Args:
+        summary: Result of :func:`summarize`.
+
+    Example:
+        >>> from papa_lightning.study.results import CellResult, results_table
+        >>> def cell(share: float, seed: int, score: float) -> CellResult:
+        ...     scores, heads = {"f1": score}, int(4 * share)
+        ...     return CellResult("bert", "sst2", "taylor", share, heads, 4, seed, "average", "f1", scores, 1.0, {}, "")
+        >>> cells = [cell(0, 0, 0.80), cell(0, 1, 0.82), cell(1, 0, 0.78), cell(1, 1, 0.79)]
+        >>> print(format_summary(summarize(results_table(cells))))
+        bert on sst2: f1 (95 % interval and change against share 0; 2 probe seeds; constants: average)
+        share  taylor
+        0 %    0.810 ± 0.127
+        100 %  0.785 ± 0.064 (-3.1 %)
+    """
+    own = summary[summary["is_score"].astype(bool)]
+    groups = own.groupby(["encoder", "task", "constants", "metric"], sort=False)
+    return Blocks([table for _, rows in groups for table in _tables(rows)] or ["no scores"])
+
+
+def _tables(rows: pd.DataFrame) -> Iterator[Table]:
+    """The scores of one encoder, task and kind of constants."""
+    first, seeds = rows.iloc[0], rows["n"]
+    span = str(seeds.max()) if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
+    about = f"95 % interval and change against share 0; {span} probe seed{'' if seeds.max() == 1 else 's'}"
+    title = f"{first['encoder']} on {first['task']}: {first['metric']} ({about}; constants: {first['constants']})"
+    title = textwrap.fill(title, WIDTH, subsequent_indent="  ")
+    shares = sorted(set(rows["share"]))
+    names = [f"{100 * share:.4g} %" for share in shares]
+    columns = {}
+    for criterion in dict.fromkeys(rows["criterion"]):
+        known = {row["share"]: _cell(row) for _, row in rows[rows["criterion"] == criterion].iterrows()}
+        heading = criterion if len(criterion) <= 40 else f"{criterion[:37]}..."
+        columns[heading] = [known.get(share, "-") for share in shares]
+    for chosen in _fitting(columns, WIDTH - max(map(len, ["share", *names]))):
+        cells = zip(names, *(columns[heading] for heading in chosen), strict=True)
+        yield Table(("share", *chosen), list(cells), left=1 + len(chosen), title=title)
+        title = ""
+
+
+def _cell(row: pd.Series) -> str:
+    if math.isnan(row["mean"]):
+        return "not a number"
+    half, change = (row["high"] - row["low"]) / 2, row["relative"]
+    interval = "" if math.isnan(half) else f" ± {half:.3f}"
+    unchanged = row["share"] == 0 or math.isnan(change)
+    return f"{row['mean']:.3f}{interval}" + ("" if unchanged else f" ({100 * change:+.1f} %)")
+
+
+def _fitting(columns: Mapping[str, Sequence[str]], width: int) -> Iterator[list[str]]:
+    """Groups of at least one column that are no wider than a width."""
+    group: list[str] = []
+    used = 0
+    for heading, cells in columns.items():
+        needed = _GAP + max(map(len, [heading, *cells]))
+        if group and used + needed > width:
+            yield group
+            group, used = [], 0
+        group.append(heading)
+        used += needed
+    if group:
+        yield group
