@@ -21,12 +21,12 @@ _CHUNK = 4096
 
 @dataclass(frozen=True, eq=False)
 class SplitIndex:
-    """What is read of every sequence of a split, without the vectors.
+    """Places and labels of every sequence of a split.
 
     Args:
-        counts: (N,) int64, the number of places of every sequence.
-        positions: (sum of counts,) int32, the slot of every place.
-        labels: (N,) int64, or (sum of counts,) for tokens.
+        counts: Number of places (N,) of every sequence, int64.
+        positions: Slot (sum of counts,) of every place, int32.
+        labels: Labels (N,), or (sum of counts,) for tokens; int64.
     """
 
     counts: Tensor
@@ -34,7 +34,7 @@ class SplitIndex:
     labels: Tensor
 
     def __eq__(self, other: object) -> bool:
-        """Whether the same is read, with the same labels."""
+        """Whether places and labels are equal."""
         if not isinstance(other, SplitIndex):
             return NotImplemented
         return all(torch.equal(own, theirs) for own, theirs in zip(self.tensors(), other.tensors(), strict=True))
@@ -47,16 +47,16 @@ class SplitIndex:
 
     @property
     def starts(self) -> Tensor:
-        """(N,), the number of places before every sequence."""
+        """Number of places (N,) before every sequence."""
         return self.counts.cumsum(0) - self.counts
 
 
 class EncodedSplit:
     """A tokenised split whose hidden states a frozen encoder computes, in batches of any sequences.
 
-    Sequences are cut behind the last real token of a batch: what follows is padding that nobody attends to. In the
-    plain layout that saves most of the work for short sequences. In the segment layout the last separator stands on
-    the last slot, so nothing is cut; slots in between cannot be left out, because constant heads go by the slot.
+    Batches are cut after their last real token, since the rest is padding. In the plain layout that saves most of the
+    work for short sequences. In the segment layout the last separator is on the last slot, so nothing is cut; slots in
+    between are kept, because constant heads depend on the slot.
 
     Args:
         task: The task; its encoder is frozen, and may be swapped.
@@ -65,7 +65,7 @@ class EncodedSplit:
     Attributes:
         reading: What the probe of the task reads.
         index: What is read of every sequence.
-        extents: (N,) int64, the slot behind the last token of every sequence that is real or read.
+        extents: Slot (N,) after the last token of every sequence that is real or read, int64.
 
     Raises:
         PapaError: If the encoder learns or has dropout, or the rows are empty, not labelled, or do not fit the task.
@@ -92,10 +92,10 @@ class EncodedSplit:
         """Run the encoder.
 
         Args:
-            sequences: (B,), numbers of sequences in the split.
+            sequences: Numbers (B,) of sequences in the split.
 
         Returns:
-            (rows, width), the vectors of the sequences, one behind the other, in float32 on the device of the task.
+            Vectors (rows, width) of the sequences, one after the other, in float32 on the device of the task.
 
         Raises:
             PapaError: If a hidden state is NaN or infinite.
@@ -117,7 +117,7 @@ class EncodedSplit:
         return vectors
 
     def _scan(self) -> tuple[SplitIndex, Tensor]:
-        """Read masks and labels of the whole split, checked."""
+        """Read and check masks and labels of the whole split."""
         parts: list[tuple[Tensor, ...]] = []
         for batch in self._chunks():
             check_inputs(batch, self.reading.max_length)

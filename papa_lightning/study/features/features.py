@@ -1,9 +1,9 @@
-"""Features: the hidden states that a probe reads, computed once and stored, or anew for every batch."""
+"""Features: the hidden states that a probe reads, stored, or computed for every batch."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -14,39 +14,36 @@ from torch import Tensor
 from papa_lightning.checks import check_choice
 from papa_lightning.errors import PapaError
 from papa_lightning.study.features.encoding import EncodedSplit, SplitIndex
-from papa_lightning.study.features.folder import Dtype, TableWriter, check_room, read_folder, table_bytes, write_folder
+from papa_lightning.study.features.folder import Dtype, check_room, read_folder, table_bytes, write_folder
 from papa_lightning.study.features.reading import FeatureBatch, Reading, ranges
 from papa_lightning.tasks.base import EncoderTask
 
 
 class Features(Protocol):
-    """One split of a task as the probe reads it."""
+    """The features of one split of a task."""
 
     @property
     def reading(self) -> Reading:
-        """What the probe reads of a sequence."""
+        """What a probe reads of a sequence."""
 
     @property
     def index(self) -> SplitIndex:
         """What is read of every sequence, and the labels."""
 
     def __len__(self) -> int:
-        """N, the number of sequences."""
+        """Number of sequences N."""
 
     def batch(self, sequences: Tensor, device: torch.device) -> FeatureBatch:
-        """Give what the probe reads of some sequences.
+        """The features of some sequences.
 
         Args:
-            sequences: (B,), their numbers in the split.
-            device: Where the probe is.
-
-        Returns:
-            The batch.
+            sequences: Numbers (B,) of the sequences in the split.
+            device: Device of the probe.
         """
 
 
 class LiveFeatures:
-    """Features that are stored nowhere: the encoder runs for every batch, in evaluation mode.
+    """Features that are not stored: the encoder runs for every batch, in evaluation mode.
 
     Args:
         task: The task; its encoder is frozen, and may be swapped.
@@ -76,7 +73,7 @@ class LiveFeatures:
 
 
 class StoredFeatures:
-    """Features in a folder, memory-mapped; made by :func:`store_features`.
+    """Features in a folder, memory-mapped; :func:`store_features` makes them.
 
     Args:
         folder: The folder.
@@ -85,7 +82,7 @@ class StoredFeatures:
         folder: The folder.
         reading: What the probe reads of a sequence.
         index: What is read of every sequence, and the labels.
-        nbytes: Size of the vectors.
+        nbytes: Size of the vectors in bytes.
 
     Raises:
         PapaError: If the folder is missing, damaged, or holds something else.
@@ -102,7 +99,7 @@ class StoredFeatures:
 
     @property
     def dtype(self) -> Dtype:
-        """In which the vectors are stored."""
+        """Dtype of the stored vectors."""
         return "float16" if self._table.dtype == torch.float16 else "float32"
 
     def batch(self, sequences: Tensor, device: torch.device) -> FeatureBatch:
@@ -115,7 +112,7 @@ class StoredFeatures:
         return _batch(self, self._starts, sequences, vectors, torch.arange(len(vectors), device=device))
 
     def remove(self) -> None:
-        """Delete the folder; batches can be had no more."""
+        """Delete the folder; the features are unusable afterwards."""
         self._table = torch.empty(0)
         shutil.rmtree(self.folder, ignore_errors=True)  # another process may have been faster
 
@@ -130,20 +127,21 @@ def store_features(
     batch_size: int = 32,
     progress: Callable[[int], None] | None = None,
 ) -> StoredFeatures:
-    """Run the encoder of a task once over a split, and store what the probe reads.
+    """Run the encoder of a task once over a split, and store what its probe reads.
 
-    Only what is read is stored: for the layerwise probe all L+1 levels of the real tokens, for tokens all levels of
-    those with a label, for the other poolings one vector a sequence. The folder appears when it is complete. One that
-    exists is not made again, but checked: its name must stand for the encoder and for the choice of its heads.
+    Only hidden states that are read are stored: all L+1 levels of the real tokens for the layerwise probe, all levels
+    of the labelled tokens for token probes, one vector for each sequence for the other poolings. The folder appears
+    when it is complete. An existing folder is checked and used: its name must identify the encoder and the choice of
+    its heads.
 
     Args:
         task: The task; its encoder is frozen, and may be swapped.
         rows: Tokenised rows, as the data loaders of a `TaskDataModule` hold them: ``loader.dataset``.
-        folder: Where to.
+        folder: Folder to be written.
         dtype: ``"float32"``, or ``"float16"``, half the size, with a relative error of up to 0.0005.
-        budget_bytes: The greatest size that is allowed.
-        batch_size: Sequences that the encoder sees at once; those of similar length go together.
-        progress: Is given the number of sequences that are done, after every batch.
+        budget_bytes: Largest permitted size.
+        batch_size: Sequences of a batch; sequences of similar length go together.
+        progress: Called with the number of finished sequences after every batch.
 
     Returns:
         The features.
@@ -175,35 +173,17 @@ def store_features(
         return _checked(StoredFeatures(folder), split, dtype)
     check_room(table_bytes(split.reading, split.index, dtype), budget_bytes, folder)
 
-    def write(table: TableWriter) -> None:
-        starts, done = split.index.starts, 0
-        # The longest first: if memory is short, that shows at once.
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        each, starts, counts, done = split.reading.rows_per_place, split.index.starts, split.index.counts, 0
+        # The longest first: a lack of memory shows at once.
         for sequences in torch.split(split.extents.argsort(descending=True, stable=True), batch_size):
-            table.write(split.vectors(sequences), starts[sequences], split.index.counts[sequences])
+            yield ranges(starts[sequences] * each, counts[sequences] * each), split.vectors(sequences)
             done += len(sequences)
             if progress is not None:
                 progress(done)
 
-    write_folder(folder, split.reading, split.index, dtype, write)
+    write_folder(folder, split.reading, split.index, dtype, batches())
     return StoredFeatures(folder)
-
-
-def features_size(task: EncoderTask, rows: Dataset, dtype: Dtype = "float32") -> int:
-    """Say how many bytes :func:`store_features` would write.
-
-    Args:
-        task: The task.
-        rows: Tokenised rows.
-        dtype: ``"float32"`` or ``"float16"``.
-
-    Returns:
-        The size of vectors and index, exact but for headers of less than 2 KB.
-
-    Raises:
-        PapaError: As :func:`store_features` does for task and rows.
-    """
-    split = EncodedSplit(task, rows)
-    return table_bytes(split.reading, split.index, dtype)
 
 
 def _checked(stored: StoredFeatures, split: EncodedSplit, dtype: Dtype) -> StoredFeatures:

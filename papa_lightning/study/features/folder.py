@@ -1,19 +1,21 @@
-"""The folder of stored features: vectors that are memory-mapped, an index, and a manifest that says what they are.
+"""The folder of stored features: memory-mapped vectors, an index, and a manifest.
 
     vectors.npy         (R, width), float32 or float16
     index.safetensors   counts (N,), positions, labels
-    manifest.json       format, reading, dtype, and the SHA-256 of the others
+    manifest.json       format, reading, dtype, and the SHA-256 of the other files
 
-The folder is written under another name and renamed when it is complete, so what bears its name is whole.
+The folder is written under another name and renamed when it is complete.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import safetensors
@@ -23,57 +25,36 @@ from torch import Tensor
 
 from papa_lightning.checks import one_of, record, text, whole
 from papa_lightning.errors import OutputError, PapaError
-from papa_lightning.files.checked import file_sum, json_bytes, read_json
+from papa_lightning.files.checked import file_sum
+from papa_lightning.files.records import read_record, write_record
 from papa_lightning.files.writing import staged_folder
 from papa_lightning.study.features.encoding import SplitIndex
-from papa_lightning.study.features.reading import READINGS, Reading, reading_from
+from papa_lightning.study.features.reading import READINGS, Reading
 
 Dtype = Literal["float32", "float16"]
-"""In which vectors are stored."""
+"""Dtypes of stored vectors."""
 
 _FORMAT = "papa_lightning.features/1"
 _VECTORS, _INDEX, _MANIFEST = "vectors.npy", "index.safetensors", "manifest.json"
 
 
-class TableWriter:
-    """Writes the vectors of sequences to their places in a file of known size.
+@dataclass(frozen=True)
+class _Described:
+    """A reading in a file."""
 
-    Args:
-        file: The file; its header is written here.
-        reading: What is read of a sequence.
-        vectors: Their number R.
-        dtype: In which they are stored.
-    """
+    name: Annotated[str, one_of(*READINGS)]
+    levels: Annotated[int, whole(1)]
+    max_length: Annotated[int, whole(1)]
+    hidden_size: Annotated[int, whole(1)]
 
-    def __init__(self, file: BinaryIO, reading: Reading, vectors: int, dtype: Dtype) -> None:
-        self._file, self._each = file, reading.rows_per_place
-        self._dtype = getattr(torch, dtype)
-        self._row_bytes = reading.width * self._dtype.itemsize
-        description = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (vectors, reading.width)}
-        np.lib.format.write_array_header_1_0(file, description)
-        self._header = file.tell()
 
-    def write(self, vectors: Tensor, starts: Tensor, counts: Tensor) -> None:
-        """Write the vectors of a batch.
+@dataclass(frozen=True)
+class _Manifest:
+    """The manifest."""
 
-        Args:
-            vectors: (rows, width), sequence by sequence.
-            starts: (B,), the number of places before every sequence.
-            counts: (B,), the number of its places.
-
-        Raises:
-            PapaError: If a number is too large for the dtype.
-        """
-        stored = vectors.to(self._dtype)
-        if self._dtype == torch.float16 and not bool(stored.isfinite().all()):
-            raise PapaError(
-                f"dtype is 'float16', but a hidden state is {float(vectors.abs().max()):.3g}, beyond its range of "
-                '65504: pass dtype="float32".'
-            )
-        rows = torch.split(stored.cpu(), (counts * self._each).tolist())
-        for start, row in zip(starts.tolist(), rows, strict=True):
-            self._file.seek(self._header + start * self._each * self._row_bytes)
-            self._file.write(row.numpy().data)
+    reading: _Described
+    dtype: Dtype
+    files: Annotated[Mapping[str, str], record(dict.fromkeys((_VECTORS, _INDEX), text))]
 
 
 def table_bytes(reading: Reading, index: SplitIndex, dtype: Dtype) -> int:
@@ -82,7 +63,7 @@ def table_bytes(reading: Reading, index: SplitIndex, dtype: Dtype) -> int:
     Args:
         reading: What is read of a sequence.
         index: What is read of every sequence.
-        dtype: In which vectors are stored.
+        dtype: Dtype of the stored vectors.
 
     Returns:
         Bytes of vectors and index.
@@ -95,9 +76,9 @@ def check_room(needed: int, budget: int, folder: Path) -> None:
     """Refuse features for which there is no room.
 
     Args:
-        needed: Their size in bytes.
-        budget: The greatest size that is allowed.
-        folder: Where they are to go; may not exist yet.
+        needed: Size of the features in bytes.
+        budget: Largest permitted size.
+        folder: Folder to be written; need not exist.
 
     Raises:
         PapaError: If they are larger than the budget or the free disk space.
@@ -118,7 +99,7 @@ def check_room(needed: int, budget: int, folder: Path) -> None:
 
 
 def write_folder(
-    folder: Path, reading: Reading, index: SplitIndex, dtype: Dtype, write: Callable[[TableWriter], None]
+    folder: Path, reading: Reading, index: SplitIndex, dtype: Dtype, batches: Iterable[tuple[Tensor, Tensor]]
 ) -> None:
     """Write a folder of features, whole or not at all.
 
@@ -126,25 +107,43 @@ def write_folder(
         folder: The folder.
         reading: What is read of a sequence.
         index: What is read of every sequence.
-        dtype: In which vectors are stored.
-        write: Writes the vectors of all sequences.
+        dtype: Dtype of the stored vectors.
+        batches: Rows (r,) of the table and their vectors (r, width), which together fill it.
 
     Raises:
-        PapaError: If the disk refuses them.
+        PapaError: If the disk refuses them, or a number is too large for the dtype.
     """
+    shape = (len(index.positions) * reading.rows_per_place, reading.width)
     try:
         with staged_folder(folder) as unfinished:
-            with open(unfinished / _VECTORS, "wb") as file:
-                write(TableWriter(file, reading, len(index.positions) * reading.rows_per_place, dtype))
+            table = _new_table(unfinished / _VECTORS, shape, dtype)
+            for rows, vectors in batches:
+                stored = vectors.to(getattr(torch, dtype)).cpu()
+                if not bool(stored.isfinite().all()):
+                    raise PapaError(
+                        f"dtype is {dtype!r}, but a hidden state is {float(vectors.abs().max()):.3g}, beyond its range "
+                        'of 65504: pass dtype="float32".'
+                    )
+                table[rows.numpy()] = stored.numpy()
+            table.flush()
             counts, positions, labels = (tensor.contiguous() for tensor in index.tensors())
             content = safetensors.torch.save({"counts": counts, "positions": positions, "labels": labels})
             (unfinished / _INDEX).write_bytes(content)
             sums = {name: file_sum(unfinished / name) for name in (_VECTORS, _INDEX)}
-            manifest = {"reading": _described(reading), "dtype": dtype, "files": sums}
-            (unfinished / _MANIFEST).write_bytes(json_bytes(_FORMAT, manifest))
+            described = _Described(reading.name, reading.levels, reading.max_length, reading.hidden_size)
+            write_record(unfinished / _MANIFEST, _FORMAT, _Manifest(described, dtype, sums))
     except OutputError:
-        if not folder.exists():  # else another process was faster, and its work is as good
+        if not folder.exists():  # else another process was faster, and its files are as good
             raise
+
+
+def _new_table(path: Path, shape: tuple[int, int], dtype: Dtype) -> np.memmap[Any, Any]:
+    """An empty table in a file of its final size."""
+    table = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
+    if hasattr(os, "posix_fallocate"):  # a full disk would otherwise end the process where a page is first written
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return table
 
 
 def read_folder(folder: Path) -> tuple[Reading, SplitIndex, Tensor]:
@@ -154,7 +153,7 @@ def read_folder(folder: Path) -> tuple[Reading, SplitIndex, Tensor]:
         folder: The folder.
 
     Returns:
-        What is read of a sequence, what is read of every sequence, and the vectors (R, width).
+        The reading, the index, and the vectors (R, width).
 
     Raises:
         PapaError: If it is missing, damaged, or holds something else.
@@ -163,14 +162,16 @@ def read_folder(folder: Path) -> tuple[Reading, SplitIndex, Tensor]:
         raise PapaError(f"folder is {str(folder)!r}, which does not exist: make it with store_features.")
     remedy = "remove it, and store the features again"
     try:
-        manifest = read_json(folder / _MANIFEST, _FORMAT, _CONTENT, PapaError, "manifest", remedy)
-        for name, found in manifest["files"].items():
+        manifest = read_record(folder / _MANIFEST, _FORMAT, _Manifest, PapaError, "manifest", remedy)
+        for name, found in manifest.files.items():
             if file_sum(folder / name) != found:
-                raise ValueError(f"{name} is not what the manifest says")
-        reading: Reading = manifest["reading"]
+                raise ValueError(f"{name} has another SHA-256 than the manifest says")
+        described = manifest.reading
+        sizes = (described.levels, described.max_length, described.hidden_size)
+        reading = READINGS[described.name](*sizes)
         index = SplitIndex(**safetensors.torch.load_file(folder / _INDEX))
         table = _mapped(folder / _VECTORS)
-        _check_fit(reading, index, table, manifest["dtype"])
+        _check_fit(reading, index, table, manifest.dtype)
     except (OSError, ValueError, TypeError, safetensors.SafetensorError) as error:
         raise PapaError(
             f"folder is {str(folder)!r}, which is damaged or holds no features ({type(error).__name__}: {error}): "
@@ -179,27 +180,12 @@ def read_folder(folder: Path) -> tuple[Reading, SplitIndex, Tensor]:
     return reading, index, table
 
 
-def _reading(name: str, value: object) -> Reading:
-    sizes = dict.fromkeys(("levels", "max_length", "hidden_size"), whole(1))
-    found = record({"name": one_of(*READINGS), **sizes})(name, value)
-    return reading_from(**found)
-
-
-_CONTENT = record(
-    {
-        "reading": _reading,
-        "dtype": one_of("float32", "float16"),
-        "files": record(dict.fromkeys((_VECTORS, _INDEX), text)),
-    }
-)
-
-
 def _mapped(path: Path) -> Tensor:
-    """A tensor that is read from the file where it is used; nobody may write to it."""
+    """A tensor whose values are read from the file when they are used; it must not be written to."""
     with warnings.catch_warnings():
-        # Mapped so that torch could write to it, it could not be larger than the memory of the machine.
+        # A writable mapping could not be larger than the memory of the machine.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(np.load(path, mmap_mode="r", allow_pickle=False))
+        return torch.from_numpy(np.lib.format.open_memmap(path, mode="r"))
 
 
 def _check_fit(reading: Reading, index: SplitIndex, table: Tensor, dtype: str) -> None:
@@ -215,11 +201,6 @@ def _check_fit(reading: Reading, index: SplitIndex, table: Tensor, dtype: str) -
         raise ValueError(f"the index has {len(index.positions)} positions and {len(index.labels)} labels")
     if bool(((index.positions < 0) | (index.positions >= reading.max_length)).any()):
         raise ValueError(f"a position is not below max_length {reading.max_length}")
-
-
-def _described(reading: Reading) -> dict[str, Any]:
-    sizes = {name: getattr(reading, name) for name in ("levels", "max_length", "hidden_size")}
-    return {"name": reading.name, **sizes}
 
 
 def _gigabytes(size: int) -> str:

@@ -1,7 +1,7 @@
-"""What a probe reads of the hidden states: of which tokens, in which order, and how it makes logits of that.
+"""Readings: the hidden states that a kind of probe reads, and how it computes its inputs from them.
 
 The *vectors* of a sequence are the rows that its probe reads; a *place* is a token that is read. Padding is never read,
-so vectors stand one behind the other, without gaps.
+so vectors follow each other without gaps.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from papa_lightning.tasks.token_classification import TokenClassificationTask
 
 @dataclass(frozen=True, eq=False)
 class FeatureBatch:
-    """What a probe reads of B sequences.
+    """The features of B sequences.
 
     Args:
-        vectors: (R, width), on the device of the probe; may hold those of other sequences too.
-        rows: (r,) int64, which rows of `vectors` belong to the batch, sequence by sequence; on the same device.
-        counts: (B,) int64 on the CPU, the number of places of every sequence.
-        positions: (sum of counts,) int64 on the CPU, the slot of every place.
-        labels: (B,) or, for tokens, (sum of counts,) int64, on the device of the probe.
+        vectors: Vectors (R, width) on the device of the probe, which may include those of other sequences.
+        rows: Rows (r,) of `vectors` that belong to the batch, sequence by sequence; int64, on the same device.
+        counts: Number of places (B,) of every sequence; int64, on the CPU.
+        positions: Slot (sum of counts,) of every place; int64, on the CPU.
+        labels: Labels (B,) or, for tokens, (sum of counts,); int64, on the device of the probe.
     """
 
     vectors: Tensor
@@ -48,9 +48,9 @@ class Reading(ABC):
     """What a kind of probe reads.
 
     Args:
-        levels: L+1.
-        max_length: T, the longest sequence of the task.
-        hidden_size: d.
+        levels: Number of levels of hidden states, L+1.
+        max_length: Length T of the longest sequence of the task.
+        hidden_size: Hidden size d.
     """
 
     levels: int
@@ -60,7 +60,7 @@ class Reading(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """Its name in files."""
+        """Name in files."""
 
     @property
     def per_token(self) -> bool:
@@ -79,49 +79,49 @@ class Reading(ABC):
 
     @abstractmethod
     def places(self, attention_mask: Tensor, labels: Tensor) -> Tensor:
-        """Say which tokens are read.
+        """The tokens that are read.
 
         Args:
-            attention_mask: (B, T), 1 for a real token.
-            labels: (B,) or (B, T).
+            attention_mask: Mask (B, T), 1 for a real token.
+            labels: Labels (B,) or (B, T).
 
         Returns:
-            (B, T), bool.
+            Mask (B, T), bool.
         """
 
     @abstractmethod
     def collect(self, hidden_states: Sequence[Tensor], attention_mask: Tensor, places: Tensor) -> Tensor:
-        """Take the vectors of a batch out of the hidden states.
+        """The vectors of a batch.
 
         Args:
             hidden_states: L+1 tensors (B, T, d), the embeddings first.
-            attention_mask: (B, T), 1 for a real token.
-            places: (B, T), bool.
+            attention_mask: Mask (B, T), 1 for a real token.
+            places: Mask (B, T) of the tokens that are read, bool.
 
         Returns:
-            (rows, width), sequence by sequence.
+            Vectors (rows, width), sequence by sequence.
         """
 
     def inputs(self, probe: Probe, batch: FeatureBatch) -> Tensor:
-        """What the probe's `classify` reads.
+        """The inputs of the probe's `classify`.
 
         Args:
             probe: A probe of this kind.
-            batch: A batch.
+            batch: The features.
 
         Returns:
-            (B, F) or, for tokens, (sum of counts, F).
+            Inputs (B, F) or, for tokens, (sum of counts, F).
         """
         return batch.vectors.index_select(0, batch.rows)
 
 
 @dataclass(frozen=True)
 class LayerwiseReading(Reading):
-    """All levels of all real tokens, for `LayerwiseProbe`; of a sequence first all tokens of level 0, and so on."""
+    """All levels of all real tokens, for `LayerwiseProbe`; the levels of a sequence follow each other."""
 
     @property
     def name(self) -> str:
-        """Its name in files."""
+        """Name in files."""
         return "layerwise"
 
     @property
@@ -179,7 +179,7 @@ class PooledReading(Reading):
 
     @property
     def name(self) -> str:
-        """Its name in files."""
+        """Name in files."""
         return self.pooling
 
     def places(self, attention_mask: Tensor, labels: Tensor) -> Tensor:
@@ -199,7 +199,7 @@ class TokenReading(Reading):
 
     @property
     def name(self) -> str:
-        """Its name in files."""
+        """Name in files."""
         return "tokens"
 
     @property
@@ -222,16 +222,13 @@ class TokenReading(Reading):
 
 
 def reading_of(task: EncoderTask) -> Reading:
-    """What the probe of a task reads.
+    """The reading of the probe of a task.
 
     Args:
-        task: A task.
-
-    Returns:
-        The reading.
+        task: The task.
 
     Raises:
-        PapaError: If its probe is trained otherwise than from the hidden states of given sequences.
+        PapaError: If its probe is not trained from the hidden states of given sequences.
     """
     probe, config = task.probe, task.encoder.config
     sizes = (config.num_hidden_layers + 1, task.hparams["max_length"], config.hidden_size)
@@ -248,7 +245,7 @@ def reading_of(task: EncoderTask) -> Reading:
     )
 
 
-#: What can be read, by its name in files.
+#: The readings, by their names in files.
 READINGS: Mapping[str, Callable[[int, int, int], Reading]] = {
     "layerwise": LayerwiseReading,
     "tokens": TokenReading,
@@ -257,29 +254,17 @@ READINGS: Mapping[str, Callable[[int, int, int], Reading]] = {
 }
 
 
-def reading_from(name: str, levels: int, max_length: int, hidden_size: int) -> Reading:
-    """The reading that a file names.
-
-    Args:
-        name: One of :data:`READINGS`.
-        levels: L+1.
-        max_length: T.
-        hidden_size: d.
-    """
-    return READINGS[name](levels, max_length, hidden_size)
-
-
 def position_cells(counts: Tensor, positions: Tensor, levels: int, max_length: int) -> Tensor:
-    """Say which of the (L+1) x T position weights each vector has.
+    """The position weight of each vector, among the (L+1) x T weights.
 
     Args:
-        counts: (B,), tokens of every sequence.
-        positions: (sum of counts,), their slots.
-        levels: L+1.
-        max_length: T.
+        counts: Number of tokens (B,) of every sequence.
+        positions: Slots (sum of counts,) of the tokens.
+        levels: Number of levels L+1.
+        max_length: Length T.
 
     Returns:
-        ((L+1) * sum of counts,), places in the flattened weights, in the order of the vectors.
+        Places ((L+1) * sum of counts,) in the flattened weights, in the order of the vectors.
 
     Example:
         >>> position_cells(torch.tensor([2]), torch.tensor([0, 5]), levels=2, max_length=6)
@@ -293,14 +278,14 @@ def position_cells(counts: Tensor, positions: Tensor, levels: int, max_length: i
 
 
 def ranges(starts: Tensor, sizes: Tensor) -> Tensor:
-    """Put ranges of numbers one behind the other.
+    """Ranges of numbers, one after the other.
 
     Args:
-        starts: (B,), the first number of every range.
-        sizes: (B,), how many numbers it has.
+        starts: First number (B,) of every range.
+        sizes: Size (B,) of every range.
 
     Returns:
-        (sum of sizes,).
+        Numbers (sum of sizes,).
 
     Example:
         >>> ranges(torch.tensor([7, 0]), torch.tensor([2, 3]))
@@ -312,5 +297,5 @@ def ranges(starts: Tensor, sizes: Tensor) -> Tensor:
 
 
 def _spread(columns: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
-    """Repeat the entries of columns (B, n), each as often as `sizes` (B,) says."""
+    """The entries of columns (B, n), each repeated as often as `sizes` (B,) says."""
     return columns.repeat_interleave(sizes, dim=0, output_size=int(sizes.sum())).unbind(1)

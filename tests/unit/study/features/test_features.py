@@ -1,6 +1,8 @@
 """Stored features: the same numbers as the encoder gives, whole folders or none, and refusals by name."""
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,11 @@ import torch
 from datasets import Dataset
 from unit.study import feature_cases as cases
 
-from papa_lightning.errors import PapaError
+from papa_lightning.errors import OutputError, PapaError
 from papa_lightning.study.features import features as features_module
-from papa_lightning.study.features.features import LiveFeatures, StoredFeatures, features_size, store_features
+from papa_lightning.study.features.encoding import EncodedSplit
+from papa_lightning.study.features.features import LiveFeatures, StoredFeatures, store_features
+from papa_lightning.study.features.folder import table_bytes
 from papa_lightning.study.features.reading import LayerwiseReading
 
 CPU, LARGE = torch.device("cpu"), 10**9
@@ -23,6 +27,12 @@ SOME_HEADS = [(0, 1), (1, 0), (1, 3)]
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return cases.save_encoder(str(tmp_path_factory.mktemp("features_encoder")))
+
+
+def features_size(task: Any, rows: Dataset, dtype: Any = "float32") -> int:
+    """The size of stored features, without headers."""
+    split = EncodedSplit(task, rows)
+    return table_bytes(split.reading, split.index, dtype)
 
 
 def store(task: Any, rows: Dataset, folder: Path, **arguments: Any) -> StoredFeatures:
@@ -372,3 +382,16 @@ def test_position_weights_belong_to_their_slot_and_level() -> None:
     levels = [torch.tensor([[[1.0], [2.0], [3.0]]]), torch.tensor([[[4.0], [5.0], [6.0]]])]
     mask = torch.tensor([[1, 0, 1]])
     assert reading.collect(levels, mask, mask.bool()).flatten().tolist() == [1, 3, 4, 6]
+
+
+def test_a_full_disk_is_an_error_of_one_line_and_leaves_nothing(
+    encoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    task, rows = cases.make_task(encoder, "mean"), cases.make_rows(4, "mean")
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OutputError, match="No space left on device"):
+        store(task, rows, tmp_path / "new" / "train")
+    assert list((tmp_path / "new").iterdir()) == []
