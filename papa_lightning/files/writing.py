@@ -175,6 +175,23 @@ def check_output_folder(name: str, folder: str | Path) -> Path:
     return path
 
 
+def check_work_folder(name: str, folder: Path) -> None:
+    """Refuse a folder in which files could not be written, without making it.
+
+    Args:
+        name: Name of the argument, for the message.
+        folder: The folder; it need not exist.
+
+    Raises:
+        OutputError: When it, or a folder above it, is a file, or cannot be written to.
+    """
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not existing.is_dir():
+        raise OutputError(f"{name} is {str(folder)!r}, but {str(existing)!r} is a file: pass a folder.")
+    with refusing(name, folder, "pass a folder that you may write to"):
+        _check_writable(existing)
+
+
 def check_exchange(name: str, folder: Path) -> None:
     """Refuse to replace a folder where the file system cannot exchange two folders in one step.
 

@@ -1,30 +1,38 @@
-"""Constants and rankings of a study: read where they exist, made where they do not."""
+"""The work of a study: constants, rankings, features and results, read where they exist and made where they do not.
+
+Functions that any process can run take plain values: the settings as JSON, the path of the folder.
+"""
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from functools import lru_cache
 
 import torch
 from datasets import Dataset
 from torch import Tensor
 
 from papa_lightning.calibration import AttentionConstants, calibrate, constants_kind, control_constants, without_path
-from papa_lightning.criteria import HeadCriterion, RankingInputs, criterion_from, rank_heads
+from papa_lightning.criteria import RankingInputs, criterion_from, rank_heads
 from papa_lightning.encoders import encoder_shape, restore_attention, swap_attention
 from papa_lightning.errors import StudyError
 from papa_lightning.ranking import HeadRanking
-from papa_lightning.study.cells import Choice
+from papa_lightning.runtime import versions
+from papa_lightning.study.cells import Choice, Group, choices
 from papa_lightning.study.features.features import Features, LiveFeatures, StoredFeatures, store_features
-from papa_lightning.study.hashing import digest
-from papa_lightning.study.store import StudyFolder
-from papa_lightning.study.training import initial_probe, train_probes
+from papa_lightning.study.results import CellResult
+from papa_lightning.study.settings import settings_from
+from papa_lightning.study.store import StudyFolder, digest
+from papa_lightning.study.training import TrainedProbe, initial_probe, train_probes
 from papa_lightning.study.workbench import Bench
 
 
 def average_key(bench: Bench, kind: str) -> str:
-    """What an average of the attention depends on."""
+    """Hash of everything that an average of the attention depends on."""
     return digest([bench.seen, kind])
 
 
@@ -32,9 +40,9 @@ def average_of(folder: StudyFolder, bench: Bench, sequences: int | None = None) 
     """The average attention of an encoder on the training rows of a task.
 
     Args:
-        folder: The study's.
+        folder: Folder of the study.
         bench: Encoder and task.
-        sequences: So many training rows, drawn at random with seed 0; None takes all.
+        sequences: Number of training rows, drawn at random with seed 0; None for all rows.
 
     Raises:
         StudyError: When there are fewer rows.
@@ -60,12 +68,12 @@ def constants_of(folder: StudyFolder, bench: Bench, kind: str) -> AttentionConst
     """The constants of a kind.
 
     Args:
-        folder: The study's.
+        folder: Folder of the study.
         bench: Encoder and task.
-        kind: As in the settings.
+        kind: Kind of constants, as in the settings.
 
     Raises:
-        StudyError: When another task has another length.
+        StudyError: When the kind names a task with another length.
     """
     parsed = constants_kind(kind)
     if parsed.sequences is not None:
@@ -82,7 +90,7 @@ def constants_of(folder: StudyFolder, bench: Bench, kind: str) -> AttentionConst
 
 
 def ranking_key(bench: Bench, criterion: str) -> str:
-    """What a ranking depends on. Criteria without labels depend on less than those that learn from them."""
+    """Hash of everything that a ranking depends on; labels and probe count only for criteria that use them."""
     learns = not {"loss", "task"}.isdisjoint(criterion_from(criterion).needs)
     settings = bench.settings
     learned = [asdict(settings.probe), settings.pooling, settings.seeds[0], settings.features.storage == "float16"]
@@ -93,15 +101,15 @@ def ranking_of(folder: StudyFolder, bench: Bench, criterion: str) -> HeadRanking
     """The ranking of an encoder's heads on a task.
 
     Args:
-        folder: The study's.
+        folder: Folder of the study.
         bench: Encoder and task.
-        criterion: As in the settings.
+        criterion: Criterion, as in the settings.
     """
     path = folder.ranking(bench.encoder, bench.name, criterion, ranking_key(bench, criterion))
     if path.exists():
         return HeadRanking.load(path)
     wanted = criterion_from(criterion)
-    # Criteria that learn begin with the same probe in every process, whatever was ranked before.
+    # Criteria that learn start from the same probe in every process, whatever was ranked before.
     bench.task.probe.load_state_dict(initial_probe(bench.task, bench.settings.seeds[0]).state_dict())
     inputs = RankingInputs(
         encoder=bench.task.encoder,
@@ -116,10 +124,10 @@ def ranking_of(folder: StudyFolder, bench: Bench, criterion: str) -> HeadRanking
 
 @contextmanager
 def chosen_heads(folder: StudyFolder, bench: Bench, choice: Choice) -> Iterator[int]:
-    """Make the chosen heads of the encoder constant for a while.
+    """Make the chosen heads of the encoder constant inside a ``with`` block.
 
     Args:
-        folder: The study's.
+        folder: Folder of the study.
         bench: Encoder and task.
         choice: The heads.
 
@@ -144,13 +152,13 @@ def chosen_heads(folder: StudyFolder, bench: Bench, choice: Choice) -> Iterator[
 def features_of(
     folder: StudyFolder, bench: Bench, key: str, evaluations: Mapping[str, Dataset]
 ) -> Iterator[tuple[Features, Mapping[str, Features]]]:
-    """The hidden states of the encoder as it is now, for training and for some evaluation sets.
+    """The hidden states of the encoder in its present state, for training and evaluation.
 
     Args:
-        folder: The study's.
-        bench: Encoder and task; the encoder is swapped already.
-        key: What the hidden states depend on.
-        evaluations: The evaluation sets.
+        folder: Folder of the study.
+        bench: Encoder and task; the encoder may be swapped.
+        key: Hash of everything that the hidden states depend on.
+        evaluations: Evaluation sets by name.
     """
     settings, splits = bench.settings.features, {"train": bench.train}
     splits |= {f"evaluation-{name}": rows for name, rows in evaluations.items()}
@@ -160,7 +168,7 @@ def features_of(
         return
     left, stored = int(settings.budget_gigabytes * 1e9), list[StoredFeatures]()
     size = bench.settings.calibration_batch_size
-    # Two choices of two processes may come down to the same hidden states, and none may remove those of the other.
+    # Two processes may need the same hidden states, and must not remove each other's.
     with nullcontext(folder.features(key)) if settings.keep else folder.temporary_features() as place:
         for name, rows in splits.items():
             new = store_features(
@@ -172,14 +180,14 @@ def features_of(
 
 
 def probe_loss(folder: StudyFolder, bench: Bench) -> Callable[[Mapping[str, Tensor]], Tensor]:
-    """The loss of a probe that was trained with all heads dynamic, for criteria that ask what a head is worth to it.
+    """The loss of a probe that was trained with all heads dynamic, for criteria that need a loss.
 
     Args:
-        folder: The study's.
-        bench: Encoder and task; the task gets the probe.
+        folder: Folder of the study.
+        bench: Encoder and task; the probe becomes that of the task.
 
     Returns:
-        The mean loss of a labelled batch, as :meth:`Bench.padded_batches` gives them.
+        Function from a labelled batch of :meth:`Bench.padded_batches` to its mean loss.
     """
     settings = bench.settings
     half = settings.features.storage == "float16"
@@ -194,7 +202,92 @@ def probe_loss(folder: StudyFolder, bench: Bench) -> Callable[[Mapping[str, Tens
     return loss
 
 
-def criterion_cost(criterion: str) -> float:
-    """Estimated forward passes over the training rows that a ranking costs, beside calibration."""
-    wanted: HeadCriterion = criterion_from(criterion)
-    return wanted.passes + ("loss" in wanted.needs)
+@lru_cache(maxsize=1)  # groups of a pair follow each other, and loading an encoder takes seconds
+def open_bench(settings: str, encoder: str, task: str) -> Bench:
+    """Load an encoder and a task. Plans start, and runs end, with an empty cache, because files may change in between.
+
+    Args:
+        settings: Settings of the study, as JSON.
+        encoder: Name of the encoder.
+        task: Name of the task.
+    """
+    return Bench(settings_from(json.loads(settings)), encoder, task)
+
+
+def features_key(bench: Bench, choice: Choice) -> str:
+    """Hash of everything that the hidden states of a choice of heads depend on."""
+    ranked = None if choice.criterion is None else ranking_key(bench, choice.criterion)
+    other = None if choice.kind is None else constants_kind(choice.kind).other_task
+    elsewhere = None if other is None else bench.seen_on(other)
+    half = bench.settings.features.storage == "float16"
+    return digest([bench.identity, choice.share, choice.kind, elsewhere, ranked, half])
+
+
+def cell_key(bench: Bench, choice: Choice, seed: int) -> str:
+    """Hash of everything that the result of one probe depends on."""
+    settings = bench.settings
+    return digest([features_key(bench, choice), asdict(settings.probe), settings.pooling, seed])
+
+
+def prepare(settings: str, output: str, pair: tuple[str, str]) -> None:
+    """Calibrate an encoder on a task and make its rankings, where they do not exist.
+
+    Args:
+        settings: Settings of the study, as JSON.
+        output: Folder of the study.
+        pair: Names of encoder and task.
+    """
+    bench, folder = open_bench(settings, *pair), StudyFolder(output)
+    average_of(folder, bench)
+    for criterion in dict.fromkeys(choice.criterion for choice in choices(bench.settings)):
+        if criterion is not None:
+            ranking_of(folder, bench, criterion)
+
+
+def run_group(settings: str, output: str, group: Group) -> None:
+    """Train the probes of one choice of heads, and write their results.
+
+    Args:
+        settings: Settings of the study, as JSON.
+        output: Folder of the study.
+        group: The choice of heads, and the seeds.
+    """
+    start, bench, folder = time.perf_counter(), open_bench(settings, group.encoder, group.task), StudyFolder(output)
+    with chosen_heads(folder, bench, group.choice) as constant:
+        key = features_key(bench, group.choice)
+        with features_of(folder, bench, key, bench.evaluations) as (train, evaluations):
+            shared = time.perf_counter() - start
+            trained = train_probes(bench.task, train, evaluations, group.seeds, bench.settings.probe)
+    for probe in trained:
+        result = _result(bench, group, constant, probe, shared / len(trained) + probe.seconds)
+        result.save(folder.cell(result.hash))
+
+
+def _result(bench: Bench, group: Group, constant: int, trained: TrainedProbe, seconds: float) -> CellResult:
+    layers, heads = encoder_shape(bench.task.encoder)
+    choice = group.choice
+    return CellResult(
+        encoder=group.encoder,
+        task=group.task,
+        criterion=choice.criterion or bench.settings.criteria[0],
+        share=choice.share,
+        constant_heads=constant,
+        total_heads=layers * heads,
+        seed=trained.seed,
+        constants=choice.kind or "average",
+        metric=bench.data.metrics[0],
+        scores=trained.scores,
+        seconds=seconds,
+        versions=versions(),
+        hash=cell_key(bench, choice, trained.seed),
+        level_weights=_level_weights(trained),
+    )
+
+
+def _level_weights(trained: TrainedProbe) -> list[float] | None:
+    """Mean absolute position weight of every level, for probes with such weights."""
+    weights = getattr(trained.probe, "position_weights", None)
+    if not isinstance(weights, torch.Tensor):
+        return None
+    means: list[float] = weights.detach().abs().mean(dim=1).tolist()
+    return means

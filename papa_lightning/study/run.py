@@ -1,9 +1,8 @@
-"""Running a study: what is missing is done, and every finished piece stays."""
+"""Plan and run of a study: missing results are computed, and finished ones are kept."""
 
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -12,35 +11,35 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from tqdm.auto import tqdm
 
+from papa_lightning.criteria import criterion_from
 from papa_lightning.errors import StudyError
-from papa_lightning.runtime import find_device, versions
-from papa_lightning.study.artifacts import average_key, criterion_cost, ranking_key
+from papa_lightning.runtime import find_device, machine_facts
+from papa_lightning.study.artifacts import average_key, cell_key, open_bench, prepare, ranking_key, run_group
 from papa_lightning.study.cells import Choice, Group, cells_of, choices, pairs
 from papa_lightning.study.executors import Backend, check_num_workers, run_pieces
-from papa_lightning.study.pieces import cell_key, describe, open_bench, prepare, run_group
 from papa_lightning.study.results import CellResult, results_table, save_table
 from papa_lightning.study.settings import StudySettings
 from papa_lightning.study.store import StudyFolder
+from papa_lightning.text import Blocks, Table
 
 
 @dataclass(frozen=True)
 class PairPlan:
-    """What is to be done for one encoder on one task.
+    """The plan of one encoder on one task.
 
     Args:
         encoder: Name of the encoder.
         task: Name of the task.
         keys: Hash of the result of every choice of heads and seed.
-        groups: What is missing.
+        groups: The missing probes.
         total: Number of probes, finished or not.
         preparation: Estimated forward passes over the training rows before the first group.
-        group_cost: The same for one group.
+        group_cost: Estimated forward passes over the training rows for one group.
         examples: Number of training rows.
-        about: How the numbers are measured.
-        files: Where constants and rankings are going to be.
+        about: Facts about the measurement.
+        files: Paths of constants and rankings.
     """
 
     encoder: str
@@ -56,12 +55,12 @@ class PairPlan:
 
     @property
     def missing(self) -> int:
-        """Number of probes that are not trained yet."""
+        """Number of probes that are still to be trained."""
         return sum(len(group.seeds) for group in self.groups)
 
     @property
     def passes(self) -> float:
-        """Estimated forward passes over the training rows that are still to be done."""
+        """Estimated forward passes over the training rows that are left."""
         return self.preparation + self.group_cost * len(self.groups)
 
 
@@ -70,12 +69,11 @@ class Study:
 
     Each encoder is calibrated once on each task, its heads are ranked once by each criterion, and then, for every
     choice of heads, the encoder runs once over the data and the probes of all seeds learn from its hidden states
-    (Hassid et al. 2022, arXiv 2211.03495, for the question and the probe). What is finished is in the folder, under a
-    hash of all that it depends on: a study that was killed goes on where it was, and one whose settings changed never
-    takes up an old result.
+    (Hassid et al. 2022, arXiv 2211.03495, for the question and the probe). Finished results are files named by a hash
+    of everything that they depend on: a study that was killed resumes, and changed settings never use an old result.
 
     Args:
-        settings: What to study.
+        settings: Settings of the study.
         output: Folder of the study.
 
     Raises:
@@ -89,7 +87,7 @@ class Study:
         self._finished: dict[str, CellResult] = {}
 
     def plan(self) -> list[PairPlan]:
-        """Load everything once, and see what is missing.
+        """Load every encoder and task, and find the missing results.
 
         Raises:
             PapaError: When an encoder or data cannot be loaded.
@@ -104,39 +102,39 @@ class Study:
         backend: Backend = "processes",
         progress: bool = True,
     ) -> pd.DataFrame:
-        """Do what is missing.
+        """Compute the missing results.
 
         Args:
-            plans: What :meth:`plan` gave just now; None plans first.
-            num_workers: Processes at a time. They end with this one, also when it is killed.
-            backend: Where they are.
-            progress: Show a bar with the remaining time.
+            plans: Result of :meth:`plan`, just made; None plans first.
+            num_workers: Number of worker processes. They end with this process, also when it is killed.
+            backend: Where the workers run.
+            progress: Whether to show a progress bar.
 
         Returns:
-            The table of results, which also is in the folder.
+            The table of results, which is also in the folder.
 
         Raises:
             PapaError: For a bad `num_workers`; when another process works in the folder; when something cannot be
-                loaded, stored or trained. What is finished stays.
+                loaded, stored or trained. Finished results are kept.
         """
         check_num_workers(num_workers, backend)
         with self.folder.claimed():
             plans = self.plan() if plans is None else plans
             self.folder.clear(keep_features=self.settings.features.keep)
-            self.folder.write(self.settings.as_dict(), self._about(plans), _joined(plan.files for plan in plans))
+            self.folder.write(self.settings.as_dict(), self._about(plans), _files(plans))
             try:
                 with _bar(plans, progress) as bar:
                     self._prepare(plans, partial(run_pieces, num_workers=num_workers, backend=backend), bar)
                     self._measure(plans, partial(run_pieces, num_workers=num_workers, backend=backend), bar)
             finally:
                 open_bench.cache_clear()
-                self.folder.clear(keep_features=self.settings.features.keep)  # of workers that were stopped
+                self.folder.clear(keep_features=self.settings.features.keep)  # left by stopped workers
             return self.table(plans)
 
     def _prepare(self, plans: Sequence[PairPlan], work: Callable[..., Any], bar: tqdm[Any]) -> None:
         """Make constants and rankings."""
         cost = {(plan.encoder, plan.task): plan.preparation * plan.examples for plan in plans if plan.groups}
-        function = partial(_prepare_pair, self._json, str(self.folder.path))
+        function = partial(prepare, self._json, str(self.folder.path))
         with closing(work(function, list(cost), name="encoder {0[0]}, task {0[1]}".format)) as done:
             for pair, _ in done:
                 bar.update(cost[pair])
@@ -158,14 +156,14 @@ class Study:
         """Collect the finished cells into the table, and write it.
 
         Args:
-            plans: What :meth:`plan` gave.
+            plans: Result of :meth:`plan`.
         """
         keys = {(plan.encoder, plan.task): plan.keys for plan in plans}
         results = []
         for cell in cells_of(self.settings):
             result = self._result(keys[cell.encoder, cell.task][cell.choice, cell.seed])
             if result is not None:
-                # One probe may serve several cells: all heads are all heads, whatever ranked them.
+                # Cells that differ in irrelevant parts, such as the criterion at share 1, share a probe.
                 own = replace(result, encoder=cell.encoder, task=cell.task, criterion=cell.criterion)
                 results.append(replace(own, constants=cell.kind))
         table = results_table(results)
@@ -173,7 +171,7 @@ class Study:
         return table
 
     def _result(self, key: str) -> CellResult | None:
-        """The finished result of a hash; read once."""
+        """The finished result of a hash, read once; None if it is missing."""
         if key not in self._finished:
             if not self.folder.cell(key).exists():
                 return None
@@ -198,7 +196,8 @@ class Study:
             name: self.folder.ranking(encoder, task, name, ranking_key(bench, name))
             for name in sorted(map(str, ranked))
         }
-        costs = [criterion_cost(name) for name, path in rankings.items() if not path.exists()]
+        criteria = [criterion_from(name) for name, path in rankings.items() if not path.exists()]
+        costs = [one.passes + ("loss" in one.needs) for one in criteria]
         evaluated = sum(map(len, bench.evaluations.values()))
         pair = {"encoder": encoder, "task": task}
         return PairPlan(
@@ -210,7 +209,7 @@ class Study:
             preparation=(not average.exists()) + sum(costs) if groups else 0.0,
             group_cost=1 + evaluated / len(bench.train),
             examples=len(bench.train),
-            about=describe(bench),
+            about=bench.describe(),
             files={
                 "constants": [{**pair, "kind": "average", "path": self.folder.relative(average)}],
                 "rankings": [
@@ -220,14 +219,10 @@ class Study:
         )
 
     def _about(self, plans: Iterable[PairPlan]) -> dict[str, Any]:
-        """How the numbers are measured."""
+        """Facts about the measurement."""
         settings = self.settings
-        device = find_device(settings.device)
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
         return {
-            "versions": versions(),
-            "device": f"{device.type} ({name})",
-            "threads": torch.get_num_threads(),
+            **machine_facts(find_device(settings.device)),
             "dtype": "float32",
             "features": settings.features.storage,
             "probe": asdict(settings.probe) | {"pooling": settings.pooling},
@@ -236,12 +231,13 @@ class Study:
         }
 
 
-def _prepare_pair(settings: str, output: str, pair: tuple[str, str]) -> float:
-    return prepare(settings, output, *pair)
+def _files(plans: Iterable[PairPlan]) -> dict[str, list[dict[str, str]]]:
+    """The files of all pairs together."""
+    return {name: [file for plan in plans for file in plan.files[name]] for name in ("constants", "rankings")}
 
 
 def _bar(plans: Sequence[PairPlan], progress: bool) -> tqdm[Any]:
-    """A bar of sequences that pass through an encoder: what most of the time goes into."""
+    """A progress bar of sequences that pass through an encoder, which take most of the time."""
     return tqdm(
         total=sum(plan.passes * plan.examples for plan in plans),
         desc="Study",
@@ -251,52 +247,55 @@ def _bar(plans: Sequence[PairPlan], progress: bool) -> tqdm[Any]:
     )
 
 
-def _joined(files: Iterable[Mapping[str, list[dict[str, str]]]]) -> dict[str, list[dict[str, str]]]:
-    """The files of all pairs together."""
-    joined: dict[str, list[dict[str, str]]] = {"constants": [], "rankings": []}
-    for one in files:
-        for name, listed in one.items():
-            joined[name].extend(listed)
-    return joined
-
-
-def format_plan(plans: Sequence[PairPlan]) -> str:
-    """What a study is going to do, for the terminal.
+def format_plan(plans: Sequence[PairPlan]) -> Blocks:
+    """The work that is left of a study, for the terminal.
 
     Args:
-        plans: What :meth:`Study.plan` gave.
+        plans: Result of :meth:`Study.plan`.
 
     Returns:
-        A table with a line a pair: probes, finished ones, and estimated passes of the encoder over its training rows.
+        A row for each pair: probes, finished probes, and estimated passes of the encoder over its training rows.
     """
-    lines = [f"{'encoder':<20} {'task':<20} {'probes':>8} {'finished':>9} {'choices left':>13} {'passes left':>12}"]
-    for plan in plans:
-        lines.append(
-            f"{plan.encoder:<20} {plan.task:<20} {plan.total:>8} {plan.total - plan.missing:>9} "
-            f"{len(plan.groups):>13} {plan.passes:>12.1f}"
+    columns = ("encoder", "task", "probes", "finished", "choices left", "passes left")
+    rows = [
+        (
+            plan.encoder,
+            plan.task,
+            str(plan.total),
+            str(plan.total - plan.missing),
+            str(len(plan.groups)),
+            f"{plan.passes:.1f}",
         )
+        for plan in plans
+    ]
     missing, sequences = sum(plan.missing for plan in plans), sum(plan.passes * plan.examples for plan in plans)
-    lines.append(
+    left = (
         f"{missing} probes to train; about {sequences:,.0f} sequences through an encoder (a pass goes once over the "
         "training rows of its task)."
     )
-    return "\n".join(lines)
+    return Blocks([Table(columns, rows, left=2), left])
 
 
-def format_groups(plans: Sequence[PairPlan]) -> str:
-    """What is missing, a line for each choice of heads, for the terminal.
+def format_groups(plans: Sequence[PairPlan]) -> Table:
+    """The missing probes of a study, a row for each choice of heads, for the terminal.
 
     Args:
-        plans: What :meth:`Study.plan` gave.
+        plans: Result of :meth:`Study.plan`.
 
     Returns:
         Encoder, task, share, criterion, kind of constants, and the seeds of the probes.
     """
-    lines = [f"{'encoder':<20} {'task':<20} {'share':>7} {'criterion':<16} {'constants':<16} seeds"]
-    for group in (group for plan in plans for group in plan.groups):
-        choice, seeds = group.choice, ", ".join(map(str, group.seeds))
-        lines.append(
-            f"{group.encoder:<20} {group.task:<20} {choice.share:>7g} {choice.criterion or '-':<16} "
-            f"{choice.kind or '-':<16} {seeds}"
+    columns = ("encoder", "task", "share", "criterion", "constants", "seeds")
+    rows = [
+        (
+            group.encoder,
+            group.task,
+            f"{group.choice.share:g}",
+            group.choice.criterion or "-",
+            group.choice.kind or "-",
+            ", ".join(map(str, group.seeds)),
         )
-    return "\n".join(lines)
+        for plan in plans
+        for group in plan.groups
+    ]
+    return Table(columns, rows, left=len(columns))

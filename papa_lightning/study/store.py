@@ -1,22 +1,32 @@
-"""The folder of a study: where everything lies that a run leaves behind."""
+"""The folder of a study, and the hashes that name its files."""
 
 from __future__ import annotations
 
-import os
+import hashlib
+import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel
+
 from papa_lightning.checks import anything, listed, mapped, record, shown, text
-from papa_lightning.errors import ResultFileError, StudyError
+from papa_lightning.datamodules.reading.files import content_hash
+from papa_lightning.encoders import weights_fingerprint
+from papa_lightning.errors import PapaError, ResultFileError, StudyError
 from papa_lightning.files.checked import read_json, write_json
 from papa_lightning.files.locking import claimed
-from papa_lightning.files.writing import remove_left, temporary_folder
+from papa_lightning.files.writing import check_work_folder, remove_left, temporary_folder
 
 _FORMAT = "papa_lightning.study/1"
-#: The files that study.json names, and what tells those of one pair apart.
+#: Part of every hash: raise it when the same settings would give other numbers than before.
+STUDY_VERSION = 1
+#: Kinds of files that study.json names, and the field that distinguishes the files of one pair.
 NAMED = {"constants": "kind", "rankings": "criterion"}
 
 
@@ -29,13 +39,13 @@ Result = TypeVar("Result", bound=_Hashed)
 
 
 class StudyFolder:
-    """The files of a study. Every one is named by a hash of what it depends on and written whole or not at all.
+    """The files of a study, each named by a hash of everything that it depends on, and written whole or not at all.
 
     ======================== ====================================================
-    ``study.json``           settings, what was measured how, and where files are
-    ``cells/``               one file a finished probe
-    ``constants/``           averages, one a pair of encoder and task
-    ``rankings/``            one a pair and criterion
+    ``study.json``           settings, facts about the measurement, paths of files
+    ``cells/``               results, one for each finished probe
+    ``constants/``           averages, one for each pair of encoder and task
+    ``rankings/``            one for each pair and criterion
     ``features/``            hidden states while their probes train
     ``results.parquet/csv``  the table
     ======================== ====================================================
@@ -50,7 +60,7 @@ class StudyFolder:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Keep other processes from the folder for a while. To look at what is finished, nobody needs it.
+        """Keep other processes from writing to the folder. Reading needs no claim.
 
         Raises:
             PapaError: When another process works in it.
@@ -66,26 +76,26 @@ class StudyFolder:
                 self._held = False
 
     def constants(self, encoder: str, task: str, kind: str, key: str) -> Path:
-        """Where the constants of an encoder and a task are."""
+        """Path of the constants of an encoder on a task."""
         return self.path / "constants" / f"{_readable(encoder, task, kind, key)}.safetensors"
 
     def ranking(self, encoder: str, task: str, criterion: str, key: str) -> Path:
-        """Where a ranking is."""
+        """Path of a ranking."""
         return self.path / "rankings" / f"{_readable(encoder, task, criterion, key)}.json"
 
     def cell(self, key: str) -> Path:
-        """Where the result of one probe is."""
+        """Path of the result of one probe."""
         return self.path / "cells" / f"{key}.json"
 
     def result(self, key: str, load: Callable[[Path], Result]) -> Result:
-        """What a probe gave.
+        """The result of a probe.
 
         Args:
-            key: Hash of all that it depends on.
+            key: Hash of everything that the result depends on.
             load: Reads the file.
 
         Raises:
-            ResultFileError: When the file is damaged, or is another one's under this name.
+            ResultFileError: When the file is damaged, or holds another result.
         """
         found = load(path := self.cell(key))
         if found.hash != key:
@@ -95,20 +105,20 @@ class StudyFolder:
         return found
 
     def features(self, key: str) -> Path:
-        """Where the hidden states of one choice of heads stay."""
+        """Folder of the hidden states of one choice of heads."""
         return self.path / "features" / key[:16]
 
     @contextmanager
     def temporary_features(self) -> Iterator[Path]:
-        """A folder for hidden states that nobody else uses, for a while."""
+        """A temporary folder for hidden states that no other process uses."""
         with temporary_folder(self.path / "features") as place:
             yield place
 
     def clear(self, keep_features: bool) -> None:
-        """Remove what a killed run left behind. To be called while the folder is claimed.
+        """Remove what a killed run left behind; the folder must be claimed.
 
         Args:
-            keep_features: Leave the hidden states that are complete.
+            keep_features: Whether to keep complete hidden states.
         """
         features = list(self.path.glob("features/*"))
         if not keep_features:
@@ -119,31 +129,32 @@ class StudyFolder:
                 remove_left(folder)
 
     def relative(self, path: Path) -> str:
-        """A path inside the folder, as it is noted in ``study.json``: the folder may move."""
+        """A path relative to the folder, as ``study.json`` has it: the folder may move."""
         return path.relative_to(self.path).as_posix()
 
     def check(self) -> None:
         """Refuse a folder that cannot hold a study.
 
         Raises:
-            StudyError: When it is a file, cannot be written, or has files but no study.
+            OutputError: When it is a file, or cannot be written.
+            StudyError: When it has files but no study.
         """
-        check_writable(self.path)
+        check_work_folder("output", self.path)
         if self.path.is_dir() and any(not path.name.startswith(".") for path in self.path.iterdir()):
-            self.read()  # a run that was killed at its start leaves hidden files only
+            self.read()  # a run that was killed at its start leaves only hidden files
 
     def write(self, settings: Mapping[str, Any], about: Mapping[str, Any], files: Mapping[str, Any]) -> None:
-        """Note what the study is.
+        """Write ``study.json``.
 
         Args:
-            settings: Plain values.
-            about: How it is measured.
-            files: Where constants and rankings are.
+            settings: Settings as plain values.
+            about: Facts about the measurement.
+            files: Paths of constants and rankings.
         """
         write_json(self.path / "study.json", _FORMAT, {"settings": settings, "about": about, "files": files})
 
     def read(self) -> dict[str, Any]:
-        """What :meth:`write` noted.
+        """The content of ``study.json``.
 
         Raises:
             StudyError: When the folder holds no study.
@@ -159,23 +170,94 @@ class StudyFolder:
         return found
 
 
-#: Constants and rankings, each with the pair that it is of; of a study of kinds, the cells of its last run.
+#: Constants and rankings, each with its pair; the cells of the last run of a comparison of kinds.
 _PLACES = {key: listed(record(dict.fromkeys(("encoder", "task", name, "path"), text))) for key, name in NAMED.items()}
 _FILES = {**_PLACES, "cells": listed(text)}
 _CONTENT = record({"settings": mapped(anything), "about": mapped(anything), "files": record(_FILES, may_lack=_FILES)})
 
 
-def check_writable(folder: Path) -> None:
-    """Refuse a folder for output in which nothing can be written; it need not exist.
+def digest(content: object) -> str:
+    """SHA-256 of plain values.
 
-    Raises:
-        StudyError: When it is a file, or cannot be written.
+    Args:
+        content: Primitives, lists and maps, as in JSON.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Example:
+        >>> digest({"a": 1, "b": 2.0}) == digest({"b": 2.0, "a": 1})
+        True
     """
-    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    if not existing.is_dir():
-        raise StudyError(f"output is {str(folder)!r}, but {str(existing)!r} is a file: pass a folder.")
-    if not os.access(existing, os.W_OK):
-        raise StudyError(f"output is {str(folder)!r}, where nothing can be written: pass another folder.")
+    text = json.dumps([STUDY_VERSION, content], sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def with_contents(value: Any) -> Any:
+    """Plain values in which the paths of files and folders are replaced by hashes of their content.
+
+    The same name may hold other data later, and a file may move.
+
+    Args:
+        value: Primitives, lists and maps.
+
+    Example:
+        >>> with_contents({"files": ["no such file"], "unit": "bytes"})
+        {'files': ['no such file'], 'unit': 'bytes'}
+    """
+    if isinstance(value, dict):
+        return {name: with_contents(held) for name, held in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [with_contents(held) for held in value]
+    if not isinstance(value, str):
+        return value
+    try:
+        path = Path(value).expanduser()
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except (OSError, ValueError, RuntimeError):  # too long, with a zero byte, home of an unknown user
+        return value
+    # The name of a folder stays: any word of the settings may also be the name of a folder.
+    return content_hash(path) if is_file else [value, content_hash(path)] if is_folder else value
+
+
+def rows_digest(rows: Dataset) -> str:
+    """SHA-256 of the values of tokenised rows.
+
+    Args:
+        rows: Rows with columns of whole numbers, each of one shape.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    found = hashlib.sha256()
+    names = sorted(rows.column_names)
+    for batch in rows.with_format("numpy").iter(batch_size=4096):
+        for name in names:
+            values = np.ascontiguousarray(np.asarray(batch[name], dtype=np.int64))
+            found.update(f"{name} {values.shape}".encode())
+            found.update(values.data)
+    return found.hexdigest()
+
+
+def encoder_identity(encoder: PreTrainedModel) -> dict[str, Any]:
+    """What the numbers of an encoder depend on: its weights and configuration, not its name or path."""
+    config = json.loads(encoder.config.to_json_string(use_diff=True))
+    for name in ("_name_or_path", "transformers_version", "architectures"):
+        config.pop(name, None)
+    weights = weights_fingerprint(encoder)
+    if weights is None:
+        raise PapaError("encoder has weights that are not in this process (sharded, or on meta): load it whole.")
+    return {"weights": weights, "buffers": _buffers(encoder), "config": config}
+
+
+def _buffers(encoder: PreTrainedModel) -> dict[str, str]:
+    """Hashes of the buffers that are stored with the weights."""
+    stored = encoder.state_dict().keys()
+    return {
+        name: hashlib.sha256(buffer.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data).hexdigest()
+        for name, buffer in encoder.named_buffers()
+        if name in stored and ".papa." not in name
+    }
 
 
 def _readable(*parts: str) -> str:

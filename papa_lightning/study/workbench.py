@@ -1,4 +1,4 @@
-"""One encoder and one task of a study, loaded and ready to work on."""
+"""The workbench: one encoder and one task of a study, loaded."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from papa_lightning.configuration import account
 from papa_lightning.datamodules.base import TaskDataModule
 from papa_lightning.datamodules.rows.layouts import cut_padding
 from papa_lightning.datamodules.tokens import TokenDataModule
+from papa_lightning.encoders import encoder_shape
 from papa_lightning.encoders.loading import check_plain
 from papa_lightning.errors import PapaError, explanation
 from papa_lightning.runtime import computing_versions, find_device
-from papa_lightning.study.hashing import digest, encoder_identity, rows_digest
 from papa_lightning.study.settings import StudySettings
+from papa_lightning.study.store import digest, encoder_identity, rows_digest
 from papa_lightning.tasks import SequenceClassificationTask, TokenClassificationTask
 from papa_lightning.tasks.base import EncoderTask
 from papa_lightning.tasks.metrics import chance_level
 
-#: What the criterion "gate" trains its own probe with, as all others are trained.
+#: Settings of the probe that the task shares: the criterion "gate" trains a copy of the task.
 _TRAINED_BY = ("learning_rate", "weight_decay", "schedule", "warmup_share", "dropout")
 
 
@@ -32,18 +33,18 @@ class Bench:
     """An encoder with the probe of a task, and the task's rows.
 
     Args:
-        settings: The study.
+        settings: Settings of the study.
         encoder: Name of the encoder.
         task: Name of the task.
 
     Attributes:
-        settings: The study.
+        settings: Settings of the study.
         encoder: Name of the encoder.
         name: Name of the task.
         data: The data module, set up.
         task: The task, on the device of the study; its encoder is frozen, in evaluation mode, and not swapped.
         train: The tokenised training rows.
-        evaluations: The tokenised validation rows: of the first set under the name "", of others under their own.
+        evaluations: The tokenised validation rows by name of the set; the first set is named "".
 
     Raises:
         PapaError: When the encoder or the data cannot be loaded.
@@ -65,7 +66,7 @@ class Bench:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What every number of this encoder on this task depends on."""
+        """Everything that the numbers of this encoder on this task depend on."""
         return {
             "encoder": encoder_identity(self.task.encoder),
             "train": rows_digest(self.train),
@@ -83,42 +84,43 @@ class Bench:
 
     @property
     def seen(self) -> str:
-        """Hash of what calibration sees, and how it is computed."""
+        """Hash of everything that a calibration depends on."""
         return digest([self.identity[name] for name in ("encoder", "train", "max_length", "computed")])
 
     def seen_on(self, task: str) -> str:
-        """The same of this encoder on another task of the study.
+        """Hash of everything that a calibration on another task of the study depends on.
 
         Args:
-            task: Its name.
+            task: Name of the other task.
         """
         if task not in self._seen:
             self._seen[task] = Bench(self.settings, self.encoder, task).seen
         return self._seen[task]
 
     def batches(self, rows: Dataset | None = None) -> Iterable[Mapping[str, Tensor]]:
-        """The training rows, or some of them, in order, in batches as calibration takes them.
+        """Batches of training rows in order, as calibration takes them.
 
         Args:
-            rows: Rows of the training split; None takes all.
+            rows: Rows of the training split; None for all.
         """
-        # Where the padding is at the end, nobody needs it; the numbers are the same without.
+        # Padding at the end can be cut without a change of the numbers.
         collate = cut_padding if self.data.layout == "plain" else default_collate
         size = self.settings.calibration_batch_size
         rows = self.train if rows is None else rows
         return DataLoader(rows, batch_size=size, collate_fn=collate)
 
     def padded_batches(self, rows: Dataset | None = None) -> Iterable[Mapping[str, Tensor]]:
-        """The same with all the padding, as the probes of sentences take them.
+        """Batches of rows in order with all padding, as the probes of sentences take them.
 
         Args:
-            rows: Labelled rows; None takes those of the training split.
+            rows: Labelled rows; None for the training split.
         """
         rows = self.train if rows is None else rows
         return DataLoader(rows, batch_size=self.settings.calibration_batch_size)
 
     def describe(self) -> dict[str, Any]:
-        """Sizes and settings of the data, for a report."""
+        """Sizes of data and encoder, and settings of the data, for a report."""
+        layers, heads = encoder_shape(self.task.encoder)
         return {
             "train_examples": len(self.train),
             "validation_examples": {name or "validation": len(rows) for name, rows in self.evaluations.items()},
@@ -128,11 +130,14 @@ class Bench:
             "data": self.data.description,
             "metric": self.data.metrics[0],
             "chance": chance_level(self.data.metrics[0], self.evaluations[""][:]["labels"]),
+            "layers": layers,
+            "heads": heads,
+            "hidden_size": self.task.encoder.config.hidden_size,
         }
 
 
 def make_data(name: str, settings: Mapping[str, Any], encoder: str) -> TaskDataModule:
-    """Build the data module of a task for the tokenizer of an encoder.
+    """The data module of a task with the tokenizer of an encoder.
 
     Args:
         name: Name of the task, for messages.
@@ -164,7 +169,7 @@ def make_data(name: str, settings: Mapping[str, Any], encoder: str) -> TaskDataM
 
 
 def make_task(data: TaskDataModule, encoder: str, settings: StudySettings) -> EncoderTask:
-    """Build the task that belongs to the data, with a frozen encoder."""
+    """The task of a data module, with a frozen encoder."""
     arguments: dict[str, Any] = {
         "encoder": encoder,
         "num_labels": data.num_labels,

@@ -14,7 +14,7 @@ import torch
 
 from papa_lightning import AttentionConstants
 from papa_lightning.study import ProbeSettings, Study, StudySettings
-from papa_lightning.study.budget.data import open_split_bench
+from papa_lightning.study.budget.points import open_split_bench
 from papa_lightning.study.budget.settings import BudgetSettings
 from papa_lightning.study.comparison.run import cell_hashes
 from papa_lightning.study.comparison.settings import KindsSettings

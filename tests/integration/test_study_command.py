@@ -21,7 +21,7 @@ from papa_lightning.cli.main import main
 from papa_lightning.errors import ResultFileError
 from papa_lightning.files import writing as files
 from papa_lightning.study import ProbeSettings, Study, StudySettings, load_table
-from papa_lightning.study import pieces as work
+from papa_lightning.study import artifacts as work
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "study"
 

@@ -1,4 +1,4 @@
-"""Scores at numbers of constant heads, each measured once."""
+"""Scores at numbers of constant heads, on selection rows and held-out rows; each is measured once."""
 
 from __future__ import annotations
 
@@ -7,30 +7,92 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
+import torch
+from datasets import Dataset
+
 from papa_lightning.calibration import AttentionConstants
+from papa_lightning.datamodules.base import TaskDataModule
 from papa_lightning.encoders import restore_attention, swap_attention
 from papa_lightning.errors import StudyError
 from papa_lightning.ranking import HeadRanking
 from papa_lightning.runtime import versions
 from papa_lightning.study.artifacts import average_key, features_of
-from papa_lightning.study.budget.data import HELD_OUT
-from papa_lightning.study.hashing import digest
+from papa_lightning.study.budget.settings import ENCODER, TASK, BudgetSettings
 from papa_lightning.study.results import CellResult
 from papa_lightning.study.statistics import mean_interval
-from papa_lightning.study.store import StudyFolder
+from papa_lightning.study.store import StudyFolder, digest
 from papa_lightning.study.training import TrainedProbe, train_probes
 from papa_lightning.study.workbench import Bench
+
+#: Name of the evaluation set on which a choice is confirmed; the set for the choice is the first one, named "".
+HELD_OUT = "held_out"
+
+
+def open_split_bench(settings: BudgetSettings) -> tuple[Bench, str]:
+    """Load encoder and task, with the selection rows and the held-out rows as evaluation sets.
+
+    A labelled test split is held out, and heads are selected on the validation rows. Without a test split the
+    validation rows are halved at random. Only the first of several validation sets is used.
+
+    Args:
+        settings: Encoder and task.
+
+    Returns:
+        The bench, and the origin of the held-out rows in words.
+
+    Raises:
+        PapaError: When encoder or data cannot be loaded, or there are fewer than two rows to halve.
+    """
+    bench = Bench(settings.study(), ENCODER, TASK)
+    validation, test = bench.evaluations[""], _labelled_test(bench.data)
+    if test is not None:
+        bench.evaluations = {"": validation, HELD_OUT: test}
+        return bench, "the test split"
+    selection, held_out = halves(validation, settings.split_seed)
+    bench.evaluations = {"": selection, HELD_OUT: held_out}
+    return bench, f"half of the validation split, drawn with seed {settings.split_seed}"
+
+
+def halves(rows: Dataset, seed: int) -> tuple[Dataset, Dataset]:
+    """Two random halves of rows, each in the order of the rows; the second is larger by one if the number is odd.
+
+    Args:
+        rows: At least two rows.
+        seed: Seed of the draw.
+
+    Raises:
+        StudyError: When there are fewer rows.
+    """
+    if len(rows) < 2:
+        raise StudyError(
+            f"task has {len(rows)} validation rows, but a choice of heads and its confirmation need rows of their own: "
+            "pass at least two (max_eval_examples?), or a labelled test split."
+        )
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
+    middle = len(rows) // 2
+    return rows.select(sorted(order[:middle])), rows.select(sorted(order[middle:]))
+
+
+def _labelled_test(data: TaskDataModule) -> Dataset | None:
+    """The rows of a labelled test split, if there is one; without labels a data module tests on validation rows."""
+    found = [rows for rows in map(data.load_split, data.role_splits["test"]) if rows is not None]
+    if not found or not all(map(data.is_labelled, found)):
+        return None
+    data.setup("test")
+    loaders = data.test_dataloader()
+    rows: Dataset = (loaders[0] if isinstance(loaders, list) else loaders).dataset
+    return rows
 
 
 @dataclass(frozen=True)
 class Drop:
-    """How much of a score is lost against all heads dynamic, ``(score0 - score) / |score0|``, seed by seed.
+    """Relative drop of a score against all heads dynamic, ``(score0 - score) / |score0|``, seed by seed.
 
     Args:
-        seeds: The drop of each probe seed; below 0 where the score rose.
-        mean: Over the seeds.
+        seeds: Drop of each probe seed; below 0 where the score rose.
+        mean: Mean over the seeds.
         low: Lower end of the 95 % interval over the seeds; NaN for a single seed.
-        high: Upper end.
+        high: Upper end of the interval.
     """
 
     seeds: tuple[float, ...]
@@ -40,7 +102,7 @@ class Drop:
 
     @classmethod
     def of(cls, scores: list[float], dynamic: list[float]) -> Drop:
-        """From the scores of the same seeds with some and with no constant heads.
+        """The drop between the scores of the same seeds with some and with no constant heads.
 
         Example:
             >>> Drop.of([0.375, 0.9], [0.5, 0.9]).seeds
@@ -55,8 +117,8 @@ class Point:
     """The scores with a number of constant heads.
 
     Args:
-        heads: How many, the first ones of the ranking.
-        results: One a probe seed, in the order of the seeds.
+        heads: Number of constant heads, the first of the ranking.
+        results: Result of each probe seed, in the order of the seeds.
         metric: Name of the task's score.
     """
 
@@ -65,22 +127,22 @@ class Point:
     metric: str
 
     def scores(self, held_out: bool) -> list[float]:
-        """The task's score by seed, on the held-out rows or on those by which heads are chosen."""
+        """The task's score by seed, on the held-out rows or on the selection rows."""
         name = f"{self.metric}/{HELD_OUT}" if held_out else self.metric
         return [result.scores[name] for result in self.results]
 
 
 class Points:
-    """Trains probes at numbers of constant heads. What was measured is kept in files, and never measured again.
+    """Measurements with numbers of constant heads, kept in files and never repeated.
 
     Args:
-        folder: Where the files are.
+        folder: Folder of the files.
         bench: Encoder and task, with the held-out rows as second evaluation set.
-        constants: The average of the encoder on the task.
+        constants: Average attention of the encoder on the task.
         ranking: The order in which heads become constant.
 
     Attributes:
-        measured: What was measured so far, by the number of heads.
+        measured: Measurements so far, by the number of heads.
     """
 
     def __init__(self, folder: StudyFolder, bench: Bench, constants: AttentionConstants, ranking: HeadRanking) -> None:
@@ -88,24 +150,24 @@ class Points:
         self.measured: dict[int, Point] = {}
 
     def at(self, heads: int) -> Point:
-        """Measure, or look up, the scores with a number of constant heads.
+        """The scores with a number of constant heads, measured or looked up.
 
         Args:
-            heads: How many.
+            heads: Number of constant heads.
         """
         if heads not in self.measured:
             self.measured[heads] = self._measure(heads)
         return self.measured[heads]
 
     def drop(self, heads: int, held_out: bool = False) -> Drop:
-        """The drop with a number of constant heads, on the held-out rows or on those by which heads are chosen.
+        """The drop with a number of constant heads, on the selection rows or on the held-out rows.
 
         Args:
-            heads: How many.
-            held_out: On the held-out rows.
+            heads: Number of constant heads.
+            held_out: Whether to take the held-out rows.
 
         Raises:
-            StudyError: When the score with all heads dynamic is 0 or NaN, so that nothing can be relative to it.
+            StudyError: When the score with all heads dynamic is 0 or NaN, so that no relative drop exists.
         """
         dynamic = self.at(0).scores(held_out)
         for seed, score in zip(self._bench.settings.seeds, dynamic, strict=True):
@@ -158,17 +220,17 @@ class Points:
 
 
 def largest_within(fits: Callable[[int], bool], total: int) -> int:
-    """The largest number that fits, by bisection, if all numbers below one that fits do too.
+    """The largest number that fits, by bisection, if all numbers below a fitting one fit too.
 
-    If they do not, what is found still fits, the next larger number that was tried does not, and there may be larger
-    ones that do and were never tried.
+    Otherwise the result still fits and the next larger number that was tried does not, but larger numbers that were
+    not tried may fit.
 
     Args:
-        fits: Is asked for numbers from 1 to `total`, about log2(total) times.
+        fits: Whether a number from 1 to `total` fits; called about log2(total) times.
         total: The largest number.
 
     Returns:
-        0 where none of those that were tried fits.
+        The number; 0 if none of those that were tried fits.
 
     Example:
         >>> largest_within(lambda number: number <= 5, total=8)

@@ -1,10 +1,9 @@
-"""The largest number of constant heads within a loss of the score, confirmed on rows that nothing was chosen by."""
+"""The largest number of constant heads within a loss of the score, confirmed on held-out rows."""
 
 from __future__ import annotations
 
 import json
 import math
-import platform
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -17,36 +16,35 @@ from tqdm.auto import tqdm
 from papa_lightning.calibration import AttentionConstants, without_path
 from papa_lightning.criteria import GreedySearch, RankingInputs, rank_heads
 from papa_lightning.files.locking import claimed
-from papa_lightning.files.writing import write_atomically
+from papa_lightning.files.writing import check_work_folder, write_atomically
 from papa_lightning.ranking import HeadRanking
-from papa_lightning.runtime import find_device, versions
+from papa_lightning.runtime import find_device, machine_facts
 from papa_lightning.study.artifacts import average_of, probe_loss, ranking_of
-from papa_lightning.study.budget.data import HELD_OUT, open_split_bench
-from papa_lightning.study.budget.points import Drop, Point, Points, largest_within
+from papa_lightning.study.budget.points import HELD_OUT, Drop, Point, Points, largest_within, open_split_bench
 from papa_lightning.study.budget.settings import BudgetSettings
 from papa_lightning.study.executors import interruptible
-from papa_lightning.study.hashing import digest
-from papa_lightning.study.store import StudyFolder, check_writable
+from papa_lightning.study.store import StudyFolder, digest
 from papa_lightning.study.workbench import Bench
+from papa_lightning.text import Table
 
 _FORMAT = "papa_lightning.head_budget/1"
-#: Scores are float32: 99 of 100 must count as a loss of 1 %.
+#: Tolerance for the rounding of scores in float32: 99 of 100 must count as a loss of 1 %.
 _ROUNDING = 1e-6
 RANKING_FILE, CONSTANTS_FILE, PLAN_FILE = "ranking.json", "constants.safetensors", "plan.json"
 
 
 @dataclass(frozen=True)
 class HeadBudget:
-    """How many heads can be constant within a loss of the score.
+    """The number of heads that can be constant within a loss of the score.
 
     Args:
-        settings: What was asked.
-        heads: The largest number that was found; 0 when not one head can.
-        ranking: The order of the heads: the first `heads` of it are the choice.
-        selection: The drop on the rows by which the number was chosen.
-        held_out: The drop of the same probes on the held-out rows.
-        points: What was measured, by the number of heads, ascending.
-        about: How it was measured.
+        settings: Settings of the search.
+        heads: Largest number that was found; 0 if not one head can be constant.
+        ranking: Order of the heads, of which the first `heads` are chosen.
+        selection: Drop on the selection rows, by which the number was chosen.
+        held_out: Drop of the same probes on the held-out rows.
+        points: Measurements by the number of heads, ascending.
+        about: Facts about the measurement.
     """
 
     settings: BudgetSettings
@@ -64,7 +62,7 @@ class HeadBudget:
 
     @property
     def confirmed(self) -> bool | None:
-        """Whether the mean drop on the held-out rows is within the limit; None where there is nothing to confirm."""
+        """Whether the mean drop on the held-out rows is within the limit; None without constant heads."""
         return within(self.held_out, self.settings.limit) if self.heads else None
 
 
@@ -74,27 +72,27 @@ def within(drop: Drop, limit: float) -> bool:
 
 
 def plan_budget(settings: BudgetSettings, output: str | Path, progress: bool = True) -> HeadBudget:
-    """Find the largest number of heads that can be constant within a loss, confirm it, and write what uses it.
+    """Find the largest number of heads that can be constant within a loss, confirm it, and write the files for its use.
 
-    Probes with all heads dynamic are what everything is compared with. The heads are ranked; by bisection over their
-    number, with probes trained anew each time, the largest one is sought whose mean relative drop over the seeds is
-    within the limit on the selection rows; then the same probes are looked at on the held-out rows, once.
+    Everything is compared with probes with all heads dynamic. The heads are ranked. Bisection over their number, with
+    newly trained probes at each number, finds the largest one whose mean relative drop over the seeds is within the
+    limit on the selection rows. The same probes are then scored once on the held-out rows.
 
     Args:
         settings: Encoder, task and limit.
-        output: Folder for ``ranking.json``, ``constants.safetensors`` and ``plan.json``, and for ``work/``, in which
-            finished measurements stay: with another limit, or after a stop, none of them is done again.
-        progress: Show a bar.
+        output: Folder for ``ranking.json``, ``constants.safetensors`` and ``plan.json``, and for ``work/``, which
+            keeps finished measurements for other limits and for resuming.
+        progress: Whether to show a progress bar.
 
     Returns:
-        The plan, as written. Where not one head fits, it chooses none.
+        The plan, as written; it chooses no head if none fits.
 
     Raises:
         PapaError: When something cannot be loaded, stored or trained, the score with all heads dynamic is 0, or
             another process works in the folder.
     """
     place = Path(output).expanduser()
-    check_writable(place)
+    check_work_folder("output", place)
     folder = StudyFolder(place / "work")
     with claimed("output", output, folder.path / ".lock"), interruptible():
         folder.clear(keep_features=settings.features.keep)
@@ -123,7 +121,7 @@ def _plan(settings: BudgetSettings, output: Path, folder: StudyFolder, progress:
 
 def _search(points: Points, total: int, limit: float, progress: bool) -> int:
     with tqdm(total=1 + total.bit_length(), desc="Plan", disable=not progress, dynamic_ncols=True) as bar:
-        for held_out in (False, True):  # a score of 0 is refused now, not after the search
+        for held_out in (False, True):  # refuses a score of 0 before the search
             points.drop(0, held_out)
         bar.update()
 
@@ -137,7 +135,7 @@ def _search(points: Points, total: int, limit: float, progress: bool) -> int:
 
 
 def _ranking(folder: StudyFolder, bench: Bench, settings: BudgetSettings) -> HeadRanking:
-    """By a criterion, from the training rows; or by greedy search on the rows by which heads are chosen."""
+    """The order of the heads: by a criterion from the training rows, or by greedy search on the selection rows."""
     if settings.search == "share":
         return ranking_of(folder, bench, settings.criterion)
     probe = [asdict(settings.probe), settings.pooling, settings.seeds[0], settings.features.storage == "float16"]
@@ -145,7 +143,7 @@ def _ranking(folder: StudyFolder, bench: Bench, settings: BudgetSettings) -> Hea
     path = folder.ranking(bench.encoder, bench.name, "greedy-selection", digest(depends))
     if not path.exists():
         rows = bench.evaluations[""]
-        # At random, because rows may be sorted by their label; the same for every head.
+        # Random rows, because the split may be sorted by label; the same rows for every head.
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(settings.split_seed))
         inputs = RankingInputs(
             encoder=bench.task.encoder,
@@ -158,26 +156,22 @@ def _ranking(folder: StudyFolder, bench: Bench, settings: BudgetSettings) -> Hea
 
 
 def _about(bench: Bench, settings: BudgetSettings, held_out: str) -> dict[str, Any]:
-    """How it was measured."""
-    device = find_device(settings.device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    """Facts about the measurement."""
     sizes = {"selection_examples": len(bench.evaluations[""]), "held_out_examples": len(bench.evaluations[HELD_OUT])}
     described = bench.describe()
     del described["validation_examples"]
     return {
+        **machine_facts(find_device(settings.device)),
         **described,
         **sizes,
         "held_out": held_out,
-        "device": f"{device.type} ({name})",
-        "threads": torch.get_num_threads(),
         "dtype": "float32",
         "features": settings.features.storage,
-        "versions": versions(),
     }
 
 
 def _write(plan: HeadBudget, constants: AttentionConstants, output: Path) -> None:
-    # Without the old plan.json while the files that belong to it change, and the new one last.
+    # The old plan.json goes first and the new one comes last: it never stands beside files of another plan.
     (output / PLAN_FILE).unlink(missing_ok=True)
     plan.ranking.save(output / RANKING_FILE)
     constants.save(output / CONSTANTS_FILE)
@@ -223,24 +217,21 @@ def _drop(drop: Drop) -> dict[str, Any]:
 
 
 def _plain(number: float) -> float | None:
-    """JSON has no NaN."""
+    """A number, with None for NaN, which JSON lacks."""
     return number if number == number else None
 
 
 def format_budget(plan: HeadBudget, output: str | Path) -> str:
-    """What was found, whether it held, where it is, and how to use it.
+    """The result of a search in four lines: what was found, whether it was confirmed, the files, and their use.
 
     Args:
-        plan: What :func:`~papa_lightning.study.plan_budget` gave.
-        output: Its folder.
-
-    Returns:
-        Four lines.
+        plan: Result of :func:`plan_budget`.
+        output: Folder of the plan.
     """
     folder = Path(output)
     files = ", ".join(str(folder / name) for name in (RANKING_FILE, CONSTANTS_FILE, PLAN_FILE))
     lines = {"found": _found(plan), "held out": _held_out(plan), "files": files, "use": _use(plan, folder)}
-    return "\n".join(f"{name:<9}{line}" for name, line in lines.items())
+    return str(Table(("", ""), list(lines.items()), left=2))
 
 
 def _found(plan: HeadBudget) -> str:
@@ -301,5 +292,5 @@ def _seeds(plan: HeadBudget) -> str:
 
 
 def _percent(share: float, unit: str = "%") -> str:
-    """A share as a percentage; two digits behind the point, as far as they say something."""
+    """A share as a percentage with up to two decimals."""
     return f"{round(100 * share, 2) + 0.0:g} {unit}"

@@ -34,8 +34,7 @@ from papa_lightning.study.comparison.report import write_kinds_report
 from papa_lightning.study.comparison.results import KindResult, kinds_table
 from papa_lightning.study.comparison.settings import KindsSettings
 from papa_lightning.study.executors import Backend, check_num_workers, run_pieces
-from papa_lightning.study.hashing import digest, encoder_identity, with_contents
-from papa_lightning.study.store import StudyFolder
+from papa_lightning.study.store import StudyFolder, digest, encoder_identity, with_contents
 from papa_lightning.tasks import EncoderTask
 
 #: What a Trainer leaves out: the study has its own.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from papa_lightning.errors import PapaError, StudyError
+from papa_lightning.errors import OutputError, PapaError, StudyError
 from papa_lightning.files.writing import new_part, open_part
 from papa_lightning.study.store import StudyFolder
 
@@ -44,7 +44,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "study").write_text("")
-    with pytest.raises(StudyError, match="is a file"):
+    with pytest.raises(OutputError, match="is a file"):
         StudyFolder(tmp_path / "study").check()
 
 

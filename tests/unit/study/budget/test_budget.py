@@ -14,12 +14,11 @@ from transformers import AutoModel, BertConfig, BertModel, BertTokenizerFast
 
 from papa_lightning import AttentionConstants, HeadRanking, PapaError, swap_attention
 from papa_lightning.encoders import swapped_layers
-from papa_lightning.errors import StudyError
+from papa_lightning.errors import OutputError, StudyError
 from papa_lightning.files.locking import claimed
 from papa_lightning.study.budget import points as budget_points
 from papa_lightning.study.budget import search as budget
-from papa_lightning.study.budget.data import halves, open_split_bench
-from papa_lightning.study.budget.points import Drop, largest_within
+from papa_lightning.study.budget.points import Drop, halves, largest_within, open_split_bench
 from papa_lightning.study.budget.search import format_budget, plan_budget, within
 from papa_lightning.study.budget.settings import BudgetSettings, read_limit
 from papa_lightning.study.training import TrainedProbe
@@ -236,12 +235,12 @@ def test_a_choice_that_does_not_hold_is_said_not_to(known, encoder_folder, data_
     assert plan.confirmed is False
     found, held_out, files, use = format_budget(plan, tmp_path).splitlines()
     assert found == (
-        "found    within 10 %: 5 of 8 heads (62.5 %) by criterion variance; accuracy falls by 10 % on the selection "
-        "data (3 examples, 3 seeds)"
+        "found     within 10 %: 5 of 8 heads (62.5 %) by criterion variance; accuracy falls by 10 % on the "
+        "selection data (3 examples, 3 seeds)"
     )
     assert held_out == (
-        "held out NOT confirmed: accuracy falls by 15 % (5 points above 10 %; 95 % interval over seeds 15 % to 15 %; "
-        "4 examples, half of the validation split, drawn with seed 0)"
+        "held out  NOT confirmed: accuracy falls by 15 % (5 points above 10 %; 95 % interval over seeds 15 % to "
+        "15 %; 4 examples, half of the validation split, drawn with seed 0)"
     )
     assert str(tmp_path / "plan.json") in files
     assert "heads=5" in use
@@ -263,7 +262,7 @@ def test_where_no_head_fits_the_choice_is_empty(known, encoder_folder, data_fold
     assert plan.confirmed is None
     found, held_out, _, use = format_budget(plan, tmp_path).splitlines()
     assert "no head can be constant by criterion variance: accuracy loses more with 1 of 8 heads" in found
-    assert (held_out, use) == ("held out nothing to confirm", "use      leave the encoder as it is")
+    assert (held_out, use) == ("held out  nothing to confirm", "use       leave the encoder as it is")
     content = plan_of(tmp_path)
     assert (content["heads"], content["chosen"], content["held_out"]["confirmed"]) == (0, [], None)
     # The files belong to each other all the same, and nothing older is left beside the plan.
@@ -403,7 +402,7 @@ def test_a_second_plan_in_the_folder_is_refused_by_name(known, encoder_folder, d
 def test_an_output_that_is_a_file_is_refused(encoder_folder, data_folder, tmp_path):
     (tmp_path / "file").write_text("")
     for output in (tmp_path / "file", tmp_path / "file" / "folder"):
-        with pytest.raises(StudyError, match=r"output is .* is a file: pass a folder"):
+        with pytest.raises(OutputError, match=r"output is .* is a file: pass a folder"):
             plan_budget(make_settings(encoder_folder, data_folder), output, progress=False)
 
 
