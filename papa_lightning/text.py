@@ -68,7 +68,7 @@ class Table:
         return "\n".join([self.title] * bool(self.title) + [line.rstrip() for line in lines])
 
     def __rich__(self) -> RichTable:
-        """What a terminal shows."""
+        """The table as rich draws it."""
         return self._drawn(lines=True)
 
     def markdown(self) -> str:

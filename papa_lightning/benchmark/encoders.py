@@ -1,4 +1,4 @@
-"""The encoders that are measured, what they read, and constants for them."""
+"""Encoders, inputs and constants of a benchmark."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from papa_lightning.encoders import describe_lengths, encoder_shape, find_encode
 from papa_lightning.encoders.loading import load_plain_encoder
 from papa_lightning.errors import PapaError
 
-#: What makes an encoder of this type the one that people know; other types take the common sizes only.
+#: Options that make an encoder of a type the published one, beside the common sizes.
 _OPTIONS: dict[str, dict[str, object]] = {
     "deberta": {"relative_attention": True, "position_biased_input": False, "pos_att_type": ["c2p", "p2c"]},
     "deberta-v2": {
@@ -33,15 +33,15 @@ _VOCABULARY = 1000
 
 
 def make_stock(settings: BenchmarkSettings, size: Size, device: torch.device) -> PreTrainedModel:
-    """The encoder as it comes, in eval mode.
+    """The stock encoder, in evaluation mode.
 
     Args:
-        settings: Its name, or its type.
-        size: Its sizes, where it has random weights; its input.
-        device: Where it goes.
+        settings: Settings with its name, or its type.
+        size: Sizes of an encoder with random weights, and of the input.
+        device: Device of the encoder.
 
     Raises:
-        PapaError: When it cannot be made, or has no positions for the input.
+        PapaError: When the encoder cannot be made, or has no positions for the input.
     """
     made = _with_random_weights(settings, size) if settings.encoder is None else load_plain_encoder(settings.encoder)
     encoder = find_encoder(made)
@@ -67,7 +67,8 @@ def _with_random_weights(settings: BenchmarkSettings, size: Size) -> PreTrainedM
             num_hidden_layers=size.layers,
             num_attention_heads=size.heads,
             intermediate_size=4 * size.hidden,
-            max_position_embeddings=max(512, size.length) + 2,  # RoBERTa's positions begin behind the padding token's
+            max_position_embeddings=max(512, size.length)
+            + 2,  # positions of RoBERTa start after that of the padding token
             pad_token_id=0,
             **_OPTIONS.get(model_type, {}),
         )
@@ -80,7 +81,7 @@ def _with_random_weights(settings: BenchmarkSettings, size: Size) -> PreTrainedM
 
 
 def copy_of(encoder: PreTrainedModel) -> PreTrainedModel:
-    """The same encoder with the same parameters: not copies of them, which would only fill the memory."""
+    """A copy of an encoder that shares its parameters and buffers, to save memory."""
     shared: dict[int, object] = {id(tensor): tensor for tensor in (*encoder.parameters(), *encoder.buffers())}
     return copy.deepcopy(encoder, shared)
 
@@ -88,7 +89,7 @@ def copy_of(encoder: PreTrainedModel) -> PreTrainedModel:
 def make_batches(
     settings: BenchmarkSettings, size: Size, device: torch.device, vocabulary: int
 ) -> list[dict[str, Tensor]]:
-    """Random tokens; padding at the end, as much as was asked for, in sequences whose lengths are spread evenly."""
+    """Batches of random tokens with padding at the end, in sequences whose lengths are spread evenly."""
     generator = torch.Generator().manual_seed(settings.seed)
     shortest = round(size.length * (1 - 2 * settings.padding))
     lengths = torch.linspace(size.length, max(shortest, 1), size.batch).round()
@@ -99,7 +100,7 @@ def make_batches(
 
 
 def choose_heads(encoder: PreTrainedModel, settings: BenchmarkSettings, share: float) -> list[tuple[int, int]]:
-    """The constant heads of a share, where the settings want them."""
+    """The constant heads of a share, by the placement of the settings."""
     layers, heads = encoder_shape(encoder)
     every = [(layer, head) for layer in range(layers) for head in range(heads)]
     if settings.placement == "random":
@@ -113,13 +114,13 @@ def random_constants(encoder: PreTrainedModel, length: int, shared: bool, seed: 
     """Attention matrices of random scores: times do not depend on their values.
 
     Args:
-        encoder: For its number of layers and heads.
-        length: T.
-        shared: All heads have the same one.
-        seed: Of the scores.
+        encoder: Encoder with the number of layers and heads.
+        length: Length T.
+        shared: Whether all heads have the same matrix.
+        seed: Seed of the scores.
     """
     layers, heads = encoder_shape(encoder)
-    # The same in all layers, which copy them: at T = 4096 the matrices of twelve heads are 0.8 GB already.
+    # All layers share the matrices and copy them: at T = 4096 those of twelve heads are 0.8 GB.
     scores = torch.randn(1, 1 if shared else heads, length, length, generator=torch.Generator().manual_seed(seed))
     values = torch.softmax(scores, dim=-1).expand(layers, heads, length, length)
     return AttentionConstants(values, torch.ones(length, length))

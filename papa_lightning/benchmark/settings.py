@@ -1,4 +1,4 @@
-"""What a benchmark is told: encoders, inputs, kinds of attention, and how often each is run."""
+"""Settings of a benchmark: encoders, inputs, kinds of attention, and numbers of runs."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Size:
     """One encoder with one input.
 
     Args:
-        hidden: d.
-        layers: L.
-        heads: H.
-        batch: B, sequences.
-        length: T, tokens.
+        hidden: Hidden size d.
+        layers: Number of layers L.
+        heads: Number of heads H of a layer.
+        batch: Number of sequences B.
+        length: Number of tokens T of a sequence.
     """
 
     hidden: int
@@ -32,10 +32,10 @@ class Size:
 
 
 def read_input(text: str) -> tuple[int, int]:
-    """Read batch and length.
+    """Batch and length of an input.
 
     Args:
-        text: "BxT".
+        text: Text "BxT".
 
     Raises:
         PapaError: For anything else.
@@ -54,9 +54,9 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 Vary = Literal["all", "one"]
 """All combinations of the lists, or one list at a time while the others stay at their first entry."""
 Placement = Literal["random", "layers", "every_layer"]
-"""Where the constant heads are: anywhere, in the lowest layers, or equally many in each layer."""
+"""Placement of the constant heads: anywhere, in the lowest layers, or equally many in each layer."""
 
-#: Fewer runs than this make no median.
+#: Fewest runs of a median.
 LEAST_REPEATS = 7
 
 
@@ -79,7 +79,7 @@ class ShapeSettings:
 
 @dataclass(frozen=True)
 class BenchmarkSettings:
-    """What is measured, and how.
+    """The encoders, inputs and variants of a benchmark, and the number of runs.
 
     The stock encoder under PyTorch's scaled dot-product attention is always measured: speeds are relative to it.
 
@@ -99,14 +99,14 @@ class BenchmarkSettings:
             ``"every_layer"``.
         backends: How the dynamic attention is computed: ``"eager"``, ``"sdpa"`` (where the family has it), ``"flash"``
             (PyTorch's flash kernel and no other), ``"compile"`` (sdpa under torch.compile).
-        dtype: Of the weights.
-        device: Where it runs; ``"auto"`` takes an accelerator where there is one.
-        threads: Threads of PyTorch on the CPU; null leaves them.
+        dtype: Dtype of the weights.
+        device: Device of all computations; ``"auto"`` is an accelerator where there is one.
+        threads: Threads of PyTorch on the CPU; null does not change them.
         padding: Share of the tokens that is padding, below a half; the lengths are spread evenly.
-        batches: Batches of one run; what a pass does once, as calibration does, is spread over them.
+        batches: Batches of one run, over which costs that arise once in a pass, as in calibration, are spread.
         repeats: Timed runs of each variant; at least 7.
-        warmup: Runs of each variant before.
-        seed: Of weights, tokens, constants, and random heads.
+        warmup: Runs of each variant before the timed ones.
+        seed: Seed of weights, tokens, constants, and random heads.
 
     Raises:
         PapaError: When an argument is out of its range.
@@ -158,10 +158,10 @@ class BenchmarkSettings:
         self.sizes()
 
     def sizes(self) -> list[Size]:
-        """What is measured one after the other; of an `encoder`, hidden, layers and heads are 0: it has its own.
+        """The sizes in the order of their measurement; with an `encoder`, hidden, layers and heads are 0.
 
         Raises:
-            PapaError: For sizes that cannot be.
+            PapaError: For sizes that are impossible.
         """
         lists: list[Sequence[Any]] = [_none_empty("inputs", [read_input(one) for one in self.inputs])]
         for name in ("hidden", "layers", "heads"):

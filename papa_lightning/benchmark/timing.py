@@ -1,4 +1,4 @@
-"""Times of things that are compared: run in turn, in one process, with nothing else going on in it."""
+"""Times of variants that run in turn in one process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 def nothing() -> None:
-    """Do nothing: the CPU has nothing to wait for."""
+    """Do nothing: the CPU needs no synchronization."""
 
 
 def interleaved_times(
@@ -26,19 +26,19 @@ def interleaved_times(
     synchronize: Callable[[], object] = nothing,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[Key, list[float]]:
-    """Time several things, one run of each in turn, so that a drift of the machine hits all alike.
+    """Times of several functions, one run of each in turn, so that a drift of the machine affects all alike.
 
-    Python's garbage collector is off meanwhile.
+    Python's garbage collector is off during the runs.
 
     Args:
-        runs: What is timed.
-        repeats: Timed runs of each.
-        warmup: Runs of each before, which do not count.
-        synchronize: Waits for the device; called before the clock is looked at.
-        clock: Gives seconds.
+        runs: The functions.
+        repeats: Timed runs of each function.
+        warmup: Runs of each function before the timed ones.
+        synchronize: Function that waits for the device, called before the clock is read.
+        clock: Clock in seconds.
 
     Returns:
-        The seconds of each run, in the order in which they were made.
+        The seconds of each run, in order.
 
     Example:
         >>> ticks = iter(range(100))
@@ -61,7 +61,7 @@ def interleaved_times(
 
 @contextmanager
 def without_garbage_collection() -> Iterator[None]:
-    """Collect now, and not again before the end."""
+    """Collect garbage once, and not again inside the ``with`` block."""
     enabled = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -74,7 +74,7 @@ def without_garbage_collection() -> Iterator[None]:
 
 @contextmanager
 def threads_of_torch(number: int | None) -> Iterator[None]:
-    """Compute with a number of threads; None leaves them as they are."""
+    """Compute with a number of threads inside the ``with`` block; None does not change it."""
     before = torch.get_num_threads()
     torch.set_num_threads(number or before)
     try:
@@ -84,18 +84,18 @@ def threads_of_torch(number: int | None) -> Iterator[None]:
 
 
 def synchronizer(device: torch.device) -> Callable[[], object]:
-    """What waits until a device has done all its work."""
+    """A function that waits until a device is idle."""
     return nothing if device.type == "cpu" else lambda: torch.accelerator.synchronize(device)
 
 
 @dataclass(frozen=True)
 class Spread:
-    """The middle of some numbers, and how far they lie apart.
+    """Median and quartiles.
 
     Args:
-        median: Half of the numbers are below.
-        low: A quarter is below.
-        high: A quarter is above.
+        median: Median of the numbers.
+        low: First quartile.
+        high: Third quartile.
     """
 
     median: float
@@ -104,7 +104,7 @@ class Spread:
 
     @classmethod
     def of(cls, numbers: Sequence[float]) -> Spread:
-        """Median and quartiles of at least two numbers.
+        """The spread of at least two numbers.
 
         Example:
             >>> Spread.of([5.0, 1.0, 2.0, 3.0, 4.0])

@@ -1,4 +1,7 @@
-"""Figures of heads and matrices, for whoever shows them: callbacks and reports. Knows torch and matplotlib."""
+"""Figures: plots of heads, matrices and scores for callbacks, reports and benchmarks.
+
+Imports torch and matplotlib only. A figure is a function of its data, styled with ``styled``.
+"""
 
 from papa_lightning.figures.heads import constants_grid, coverage_histograms, head_maps, shown_layers
 from papa_lightning.figures.style import as_png, as_svg

@@ -1,4 +1,4 @@
-"""Comparisons at few shares: relative drops of tasks, kinds of constants, encoders among each other."""
+"""Bars and points at few shares: relative drops of tasks, kinds of constants, encoders."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def drop_bars(summary: pd.DataFrame, title: str) -> Figure:
 
     Args:
         summary: Rows of one encoder, with one criterion for every task and few shares; positive drops are losses.
-        title: Of the figure.
+        title: Title of the figure.
     """
     tasks, shares = list(dict.fromkeys(summary["task"])), sorted(set(summary["share"]))
     figure = new_figure(max(5.6, 1.0 + 1.05 * len(tasks)), 3.8)
@@ -76,14 +76,12 @@ def drop_bars(summary: pd.DataFrame, title: str) -> Figure:
 
 @styled
 def control_points(summary: pd.DataFrame, title: str, baseline: float) -> Figure:
-    """Score by kind of constants.
-
-    Points and not bars: their axis need not begin at 0, where differences could not be seen.
+    """Score by kind of constants, as points, whose axis need not start at 0.
 
     Args:
         summary: Rows of one encoder, task and criterion, at few shares; the kinds in the order of the figure.
-        title: Of the figure.
-        baseline: Score of share 0; NaN for none.
+        title: Title of the figure.
+        baseline: Score at share 0; NaN for none.
     """
     kinds, shares = list(dict.fromkeys(summary["constants"])), sorted(set(summary["share"]))
     figure = new_figure(5.6, 1.7 + 0.34 * len(kinds))
@@ -117,7 +115,7 @@ def drop_against_baseline(points: pd.DataFrame) -> Figure:
     Source of the question ("better models lose more"): Hassid et al. 2022, arXiv 2211.03495.
 
     Args:
-        points: Columns "encoder", "task", "baseline" (score of share 0), "drop" (share of the baseline that is lost).
+        points: Columns "encoder", "task", "baseline" (score at share 0), "drop" (relative loss of the baseline).
     """
     encoders, tasks = (list(dict.fromkeys(points[column])) for column in ("encoder", "task"))
     figure = new_figure(6.4, 4.6)
@@ -172,7 +170,7 @@ def _letter(number: int) -> str:
 
 
 def _limits_from_zero(ends: Sequence[float]) -> tuple[float, float]:
-    """Limits that hold 0, where bars begin, and are not tighter than what noise alone would fill."""
+    """Limits that include 0, where bars start, and are not so tight that noise fills them."""
     low, high = min(ends), max(ends)
     high = max(high, low + 2.0)
     return (1.1 * low if low < 0 else 0.0), (1.1 * high if high > 0 else 0.0)

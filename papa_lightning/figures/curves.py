@@ -26,8 +26,8 @@ from papa_lightning.figures.style import (
     styled,
 )
 
-#: An axis of scores shows at least this share of the score with all heads dynamic, an axis of relative changes at least
-#: this many percent: less would make noise look like a result.
+#: Shortest span of an axis, as a share of the score with all heads dynamic, and in percent for relative changes: less
+#: would make noise look like a result.
 LEAST_SPAN_OF_SCORE = 0.1
 LEAST_SPAN_OF_CHANGE = 5.0
 _COLUMNS = 3
@@ -42,7 +42,7 @@ def score_curves(summary: pd.DataFrame, title: str) -> Figure:
     Args:
         summary: Rows of :func:`~papa_lightning.study.statistics.summarize` of one encoder, task, metric and kind of
             constants.
-        title: Of the figure.
+        title: Title of the figure.
 
     Returns:
         Lines with the 95 % interval as error bars, and the score of share 0 as a dashed line.
@@ -53,7 +53,7 @@ def score_curves(summary: pd.DataFrame, title: str) -> Figure:
     handles: list[Any] = []
     for index, criterion in enumerate(criteria):
         rows = summary[summary["criterion"] == criterion].sort_values("share")
-        # Moved aside a little, so that the error bars of different criteria do not lie on each other.
+        # A small shift, so that error bars of different criteria do not overlap.
         aside = (index - (len(criteria) - 1) / 2) * min(0.9, 4.0 / len(criteria))
         handles.append(_line(axes, rows, ("mean", "low", "high"), 1.0, aside, index))
     labels = [label(criterion) for criterion in criteria]
@@ -74,7 +74,7 @@ def relative_curves(summary: pd.DataFrame) -> Figure:
     """Relative change against share of constant heads: one panel a task, one line an encoder.
 
     Args:
-        summary: Rows of any encoders and tasks; one criterion and kind of constants for each of them.
+        summary: Rows of encoders and tasks, with one criterion and kind of constants for each pair.
     """
     encoders, tasks = (list(dict.fromkeys(summary[column])) for column in ("encoder", "task"))
     columns = min(len(tasks), _COLUMNS)
@@ -113,11 +113,11 @@ def sequences_curve(
     """Score with all heads constant against the number of sequences that the constants average.
 
     Args:
-        sequences: n of each row of `summary`, at least 1.
+        sequences: Number n of each row of `summary`, at least 1.
         summary: Rows of the kinds "sequences:n" at one share.
-        title: Of the figure.
-        baseline: Score of share 0; NaN for none.
-        average: Score of the constants of the whole calibration; NaN for none.
+        title: Title of the figure.
+        baseline: Score at share 0; NaN for none.
+        average: Score with the constants of the whole calibration; NaN for none.
     """
     figure = new_figure(5.6, 4.0)
     axes = figure.subplots()
@@ -154,7 +154,7 @@ def level_curves(weights: pd.DataFrame, title: str) -> Figure:
     Args:
         weights: Columns "share", "level" (0 is the embeddings), "mean", "low", "high" of the mean absolute weight of
             the level's positions.
-        title: Of the figure.
+        title: Title of the figure.
     """
     figure = new_figure(5.6, 3.8)
     axes = figure.subplots()

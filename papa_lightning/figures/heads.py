@@ -16,11 +16,11 @@ from torch import Tensor
 
 from papa_lightning.figures.style import COLOURS, INK, label, new_figure, styled
 
-#: Most layers and heads that a grid of matrices shows, and pixels along the side of the whole grid.
+#: Largest number of layers and heads in a grid of matrices, and pixels along the side of the grid.
 MOST_LAYERS, MOST_HEADS, _SIDE = 12, 16, 480
-#: From this ratio of the largest to the median score on, colours follow the logarithm.
+#: Ratio of the largest to the median score from which colours are logarithmic.
 _LOG_RATIO = 30.0
-_MAP = "cividis"  # even in grey, and the same for readers with colour blindness
+_MAP = "cividis"  # uniform in grey, and for readers with colour blindness
 
 
 @styled
@@ -28,9 +28,9 @@ def head_maps(scores: Mapping[str, Tensor], title: str, quantity: str = "score")
     """Scores of the heads, one panel a criterion.
 
     Args:
-        scores: (L, H) by name of the criterion; NaN where a head has none.
-        title: Of the figure.
-        quantity: What the colours tell.
+        scores: Scores (L, H) by name of the criterion; NaN for heads without a score.
+        title: Title of the figure.
+        quantity: Label of the colour bar.
     """
     layers, heads = next(iter(scores.values())).shape
     width = min(4.6, max(2.9, 0.27 * heads + 1.3))
@@ -45,7 +45,7 @@ def head_maps(scores: Mapping[str, Tensor], title: str, quantity: str = "score")
         image = axes.imshow(table, norm=norm, cmap=_MAP, aspect="auto", interpolation="nearest")
         bar = figure.colorbar(image, ax=axes, fraction=0.06, pad=0.02, aspect=36)
         bar.set_label(f"{quantity}{unit}")
-        if isinstance(norm, LogNorm):  # its own ticks are formulas, which the style leaves as they are written
+        if isinstance(norm, LogNorm):  # its default ticks are formulas, which the style does not render
             bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             bar.ax.yaxis.set_minor_formatter(NullFormatter())
         axes.set_title(label(name))
@@ -59,7 +59,7 @@ def head_maps(scores: Mapping[str, Tensor], title: str, quantity: str = "score")
 
 
 def shown_layers(total: int) -> list[int]:
-    """The layers that a grid shows: all up to 12, else 12 of them at even distances, with the first and the last.
+    """The layers in a grid: all up to 12, else 12 at even distances, with the first and the last.
 
     Example:
         >>> shown_layers(3)
@@ -77,8 +77,8 @@ def constants_grid(values: Tensor, title: str) -> Figure:
     """Constant matrices as small multiples, layers by heads.
 
     Args:
-        values: (L, H, T, T); what of it is shown: :func:`shown_layers`, and the first 16 heads.
-        title: Of the figure.
+        values: Matrices (L, H, T, T), of which :func:`shown_layers` and the first 16 heads are shown.
+        title: Title of the figure.
 
     Returns:
         One image, in which each matrix is averaged down to 30 to 240 pixels; colours follow the square root.
@@ -113,11 +113,11 @@ def constants_grid(values: Tensor, title: str) -> Figure:
 
 @styled
 def coverage_histograms(pair_counts: Tensor, title: str) -> Figure:
-    """How many sequences of the calibration stand behind the entries of the constants.
+    """Numbers of calibration sequences behind the entries of the constants.
 
     Args:
-        pair_counts: (T, T), the number of sequences in which both positions held a real token.
-        title: Of the figure.
+        pair_counts: Number (T, T) of sequences in which both positions held a real token.
+        title: Title of the figure.
     """
     counts = pair_counts.detach().cpu().double().numpy()
     length, most = counts.shape[0], float(counts.max())
@@ -150,7 +150,7 @@ def _head_axes(axes: Axes) -> None:
 
 
 def _norm(table: NDArray[np.float64]) -> tuple[Normalize, str]:
-    """Even steps of colour, or logarithmic ones where a few heads would leave the others without a difference."""
+    """A linear scale of colours, or a logarithmic one where a few large scores would hide the others."""
     finite = table[np.isfinite(table)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
     if low > 0 and high / float(np.median(finite)) > _LOG_RATIO:

@@ -1,4 +1,4 @@
-"""How every figure looks, and how it becomes bytes, without touching matplotlib's global state."""
+"""Style of the figures, and their conversion to bytes, without changes of matplotlib's global state."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-#: Text and axes, and what is behind them. The report replaces both, so that figures follow its light or dark colours.
+#: Colours of text and axes, and of the background. The report replaces both by its light or dark colours.
 INK, GROUND = "#1b1b1d", "#fefefd"
-#: Grid and reference lines: readable on a light and on a dark ground.
+#: Colour of grid and reference lines, readable on a light and on a dark background.
 MUTED = "#808084"
-#: Okabe and Ito's colours without black and yellow, so that readers with colour blindness tell them apart.
+#: Okabe and Ito's colours, which readers with colour blindness can distinguish, without black and yellow.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#9A7B4F", "#7F66B5")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
-# None of them is "--", which is kept for share 0.
+# Without "--", which is the line of share 0.
 _LINES: tuple[Any, ...] = ("-", (0, (1, 1.4)), "-.", (0, (9, 1.5)))
-#: Longest label in a figure; the text of the report has the whole name.
+#: Longest label in a figure; the report has the whole name in its text.
 LABEL_LENGTH = 30
 
 _STYLE: dict[str, Any] = {
@@ -64,7 +64,7 @@ _P = ParamSpec("_P")
 
 
 def styled(plot: Callable[_P, Figure]) -> Callable[_P, Figure]:
-    """Run a plot function under the style of the report, whatever the user's matplotlib settings are."""
+    """Decorator that runs a plot function in the style of the figures, whatever the matplotlib settings are."""
 
     @functools.wraps(plot)
     def run(*args: _P.args, **kwargs: _P.kwargs) -> Figure:
@@ -75,11 +75,11 @@ def styled(plot: Callable[_P, Figure]) -> Callable[_P, Figure]:
 
 
 def new_figure(width: float, height: float, layout: Literal["constrained", "compressed"] = "constrained") -> Figure:
-    """An empty figure that belongs to no window.
+    """An empty figure without a window.
 
     Args:
-        width: In inches.
-        height: In inches.
+        width: Width in inches.
+        height: Height in inches.
         layout: "compressed" is for images whose height follows from their width.
     """
     return Figure(figsize=(width, height), layout=layout)
@@ -94,8 +94,8 @@ def as_svg(figure: Figure, salt: str) -> bytes:
     """A figure as SVG, the same bytes each time.
 
     Args:
-        figure: Any.
-        salt: What the ids inside are made from.
+        figure: The figure.
+        salt: Salt of the ids in the file.
     """
     return _saved(figure, "svg", {"Date": None}, **{"svg.hashsalt": salt})
 
@@ -104,8 +104,8 @@ def _saved(figure: Figure, kind: str, metadata: dict[str, Any], **settings: Any)
     buffer = io.BytesIO()
     with matplotlib.style.context({**_STYLE, **settings}, after_reset=True):
         if figure.get_layout_engine() is not None:
-            # Once for all formats: it takes most of the time, and would differ a little with their resolution. With
-            # none at all, matplotlib does not draw once more before it saves.
+            # The layout is computed once for all formats: it takes most of the time, and would differ a little with the
+            # resolution. Without a layout engine matplotlib does not draw again before it saves.
             figure.draw_without_rendering()
             figure.set_layout_engine(None)
         figure.savefig(buffer, format=kind, metadata=metadata)
@@ -150,7 +150,7 @@ def padded_limits(values: Iterable[float], least_span: float, margin: float = 0.
     """Limits of an axis that hold all values and are not tighter than a span, so that noise does not look large.
 
     Args:
-        values: Whatever shall be seen; what is not finite is left out.
+        values: Values that must be visible; those that are not finite are ignored.
         least_span: Smallest distance between the limits, in units of the axis.
         margin: Share of the span that stays free at either end.
     """
@@ -166,8 +166,8 @@ def share_axis(axes: Axes, shares: Sequence[float]) -> None:
     """The horizontal axis of every curve: from 0 to 100 % of the heads.
 
     Args:
-        axes: Where.
-        shares: Of constant heads, from 0 to 1; only so many of them are written that they do not overlap.
+        axes: The axes.
+        shares: Shares of constant heads, from 0 to 1; labels that would overlap are left out.
     """
     axes.set_xlim(-4.0, 104.0)
     ticks: list[float] = []
@@ -180,7 +180,7 @@ def share_axis(axes: Axes, shares: Sequence[float]) -> None:
 
 
 def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
-    """One legend under all axes, where it covers no data."""
+    """One legend below all axes, where it covers no data."""
     # Before version 3.10 matplotlib hides labels that begin with an underscore.
     labels = [f" {text}" if text.startswith("_") else text for text in labels]
     longest = max((len(text) for text in labels), default=1)

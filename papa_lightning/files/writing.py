@@ -175,23 +175,6 @@ def check_output_folder(name: str, folder: str | Path) -> Path:
     return path
 
 
-def check_work_folder(name: str, folder: Path) -> None:
-    """Refuse a folder in which files could not be written, without making it.
-
-    Args:
-        name: Name of the argument, for the message.
-        folder: The folder; it need not exist.
-
-    Raises:
-        OutputError: When it, or a folder above it, is a file, or cannot be written to.
-    """
-    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    if not existing.is_dir():
-        raise OutputError(f"{name} is {str(folder)!r}, but {str(existing)!r} is a file: pass a folder.")
-    with refusing(name, folder, "pass a folder that you may write to"):
-        _check_writable(existing)
-
-
 def check_exchange(name: str, folder: Path) -> None:
     """Refuse to replace a folder where the file system cannot exchange two folders in one step.
 
@@ -244,6 +227,23 @@ def refusing(
     except OSError as error:
         reason = error.strerror or error
         raise OutputError(f"{name} is {str(path)!r}, which cannot be written ({reason}): {remedy}.") from error
+
+
+def check_work_folder(name: str, folder: Path) -> None:
+    """Refuse a folder in which files could not be written, without making it.
+
+    Args:
+        name: Name of the argument, for the message.
+        folder: The folder; it need not exist.
+
+    Raises:
+        OutputError: When it, or a folder above it, is a file, or cannot be written to.
+    """
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not existing.is_dir():
+        raise OutputError(f"{name} is {str(folder)!r}, but {str(existing)!r} is a file: pass a folder.")
+    if not os.access(existing, os.W_OK):
+        raise OutputError(f"{name} is {str(folder)!r}, which cannot be written: pass a folder that you may write to.")
 
 
 def remove_left(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The cells of a study, and the work behind them."""
+"""Cells of a study, and the choices of heads behind them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from papa_lightning.study.settings import StudySettings
 
 @dataclass(frozen=True)
 class Choice:
-    """Which heads of an encoder are constant, and with what; what the hidden states of a task depend on.
+    """A choice of constant heads, on which the hidden states of a task depend.
 
     Args:
         share: Share of constant heads.
-        criterion: The ranking that says which; None where the share leaves no choice.
-        kind: Of the constants; None without constant heads.
+        criterion: Criterion of the ranking; None where the share leaves no choice.
+        kind: Kind of the constants; None without constant heads.
     """
 
     share: float
@@ -24,7 +24,7 @@ class Choice:
 
     @classmethod
     def of(cls, share: float, criterion: str, kind: str) -> Choice:
-        """The choice that a cell comes down to: all heads are all heads, whatever ranks them.
+        """The choice of a cell, without parts that do not matter at its share.
 
         Example:
             >>> Choice.of(1.0, "variance", "average") == Choice.of(1.0, "random", "average")
@@ -38,15 +38,15 @@ class Choice:
 
 @dataclass(frozen=True)
 class Cell:
-    """One row of the results: a score of one probe.
+    """One cell of the results: the scores of one probe.
 
     Args:
         encoder: Name of the encoder.
         task: Name of the task.
-        criterion: By what the heads are ranked.
+        criterion: Criterion of the ranking.
         share: Share of constant heads.
-        kind: Of the constants.
-        seed: Of the probe.
+        kind: Kind of the constants.
+        seed: Seed of the probe.
     """
 
     encoder: str
@@ -58,19 +58,19 @@ class Cell:
 
     @property
     def choice(self) -> Choice:
-        """The heads behind it; several cells may share it."""
+        """The choice of heads, which several cells may share."""
         return Choice.of(self.share, self.criterion, self.kind)
 
 
 @dataclass(frozen=True)
 class Group:
-    """What is done in one go: the encoder runs once, and the probes of some seeds learn from it.
+    """One unit of work: a run of the encoder, and the probes that learn from its hidden states.
 
     Args:
         encoder: Name of the encoder.
         task: Name of the task.
-        choice: The heads.
-        seeds: The seeds.
+        choice: Choice of heads.
+        seeds: Seeds of the probes.
     """
 
     encoder: str
@@ -85,7 +85,7 @@ class Group:
 
 
 def pairs(settings: StudySettings) -> list[tuple[str, str]]:
-    """Encoders and tasks, in the order in which they are studied."""
+    """Pairs of encoder and task, in the order of the study."""
     return [(encoder, task) for encoder in settings.encoders for task in settings.tasks]
 
 
@@ -108,5 +108,5 @@ def cells_of(settings: StudySettings) -> Iterator[Cell]:
 
 
 def choices(settings: StudySettings) -> list[Choice]:
-    """The different choices of heads of every encoder and task."""
+    """The distinct choices of heads, which are the same for every encoder and task."""
     return list(dict.fromkeys(cell.choice for cell in cells_of(settings)))

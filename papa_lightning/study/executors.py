@@ -1,4 +1,4 @@
-"""Doing pieces of work in this process, in several of this machine, or on a Ray cluster."""
+"""Execution of pieces of work in this process, in worker processes, or on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from papa_lightning.errors import PapaError, StudyError
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
 Backend = Literal["processes", "ray"]
-"""Where the workers are."""
+"""Processes of this machine, or a Ray cluster."""
 
-#: What the machine does to code that is right.
+#: Errors of the machine rather than of the code.
 _OUTER = (OSError, MemoryError, torch.OutOfMemoryError, RecursionError, UnicodeError)
-#: Seconds in which a worker that has nothing left to do must be gone.
+#: Seconds for a dismissed worker to end.
 _PATIENCE = 10.0
 
 
@@ -39,20 +39,20 @@ def run_pieces(
     backend: Backend = "processes",
     name: Callable[[Piece], str] = str,
 ) -> Generator[tuple[Piece, Result], None, None]:
-    """Do pieces of work, and give each as it is done.
+    """Do pieces of work, and yield each with its result when it is done.
 
-    When a piece fails, or the caller stops, by Ctrl-C or by closing the generator, the workers are killed: what they
-    write must be whole or not there at any moment. They end with this process too, whatever ends it.
+    When a piece fails, or the caller stops, by Ctrl-C or by closing the generator, the workers are killed: their files
+    must be written whole or not at all. Workers end with this process, whatever ends it.
 
     Args:
-        function: Importable by name; it takes and returns plain values.
-        pieces: What to do, the first first.
-        num_workers: How many at a time, never more than there are pieces; 1 stays in this process.
+        function: Function of a piece, importable by name; it takes and returns plain values.
+        pieces: The pieces, in the order of their start.
+        num_workers: Number of workers, at most the number of pieces; 1 works in this process.
         backend: ``"processes"`` of this machine, which share its cores, or ``"ray"``.
-        name: Says in a few words what a piece is, for messages.
+        name: Name of a piece, for messages.
 
     Returns:
-        A generator of the pieces that are done, with what came out.
+        Generator of finished pieces and their results.
 
     Raises:
         StudyError: For a bad `num_workers`, or when Ray is asked for and not installed. While running: when a piece
@@ -69,7 +69,7 @@ def run_pieces(
 
 
 def check_num_workers(num_workers: int, backend: Backend = "processes") -> None:
-    """Refuse a number of workers that cannot be meant.
+    """Refuse a wrong number of workers.
 
     Raises:
         StudyError: When it is no whole number, below 1, or for processes above 64 and above the number of cores.
@@ -86,13 +86,13 @@ def check_num_workers(num_workers: int, backend: Backend = "processes") -> None:
 
 @dataclass(frozen=True)
 class _Outcome(Generic[Result]):
-    """What came of a piece; of plain values, since not every error can be sent to another process.
+    """Outcome of a piece, in plain values, because not every error can be sent to another process.
 
     Args:
-        result: What the function returned.
-        error: What is told when it failed; None when it did not.
-        traceback: Of the error.
-        meant: The error is a PapaError, or of the machine: no fault of the code.
+        result: Result of the function.
+        error: Message of the error; None without an error.
+        traceback: Traceback of the error.
+        meant: Whether the error is a PapaError or of the machine, and no fault of the code.
     """
 
     result: Result | None = None
@@ -102,7 +102,7 @@ class _Outcome(Generic[Result]):
 
     @classmethod
     def failed(cls, error: Exception) -> _Outcome[Result]:
-        """Of a piece that raised an error."""
+        """The outcome of a piece that raised an error."""
         told = " ".join(str(error).split())
         if not isinstance(error, PapaError):
             told = f"{type(error).__name__}: {told}"
@@ -117,14 +117,14 @@ def _do(function: Callable[[Piece], Result], piece: Piece) -> _Outcome[Result]:
 
 
 class PieceError(ValueError):
-    """A piece of work raised what nobody meant to raise. Its cause has the traceback, also from another process."""
+    """A piece of work failed with an unexpected error. Its cause has the traceback, also from another process."""
 
 
 class _SentError(Exception):
     """The traceback of a piece.
 
     Args:
-        tb: The text, under the name that it has in :mod:`concurrent.futures`.
+        tb: Text of the traceback; :mod:`concurrent.futures` has the same name.
     """
 
     def __init__(self, tb: str) -> None:
@@ -156,7 +156,7 @@ def _run_here(
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Give an interruption on: Lightning's Trainer would end the process, and be deaf to the next one.
+    """Pass an interruption on: Lightning's Trainer would end the process, and ignore the next interruption.
 
     Raises:
         KeyboardInterrupt: When a training within was interrupted.
@@ -172,17 +172,17 @@ def interruptible() -> Iterator[None]:
 
 
 class _Worker:
-    """A process that does pieces of work until it is told to end, or its parent has ended.
+    """A process that does pieces of work until it is dismissed, or its parent has ended.
 
     Args:
-        context: How it is started.
-        function: What it does.
-        threads: Number of its threads.
+        context: Start method of :mod:`multiprocessing`.
+        function: Function of a piece.
+        threads: Number of threads of the process.
     """
 
     def __init__(self, context: Any, function: Callable[[Any], Any], threads: int) -> None:
         self.connection, self._theirs = context.Pipe()
-        # No daemon: those may not have children, but the data loaders of a training have.
+        # No daemon: it could have no children, but data loaders need them.
         self.process: BaseProcess = context.Process(target=_work, args=(self._theirs, function, threads))
 
     def start(self) -> None:
@@ -196,17 +196,17 @@ class _Worker:
             self._theirs.close()
 
     def give(self, piece: object) -> None:
-        """Have it do a piece."""
-        with suppress(OSError):  # it has ended, which is seen where its outcome is awaited
+        """Send it a piece."""
+        with suppress(OSError):  # it has ended, which shows when its outcome is awaited
             self.connection.send((piece,))
 
     def dismiss(self) -> None:
-        """Have it end."""
+        """Ask it to end."""
         with suppress(OSError):
             self.connection.send(None)
 
     def outcome(self) -> _Outcome[Any]:
-        """What came of the piece that it did, once its connection or its sentinel is ready."""
+        """The outcome of its piece, once its connection or its sentinel is ready."""
         with suppress(EOFError, OSError):
             if self.connection.poll():
                 return cast("_Outcome[Any]", self.connection.recv())
@@ -220,12 +220,12 @@ class _Worker:
         return _Outcome(error=f"its worker process {self.process.pid} {how}")
 
     def kill(self) -> None:
-        """End it by force."""
+        """Kill it."""
         if self.process.pid is not None:  # it was started
             self.process.kill()
 
     def end(self) -> None:
-        """See it end, if need be by force."""
+        """Wait for its end, and kill it if it does not end."""
         if self.process.pid is not None:
             self.process.join(_PATIENCE)
             self.process.kill()
@@ -239,7 +239,7 @@ def _run_in_processes(
     waiting, workers = deque(pieces), list[_Worker]()
     busy: dict[_Worker, Piece] = {}
     threads = max(1, torch.get_num_threads() // num_workers)
-    # Not fork: a process that has used torch's threads, or an accelerator, cannot be copied.
+    # Not fork: a process that has used threads of torch or an accelerator cannot be forked safely.
     context = get_context("spawn")
 
     def give(worker: _Worker) -> None:
@@ -257,7 +257,7 @@ def _run_in_processes(
         while busy:
             for worker in _ready(list(busy)):
                 piece, outcome = busy.pop(worker), worker.outcome()
-                if outcome.error is None:  # else nothing is begun any more
+                if outcome.error is None:  # after an error no piece is started
                     give(worker)
                 yield piece, outcome
     except BaseException:
@@ -270,19 +270,19 @@ def _run_in_processes(
 
 
 def _ready(workers: Sequence[_Worker]) -> list[_Worker]:
-    """Those of which something is known, at least one; of a process that was killed, its end."""
+    """The workers with an outcome, at least one; a killed process counts as ready."""
     sources: dict[Any, _Worker] = {worker.connection: worker for worker in workers}
     sources |= {worker.process.sentinel: worker for worker in workers}
     return list(dict.fromkeys(sources[source] for source in wait(list(sources))))
 
 
 def _work(connection: Connection, function: Callable[[Any], Any], threads: int) -> None:
-    """What a worker does."""
+    """Loop of a worker process."""
     with suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes, and the first one decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    torch.set_num_threads(threads)  # as many in every worker as there are cores would be in each other's way
+    torch.set_num_threads(threads)  # a thread for every core in every worker would slow all of them down
     with suppress(EOFError, OSError):  # the first process has ended
         while (given := connection.recv()) is not None:
             outcome = _do(function, *given)
@@ -293,10 +293,10 @@ def _work(connection: Connection, function: Callable[[Any], Any], threads: int) 
 
 
 def _end_with_parent() -> None:
-    """End this process when the one that started it has ended, whatever ended it."""
+    """End this process when its parent has ended, whatever ended it."""
     parent, started_by = parent_process(), os.getppid()
-    # The sentinel tells at once, also where another process lies between the two; the number tells where a process
-    # that was forked from the parent still holds the other end of the sentinel.
+    # The sentinel reports the end at once, also of a parent that is not the direct one; the process number reports it
+    # where a process forked from the parent still holds the other end of the sentinel.
     while parent is not None and parent.is_alive() and os.getppid() == started_by:
         parent.join(1.0)
     os._exit(1)
@@ -304,7 +304,7 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Processes that are started meanwhile never see Ctrl-C, not even while they import this module."""
+    """Block Ctrl-C in processes that are started inside the ``with`` block, also while they import this module."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

@@ -1,4 +1,4 @@
-"""What a study is told: encoders, tasks, criteria, shares, seeds, kinds of constants."""
+"""Settings of a study: encoders, tasks, criteria, shares, seeds, kinds of constants."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from papa_lightning.errors import PapaError
 from papa_lightning.study.training import ProbeSettings
 from papa_lightning.tasks.probes import Pooling
 
-#: Names become parts of file names, and must not meet each other there.
+#: Names that can be parts of file names without ambiguity.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 Storage = Literal["float32", "float16", "none"]
-"""How the hidden states of a choice of heads are stored; ``"none"`` runs the encoder again in every epoch."""
+"""Storage of the hidden states; ``"none"`` runs the encoder again in every epoch."""
 
 
 @dataclass(frozen=True)
 class FeatureSettings:
-    """How the hidden states from which the probes learn are kept.
+    """Storage of the hidden states from which the probes learn.
 
     Args:
-        storage: The dtype on disk, or ``"none"``: nothing is stored, and the encoder runs in every epoch.
-        budget_gigabytes: The largest size on disk at any moment, of each worker, in 1e9 bytes; more is refused before
-            it is written.
-        keep: Leave the files in the study's folder, for further seeds; else they go when their probes are trained.
+        storage: Dtype on disk, or ``"none"``: nothing is stored, and the encoder runs in every epoch.
+        budget_gigabytes: Largest size on disk of each worker at any moment, in 1e9 bytes; more is refused before it is
+            written.
+        keep: Whether the files stay in the study's folder for further seeds; otherwise they are removed when their
+            probes are trained.
     """
 
     storage: Storage = "float32"
@@ -50,7 +51,7 @@ class StudySettings:
         encoders: Names and where they are: on the hub, or folders written by ``save_pretrained``.
         tasks: Names and their data modules: ``class_path`` and ``init_args``, without ``tokenizer``, which is the
             encoder's.
-        criteria: Criteria that rank the heads: :data:`papa_lightning.criteria.CRITERIA`.
+        criteria: By what heads are ranked: :data:`papa_lightning.criteria.CRITERIA`.
         shares: Shares of constant heads, from 0 to 1. Share 0 is always measured: everything is compared with it.
         seeds: Seeds of the probe: its initial values, the order of the examples, dropout.
         constants: Kinds of constants: :data:`papa_lightning.calibration.CONTROLS`, ``"sequences:N"`` for an average of
@@ -58,10 +59,10 @@ class StudySettings:
             for all `criteria`; the others are controls, see `control_shares`.
         control_shares: Shares at which controls are measured, with the first of `criteria`.
         pooling: The probe of sentence tasks; see :class:`~papa_lightning.SequenceClassificationTask`.
-        probe: How the probes are trained.
-        features: How the hidden states are stored.
-        calibration_batch_size: Sequences a batch wherever the encoder runs.
-        device: Where everything runs; ``"auto"`` takes an accelerator where there is one.
+        probe: Recipe of the probes.
+        features: Storage of the hidden states.
+        calibration_batch_size: Sequences of a batch wherever the encoder runs.
+        device: Device of all computations; ``"auto"`` is an accelerator where there is one.
 
     Raises:
         PapaError: When an argument is out of its range.
@@ -103,7 +104,7 @@ class StudySettings:
             raise PapaError(f"calibration_batch_size is {self.calibration_batch_size}, but must be at least 1.")
 
     def as_dict(self) -> dict[str, Any]:
-        """The settings as plain values, as JSON gives them back."""
+        """The settings as plain values of JSON."""
         plain = asdict(self)
         for name in ("criteria", "shares", "seeds", "constants", "control_shares"):
             plain[name] = list(plain[name])
@@ -111,7 +112,7 @@ class StudySettings:
 
 
 def settings_from(plain: Mapping[str, Any]) -> StudySettings:
-    """Rebuild settings from what :meth:`StudySettings.as_dict` gave.
+    """The settings of plain values from :meth:`StudySettings.as_dict`.
 
     Args:
         plain: Plain values.
@@ -127,11 +128,11 @@ def check_names(argument: str, named: Mapping[str, Any]) -> None:
     """Refuse names that cannot be parts of file names.
 
     Args:
-        argument: What maps the names, for the message.
-        named: Name -> anything.
+        argument: Name of the argument, for the message.
+        named: Map of the names.
 
     Raises:
-        PapaError: Also when there are none.
+        PapaError: When a name cannot be part of a file name, or there is none.
     """
     if not isinstance(named, Mapping) or not named:
         raise PapaError(f"{argument} is {named!r}, but must map at least one name to what it means.")

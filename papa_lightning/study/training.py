@@ -1,4 +1,4 @@
-"""Training of probes on features."""
+"""Training and evaluation of probes on features."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from papa_lightning.tasks.scores import UNLABELLED, Scored, StageScores
 
 
 class SeededDropout(nn.Module):
-    """Dropout that draws from a generator of its own, on the CPU, whatever else draws random numbers.
+    """Dropout with a random generator of its own, on the CPU.
 
-    So a probe loses the same features whichever probes train beside it, and on every device.
+    It drops the same features on every device, and whatever else draws random numbers.
 
     Args:
-        share: Share of the entries that training sets to zero; the others are divided by 1 minus it.
-        generator: On the CPU.
+        share: Share of the entries that are set to zero in training; the others are divided by 1 - share.
+        generator: Generator on the CPU.
 
     Example:
         >>> dropout = SeededDropout(0.5, torch.Generator().manual_seed(0))
@@ -42,13 +42,13 @@ class SeededDropout(nn.Module):
         self.generator = generator
 
     def forward(self, features: Tensor) -> Tensor:
-        """Drop entries while in train mode.
+        """Drop entries in training mode.
 
         Args:
-            features: Of any shape.
+            features: Features of any shape.
 
         Returns:
-            The same shape.
+            Features of the same shape.
         """
         if not self.training or self.share == 0:
             return features
@@ -59,17 +59,17 @@ class SeededDropout(nn.Module):
 def evaluate_probe(
     task: EncoderTask, probe: Probe, evaluations: Mapping[str, Features], batch_size: int, device: torch.device
 ) -> dict[str, float]:
-    """Compute loss and metrics of a probe, as validation with the Trainer does.
+    """Loss and metrics of a probe, as in validation with the Trainer.
 
     Args:
-        task: Gives loss and metrics.
-        probe: The probe, on `device`; stays in evaluation mode.
-        evaluations: Sets by name; the first one's scores have plain names.
-        batch_size: Sequences at once.
-        device: Where the probe is.
+        task: Task with the loss and the metrics.
+        probe: Probe on `device`, which stays in evaluation mode.
+        evaluations: Evaluation sets by name; the scores of the first set have plain names.
+        batch_size: Sequences of a batch.
+        device: Device of the probe.
 
     Returns:
-        ``accuracy``, ``loss``, ... and for a further set ``accuracy/NAME``.
+        ``accuracy``, ``loss``, ...; of another set ``accuracy/NAME``.
     """
     if not evaluations:
         return {}
@@ -96,13 +96,13 @@ def _in_order(features: Features, batch_size: int, device: torch.device) -> Iter
 def _scored(task: EncoderTask, logits: Tensor, batch: FeatureBatch, per_token: bool) -> Scored:
     predicted, labels = logits.argmax(dim=-1), batch.labels
     loss = task.loss(logits, labels)
-    if per_token:  # entities must not reach from one sentence into the next
+    if per_token:  # entities must not span sentences
         predicted, labels = (_rows(column, batch.counts) for column in (predicted, labels))
     return Scored(loss, len(batch.labels), predicted, labels)
 
 
 def _rows(column: Tensor, counts: Tensor) -> Tensor:
-    """One row for each sequence, (B, longest), -100 behind its end."""
+    """One row for each sequence, (B, longest), filled with -100."""
     rows = torch.split(column, counts.tolist())
     return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=UNLABELLED)
 
@@ -145,10 +145,10 @@ class TrainedProbe:
     """A probe after its last epoch.
 
     Args:
-        seed: What it was made and trained with.
-        scores: Loss and metrics by name; of a further evaluation set ``accuracy/NAME``.
+        seed: Seed of the probe and its training.
+        scores: Loss and metrics by name; of another evaluation set ``accuracy/NAME``.
         probe: The probe, in evaluation mode on the device of its task.
-        seconds: What training and evaluation took.
+        seconds: Seconds for training and evaluation.
     """
 
     seed: int
@@ -167,21 +167,21 @@ def train_probes(
 ) -> list[TrainedProbe]:
     """Train a probe for each seed, and evaluate it after the last epoch.
 
-    The seed decides the initial probe (what ``task.configure_probe()`` makes after ``torch.manual_seed(seed)``), the
-    order of the examples and what dropout drops, and nothing else does. So on the CPU, with the same number of
-    threads, a seed gives the same numbers to the bit whichever others are trained too.
+    The seed alone determines the initial probe (``task.configure_probe()`` after ``torch.manual_seed(seed)``), the
+    order of the examples, and dropout. So on the CPU, with the same number of threads, a seed gives the same numbers
+    to the bit, whichever other seeds are trained.
 
-    Seeds are trained one after the other: each has an order of its own, so that nothing but the arithmetic could be
-    shared, and batched over seeds that is slower. Three probes of MiniLM's size at batch 16 with one thread: 11.3 ms a
-    step as one batched product, 3 x 2.5 ms alone.
+    Seeds are trained one after the other, since batches over seeds are slower: each seed has its own order, so that
+    only arithmetic could be shared. Three probes of MiniLM's size at batch 16 with one thread take 11.3 ms a step as
+    one batched product, and 3 x 2.5 ms alone.
 
     Args:
-        task: Gives the probe, the loss, the metrics and the device. Neither its encoder nor its own probe changes.
-        train: The training split.
-        evaluations: Sets to evaluate on: of the first one the name is ``""``. May be empty.
-        seeds: The seeds.
-        settings: How to train.
-        progress: Is given the number of steps that are done, of all seeds together, after every step.
+        task: Task with the probe, the loss, the metrics and the device. Its encoder and its own probe do not change.
+        train: Features of the training split.
+        evaluations: Features of evaluation sets, the first of which is named ``""``; may be empty.
+        seeds: Seeds of the probes.
+        settings: Recipe of the training.
+        progress: Called after every step with the number of finished steps of all seeds.
 
     Returns:
         The probes, in the order of the seeds.
@@ -210,17 +210,17 @@ def train_probes(
 
 
 def initial_probe(task: EncoderTask, seed: int) -> Probe:
-    """The probe that a seed starts from; random numbers of others are left as they are.
+    """The initial probe of a seed; the global random state does not change.
 
     Args:
         task: The task.
-        seed: The seed.
+        seed: Seed of the probe.
 
     Returns:
         A new probe on the device of the task.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # of the CPU only: torch.manual_seed would seed accelerators too
+        torch.default_generator.manual_seed(seed)  # the CPU's only: torch.manual_seed would also seed accelerators
         return cast(Probe, task.configure_probe().to(task.device))
 
 
@@ -252,7 +252,7 @@ def _train(
                 schedule.step()
             total += loss.detach()
             step_done()
-        if not bool(total.isfinite()):  # once an epoch, because reading a value waits for an accelerator
+        if not bool(total.isfinite()):  # once an epoch, because reading a value synchronizes an accelerator
             raise PapaError(
                 f"the loss of seed {seed} is not finite in epoch {epoch + 1} with learning_rate="
                 f"{settings.learning_rate}: pass a smaller one."
@@ -267,7 +267,7 @@ def _loss(task: EncoderTask, probe: Probe, train: Features, sequences: Tensor) -
 
 
 def _generators(seed: int) -> tuple[torch.Generator, torch.Generator]:
-    """One for the order of the examples and one for dropout, so that the order is the same without dropout."""
+    """Generators of the order of the examples and of dropout, so that dropout does not change the order."""
     first, second = torch.randint(2**62, (2,), generator=torch.Generator().manual_seed(seed)).tolist()
     return torch.Generator().manual_seed(first), torch.Generator().manual_seed(second)
 

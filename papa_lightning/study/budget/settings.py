@@ -1,4 +1,4 @@
-"""What a plan within a budget is told: encoder, task, and how much of the score may go."""
+"""Settings of a budget: encoder, task, and the permitted loss of score."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from papa_lightning.study.settings import FeatureSettings, StudySettings
 from papa_lightning.study.training import ProbeSettings
 from papa_lightning.tasks.probes import Pooling
 
-#: Names that encoder and task have in files.
+#: Names of encoder and task in files.
 ENCODER, TASK = "encoder", "task"
 
 Search = Literal["share", "greedy"]
-"""Where the order of the heads comes from: a criterion, or greedy search on the selection data."""
+"""Source of the order of the heads: a criterion, or greedy search on the selection data."""
 
 
 @dataclass(frozen=True)
 class BudgetSettings:
-    """One encoder on one task, and the loss that is allowed.
+    """One encoder on one task, and the permitted loss of score.
 
     Args:
         encoder: Name on the hub, or a folder written by ``save_pretrained``.
         task: A data module: ``class_path`` and ``init_args``, without ``tokenizer``, which is the encoder's.
-        within: The largest relative loss of the task's score against all heads dynamic: "1%" or 0.01.
+        within: Largest relative loss of the task's score against all heads dynamic: "1%" or 0.01.
         search: ``"share"``: heads become constant in the order of `criterion`. ``"greedy"``: in the order of a greedy
             search on the selection data, see :class:`~papa_lightning.criteria.GreedySearch`.
         criterion: Criterion that ``"share"`` ranks by: :data:`papa_lightning.criteria.CRITERIA`.
         seeds: Seeds of the probe. Losses are means over them.
-        search_sequences: Sequences of the selection data that greedy search takes for every measurement.
-        split_seed: Of the halves of the validation data, where there is no labelled test split.
+        search_sequences: Sequences of the selection data for every measurement of greedy search.
+        split_seed: Seed of the halves of the validation data, used without a labelled test split.
         pooling: The probe of sentence tasks; see :class:`~papa_lightning.SequenceClassificationTask`.
-        probe: How the probes are trained.
-        features: How the hidden states are stored.
-        calibration_batch_size: Sequences a batch wherever the encoder runs.
-        device: Where everything runs; ``"auto"`` takes an accelerator where there is one.
+        probe: Recipe of the probes.
+        features: Storage of the hidden states.
+        calibration_batch_size: Sequences of a batch wherever the encoder runs.
+        device: Device of all computations; ``"auto"`` is an accelerator where there is one.
 
     Raises:
         PapaError: When an argument is out of its range.
@@ -96,7 +96,7 @@ class BudgetSettings:
 
 
 def read_limit(within: object) -> float:
-    """Read a relative loss.
+    """The relative loss that a text or number means.
 
     Args:
         within: A share such as 0.01, or a percentage such as "1%".
@@ -105,7 +105,7 @@ def read_limit(within: object) -> float:
         The share, from 0 to below 1.
 
     Raises:
-        PapaError: For anything else. A bare 1 is refused as well: it could be meant as one percent.
+        PapaError: For anything else. 1 is refused too: it could mean one percent.
 
     Example:
         >>> read_limit("1%"), read_limit("0.5 %"), read_limit(0.03)

@@ -1,4 +1,4 @@
-"""Running a study of kinds: what is missing is trained, and every finished training stays."""
+"""Run of a comparison of kinds: missing trainings are done, and finished ones are kept."""
 
 from __future__ import annotations
 
@@ -37,23 +37,23 @@ from papa_lightning.study.executors import Backend, check_num_workers, run_piece
 from papa_lightning.study.store import StudyFolder, digest, encoder_identity, with_contents
 from papa_lightning.tasks import EncoderTask
 
-#: What a Trainer leaves out: the study has its own.
+#: Parts of a Trainer that are switched off.
 _SILENT = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-#: Paths of which the fingerprints of data module and tokenizer tell what is in them.
+#: Arguments whose content the fingerprints of data module and tokenizer cover.
 _FINGERPRINTED = ("data_dir", "files", "tokenizer")
-#: What the task takes from its data.
+#: Arguments that the task takes from its data.
 _FROM_DATA = ("num_labels", "max_length", "metrics", "label_names")
 
 
 class KindsStudy:
     """Scores, speed, memory and size of variants of a model, each trained for the same steps with every seed.
 
-    What is finished is in the folder, under a hash of all that it depends on: the settings, and the contents of data,
-    pretrained encoders, constants and other files that they name. A study that was killed goes on where it was.
+    Finished results are files named by a hash of everything that they depend on: the settings, and the contents of
+    data, pretrained encoders, constants and other files that they name. A comparison that was killed resumes.
 
     Args:
-        settings: What to study.
-        seeds: Of the initial weights and the order of the examples.
+        settings: Settings of the comparison.
+        seeds: Seeds of the initial weights and of the order of the examples.
         output: Folder of the study.
 
     Raises:
@@ -65,29 +65,29 @@ class KindsStudy:
         self.folder.check()
 
     def missing(self) -> list[tuple[str, int]]:
-        """Variant and seed of what is still to be trained, in the order in which it will be."""
+        """Variant and seed of the missing trainings, in their order."""
         return [cell for cell, path in self._files(cell_hashes(self.settings, self.seeds)).items() if not path.exists()]
 
     def run(self, num_workers: int = 1, backend: Backend = "processes", progress: bool = True) -> pd.DataFrame:
-        """Train what is missing, and write table, figure and page.
+        """Do the missing trainings, and write table, figures and page.
 
         Args:
-            num_workers: Processes at a time.
-            backend: Where they are.
-            progress: Show a bar.
+            num_workers: Number of worker processes.
+            backend: Where the workers run.
+            progress: Whether to show a progress bar.
 
         Returns:
-            The table, one row a training.
+            The table, one row for each training.
 
         Raises:
             PapaError: For a bad `num_workers`; when another process works in the folder; when something cannot be built
-                or trained. What is finished stays.
+                or trained. Finished results are kept.
         """
         check_num_workers(num_workers, backend)
         with self.folder.claimed():
             plain = asdict(self.settings)
             self.folder.clear(keep_features=False)
-            hashes = cell_hashes(self.settings, self.seeds)  # anew: the files may hold something else than before
+            hashes = cell_hashes(self.settings, self.seeds)  # computed again, because files may have changed
             files = self._files(hashes)
             noted = {"cells": [self.folder.relative(files[cell]) for cell in hashes]}
             self.folder.write({"kinds": plain, "seeds": self.seeds}, {"versions": versions()}, noted)
@@ -104,26 +104,27 @@ class KindsStudy:
             return self._table([files[cell] for cell in hashes])
 
     def _table(self, files: Sequence[Path]) -> pd.DataFrame:
-        """Collect what is finished into the table, and write it."""
+        """Collect the finished results into the table, and write it."""
         table = kinds_table(self.folder.result(one.stem, KindResult.load) for one in files if one.exists())
         write_atomically(self.folder.path / "kinds.csv", table.to_csv(index=False).encode())
         return table
 
     def _files(self, hashes: Mapping[tuple[str, int], str]) -> dict[tuple[str, int], Path]:
-        """Where each result is, in the order in which they are trained."""
+        """Path of each result, in the order of the trainings."""
         cells = [(variant, seed) for seed in self.seeds for variant in self.settings.variants]
         return {cell: self.folder.cell(hashes[cell]) for cell in cells}
 
 
 def cell_hashes(settings: KindsSettings, seeds: Sequence[int]) -> dict[tuple[str, int], str]:
-    """What the result of each training depends on, by content: files that change give other hashes, moved ones do not.
+    """Hash of everything that each training depends on; files count by content, so that they may move.
 
     Args:
-        settings: Of the study. Other variants do not count for one, but for the first where parameters are made equal.
-        seeds: Of the initial weights and the order of the examples.
+        settings: Settings of the comparison. A training depends on its own variant, and on the reference where
+            parameters are made equal.
+        seeds: Seeds of the initial weights and of the order of the examples.
 
     Returns:
-        Variant and seed -> hash, in the order of the table.
+        Hashes by variant and seed, in the order of the table.
 
     Raises:
         PapaError: When the data module cannot be built, or something cannot be read.
@@ -131,7 +132,7 @@ def cell_hashes(settings: KindsSettings, seeds: Sequence[int]) -> dict[tuple[str
     encoders: dict[str, Any] = {}
 
     def contents(arguments: Mapping[str, Any]) -> Any:
-        """Of a pretrained encoder the weights, wherever they come from."""
+        """Arguments with the content of files, and with the weights of a pretrained encoder."""
         name = arguments.get("encoder")
         if not isinstance(name, str):
             return with_contents(arguments)
@@ -156,7 +157,7 @@ def cell_hashes(settings: KindsSettings, seeds: Sequence[int]) -> dict[tuple[str
 
 
 def _data_contents(settings: Mapping[str, Any]) -> Any:
-    """What data module and tokenizer hold, and how they are made."""
+    """Content and arguments of data module and tokenizer."""
     data = _build(L.LightningDataModule, "data", settings)
     if not hasattr(data, "fingerprint"):
         return with_contents(settings)
@@ -172,10 +173,7 @@ def run_cell(settings: str, output: str, cell: tuple[str, int, str]) -> float:
     Args:
         settings: A :class:`KindsSettings` as JSON.
         output: Folder of the study.
-        cell: Variant, seed, and the hash of all that the result depends on.
-
-    Returns:
-        Seconds.
+        cell: Variant, seed, and the hash of everything that the result depends on.
     """
     start, (variant, seed, _) = time.perf_counter(), cell
     study = KindsSettings(**json.loads(settings))
@@ -195,7 +193,7 @@ def run_cell(settings: str, output: str, cell: tuple[str, int, str]) -> float:
         limit_val_batches=0,
         **quiet,
     )
-    release_memory()  # what the last training left would hide what this one takes
+    release_memory()  # memory of the last training would hide that of this one
     trainer.fit(task, datamodule=data)
     trainer.limit_val_batches = 1.0
     scores = {name: float(one) for name, one in trainer.validate(task, datamodule=data, verbose=False)[0].items()}
@@ -206,11 +204,11 @@ def run_cell(settings: str, output: str, cell: tuple[str, int, str]) -> float:
 
 
 def make_variant(settings: KindsSettings, variant: str, data: L.LightningDataModule) -> EncoderTask:
-    """Build the task of a variant, with the attention of its kind, and as many parameters as the first variant has.
+    """The task of a variant, with the attention of its kind, and as many parameters as the reference has.
 
     Args:
-        settings: Of the study.
-        variant: Its name.
+        settings: Settings of the comparison.
+        variant: Name of the variant.
         data: The data module.
 
     Raises:
@@ -232,7 +230,7 @@ def make_variant(settings: KindsSettings, variant: str, data: L.LightningDataMod
 
 
 def learning_parameters(task: EncoderTask) -> int:
-    """The number of parameters that learn."""
+    """Number of trained parameters."""
     return sum(one.numel() for one in task.parameters() if one.requires_grad)
 
 
@@ -253,7 +251,7 @@ def _make(settings: KindsSettings, variant: str, data: L.LightningDataModule, **
         length = task.hparams["max_length"]
         options = swap.get("kind_options")
         swap_attention(task.encoder, swap["kind"], constants=constants, max_length=length, options=options)
-        if not is_calibrated(task.encoder):  # nothing would ever come, and the original attention would be trained
+        if not is_calibrated(task.encoder):  # it would never be calibrated, and train the original attention
             raise PapaError(
                 f"kinds.variants.{variant} has kind {swap['kind']!r} with kind_options {options}, which starts from "
                 "averages of the encoder, but no constants: make them with `papa calibrate`, and add constants: FILE."
@@ -266,7 +264,7 @@ def _learns_from_nothing(task: object) -> bool:
 
 
 def _build(base: type, name: str, given: Mapping[str, Any]) -> Any:
-    """An object of settings.
+    """The object that settings describe.
 
     Raises:
         PapaError: When there is no such class, or an argument is wrong.

@@ -1,4 +1,4 @@
-"""What a study of kinds of attention is told: a task, its data, variants of the model, steps."""
+"""Settings of a comparison of kinds of attention: a task, its data, variants of the model, steps."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from typing import Any
 from papa_lightning.errors import PapaError
 from papa_lightning.study.settings import check_names
 
-#: What a variant may say beside arguments of the task.
+#: Keys of a variant that are no arguments of the task.
 _SWAP = ("kind", "kind_options", "constants")
 
 
 @dataclass(frozen=True)
 class KindsSettings:
-    """A study of kinds: every variant of a task's model is trained for the same number of steps from the same start.
+    """A comparison of kinds: every variant of a model is trained for the same number of steps from the same start.
 
     Args:
         model: The task: ``class_path`` and ``init_args``. A task that learns from nothing, such as
             LanguageModelingTask, or one with a pretrained encoder, whose attention is swapped before it is trained.
         data: The data module: ``class_path`` and ``init_args``.
-        variants: Name -> what it changes: arguments of the task, such as ``num_heads``, and ``kind`` with
+        variants: Changes by name of the variant: arguments of the task, such as ``num_heads``, and ``kind`` with
             ``kind_options``. For a pretrained encoder also ``constants``, the file from which the kind starts. The
-            first one is what the others are compared with.
+            first variant is the reference.
         steps: Optimizer steps of each training.
-        equal_parameters: Give every variant as many parameters as the first one, as near as the width of the
-            feed-forward layers allows: for tasks that learn from nothing.
+        equal_parameters: Whether every variant gets as many parameters as the reference, as closely as the width of the
+            feed-forward layers allows; for tasks that learn from nothing.
         gradient_clip: Largest norm of the gradient.
-        precision: As of Lightning's Trainer.
-        accelerator: As of Lightning's Trainer; one device each.
+        precision: Precision of Lightning's Trainer.
+        accelerator: Accelerator of Lightning's Trainer; each training uses one device.
 
     Raises:
         PapaError: When an argument is out of its range.
@@ -60,14 +60,14 @@ class KindsSettings:
 
     @property
     def reference(self) -> str:
-        """The variant that the others are compared with."""
+        """The first variant, with which the others are compared."""
         return next(iter(self.variants))
 
     def arguments(self, variant: str) -> dict[str, Any]:
-        """The arguments of the task of a variant, without what is for the swap."""
+        """The arguments of the task of a variant, without those of the swap."""
         changed = {name: value for name, value in self.variants[variant].items() if name not in _SWAP}
         return {**(self.model.get("init_args") or {}), **changed}
 
     def swap(self, variant: str) -> dict[str, Any]:
-        """What a variant says of the kind."""
+        """The arguments of the swap of a variant."""
         return {name: value for name, value in self.variants[variant].items() if name in _SWAP}

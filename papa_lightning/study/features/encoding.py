@@ -63,8 +63,8 @@ class EncodedSplit:
         rows: Tokenised rows, as the data loaders of a `TaskDataModule` hold them: ``loader.dataset``.
 
     Attributes:
-        reading: What the probe of the task reads.
-        index: What is read of every sequence.
+        reading: Reading of the probe of the task.
+        index: Places and labels of every sequence.
         extents: Slot (N,) after the last token of every sequence that is real or read, int64.
 
     Raises:

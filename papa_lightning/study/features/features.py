@@ -24,11 +24,11 @@ class Features(Protocol):
 
     @property
     def reading(self) -> Reading:
-        """What a probe reads of a sequence."""
+        """The reading of the probe."""
 
     @property
     def index(self) -> SplitIndex:
-        """What is read of every sequence, and the labels."""
+        """Places and labels of every sequence."""
 
     def __len__(self) -> int:
         """Number of sequences N."""
@@ -50,8 +50,8 @@ class LiveFeatures:
         rows: Tokenised rows, as the data loaders of a `TaskDataModule` hold them: ``loader.dataset``.
 
     Attributes:
-        reading: What the probe reads of a sequence.
-        index: What is read of every sequence, and the labels.
+        reading: Reading of the probe.
+        index: Places and labels of every sequence.
 
     Raises:
         PapaError: If the encoder learns or has dropout, or the rows are empty, not labelled, or do not fit the task.
@@ -80,8 +80,8 @@ class StoredFeatures:
 
     Attributes:
         folder: The folder.
-        reading: What the probe reads of a sequence.
-        index: What is read of every sequence, and the labels.
+        reading: Reading of the probe.
+        index: Places and labels of every sequence.
         nbytes: Size of the vectors in bytes.
 
     Raises:

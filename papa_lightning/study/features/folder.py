@@ -61,8 +61,8 @@ def table_bytes(reading: Reading, index: SplitIndex, dtype: Dtype) -> int:
     """The size of stored features, without headers.
 
     Args:
-        reading: What is read of a sequence.
-        index: What is read of every sequence.
+        reading: Reading of the probe.
+        index: Places and labels of every sequence.
         dtype: Dtype of the stored vectors.
 
     Returns:
@@ -105,8 +105,8 @@ def write_folder(
 
     Args:
         folder: The folder.
-        reading: What is read of a sequence.
-        index: What is read of every sequence.
+        reading: Reading of the probe.
+        index: Places and labels of every sequence.
         dtype: Dtype of the stored vectors.
         batches: Rows (r,) of the table and their vectors (r, width), which together fill it.
 

@@ -45,7 +45,7 @@ class FeatureBatch:
 
 @dataclass(frozen=True)
 class Reading(ABC):
-    """What a kind of probe reads.
+    """The reading of a kind of probe: its places, vectors and inputs.
 
     Args:
         levels: Number of levels of hidden states, L+1.

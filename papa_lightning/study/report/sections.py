@@ -69,7 +69,7 @@ class Drawings:
 
 
 Block: TypeAlias = Text | Facts | Drawings | Table
-"""What the page can show."""
+"""Parts of a section."""
 
 
 @dataclass
