@@ -40,7 +40,7 @@ def test_the_printed_line_makes_the_heads_constant(
     found, held_out, files, use = capsys.readouterr().out.splitlines()
     plan = json.loads(Path("out/plan.json").read_text())
     assert f"within 40 %: {plan['heads']} of 4 heads" in found
-    assert held_out.startswith("held out confirmed: accuracy ") == plan["held_out"]["confirmed"]
+    assert held_out.startswith("held out  confirmed: accuracy ") == plan["held_out"]["confirmed"]
     for name in files.removeprefix("files").split(","):
         assert Path(name.strip()).is_file()
     assert plan["heads"] > 0

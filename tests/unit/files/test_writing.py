@@ -12,7 +12,15 @@ import pytest
 
 from papa_lightning.errors import OutputError, PapaError
 from papa_lightning.files import writing as files
-from papa_lightning.files.writing import check_output, new_part, open_part, staged_file, staged_folder, write_atomically
+from papa_lightning.files.writing import (
+    check_output,
+    check_work_folder,
+    new_part,
+    open_part,
+    staged_file,
+    staged_folder,
+    write_atomically,
+)
 
 FULL = OSError(28, "No space left on device")
 
@@ -306,3 +314,12 @@ def test_readers_see_the_old_content_or_the_new(tmp_path):
     assert seen
     assert seen <= contents
     assert names(tmp_path) == ["file.bin"]
+
+
+def test_a_work_folder_is_looked_at_and_not_made(tmp_path: Path) -> None:
+    check_work_folder("output", tmp_path / "new" / "study")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "study"):
+        with pytest.raises(OutputError, match=r"output is .*file' is a file: pass a folder"):
+            check_work_folder("output", folder)
