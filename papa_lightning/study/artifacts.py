@@ -258,28 +258,40 @@ def run_group(settings: str, output: str, group: Group) -> None:
         with features_of(folder, bench, key, bench.evaluations) as (train, evaluations):
             shared = time.perf_counter() - start
             trained = train_probes(bench.task, train, evaluations, group.seeds, bench.settings.probe)
-    for probe in trained:
-        result = _result(bench, group, constant, probe, shared / len(trained) + probe.seconds)
-        result.save(folder.cell(result.hash))
-
-
-def _result(bench: Bench, group: Group, constant: int, trained: TrainedProbe, seconds: float) -> CellResult:
     layers, heads = encoder_shape(bench.task.encoder)
-    choice = group.choice
+    for probe in trained:
+        key = cell_key(bench, group.choice, probe.seed)
+        seconds = shared / len(trained) + probe.seconds
+        cell_result(bench, group.choice, (constant, layers * heads), probe, seconds, key).save(folder.cell(key))
+
+
+def cell_result(
+    bench: Bench, choice: Choice, heads: tuple[int, int], trained: TrainedProbe, seconds: float, key: str
+) -> CellResult:
+    """The result of a trained probe.
+
+    Args:
+        bench: Encoder and task.
+        choice: Choice of heads.
+        heads: Number of constant heads, and of all heads.
+        trained: The probe.
+        seconds: Seconds for the cell.
+        key: Hash of everything that the result depends on.
+    """
     return CellResult(
-        encoder=group.encoder,
-        task=group.task,
+        encoder=bench.encoder,
+        task=bench.name,
         criterion=choice.criterion or bench.settings.criteria[0],
         share=choice.share,
-        constant_heads=constant,
-        total_heads=layers * heads,
+        constant_heads=heads[0],
+        total_heads=heads[1],
         seed=trained.seed,
         constants=choice.kind or "average",
         metric=bench.data.metrics[0],
         scores=trained.scores,
         seconds=seconds,
         versions=versions(),
-        hash=cell_key(bench, choice, trained.seed),
+        hash=key,
         level_weights=_level_weights(trained),
     )
 

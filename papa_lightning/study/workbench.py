@@ -147,25 +147,36 @@ def make_data(name: str, settings: Mapping[str, Any], encoder: str) -> TaskDataM
     Raises:
         PapaError: When there is no such data module, or an argument is wrong.
     """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(TaskDataModule, "data", required=True)
     given = {**settings, "init_args": {**(settings.get("init_args") or {}), "tokenizer": encoder}}
-    try:
-        data = parser.instantiate(parser.parse_object({"data": given})).data
-    except Exception as error:
-        explained = explanation(error)
-        if explained is not None:
-            raise explained from error
-        raise PapaError(
-            f"tasks has {name!r}, whose data module cannot be built from {dict(settings)}: {account(str(error))}"
-        ) from error
+    data: TaskDataModule = build(TaskDataModule, f"tasks.{name}", given)
     if data.preset != "default":
         raise PapaError(
             f"tasks has {name!r} with preset={data.preset!r}, whose frozen encoder trains with dropout, but a study "
             'stores hidden states of an encoder in evaluation mode: pass preset="default", or use papa fit.'
         )
-    assert isinstance(data, TaskDataModule)
     return data
+
+
+def build(base: type, argument: str, given: Mapping[str, Any]) -> Any:
+    """The object that settings describe.
+
+    Args:
+        base: Base class of the object.
+        argument: Name of the settings, for messages.
+        given: ``class_path`` and ``init_args``.
+
+    Raises:
+        PapaError: When there is no such class, or an argument is wrong.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(base, "settings", required=True)
+    try:
+        return parser.instantiate(parser.parse_object({"settings": dict(given)})).settings
+    except Exception as error:
+        explained = explanation(error)
+        if explained is not None:
+            raise explained from error
+        raise PapaError(f"{argument} cannot be built from {dict(given)}: {account(str(error))}") from error
 
 
 def make_task(data: TaskDataModule, encoder: str, settings: StudySettings) -> EncoderTask:

@@ -15,13 +15,13 @@ from papa_lightning.datamodules.base import TaskDataModule
 from papa_lightning.encoders import restore_attention, swap_attention
 from papa_lightning.errors import StudyError
 from papa_lightning.ranking import HeadRanking
-from papa_lightning.runtime import versions
-from papa_lightning.study.artifacts import average_key, features_of
+from papa_lightning.study.artifacts import average_key, cell_result, features_of
 from papa_lightning.study.budget.settings import ENCODER, TASK, BudgetSettings
+from papa_lightning.study.cells import Choice
 from papa_lightning.study.results import CellResult
 from papa_lightning.study.statistics import mean_interval
 from papa_lightning.study.store import StudyFolder, digest
-from papa_lightning.study.training import TrainedProbe, train_probes
+from papa_lightning.study.training import train_probes
 from papa_lightning.study.workbench import Bench
 
 #: Name of the evaluation set on which a choice is confirmed; the set for the choice is the first one, named "".
@@ -187,36 +187,20 @@ class Points:
         keys = {seed: digest([seen, asdict(settings.probe), settings.pooling, seed]) for seed in settings.seeds}
         missing = [seed for seed, key in keys.items() if not self._folder.cell(key).exists()]
         if missing:
-            start = time.perf_counter()
+            total, start = len(self._ranking.heads), time.perf_counter()
+            choice = Choice(heads / total, self._ranking.criterion, "average")
             swap_attention(bench.task.encoder, "constant", constants=self._constants, heads=chosen)
             try:
                 with features_of(self._folder, bench, seen, bench.evaluations) as (train, evaluations):
                     shared = (time.perf_counter() - start) / len(missing)
                     for probe in train_probes(bench.task, train, evaluations, missing, settings.probe):
                         key = keys[probe.seed]
-                        self._result(heads, probe, shared + probe.seconds, key).save(self._folder.cell(key))
+                        result = cell_result(bench, choice, (heads, total), probe, shared + probe.seconds, key)
+                        result.save(self._folder.cell(key))
             finally:
                 restore_attention(bench.task.encoder)
         results = tuple(self._folder.result(key, CellResult.load) for key in keys.values())
         return Point(heads, results, bench.data.metrics[0])
-
-    def _result(self, heads: int, trained: TrainedProbe, seconds: float, key: str) -> CellResult:
-        total = len(self._ranking.heads)
-        return CellResult(
-            encoder=self._bench.encoder,
-            task=self._bench.name,
-            criterion=self._ranking.criterion,
-            share=heads / total,
-            constant_heads=heads,
-            total_heads=total,
-            seed=trained.seed,
-            constants="average",
-            metric=self._bench.data.metrics[0],
-            scores=trained.scores,
-            seconds=seconds,
-            versions=versions(),
-            hash=key,
-        )
 
 
 def largest_within(fits: Callable[[int], bool], total: int) -> int:

@@ -14,19 +14,17 @@ from pydoc import locate
 from typing import Any
 
 import pandas as pd
-from jsonargparse import ArgumentParser
 from tqdm.auto import tqdm
 
 from papa_lightning import datamodules, from_scratch, tasks  # noqa: F401 (settings name their classes)
 from papa_lightning.calibration import AttentionConstants
 from papa_lightning.callbacks import Throughput
-from papa_lightning.configuration import account
 from papa_lightning.datamodules.reading.files import content_hash
 from papa_lightning.datamodules.rows.tokenizing import fingerprint
 from papa_lightning.either_lightning import L
 from papa_lightning.encoders import is_calibrated, swap_attention
 from papa_lightning.encoders.loading import check_plain, load_encoder
-from papa_lightning.errors import PapaError, explanation
+from papa_lightning.errors import PapaError
 from papa_lightning.files.writing import write_atomically
 from papa_lightning.from_scratch import FromScratchTask
 from papa_lightning.runtime import computing_versions, find_device, release_memory, versions
@@ -35,6 +33,7 @@ from papa_lightning.study.comparison.results import KindResult, kinds_table
 from papa_lightning.study.comparison.settings import KindsSettings
 from papa_lightning.study.executors import Backend, check_num_workers, run_pieces
 from papa_lightning.study.store import StudyFolder, digest, encoder_identity, with_contents
+from papa_lightning.study.workbench import build
 from papa_lightning.tasks import EncoderTask
 
 #: Parts of a Trainer that are switched off.
@@ -158,7 +157,7 @@ def cell_hashes(settings: KindsSettings, seeds: Sequence[int]) -> dict[tuple[str
 
 def _data_contents(settings: Mapping[str, Any]) -> Any:
     """Content and arguments of data module and tokenizer."""
-    data = _build(L.LightningDataModule, "data", settings)
+    data = build(L.LightningDataModule, "kinds.data", settings)
     if not hasattr(data, "fingerprint"):
         return with_contents(settings)
     given = {name: value for name, value in (settings.get("init_args") or {}).items() if name not in _FINGERPRINTED}
@@ -177,7 +176,7 @@ def run_cell(settings: str, output: str, cell: tuple[str, int, str]) -> float:
     """
     start, (variant, seed, _) = time.perf_counter(), cell
     study = KindsSettings(**json.loads(settings))
-    data = _build(L.LightningDataModule, "data", study.data)
+    data = build(L.LightningDataModule, "kinds.data", study.data)
     L.seed_everything(seed, verbose=False)
     task = make_variant(study, variant, data)
     throughput = Throughput()
@@ -245,7 +244,7 @@ def _make(settings: KindsSettings, variant: str, data: L.LightningDataModule, **
     path = settings.model["class_path"]
     if "constants" not in swap and _learns_from_nothing(getattr(from_scratch, path, None) or locate(path)):
         arguments, swap = arguments | swap, {}
-    task: EncoderTask = _build(EncoderTask, "model", {**settings.model, "init_args": arguments})
+    task: EncoderTask = build(EncoderTask, "kinds.model", {**settings.model, "init_args": arguments})
     if swap.get("kind", "dynamic") != "dynamic":
         constants = None if "constants" not in swap else AttentionConstants.load(swap["constants"])
         length = task.hparams["max_length"]
@@ -261,23 +260,6 @@ def _make(settings: KindsSettings, variant: str, data: L.LightningDataModule, **
 
 def _learns_from_nothing(task: object) -> bool:
     return isinstance(task, type) and issubclass(task, FromScratchTask)
-
-
-def _build(base: type, name: str, given: Mapping[str, Any]) -> Any:
-    """The object that settings describe.
-
-    Raises:
-        PapaError: When there is no such class, or an argument is wrong.
-    """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(base, name, required=True)
-    try:
-        return parser.instantiate(parser.parse_object({name: dict(given)}))[name]
-    except Exception as error:
-        explained = explanation(error)
-        if explained is not None:
-            raise explained from error
-        raise PapaError(f"kinds.{name} cannot be built from {dict(given)}: {account(str(error))}") from error
 
 
 def _result(

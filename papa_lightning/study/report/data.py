@@ -147,7 +147,15 @@ class StudyData:
 
     def sizes(self, encoder: str, task: str) -> str:
         """Sizes of a pair's data and sequences in words; empty if they are not known."""
-        return _sizes(self._about(encoder, task))
+        pair, parts = self._about(encoder, task), []
+        if (train := pair.get("train_examples")) is not None:
+            parts.append(f"{train} training examples")
+        validation = pair.get("validation_examples")
+        for name, count in validation.items() if isinstance(validation, Mapping) else ():
+            parts.append(f"{count} validation examples" + ("" if name == "validation" else f" of {name}"))
+        if (length := pair.get("max_length")) is not None:
+            parts.append(f"T\u00a0=\u00a0{length}")
+        return ", ".join(parts)
 
     def _about(self, encoder: str, task: str) -> Mapping[str, Any]:
         return self._about_pairs.get((encoder, task), {})
@@ -206,15 +214,3 @@ def read_study(folder: str | Path) -> StudyData:
         rankings=tuple(one for one in rankings if one.path.is_file()),
         missing=tuple(os.path.relpath(one.path, place) for one in [*constants, *rankings] if not one.path.is_file()),
     )
-
-
-def _sizes(pair: Mapping[str, Any]) -> str:
-    parts = []
-    if (train := pair.get("train_examples")) is not None:
-        parts.append(f"{train} training examples")
-    validation = pair.get("validation_examples")
-    for name, count in validation.items() if isinstance(validation, Mapping) else ():
-        parts.append(f"{count} validation examples" + ("" if name == "validation" else f" of {name}"))
-    if (length := pair.get("max_length")) is not None:
-        parts.append(f"T\u00a0=\u00a0{length}")
-    return ", ".join(parts)
