@@ -87,7 +87,7 @@ class Table:
         table = RichTable(box=style, show_header=headed, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
         for place, title in enumerate(self.columns):
             justify: Literal["left", "right"] = "left" if place < self.left else "right"
-            # In a narrow terminal a cell goes on in the next line: nothing of it is cut off.
+            # In a narrow terminal cells are wrapped, not cut off.
             table.add_column(Text(printable(title)), justify=justify, no_wrap=not lines, overflow="fold")
         for row in self.rows:
             table.add_row(*(Text(printable(cell)) for cell in row))

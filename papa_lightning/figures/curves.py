@@ -35,7 +35,7 @@ _COLUMNS = 3
 
 @styled
 def score_curves(summary: pd.DataFrame, title: str) -> Figure:
-    """Score against share of constant heads, one line a criterion: the figure of the paper.
+    """Score against share of constant heads, one line for each criterion: the figure of the paper.
 
     Source: Hassid et al. 2022, arXiv 2211.03495.
 
@@ -71,7 +71,7 @@ def score_curves(summary: pd.DataFrame, title: str) -> Figure:
 
 @styled
 def relative_curves(summary: pd.DataFrame) -> Figure:
-    """Relative change against share of constant heads: one panel a task, one line an encoder.
+    """Relative change against share of constant heads: one panel for each task, one line for each encoder.
 
     Args:
         summary: Rows of encoders and tasks, with one criterion and kind of constants for each pair.

@@ -103,10 +103,10 @@ class _Outcome(Generic[Result]):
     @classmethod
     def failed(cls, error: Exception) -> _Outcome[Result]:
         """The outcome of a piece that raised an error."""
-        told = " ".join(str(error).split())
+        message = " ".join(str(error).split())
         if not isinstance(error, PapaError):
-            told = f"{type(error).__name__}: {told}"
-        return cls(error=told, traceback=traceback.format_exc(), meant=isinstance(error, (PapaError, *_OUTER)))
+            message = f"{type(error).__name__}: {message}"
+        return cls(error=message, traceback=traceback.format_exc(), meant=isinstance(error, (PapaError, *_OUTER)))
 
 
 def _do(function: Callable[[Piece], Result], piece: Piece) -> _Outcome[Result]:

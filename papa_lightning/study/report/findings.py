@@ -102,7 +102,7 @@ def finding(data: StudyData, encoder: str, task: str) -> str:
     chosen = known[known["share"].isin(telling_shares(known["share"]))].sort_values("share")
     low, metric = data.is_low(encoder, task), baseline["metric"]
     changes = [_change(row, "difference" if low else "relative") for _, row in chosen.iterrows()]
-    told = f"{metric} changes by {', and by '.join(changes)}" if changes else "nothing else has been measured yet"
+    change = f"{metric} changes by {', and by '.join(changes)}" if changes else "nothing else has been measured yet"
     by = "" if set(chosen["share"]) <= {1.0} else f"; heads ranked by {chosen['criterion'].iloc[0]}"
     ends = interval(baseline["low"], baseline["high"])
     seeds = seeds_in_words(int(baseline["n"]))
@@ -110,9 +110,9 @@ def finding(data: StudyData, encoder: str, task: str) -> str:
     if low:
         return (
             f"With all heads dynamic {metric} is only {start}: too low for a relative change to mean anything. In "
-            f"units of the metric, {told}."
+            f"units of the metric, {change}."
         )
-    return f"{told[:1].upper()}{told[1:]}. With all heads dynamic it is {start}."
+    return f"{change[:1].upper()}{change[1:]}. With all heads dynamic it is {start}."
 
 
 def _change(row: pd.Series, column: str) -> str:

@@ -85,8 +85,9 @@ def constants_section(data: StudyData, figures: Figures) -> list[Block]:
         grid = constants_grid(constants.values, title)
         grids.append(figures.add(grid, ["constants", *names], _grid(about, constants)))
         caption = (
-            f"{about}. Left: how many of the T x T entries average so many sequences. Right: in how many sequences a "
-            "position holds a real token. Entries with few sequences are noisy, those with none are 0."
+            f"{about}. Left: number of the T x T entries by the number of sequences that they average. Right: number "
+            "of sequences in which a position holds a real token. Entries with few sequences are noisy, those with "
+            "none are 0."
         )
         histogram = coverage_histograms(constants.pair_counts, title)
         histograms.append(figures.add(histogram, ["coverage", *names], caption))
@@ -120,7 +121,7 @@ def level_section(data: StudyData, figures: Figures) -> list[Block]:
 def _grid(about: str, constants: AttentionConstants) -> str:
     layers, heads = constants.num_layers, constants.num_heads
     shown = shown_layers(layers)
-    parts = [f"{about}, one matrix a head, T = {constants.max_length}."]
+    parts = [f"{about}, one matrix for each head, T = {constants.max_length}."]
     if len(shown) < layers:
         parts.append(f"{len(shown)} of the {layers} layers are shown, at even distances.")
     if heads > MOST_HEADS:

@@ -28,8 +28,8 @@ def curve_section(data: StudyData, figures: Figures) -> list[Block]:
         rows = data.curves(encoder, task)
         if rows["mean"].notna().any():
             caption = (
-                f"{encoder}, {task}: {rows['metric'].iloc[0]} by share of constant heads, one line a criterion that "
-                f"ranks the heads; at 0 and 100 % the criterion does not matter. {_measured(data, rows)}"
+                f"{encoder}, {task}: {rows['metric'].iloc[0]} by share of constant heads, one line for each criterion "
+                f"that ranks the heads; at 0 and 100 % the criterion does not matter. {_measured(data, rows)}"
             )
             drawn.append(figures.add(score_curves(rows, f"{encoder} · {task}"), ["score", encoder, task], caption))
     note = (
@@ -45,8 +45,8 @@ def relative_section(data: StudyData, figures: Figures) -> list[Block]:
     if not len(rows):
         return []
     caption = (
-        "Relative change of the score against share 0 of the same seed, one line an encoder, one panel a task; heads "
-        f"ranked by {_listed(rows['criterion'])}. {_error_bars(rows)} {_SIZES}{_left_out(data)}"
+        "Relative change of the score against share 0 of the same seed, one line for each encoder, one panel "
+        f"for each task; heads ranked by {_listed(rows['criterion'])}. {_error_bars(rows)} {_SIZES}{_left_out(data)}"
     )
     return [Drawings([figures.add(relative_curves(rows), ["relative"], caption)], wide=True)]
 
@@ -101,9 +101,9 @@ def encoder_section(data: StudyData, figures: Figures) -> list[Block]:
         text = f"Too few results to ask whether better models lose more: {len(points)} of the 3 pairs that it takes."
         return [Text(text + _left_out(data))]
     caption = (
-        "One point an encoder and task: marker for the task, letter for the encoder. Relative drop with all heads "
-        "constant against the score with all heads dynamic, means over seeds. Metrics differ between tasks, so compare "
-        f"points of the same marker. {_SIZES}{_left_out(data)}"
+        "One point for each encoder and task: marker for the task, letter for the encoder. Relative drop with all "
+        "heads constant against the score with all heads dynamic, means over seeds. Metrics differ between tasks, so "
+        f"compare points of the same marker. {_SIZES}{_left_out(data)}"
     )
     shown = figures.add(drop_against_baseline(points), ["encoders"], caption)
     tables = [points.pivot(index="task", columns="encoder", values=value) for value in ("baseline", "drop")]
