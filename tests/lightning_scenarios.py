@@ -172,7 +172,7 @@ def project(pl: Any, late: bool = True) -> Any:
     class Project(pl.LightningModule):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
-            self.bert = None
+            self.bert: BertModel | None = None
             if not late:
                 Project.configure_model(self)
 
@@ -182,9 +182,11 @@ def project(pl: Any, late: bool = True) -> Any:
                 self.bert = BertModel(BertConfig(vocab_size=9, **sizes))
 
         def training_step(self, batch: Any, batch_idx: int) -> Any:
+            assert self.bert is not None
             return self.bert(**batch).last_hidden_state.pow(2).sum()
 
         def test_step(self, batch: Any, batch_idx: int) -> None:
+            assert self.bert is not None
             self.bert(**batch)
 
         def configure_optimizers(self) -> Any:
@@ -210,14 +212,14 @@ def datamodule_of(pl: Any) -> Any:
 
 def encoder_folder() -> Path:
     """An encoder of one layer, with a tokenizer of letters."""
-    from transformers import BertConfig, BertModel, BertTokenizerFast
+    from transformers import BertConfig, BertModel, BertTokenizer
 
     folder = Path("encoder").resolve()
     if not folder.exists():
         folder.mkdir()
         words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh", *(f"##{letter}" for letter in "abcdefgh")]
         (folder / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
-        BertTokenizerFast(vocab=str(folder / "vocab.txt"), model_max_length=128).save_pretrained(folder)
+        BertTokenizer(vocab=str(folder / "vocab.txt"), model_max_length=128).save_pretrained(folder)
         sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
         BertModel(BertConfig(vocab_size=len(words), max_position_embeddings=40, **sizes)).save_pretrained(folder)
     return folder
@@ -238,7 +240,7 @@ def main(folder: Path) -> None:
     import datasets
     import torch
     import torchmetrics  # noqa: F401
-    from transformers import BertModel, BertTokenizerFast  # noqa: F401
+    from transformers import BertModel, BertTokenizer  # noqa: F401
 
     torch.set_num_threads(1)
     datasets.disable_progress_bars()

@@ -13,6 +13,7 @@ import argparse
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from transformers import AutoModel, PreTrainedModel
@@ -40,6 +41,11 @@ def swap(encoder: torch.nn.Module, constants: Constants | None) -> None:
     if constants is not None:
         kind = "compact" if isinstance(constants, CompactConstants) else "constant"
         swap_attention(encoder, kind, constants=constants)
+
+
+def rows_of(loader: Any) -> Any:
+    """The rows that a loader of one of the package's data modules goes over: a Dataset of the datasets library."""
+    return loader.dataset
 
 
 def hidden_states(encoder: PreTrainedModel, batches: list[Mapping[str, torch.Tensor]]) -> torch.Tensor:
@@ -83,7 +89,7 @@ def errors_table(args: argparse.Namespace) -> None:
         args.encoder, args.data, args.length, layout=args.layout, max_train_examples=args.sentences, eval_batch_size=32
     )
     data.setup("fit")
-    rows = data.train_dataloader().dataset.with_format("torch")
+    rows = rows_of(data.train_dataloader()).with_format("torch")
     batches = [rows[first : first + 32] for first in range(0, len(rows), 32)]
     encoder = AutoModel.from_pretrained(args.encoder, trust_remote_code=False).eval()
     average = calibrate(encoder, batches, args.length)
@@ -125,7 +131,7 @@ def scores_table(args: argparse.Namespace) -> None:
         max_eval_examples=args.validation,
     )
     data.setup("fit")
-    train, validation = data.train_dataloader().dataset, data.val_dataloader().dataset
+    train, validation = rows_of(data.train_dataloader()), rows_of(data.val_dataloader())
     task = SequenceClassificationTask(args.encoder, 2, args.length).eval()
     rows = train.with_format("torch")
     average = calibrate(task.encoder, [rows[first : first + 32] for first in range(0, len(rows), 32)], args.length)

@@ -22,12 +22,12 @@ from papa_lightning.attention import aft_full, aft_local, aft_simple
 LENGTH, WIDTH = 5, 3
 
 
-def projected(layer: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def projected(layer: Any, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values of a layer of the package."""
     return layer.to_q(hidden), layer.to_k(hidden), layer.to_v(hidden)
 
 
-def identity(layer: nn.Module) -> nn.Module:
+def identity(layer: Any) -> Any:
     """The layer with an output projection that changes nothing, so that the mixing itself can be compared."""
     layer.project = nn.Identity()
     return layer

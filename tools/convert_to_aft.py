@@ -97,7 +97,9 @@ def run(start: str, seed: int, args: argparse.Namespace, constants: Path) -> dic
         learning_rate=args.learning_rate,
         distillation=0.0 if start == "dynamic" else args.distillation,
     )
-    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    quiet: dict[str, Any] = dict.fromkeys(
+        ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
+    )
     trainer = L.Trainer(
         max_steps=args.steps, callbacks=callbacks_of(start, args, constants), limit_val_batches=0, devices=1, **quiet
     )

@@ -1,4 +1,4 @@
-"""What the site needs beside its pages: links that lead out of docs/ work on the repository's host only."""
+"""Hook of mkdocs: links out of docs/ become plain text, because they work in the repository only."""
 
 import re
 from typing import Any
@@ -7,5 +7,5 @@ _OUTSIDE = re.compile(r"\[([^\]]+)\]\(\.\./[^)]*\)")
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Keep the words of such a link, and drop where it leads."""
+    """Replace each link out of docs/ by its text."""
     return _OUTSIDE.sub(r"\1", markdown)

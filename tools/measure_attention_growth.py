@@ -18,6 +18,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from math import nan
 
 import numpy as np
 import torch
@@ -41,7 +42,8 @@ class DotProduct(ProjectedMixing):
 
     def mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """Without a padding mask."""
-        query, key, value = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (query, key, value))
+        shape = (*query.shape[:-1], self.heads, query.shape[-1] // self.heads)
+        query, key, value = (x.reshape(shape).transpose(1, 2) for x in (query, key, value))
         if self.fused:
             mixed = F.scaled_dot_product_attention(query, key, value, is_causal=self.causal)
         else:
@@ -64,7 +66,8 @@ class Block(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """(B, T, d) to (B, T, d)."""
         hidden = hidden + self.mixing(self.before(hidden))
-        return hidden + self.feed_forward(self.between(hidden))
+        change: Tensor = self.feed_forward(self.between(hidden))
+        return hidden + change
 
 
 #: By name: width, length, causal -> a mixing layer.
@@ -115,7 +118,7 @@ def growth(args: argparse.Namespace) -> None:
             }
             for kind, median in interleaved_medians(calls, args.repeats).items():
                 seconds[kind].append(median)
-                memory[kind].append(peak_bytes(calls[kind], CPU))
+                memory[kind].append(peak_bytes(calls[kind], CPU) or nan)
         for what, costs, unit in (("time, ms", seconds, 1e-3), ("memory, MiB", memory, 2**20)):
             print(f"\n| {name}: {what} | " + " | ".join(f"T {length}" for length in args.lengths) + " | exponent |")
             print("| --- " * (len(args.lengths) + 2) + "|")
@@ -131,7 +134,7 @@ def blocks(args: argparse.Namespace) -> None:
     made = {kind: Block(KINDS[kind](width, length, args.causal), width) for kind in args.kinds}
     calls = {kind: lambda block=block: training_step(block, hidden) for kind, block in made.items()}
     seconds = interleaved_medians(calls, args.repeats)
-    memory = {kind: peak_bytes(call, CPU) for kind, call in calls.items()}
+    memory = {kind: peak_bytes(call, CPU) or nan for kind, call in calls.items()}
     print(
         f"\n| block, d {width}, T {length} | step, ms | speed | memory, MiB | share |\n| --- | --- | --- | --- | --- |"
     )

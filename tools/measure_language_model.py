@@ -67,7 +67,7 @@ def training_step(model: PreTrainedModel, head: nn.Linear, args: argparse.Namesp
         with torch.autocast(args.device, dtype=half) if half else contextlib.nullcontext():
             logits = head(model(input_ids=tokens[:, :-1]).last_hidden_state)
             loss = F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
-        loss.backward()
+        torch.autograd.backward(loss)
 
     return step
 

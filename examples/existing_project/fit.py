@@ -5,6 +5,6 @@ from project import ReviewClassifier, ReviewDataModule
 
 L.seed_everything(1)
 module = ReviewClassifier()
-callbacks = [L.pytorch.callbacks.ModelCheckpoint(monitor="val/accuracy", mode="max")]
+callbacks: list[L.Callback] = [L.pytorch.callbacks.ModelCheckpoint(monitor="val/accuracy", mode="max")]
 trainer = L.Trainer(max_epochs=4, accelerator="cpu", gradient_clip_val=1.0, log_every_n_steps=4, callbacks=callbacks)
 trainer.fit(module, datamodule=ReviewDataModule())

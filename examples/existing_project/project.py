@@ -1,10 +1,12 @@
-"""A project as there are many: an encoder learns to tell praise from complaint. It knows nothing of papa_lightning."""
+"""An ordinary project: an encoder is fine-tuned to tell praise from complaint. It does not use papa_lightning."""
 
 import random
 import zlib
+from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
@@ -12,6 +14,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 from transformers import AutoModel, BertConfig, BertModel
 
+Review = tuple[str, int]  # text and label
 VOCABULARY, PAD = 1000, 0
 GOOD, BAD = "superb warm brilliant lovely fine", "dull cold clumsy awful poor"
 SUBJECTS, ENDINGS = "the plot|this film|an actor|her song|our evening", "at first|to the end|again and again|in all"
@@ -26,23 +29,23 @@ class ReviewDataModule(L.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         rng = random.Random(self.hparams["seed"])
-        rows = [self._review(rng) for _ in range(self.hparams["num_train"] + self.hparams["num_val"])]
+        rows: Any = [self._review(rng) for _ in range(self.hparams["num_train"] + self.hparams["num_val"])]
         self.train_rows, self.val_rows = rows[: self.hparams["num_train"]], rows[self.hparams["num_train"] :]
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[Review]:
         return DataLoader(self.train_rows, self.hparams["batch_size"], shuffle=True, collate_fn=collate)
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> DataLoader[Review]:
         return DataLoader(self.val_rows, self.hparams["batch_size"], collate_fn=collate)
 
     @staticmethod
-    def _review(rng: random.Random) -> tuple[str, int]:
+    def _review(rng: random.Random) -> Review:
         label = rng.randrange(2)
         word = rng.choice((GOOD if label else BAD).split())
         return f"{rng.choice(SUBJECTS.split('|'))} was {word} {rng.choice(ENDINGS.split('|'))}", label
 
 
-def collate(rows: list[tuple[str, int]]) -> dict[str, Tensor]:
+def collate(rows: list[Review]) -> dict[str, Tensor]:
     tokens = [[3 + zlib.crc32(word.encode()) % (VOCABULARY - 3) for word in text.split()] for text, _ in rows]
     input_ids = nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in tokens], batch_first=True, padding_value=PAD)
     labels = torch.tensor([label for _, label in rows])
@@ -74,7 +77,8 @@ class ReviewClassifier(L.LightningModule):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         hidden = self.language_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         mask = attention_mask[..., None].to(hidden.dtype)
-        return self.head((hidden * mask).sum(dim=1) / mask.sum(dim=1))
+        logits: Tensor = self.head((hidden * mask).sum(dim=1) / mask.sum(dim=1))
+        return logits
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         loss = nn.functional.cross_entropy(self(batch["input_ids"], batch["attention_mask"]), batch["labels"])
@@ -86,7 +90,7 @@ class ReviewClassifier(L.LightningModule):
         self.val_metrics.update(logits, batch["labels"])
         self.log_dict(self.val_metrics, prog_bar=True)
 
-    def configure_optimizers(self) -> dict:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         rate, decay = self.hparams["encoder_lr"], self.hparams["weight_decay"]
         matrices = [one for one in self.language_model.parameters() if one.dim() > 1]
         vectors = [one for one in self.language_model.parameters() if one.dim() <= 1]
@@ -102,6 +106,13 @@ class ReviewClassifier(L.LightningModule):
 
 
 def tiny_encoder() -> BertModel:
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-    config = BertConfig(vocab_size=VOCABULARY, max_position_embeddings=32, pad_token_id=PAD, **sizes)
+    config = BertConfig(
+        vocab_size=VOCABULARY,
+        max_position_embeddings=32,
+        pad_token_id=PAD,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+    )
     return BertModel(config, add_pooling_layer=False)

@@ -18,5 +18,12 @@ def make_batches(number: int = 8, size: int = 8, length: int = 12) -> list[dict[
 
 
 def tiny_classifier() -> BertForSequenceClassification:
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-    return BertForSequenceClassification(BertConfig(vocab_size=40, max_position_embeddings=16, **sizes))
+    config = BertConfig(
+        vocab_size=40,
+        max_position_embeddings=16,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+    )
+    return BertForSequenceClassification(config)

@@ -1,4 +1,4 @@
-"""A plain training loop: calibrate, swap, train. Nothing of Lightning is used."""
+"""A plain training loop: calibrate, swap, train."""
 
 import torch
 from data import make_batches, tiny_classifier
@@ -21,4 +21,4 @@ for _epoch in range(8):
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-print(f"loss {losses[0]:.3f} at first, {losses[-1]:.3f} in the end")
+print(f"loss {losses[0]:.3f} in the first step, {losses[-1]:.3f} in the last")

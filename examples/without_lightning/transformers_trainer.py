@@ -1,6 +1,7 @@
-"""The Trainer of transformers (which wants accelerate installed): calibrate and swap before it gets the model."""
+"""The Trainer of transformers (needs accelerate): calibrate and swap before the Trainer gets the model."""
 
 import tempfile
+from typing import Any
 
 import torch
 from data import make_batches, tiny_classifier
@@ -10,20 +11,30 @@ from papa_lightning import AttentionConstants, calibrate, swap_attention
 
 torch.manual_seed(0)
 model, batches = tiny_classifier(), make_batches()
-rows = [{key: value[row] for key, value in batch.items()} for batch in batches for row in range(len(batch["labels"]))]
+rows: Any = [
+    {key: value[row] for key, value in batch.items()} for batch in batches for row in range(len(batch["labels"]))
+]
 
 with tempfile.TemporaryDirectory() as folder:
     calibrate(model, batches, max_length=16).save(f"{folder}/constants.safetensors")
     constants = AttentionConstants.load(f"{folder}/constants.safetensors")
     swap_attention(model, "constant", constants=constants, heads="all")
-    settings = {"num_train_epochs": 8, "learning_rate": 3e-3, "per_device_train_batch_size": 8, "report_to": "none"}
-    arguments = TrainingArguments(folder, use_cpu=True, save_strategy="no", disable_tqdm=True, **settings)
+    arguments = TrainingArguments(
+        folder,
+        num_train_epochs=8,
+        learning_rate=3e-3,
+        per_device_train_batch_size=8,
+        use_cpu=True,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
     trainer = Trainer(model, arguments, train_dataset=rows)
     trainer.train()
     scores = trainer.evaluate(rows)
 
-    # The constants are saved with the weights, and config.json notes the swap: it loads as it was, wherever
-    # papa_lightning is imported before.
+    # The constants are saved with the weights, and config.json notes the swap, so from_pretrained gives the swapped
+    # model wherever papa_lightning is imported first.
     trainer.save_model(f"{folder}/model")
     loaded = type(model).from_pretrained(f"{folder}/model")
     with torch.no_grad():

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from fresh_processes import context
+from torch.multiprocessing.spawn import start_processes
 
 
 def in_two_processes(run: Callable[[Path], Any], folder: Path) -> list[Any]:
@@ -17,7 +17,7 @@ def in_two_processes(run: Callable[[Path], Any], folder: Path) -> list[Any]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.start_processes(_process, args=(run, str(folder), port), nprocs=2, start_method=context.get_start_method())
+    start_processes(_process, args=(run, str(folder), port), nprocs=2, start_method=context.get_start_method())
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
 

@@ -79,11 +79,11 @@ class OwnBatches(BatchSampler):
         return iter(sorted(super().__iter__(), key=len, reverse=True))
 
 
-class OwnDistributed(DistributedSampler):  # type: ignore[type-arg]
+class OwnDistributed(DistributedSampler):
     """Somebody's, in the reverse order."""
 
     def __iter__(self) -> Any:
-        return iter([len(self.dataset) - 1 - one for one in super().__iter__()])  # type: ignore[arg-type]
+        return iter([len(self.dataset) - 1 - one for one in super().__iter__()])
 
 
 class OwnShares(Sampler[int]):

@@ -1,6 +1,7 @@
 """Images in two processes: the first draws, and none waits for another."""
 
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
@@ -12,7 +13,7 @@ from papa_lightning import AttentionImages, HeadGates
 
 
 def fit(folder: Path) -> list[str]:
-    run = L.Trainer(
+    run: Any = L.Trainer(
         accelerator="cpu", strategy="ddp", devices=2, max_epochs=2, logger=CSVLogger(folder),
         callbacks=[AttentionImages(), HeadGates(max_length=LENGTH, learning_rate=0.1)],
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,

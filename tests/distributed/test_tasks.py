@@ -10,7 +10,7 @@ from distributed.processes import in_two_processes
 from projects import LENGTH, tiny_config, trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, WeightedRandomSampler
-from transformers import BertModel, BertTokenizerFast
+from transformers import BertModel, BertTokenizer
 
 from papa_lightning import (
     ConstantAttention,
@@ -30,7 +30,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("encoder")
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{number}" for number in range(35))]
     (folder / "vocab.txt").write_text("\n".join(vocabulary))
-    BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
+    BertTokenizer(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
     torch.manual_seed(0)
     BertModel(tiny_config(), add_pooling_layer=False).save_pretrained(folder)
     return str(folder)

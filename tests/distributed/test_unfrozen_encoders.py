@@ -80,7 +80,7 @@ def by_hand() -> dict[str, Any]:
     before = swapped_layers(encoder)[0].constants.clone()
     whole = torch.nn.ModuleDict({"encoder": encoder})
     leave_out_of_ddp(whole)
-    whole.forward = lambda **given: whole["encoder"](**given).last_hidden_state  # type: ignore[method-assign]
+    whole.forward = lambda **given: whole["encoder"](**given).last_hidden_state
     for model in (encoder, whole):
         model.requires_grad_(True)
         wrapped = DistributedDataParallel(model)

@@ -4,7 +4,6 @@ import pytest
 import torch
 from golden.cases import LAYOUTS, MODELS, TOLERANCE, load_classifier, load_facts, load_tensors, select_inputs
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from papa_lightning import AttentionConstants, swap_attention
 from papa_lightning.tasks import LayerwiseProbe, TokenProbe
@@ -35,7 +34,7 @@ def load_token_probe(model: str) -> TokenProbe:
     return probe.eval()
 
 
-def load_encoder(model: str, layout: str, subset: str) -> PreTrainedModel:
+def load_encoder(model: str, layout: str, subset: str) -> nn.Module:
     calibration, encoder = load_tensors(f"{model}-{layout}-calibration"), load_classifier(model).base_model
     if subset != "plain":
         subsets = load_facts(f"{model}-{layout}-heads")["subsets"]
@@ -68,8 +67,7 @@ def test_probes(model: str, layout: str, subset: str) -> None:
         "token_logits": token_logits[mask.bool()],
         "token_loss": loss(token_logits, expected["token_labels"]),
     }
-    for name, value in actual.items():
-        torch.testing.assert_close(value, expected[f"{subset}.{name}"], **TOLERANCE, msg=lambda m, n=name: f"{n}: {m}")
+    torch.testing.assert_close(actual, {name: expected[f"{subset}.{name}"] for name in actual}, **TOLERANCE)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, BertTokenizerFast
+from transformers import AutoConfig, AutoModel, BertTokenizer
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 LETTERS = [*string.ascii_lowercase, *string.digits, *string.punctuation]
@@ -35,7 +35,7 @@ def encoder_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     for family, others in FAMILIES.items():
         folder = tmp_path_factory.mktemp(family)
         (folder / "vocab.txt").write_text("\n".join(VOCABULARY), encoding="utf-8")
-        BertTokenizerFast(vocab=str(folder / "vocab.txt"), model_max_length=128).save_pretrained(folder)
+        BertTokenizer(vocab=str(folder / "vocab.txt"), model_max_length=128).save_pretrained(folder)
         sizes = {"vocab_size": len(VOCABULARY), "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
         sizes |= {"intermediate_size": 24, "max_position_embeddings": 130, "pad_token_id": 0}
         torch.manual_seed(0)
@@ -79,7 +79,7 @@ def data_folders(tmp_path_factory: pytest.TempPathFactory, data_folder: str) -> 
     def pair(names: tuple[str, str], labels: int) -> Any:
         return lambda i: {names[0]: f"film {i}", names[1]: f"no film {i % 3}", "label": i % labels, "idx": i}
 
-    def words(column: str, tags: list[str]) -> Any:
+    def words(column: str, tags: list[list[str]]) -> Any:
         tokens = ["ada", "bell", "ran", "up"]  # sentences of 2 to 4 words
         return lambda i: {"tokens": tokens[: 2 + i % 3], column: tags[i % 2][: 2 + i % 3], "id": i}
 

@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -25,7 +26,7 @@ def test_the_tiny_one_through_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    result = main(["benchmark", "--config", str(TINY), "--output", "out"])
+    result: Any = main(["benchmark", "--config", str(TINY), "--output", "out"])
     printed = capfd.readouterr()
     assert "bert, hidden 16, 1 layers, 2 heads, 2 x 8 tokens" in printed.out
     assert "constant 100 %" in printed.out

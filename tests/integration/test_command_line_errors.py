@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from fresh_processes import in_a_new_process
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from papa_lightning import PapaError
 from papa_lightning.cli.main import main

@@ -63,7 +63,7 @@ def test_runs_that_start_together_have_folders_of_their_own(tmp_path: Path, monk
 
 
 def test_other_processes_of_a_run_take_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logging_defaults.rank_zero_only, "rank", 1)
+    monkeypatch.setattr("papa_lightning.cli.loggers.rank_zero_only.rank", 1)
     assert logging_defaults.default_loggers(str(tmp_path))[0].version == 0
     assert not (tmp_path / "lightning_logs").exists()
 

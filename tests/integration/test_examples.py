@@ -87,7 +87,7 @@ def test_the_lines_of_the_readme(monkeypatch: pytest.MonkeyPatch) -> None:
     after = run(PROJECT / "fit_with_constants.py", monkeypatch)
     path = after["trainer"].checkpoint_callback.best_model_path
 
-    class Prepared(after["ReviewClassifier"]):  # type: ignore[name-defined,misc]
+    class Prepared(after["ReviewClassifier"]):  # type: ignore[name-defined,misc,valid-type]
         def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
             swap_as_saved(self, checkpoint["state_dict"])
 

@@ -33,7 +33,7 @@ def papa(verb: str, base: str, overlay: str | None, *more: str) -> PapaCLI:
     cli = main([
         verb, *[part for name in names for part in ("--config", str(CONFIGS / f"{name}.yaml"))], *small, *more,
     ])  # fmt: skip
-    assert cli is not None
+    assert isinstance(cli, PapaCLI)
     return cli
 
 

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ def block(language: str) -> str:
 def test_the_run_of_the_page(tiny: list[str]) -> None:
     """And its checkpoint loads without the callback."""
     Path("kinds.yaml").write_text(block("yaml"), encoding="utf-8")
-    cli = main(["fit", *tiny, "--config", "kinds.yaml"])
+    cli: Any = main(["fit", *tiny, "--config", "kinds.yaml"])
     assert "train/distillation" in cli.trainer.callback_metrics
     rates = [group["lr"] for group in cli.trainer.optimizers[0].param_groups]
     assert rates == [2e-5, 0.01]

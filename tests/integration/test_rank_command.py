@@ -1,6 +1,7 @@
 """`papa rank` as a user runs it, on a tiny encoder and tiny data."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ def test_every_criterion_writes_a_ranking(
     criterion: str, steps: int, tiny: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Those that ask a probe train it; all leave the frozen encoder dynamic but for gate, which leaves its gates."""
-    cli = main(["rank", *tiny, "--criterion", criterion, "--output", "out/ranking.json"])
+    cli: Any = main(["rank", *tiny, "--criterion", criterion, "--output", "out/ranking.json"])
     ranking = HeadRanking.load("out/ranking.json")
     assert ranking.criterion == criterion
     assert sorted(ranking.heads) == [(0, 0), (0, 1), (1, 0), (1, 1)]
@@ -46,10 +47,10 @@ def test_every_criterion_writes_a_ranking(
 def test_constants_and_a_trained_task_are_taken_and_nothing_is_trained(tiny: list[str]) -> None:
     """The checkpoint is of a run with constant heads; the ranking is of the encoder's own attention."""
     main(["calibrate", *tiny, "--output", "constants.safetensors"])
-    fitted = main(["fit", *tiny])
+    fitted: Any = main(["fit", *tiny])
     checkpoint = fitted.trainer.checkpoint_callback.best_model_path
     given = ["--constants", "constants.safetensors", "--ckpt_path", checkpoint]
-    cli = main(["rank", *tiny, *given, "--criterion", "taylor", "--output", "taylor.json"])
+    cli: Any = main(["rank", *tiny, *given, "--criterion", "taylor", "--output", "taylor.json"])
     assert cli.trainer.global_step == 0
     assert not swapped_layers(cli.model.encoder)
     for name, value in cli.model.probe.state_dict().items():
@@ -58,13 +59,13 @@ def test_constants_and_a_trained_task_are_taken_and_nothing_is_trained(tiny: lis
     main(["rank", *tiny, "--constants", "constants.safetensors", "--output", "variance.json"])
     variance = AttentionConstants.load("constants.safetensors").variance
     assert HeadRanking.load("variance.json") == HeadRanking.from_scores(variance.tolist(), "variance")
-    used = main(["fit", *tiny, "--trainer.callbacks.heads", "0.5", "--trainer.callbacks.ranking", "variance.json"])
-    assert sum(len(layer.constant_heads) for layer in swapped_layers(used.model.encoder)) == 2
+    used: Any = main(["fit", *tiny, "--trainer.callbacks.heads", "0.5", "--trainer.callbacks.ranking", "variance.json"])
+    assert sum([len(layer.constant_heads) for layer in swapped_layers(used.model.encoder)]) == 2
 
 
 def test_fit_with_gates_says_where_the_ranking_is(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     gates = ["--trainer.callbacks", "HeadGates", "--trainer.callbacks.learning_rate", "0.05"]
-    cli = main(["fit", *tiny, *gates])
+    cli: Any = main(["fit", *tiny, *gates])
     (written,) = Path("lightning_logs").rglob("ranking.json")
     assert HeadRanking.load(written).criterion == "gate"
     assert any(group["lr"] == 0.05 for group in cli.trainer.optimizers[0].param_groups)

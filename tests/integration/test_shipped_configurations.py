@@ -53,7 +53,7 @@ def papa(verb: str, task: str, overlay: str, folders: dict[str, str], data: dict
         "--data.init_args.data_dir", data[task], "--data.init_args.batch_size", "3", "--trainer.accelerator", "cpu",
         "--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false", *more,
     ])  # fmt: skip
-    assert cli is not None
+    assert isinstance(cli, PapaCLI)
     return cli
 
 

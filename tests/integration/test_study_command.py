@@ -16,12 +16,11 @@ import yaml
 from command_runs import start
 
 from papa_lightning import AttentionConstants, HeadRanking
-from papa_lightning.cli import commands
 from papa_lightning.cli.main import main
 from papa_lightning.errors import ResultFileError
-from papa_lightning.files import writing as files
 from papa_lightning.study import ProbeSettings, Study, StudySettings, load_table
 from papa_lightning.study import artifacts as work
+from papa_lightning.study import write_report as write_report_of_a_study
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "study"
 
@@ -34,9 +33,9 @@ def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.fixture(autouse=True)
 def draw_report(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Called by a test that looks at the report: its figures take longer than all the rest of a study."""
-    write_report = commands.write_report
-    monkeypatch.setattr(commands, "write_report", lambda folder: Path(folder) / "report.html")
-    return lambda: monkeypatch.setattr(commands, "write_report", write_report)
+    name, write_report = "papa_lightning.cli.commands.write_report", write_report_of_a_study
+    monkeypatch.setattr(name, lambda folder: Path(folder) / "report.html")
+    return lambda: monkeypatch.setattr(name, write_report)
 
 
 @pytest.fixture
@@ -214,7 +213,7 @@ def test_interrupted_between_any_two_files_it_ends_the_same(
         whole(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(files.os, "replace", replace)
+        patch.setattr("papa_lightning.files.writing.os.replace", replace)
         with pytest.raises(Killed):
             measure(config)
     same_numbers(measure(config), undisturbed)
@@ -362,7 +361,7 @@ def test_every_shipped_study_runs(names: list[str], encoder_folder: str, data_fo
     tiny |= {"probe": {"max_epochs": 1}, "constants": shipped.get("constants", ["average"])[:-2] or ["average"]}
     Path("tiny.yaml").write_text(yaml.safe_dump(tiny))
     configs = [f"--config={CONFIGS / name}.yaml" for name in names]
-    table = main(["study", *configs, "--config=tiny.yaml", "--output=out"])
+    table: Any = main(["study", *configs, "--config=tiny.yaml", "--output=out"])
     scores = table[table.is_score]
     assert set(scores.task) == set(tasks)
     assert set(scores.share) == {0, 0.5, 0.875, 0.9375, 1}

@@ -14,7 +14,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     BertForSequenceClassification,
     BertModel,
-    BertTokenizerFast,
+    BertTokenizer,
     Trainer,
     TrainingArguments,
 )
@@ -65,7 +65,7 @@ def embedder(folder: Path) -> SentenceTransformer:
     torch.manual_seed(0)
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
     (folder / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
-    BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
+    BertTokenizer(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
     BertModel(tiny_config(), add_pooling_layer=False).save_pretrained(folder)
     return SentenceTransformer(modules=[Transformer(str(folder), max_seq_length=LENGTH), Pooling(16)], device="cpu")
 

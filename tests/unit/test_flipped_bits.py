@@ -20,7 +20,8 @@ from papa_lightning.study.store import StudyFolder
 AVERAGE = AttentionConstants(torch.rand(1, 2, 3, 3) / 3, torch.ones(3, 3), {"n": 0.5}, variance=torch.rand(1, 2))
 CELL = CellResult("e", "t", "random:3", 0.5, 36, 72, 7, "average", "f1", {"f1": 0.81}, 1.5, {"torch": "2"}, "0a", [0.1])
 KIND = KindResult("a", "aft", 3, "f1", 0.5, 1.5, 10, 20, 2.0, float("nan"), 3.0, 4.0, {"torch": "2"}, "1f")
-ROW = Measurement("e", 8, 1, 2, 3, 4, "constant", 0.5, "sdpa", *[1.0] * 5, None, 7, 1.0, 0.9, 1.1, 1.5)
+TIMES = (1.0, 1.0, 1.0, 1.0, 1.0)
+ROW = Measurement("e", 8, 1, 2, 3, 4, "constant", 0.5, "sdpa", *TIMES, None, 7, 1.0, 0.9, 1.1, 1.5)
 
 
 def of_constants(one: AttentionConstants) -> Any:

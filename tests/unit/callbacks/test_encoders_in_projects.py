@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import BertModel, BertTokenizerFast
+from transformers import BertModel, BertTokenizer
 
 from papa_lightning import ConstantAttention, PapaError, calibrate
 from papa_lightning.callbacks import discover_encoder
@@ -30,7 +30,7 @@ def with_lora(model: nn.Module) -> nn.Module:
     return get_peft_model(model, LoraConfig(r=2, target_modules=["query", "value"], init_lora_weights=False))
 
 
-def compiled(model: nn.Module) -> nn.Module:
+def compiled(model: nn.Module) -> Any:
     return torch.compile(model, backend="eager")
 
 
@@ -96,7 +96,7 @@ class SentenceProject(Project):
 
 def test_a_sentence_transformer(tmp_path: Path) -> None:
     vocabulary = {word: number for number, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "cat"])}
-    BertTokenizerFast(vocab=vocabulary).save_pretrained(tmp_path)
+    BertTokenizer(vocab=vocabulary).save_pretrained(tmp_path)
     bert().save_pretrained(tmp_path)
     module = SentenceProject(SentenceTransformer(modules=[Transformer(str(tmp_path)), Pooling(16)], device="cpu"))
     want = calibrate(module, list(DataLoader(Sentences(8), batch_size=4)), LENGTH)

@@ -64,7 +64,8 @@ class PictureClassifier(L.LightningModule):
         super().__init__()
         torch.manual_seed(0)
         sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24, "image_size": 12, "patch_size": 4}
-        config = ViTConfig(num_hidden_layers=2, num_attention_heads=2, num_labels=2, **sizes)
+        sizes |= {"num_hidden_layers": 2, "num_attention_heads": 2, "num_labels": 2}
+        config = ViTConfig(**sizes)
         self.model = ViTForImageClassification(config)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
-from torch.multiprocessing import ProcessRaisedException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.utils.data import DataLoader
 
 import papa_lightning
@@ -87,7 +88,7 @@ def test_a_fault_of_ours_says_so_and_leaves_a_report(error: Exception, capsys: p
     assert "(encoders/swap.py:2)" in printed
     assert "Please report it" in printed
     assert len(printed.splitlines()) == 2
-    report = Path(re.search(r"with (\S+\.txt)", printed).group(1))  # type: ignore[union-attr]
+    report = Path(re.search(r"with (\S+\.txt)", printed).group(1))
     content = report.read_text()
     assert "papa fit --nonsense" in content
     assert "Traceback (most recent call last)" in content
@@ -167,7 +168,7 @@ def of_a_rank(error: BaseException) -> ProcessRaisedException:
 def test_errors_of_forked_ranks_end_as_their_own() -> None:
     assert error_line(of_a_rank(raised_by(OURS, DataError("text is 3: pass one.")))) == "text is 3: pass one."
     assert error_line(of_a_rank(raised_by(OURS, KeyError("x")))) is None
-    assert error_line(of_a_rank(raised_by(THEIRS, KeyError("x")))).endswith("project.py:2: KeyError: 'x' (PAPA_DEBUG=1 shows the traceback)")  # type: ignore[union-attr] # fmt: skip  # noqa: E501
+    assert error_line(of_a_rank(raised_by(THEIRS, KeyError("x")))).endswith("project.py:2: KeyError: 'x' (PAPA_DEBUG=1 shows the traceback)")  # fmt: skip  # noqa: E501
     killed = multiprocessing.ProcessError("process 1 terminated with signal SIGKILL")
     assert "SIGKILL" in str(error_line(raised_by(LIBRARY, killed)))
 

@@ -10,7 +10,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from transformers import BertTokenizerFast
+from transformers import BertTokenizer
 from unit.encoders.tiny_encoders import LENGTH, PARTIAL, build, make_constants, written_out
 
 from papa_lightning import calibrate, gate_logits, restore_attention, swap_attention
@@ -144,7 +144,7 @@ SENTENCES = ["a cat sat", "the dog ran far on the mat", "the mat", "a dog on a m
 @pytest.fixture
 def sentences(tmp_path):
     """A sentence-transformers model, made the way users make theirs: a folder with a BERT and its tokenizer."""
-    BertTokenizerFast(vocab={word: number for number, word in enumerate(WORDS)}).save_pretrained(tmp_path)
+    BertTokenizer(vocab={word: number for number, word in enumerate(WORDS)}).save_pretrained(tmp_path)
     build("bert").save_pretrained(tmp_path)
     encoder = Transformer(str(tmp_path), max_seq_length=LENGTH)
     return SentenceTransformer(modules=[encoder, Pooling(32)], device="cpu").double()

@@ -149,7 +149,8 @@ def test_a_pooler_that_was_left_out_is_not_reported(
 
 @pytest.mark.parametrize("saved", [T5Model, T5EncoderModel])
 def test_of_an_encoder_decoder_the_encoder_is_taken(tmp_path: Path, saved: type[PreTrainedModel]) -> None:
-    config = T5Config(vocab_size=40, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0)
+    sizes = {"vocab_size": 40, "d_model": 16, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    config = T5Config(**sizes, **{"decoder_start_token_id": 0})
     model = saved(config)
     model.save_pretrained(tmp_path)
     encoder = load_encoder(str(tmp_path))

@@ -371,7 +371,7 @@ def test_each_callback_counts_what_its_own_encoder_sees(other: Any) -> None:
     ]
     fresh, module = TwoTowers(), TwoTowers()
     callbacks = [Keeping(max_length=LENGTH, encoder="query"), other(max_length=LENGTH, encoder="key")]
-    trainer(*callbacks).fit(module, DataLoader(data, 2))  # type: ignore[arg-type]
+    trainer(*callbacks).fit(module, DataLoader(data, 2))
     for name, rows_of in (("query", queries), ("key", keys)):
         expected = calibrate(getattr(fresh, name), DataLoader(rows_of, 3), max_length=LENGTH)
         for layer, values in zip(swapped_layers(getattr(module, name)), expected.values, strict=True):
@@ -402,6 +402,7 @@ class Gadgets(Project):
         self.momentum = torch.nn.Parameter(torch.zeros(40, 16), requires_grad=False)
         self.norm, self.mean = torch.nn.BatchNorm1d(16), MeanMetric()
         self.register_buffer("queue", torch.zeros(3, 16))
+        self.queue: torch.Tensor
         self.losses: list[float] = []
         self.steps = 0
         self.dice = torch.Generator().manual_seed(5)

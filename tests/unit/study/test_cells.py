@@ -6,7 +6,7 @@ from papa_lightning.study.cells import Choice, cells_of, choices, pairs
 
 def settings(**changes: object) -> StudySettings:
     given = {"encoders": {"a": "x", "b": "y"}, "tasks": {"t": {"class_path": "T"}, "u": {"class_path": "U"}}}
-    return StudySettings(**{**given, "shares": [0.5, 1], "seeds": [3, 4], **changes})  # type: ignore[arg-type]
+    return StudySettings(**{**given, "shares": [0.5, 1], "seeds": [3, 4], **changes})
 
 
 def test_every_encoder_meets_every_task() -> None:

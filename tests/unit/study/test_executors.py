@@ -186,7 +186,7 @@ def _study(folder: str, method: str) -> None:
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored where the tests run in the background
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    executors.get_context = lambda _: get_context(method)  # type: ignore[assignment]
+    setattr(executors, "get_context", lambda _: get_context(method))  # noqa: B010
     try:
         list(run_pieces(_note_and_wait, [(folder, number) for number in range(4)], num_workers=2))
     except KeyboardInterrupt:
@@ -258,7 +258,7 @@ def test_what_waits_on_ray_is_cancelled_when_a_piece_fails(monkeypatch: pytest.M
         cancel=lambda reference, force: cancelled.append((reference, force)),
         exceptions=SimpleNamespace(RayError=OSError),
     )
-    monkeypatch.setitem(sys.modules, "ray", substitute)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "ray", substitute)
     running = run_pieces(math.sqrt, [4, -1, 9, 16], num_workers=2, backend="ray")
     assert next(running) == (4, 2.0)
     with pytest.raises(PieceError, match=r"^-1: ValueError: "):

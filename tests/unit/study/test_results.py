@@ -5,6 +5,7 @@ import json
 import math
 import random
 from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -70,7 +71,7 @@ def test_numbers_become_floats_and_lists():
         result.seed = 3
 
 
-WRONG = {
+WRONG: dict[str, list[Any]] = {
     "encoder": ["", None, 3, ["a"], "\ud800"],
     "task": ["", None, 3, {}],
     "criterion": ["", None, 0.5, True],
@@ -253,8 +254,8 @@ def test_relative_change_has_the_baseline_of_its_own_encoder_task_seed_and_metri
     table = results_table(cells)
     assert len(table) == 2 * len(cells)
     for _, row in table.iterrows():
-        key = (row["encoder"], row["task"], row["seed"])
-        before, after = (scores[(*key, share)][row["metric"]] for share in (0.0, row["share"]))
+        found = [scores[row["encoder"], row["task"], row["seed"], share] for share in (0.0, row["share"])]
+        before, after = (one[row["metric"]] for one in found)
         assert row["score"] == after
         assert row["relative_change"] == pytest.approx(after / before - 1, abs=1e-12)
 

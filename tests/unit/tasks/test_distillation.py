@@ -1,5 +1,6 @@
 """Staying near the original encoder while a swapped one learns."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -66,14 +67,16 @@ def test_the_encoder_comes_nearer(folder: str, quiet_trainer: Any) -> None:
     assert task._teacher is None
 
 
+def _plain_descent(task: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD([one for one in task.parameters() if one.requires_grad], lr=1e-2)
+
+
 def test_the_weight_counts_and_zero_is_nothing(folder: str, quiet_trainer: Any) -> None:
     """After one step of plain gradient descent the weights differ by the weight times the gradient of the distance."""
     found = []
     for weight in (0.0, 1.0, 3.0):
         task = make(folder, distillation=weight, dropout=0.0, freeze_encoder=True)
-        task.configure_optimizers = lambda task=task: torch.optim.SGD(  # type: ignore[method-assign,misc]
-            [one for one in task.parameters() if one.requires_grad], lr=1e-2
-        )
+        task.configure_optimizers = partial(_plain_descent, task)
         metrics = fit(task, quiet_trainer, 1)
         assert ("train/distillation" in metrics) == (weight > 0)
         found.append(task.encoder.encoder.layer[1].attention.self.papa.query_shift.detach().clone())

@@ -91,7 +91,7 @@ def test_reduced_precision(precision: str, encoder: str) -> None:
     # oneDNN's bfloat16 kernels die of an illegal instruction on virtual machines that announce AMX and forbid it.
     with torch.backends.mkldnn.flags(enabled=False):
         trainer.fit(task, make_loader(8, 4), make_loader(4, 4))
-        (predictions,) = trainer.predict(task, make_loader(4, 4))
+        predictions = trainer.predict(task, make_loader(4, 4))[0]
     assert predictions["probabilities"].dtype == torch.float32
 
 
@@ -122,7 +122,7 @@ def test_metrics_are_those_of_all_data_together(stage: str, encoder: str) -> Non
     (scores,) = evaluate(task, loader, verbose=False)
     batches = trainer.predict(task, loader)
     predicted = torch.cat([batch["labels"] for batch in batches])
-    labels = torch.stack([example["labels"] for example in loader.dataset])
+    labels = torch.stack([example["labels"] for example in iter(loader.dataset)])
     log_probabilities = torch.cat([batch["probabilities"] for batch in batches]).log()
     assert scores[f"{stage}/accuracy"] == pytest.approx(float(multiclass_accuracy(predicted, labels, 2, "micro")))
     assert scores[f"{stage}/f1"] == pytest.approx(float(binary_f1_score(predicted, labels)))

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,13 +127,17 @@ def test_float16_is_close(encoder: str, tmp_path: Path, kind: str) -> None:
     torch.testing.assert_close(close, exact, atol=5e-3, rtol=0)
 
 
+def _noting_lengths(encode: Any, lengths: list[int], batch: Any) -> Any:
+    lengths.append(batch["input_ids"].shape[1])
+    return encode(batch)
+
+
 def test_padding_is_cut_where_it_stands_at_the_end(encoder: str, tmp_path: Path) -> None:
     seen: dict[str, list[int]] = {}
     for layout in cases.LAYOUTS:
         task, rows = cases.make_task(encoder, "layerwise"), cases.make_rows(8, "layerwise", layout)
         lengths = seen.setdefault(layout, [])
-        encode = task.encode
-        task.encode = lambda batch, run=encode, to=lengths: (to.append(batch["input_ids"].shape[1]), run(batch))[1]
+        task.encode = partial(_noting_lengths, task.encode, lengths)
         store(task, rows, tmp_path / layout, batch_size=2)
     longest = sorted(cases.make_rows(8, "layerwise").with_format("torch")[:]["attention_mask"].sum(1).tolist())[::-1]
     assert seen["plain"] == longest[::2]
