@@ -6,7 +6,7 @@ ENCODER := models/all-MiniLM-L6-v2
 # Everything works offline once it is installed; nothing here asks a hub.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo test lint format docs bench clean
+.PHONY: help demo test coverage lint format docs bench clean
 help: ## list the commands
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -30,6 +30,9 @@ demo: $(VENV)/.runtime $(ENCODER)/config.json ## a small study of a real encoder
 test: $(VENV)/.dev ## all tests and doctests
 	$(BIN)/python -m pytest --numprocesses auto
 
+coverage: $(VENV)/.dev ## all tests, with the lines of the package that none reached
+	$(BIN)/python -m pytest --numprocesses auto --cov --cov-report term
+
 lint: $(VENV)/.dev ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -46,6 +49,7 @@ $(VENV)/.docs: $(VENV)/.runtime
 docs: $(VENV)/.docs ## the documentation: tables from the code, then a site in build/docs
 	$(BIN)/python tools/make_registry_tables.py
 	$(BIN)/python tools/make_command_tables.py
+	$(BIN)/python tools/make_api_pages.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 	@echo "open build/docs/index.html, or with search: $(BIN)/python -m http.server --directory build/docs"
 
