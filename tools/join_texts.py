@@ -1,8 +1,8 @@
 """Join the texts of the task data into one file of characters, for language modelling.
 
-Sentences of every .jsonl file of a folder, one a line, each once. The rows of all files are shuffled, with a fixed
-seed, so that the first 90 % and the rest are alike; the texts of a row stay together. Left out is sst2/train.jsonl,
-whose phrases are parts of the sentences in sst2/train_sentences.jsonl.
+Writes the sentences of all .jsonl files of a folder, one per line, without duplicates. Rows are shuffled with a fixed
+seed, so that the first 90 % and the rest have the same distribution; the texts of a row stay together. sst2/train.jsonl
+is left out, because its phrases are parts of the sentences in sst2/train_sentences.jsonl.
 """
 
 import argparse

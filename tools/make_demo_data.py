@@ -1,11 +1,11 @@
 """Make the demo data of `DemoDataModule` from the source distribution of vaderSentiment 3.3.2.
 
-Get the source distribution and run this script on it (a packed or an unpacked one):
+Download the source distribution and run this script on it, packed or unpacked:
 
     pip download --no-deps --no-binary :all: vaderSentiment==3.3.2
     python tools/make_demo_data.py vaderSentiment-3.3.2.tar.gz papa_lightning/datamodules/data
 
-Writes `train.jsonl`, `validation.jsonl` and `vader-LICENSE.txt`. The same input gives the same bytes again.
+Writes `train.jsonl`, `validation.jsonl` and `vader-LICENSE.txt`. The same input gives the same bytes.
 """
 
 import argparse
@@ -22,8 +22,8 @@ LICENSE = "LICENSE.txt"
 ARCHIVE = "additional_resources/hutto_ICWSM_2014.tar.gz"
 SNIPPETS = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
 
-MIN_RATING = 1.0  # of 4: nearer to 0 the raters did not agree on a side
-LENGTHS = range(20, 181)  # characters: from a short sentence to what fits 64 tokens
+MIN_RATING = 1.0  # of 4: closer to 0 the raters disagreed on the sign
+LENGTHS = range(20, 181)  # characters: from a short sentence to about 64 tokens
 SIZES = {"train": 2000, "validation": 500}
 SEED = 2014
 

@@ -1,9 +1,9 @@
-"""Put the results of `make bench` into docs/performance.md: tables between the marker comments, and figures.
+"""Update docs/performance.md from the results of `make bench`: tables between the marker comments, and figures.
 
     python tools/make_performance_tables.py build/benchmark
 
-Of each folder there with a results.json, the tables between its two markers on the page are replaced, and its figures
-are copied beside the page. The rest of the page stays, and so does what was not measured.
+For each folder there with a results.json, the tables between its two markers on the page are replaced, and its figures
+are copied beside the page. The rest of the page stays, including tables without new results.
 """
 
 import argparse
@@ -16,12 +16,12 @@ PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 
 
 def markers(name: str) -> tuple[str, str]:
-    """What stands before and after the tables of one benchmark."""
+    """Comments before and after the tables of one benchmark."""
     return f"<!-- {name}: made by tools/make_performance_tables.py -->\n", f"<!-- end of {name} -->\n"
 
 
 def with_tables(text: str, name: str, tables: str) -> str:
-    """The text of the page with other tables of one benchmark."""
+    """The text of the page with new tables of one benchmark."""
     begin, end = markers(name)
     before, _, rest = text.partition(begin)
     _, marker, after = rest.partition(end)

@@ -4,13 +4,13 @@
     python tools/measure_attention_growth.py --lengths 128 256 512 1024 --kinds "AFT-local, 32" softmax
 
 First table: one mixing layer of each kind with its projections, forward without gradients and a training step (forward,
-and backward of the mean square), for each length; behind it the exponent p of the straight line through the points of
+and backward of the mean square), for each length, with the exponent p of a least-squares fit of
 log cost against log T, cost ~ T^p. Second table: a pre-norm block (mixing, then a feed-forward of 4 d) of each kind in
 a training step at one length, against the block with the explicit softmax.
 
 Time is the processor time of the process, so that other work on the machine counts little; median of interleaved runs.
-Memory is the most that PyTorch allocates above what was there before, inside operations too; parameters, gradients and
-the input do not count. "softmax" is dot-product attention with explicit matrices, "sdpa" the fused kernel.
+Memory is PyTorch's peak allocation beyond parameters, gradients and the input, including allocations inside
+operations. "softmax" is dot-product attention with explicit matrices, "sdpa" the fused kernel.
 """
 
 import argparse
