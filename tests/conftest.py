@@ -1,4 +1,4 @@
-"""What holds for every test: no hub, no home folder, and an arithmetic that the machine can do."""
+"""Conditions of all tests: no hub, no home folder, and instructions that the processor has."""
 
 import os
 

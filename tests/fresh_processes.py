@@ -27,7 +27,7 @@ context.set_forkserver_preload(
 
 
 def in_a_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function of a module returns there."""
+    """Return value of a function of a module in a new process."""
     with ProcessPoolExecutor(1, context) as pool:
         return pickle.loads(pool.submit(_call, pickle.dumps((function, arguments))).result())
 

@@ -165,7 +165,7 @@ def trainer_of(pl: Any, **arguments: Any) -> Any:
 
 
 def project(pl: Any, late: bool = True) -> Any:
-    """A module of somebody else, which may make its encoder late."""
+    """The module of a user, which may create its encoder in configure_model."""
     import torch
     from transformers import BertConfig, BertModel
 

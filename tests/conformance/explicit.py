@@ -115,7 +115,7 @@ def real_tokens(name, inputs):
 
 
 def real(name, inputs, hidden):
-    """The rows of real tokens: padding is nobody's business."""
+    """The rows of real tokens."""
     return hidden[real_tokens(name, inputs)]
 
 

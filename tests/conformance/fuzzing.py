@@ -1,4 +1,4 @@
-"""How many random examples a test tries: few and the same in every run, or as many as one asks for."""
+"""Number of random examples per test: few and fixed by default, more on request."""
 
 import os
 

@@ -77,7 +77,7 @@ def test_every_family_has_a_case():
 
 @cases()
 def test_the_explicit_form_is_attention(name):
-    """What softmax gave are the matrices that transformers reports; nothing else of the outputs is touched."""
+    """Observed matrices are those that transformers reports, and outputs are unchanged."""
     model, inputs = plain(name, "eager"), make_inputs(name)
     with explicit_attention(model, CASES[name].layers) as record:
         recorded = run(model, inputs)
@@ -92,7 +92,7 @@ def test_the_explicit_form_is_attention(name):
 
 @cases()
 def test_structure(name):
-    """Who may attend to whom: transformers masks what the family documents, and the averages are 0 exactly there."""
+    """Averages are 0 exactly at the pairs that transformers masks in the family."""
     allowed = allowed_pairs(name)
     assert torch.equal(allowed, CASES[name].may_attend())
     values = calibrate(build(name), [make_inputs(name, padded=False)], max_length=CASES[name].length).values

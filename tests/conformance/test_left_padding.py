@@ -226,7 +226,7 @@ def _without_slots(model, inputs):
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int8, torch.float32])
 def test_masks_of_any_dtype(dtype):
-    """Which tokens are real is read from the mask of the batch, before the encoder makes its own of it."""
+    """Real tokens are read from the mask of the batch, before the encoder converts it."""
     for name, kind, ids in (("llama", "additive", False), ("bert", "gated", True), ("albert", "gated", True)):
         constants = make_constants(name) if kind == "gated" else None
         model = swap_attention(build(name), kind, constants=constants, max_length=CASES[name].length)
@@ -240,7 +240,7 @@ def test_masks_of_any_dtype(dtype):
 
 
 def test_position_ids_that_skip_values():
-    """Where every query can look everywhere the slot is the id, in any order."""
+    """Without windows and causality the slot is the position id, in any order."""
     model, constants = build("bert"), make_constants("bert")
     ids = torch.tensor([[0, 4, 9, 2]])
     text = torch.tensor([[5, 6, 7, 8]])

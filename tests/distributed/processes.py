@@ -13,7 +13,7 @@ from torch.multiprocessing.spawn import start_processes
 
 
 def in_two_processes(run: Callable[[Path], Any], folder: Path) -> list[Any]:
-    """What a function of a module returns in each of them; it gets the folder."""
+    """Return values of a function of a module in both processes; its argument is the folder."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

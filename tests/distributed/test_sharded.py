@@ -104,7 +104,7 @@ def fitted(folder: Path, name: str) -> Project:
 
 @pytest.mark.parametrize("name", HEADS)
 def test_a_constants_file_with_fsdp2_trains_like_one_process(name: str, folder: Path, results: Any) -> None:
-    """What was trained went through a checkpoint into another sharded module."""
+    """Trained weights are loaded from a checkpoint into another sharded module."""
     one = fitted(folder, name)
     assert is_calibrated(one.bert)
     for result in results:

@@ -90,10 +90,26 @@ def resolves(name: str) -> bool:
 def test_names_and_paths_of_the_package_exist(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     names = set(re.findall(r"(?<![\w/.-])papa_lightning(?:\.[A-Za-z_]\w*)+", text)) - GROUPS
+    for module, imported in re.findall(r"from (papa_lightning[\w.]*) import ([\w, ]+)", text):
+        names |= {f"{module}.{name.strip()}" for name in imported.split(",")}
     gone = sorted(name for name in names if not resolves(name))
     files = set(re.findall(r"(?<![\w./-])((?:papa_lightning|tests|tools|examples|docs)/[\w./-]*\w)", text))
     gone += sorted(file for file in files if not (ROOT / file).exists())
     assert not gone, f"{path.name} names {gone}, which do not exist (any more)"
+
+
+#: Configurations on the pages that stand for one of the reader.
+OWN = {"config.yaml", "config_with_constants.yaml", "study.yaml", "whole.yaml"}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_configurations_come_with_the_package(path: Path) -> None:
+    found = re.findall(r"--config[ =]([\w./-]+\.yaml)", path.read_text(encoding="utf-8"))
+    named = {name for name in found if Path(name).name not in OWN}
+    shipped = [one.as_posix() for one in (ROOT / "papa_lightning" / "configs").rglob("*.yaml")]
+    gone = sorted(name for name in named if not any(one.endswith(f"/{name}") for one in shipped))
+    gone = [name for name in gone if not (ROOT / name).exists()]
+    assert not gone, f"{path.name} names configurations {gone}, which are not in papa_lightning/configs"
 
 
 def test_every_page_is_in_the_contents() -> None:

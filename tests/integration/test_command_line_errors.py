@@ -157,7 +157,7 @@ def test_the_help_lists_every_command_on_lines_of_its_own(capsys: pytest.Capture
 
 
 def studies_in_a_new_process() -> list[str]:
-    """Where nothing but the command line is imported, and what that needs."""
+    """A process that imports only the command line and its dependencies."""
     assert "papa_lightning.cli.main" in sys.modules
     return [name for name in sys.modules if name.startswith("papa_lightning.study")]
 

@@ -1,4 +1,4 @@
-"""Where `papa` logs to when nobody says, and where the configuration of a run lies."""
+"""Default loggers of `papa`, and the place of the saved configuration."""
 
 import csv
 from pathlib import Path

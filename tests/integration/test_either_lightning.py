@@ -17,7 +17,7 @@ ROOT = Path(papa_lightning.__file__).parent
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str | int | None]:
-    """What went wrong in each scenario, None where nothing did."""
+    """The error of each scenario, or None."""
     folder = tmp_path_factory.mktemp("scenarios")
     environment = {**os.environ, "PYTHONPATH": str(ROOT.parent), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, lightning_scenarios.__file__, str(folder)]

@@ -1,4 +1,4 @@
-"""What docs/kinds.md shows is what works."""
+"""The examples of docs/kinds.md run."""
 
 import re
 from pathlib import Path

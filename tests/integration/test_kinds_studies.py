@@ -48,7 +48,7 @@ def test_study_of_digits(tmp_path):
 
 
 def test_a_pretrained_encoder(encoder_folder, data_folder, tmp_path):
-    """Swapped to each kind, with constants where it is told of a file, and fine-tuned the same number of steps."""
+    """Swapped to each kind, with constants if a file is given, and fine-tuned for the same number of steps."""
     data = SST2DataModule(tokenizer=encoder_folder, data_dir=data_folder, max_length=16, batch_size=4)
     data.setup("fit")
     constants = calibrate(AutoModel.from_pretrained(encoder_folder), data.train_dataloader(), max_length=16)

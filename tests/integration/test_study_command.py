@@ -197,7 +197,7 @@ def test_two_workers_give_the_table_of_one(config: dict[str, Any], encoder_folde
 
 
 class Killed(BaseException):
-    """What stands for a kill: nothing in the package may catch it and go on."""
+    """Simulates a kill: nothing in the package may catch it."""
 
 
 @pytest.mark.parametrize("survivors", range(0, 17, 3))

@@ -1,4 +1,4 @@
-"""Whatever plain LightningCLI does with an option, `papa` does."""
+"""Options of the Trainer have the same effect with `papa` as with a plain LightningCLI."""
 
 import re
 import time
@@ -32,7 +32,7 @@ def papa(*words: str) -> PapaCLI:
 
 
 def facts(cli: LightningCLI) -> dict[str, Any]:
-    """What a Trainer is set to, and what it did."""
+    """Settings of a Trainer and results of its run."""
     trainer: Any = cli.trainer
     names = (
         "max_epochs", "max_steps", "min_epochs", "min_steps", "fast_dev_run", "overfit_batches", "limit_train_batches",

@@ -80,7 +80,7 @@ KINDS: dict[str, tuple[Any, Any]] = {
 
 
 def outcomes(path: Path, read: Any, most: int = 1000) -> list[str]:
-    """What comes of every bit, or of so many all over the file."""
+    """Results of flipping every bit, or a number of bits spread over the file."""
     whole = path.read_bytes()
     expected, found = plain(read()), []
     for bit in range(0, 8 * len(whole), 8 * len(whole) // most | 1):  # an odd step meets each bit of a byte

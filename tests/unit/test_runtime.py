@@ -1,4 +1,4 @@
-"""What PyTorch allocates at most."""
+"""Peak memory of PyTorch."""
 
 import torch
 

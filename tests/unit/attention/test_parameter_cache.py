@@ -1,4 +1,4 @@
-"""What is made of parameters once: never used after they changed, and made again for no other reason."""
+"""Tensors derived from parameters are cached, and recomputed exactly when the parameters change."""
 
 import copy
 import gc

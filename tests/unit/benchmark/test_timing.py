@@ -16,7 +16,7 @@ def nothing_to_collect(monkeypatch):
 
 
 class Clock:
-    """Goes forward only when it is told to."""
+    """A clock that advances on request only."""
 
     def __init__(self):
         self.now = 0.0

@@ -135,7 +135,7 @@ def test_mlflow_gets_an_artifact_for_each_step() -> None:
 
 
 class Numbers(Logger):
-    """A logger of somebody else, for numbers only, with all its runs in one folder."""
+    """A custom logger for numbers only, with all its runs in one folder."""
 
     def __init__(self, folder: Path, version: str) -> None:
         self.folder, self._version = folder, version

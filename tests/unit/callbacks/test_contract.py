@@ -1,4 +1,4 @@
-"""What every callback that calibrates keeps, whichever it is; and where each fault of other projects has its test.
+"""The contract of all callbacks that calibrate, and a test for each known fault of other projects.
 
 Per callback (without a file: here):
     counts its own passes, deepcopy: test_one_pass_for_copies_too

@@ -1,4 +1,4 @@
-"""Gates that learn inside somebody else's Lightning project."""
+"""Trained gates in the Lightning project of a user."""
 
 from pathlib import Path
 from typing import Any

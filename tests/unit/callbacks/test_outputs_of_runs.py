@@ -1,4 +1,4 @@
-"""What runs leave behind: a file for each encoder, nothing of another run's lost, nothing of a trial run."""
+"""Output files of runs: one per encoder, none overwritten, none from trial runs."""
 
 import os
 from pathlib import Path

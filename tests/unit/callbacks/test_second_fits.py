@@ -1,4 +1,4 @@
-"""Which constants a fit uses when the encoder has some already: never other ones than asked for, never silently."""
+"""Constants of a second fit with an encoder that has some already."""
 
 import copy
 import logging
@@ -66,7 +66,7 @@ def test_the_same_callback_keeps_its_constants_and_says_so(said: Any) -> None:
 
 
 def test_copies_of_one_unused_callback_are_new_ones() -> None:
-    """As somebody would do it who makes a Trainer for each fold."""
+    """As in cross-validation with one Trainer per fold."""
     template, module = ConstantAttention(max_length=LENGTH), Still()
     for fold in (0, 1):
         fit(module, copy.deepcopy(template), fold)

@@ -1,4 +1,4 @@
-"""Other kinds of attention inside somebody else's Lightning project."""
+"""Other kinds of attention in the Lightning project of a user."""
 
 from typing import Any
 

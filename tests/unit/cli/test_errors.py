@@ -1,4 +1,4 @@
-"""Where errors of the command line end: who is told what, with which code."""
+"""Errors of the command line: messages, exit codes and reports."""
 
 import errno
 import multiprocessing

@@ -1,4 +1,4 @@
-"""Encoders inside other models of transformers, and encoders of somebody's own class."""
+"""Encoders inside other models of transformers, and custom subclasses."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ class MyBert(BertModel):
 
 
 def own(prefix="", **parts):
-    """A model of somebody's own that holds others."""
+    """A custom model that holds others."""
 
     class Own(PreTrainedModel):
         config_class = OwnConfig

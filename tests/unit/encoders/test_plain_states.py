@@ -44,7 +44,7 @@ def assert_constants(encoder):
 @pytest.mark.parametrize("assign", [False, True])
 @pytest.mark.parametrize("kind", ["constant", "gated"])
 def test_a_swapped_encoder_keeps_its_constants(kind, assign):
-    """As it would had the weights been there before the swap."""
+    """As if the weights had been loaded before the swap."""
     heads = {"heads": PARTIAL} if kind == "constant" else {}
     module, other = Module(), Module(seed=1)
     swap_attention(module.bert, kind, constants=make_constants(), **heads)

@@ -1,4 +1,4 @@
-"""What a swap adds to an encoder, what it leaves alone, and that a restoration undoes all of it."""
+"""Swapping adds modules and parameters to an encoder, and restoring removes all of them."""
 
 import copy
 import gc

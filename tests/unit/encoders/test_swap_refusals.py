@@ -1,4 +1,4 @@
-"""What a swap refuses, in which words, and that a refusal leaves the encoder as it was."""
+"""Refusals of swaps: their messages, and encoders unchanged by them."""
 
 import pytest
 import torch

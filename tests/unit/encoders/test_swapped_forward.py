@@ -1,4 +1,4 @@
-"""What a swapped encoder computes, against attention that is written out by hand."""
+"""Outputs of swapped encoders against attention written out by hand."""
 
 import copy
 import warnings

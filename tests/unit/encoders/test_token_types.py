@@ -1,4 +1,4 @@
-"""Which encoders get token types: those that have something of their own for a second segment."""
+"""Token types are given only to encoders with segment embeddings."""
 
 import pytest
 import torch

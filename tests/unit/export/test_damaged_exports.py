@@ -1,4 +1,4 @@
-"""Folders that are damaged or of somebody else: our own error, or an encoder that is the same; never anything else."""
+"""Damaged or foreign folders give an error of the package or an unchanged encoder."""
 
 import contextlib
 import hashlib

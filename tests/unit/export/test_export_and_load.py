@@ -1,4 +1,4 @@
-"""Encoders that are exported and loaded again: the same numbers, and no weights that nobody reads.
+"""Exported encoders give the same numbers when loaded, without unused weights.
 
 What differs by family are the projections, so each kind of them has a case here. Every family is tried with PAPA_FUZZ
 above 1.
@@ -204,7 +204,7 @@ def test_encoders_with_a_task_head(tmp_path):
 
 
 class OwnBert(BertModel):
-    """A class of somebody else."""
+    """The class of another project."""
 
 
 def test_what_cannot_be_exported(tmp_path):

@@ -474,7 +474,7 @@ def test_training_is_that_of_a_run_with_the_constants_from_a_file(manual: bool, 
 
 
 def logged(run: L.Trainer) -> list[dict[str, str]]:
-    """What the training logged, without the two facts of the calibration."""
+    """Logged values of the training, without the two of the calibration."""
     with open(run.logger.experiment.metrics_file_path, encoding="utf-8") as file:
         lines = [{k: v for k, v in line.items() if not k.startswith("calibration/")} for line in csv.DictReader(file)]
     return [line for line in lines if line["loss"] or line["own"]]

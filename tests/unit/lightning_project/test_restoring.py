@@ -1,4 +1,4 @@
-"""Whatever code of other people does to its objects in a calibration pass is undone."""
+"""Changes that the code of a project makes to its objects in a calibration pass are undone."""
 
 import random
 from collections import OrderedDict, defaultdict, deque

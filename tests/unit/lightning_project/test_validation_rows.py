@@ -1,4 +1,4 @@
-"""What validation would stumble over after an epoch is said when the training starts, before anything is calibrated."""
+"""Validation data that would fail after an epoch are reported before the calibration."""
 
 from typing import Any
 

@@ -46,7 +46,7 @@ def make_task(encoder: str, kind: str, heads: Any = None, **arguments: Any) -> E
 
 
 def make_rows(count: int, kind: str, layout: str = "plain", seed: int = 0) -> Dataset:
-    """Random rows of 2 to 10 tokens; a label is told by the tokens. In layout segment the masks have holes."""
+    """Random rows of 2 to 10 tokens; the tokens determine the label. In layout segment the masks have gaps."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(3, 40, (count, LENGTH), generator=generator)
     lengths = torch.randint(2, LENGTH + 1, (count, 1), generator=generator)
@@ -69,7 +69,7 @@ def as_batch(rows: Dataset, numbers: Any = None) -> dict[str, Tensor]:
 
 
 def padded_logits(task: EncoderTask, probe: Any, batch: dict[str, Tensor]) -> Tensor:
-    """What a probe says of padded hidden states, without the code under test."""
+    """Logits of a probe for padded hidden states, without the code under test."""
     with torch.no_grad():
         levels = (
             copy.deepcopy(task.encoder)

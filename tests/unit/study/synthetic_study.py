@@ -14,7 +14,7 @@ COSTS = {"gate": 0.03, "variance": 0.05, "random": 0.08}
 
 @dataclass(frozen=True)
 class Shape:
-    """What an invented study has."""
+    """Dimensions of a synthetic study."""
 
     encoders: tuple = ("mini",)
     tasks: tuple = ("sst2",)

@@ -214,7 +214,7 @@ def test_workers_end_with_the_first_process_whatever_ends_it(number: int, tmp_pa
 @pytest.mark.parametrize("group", [True, False])
 @pytest.mark.parametrize("times", [1, 3])
 def test_ctrl_c_stops_all(times: int, group: bool, tmp_path: Path) -> None:
-    """In a terminal it reaches the whole group; and somebody may press it again."""
+    """In a terminal Ctrl-C reaches the whole group, and may be pressed repeatedly."""
     process, workers = _start(tmp_path)
     assert process.pid is not None
     for _ in range(times):

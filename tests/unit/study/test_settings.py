@@ -1,4 +1,4 @@
-"""What a study may be told."""
+"""Settings of a study."""
 
 import json
 from typing import Any

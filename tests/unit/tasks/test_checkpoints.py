@@ -35,7 +35,7 @@ class Quiet(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def address(tmp_path: Path) -> Iterator[str]:
-    """Where the files of `tmp_path` are served."""
+    """Address of a server for the files of `tmp_path`."""
     with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(tmp_path))) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
@@ -116,7 +116,7 @@ def test_what_is_no_checkpoint(content: Any, tmp_path: Path) -> None:
 
 
 def test_no_cut_and_no_flipped_bit_is_accepted(tmp_path: Path) -> None:
-    """What is accepted in spite of a flip, in names and dates that nobody reads, is the same checkpoint."""
+    """A checkpoint accepted despite a flip, in unused names and dates, has the same content."""
     whole = saved(tmp_path / "whole.ckpt").read_bytes()
     damaged = tmp_path / "damaged.ckpt"
     refused = 0

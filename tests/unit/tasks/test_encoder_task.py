@@ -1,4 +1,4 @@
-"""What all tasks share: arguments, encoder, modes, gradients, optimizer. Seen through a classification task."""
+"""Arguments, encoder, modes, gradients and optimizer of all tasks, tested with a classification task."""
 
 import copy
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which of probe, encoder and constants learn, and what keeps constants distributions."""
+"""Regimes: which of probe, encoder and constants are trained, and constants stay distributions."""
 
 import warnings
 from collections.abc import Callable

@@ -26,7 +26,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def make_examples(count: int, seed: int = 0) -> list[dict[str, Tensor]]:
-    """Sequences whose class is told by their second token."""
+    """Sequences whose second token determines the class."""
     generator = torch.Generator().manual_seed(seed)
     input_ids = torch.randint(5, VOCABULARY, (count, LENGTH), generator=generator)
     labels = torch.randint(0, 2, (count,), generator=generator)

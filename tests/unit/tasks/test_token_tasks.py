@@ -18,7 +18,7 @@ Make = Callable[..., L.Trainer]
 
 
 def make_examples(count: int, labelled: bool = True, seed: int = 0) -> list[dict[str, Tensor]]:
-    """[CLS], letters, [SEP] and padding; the tag of a letter is told by the letter, every third one has none."""
+    """[CLS], letters, [SEP] and padding; the letter determines its tag, and every third letter has none."""
     generator = torch.Generator().manual_seed(seed)
     examples = []
     for number in range(count):

@@ -34,7 +34,7 @@ def weights_of(kind, constants, causal, **options):
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_aft_full_is_the_constant_heads(causal):
-    """Whatever the queries and keys are: the gate is exactly 1 and the keys have no say."""
+    """For any queries and keys: the gate is exactly 1 and the keys have no effect."""
     constants = make_constants(causal)
     torch.testing.assert_close(weights_of("aft_full", constants, causal), shares(constants), **CLOSE)
 

@@ -243,7 +243,7 @@ def test_only_what_underflows_is_redone(monkeypatch):
 
 
 def kept_numbers(call, given):
-    """How many numbers autograd keeps of a call, beside what it was given."""
+    """Number of values that autograd saves in a call, beside its arguments."""
     places = {tensor.untyped_storage().data_ptr() for tensor in given}
     kept = {}
 

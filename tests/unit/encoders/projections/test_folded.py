@@ -181,7 +181,7 @@ def test_layers_that_share_a_module_are_folded_together():
 
 
 def test_an_adapter_on_the_values_gets_what_it_expects():
-    """A layer that somebody wrapped computes as before: only its own output is right for the wrapper."""
+    """A wrapped projection is called as before, because the wrapper needs its own output."""
     model, inputs = folded("bert"), make_inputs("bert")
     constant = swap_attention(copy.deepcopy(plain("bert")), "constant", constants=merged("bert"))
     with torch.no_grad():

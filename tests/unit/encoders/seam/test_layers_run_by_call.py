@@ -1,4 +1,4 @@
-"""Which layer runs is known by the call: threads, layers that run again, errors on the way, copies."""
+"""The running layer is known in threads, repeated layers, after errors and in copies."""
 
 import copy
 import pickle
@@ -142,7 +142,7 @@ def test_copies(name, copied):
 @pytest.mark.parametrize("name", [*ALBERTS, "bert", "deberta", "gpt2"])
 @pytest.mark.parametrize("mode", [None, "partial"])
 def test_observing_while_another_thread_runs_forwards(name, mode):
-    """Who looks sees its own forwards only, and nobody else notices; neither when it begins nor when it ends."""
+    """An observer sees only the forwards of its own thread, and does not affect other threads."""
     model, inputs, others = build(name), make_inputs(name), make_inputs(name, seed=7)
     constants = calibrate(model, [inputs], CASES[name].length)
     if mode is not None:
