@@ -6,7 +6,7 @@ ENCODER := models/all-MiniLM-L6-v2
 # Everything works offline once it is installed; nothing here asks a hub.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo test coverage lint format docs bench clean
+.PHONY: help demo test coverage lint format docs bench release clean
 help: ## list the commands
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -25,7 +25,7 @@ $(ENCODER)/config.json: $(VENV)/.runtime tools/demo_encoder.py
 	$(BIN)/python tools/demo_encoder.py $(ENCODER)
 
 demo: $(VENV)/.runtime $(ENCODER)/config.json ## a small study of a real encoder on real text: score against share of constant heads
-	$(BIN)/papa study --config configs/study/demo.yaml --output studies/demo
+	$(BIN)/papa study --config demo.yaml --output studies/demo
 
 test: $(VENV)/.dev ## all tests and doctests
 	$(BIN)/python -m pytest --numprocesses auto
@@ -57,8 +57,18 @@ docs: $(VENV)/.docs ## the documentation: tables from the code, then a site in b
 BENCHMARKS := speed calibration folded compact growth
 bench: $(VENV)/.runtime ## time and memory against the stock encoder: tables and figures in build/benchmark
 	for name in $(BENCHMARKS); do \
-		$(BIN)/papa benchmark --config configs/benchmark/$$name.yaml --output build/benchmark/$$name || exit 1; \
+		$(BIN)/papa benchmark --config $$name.yaml --output build/benchmark/$$name || exit 1; \
 	done
 
+$(VENV)/.release: $(VENV)/.runtime
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[release]'
+	touch $@
+
+release: $(VENV)/.release ## sdist and wheel in dist/, checked: metadata, and commands of the wheel in an empty folder
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python tools/check_wheel.py dist/*.whl
+
 clean: ## remove the environment and what the demo wrote
-	rm -rf $(VENV) build models lightning_logs studies plans
+	rm -rf $(VENV) build dist models lightning_logs studies budgets

@@ -1,18 +1,19 @@
-"""Errors of a configuration in one line: what jsonargparse and Lightning say on many."""
+"""Errors of a configuration in one line.
+
+jsonargparse raises errors whose only content is a text of many lines: no attribute holds the key, the value or the
+type. The patterns below read it, and tests/unit/test_configuration.py holds them to the version that is installed.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-
-import yaml
 
 from papa_lightning.either_lightning import MisconfigurationException
 from papa_lightning.errors import PapaError, explanation
 
-#: Lines of jsonargparse's account that say what is wrong, apart from types that were tried.
+#: Lines that name a reason other than the types that were tried.
 _REASONS = re.compile(
     r"(Option '[^']*' is not accepted|the following arguments are required: .*|Requirement '[^']*' not met|"
     r"Neither `tensorboard` nor `tensorboardX` is available.*)"
@@ -25,47 +26,9 @@ _EXPECTED = re.compile(r"Expected an? (?:<class '(?:\w+\.)*(\w+)'>|typing\.Liter
 _SHOW = "PAPA_DEBUG=1 shows the traceback"
 
 
-def check_files(words: Sequence[str]) -> None:
-    """Refuse configuration files that are not text, and such that hold themselves, on which parsers go on for ever.
-
-    Args:
-        words: Of the command line.
-
-    Raises:
-        PapaError: With the name of the file.
-    """
-    for option, value in zip(words, [*words[1:], ""], strict=True):
-        name, equals, given = option.partition("=")
-        path = Path(given if equals else value)
-        if name in ("-c", "--config") and path.is_file():
-            _check_file(path)
-
-
-def _check_file(path: Path) -> None:
-    try:
-        if _holds_itself(yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader), [], set()):
-            raise PapaError(f"config is {str(path)!r}, in which something holds itself (by an alias): write it out.")
-    except UnicodeDecodeError as error:
-        raise PapaError(f"config is {str(path)!r}, which is not UTF-8 ({error}): save it as UTF-8.") from error
-    except RecursionError as error:
-        raise PapaError(f"config is {str(path)!r}, which nests too deeply: make it flatter.") from error
-    except yaml.YAMLError as error:
-        raise PapaError(f"config is {str(path)!r}, which is no YAML: {' '.join(str(error).split())}") from error
-
-
-def _holds_itself(node: yaml.Node | None, above: list[yaml.Node], seen: set[int]) -> bool:
-    if node in above:
-        return True
-    if not isinstance(node, yaml.CollectionNode) or id(node) in seen:
-        return False
-    seen.add(id(node))
-    children = [one for pair in node.value for one in (pair if isinstance(pair, tuple) else [pair])]
-    return any(_holds_itself(child, [*above, node], seen) for child in children)
-
-
 @contextmanager
 def configuring() -> Iterator[None]:
-    """Whatever a constructor raises while a configuration becomes objects is an error of the configuration.
+    """Turn errors of the constructors that a configuration names into errors of the configuration.
 
     Raises:
         PapaError: With the message of the error, on one line.
@@ -78,10 +41,10 @@ def configuring() -> Iterator[None]:
 
 
 def account(message: str) -> str:
-    """What jsonargparse tells on many lines of a value that fits no type, on one: key, value, what it must be.
+    """The message of an error of jsonargparse on one line: key, value and expected types.
 
     Args:
-        message: Of an error of jsonargparse, or any other.
+        message: Message of an error of jsonargparse; any other is joined to one line.
 
     Example:
         >>> account('''Parser key "trainer.max_epochs":

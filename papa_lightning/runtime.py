@@ -20,7 +20,7 @@ from torch.autograd.profiler import profile
 from papa_lightning.errors import PapaError
 
 #: The version of the package.
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 _PACKAGES = ("torch", "transformers", "datasets", "torchmetrics")
 

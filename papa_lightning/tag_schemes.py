@@ -1,4 +1,4 @@
-"""Schemes in which tags of words mark entities: how they are recognised, read and written."""
+"""Schemes of tags that mark entities in sentences: recognition, reading and writing."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 Scheme = Literal["IOB2", "IOB1", "IO", "IOBES", "BILOU"]
-"""How tags mark entities. A tag is `O`, or a mark, a hyphen and the kind of the entity: `B-PER`."""
+"""Scheme of tags. A tag is `O`, or a mark, a hyphen and the kind of the entity: `B-PER`."""
 
 OUTSIDE = "O"
 
 
 class Rules(NamedTuple):
-    """What marks of neighbouring tags mean, as patterns: the mark before, the own mark, and how the kinds compare.
+    """Meanings of pairs of neighbouring tags, as patterns: both marks, and a comparison of the kinds.
 
-    `*` stands for any mark or kinds, `=` for the same kind, `!` for different ones.
+    `*` stands for any mark or kinds, `=` for equal kinds, `!` for different ones.
 
     Args:
         marks: All marks but O.
-        starts: Where an entity begins.
-        goes_on: Where the own tag belongs to the entity of the tag before.
-        ends: Where the entity of the tag before is complete.
+        starts: Pairs in which the second tag begins an entity.
+        goes_on: Pairs in which the second tag continues the entity of the first.
+        ends: Pairs in which the entity of the first tag is complete.
     """
 
     marks: str
@@ -47,7 +47,7 @@ RULES: Mapping[Scheme, Rules] = {
 
 
 def matches(patterns: frozenset[str], before: str, tag: str) -> bool:
-    """Tell whether two neighbouring tags are among the patterns of `Rules`.
+    """Whether two neighbouring tags match a pattern of `Rules`.
 
     Example:
         >>> matches(RULES["IOB2"].goes_on, "B-PER", "I-PER"), matches(RULES["IOB2"].goes_on, "B-PER", "I-LOC")
@@ -61,12 +61,12 @@ def matches(patterns: frozenset[str], before: str, tag: str) -> bool:
 
 
 def is_tag(name: str, marks: str) -> bool:
-    """Tell whether a name is a tag with one of some marks, or O."""
+    """Whether a name is a tag with one of some marks, or O."""
     return name == OUTSIDE or (len(name) > 2 and name[1] == "-" and name[0] in marks)
 
 
 def scheme_of(label_names: Sequence[str]) -> Scheme | None:
-    """Recognise the scheme of tags by their names.
+    """Scheme of tags, recognised by their names.
 
     With B- and I- alone it is IOB2 if each kind has B-, and IOB1 if each has I-; IOBES and BILOU have B- and E- (L-)
     for the same kinds, and S- (U-).
@@ -75,7 +75,7 @@ def scheme_of(label_names: Sequence[str]) -> Scheme | None:
         label_names: Names of the tags.
 
     Returns:
-        The scheme, None if the names are of none or mixed.
+        The scheme, None for names of no scheme or of several.
 
     Example:
         >>> scheme_of(("O", "B-PER", "I-PER")), scheme_of(("O", "I-PER", "I-LOC", "B-LOC")), scheme_of(("O", "I-PER"))
@@ -101,7 +101,7 @@ def scheme_of(label_names: Sequence[str]) -> Scheme | None:
 
 
 def looks_tagged(label_names: Sequence[str]) -> bool:
-    """Tell whether names look as if they marked entities: O, and capital letters with a hyphen before all others.
+    """Whether names look like tags of entities: O, and others that begin with a capital letter and a hyphen.
 
     Example:
         >>> looks_tagged(("O", "B-PER", "E-PER")), looks_tagged(("O", "other")), looks_tagged(("NOUN", "VERB"))
@@ -112,7 +112,7 @@ def looks_tagged(label_names: Sequence[str]) -> bool:
 
 
 class Entity(NamedTuple):
-    """An entity of a sentence: its words from `start` to before `stop`, and its kind."""
+    """Entity of a sentence: first word, word after the last one, and kind."""
 
     start: int
     stop: int
@@ -120,7 +120,7 @@ class Entity(NamedTuple):
 
 
 def read_entities(tags: Sequence[str]) -> list[Entity]:
-    """Read entities, also from tags that break their scheme: what goes on with nothing begins an entity.
+    """Read entities, also from tags that break their scheme: a tag that continues nothing begins an entity.
 
     Args:
         tags: Tags of one sentence, of any scheme.
@@ -146,16 +146,16 @@ _MARKS: Mapping[Scheme, tuple[str, str, str]] = {
     "IOBES": ("B", "E", "S"),
     "BILOU": ("B", "L", "U"),
 }
-"""Marks of the first, the last and an only word of an entity."""
+"""Marks of the first, the last and the only word of an entity."""
 
 
 def write_entities(entities: Sequence[Entity], length: int, scheme: Scheme) -> list[str]:
     """Write entities as tags.
 
     Args:
-        entities: In the order of their words.
+        entities: Entities in the order of their words.
         length: Number of words of the sentence.
-        scheme: The scheme.
+        scheme: Scheme of the tags.
 
     Example:
         >>> write_entities([Entity(0, 2, "PER"), Entity(2, 3, "PER")], 4, "IOBES")
@@ -174,7 +174,7 @@ def write_entities(entities: Sequence[Entity], length: int, scheme: Scheme) -> l
 
 
 def fit_tags(tags: Sequence[str], kept: Sequence[int], scheme: Scheme) -> list[str]:
-    """Tag the words that are left of a sentence, so that what is left of an entity is one.
+    """Tags of the words that are left of a sentence; the rest of an entity remains an entity.
 
     Args:
         tags: Tags of all words.

@@ -17,6 +17,7 @@ context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(
     [
         "papa_lightning.cli.main",
+        "papa_lightning.cli.trainer_verbs",
         "transformers.models.bert.modeling_bert",
         "transformers.models.roberta.modeling_roberta",
         "torch.distributed.fsdp",

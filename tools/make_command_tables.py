@@ -11,17 +11,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from unittest import mock
 
-from papa_lightning.cli import commands
-from papa_lightning.cli import main as cli
 from papa_lightning.cli.choices import with_choices
+from papa_lightning.cli.trainer_verbs import PapaCLI, run_trainer
+from papa_lightning.cli.verbs.registry import VERBS, parser_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "command_line.md"
 BEGIN = "<!-- the tables are made from the parsers by `make docs` -->\n"
 END = "<!-- end of the tables -->\n"
 
-#: Of every verb of the Trainer; said once above the tables. The Trainer's own arguments depend on Lightning's version.
+#: Arguments of all verbs of the Trainer, which the page lists once; the Trainer's own depend on Lightning's version.
 _COMMON = ("help", "config", "print_config", "trainer", "model", "data", "optimizer", "lr_scheduler", "seed_everything")
-
 
 #: As in docstrings: :class:`~papa_lightning.HeadRanking`.
 _ROLE = re.compile(r":\w+:`(?:~[\w.]+\.)?([^`~]+)`")
@@ -29,15 +28,7 @@ _ROLE = re.compile(r":\w+:`(?:~[\w.]+\.)?([^`~]+)`")
 
 def command_tables() -> str:
     """A heading, a sentence and a table for each command, as Markdown."""
-    parsers = {
-        **trainer_parsers(),
-        "study": commands.study_parser(),
-        "report": commands.report_parser(),
-        "plan": commands.plan_parser(),
-        "benchmark": commands.benchmark_parser(),
-        "export": commands.export_parser(),
-        "compact": commands.compact_parser(),
-    }
+    parsers = {**trainer_parsers(), **{verb: parser_of(verb) for verb in VERBS}}
     return "\n\n".join(_section(verb, parser) for verb, parser in parsers.items())
 
 
@@ -46,15 +37,15 @@ def trainer_parsers() -> Mapping[str, argparse.ArgumentParser]:
     found: dict[str, argparse.ArgumentParser] = {}
 
     class Made(Exception):  # noqa: N818
-        """Ends the command line where it would begin to parse."""
+        """Stops the command line before it parses."""
 
-    def parse_arguments(self: cli.PapaCLI, *_: object) -> None:
+    def parse_arguments(self: PapaCLI, *_: object) -> None:
         found.update(self._subcommand_parsers)
         raise Made
 
-    with mock.patch.object(cli.PapaCLI, "parse_arguments", parse_arguments):
+    with mock.patch.object(PapaCLI, "parse_arguments", parse_arguments):
         try:
-            cli._run_trainer([])
+            run_trainer([])
         except Made:
             return found
     raise AssertionError("the parsers were not made")
@@ -67,14 +58,12 @@ def _section(verb: str, parser: argparse.ArgumentParser) -> str:
 
 
 def _rows(parser: argparse.ArgumentParser) -> Iterator[str]:
-    for action in parser._actions:
-        if action.dest.split(".")[0] in _COMMON or action.help == argparse.SUPPRESS:
+    listed = [one for one in parser._actions if not one.dest.endswith("help") and one.help != argparse.SUPPRESS]
+    groups = {action.dest.rpartition(".")[0] for action in listed}
+    for action in listed:
+        if action.dest.split(".")[0] in _COMMON or action.dest in groups:
             continue
-        if action.option_strings and action.option_strings[-1].endswith(".help"):
-            continue
-        if action.dest in ("probe", "features", "shape"):  # the group; its members follow
-            continue
-        name = action.option_strings[-1].rstrip("+") if action.option_strings else action.dest.upper()
+        name = f"--{action.dest}" if action.option_strings else action.dest.upper()
         default = "required" if _required(action, parser) else f"`{_plain(action.default)}`"
         text = (
             _ROLE.sub(r"`\1`", with_choices(" ".join(str(action.help or "").split())))

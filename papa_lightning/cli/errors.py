@@ -1,11 +1,12 @@
-"""Where every error of the command line ends: in one line, or as a fault of ours with a file to report it by.
+"""Errors of the command line: one line and an exit code, or a report of a fault of papa_lightning.
 
-Nothing is listed that may pass. Where an error comes from decides: what our own code did not mean to raise is our
-fault, and everything else is of the input, of other code, or of the machine.
+The origin of an error decides, not a list of classes: unintended errors of our own code are our faults, all others
+belong to the input, to other code, or to the machine.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import sys
@@ -26,6 +27,7 @@ from papa_lightning import errors as exceptions
 from papa_lightning.configuration import account
 from papa_lightning.either_lightning import MisconfigurationException, SIGTERMException
 from papa_lightning.errors import PapaError, explanation
+from papa_lightning.runtime import versions
 from papa_lightning.text import printable
 
 #: Exit codes: something outside of papa_lightning has to be mended; a fault of papa_lightning; signals, as of shells.
@@ -33,26 +35,27 @@ MENDABLE, FAULT, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 
 _HERE = Path(__file__).parents[1]
 _LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
-#: What the machine or a file does to code that is right, wherever it meets it.
+#: Errors that the machine or a file causes in correct code.
 _OUTER = (OSError, MemoryError, torch.OutOfMemoryError, RecursionError, UnicodeError)
-_UNLIKE = re.compile(r"Error\(s\) in loading state_dict for (\w+):\s*(.*)", re.DOTALL)
 _TRACEBACK = "Traceback (most recent call last):"
 _FRAME = re.compile(r'^\s*File "([^"]*)", line (\d+)(?:, in (\S+))?')
-#: Where Lightning hands out what a checkpoint holds, also to code of ours.
-_RESTORING = re.compile(r"checkpoint_connector\.py:(_?restore|resume)")
+#: Functions of Lightning that pass on the content of a checkpoint, also to our code; tests hold them to its version.
+_RESTORING = ("restore", "_restore", "resume")
+_CONNECTOR = "checkpoint_connector.py"
+_LOADING = (inspect.getfile(torch.nn.Module), torch.nn.Module.load_state_dict.__name__)
 _SHOW = "PAPA_DEBUG=1 shows the traceback"
 _LONGEST = 700
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What an error says and where it was raised, also when that was in another process and only text came back.
+    """Message and place of an error, also of one that another process sent as text.
 
     Args:
-        kind: Name of its class.
-        message: One line.
-        frames: File, line and function of each call, the one that raised last.
-        meant: It is a PapaError.
+        kind: Name of the class.
+        message: Message on one line.
+        frames: File, line and function of each call, the innermost last.
+        meant: Whether it is a PapaError.
     """
 
     kind: str
@@ -62,17 +65,22 @@ class Origin:
 
     @property
     def ours(self) -> bool:
-        """Whether code of papa_lightning raised it, and not because of what a checkpoint holds."""
+        """Whether code of papa_lightning raised it, and the content of a checkpoint is not the reason."""
         return bool(self.frames) and _HERE in Path(self.frames[-1][0]).parents and not self.restoring
 
     @property
     def restoring(self) -> bool:
         """Whether a checkpoint was being restored."""
-        return any(_RESTORING.search(f"{file}:{name}") for file, _, name in self.frames)
+        return any(Path(file).name == _CONNECTOR and name.startswith(_RESTORING) for file, _, name in self.frames)
+
+    @property
+    def loading(self) -> bool:
+        """Whether ``load_state_dict`` of torch refused the keys or shapes of a checkpoint."""
+        return bool(self.frames) and self.kind == "RuntimeError" and self.frames[-1][::2] == _LOADING
 
     @property
     def place(self) -> str | None:
-        """The innermost line of code that is no library's and not ours: of a class that the user wrote."""
+        """The innermost line of code of the user, if it was called after ours."""
         for file, line, _ in reversed(self.frames):
             if _HERE in Path(file).parents:
                 return None
@@ -82,24 +90,24 @@ class Origin:
 
 
 def origin(error: BaseException) -> Origin:
-    """Find out what an error says and where it was raised.
+    """Message and place of an error.
 
     Args:
-        error: Any error; one that another process sent says in its text, or in that of its cause, where it was raised.
+        error: Any error. One of another process has its traceback in its text, or in the text of its cause.
     """
     frames = [(frame.filename, frame.lineno or 0, frame.name) for frame in traceback.extract_tb(error.__traceback__)]
     text, sent = str(error), getattr(error.__cause__, "tb", None)
     kind, meant = type(error).__name__, isinstance(error, PapaError)
-    if isinstance(sent, str) and _TRACEBACK in sent:  # of a pool of processes: the error itself is whole
+    if isinstance(sent, str) and _TRACEBACK in sent:  # from a pool of processes: only the traceback is text
         frames = _frames(sent)
-    elif _TRACEBACK in text:  # of a worker of a data loader, a forked rank, Ray: all is text
+    elif _TRACEBACK in text:  # from a data loader's worker, a forked rank, Ray: all is text
         frames, (kind, text) = _frames(text), _last(text)
         meant = meant or isinstance(getattr(exceptions, kind, None), type)
     return Origin(kind, _one_line(text), frames, meant)
 
 
 def error_line(error: BaseException) -> str | None:
-    """What the command line prints of an error that is no fault of ours.
+    """The line that the command line prints for an error that is not our fault.
 
     Args:
         error: Any error.
@@ -111,7 +119,7 @@ def error_line(error: BaseException) -> str | None:
         >>> error_line(PapaError("batch_size is 0, but must be at least 1."))
         'batch_size is 0, but must be at least 1.'
     """
-    # Parsers wrap what a constructor raises in these two; any other error beside a PapaError is a fault of its own.
+    # Parsers wrap the errors of constructors in these two; any other error has its own reason.
     explained = explanation(error) if isinstance(error, (ValueError, ArgumentError)) else None
     found = origin(explained or error)
     if found.meant:
@@ -123,10 +131,9 @@ def error_line(error: BaseException) -> str | None:
         return f"{names or found.place or found.kind}: {error.strerror} ({_SHOW})"
     if found.ours and not isinstance(error, _OUTER) and not _is_outer(found.kind):
         return None
-    unlike = _UNLIKE.match(found.message) if found.kind == "RuntimeError" else None
-    if unlike:  # torch lists every key, on pages
-        keys = shorten(unlike.group(2), 160, placeholder=" …")
-        return f"ckpt_path is no checkpoint of this {unlike.group(1)}, but of another model: {keys} ({_SHOW})"
+    if found.loading:  # torch lists every key, on pages
+        keys = shorten(found.message, 220, placeholder=" …")
+        return f"ckpt_path is no checkpoint of this task, but of another model: {keys} ({_SHOW})"
     if found.kind == MisconfigurationException.__name__:
         return f"{found.message} ({_SHOW})"
     place = f"{found.place}: " if found.place else "ckpt_path does not fit this run: " if found.restoring else ""
@@ -135,10 +142,10 @@ def error_line(error: BaseException) -> str | None:
 
 @contextmanager
 def closing(words: object) -> Iterator[None]:
-    """Let no error out of a command but as an exit with a code and a line on stderr.
+    """Turn every error of a command into an exit code and a line on stderr.
 
     Args:
-        words: The command, for a report.
+        words: Words of the command, for a report.
 
     Raises:
         SystemExit: In place of any error. With PAPA_DEBUG=1 in the environment the error itself.
@@ -159,7 +166,7 @@ def closing(words: object) -> Iterator[None]:
 
 
 def _signal(stop: SystemExit) -> int | None:
-    """The code of a signal that Lightning turned into an exit of its own, which could pass for success."""
+    """Exit code of a signal that Lightning turned into an exit, which could pass for success."""
     if isinstance(stop, SIGTERMException):
         return TERMINATED
     return INTERRUPTED if isinstance(stop.__context__, KeyboardInterrupt) else None
@@ -168,8 +175,8 @@ def _signal(stop: SystemExit) -> int | None:
 def _leave(error: BaseException, signal: int | None, words: object = None) -> NoReturn:
     if signal is not None:
         name = "Ctrl-C" if signal == INTERRUPTED else "SIGTERM"
-        told = str(error) if isinstance(error, KeyboardInterrupt) else ""
-        _say(f"papa: Interrupted: {told or f'by {name}. Files that were finished stay; none is half written.'}")
+        message = str(error) if isinstance(error, KeyboardInterrupt) else ""
+        _say(f"papa: Interrupted: {message or f'by {name}. Files that were finished stay; none is half written.'}")
         raise SystemExit(signal) from None
     if isinstance(error, SystemExit):
         raise error
@@ -177,7 +184,7 @@ def _leave(error: BaseException, signal: int | None, words: object = None) -> No
         _flush()
     try:
         line = error_line(error)
-    except Exception:  # of an error that cannot even be looked at, as little as it may be
+    except Exception:  # the error has no readable message
         line = f"{type(error).__name__} ({_SHOW})"
     if line is None:
         _say(_report(error, words))
@@ -187,9 +194,7 @@ def _leave(error: BaseException, signal: int | None, words: object = None) -> No
 
 
 def _report(error: BaseException, words: object) -> str:
-    """Put a fault of ours into a file, and tell of it."""
-    from papa_lightning.runtime import versions  # brings tables, which few commands need
-
+    """Write a report of our fault to a file, and return what to print."""
     whole = "".join(traceback.format_exception(error))
     command = f"papa {' '.join(words)}" if isinstance(words, list) else f"papa, called with {words!r}"
     facts = "\n".join(f"{name} {version}" for name, version in versions().items())
@@ -214,7 +219,7 @@ def _say(text: str) -> None:
 
 
 def _flush() -> None:
-    """Write what stdout holds back; where that fails, point it to nowhere: the interpreter tries again at its end."""
+    """Flush stdout; when that fails, redirect it to nowhere, because the interpreter flushes again at its end."""
     if sys.stdout is None:
         return
     try:
@@ -235,16 +240,16 @@ def _frames(text: str) -> list[tuple[str, int, str]]:
 
 
 def _last(text: str) -> tuple[str, str]:
-    """Class and message of the last traceback in a text: what stands behind its frames, which are indented."""
+    """Class and message of the last traceback in a text: the lines after its frames, which are indented."""
     lines = text[text.rindex(_TRACEBACK) :].strip().splitlines()
     end = max(number for number, line in enumerate(lines) if number == 0 or _FRAME.match(line))
-    told = [line for line in lines[end + 1 :] if not line.startswith("    ")]
-    kind, _, message = "\n".join(told).partition(": ")
+    rest = [line for line in lines[end + 1 :] if not line.startswith("    ")]
+    kind, _, message = "\n".join(rest).partition(": ")
     return kind.rpartition(".")[2].strip(), message
 
 
 def _is_outer(kind: str) -> bool:
-    """Whether a class that is known by its name only is one of those that the machine causes."""
+    """Whether the machine causes errors of a class, given by its name."""
     return kind in {one.__name__ for one in _OUTER} | {one.__name__ for one in OSError.__subclasses__()}
 
 

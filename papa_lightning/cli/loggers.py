@@ -1,4 +1,4 @@
-"""Where a run of the command line logs to when its configuration names no logger, and where its configuration lies."""
+"""Default loggers of the command line, and the saved configuration of a run."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from papa_lightning.lightning_project.run import run_folder
 
 
 def default_loggers(folder: str) -> list[Logger]:
-    """A CSV file, and TensorBoard where it is installed, side by side in the next ``lightning_logs/version_N``.
+    """A CSV file, and TensorBoard where it is installed, both in the next ``lightning_logs/version_N``.
 
-    Lightning's own default is one of the two.
+    Lightning's default is only one of the two.
 
     Args:
-        folder: What ``lightning_logs`` is in.
+        folder: Folder of ``lightning_logs``.
     """
     first = _ReservingCSVLogger(folder)
     loggers: list[Logger] = [first]
@@ -34,17 +34,17 @@ def default_loggers(folder: str) -> list[Logger]:
 
 
 class _ReservingCSVLogger(CSVLogger):
-    """Takes the next number by making its folder, when a run asks for it.
+    """CSV logger that reserves the next version number by creating its folder.
 
-    Lightning looks which numbers are there, and two runs that look at the same time would share one. In a store with an
-    address, where making a folder tells nothing, it looks too.
+    Lightning takes the first free number, so two runs that start at the same time would share one. In a remote store,
+    where creating a folder reserves nothing, this logger does the same.
     """
 
     _reserved: int | None = None
 
     @property
     def version(self) -> int:
-        """Number of the run. Only the first process makes the folder; all others ask that one where it is."""
+        """Number of the run. Only the first process creates the folder, and the others ask it for the number."""
         if self._reserved is None:
             self._reserved = int(super().version)
             if getattr(rank_zero_only, "rank", 0) == 0 and "://" not in self.save_dir:
@@ -64,11 +64,11 @@ def _reserve(root: Path, least: int) -> int:
 
 
 class _TensorBoardBeside(TensorBoardLogger):
-    """Writes to the folder of another logger.
+    """TensorBoard logger that writes to the folder of another logger.
 
     Args:
-        folder: What ``lightning_logs`` is in.
-        beside: The other one.
+        folder: Folder of ``lightning_logs``.
+        beside: The other logger.
     """
 
     def __init__(self, folder: str, beside: CSVLogger) -> None:
@@ -77,7 +77,7 @@ class _TensorBoardBeside(TensorBoardLogger):
 
     @property
     def version(self) -> int | str:
-        """That of the other one."""
+        """Version of the other logger."""
         version: int | str = self._beside.version
         return version
 
@@ -85,16 +85,16 @@ class _TensorBoardBeside(TensorBoardLogger):
 class SaveRunConfig(SaveConfigCallback):
     """Save the configuration in the folder of the run, also for loggers whose runs share a ``save_dir``.
 
-    To be made with ``save_to_log_dir=False``: Lightning would write it to the ``save_dir`` as well.
+    Needs ``save_to_log_dir=False``: otherwise Lightning writes it to the ``save_dir`` as well.
     """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Ask for the folder on every process: it is broadcast."""
+        """Find the folder, on every process because it is broadcast."""
         self._folder = run_folder(trainer)
         super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Write the whole configuration, on the first process; nowhere without a logger."""
+        """Write the whole configuration on the first process; without a logger, write nothing."""
         if self._folder is not None:
             config = self.parser.dump(self.config, skip_none=False)
             write_atomically(self._folder / self.config_filename, config.encode())

@@ -1,10 +1,10 @@
-"""What a run did, in a few lines."""
+"""Summaries that the command line prints after a run."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,13 +13,14 @@ from papa_lightning.either_lightning import Callback, L
 from papa_lightning.encoders import encoder_shape
 from papa_lightning.errors import UnsupportedEncoderError
 from papa_lightning.lightning_project.run import run_folder
+from papa_lightning.text import Table
 
 
 class Stopwatch(Callback):
     """Times training. Lightning's Timer would do, but a Trainer with one ignores its ``max_time``.
 
     Attributes:
-        seconds: Of the last training with its validations; None before one has ended.
+        seconds: Duration of the last training with its validations; None before the end of one.
     """
 
     def __init__(self) -> None:
@@ -44,12 +45,12 @@ class FitSummary:
         total: Number of heads.
         score_name: Logged name of the score, e.g. "val/accuracy".
         score: Its last value, or None when nothing was validated.
-        calibration_seconds: Of the calibration pass; None when this run did not calibrate.
-        training_seconds: Of training and validation together.
+        calibration_seconds: Duration of the calibration pass; None when this run did not calibrate.
+        training_seconds: Duration of training and validation together.
         logs: Folder of the logs, or None.
-        constants: Constants file, or None.
-        checkpoint: Last or best checkpoint, or None.
-        ranking: Ranking file, or None when no gates were trained.
+        constants: Path of the constants file, or None.
+        checkpoint: Path of the last or best checkpoint, or None.
+        ranking: Path of the ranking file, or None without trained gates.
     """
 
     constant: int
@@ -69,7 +70,7 @@ class FitSummary:
         return self.constant / self.total
 
     def __str__(self) -> str:
-        """A table of two columns."""
+        """Table of two columns."""
         rows = [
             ("heads constant", _heads(self.constant, self.total)),
             (self.score_name, "not validated" if self.score is None else f"{self.score:.4f}"),
@@ -80,15 +81,15 @@ class FitSummary:
             ("checkpoint", _path(self.checkpoint, "none")),
             *([("ranking", _path(self.ranking, ""))] if self.ranking else []),
         ]
-        return _table(rows)
+        return str(Table(("", ""), rows, left=2))
 
 
 def summarize_fit(trainer: L.Trainer, module: L.LightningModule) -> FitSummary | None:
     """Collect the facts of a fit that has ended.
 
     Args:
-        trainer: After ``fit``.
-        module: The module that it fitted; ``score_name`` tells its score, else no score is given.
+        trainer: The Trainer, after ``fit``.
+        module: The fitted module; ``score_name`` is the name of its score.
 
     Returns:
         The summary, or None when the module holds no supported encoder.
@@ -121,7 +122,7 @@ class ScoreSummary:
     """The scores of a validation or a test.
 
     Args:
-        scores: By logged name.
+        scores: Scores by logged name.
         constant: Number of heads that are constant; None when the module holds no supported encoder.
         total: Number of heads.
     """
@@ -131,21 +132,22 @@ class ScoreSummary:
     total: int
 
     def __str__(self) -> str:
-        """A table of two columns."""
+        """Table of two columns."""
         heads = [] if self.constant is None else [("heads constant", _heads(self.constant, self.total))]
-        return _table([*heads, *((name, f"{score:.4f}") for name, score in self.scores.items())])
+        scores = [(name, f"{score:.4f}") for name, score in self.scores.items()]
+        return str(Table(("", ""), [*heads, *scores], left=2))
 
 
 def summarize_scores(trainer: L.Trainer, module: L.LightningModule, stage: Literal["val", "test"]) -> ScoreSummary:
     """Collect the scores of a validation or test that has ended.
 
     Args:
-        trainer: After ``validate`` or ``test``.
-        module: The module that was evaluated.
-        stage: What the names of its scores begin with.
+        trainer: The Trainer, after ``validate`` or ``test``.
+        module: The evaluated module.
+        stage: First part of the names of its scores.
 
     Returns:
-        The summary: its own score first, then all others by name.
+        The summary: the score of the task first, then all others by name.
     """
     logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
     first = str(getattr(module, "score_name", "")).replace("val/", f"{stage}/", 1)
@@ -158,17 +160,12 @@ def summarize_scores(trainer: L.Trainer, module: L.LightningModule, stage: Liter
     return ScoreSummary({name: logged[name] for name in names}, constant_heads(encoder), layers * heads)
 
 
-def _table(rows: Sequence[tuple[str, str]]) -> str:
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
-
-
 def _heads(constant: int, total: int) -> str:
     return f"{constant} of {total} ({constant / total:.1%})"
 
 
 def _path(path: str | None, otherwise: str) -> str:
-    """A path as one would type it: relative where that is shorter."""
+    """A path, relative where that is shorter."""
     return min(path, os.path.relpath(path), key=len) if path else otherwise
 
 

@@ -1,4 +1,4 @@
-"""The Trainer of the command line: Lightning's, with verbs that leave files and checkpoints that run nothing."""
+"""The Trainer of the command line: Lightning's, with verbs that write files, and checkpoints that cannot run code."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from papa_lightning.either_lightning import L
 from papa_lightning.errors import PapaError
 from papa_lightning.files.writing import check_output
 
+#: Verbs that Lightning's Trainer lacks: one pass over the training data, whose result is a file.
+FILE_VERBS = ("calibrate", "rank")
+TRAINER_VERBS = ("fit", "validate", "test", "predict", *FILE_VERBS)
+
 
 class PapaTrainer(L.Trainer):
-    """Lightning's Trainer with one more verb, and predictions that end in a file."""
+    """Lightning's Trainer with ``calibrate`` and ``rank``, and with predictions that are written to a file."""
 
     callbacks: list[L.Callback]
 
@@ -31,8 +35,8 @@ class PapaTrainer(L.Trainer):
             model: The task.
             train_dataloaders: As in Lightning's Trainer.
             val_dataloaders: As in Lightning's Trainer.
-            datamodule: Its train and validation data are used.
-            ckpt_path: Checkpoint to go on from. The arguments of the task are then those of the checkpoint.
+            datamodule: Data module with training and validation data.
+            ckpt_path: Checkpoint to resume. The arguments of the task are then those of the checkpoint.
             weights_only: Always true: a checkpoint that holds more than tensors and plain values is refused.
         """
         super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, _only_weights(weights_only))
@@ -43,12 +47,12 @@ class PapaTrainer(L.Trainer):
         datamodule: L.LightningDataModule | None = None,
         output: str = "constants.safetensors",
     ) -> None:
-        """Average the attention of the encoder over the train data and write a constants file. Trains nothing.
+        """Average the attention of the encoder over the training data, and write a constants file.
 
         Args:
             model: The task, or any module that holds an encoder.
-            datamodule: Its train data are calibrated on.
-            output: Where the constants are written; `fit` takes the file as `constants` of ConstantAttention.
+            datamodule: Data module with training data.
+            output: Constants file to write; `fit` takes it as `constants` of ConstantAttention.
         """
         check_output("output", output)
         configured = [callback for callback in self.callbacks if isinstance(callback, CalibratingCallback)]
@@ -66,14 +70,14 @@ class PapaTrainer(L.Trainer):
         constants: str | None = None,
         ckpt_path: str | None = None,
     ) -> None:
-        """Rank the heads of the encoder over the train data and write a ranking file.
+        """Rank the heads of the encoder over the training data, and write a ranking file.
 
         Args:
             model: The task.
-            datamodule: Its train data are gone over.
+            datamodule: Data module with training data.
             criterion: Criterion of the ranking: :data:`papa_lightning.criteria.CRITERIA`. gate trains; so does a
                 criterion that needs the loss, where there is no ckpt_path.
-            output: Where the ranking is written; `fit` takes the file as `ranking` of ConstantAttention.
+            output: Ranking file to write; `fit` takes it as `ranking` of ConstantAttention.
             constants: A constants file; without one, a criterion that needs constants calibrates first.
             ckpt_path: Checkpoint of the trained task.
         """
@@ -107,11 +111,11 @@ class PapaTrainer(L.Trainer):
         output: str | None = None,
         weights_only: bool | None = None,
     ) -> None:
-        """Predict, and write labels and probabilities of every example to a file. Nothing is returned.
+        """Write the predicted label and the probabilities of every example to a file.
 
         Args:
             model: The task.
-            datamodule: Its predict data are predicted.
+            datamodule: Data module with data for prediction.
             ckpt_path: Checkpoint of the task.
             output: A .jsonl or .parquet file; None takes predictions.jsonl in the folder of the logs.
             weights_only: Always true: a checkpoint that holds more than tensors and plain values is refused.
@@ -138,11 +142,11 @@ class PapaTrainer(L.Trainer):
     ) -> Sequence[Mapping[str, float]]:
         """Score a task on its validation data.
 
-        As Lightning's, but quiet: the command line prints a table of its own.
+        Without Lightning's table: the command line prints one of its own.
 
         Args:
             model: The task.
-            datamodule: Its validation data are used.
+            datamodule: Data module with validation data.
             ckpt_path: Checkpoint of the task.
             weights_only: Always true: a checkpoint that holds more than tensors and plain values is refused.
         """
@@ -159,11 +163,11 @@ class PapaTrainer(L.Trainer):
     ) -> Sequence[Mapping[str, float]]:
         """Score a task on its test data.
 
-        As Lightning's, but quiet: the command line prints a table of its own.
+        Without Lightning's table: the command line prints one of its own.
 
         Args:
             model: The task.
-            datamodule: Its test data are used.
+            datamodule: Data module with test data.
             ckpt_path: Checkpoint of the task.
             weights_only: Always true: a checkpoint that holds more than tensors and plain values is refused.
         """
@@ -176,13 +180,13 @@ def _nothing_done(trainer: PapaTrainer, done: str, output: str) -> str:
     limits = ("max_epochs", "max_steps", "limit_train_batches")
     found = ", ".join(f"{name} is {getattr(trainer, name)}" for name in limits)
     return (
-        f"nothing was {done}, and {output!r} is not written: no training began, because of {found}, or a time that was "
-        "over: leave the trainer its steps."
+        f"nothing was {done}, and {output!r} is not written: no training began, because of {found}, or of a "
+        "time limit: allow the trainer a step."
     )
 
 
 def _only_weights(asked: bool | None) -> bool:
-    """True; what a checkpoint holds beside tensors and plain values is never run."""
+    """True: a checkpoint with more than tensors and plain values is never loaded."""
     if asked is False:
         raise PapaError(
             "weights_only is False, which lets a checkpoint run code: leave it out. Where you trust who wrote the "

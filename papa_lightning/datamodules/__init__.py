@@ -1,4 +1,9 @@
-"""Data modules: one task each over a shared base, and the layouts of their rows."""
+"""Data modules of tasks: one short class each, over a shared base.
+
+``reading`` turns files and data sets of the hub into rows, ``rows`` turns rows into numbers; ``base``, ``text`` and
+``tokens`` combine them. Imports nothing of encoders but the loading of tokenizers. A task of the GLUE kind is added in
+``glue``, with a YAML in ``configs``; a file format in ``reading/formats``.
+"""
 
 from papa_lightning.datamodules.base import TaskDataModule
 from papa_lightning.datamodules.custom import (

@@ -1,4 +1,4 @@
-"""The base of all data modules: from task files or the hub to batches of rows of one length."""
+"""Base of the data modules of tasks: from files or the hub to batches of rows of one length."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -11,10 +11,9 @@ from torch.utils.data import DataLoader, default_collate
 from transformers import PreTrainedTokenizerBase
 
 from papa_lightning.checks import as_text, check_choice, check_processes, whole
-from papa_lightning.datamodules.parts import ROLES, Role
-from papa_lightning.datamodules.reading.files import find_split_files, missing_split, read_split
+from papa_lightning.datamodules.parts import ROLES, Role, batch_loader
+from papa_lightning.datamodules.reading.files import find_split_files, load_hub, missing_split, read_split
 from papa_lightning.datamodules.reading.formats import READERS
-from papa_lightning.datamodules.reading.hub import load_hub
 from papa_lightning.datamodules.rows.checks import class_names, is_labelled, named
 from papa_lightning.datamodules.rows.layouts import Layout, Padding, Preset, check_padding, cut_padding
 from papa_lightning.datamodules.rows.reports import COUNTERS, report_labels, report_missing_splits, report_truncation
@@ -27,7 +26,7 @@ Loader = DataLoader[dict[str, torch.Tensor]]
 
 
 class TaskDataModule(LightningDataModule, ABC):
-    """Base of all data modules; use `TextDataModule` or `TokenDataModule`.
+    """Base of the data modules of tasks; derive from `TextDataModule` or `TokenDataModule`.
 
     Batches are mappings of int64 tensors, B = `batch_size`, T = `max_length`:
     `input_ids` (B, T), `attention_mask` (B, T), `token_type_ids` (B, T) if the tokenizer makes them, `labels` if the
@@ -35,22 +34,22 @@ class TaskDataModule(LightningDataModule, ABC):
     from 0. With padding="longest" T is the longest row of the batch.
 
     Args:
-        tokenizer: Name on the hub, or local folder. Use the encoder's.
-        data_dir: Folder that holds one file per split (`train`, `validation`, `test`; .jsonl, .json, .csv, .tsv or
-            .parquet). None: the data set is taken from the hub.
+        tokenizer: Name on the hub, or local folder, of the encoder's tokenizer.
+        data_dir: Folder with one file per split (`train`, `validation`, `test`; .jsonl, .json, .csv, .tsv or
+            .parquet). None: the data set of the hub.
         max_length: Number of slots T of every row.
         batch_size: Rows per training batch.
-        eval_batch_size: Rows per batch of validation, test and prediction. None: as `batch_size`.
+        eval_batch_size: Rows per batch of validation, test and prediction. None: `batch_size`.
         layout: "segment": segments and separators on fixed slots. "plain": padding at the end.
-        preset: "reference" repeats the published code, "default" does the better thing where the two differ.
-        num_workers: Processes that load batches, per dataloader. 0: none besides the main one.
-        max_train_examples: Take so many training rows from the start of the split. None: all.
-        max_eval_examples: The same for the other splits.
+        preset: "reference" repeats the published code, "default" departs from it where that is better.
+        num_workers: Number of processes that load batches, per dataloader. 0: only the main one.
+        max_train_examples: Number of training rows, from the start of the split. None: all.
+        max_eval_examples: Number of rows of each other split. None: all.
         revision: Revision of the data set on the hub. None: the one that is known to work.
         tokenizer_revision: Revision of the tokenizer on the hub.
-        padding: "max_length": all rows have T slots. "longest": as many as the longest row of the batch needs, which
-            wants layout="plain".
-        num_proc: Processes that tokenise. None: the main one.
+        padding: "max_length": all rows have T slots. "longest": as many as the longest row of the batch, only with
+            layout="plain".
+        num_proc: Number of processes that tokenise. None: the main one.
 
     Raises:
         PapaError: An argument is out of range. `prepare_data` and `setup` raise a DataError for data or tokenizers
@@ -60,29 +59,29 @@ class TaskDataModule(LightningDataModule, ABC):
     task_name: str
     """Short name of the task, for metadata and messages."""
     hub_path: str | None = None
-    """Name of the data set on the hub. None: it is on no hub."""
+    """Name of the data set on the hub. None: only local files."""
     hub_config: str | None = None
     """Configuration of the data set on the hub."""
     hub_revision: str | None = None
-    """Revision on the hub that is taken where none is asked for."""
+    """Default of `revision`."""
     hub_remedy: str = "pass data_dir, a folder of local files"
-    """What to do without the hub, for messages."""
+    """Alternative to the hub, for messages."""
     split_names: Mapping[str, str] = {"train": "train", "validation": "validation", "test": "test"}
     """Name of every split, on the hub and as the stem of a file."""
     role_splits: Mapping[str, tuple[str, ...]] = {"train": ("train",), "validation": ("validation",), "test": ("test",)}
-    """Keys of `split_names` by what they serve; only the first of a role must exist."""
+    """Keys of `split_names` by role; only the first of a role must exist."""
     validation_names: tuple[str, ...] = ()
-    """Names of the validation and test dataloaders, in their order, where there are several."""
+    """Names of the validation and test dataloaders, in order, where there are several."""
     suffixes: tuple[str, ...] = tuple(READERS)
-    """Suffixes of the files that can be read."""
+    """Suffixes of readable files."""
     label_column: str = "label"
     """Column of the label or labels."""
     label_names: tuple[str, ...]
     """Names of the labels, by number."""
     skip_labels: tuple[str, ...] = ()
-    """Labels whose rows are left out, as text: "-" in SNLI, where annotators did not agree."""
+    """Labels, as text, whose rows are left out: "-" in SNLI, where annotators disagreed."""
     metrics: tuple[str, ...] = ("accuracy",)
-    """Names of the task's metrics; the first one is its score."""
+    """Names of the task's metrics; the first one is the score."""
 
     def __init__(
         self,
@@ -104,7 +103,7 @@ class TaskDataModule(LightningDataModule, ABC):
         super().__init__()
         tokenizer = as_text("tokenizer", tokenizer)
         data_dir = None if data_dir is None else as_text("data_dir", data_dir)
-        # The Trainer refuses to log a name that model and data share with different values, such as `preset`.
+        # Not logged: the Trainer refuses names that model and data share with different values, such as `preset`.
         self.save_hyperparameters(logger=False)
         self.tokenizer_name = tokenizer
         self.data_dir = data_dir
@@ -132,7 +131,7 @@ class TaskDataModule(LightningDataModule, ABC):
 
     @property
     def fewest_slots(self) -> int:
-        """Fewest slots with a token of the text among them: CLS x | SEP, where "reference" gives the text half."""
+        """Smallest number of slots that leaves one for the text: CLS x | SEP, where "reference" gives it half."""
         return 4
 
     @property
@@ -144,12 +143,12 @@ class TaskDataModule(LightningDataModule, ABC):
 
     @property
     def folder(self) -> Path | None:
-        """Folder that the splits are read from, None for the hub."""
+        """Folder of the splits, None for the hub."""
         return None if self.data_dir is None else Path(self.data_dir).expanduser()
 
     @property
     def source(self) -> str:
-        """Where the data come from, without any path: metadata travel with constants files."""
+        """Source of the data, without paths: metadata travel with constants files."""
         if self.folder is not None:
             return f"data_dir {self.folder.resolve().name}"
         names = ", ".join(name for name in (self.hub_path, self.hub_config) if name)
@@ -157,20 +156,20 @@ class TaskDataModule(LightningDataModule, ABC):
 
     @property
     def description(self) -> str:
-        """The training data in a few words, for metadata: `sst2 train (hub nyu-mll/glue, sst2)`."""
+        """Short description of the training data, for metadata: `sst2 train (hub nyu-mll/glue, sst2)`."""
         limit = "" if self.max_train_examples is None else f", first {self.max_train_examples} examples"
         return f"{self.task_name} {self.split_names['train']} ({self.source}{limit})"
 
     def fingerprint(self) -> str:
-        """Identify the data as they are now, by content: bytes of files, whatever their time, or what the hub gave.
+        """Identity of the data by content, as 64 hexadecimal digits: bytes of files, or the rows of the hub.
 
-        Arguments, such as `max_length`, are no part of the 64 hexadecimal digits.
+        Arguments, such as `max_length`, do not count.
         """
         return data_fingerprint(self)
 
     @abstractmethod
     def needed_columns(self, labelled: bool) -> list[str]:
-        """Name the columns that `encode` reads."""
+        """Names of the columns that `encode` reads."""
 
     @abstractmethod
     def encode(self, columns: Mapping[str, Sequence[Any]], rows: Sequence[int], where: str) -> dict[str, list[Any]]:
@@ -179,17 +178,17 @@ class TaskDataModule(LightningDataModule, ABC):
         Args:
             columns: The columns of the data set, n values each.
             rows: Number of each row in its split, from 0.
-            where: Name of what is read, for messages.
+            where: Source of the rows, for messages.
 
         Returns:
-            The columns of a batch as in `features`, `labels` only if there is a column of labels.
+            The columns of `features`, with `labels` only if there is a column of labels.
 
         Raises:
             DataError: A value is missing or not what the task expects.
         """
 
     def features(self, labelled: bool) -> dict[str, Any]:
-        """Return the types in which the columns of `encode` are stored; batches hold int64 whatever they are."""
+        """Types in which the columns of `encode` are stored; batches hold int64."""
         row = List(Value("int32"), length=self.max_length)
         types = {"input_ids": row, "attention_mask": row, "truncated": Value("bool"), "example_id": Value("int64")}
         if "token_type_ids" in self.tokenizer.model_input_names:
@@ -225,13 +224,13 @@ class TaskDataModule(LightningDataModule, ABC):
         return read_split(path)
 
     def prepare_data(self) -> None:
-        """Download and tokenise once per machine: `setup` finds the rows in the cache. Keeps no state."""
+        """Download and tokenise once per machine, into the cache that `setup` reads. Keeps no state."""
         stage = None if self.trainer is None or self.trainer.state.fn is None else self.trainer.state.fn.value
         for split in dict.fromkeys(split for splits in self._resolve(stage).values() for split in splits):
             self._tokenized(split)
 
     def setup(self, stage: str | None = None) -> None:
-        """Make the rows of a stage ready; what is ready already stays.
+        """Load the rows of a stage that are not loaded yet.
 
         Args:
             stage: "fit", "validate", "test", "predict", or None for all of them.
@@ -256,24 +255,28 @@ class TaskDataModule(LightningDataModule, ABC):
                 report_labels(self.task_name, train, others, self.label_names, self.label_column)
 
     def report(self, splits: Mapping[str, Dataset]) -> None:
-        """Warn once of what was lost from new splits, given by the name of their file."""
+        """Warn once of the losses in new splits.
+
+        Args:
+            splits: Tokenised rows by name of their file.
+        """
         setting = f"max_length={self.max_length} in layout={self.layout!r}, preset={self.preset!r}"
         report_truncation(self.task_name, splits, setting)
 
     def train_dataloader(self) -> Loader:
-        """Return the training batches, shuffled."""
+        """Dataloader of the training split, shuffled."""
         return self._loaders("train")[0]
 
     def val_dataloader(self) -> Loader | list[Loader]:
-        """Return the validation batches: one dataloader, or a list in the order of `validation_names`."""
+        """Dataloader of the validation split, or a list in the order of `validation_names`."""
         return self._one_or_all("validation")
 
     def test_dataloader(self) -> Loader | list[Loader]:
-        """Return the batches of the test split, of the validation split if no test split has labels."""
+        """Dataloaders of the test split, or of the validation split if no test split has labels."""
         return self._one_or_all("test")
 
     def predict_dataloader(self) -> Loader | list[Loader]:
-        """Return the batches of the test split, of the validation split if there is none; labels may be missing."""
+        """Dataloaders of the test split, or of the validation split if there is none; labels may be missing."""
         return self._one_or_all("predict")
 
     def _check_arguments(self) -> None:
@@ -293,12 +296,12 @@ class TaskDataModule(LightningDataModule, ABC):
         check_padding(self.padding, self.layout)
 
     def _resolve(self, stage: str | None) -> dict[Role, tuple[str, ...]]:
-        """Say which splits serve every role of a stage."""
+        """Splits of every role of a stage."""
         check_choice("stage", stage, tuple(ROLES))
         return {role: self._splits_of(role) for role in ROLES[stage]}
 
     def _splits_of(self, role: Role) -> tuple[str, ...]:
-        """Say which splits serve a role: without a (labelled) test split, those of validation do."""
+        """Splits of a role; without a (labelled) test split, those of validation."""
         if role in ("test", "predict"):
             tests = {split: rows for split in self.role_splits["test"] if (rows := self.load_split(split)) is not None}
             if tests and (role == "predict" or all(map(self.is_labelled, tests.values()))):
@@ -308,16 +311,16 @@ class TaskDataModule(LightningDataModule, ABC):
         return (first, *(split for split in others if self.load_split(split) is not None))
 
     def is_labelled(self, rows: Dataset) -> bool:
-        """Tell whether rows have labels; a test split may have none, or hidden ones."""
+        """Whether rows have labels; a test split may have none, or hidden ones."""
         return self.label_column in rows.column_names and self.has_labels(
             named(rows[self.label_column], class_names(rows.features[self.label_column], self.label_names))
         )
 
     def needs_labels(self, split: str) -> bool:
-        """Tell whether the rows of a split must have labels.
+        """Whether the rows of a split must have labels.
 
-        That hangs on what runs: prediction reads none, nor does a module or a callback of the Trainer that has
-        `needs_labels = False`, such as masked language modelling and calibration. Rows of a test split need none.
+        Not in a test split, not for prediction, and not where the module or a callback of the Trainer has
+        `needs_labels = False`, as masked language modelling and calibration have.
         """
         return split not in self.role_splits["test"] and not self._predicts and self._reads_labels
 
@@ -331,11 +334,11 @@ class TaskDataModule(LightningDataModule, ABC):
         return all(getattr(one, "needs_labels", True) for one in runs)
 
     def has_labels(self, values: Sequence[Any]) -> bool:
-        """Tell whether the values of the label column hold any label."""
+        """Whether the values of the label column hold any label."""
         return is_labelled(values, self.label_names)
 
     def _tokenized(self, split: str) -> Dataset:
-        """Load, check and tokenise a split; the result lies in the cache of the datasets library."""
+        """Load, check and tokenise a split, with the cache of the datasets library."""
         rows = self._load_rows(split)
         labelled = self.needs_labels(split) or (self._reads_labels and self.is_labelled(rows))
         try:
@@ -343,16 +346,16 @@ class TaskDataModule(LightningDataModule, ABC):
         except DataError:
             if not (labelled and self._predicts):
                 raise
-            return encode_rows(self, rows, False, self._where(split))  # labels that are missing or wrong are not read
+            return encode_rows(self, rows, False, self._where(split))  # predict despite missing or wrong labels
 
     def _is_ready(self, split: str) -> bool:
-        """Tell whether a split is tokenised, with labels if they are needed now."""
+        """Whether a split is tokenised, with labels if they are needed now."""
         if split not in self._rows or "labels" in self._rows[split].column_names or not self._reads_labels:
             return split in self._rows
         return not self.needs_labels(split) and not self.is_labelled(self._load_rows(split))
 
     def _load_rows(self, split: str) -> Dataset:
-        """Load the rows of a split that must exist, as many as the limits allow."""
+        """Rows of a split that must exist, up to the limit."""
         rows = self.load_split(split)
         if rows is None:
             name = self.split_names[split]
@@ -365,37 +368,29 @@ class TaskDataModule(LightningDataModule, ABC):
         return rows if limit is None or limit >= len(rows) else rows.select(range(limit))
 
     def _where(self, split: str) -> str:
-        """Name what a split is read from, for messages about its rows."""
+        """Source of a split, for messages about its rows."""
         name = self.split_names[split]
         if self.folder is None:
             return f"{self.source}, split {name!r}"
         return repr(str(find_split_files(self.folder, [name], self.suffixes)[name]))
 
     def _file(self, split: str) -> str:
-        """Name a split in a few words: its file, or its name on the hub."""
+        """Short name of a split: of its file, or on the hub."""
         name = self.split_names[split]
         return name if self.folder is None else find_split_files(self.folder, [name], self.suffixes)[name].name
 
     def _one_or_all(self, role: Role) -> Loader | list[Loader]:
-        """Make the dataloaders of a role that may have several."""
+        """The dataloader of a role, or all where there may be several."""
         loaders = self._loaders(role)
         return loaders if self.validation_names else loaders[0]
 
     def _loaders(self, role: Role) -> list[Loader]:
-        """Make the dataloaders of a role."""
+        """The dataloaders of a role."""
         if role not in self._splits:
             raise DataError(f"the {role} data are not set up: call setup() of the data module first.")
-        device = "cpu" if self.trainer is None else self.trainer.strategy.root_device.type
-        settings: dict[str, Any] = {
-            "batch_size": self.batch_size if role == "train" else self.eval_batch_size,
-            "shuffle": role == "train",
-            "num_workers": self.num_workers,
-            "pin_memory": device in ("cuda", "xpu"),  # elsewhere it costs a copy, or a warning, for nothing
-            "persistent_workers": self.num_workers > 0,
-            "collate_fn": cut_padding if self.padding == "longest" else default_collate,
-        }
         left_out = set(COUNTERS) - ({"num_words"} if role == "predict" else set())
         splits = [self._rows[split] for split in self._splits[role]]
         kept = [[name for name in rows.column_names if name not in left_out] for rows in splits]
         formatted = [rows.with_format("torch", columns=own) for rows, own in zip(splits, kept, strict=True)]
-        return [DataLoader(rows, **settings) for rows in formatted]
+        collate = cut_padding if self.padding == "longest" else default_collate
+        return [batch_loader(self, rows, role == "train", collate_fn=collate) for rows in formatted]

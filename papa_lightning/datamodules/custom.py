@@ -1,4 +1,4 @@
-"""Data modules for data of your own: which columns and labels there are is said by arguments, or in YAML."""
+"""Data modules for your own data, with columns and labels as arguments."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,24 +11,24 @@ from papa_lightning.either_lightning import rank_zero_warn
 from papa_lightning.errors import DataError
 from papa_lightning.tag_schemes import RULES, looks_tagged, scheme_of
 
-# With other types than text, so that the command line hands over what YAML made of names, and the message can say so.
+# More types than text: YAML reads some names as numbers or truth values, which a message should explain.
 LabelNames = list[str | bool | int | float] | tuple[str | bool | int | float, ...]
 
 
 class TextClassificationDataModule(TextDataModule):
-    """Texts of your own with one of any number of classes each. No regression: labels are classes.
+    """Your own texts, with one class each; regression is not supported.
 
     Args:
-        tokenizer: Name on the hub, or local folder. Use the encoder's.
+        tokenizer: Name on the hub, or local folder, of the encoder's tokenizer.
         label_names: Names of the labels, two or more, as text. Rows give a label by its name, or, where no name is a
             number, by its place here from 0.
         text_column: Column of the text.
         label_column: Column of the label.
         metrics: Names of the metrics; the first one is the score.
         task_name: Short name of the task, for metadata and messages.
-        hub_path: Name of the data set on the hub, where there is no `data_dir`.
-        hub_config: Its configuration.
-        split_names: Names of the splits that are called otherwise, by "train", "validation" and "test".
+        hub_path: Name of the data set on the hub, without `data_dir`.
+        hub_config: Name of its configuration.
+        split_names: Other names of the splits, by "train", "validation" and "test".
         skip_labels: Labels whose rows are left out, such as "-" in SNLI.
         **kwargs: See `TaskDataModule`.
 
@@ -64,19 +64,19 @@ class TextClassificationDataModule(TextDataModule):
 
 
 class TextPairClassificationDataModule(TextDataModule):
-    """Pairs of texts of your own with one of any number of classes each. No regression: labels are classes.
+    """Your own pairs of texts, with one class each; regression is not supported.
 
     Args:
-        tokenizer: Name on the hub, or local folder. Use the encoder's.
+        tokenizer: Name on the hub, or local folder, of the encoder's tokenizer.
         label_names: Names of the labels, two or more, as text. Rows give a label by its name, or, where no name is a
             number, by its place here from 0.
         text_columns: Columns of the first and of the second text.
         label_column: Column of the label.
         metrics: Names of the metrics; the first one is the score.
         task_name: Short name of the task, for metadata and messages.
-        hub_path: Name of the data set on the hub, where there is no `data_dir`.
-        hub_config: Its configuration.
-        split_names: Names of the splits that are called otherwise, by "train", "validation" and "test".
+        hub_path: Name of the data set on the hub, without `data_dir`.
+        hub_config: Name of its configuration.
+        split_names: Other names of the splits, by "train", "validation" and "test".
         skip_labels: Labels whose rows are left out, such as "-" in SNLI.
         max_length: Number of slots T of every row.
         **kwargs: See `TaskDataModule`.
@@ -116,22 +116,22 @@ class TextPairClassificationDataModule(TextDataModule):
 
 
 class TokenClassificationDataModule(TokenDataModule):
-    """Sentences of your own that are split into words, with one of any number of labels per word.
+    """Your own sentences, split into words, with one label per word.
 
     Labels that mark entities (O, and B- and I- of every kind: the scheme IOB2; also IOB1, IO, IOBES and BILOU) are
     scored by the F1 of entities, others by the accuracy over words, unless `metrics` says otherwise.
 
     Args:
-        tokenizer: Name on the hub, or local folder. Use the encoder's.
+        tokenizer: Name on the hub, or local folder, of the encoder's tokenizer.
         label_names: Names of the labels, two or more, as text. Words give a label by its name, or, where no name is a
             number, by its place here from 0.
         token_column: Column of the words, a list.
         label_column: Column of the labels, a list of the same length.
         metrics: Names of the metrics; the first one is the score.
         task_name: Short name of the task, for metadata and messages.
-        hub_path: Name of the data set on the hub, where there is no `data_dir`.
-        hub_config: Its configuration.
-        split_names: Names of the splits that are called otherwise, by "train", "validation" and "test".
+        hub_path: Name of the data set on the hub, without `data_dir`.
+        hub_config: Name of its configuration.
+        split_names: Other names of the splits, by "train", "validation" and "test".
         conll_places: Columns of the word and of the label in a CoNLL file, from 0, or from -1 backwards. None: the
             first and the last one, in a .conllu file those of the form and of the universal part of speech.
         max_length: Number of slots T of every row.
@@ -170,7 +170,7 @@ class TokenClassificationDataModule(TokenDataModule):
                 rank_zero_warn(
                     f"label_names is {list(names)!r}, whose tags look as if they marked entities, but in none of the "
                     f"schemes {', '.join(RULES)}: they are scored by the accuracy over words, where 'O' everywhere "
-                    "is good already. Mend the names for the F1 of entities, or pass metrics to choose."
+                    "is good already. Correct the names for the F1 of entities, or pass metrics."
                 )
         self.token_column = as_text("token_column", token_column)
         _state(self, label_names, label_column, metrics, task_name, hub_path, hub_config, split_names)
@@ -191,7 +191,7 @@ def _state(
     hub_config: str | None,
     split_names: Mapping[str, str] | None,
 ) -> None:
-    """State the facts of a task that other data modules state as class attributes."""
+    """Set the facts of a task that are class attributes of other data modules."""
     data.label_names = as_label_names(label_names)
     data.metrics = as_names("metrics", metrics, fewest=1)
     data.label_column = as_text("label_column", label_column)

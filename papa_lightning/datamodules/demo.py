@@ -1,11 +1,11 @@
-"""Demo data that come with the package."""
+"""Demo data of the package."""
 
 from pathlib import Path
 
 from papa_lightning.datamodules.text import TextDataModule
 
 BUNDLED = Path(__file__).parent / "data"
-"""Folder of the bundled files; its README says where they come from."""
+"""Folder of the bundled files; its README names the source."""
 
 
 class DemoDataModule(TextDataModule):
@@ -13,7 +13,7 @@ class DemoDataModule(TextDataModule):
 
     2,000 sentences to train on and 500 to validate on, half of each positive. Source: Hutto and Gilbert, "VADER: A
     Parsimonious Rule-based Model for Sentiment Analysis of Social Media Text", ICWSM 2014. A demonstration, not a
-    benchmark. For the arguments see `TaskDataModule`; `data_dir` puts files of your own in place of the bundled ones.
+    benchmark. For the arguments see `TaskDataModule`; `data_dir` replaces the bundled files by your own.
 
     Example:
         >>> data = DemoDataModule(tokenizer="bert-base-uncased")
@@ -30,10 +30,10 @@ class DemoDataModule(TextDataModule):
 
     @property
     def folder(self) -> Path:
-        """Folder that the splits are read from."""
+        """Folder of the splits."""
         return super().folder or BUNDLED
 
     @property
     def source(self) -> str:
-        """Where the data come from."""
+        """Source of the data."""
         return "bundled with papa_lightning" if self.data_dir is None else super().source

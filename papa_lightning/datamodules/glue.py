@@ -1,4 +1,4 @@
-"""CoLA: is an English sentence acceptable."""
+"""Tasks of GLUE: CoLA, MRPC, SST-2 and MNLI."""
 
 from collections.abc import Mapping
 

@@ -1,10 +1,10 @@
-"""NER: which words name persons, places and other things."""
+"""Named entities: CoNLL-2003 and WNUT-17."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
 from papa_lightning.checks import check_choice
-from papa_lightning.datamodules.reading.hub import PARQUET
+from papa_lightning.datamodules.reading.files import PARQUET
 from papa_lightning.datamodules.tokens import TokenDataModule
 
 NERDataSet = Literal["conll2003", "wnut_17"]
@@ -12,7 +12,7 @@ NERDataSet = Literal["conll2003", "wnut_17"]
 
 
 class _Facts(NamedTuple):
-    """What is known of a data set: its name on the hub, and the kinds of entities in the order of its tags."""
+    """Facts of a data set: name on the hub, kinds of entities in the order of its tags, original files."""
 
     hub_path: str
     kinds: tuple[str, ...]
@@ -40,16 +40,15 @@ class NERDataModule(TokenDataModule):
     "conll2003" has 9 tags: O, and B- and I- of PER, ORG, LOC and MISC. "wnut_17" has 13: corporation, creative-work,
     group, location, person and product. In files the columns are `tokens` and `ner_tags`, the tags by name or number.
 
-    On the hub both data sets come with a loading script, which the datasets library no longer runs, so the hub's own
-    copy in Parquet is taken. Loading from the hub is not covered by the tests, which run without a network; with
-    `data_dir` the original files are read.
+    On the hub both data sets have a loading script, which the datasets library no longer runs, so the hub's own copy in
+    Parquet is loaded; no test covers that, for want of a network. With `data_dir` the original files are read.
 
     Sources: Tjong Kim Sang and De Meulder, "Introduction to the CoNLL-2003 Shared Task", CoNLL 2003; Derczynski et
     al., "Results of the WNUT2017 Shared Task on Novel and Emerging Entity Recognition", W-NUT 2017.
 
     Args:
-        tokenizer: Name on the hub, or local folder. Use the encoder's.
-        dataset: The data set, which decides on the tags.
+        tokenizer: Name on the hub, or local folder, of the encoder's tokenizer.
+        dataset: Name of the data set, which decides on the tags.
         max_length: Number of slots T of every row.
         **kwargs: See `TaskDataModule`.
 

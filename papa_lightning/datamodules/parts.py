@@ -1,11 +1,11 @@
-"""What the data modules share whose data are ready arrays: parts, and their loaders."""
+"""Roles of data, their dataloaders, and the base of data modules whose data are tensors."""
 
 from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -14,11 +14,14 @@ from papa_lightning.checks import check_choice, check_processes, whole
 from papa_lightning.either_lightning import LightningDataModule
 from papa_lightning.errors import DataError
 
+if TYPE_CHECKING:
+    from papa_lightning.datamodules.base import TaskDataModule
+
 Part = Literal["train", "validation", "test"]
-"""A part of the data."""
+"""Part of the data."""
 
 Role = Literal["train", "validation", "test", "predict"]
-"""What a dataloader is for."""
+"""Purpose of a dataloader."""
 
 ROLES: Mapping[str | None, tuple[Role, ...]] = {
     "fit": ("train", "validation"),
@@ -27,26 +30,39 @@ ROLES: Mapping[str | None, tuple[Role, ...]] = {
     "predict": ("predict",),
     None: ("train", "validation", "test", "predict"),
 }
-"""What every stage of the Trainer needs."""
+"""Roles of every stage of the Trainer."""
 
 Rows = Dataset[dict[str, torch.Tensor]]
 
-_PARTS: dict[str | None, tuple[Part, ...]] = {
-    "fit": ("train", "validation"),
-    "validate": ("validation",),
-    "test": ("test",),
-    "predict": ("test",),
-    None: ("train", "validation", "test"),
-}
+
+def batch_loader(module: TaskDataModule | PartsDataModule, rows: Any, shuffle: bool, **options: Any) -> DataLoader[Any]:
+    """A dataloader with the settings of a data module.
+
+    Args:
+        module: The data module.
+        rows: Rows of the dataloader.
+        shuffle: Whether it is for training: batches of `batch_size` in random order, else of `eval_batch_size`.
+        options: Further arguments of the DataLoader.
+    """
+    device = "cpu" if module.trainer is None else module.trainer.strategy.root_device.type
+    return DataLoader(
+        rows,
+        batch_size=module.batch_size if shuffle else module.eval_batch_size,
+        shuffle=shuffle,
+        num_workers=module.num_workers,
+        pin_memory=device in ("cuda", "xpu"),  # useless elsewhere, where it copies or warns
+        persistent_workers=module.num_workers > 0,
+        **options,
+    )
 
 
 class PartsDataModule(LightningDataModule, ABC):
-    """Base of data modules that say what their parts are; prediction is on the test part.
+    """Base of data modules whose rows are tensors; prediction is on the test part.
 
     Args:
-        batch_size: Rows a training batch.
-        eval_batch_size: Rows a batch of validation, test and prediction. None: as `batch_size`.
-        num_workers: Processes that load batches, per dataloader.
+        batch_size: Rows of a training batch.
+        eval_batch_size: Rows of a batch of validation, test and prediction. None: `batch_size`.
+        num_workers: Number of processes that load batches, per dataloader.
 
     Raises:
         PapaError: For an argument out of its range.
@@ -64,50 +80,45 @@ class PartsDataModule(LightningDataModule, ABC):
 
     @abstractmethod
     def part(self, name: Part) -> Rows:
-        """The rows of a part, each a mapping of tensors.
+        """Rows of a part, each a mapping of tensors.
 
         Raises:
             DataError: When there are none.
         """
 
     def fingerprint(self) -> str:
-        """Identify the data by content; see `TaskDataModule.fingerprint`. These come with an installed package."""
+        """Identity of the data by content, see `TaskDataModule.fingerprint`; here, of data in an installed package."""
         return hashlib.sha256(type(self).__qualname__.encode()).hexdigest()
 
     def setup(self, stage: str | None = None) -> None:
-        """Make the parts of a stage ready; what is ready already stays.
+        """Load the parts of a stage that are not loaded yet.
 
         Args:
             stage: "fit", "validate", "test", "predict", or None for all of them.
         """
-        check_choice("stage", stage, tuple(_PARTS))
-        self._rows.update({name: self.part(name) for name in _PARTS[stage] if name not in self._rows})
+        check_choice("stage", stage, tuple(ROLES))
+        for role in ROLES[stage]:
+            part: Part = "test" if role == "predict" else role
+            if part not in self._rows:
+                self._rows[part] = self.part(part)
 
     def train_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
         """The training batches, shuffled."""
-        return self._loader("train", self.batch_size, shuffle=True)
+        return self._loader("train")
 
     def val_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
         """The validation batches."""
-        return self._loader("validation", self.eval_batch_size)
+        return self._loader("validation")
 
     def test_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
         """The test batches."""
-        return self._loader("test", self.eval_batch_size)
+        return self._loader("test")
 
     def predict_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
         """The test batches."""
-        return self._loader("test", self.eval_batch_size)
+        return self._loader("test")
 
-    def _loader(self, part: Part, batch_size: int, **options: Any) -> DataLoader[dict[str, torch.Tensor]]:
+    def _loader(self, part: Part) -> DataLoader[dict[str, torch.Tensor]]:
         if part not in self._rows:
             raise DataError(f"the {part} data are not set up: call setup() of the data module first.")
-        device = "cpu" if self.trainer is None else self.trainer.strategy.root_device.type
-        return DataLoader(
-            self._rows[part],
-            batch_size=batch_size,
-            num_workers=self.num_workers,
-            pin_memory=device in ("cuda", "xpu"),  # elsewhere it costs a copy, or a warning, for nothing
-            persistent_workers=self.num_workers > 0,
-            **options,
-        )
+        return batch_loader(self, self._rows[part], shuffle=part == "train")

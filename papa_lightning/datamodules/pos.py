@@ -1,4 +1,4 @@
-"""POS: the part of speech of every word."""
+"""Parts of speech: Universal Dependencies."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,13 +15,13 @@ class POSDataModule(TokenDataModule):
     (`en_ewt-ud-train.conllu`), or files with the columns `tokens` and `upos`, the tags by name or by number. Words
     without a part of speech (`_`: ranges of multiword tokens in some copies) are left out.
 
-    On the hub the treebanks come with a loading script, which the datasets library no longer runs, so a copy in
-    Parquet is taken. Loading from the hub is not covered by the tests, which run without a network.
+    On the hub the treebanks have a loading script, which the datasets library no longer runs, so a copy in Parquet is
+    loaded; no test covers that, for want of a network.
 
     Source: de Marneffe et al., "Universal Dependencies", Computational Linguistics 47(2), 2021.
 
     Args:
-        tokenizer: Name on the hub, or local folder. Use the encoder's.
+        tokenizer: Name on the hub, or local folder, of the encoder's tokenizer.
         treebank: Name of the treebank on the hub.
         max_length: Number of slots T of every row.
         **kwargs: See `TaskDataModule`.
@@ -52,7 +52,7 @@ class POSDataModule(TokenDataModule):
         super().__init__(tokenizer, max_length=max_length, **kwargs)
 
     def encode(self, columns: Mapping[str, Sequence[Any]], rows: Sequence[int], where: str) -> dict[str, list[Any]]:
-        """Leave out words without a part of speech, and go on as `TokenDataModule.encode`; words keep their numbers."""
+        """Encode rows without the words that have no part of speech; the others keep their numbers."""
         if self.label_column not in columns:
             return super().encode(columns, rows, where)
         given = columns[self.token_column]
@@ -67,7 +67,7 @@ class POSDataModule(TokenDataModule):
 
 
 def _tagged(words: Any, tags: Any) -> tuple[Any, Any, list[int] | None]:
-    """The words of a row that have a part of speech, and their numbers; what is no pair of lists is refused later."""
+    """Words of a row with a part of speech, their tags and numbers; other values are refused later."""
     if not (isinstance(words, list) and isinstance(tags, list) and len(words) == len(tags)):
         return words, tags, None
     kept = [number for number, tag in enumerate(tags) if tag != "_"]

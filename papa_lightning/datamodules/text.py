@@ -1,4 +1,4 @@
-"""Data modules whose rows are one or two texts with one label."""
+"""Base of data modules for one or two texts with one label."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,8 +11,8 @@ from papa_lightning.datamodules.rows.tokenizing import tokenize
 class TextDataModule(TaskDataModule):
     """Base of the data modules whose rows are one or two texts with one label.
 
-    A subclass states the facts of its task as class attributes: a short file, see `CoLADataModule`. `labels` of a
-    batch are (B,). For the arguments see `TaskDataModule`.
+    A subclass has the facts of its task as class attributes, see `CoLADataModule`. `labels` of a batch are (B,). For
+    the arguments see `TaskDataModule`.
     """
 
     text_columns: tuple[str, ...]
@@ -20,11 +20,11 @@ class TextDataModule(TaskDataModule):
 
     @property
     def fewest_slots(self) -> int:
-        """Fewest slots with a token of every text among them; of a pair, CLS x - | SEP SEP x SEP."""
+        """Smallest number of slots that leaves one for every text; of a pair, CLS x - | SEP SEP x SEP."""
         return 7 if len(self.text_columns) == 2 else 4
 
     def needed_columns(self, labelled: bool) -> list[str]:
-        """Name the columns that `encode` reads."""
+        """Names of the columns that `encode` reads."""
         return [*self.text_columns, *([self.label_column] if labelled else [])]
 
     def encode(self, columns: Mapping[str, Sequence[Any]], rows: Sequence[int], where: str) -> dict[str, list[Any]]:

@@ -1,4 +1,4 @@
-"""Data modules whose rows are sentences split into words, with one label per word."""
+"""Base of data modules for sentences, split into words, with one label per word."""
 
 from collections.abc import Mapping, Sequence
 from operator import ne
@@ -21,18 +21,16 @@ from papa_lightning.tag_schemes import scheme_of
 class TokenDataModule(TaskDataModule):
     """Base of the data modules whose rows are sentences split into words, with one label per word.
 
-    A subclass states the facts of its task as class attributes: a short file, see `POSDataModule`. `labels` of a batch
-    are (B, T): the first token of a word carries the word's label, all else is -100, which losses and metrics leave
-    out. `word_ids` (B, T) has the number of the word in the same places, from 0, so that the words of rows without
-    labels can be told too; batches to predict also have `num_words` (B,). In the segment-aligned layout only the last
-    separator moves, so that words keep their positions.
+    A subclass has the facts of its task as class attributes, see `POSDataModule`. `labels` of a batch are (B, T): the
+    label of a word at its first token, elsewhere -100, which losses and metrics ignore. `word_ids` (B, T) has the
+    number of the word, from 0, in the same places, also without labels; batches for prediction also have `num_words`
+    (B,). In the segment-aligned layout only the last separator moves, so that words keep their positions.
 
     Besides the files of `TaskDataModule`, `data_dir` may hold CoNLL files (.conll, .bio or .txt: one word a line, its
     tag in the last column) and CoNLL-U files (.conllu). Lists in csv and tsv files are words between blanks, or JSON.
-    Where the labels mark entities in a scheme that `scheme_of` knows, tags that break it are mended: in IOB2 an I- tag
-    without a B- before it (schemes IOB1 and IO) becomes a B- tag. Words that become no token, or have no slot, take
-    nothing else with them: what is left of an entity is tagged as one.
-    For the arguments see `TaskDataModule`.
+    Where the labels mark entities in a scheme that `scheme_of` knows, tags that break it are corrected: in IOB2 an I-
+    tag without a B- before it (schemes IOB1 and IO) becomes a B- tag. The rest of an entity whose words have no token,
+    or no slot, is tagged as an entity. For the arguments see `TaskDataModule`.
     """
 
     token_column: str = "tokens"
@@ -44,15 +42,15 @@ class TokenDataModule(TaskDataModule):
 
     @property
     def fewest_slots(self) -> int:
-        """Fewest slots with a word among them: CLS x SEP."""
+        """Smallest number of slots that leaves one for a word: CLS x SEP."""
         return 3
 
     def needed_columns(self, labelled: bool) -> list[str]:
-        """Name the columns that `encode` reads."""
+        """Names of the columns that `encode` reads."""
         return [self.token_column, *([self.label_column] if labelled else [])]
 
     def features(self, labelled: bool) -> dict[str, Any]:
-        """Return the types in which the columns of `encode` are stored; batches hold int64 whatever they are."""
+        """Types in which the columns of `encode` are stored; batches hold int64."""
         counts = {name: Value("int32") for name in ("cut_words", "vanished", "repaired", "num_words")}
         slots = List(Value("int32"), length=self.max_length)
         labels = {"labels": slots} if labelled else {}
@@ -86,11 +84,11 @@ class TokenDataModule(TaskDataModule):
         return read_conll(path, self.token_column, self.label_column, self.conll_places)
 
     def has_labels(self, values: Sequence[Any]) -> bool:
-        """Tell whether the values of the label column hold any label."""
+        """Whether the values of the label column hold any label."""
         return has_tags(values, self.label_names)
 
     def report(self, splits: Mapping[str, Dataset]) -> None:
-        """Warn once of what was lost from new splits, given by the name of their file."""
+        """Warn once of the losses in new splits; see `TaskDataModule.report`."""
         super().report(splits)
         repaired, places = tally(splits, "repaired")
         if repaired:
@@ -112,7 +110,7 @@ class TokenDataModule(TaskDataModule):
 
 
 def _words_in(word_ids: Sequence[int]) -> list[int]:
-    """Numbers of the words of a row that have a slot, in their order."""
+    """Numbers of the words of a row that have a slot."""
     return [word for word in word_ids if word != NO_LABEL]
 
 

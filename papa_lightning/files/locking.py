@@ -1,4 +1,4 @@
-"""Outputs on which one process works at a time."""
+"""Locks of outputs: one process works on an output at a time."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from papa_lightning.errors import PapaError
 def claimed(name: str, output: str | Path, lock: Path) -> Iterator[None]:
     """Keep other processes from an output while this one works on it.
 
-    The operating system holds the lock, so that it ends with the process, whatever ends it. The file behind it says who
-    holds it, and is removed at the end; one that a killed process left means nothing.
+    The operating system holds the lock, so that it ends with the process, also when that is killed. The lock file names
+    the process, and is removed at the end; one that a killed process left locks nothing.
 
     Args:
-        name: Of the argument, for the message.
-        output: What is worked on, for the message.
-        lock: The file of the lock; its folder is made when missing, and removed again where nothing else was put.
+        name: Name of the argument, for the message.
+        output: The output, for the message.
+        lock: Path of the lock file; its folder is created, and removed again if it is empty.
 
     Raises:
-        PapaError: When another process works on it, with its number, its machine, and since when.
+        PapaError: When another process works on the output; the message has its number, machine and starting time.
     """
     made = [folder for folder in lock.parents if not folder.exists()]
     lock.parent.mkdir(parents=True, exist_ok=True)
@@ -43,16 +43,16 @@ def claimed(name: str, output: str | Path, lock: Path) -> Iterator[None]:
         _sign(lock)
         yield
     finally:
-        with suppress(OSError):  # while it is held: who opened it before will see that it is gone, and make a new one
+        with suppress(OSError):  # before the release: a waiting process then sees that it is gone
             lock.unlink()
         held.release()
-        with suppress(OSError):  # something lies in it
+        with suppress(OSError):  # not empty
             for folder in made:
                 folder.rmdir()
 
 
 def _sign(lock: Path) -> None:
-    """Note who holds a lock, behind the first byte, which is what Windows locks."""
+    """Write the process of a lock after the first byte, which Windows locks."""
     since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
     with suppress(OSError), lock.open("r+b") as file:
         file.seek(1)

@@ -1,8 +1,8 @@
 """Files and folders that are written whole or not at all.
 
-What is being written has a name of its own beside its target, ``.papa-<16 random digits>.part``, and is locked by the
-process that writes it: what a killed process left has no lock, and the next one that writes to the folder removes it.
-On Windows, which locks in another way, it stays.
+A part is written beside its target as ``.papa-<16 random digits>.part``, and locked by its process. Parts of killed
+processes have no lock, and the next process that writes to the folder removes them (not on Windows, which locks in
+another way).
 """
 
 from __future__ import annotations
@@ -34,25 +34,24 @@ _KINDS = {
     stat.S_IFIFO: "a pipe",
     stat.S_IFSOCK: "a socket",
 }
-#: A new part may be taken for a left one, just before it is locked, and removed: it is made anew then.
+#: Another process may remove a new part before it is locked; it is created again then.
 _TRIES = 100
-#: Of renameat2(2) on Linux and renamex_np(2) on macOS.
+#: Flags of renameat2(2) on Linux and renamex_np(2) on macOS.
 _HERE, _EXCHANGE, _SWAP = -100, 2, 2
 
 
 def write_atomically(path: str | Path, content: bytes) -> Path:
-    """Write a file so that a reader, also after a crash, sees the old content or the new, never a part.
+    """Write a file atomically: readers see the old content or the new one, also after a crash.
 
     Args:
-        path: The file; its folder is made when missing, and `~` is the home folder. A link stays, and what it leads to
-            is replaced.
-        content: All of it.
+        path: Path of the file, with `~` for the home folder; its folder is created. Of a link, the target is replaced.
+        content: The whole content.
 
     Returns:
         The path.
 
     Raises:
-        OutputError: When it is no regular file, or the system refuses it, as on a full disk.
+        OutputError: When the path is no regular file, or the system refuses to write, as on a full disk.
     """
     with staged_file(path) as file:
         file.write(content)
@@ -61,16 +60,16 @@ def write_atomically(path: str | Path, content: bytes) -> Path:
 
 @contextmanager
 def staged_file(path: str | Path) -> Iterator[BinaryIO]:
-    """A new file that takes the place of another one at the end; after an error the old one is as it was.
+    """A new file that replaces another one at the end; after an error the old one is unchanged.
 
     Args:
-        path: As for :func:`write_atomically`.
+        path: Path as in :func:`write_atomically`.
 
     Yields:
         The file, open for writing.
 
     Raises:
-        OutputError: As from :func:`write_atomically`.
+        OutputError: See :func:`write_atomically`.
     """
     with refusing("path", path):
         target = _regular_target("path", path)
@@ -82,7 +81,7 @@ def staged_file(path: str | Path) -> Iterator[BinaryIO]:
                 file.flush()
                 os.fsync(file.fileno())
                 if sys.platform == "win32":
-                    file.close()  # it replaces no open file
+                    file.close()  # Windows replaces no open file
                 os.replace(file.name, target)
             except BaseException:
                 Path(file.name).unlink(missing_ok=True)
@@ -91,15 +90,15 @@ def staged_file(path: str | Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def staged_folder(target: Path, replace: bool = False) -> Iterator[Path]:
-    """A new folder that takes its name at the end, in one step, and is removed after an error.
+    """A new folder that gets its name at the end, in one step; after an error it is removed.
 
     Args:
-        target: The folder to be made, without links.
-        replace: A folder that has files and this name by then is exchanged for it, and removed: there is no moment
-            without one. Otherwise it stays, and is an error.
+        target: Path of the folder, without links.
+        replace: Whether to replace a folder of this name with files in it, by an exchange in one step; otherwise such a
+            folder is an error.
 
     Yields:
-        Where its files are to be written.
+        Path for its files.
 
     Raises:
         OutputError: When the system refuses it.
@@ -116,16 +115,16 @@ def staged_folder(target: Path, replace: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def temporary_folder(beside: Path) -> Iterator[Path]:
-    """A new folder that nobody else uses, and that is removed at the end, or when its process was killed, by the next.
+    """A new folder that is removed at the end, or, after a killed process, by the next one.
 
     Args:
-        beside: The folder that it is in; made when missing.
+        beside: Parent folder; created when missing.
 
     Yields:
-        Its path.
+        Path of the folder.
 
     Raises:
-        OSError: When it cannot be made.
+        OSError: When it cannot be created.
     """
     beside.mkdir(parents=True, exist_ok=True)
     remove_left(beside)
@@ -210,15 +209,15 @@ def _check_writable(folder: Path) -> None:
 def refusing(
     name: str, path: str | Path, remedy: str = "pass a file in a folder that you may write to, with room for it"
 ) -> Iterator[None]:
-    """What the system refuses to write, in one line.
+    """Turn errors of the system into an error of an output, on one line.
 
     Args:
-        name: Of the argument, for the message.
-        path: What is written.
-        remedy: What to do about it.
+        name: Name of the argument, for the message.
+        path: Path of the output.
+        remedy: Remedy, for the message.
 
     Raises:
-        OutputError: In the place of an OSError.
+        OutputError: In place of an OSError.
     """
     try:
         yield
@@ -247,17 +246,17 @@ def check_work_folder(name: str, folder: Path) -> None:
 
 
 def remove_left(folder: Path) -> None:
-    """Remove what killed processes left in a folder while they wrote to it; what a live one writes is locked.
+    """Remove the parts of killed processes from a folder; those of live ones are locked.
 
     Args:
-        folder: With the targets.
+        folder: Folder of the targets.
     """
     if sys.platform == "win32":
         return
     with os.scandir(folder) as entries:
         found = [entry for entry in entries if _PART.fullmatch(entry.name) and not entry.is_symlink()]
     for entry in found:
-        with suppress(OSError):  # in use, gone by now, or of somebody else
+        with suppress(OSError):  # in use, gone, or of another user
             handle = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -270,21 +269,21 @@ def remove_left(folder: Path) -> None:
 
 
 def new_part(folder: Path, token: str = "", number: int = 0) -> Path:
-    """A name for what is being written.
+    """A path for a part.
 
     Args:
-        folder: That of the target.
-        token: Twelve random hexadecimal digits that several processes share, or nothing for digits that nobody knows.
-        number: Of the process, with a token.
+        folder: Folder of the target.
+        token: Twelve random hexadecimal digits that several processes share; without them, the digits are new.
+        number: Number of the process, with a token.
     """
     return folder / f".papa-{token + format(number, '04x') if token else secrets.token_hex(8)}.part"
 
 
 def open_part(path: Path) -> BinaryIO:
-    """Make a file of :func:`new_part`, which must not exist, and lock it until it is closed.
+    """Create a file of :func:`new_part`, which must not exist, and lock it until it is closed.
 
     Raises:
-        OSError: When it cannot be made.
+        OSError: When it cannot be created.
     """
     for _ in range(_TRIES):
         with suppress(FileExistsError):
@@ -297,7 +296,7 @@ def open_part(path: Path) -> BinaryIO:
 
 
 def _make_folder(beside: Path) -> tuple[Path, int]:
-    """A new folder of :func:`new_part`, and what holds its lock."""
+    """A new folder of :func:`new_part`, and the handle of its lock."""
     for _ in range(_TRIES):
         path = new_part(beside)
         os.mkdir(path)
@@ -312,10 +311,10 @@ def _make_folder(beside: Path) -> tuple[Path, int]:
 
 
 def _exchange(one: Path, other: Path) -> None:
-    """Let two files or folders change places in one step.
+    """Exchange two files or folders in one step.
 
     Raises:
-        OSError: When the system or the file system cannot do that.
+        OSError: When the system or the file system cannot exchange them.
     """
     if sys.platform == "win32":
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
@@ -332,7 +331,7 @@ def _exchange(one: Path, other: Path) -> None:
 
 
 def _lock(handle: int, path: Path) -> bool:
-    """Whether what was just made is locked, and still there: :func:`remove_left` may have been faster."""
+    """Whether a new part is locked and still there: :func:`remove_left` may have been faster."""
     if sys.platform == "win32":
         return True
     try:
@@ -340,16 +339,16 @@ def _lock(handle: int, path: Path) -> bool:
     except BlockingIOError:
         return False
     except OSError:
-        return True  # a file system without locks, on which nothing is taken for left either
+        return True  # a file system without locks, where no part is removed either
     return os.path.lexists(path) and os.path.samestat(os.fstat(handle), os.lstat(path))
 
 
 def _regular_target(name: str, path: str | Path) -> Path:
-    """The file that an output goes to, behind all links.
+    """The file of an output, with all links resolved.
 
     Raises:
-        OutputError: When there is something that is no regular file.
-        OSError: When nobody can tell.
+        OutputError: When the path is no regular file.
+        OSError: When the path cannot be examined.
     """
     target = Path(path).expanduser()
     try:
@@ -367,7 +366,7 @@ def _regular_target(name: str, path: str | Path) -> Path:
 
 
 def _settle(folder: Path) -> None:
-    """All of a folder on the disk, and as readable as it is itself: some libraries make private files."""
+    """Flush a folder to the disk, with the permissions of the folder itself: some libraries create private files."""
     mode = stat.S_IMODE(folder.stat().st_mode)
     for path in [*folder.rglob("*"), folder]:
         os.chmod(path, mode if path.is_dir() else mode & 0o666)

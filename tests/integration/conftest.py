@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, BertTokenizer
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[2] / "papa_lightning" / "configs"
 LETTERS = [*string.ascii_lowercase, *string.digits, *string.punctuation]
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *(f"##{letter}" for letter in LETTERS)]
 FAMILIES: dict[str, dict[str, Any]] = {

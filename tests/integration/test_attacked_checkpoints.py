@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from papa_lightning.cli.main import PapaCLI, main
+from papa_lightning.cli.main import main
+from papa_lightning.cli.trainer_verbs import PapaCLI
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 VERBS = ["fit", "validate", "test", "predict", "rank", "export"]

@@ -18,7 +18,7 @@ import make_performance_tables as tables  # noqa: E402
 
 sys.path.pop(0)
 
-CONFIGS = sorted((ROOT / "configs" / "benchmark").glob("*.yaml"))
+CONFIGS = sorted((ROOT / "papa_lightning" / "configs" / "benchmark").glob("*.yaml"))
 TINY = next(path for path in CONFIGS if path.stem == "tiny")
 
 
@@ -69,7 +69,7 @@ def test_shipped_configurations(path: Path) -> None:
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     settings = BenchmarkSettings(**values | {"shape": ShapeSettings(**values["shape"])})
     assert settings.repeats >= 7
-    assert f"papa benchmark --config configs/benchmark/{path.name} " in path.read_text(encoding="utf-8")
+    assert f"papa benchmark --config {path.name} " in path.read_text(encoding="utf-8")
 
 
 def test_errors_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`papa plan`, as a user runs it, on a tiny encoder and bundled data."""
+"""`papa budget`, as a user runs it, on a tiny encoder and bundled data."""
 
 import json
 import re
@@ -13,7 +13,7 @@ import papa_lightning
 from papa_lightning.cli.main import main
 from papa_lightning.encoders import swapped_layers
 
-CONFIG = Path(__file__).parents[2] / "configs" / "study" / "plan.yaml"
+CONFIG = Path(__file__).parents[2] / "papa_lightning" / "configs" / "study" / "budget.yaml"
 
 
 @pytest.fixture(autouse=True)
@@ -27,9 +27,9 @@ def tiny(encoder_folder: str) -> list[str]:
     config = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
     config["encoder"] = encoder_folder
     config["task"]["init_args"] |= {"max_train_examples": 48, "max_eval_examples": 24}
-    Path("plan.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    Path("budget.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     small = ["--probe.max_epochs", "2", "--seeds", "[0,1]", "--device", "cpu"]
-    return ["plan", "--config", "plan.yaml", "--output", "out", *small]
+    return ["budget", "--config", "budget.yaml", "--output", "out", *small]
 
 
 @pytest.mark.parametrize("search", ["share", "greedy"])
@@ -38,7 +38,7 @@ def test_the_printed_line_makes_the_heads_constant(
 ) -> None:
     main([*tiny, "--within", "40%", "--search", search, "--search_sequences", "4"])
     found, held_out, files, use = capsys.readouterr().out.splitlines()
-    plan = json.loads(Path("out/plan.json").read_text())
+    plan = json.loads(Path("out/budget.json").read_text())
     assert f"within 40 %: {plan['heads']} of 4 heads" in found
     assert held_out.startswith("held out  confirmed: accuracy ") == plan["held_out"]["confirmed"]
     for name in files.removeprefix("files").split(","):
@@ -56,7 +56,7 @@ def test_the_printed_line_makes_the_heads_constant(
 
 def test_the_shipped_configuration_says_all_that_is_needed(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     main(tiny)
-    plan = json.loads(Path("out/plan.json").read_text())
+    plan = json.loads(Path("out/budget.json").read_text())
     assert plan["limit"] == 0.01
     assert plan["settings"]["criterion"] == "variance"
     assert plan["settings"]["probe"]["learning_rate"] == 1e-3
@@ -81,4 +81,4 @@ def test_bad_input_is_one_line(
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("papa: error: ")]
     assert len(lines) == 1
     assert re.search(message, lines[0])
-    assert not Path("out/plan.json").exists()
+    assert not Path("out/budget.json").exists()

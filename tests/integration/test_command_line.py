@@ -17,11 +17,12 @@ from papa_lightning import (
     PapaError,
     SequenceClassificationTask,
 )
-from papa_lightning.cli.main import PapaCLI, main
+from papa_lightning.cli.main import main
+from papa_lightning.cli.trainer_verbs import PapaCLI
 from papa_lightning.encoders import is_calibrated, swapped_layers
 from papa_lightning.tasks.base import EncoderTask
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[2] / "papa_lightning" / "configs"
 
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")

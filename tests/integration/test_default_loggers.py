@@ -10,7 +10,8 @@ import yaml
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from papa_lightning.cli import loggers as logging_defaults
-from papa_lightning.cli.main import PapaCLI, main
+from papa_lightning.cli.main import main
+from papa_lightning.cli.trainer_verbs import PapaCLI
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
@@ -108,7 +109,7 @@ class OneFolder(Logger):
 def test_two_runs_of_a_logger_with_one_folder_keep_their_configurations(
     tiny: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("papa_lightning.cli.main.default_loggers", lambda _: [OneFolder()])
+    monkeypatch.setattr("papa_lightning.cli.trainer_verbs.default_loggers", lambda _: [OneFolder()])
     first = fit(*tiny, "--seed_everything", "1")
     fit(*tiny, "--seed_everything", "2")
     saved = [yaml.safe_load(Path(f"all/project/run{run}/config.yaml").read_text()) for run in (1, 2)]

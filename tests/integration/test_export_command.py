@@ -16,7 +16,7 @@ from papa_lightning import (
 )
 from papa_lightning.cli.main import main
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[2] / "papa_lightning" / "configs"
 LENGTH = 16
 INPUTS = {"input_ids": torch.arange(5, 5 + 2 * LENGTH).view(2, -1), "attention_mask": torch.ones(2, LENGTH).long()}
 INPUTS["attention_mask"][1, 9:] = 0

@@ -13,9 +13,9 @@ import torch
 from command_runs import finished, kill
 
 from papa_lightning import AttentionConstants, PapaError, load_exported_encoder
-from papa_lightning.cli.main import check_checkpoint
+from papa_lightning.cli.trainer_verbs import check_checkpoint
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[2] / "papa_lightning" / "configs"
 KILLS = int(os.environ.get("PAPA_KILLS", "2"))
 
 

@@ -1,14 +1,15 @@
-"""Every YAML of configs/kinds, run at tiny size: a model from nothing, saved, and loaded again."""
+"""Every YAML of papa_lightning/configs/kinds, run at tiny size: a model from nothing, saved, and loaded again."""
 
 import csv
 from pathlib import Path
 
 import pytest
 
-from papa_lightning.cli.main import PapaCLI, main
+from papa_lightning.cli.main import main
+from papa_lightning.cli.trainer_verbs import PapaCLI
 from papa_lightning.encoders import swapped_layers
 
-CONFIGS = Path(__file__).parents[2] / "configs" / "kinds"
+CONFIGS = Path(__file__).parents[2] / "papa_lightning" / "configs" / "kinds"
 BASES = ("language_model", "digits")
 IMAGES = ("aft_conv_2d",)
 OVERLAYS = sorted({path.stem for path in CONFIGS.glob("*.yaml")} - {*BASES})

@@ -14,7 +14,7 @@ from papa_lightning.cli.main import main
 from papa_lightning.study.comparison.run import make_variant
 from papa_lightning.study.comparison.settings import KindsSettings
 
-CONFIGS = Path(__file__).parents[2] / "configs" / "study"
+CONFIGS = Path(__file__).parents[2] / "papa_lightning" / "configs" / "study"
 
 
 def run_small(name, folder, model, data):

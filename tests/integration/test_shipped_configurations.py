@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
-from papa_lightning.cli.main import PapaCLI, main
+from papa_lightning.cli.main import main
+from papa_lightning.cli.trainer_verbs import PapaCLI
 from papa_lightning.encoders import is_calibrated
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[2] / "papa_lightning" / "configs"
 TASKS = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem not in ("defaults", "demo"))
 OVERLAYS = sorted(path.stem for path in (CONFIGS / "encoders").glob("*.yaml"))
 METRICS = {

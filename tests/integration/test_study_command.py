@@ -15,14 +15,13 @@ import torch
 import yaml
 from command_runs import start
 
-from papa_lightning import AttentionConstants, HeadRanking
+from papa_lightning import AttentionConstants, HeadRanking, study
 from papa_lightning.cli.main import main
 from papa_lightning.errors import ResultFileError
 from papa_lightning.study import ProbeSettings, Study, StudySettings, load_table
 from papa_lightning.study import artifacts as work
-from papa_lightning.study import write_report as write_report_of_a_study
 
-CONFIGS = Path(__file__).parents[2] / "configs" / "study"
+CONFIGS = Path(__file__).parents[2] / "papa_lightning" / "configs" / "study"
 
 
 @pytest.fixture(autouse=True)
@@ -33,9 +32,9 @@ def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.fixture(autouse=True)
 def draw_report(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Called by a test that looks at the report: its figures take longer than all the rest of a study."""
-    name, write_report = "papa_lightning.cli.commands.write_report", write_report_of_a_study
-    monkeypatch.setattr(name, lambda folder: Path(folder) / "report.html")
-    return lambda: monkeypatch.setattr(name, write_report)
+    write_report = study.write_report
+    monkeypatch.setattr(study, "write_report", lambda folder: Path(folder) / "report.html")
+    return lambda: monkeypatch.setattr(study, "write_report", write_report)
 
 
 @pytest.fixture
@@ -371,6 +370,6 @@ def test_every_shipped_study_runs(names: list[str], encoder_folder: str, data_fo
 def test_every_shipped_configuration_is_run() -> None:
     run_here = {"demo", "defaults", "six_tasks", "controls"}
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == run_here | {
-        "plan",  # test_plan_command runs that
+        "budget",  # test_budget_command runs that
         *("kinds", "heads", "kinds_digits"),  # and test_kinds_studies these
     }

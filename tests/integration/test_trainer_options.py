@@ -11,8 +11,9 @@ from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 
 from papa_lightning import AttentionConstants
 from papa_lightning.cli.loggers import SaveRunConfig
-from papa_lightning.cli.main import PapaCLI, main
+from papa_lightning.cli.main import main
 from papa_lightning.cli.summary import Stopwatch
+from papa_lightning.cli.trainer_verbs import PapaCLI
 from papa_lightning.lightning_project.run import run_folder
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
@@ -167,7 +168,7 @@ def test_machines_that_nobody_named(
     ("content", "message"),
     [
         (b"trainer: {max_epochs: 1}  # \xe9\n", "which is not UTF-8"),
-        (b"trainer: &a\n  callbacks: *a\n", "in which something holds itself"),
+        (b"trainer: &a\n  callbacks: *a\n", "where a value contains itself"),
         (b"trainer: " + b"[" * 2000, "which nests too deeply"),
         (b"trainer: {a: [\n", "which is no YAML"),
         (b"trainer: !!python/object/apply:os.system ['touch ran']\n", "could not determine a constructor"),

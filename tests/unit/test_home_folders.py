@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
-from papa_lightning.cli.main import check_checkpoint
+from papa_lightning.cli.trainer_verbs import check_checkpoint
 from papa_lightning.datamodules.rows.tokenizing import load_tokenizer
 from papa_lightning.encoders.loading import load_encoder, vocabulary_size
 from papa_lightning.errors import DataError, PapaError

@@ -1,1 +1,1 @@
-"""Rows as they are in files and on the hub."""
+"""Readers of task data: files of each format, CoNLL, and the hub. A format is added to ``formats.READERS``."""

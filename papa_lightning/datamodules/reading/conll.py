@@ -1,4 +1,4 @@
-"""Words with tags in the CoNLL formats, which the datasets library does not read."""
+"""Readers of the CoNLL formats, which the datasets library lacks."""
 
 import re
 from collections.abc import Iterator
@@ -76,7 +76,7 @@ def read_conll(path: Path, word_column: str, tag_column: str, places: Places | N
 def _sentences(
     path: Path, lines: Iterator[tuple[int, list[str]] | None], names: list[str], places: tuple[int, ...]
 ) -> Iterator[dict[str, list[str]]]:
-    """The sentences of a file, in their order."""
+    """Sentences of a file."""
     sentence: list[list[str]] = []
     count = 0
     for line in chain(lines, [None]):
@@ -141,7 +141,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _ends(line: str) -> bool:
-    """Whether a line stands between sentences."""
+    """Whether a line separates sentences."""
     return not line.strip(" \t") or line.startswith("-DOCSTART-")
 
 
@@ -151,7 +151,7 @@ def _columns(line: str, separator: str) -> list[str]:
 
 
 def _shape(path: Path) -> tuple[str, int]:
-    """Separator and number of columns of the first word, which is no line with # if there are others."""
+    """Separator and number of columns of the first word; a line with # counts only without another one."""
     first = ""
     for _, line in _lines(path):
         if not _ends(line):
@@ -163,7 +163,7 @@ def _shape(path: Path) -> tuple[str, int]:
 
 
 def _line_error(path: Path, number: int, found: int, expected: int, reason: str) -> DataError:
-    """Describe a line with a wrong number of columns."""
+    """The error for a line with a wrong number of columns."""
     return DataError(
         f"{str(path)!r}, line {number} has {found} columns, but expected are {expected} ({reason}): mend it."
     )

@@ -1,12 +1,12 @@
-"""Local files of a task: one file a split, whose rows are stored by the datasets library."""
+"""Rows of a task: from local files, one for each split, or from the hub, stored by the datasets library."""
 
 import hashlib
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features
+from datasets import Dataset, Features, load_dataset
 from datasets.fingerprint import Hasher
 
 from papa_lightning.datamodules.reading.formats import READERS, open_bytes, suffix_of, unreadable
@@ -14,6 +14,10 @@ from papa_lightning.errors import DataError
 
 # Part of the identity of stored rows: raise it when a file is read in another way.
 _VERSION = 1
+
+PARQUET = "refs/convert/parquet"
+"""Revision of the hub's own copy in Parquet. Many data sets have a loading script, which the datasets library no longer
+runs."""
 
 # Files of Universal Dependencies have names of their own: en_ewt-ud-dev.conllu.
 _TREEBANK_NAMES = {"train": "-ud-train", "validation": "-ud-dev", "test": "-ud-test"}
@@ -58,26 +62,23 @@ def find_split_files(folder: Path, splits: Iterable[str], suffixes: Sequence[str
 
 
 def _is_treebank(path: Path, split: str) -> bool:
-    """Tell whether a file is a split of a treebank under its own name."""
+    """Whether a file is a split of a treebank under its own name."""
     ending = _TREEBANK_NAMES.get(split)
     return suffix_of(path) == ".conllu" and ending is not None and _stem(path).endswith(ending)
 
 
 def _stem(path: Path) -> str:
-    """The name of a file without its suffix and that of its compression."""
+    """Name of a file without the suffixes of format and compression."""
     return Path(path.name.removesuffix(".gz")).stem
 
 
 def missing_split(folder: Path, split: str, suffixes: Sequence[str] = tuple(READERS)) -> DataError:
-    """Describe that a folder has no file for a split, with what it holds instead.
+    """The error for a folder without a file for a split.
 
     Args:
-        folder: Folder that was searched.
+        folder: The folder.
         split: Name of the split.
         suffixes: Suffixes that its file may have.
-
-    Returns:
-        The error, to be raised.
     """
     found = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
     return DataError(
@@ -87,7 +88,7 @@ def missing_split(folder: Path, split: str, suffixes: Sequence[str] = tuple(READ
 
 
 def file_names(split: str, suffixes: Sequence[str] = tuple(READERS)) -> str:
-    """List the file names that a split may have.
+    """Possible names of the file of a split, for messages.
 
     Example:
         >>> file_names("train")
@@ -100,11 +101,11 @@ def file_names(split: str, suffixes: Sequence[str] = tuple(READERS)) -> str:
 def read_split(path: Path) -> Dataset:
     """Read the file of one split; the rows stay on disk, memory-mapped.
 
-    Values are what the file says: a cell of a .csv or .tsv file is text, but for whole numbers in the columns `idx` and
-    `id`; what stands in a .jsonl, .json or .parquet file keeps its type.
+    A cell of a .csv or .tsv file is text, except whole numbers in the columns `idx` and `id`; values of .jsonl, .json
+    and .parquet files keep their types.
 
     Args:
-        path: A .jsonl, .json, .csv, .tsv or .parquet file; if it is text, also compressed, with .gz behind its name.
+        path: A .jsonl, .json, .csv, .tsv or .parquet file; a text file also compressed, with the suffix .gz.
 
     Returns:
         The rows, without any check of their columns.
@@ -117,11 +118,38 @@ def read_split(path: Path) -> Dataset:
     file_format = READERS[suffix_of(path)]
     try:
         if file_format.is_text:
-            check_utf8(path)  # the readers do not say where broken characters are
+            check_utf8(path)  # the readers do not locate broken characters
         types = file_format.types(path)
-    except Exception as error:  # each reader raises errors of its own libraries
+    except Exception as error:  # the libraries of the readers raise many classes
         raise _explained(path, error) from error
     return store_rows(path, lambda: file_format.rows(path, types), types)
+
+
+def load_hub(path: str, config: str | None, revision: str | None, remedy: str) -> Mapping[str, Dataset]:
+    """Load all splits of a data set of the hub; after the first time, from the cache.
+
+    Args:
+        path: Name of the data set.
+        config: Name of its configuration, None for the only one.
+        revision: Branch, tag or commit.
+        remedy: Alternative to the hub, for the message.
+
+    Returns:
+        Memory-mapped rows by name of the split.
+
+    Raises:
+        DataError: The hub cannot be reached, or the data set cannot be loaded.
+    """
+    try:
+        splits: Mapping[str, Dataset] = load_dataset(path, config, revision=revision)
+    except Exception as error:  # network, hub and file readers raise many classes
+        name = repr(path) if config is None else f"{path!r} ({config})"
+        script = "" if revision == PARQUET else f" (of a data set with a script, take {PARQUET!r})"
+        raise DataError(
+            f"the data set {name} cannot be loaded from the hub: {first_line(error)}. Check the network and the "
+            f"revision{script}, or {remedy}."
+        ) from error
+    return splits
 
 
 def store_rows(path: Path, rows: Callable[[], Iterator[dict[str, Any]]], types: Features, *facts: object) -> Dataset:
@@ -129,12 +157,12 @@ def store_rows(path: Path, rows: Callable[[], Iterator[dict[str, Any]]], types: 
 
     Args:
         path: The file.
-        rows: Read its rows.
-        types: Types of their columns.
-        facts: What else decides on how the file is read.
+        rows: Function that reads its rows.
+        types: Types of the columns.
+        facts: Further facts that decide on the rows.
 
     Returns:
-        The rows, memory-mapped; those of before if a file with the same bytes was read in the same way.
+        Memory-mapped rows; the stored ones if a file with the same bytes was read in the same way.
 
     Raises:
         DataError: The file cannot be read, has no rows, or changes while it is read.
@@ -183,7 +211,7 @@ def first_line(error: BaseException) -> str:
 
 
 def content_hash(path: str | Path) -> str:
-    """Identify a file by its bytes, or a folder by the names and bytes of all in it; times and places do not count.
+    """Identity of a file by its bytes, or of a folder by names and bytes of its files.
 
     Args:
         path: A file or folder; `~` is the home folder.
@@ -217,20 +245,17 @@ def content_hash(path: str | Path) -> str:
 
 
 def _add_bytes(found: Any, path: Path) -> None:
-    """Feed a file to a hash in pieces."""
+    """Add the bytes of a file to a hash."""
     with path.open("rb") as file:
         while piece := file.read(2**20):
             found.update(piece)
 
 
 def check_not_empty(path: Path) -> None:
-    """Refuse a file of no bytes.
-
-    Args:
-        path: The file.
+    """Refuse an empty file.
 
     Raises:
-        DataError: It is empty.
+        DataError: The file is empty.
     """
     if path.stat().st_size == 0:
         raise DataError(f"{str(path)!r} is an empty file: write at least one row into it, or remove it.")
@@ -239,11 +264,8 @@ def check_not_empty(path: Path) -> None:
 def check_utf8(path: Path) -> None:
     """Refuse a text file that is not in UTF-8.
 
-    Args:
-        path: The file.
-
     Raises:
-        DataError: It holds other bytes; the message names the line.
+        DataError: The file has other bytes; the message names the line.
     """
     try:
         with open_bytes(path) as lines:

@@ -1,4 +1,4 @@
-"""Rows of files as they are: no type is guessed, and what does not fit is refused with its line."""
+"""Readers of JSON, tables and Parquet that guess no types, and whose errors name the line."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from papa_lightning.errors import DataError
 Row = dict[str, Any]
 
 ID_COLUMNS = ("idx", "id")
-"""Columns whose whole numbers name the rows, the first one that is there."""
+"""Columns whose whole numbers identify the rows; the first existing one counts."""
 
 _INT64 = range(-(2**63), 2**63)
 _WHOLE = re.compile(r"-?[0-9]{1,19}(\.0)?")  # pandas writes 5.0 where other rows have no number
 
 
 class Format(NamedTuple):
-    """How files of a kind are read.
+    """Reader of a file format.
 
     Args:
-        types: Find the types of the columns of a file.
-        rows: Read the rows of a file, given the types.
+        types: Function that finds the types of the columns of a file.
+        rows: Function that reads the rows of a file, given the types.
         is_text: Whether the file is text in UTF-8.
     """
 
@@ -41,7 +41,7 @@ class Format(NamedTuple):
 
 
 def suffix_of(path: Path) -> str:
-    """Return the suffix that says how a file is written, without that of its compression.
+    """Suffix of the format of a file, without that of its compression.
 
     Example:
         >>> suffix_of(Path("train.csv.gz")), suffix_of(Path("train.csv"))
@@ -51,14 +51,11 @@ def suffix_of(path: Path) -> str:
 
 
 def unreadable(path: Path, reason: str) -> DataError:
-    """Describe a file that cannot be read.
+    """The error for a file that cannot be read.
 
     Args:
         path: The file.
-        reason: Why, with the line if there is one.
-
-    Returns:
-        The error, to be raised.
+        reason: Reason, with the line if there is one.
     """
     return DataError(f"{str(path)!r} cannot be read as {suffix_of(path)}: {reason}. Mend the file or write it again.")
 
@@ -96,7 +93,7 @@ def _table_lines(path: Path, **dialect: Any) -> Iterator[tuple[int, list[str]]]:
 
 
 def _table_fault(message: str) -> str:
-    """Say in other words what the csv library found."""
+    """Plain words for an error of the csv library."""
     if "new-line character" in message:
         return "a carriage return stands inside a field: put the field into quotation marks, or remove it"
     if "unexpected end" in message:
@@ -117,7 +114,7 @@ def _table_header(path: Path, **dialect: Any) -> list[str]:
 
 
 def _table_types(path: Path, **dialect: Any) -> Features:
-    """Types of the columns of a table: text, but for whole numbers that name the rows."""
+    """Types of the columns of a table: text, except whole numbers that identify the rows."""
     header = _table_header(path, **dialect)
     types = {name: Value("string") for name in header if name}
     for name in set(ID_COLUMNS) & set(types):
@@ -150,7 +147,7 @@ def _table(**dialect: Any) -> Format:
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    """Objects of a JSON file and where they stand: one a line, or in a .json file also a list of them."""
+    """Objects of a JSON file with their places: one a line, or in a .json file also a list."""
     with open_text(path) as file:
         if suffix_of(path) == ".json" and (text := file.read()).lstrip().startswith("["):
             for number, row in enumerate(_parse(path, "the list", text), start=1):
@@ -163,7 +160,7 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Row]]:
 
 
 def _parse(path: Path, place: str, text: str) -> Any:
-    """What a text in JSON says."""
+    """Value of a text in JSON."""
 
     def members(pairs: list[tuple[str, Any]]) -> Row:
         if len(found := dict(pairs)) < len(pairs):
@@ -179,7 +176,7 @@ def _parse(path: Path, place: str, text: str) -> Any:
         where = f"character {error.colno}" if error.lineno == 1 else f"line {error.lineno}, character {error.colno}"
         hint = "" if suffix_of(path) == ".jsonl" else ": write a list of objects, or one object a line"
         raise unreadable(path, f"{place} is not JSON ({error.msg}, {where}){hint}") from error
-    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, brackets in brackets in brackets
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, deep nesting
         raise unreadable(path, f"{place} is not JSON that can be read ({type(error).__name__}: {error})") from error
     if re.search(r"\\u[dD][89a-fA-F]", text) and _half_characters(found):
         raise unreadable(path, f"{place} holds half a character (\\ud800 to \\udfff without its other half)")
@@ -187,7 +184,7 @@ def _parse(path: Path, place: str, text: str) -> Any:
 
 
 def _half_characters(value: Any) -> bool:
-    """Tell whether any text in a value of JSON cannot be written in UTF-8."""
+    """Whether any text in a value of JSON cannot be written in UTF-8."""
     return re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False)) is not None
 
 
@@ -213,7 +210,7 @@ def _typed_json_rows(path: Path, types: Features) -> Iterator[Row]:
     """Rows of a JSON file with all keys of the file."""
     for _, row in _json_rows(path):
         yield {
-            # The library takes a text that looks like JSON for JSON, so it gets JSON for sure.
+            # The library parses texts that look like JSON, so all values are given as JSON.
             name: json.dumps(value) if isinstance(kind, Json) and value is not None else value
             for name, kind in types.items()
             for value in [row.get(name)]
@@ -221,7 +218,7 @@ def _typed_json_rows(path: Path, types: Features) -> Iterator[Row]:
 
 
 def _type_of(value: Any) -> pa.DataType | None:
-    """Type of a value of JSON; None for what no column of one type can hold."""
+    """Type of a value of JSON; None where no column of one type can hold it."""
     if isinstance(value, list):
         entry: pa.DataType | None = pa.null()
         for one in value:

@@ -1,1 +1,1 @@
-"""Rows of a task: checked, tokenised, laid out in slots, and stored."""
+"""Rows of tasks as numbers: checks of values, tokenization, layouts, the cache, and warnings of losses."""

@@ -1,4 +1,4 @@
-"""Checks of a task's rows: every text is there, every label is one of the task's."""
+"""Checks of rows: no text is missing, and every label belongs to the task."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from papa_lightning.either_lightning import rank_zero_warn
 from papa_lightning.errors import DataError
 
 HIDDEN_LABEL = -1
-"""What a public data set gives as the label of a test row whose label is kept secret."""
+"""Label of the rows of a public test split whose labels are secret."""
 
 
 def check_columns(found: Sequence[str], needed: Sequence[str], source: str) -> None:
@@ -22,7 +22,7 @@ def check_columns(found: Sequence[str], needed: Sequence[str], source: str) -> N
     Args:
         found: Names of the columns.
         needed: Names of the columns that the task reads.
-        source: What was read, for the message.
+        source: Source of the rows, for messages.
 
     Raises:
         DataError: A column is missing.
@@ -42,7 +42,7 @@ def check_texts(values: Sequence[Any], rows: Sequence[int], column: str, source:
         values: The column's values.
         rows: Number of each row in its file, from 0.
         column: Name of the column.
-        source: What was read, for the message.
+        source: Source of the rows, for messages.
 
     Returns:
         The values as they are.
@@ -67,14 +67,14 @@ def check_texts(values: Sequence[Any], rows: Sequence[int], column: str, source:
 def label_ids(
     values: Sequence[Any], rows: Sequence[int], label_names: Sequence[str], column: str, source: str
 ) -> list[int]:
-    """Return the labels of one column as numbers; for what may stand for a label see `label_id`.
+    """Return the labels of one column as numbers; see `label_id`.
 
     Args:
         values: The column's values.
         rows: Number of each row in its file, from 0.
         label_names: Names of the task's labels, by number.
         column: Name of the column.
-        source: What was read, for the message.
+        source: Source of the rows, for messages.
 
     Returns:
         One number from 0 to len(label_names) - 1 per row.
@@ -102,7 +102,7 @@ def label_ids(
 
 
 def allowed_labels(label_names: Sequence[str]) -> str:
-    """List what may stand for a label, for messages.
+    """Values that stand for labels, for messages.
 
     Example:
         >>> allowed_labels(("no", "yes"))
@@ -116,15 +116,15 @@ def allowed_labels(label_names: Sequence[str]) -> str:
 
 
 def number_column(rows: Dataset, names: Sequence[str], source: str) -> str | None:
-    """Return the first of some columns that holds nothing but whole numbers.
+    """Return the first of some columns with only whole numbers; warn of one that has some.
 
     Args:
         rows: The rows.
-        names: Names of the columns to choose from.
-        source: What was read, for the message.
+        names: Names of the columns.
+        source: Source of the rows, for messages.
 
     Returns:
-        The name, None if there is no such column; with a warning where only some rows have a whole number.
+        The name, None if there is no such column.
 
     Example:
         >>> number_column(Dataset.from_dict({"idx": ["a", "b"], "id": [5, 7]}), ("idx", "id"), "train.csv")
@@ -149,10 +149,10 @@ def number_column(rows: Dataset, names: Sequence[str], source: str) -> str | Non
 
 
 def class_names(feature: Any, label_names: Sequence[str]) -> list[str] | None:
-    """Return the names that the numbers of a column stand for, if the data set numbers its classes.
+    """Return the names of the numbers in a column, if the data set numbers its classes.
 
-    Data sets of the hub number the same labels in different orders; names say what is meant. Where the data set has
-    other names than the task, but as many, its classes are those of the task in their order.
+    Data sets of the hub number the same labels in different orders. Where a data set has as many names as the task, but
+    other ones, the classes are in the order of the task.
 
     Args:
         feature: Type of the column in the datasets library, or None.
@@ -181,7 +181,7 @@ def class_names(feature: Any, label_names: Sequence[str]) -> list[str] | None:
 
 
 def named(values: Sequence[Any], names: Sequence[str] | None) -> Sequence[Any]:
-    """Replace numbers by names, also in lists; what is no number with a name stays.
+    """Replace numbers by names, also in lists; other values stay.
 
     Args:
         values: Values of a column.
@@ -207,7 +207,7 @@ def named(values: Sequence[Any], names: Sequence[str] | None) -> Sequence[Any]:
 
 
 def is_labelled(values: Sequence[Any], label_names: Sequence[str] = ()) -> bool:
-    """Tell whether a column of labels holds any: test splits are often published without.
+    """Whether a column holds any label: many test splits are published without.
 
     Args:
         values: The column's values.
@@ -224,22 +224,22 @@ def is_labelled(values: Sequence[Any], label_names: Sequence[str] = ()) -> bool:
 
 
 def is_hidden(value: Any, label_names: Sequence[str], hidden: Sequence[int] = (HIDDEN_LABEL,)) -> bool:
-    """Tell whether a value says that a label is kept secret.
+    """Whether a value marks a secret label.
 
     Args:
         value: The label.
         label_names: Names of the task's labels, by number.
-        hidden: Numbers that say so where they are no names.
+        hidden: Numbers that mark secret labels where they are no names.
     """
     return number_of(value) in hidden and label_id(value, label_names) is None
 
 
 def label_id(value: Any, label_names: Sequence[str]) -> int | None:
-    """Return the number of a label. A value means the same in files of every kind, with types or without.
+    """Return the number of a label; a value means the same in files with and without types.
 
-    A text that is the name of a label is that label. Where names are numbers, a number is the name that is equal to
-    it: 1, "1" and 1.0 are the label "1", wherever it stands. Else a whole number is the place of a label. Truth values
-    are the labels named "true" and "false", in any case.
+    A text that is the name of a label is that label. Where names are numbers, an equal number is that name: 1, "1" and
+    1.0 are the label "1", whatever its place. Otherwise a whole number is the place of a label. Truth values are the
+    labels named "true" and "false", in any case.
 
     Args:
         value: The label by number or by name.
@@ -267,14 +267,14 @@ def label_id(value: Any, label_names: Sequence[str]) -> int | None:
     return int(number) if number == number.to_integral_value() and 0 <= number < len(label_names) else None
 
 
-@lru_cache(maxsize=32)  # asked for every word of a data set
+@lru_cache(maxsize=32)  # called for every word of a data set
 def _numbers(label_names: tuple[str, ...]) -> Mapping[Decimal, int]:
-    """The labels whose names are numbers, by that number."""
+    """Places of the labels whose names are numbers, by that number."""
     return {number: place for place, name in enumerate(label_names) if (number := number_of(name)) is not None}
 
 
 def _is_fraction(value: Any) -> bool:
-    """Tell whether a label is a number that is not whole, also as text."""
+    """Whether a label is a number that is not whole, also as text."""
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -283,21 +283,18 @@ def _is_fraction(value: Any) -> bool:
 
 
 def _is_missing(value: Any) -> bool:
-    """Tell whether a cell is empty: null, not a number, or no characters."""
+    """Whether a cell is empty: null, not a number, or no characters."""
     return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 
 def row_error(source: str, row: int, column: str, found: str, remedy: str) -> DataError:
-    """Describe a bad value.
+    """The error for a bad value; it counts rows from 1.
 
     Args:
-        source: What was read.
+        source: Source of the rows.
         row: Number of the row in it, from 0.
         column: Name of the column.
-        found: What is wrong with the value, with its verb.
-        remedy: What to do.
-
-    Returns:
-        The error, to be raised; it counts rows from 1.
+        found: Fault of the value, with its verb.
+        remedy: Remedy.
     """
     return DataError(f"{source}, row {row + 1}: column {column!r} {found}: {remedy}.")

@@ -1,4 +1,4 @@
-"""Layouts: which token of a tokenised text stands in which of the T slots of a padded row.
+"""Layouts: the assignment of the tokens of a text to the T slots of a padded row.
 
 A layout is written as a list of *slots*: entry t is the index of the token that slot t takes, or `PADDING`. One such
 list places every column of a row: token ids, token types, the labels of a token task. The attention mask is 1 where
@@ -17,20 +17,20 @@ from torch.utils.data import default_collate
 from papa_lightning.errors import DataError
 
 Layout = Literal["segment", "plain"]
-"""How a row is laid out: `"segment"` aligned, or `"plain"` padding at the end."""
+"""Layout of a row: `"segment"` aligned, or `"plain"` padding at the end."""
 
 Preset = Literal["default", "reference"]
-"""`"reference"` repeats the published code, `"default"` does the better thing where the two differ."""
+"""`"reference"` repeats the published code, `"default"` departs from it where that is better."""
 
 Padding = Literal["max_length", "longest"]
-"""How long the rows of a batch are: T slots, or as many as the longest of them needs."""
+"""Length of the rows of a batch: T slots, or as many as the longest row needs."""
 
 PADDING = -1
-"""The entry of a slot that takes no token."""
+"""Entry of an empty slot."""
 
 
 def plain_slots(length: int, max_length: int) -> list[int]:
-    """Take the first tokens and leave padding at the end.
+    """Slots of the first tokens, with padding at the end.
 
     slot t takes token t for t < min(length, max_length).
 
@@ -52,7 +52,7 @@ def plain_slots(length: int, max_length: int) -> list[int]:
 
 
 def token_slots(input_ids: Sequence[int], separator_id: int, max_length: int) -> list[int]:
-    """Move the final separator to the last slot and leave all other tokens where they are.
+    """Slots with the final separator in the last one, and all other tokens in their places.
 
     For one segment, and for token classification, where a word must keep its position:
     slot t takes token t for t < min(e, T-1), slot T-1 takes the final separator e.
@@ -82,13 +82,13 @@ def token_slots(input_ids: Sequence[int], separator_id: int, max_length: int) ->
 def segment_slots(
     input_ids: Sequence[int], separator_id: int, max_length: int, preset: Preset = "default"
 ) -> list[int]:
-    """Align the segments of a text: the first at slot 0, the second at T//2, the final separator at T-1.
+    """Slots of aligned segments: the first at slot 0, the second at T//2, the final separator at T-1.
 
     With s the index of the first separator, e that of the last one and m = T//2:
     slot t     takes token t      for t < min(s, m)                  (a longer first segment is cut),
     slot m + i takes token s + i  for s + i < e and m + i < T-1      (a longer second segment is cut),
     slot T-1   takes token e.
-    The second line carries along what separates the segments: one separator (BERT) or two (RoBERTa).
+    The second line includes the separators between the segments: one (BERT) or two (RoBERTa).
     A single segment has s = e: "reference" then keeps min(s, m) tokens before it, "default" min(s, T-1) tokens, as
     `token_slots` does. Pairs are the same in both presets.
 
@@ -155,14 +155,14 @@ def mask_of(slots: Sequence[int]) -> list[int]:
 
 
 def check_padding(padding: Padding, layout: Layout) -> None:
-    """Refuse to cut the padding of rows that do not have it at their end.
+    """Refuse to cut padding that is not at the end of the rows.
 
     Args:
-        padding: How long rows are.
-        layout: How they are laid out.
+        padding: Length of the rows.
+        layout: Layout of the rows.
 
     Raises:
-        DataError: They do not go together.
+        DataError: The two do not go together.
     """
     if padding == "longest" and layout != "plain":
         raise DataError(
@@ -192,12 +192,12 @@ def cut_padding(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _padding(count: int) -> list[int]:
-    """`count` slots that take no token."""
+    """Empty slots."""
     return [PADDING] * count
 
 
 def _final_separator(input_ids: Sequence[int], separator_id: int) -> int:
-    """Index of the last token, which must be the separator: behind it the layouts would drop tokens unseen."""
+    """Index of the last token, which must be the separator: layouts drop the tokens after it."""
     if not input_ids or input_ids[-1] != separator_id:
         raise DataError(
             f"a tokenised text does not end with the separator (id {separator_id}), so its segments cannot be "

@@ -1,4 +1,4 @@
-"""What is said about new rows, once for all splits: what was cut or lost, and labels that only some splits have."""
+"""Warnings about new rows, once for all splits: of cut texts, lost words, missing splits and missing labels."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,19 +8,18 @@ from datasets import Dataset
 from papa_lightning.either_lightning import rank_zero_warn
 
 COUNTERS = ("truncated", "cut_words", "vanished", "repaired", "num_words")
-"""Columns of tokenised rows that count words, and what was lost or changed; batches do not hold them, but for the
-number of words where they are predicted."""
+"""Columns of tokenised rows that count words and losses. Batches have none of them, except num_words in prediction."""
 
 
 def tally(splits: Mapping[str, Dataset], counter: str) -> tuple[int, str]:
-    """Add up one of the counters.
+    """Sum of a counter.
 
     Args:
         splits: Tokenised rows by name of their file.
         counter: One of `COUNTERS`.
 
     Returns:
-        The sum, and where it comes from.
+        The sum, and its parts by split.
 
     Example:
         >>> tally({"train.jsonl": Dataset.from_dict({"repaired": [0, 0, 2]})}, "repaired")
@@ -36,7 +35,7 @@ def tally(splits: Mapping[str, Dataset], counter: str) -> tuple[int, str]:
 
 
 def report_truncation(task: str, splits: Mapping[str, Dataset], setting: str) -> None:
-    """Say how many texts did not fit, and how many words of a token task lost their labels with that.
+    """Warn of texts that were cut, and of words of a token task that lost their labels.
 
     Args:
         task: Name of the task.
@@ -59,14 +58,14 @@ def report_truncation(task: str, splits: Mapping[str, Dataset], setting: str) ->
 def report_missing_splits(
     task: str, role: str, role_splits: Mapping[str, Sequence[str]], names: Mapping[str, str], used: Sequence[str]
 ) -> None:
-    """Say what is not evaluated, or not on the split that was asked for.
+    """Warn of an evaluation on another split, or on fewer splits.
 
     Args:
         task: Name and source of the task.
-        role: What the splits serve.
-        role_splits: The splits that every role wants.
+        role: Role of the splits.
+        role_splits: Splits of each role.
         names: Names of the splits.
-        used: The splits that serve the role.
+        used: Splits that exist for the role.
     """
     if role == "test" and used[0] not in role_splits["test"]:
         rank_zero_warn(f"{task} has no test split with labels: testing on the validation split.")
@@ -79,7 +78,7 @@ def report_missing_splits(
 def report_labels(
     task: str, train: Mapping[str, Dataset], others: Mapping[str, Dataset], label_names: Sequence[str], column: str
 ) -> None:
-    """Say which labels only the training rows have, or only those of validation.
+    """Warn of labels that occur only in training or only in validation rows.
 
     Args:
         task: Name of the task.
@@ -88,9 +87,9 @@ def report_labels(
         label_names: Names of the labels, by number.
         column: Name of the column of labels.
     """
-    (learnt_from,), known = train, _labels(train)
+    (learned_from,), known = train, _labels(train)
     for name, rows in others.items():
-        pairs = ((name, rows, learnt_from, known), (learnt_from, train[learnt_from], name, _labels({name: rows})))
+        pairs = ((name, rows, learned_from, known), (learned_from, train[learned_from], name, _labels({name: rows})))
         found = []
         for here, its_rows, there, there_labels in pairs:
             extra = sorted(_labels({here: its_rows}) - there_labels)
@@ -104,7 +103,7 @@ def report_labels(
 
 
 def _labels(splits: Mapping[str, Dataset]) -> set[int]:
-    """The labels that occur in tokenised rows."""
+    """Labels that occur in tokenised rows."""
     found: set[int] = set()
     for rows in splits.values():
         for chunk in rows.data.column("labels").chunks:

@@ -1,4 +1,4 @@
-"""Rows of a data module as numbers, in the cache of the datasets library."""
+"""Tokenised rows of a data module, in the cache of the datasets library."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from papa_lightning.errors import DataError
 if TYPE_CHECKING:
     from papa_lightning.datamodules.base import TaskDataModule
 
-# Part of the identity of stored rows: raise it when `encode` of a data module or what it calls gives other rows, or
-# rows of before would be read from the cache.
+# Part of the identity of stored rows: raise it when `encode` of a data module gives other rows, or old rows are read
+# from the cache.
 ROWS_VERSION = 4
 
 
 def data_fingerprint(module: TaskDataModule) -> str:
-    """Identify the data of a module by content: the bytes of its files, or the rows that the hub gave.
+    """Identity of the data of a module by content: bytes of files, or rows of the hub.
 
     Args:
-        module: It need not be set up.
+        module: The data module; it need not be set up.
 
     Returns:
         SHA-256, 64 hexadecimal digits.
@@ -47,13 +47,13 @@ def data_fingerprint(module: TaskDataModule) -> str:
 
 
 def encode_rows(module: TaskDataModule, rows: Dataset, labelled: bool, where: str) -> Dataset:
-    """Check and tokenise rows; the result lies in the cache of the datasets library.
+    """Check and tokenise rows, with the cache of the datasets library.
 
     Args:
-        module: Says how.
-        rows: The rows as they were read.
-        labelled: Whether their labels are read too.
-        where: Name of what was read, for messages.
+        module: The data module.
+        rows: Rows as read.
+        labelled: Whether to read their labels too.
+        where: Source of the rows, for messages.
 
     Returns:
         The columns of `TaskDataModule.encode` and `example_id`, without rows whose label is one of `skip_labels`.
@@ -66,7 +66,7 @@ def encode_rows(module: TaskDataModule, rows: Dataset, labelled: bool, where: st
     ids = number_column(rows, ID_COLUMNS, where)
     names = class_names(rows.features.get(label), module.label_names) if labelled else None
     types, data = module.features(labelled), copy.copy(module)
-    data.trainer, data._rows = None, {}  # `encode` goes to other processes, and these stay here
+    data.trainer, data._rows = None, {}  # not sent to other processes with `encode`
 
     def encode(columns: Mapping[str, Sequence[Any]], numbers: Sequence[int]) -> dict[str, list[Any]]:
         values = {name: named(columns[name], names if name == label else None) for name in kept}
@@ -82,7 +82,7 @@ def encode_rows(module: TaskDataModule, rows: Dataset, labelled: bool, where: st
     cls = type(module)
     identity = [ROWS_VERSION, cls.__module__, cls.__qualname__, cls.encode.__code__, rows._fingerprint]
     facts = [module.max_length, module.layout, module.preset, kept, module.label_names, names, ids, str(types), skipped]
-    # The library would hash `encode` with everything it refers to, which differs from process to process.
+    # The library would hash `encode` with all that it refers to, which differs between processes.
     found: Dataset = rows.map(
         encode,
         batched=True,

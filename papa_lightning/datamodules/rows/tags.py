@@ -1,4 +1,4 @@
-"""Checks of a token task's rows: lists of words and tags of the same length, and tags that mark entities."""
+"""Checks of the rows of token tasks: lists of words and tags, of the same length."""
 
 import json
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ def word_lists(values: Sequence[Any], rows: Sequence[int], column: str, source: 
         values: The column's values.
         rows: Number of each row in its file, from 0.
         column: Name of the column.
-        source: What was read, for the message.
+        source: Source of the rows, for messages.
 
     Returns:
         One list of words per row.
@@ -63,7 +63,7 @@ def tag_ids(
         rows: Number of each row in its file, from 0.
         label_names: Names of the task's tags, by number.
         columns: Names of the columns of words and of tags.
-        source: What was read, for the message.
+        source: Source of the rows, for messages.
 
     Returns:
         One number from 0 to len(label_names) - 1 per word.
@@ -96,16 +96,16 @@ def tag_ids(
 
 
 def fit_tag_ids(tags: Sequence[int], kept: Sequence[int], label_names: Sequence[str], scheme: Scheme) -> list[int]:
-    """Tag the words that are left of a sentence, by number; see `fit_tags`.
+    """Tags, by number, of the words that are left of a sentence; see `fit_tags`.
 
     Args:
         tags: Tags of all words, by number.
         kept: Numbers of the words that are left.
-        label_names: Names of the tags, in the scheme.
-        scheme: The scheme.
+        label_names: Names of the tags.
+        scheme: Scheme of the names.
 
     Returns:
-        One tag for each word that is left; its own where the scheme wants one that the task has not.
+        One tag for each word that is left; the old one where the task lacks the new one.
 
     Example:
         >>> fit_tag_ids([2, 2, 0, 1, 2], range(5), ("O", "B-PER", "I-PER"), "IOB2")
@@ -117,7 +117,7 @@ def fit_tag_ids(tags: Sequence[int], kept: Sequence[int], label_names: Sequence[
 
 
 def has_tags(values: Sequence[Any], label_names: Sequence[str] = ()) -> bool:
-    """Tell whether a column of tags holds any: test splits are often published without.
+    """Whether a column holds any tag: many test splits are published without.
 
     Args:
         values: The column's values.
@@ -139,7 +139,7 @@ def has_tags(values: Sequence[Any], label_names: Sequence[str] = ()) -> bool:
 
 
 def _cells(value: Any, row: int, column: str, source: str, kind: str) -> list[Any]:
-    """The entries of a cell: a list, or the text of one."""
+    """Entries of a cell: a list, or its text."""
     if isinstance(value, list):
         return value
     if value is None:

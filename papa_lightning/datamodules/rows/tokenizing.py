@@ -1,4 +1,4 @@
-"""Loading a tokenizer and turning texts into rows of a fixed length."""
+"""Tokenizers, and rows of a fixed length from texts and words."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ NO_LABEL = -100
 
 
 def load_tokenizer(name: str, revision: str | None, max_length: int, layout: Layout) -> PreTrainedTokenizerBase:
-    """Load a tokenizer and check that it can make rows of this layout.
+    """Load a tokenizer that can make rows of a layout.
 
     Args:
         name: Name on the hub, or local folder.
@@ -38,11 +38,11 @@ def load_tokenizer(name: str, revision: str | None, max_length: int, layout: Lay
         The tokenizer.
 
     Raises:
-        DataError: It cannot be loaded, lacks a special token, or does not take so many tokens.
+        DataError: It cannot be loaded, lacks a special token, or takes fewer tokens.
     """
     try:
         tokenizer = from_pretrained(AutoTokenizer, name, revision=revision, truncation_side="right")
-    except Exception as error:  # the hub, the file readers and the tokenizers raise errors of their own
+    except Exception as error:  # hub, file readers and tokenizers raise many classes
         raise DataError(
             f"tokenizer {name!r} cannot be loaded: {_reason(name, error)}. Pass a local folder that holds tokenizer "
             "files, or the name of a model on the hub (which needs a network)."
@@ -57,7 +57,7 @@ def load_tokenizer(name: str, revision: str | None, max_length: int, layout: Lay
 
 
 def _reason(name: str, error: Exception) -> str:
-    """Say why a tokenizer cannot be loaded: transformers takes a path that does not exist for a name on the hub."""
+    """Reason why a tokenizer cannot be loaded: transformers takes a missing path for a name on the hub."""
     if Path(name).expanduser().is_dir():
         return f"the folder holds no tokenizer that transformers can read ({first_line(error)})"
     if Path(name).is_absolute() or name.startswith((".", "~")):
@@ -66,7 +66,7 @@ def _reason(name: str, error: Exception) -> str:
 
 
 def _check_special_tokens(tokenizer: PreTrainedTokenizerBase, name: str, layout: Layout) -> None:
-    """Refuse a tokenizer that lacks a token which the layout puts into rows."""
+    """Refuse a tokenizer that lacks a special token of the layout."""
     needed = {"padding": tokenizer.pad_token_id}
     if layout == "segment":
         needed["separator"] = separator_id(tokenizer)
@@ -80,23 +80,16 @@ def _check_special_tokens(tokenizer: PreTrainedTokenizerBase, name: str, layout:
 
 
 def separator_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Return the id of what ends a segment: the separator, or where there is none (T5) the end of the text.
-
-    Args:
-        tokenizer: The tokenizer.
-
-    Returns:
-        The id, None if it has neither.
-    """
+    """Id of the separator, or of the end of the text where there is none (T5); None without either."""
     found: int | None = tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id
     return found
 
 
 def prepare_for_words(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTokenizerBase:
-    """Make a tokenizer ready for texts that are split into words.
+    """Prepare a tokenizer for texts that are split into words.
 
-    A byte-level tokenizer (RoBERTa, DeBERTa) marks the start of a word by the blank before it. Words that come one by
-    one have none, and would be read as the inside of one long word: the tokenizer is told to put it there.
+    A byte-level tokenizer (RoBERTa, DeBERTa) marks the start of a word by the blank before it. Single words lack it,
+    and would be read as the inside of one long word: the tokenizer is set to add it.
 
     Args:
         tokenizer: The tokenizer; it is changed.
@@ -106,7 +99,7 @@ def prepare_for_words(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrain
         The same tokenizer.
 
     Raises:
-        DataError: It cannot tell which token belongs to which word.
+        DataError: It cannot assign tokens to words.
     """
     if not tokenizer.is_fast:
         raise DataError(
@@ -121,7 +114,7 @@ def prepare_for_words(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrain
 
 
 def _prefix_words(pre_tokenizer: Any) -> bool:
-    """Ask the byte-level parts of a description for blanks before words; tell whether there are any."""
+    """Set the byte-level parts of a description to add blanks before words; whether there are any."""
     if not isinstance(pre_tokenizer, dict):
         return False
     is_byte_level = pre_tokenizer.get("type") == "ByteLevel"
@@ -131,18 +124,11 @@ def _prefix_words(pre_tokenizer: Any) -> bool:
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Identify what a tokenizer does, whatever the path it was loaded from.
-
-    Args:
-        tokenizer: The tokenizer.
-
-    Returns:
-        A hash that is the same in every process.
-    """
+    """Identity of a tokenizer by content, the same in every process and for every path."""
     content: Any = sorted(tokenizer.get_vocab().items())
     if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
         content = json.loads(backend.to_str())
-        # What the last call asked for is no part of what the tokenizer is.
+        # Options of the last call are not part of the tokenizer.
         content = sorted((key, str(value)) for key, value in content.items() if key not in ("truncation", "padding"))
     special = sorted((key, str(value)) for key, value in tokenizer.special_tokens_map.items())
     return str(Hasher.hash([type(tokenizer).__name__, content, special]))
@@ -153,20 +139,20 @@ def tokenize(
 ) -> dict[str, list[Any]]:
     """Turn texts or pairs of texts into rows of exactly T tokens.
 
-    The layout "plain" and the preset "reference" let the tokenizer cut a text to T tokens (of a pair the longer text
-    first); "segment" then aligns what is left. The preset "default" aligns the whole text and cuts only what
-    does not fit its segment's slots.
+    In the layout "plain" and the preset "reference" the tokenizer cuts a text to T tokens (of a pair the longer text
+    first), before "segment" aligns the rest. The preset "default" aligns the whole text and cuts each segment to its
+    slots.
 
     Args:
         tokenizer: The tokenizer.
         texts: One or two columns of n texts.
         max_length: Number of slots T.
         layout: Layout of a row.
-        preset: What a single text is cut to, and whether token types follow their tokens.
+        preset: Cut of a single text, and whether token types follow their tokens.
 
     Returns:
         Columns of n rows: `input_ids`, `attention_mask` and, where the tokenizer makes them, `token_type_ids`, all
-        with T values; `truncated` with one boolean: some tokens of the text found no slot.
+        with T values; `truncated`, one boolean: whether tokens of the text lack a slot.
 
     Raises:
         DataError: The tokenizer puts no separator behind the text, which the layout "segment" needs.
@@ -177,7 +163,7 @@ def tokenize(
             return plain_slots(len(input_ids), max_length)
         return segment_slots(input_ids, cast("int", separator_id(tokenizer)), max_length, preset)
 
-    # What is too long is cut and counted here, so the tokenizer need not warn of it.
+    # Long texts are cut and counted here, without a warning of the tokenizer.
     whole = encoded = tokenizer(*texts, verbose=False)
     lengths = [len(input_ids) for input_ids in whole["input_ids"]]
     if (layout == "plain" or preset == "reference") and max(lengths, default=0) > max_length:
@@ -208,10 +194,9 @@ def tokenize_words(
         preset: Whether token types follow their tokens.
 
     Returns:
-        The columns of `tokenize`; `word_ids` with T values, the number of the word whose first token stands in a slot,
-        elsewhere -100; with labels, `labels` with T values; and three counts per row. `vanished`: words
-        that the tokenizer turns into nothing, so that their label has no place. `cut_words`: words whose
-        first token found no slot. `repaired`: 0.
+        The columns of `tokenize`; `word_ids` with T values, the number of the word whose first token is in the slot,
+        elsewhere -100; with labels, `labels` with T values; and three counts per row: `vanished`, words without any
+        token; `cut_words`, words whose first token lacks a slot; `repaired`, 0.
 
     Raises:
         DataError: The tokenizer puts no separator behind the text, which the layout "segment" needs.
@@ -256,10 +241,10 @@ def _lay_out(
     lengths: Sequence[int],
     preset: Preset,
 ) -> dict[str, list[Any]]:
-    """Place the tokens of n rows into their slots; `lengths` are the rows' numbers of tokens before any cut.
+    """Place the tokens of n rows into their slots; `lengths` are the numbers of tokens before any cut.
 
-    In the preset "reference" the types stay where the tokenizer put them, as in the published code, so that the
-    second segment loses its type; in "default" they follow their tokens.
+    In the preset "reference" the token types keep their places, as in the published code, so that the second segment
+    loses its type; in "default" they follow their tokens.
     """
     types = encoded.get("token_type_ids")
     masks = [mask_of(row) for row in slots]

@@ -30,7 +30,7 @@ from papa_lightning.text import Table
 _FORMAT = "papa_lightning.head_budget/1"
 #: Tolerance for the rounding of scores in float32: 99 of 100 must count as a loss of 1 %.
 _ROUNDING = 1e-6
-RANKING_FILE, CONSTANTS_FILE, PLAN_FILE = "ranking.json", "constants.safetensors", "plan.json"
+RANKING_FILE, CONSTANTS_FILE, BUDGET_FILE = "ranking.json", "constants.safetensors", "budget.json"
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ def within(drop: Drop, limit: float) -> bool:
     return drop.mean <= limit + _ROUNDING
 
 
-def plan_budget(settings: BudgetSettings, output: str | Path, progress: bool = True) -> HeadBudget:
-    """Find the largest number of heads that can be constant within a loss, confirm it, and write the files for its use.
+def find_budget(settings: BudgetSettings, output: str | Path, progress: bool = True) -> HeadBudget:
+    """Find the largest number of heads that can be constant within a loss, confirm it, and write what uses it.
 
     Everything is compared with probes with all heads dynamic. The heads are ranked. Bisection over their number, with
     newly trained probes at each number, finds the largest one whose mean relative drop over the seeds is within the
@@ -80,7 +80,7 @@ def plan_budget(settings: BudgetSettings, output: str | Path, progress: bool = T
 
     Args:
         settings: Encoder, task and limit.
-        output: Folder for ``ranking.json``, ``constants.safetensors`` and ``plan.json``, and for ``work/``, which
+        output: Folder for ``ranking.json``, ``constants.safetensors`` and ``budget.json``, and for ``work/``, which
             keeps finished measurements for other limits and for resuming.
         progress: Whether to show a progress bar.
 
@@ -120,7 +120,7 @@ def _plan(settings: BudgetSettings, output: Path, folder: StudyFolder, progress:
 
 
 def _search(points: Points, total: int, limit: float, progress: bool) -> int:
-    with tqdm(total=1 + total.bit_length(), desc="Plan", disable=not progress, dynamic_ncols=True) as bar:
+    with tqdm(total=1 + total.bit_length(), desc="Budget", disable=not progress, dynamic_ncols=True) as bar:
         for held_out in (False, True):  # refuses a score of 0 before the search
             points.drop(0, held_out)
         bar.update()
@@ -171,11 +171,11 @@ def _about(bench: Bench, settings: BudgetSettings, held_out: str) -> dict[str, A
 
 
 def _write(plan: HeadBudget, constants: AttentionConstants, output: Path) -> None:
-    # The old plan.json goes first and the new one comes last: it never stands beside files of another plan.
-    (output / PLAN_FILE).unlink(missing_ok=True)
+    # The old budget.json goes first and the new one comes last: it never stands beside files of another budget.
+    (output / BUDGET_FILE).unlink(missing_ok=True)
     plan.ranking.save(output / RANKING_FILE)
     constants.save(output / CONSTANTS_FILE)
-    write_atomically(output / PLAN_FILE, json.dumps(_content(plan), indent=1, allow_nan=False).encode())
+    write_atomically(output / BUDGET_FILE, json.dumps(_content(plan), indent=1, allow_nan=False).encode())
 
 
 def _content(plan: HeadBudget) -> dict[str, Any]:
@@ -225,11 +225,11 @@ def format_budget(plan: HeadBudget, output: str | Path) -> str:
     """The result of a search in four lines: what was found, whether it was confirmed, the files, and their use.
 
     Args:
-        plan: Result of :func:`plan_budget`.
-        output: Folder of the plan.
+        plan: Result of :func:`find_budget`.
+        output: Folder of the budget.
     """
     folder = Path(output)
-    files = ", ".join(str(folder / name) for name in (RANKING_FILE, CONSTANTS_FILE, PLAN_FILE))
+    files = ", ".join(str(folder / name) for name in (RANKING_FILE, CONSTANTS_FILE, BUDGET_FILE))
     lines = {"found": _found(plan), "held out": _held_out(plan), "files": files, "use": _use(plan, folder)}
     return str(Table(("", ""), list(lines.items()), left=2))
 

@@ -45,6 +45,8 @@ class KindsSettings:
     accelerator: str = "auto"
 
     def __post_init__(self) -> None:
+        if not (self.model or self.data or self.variants):
+            return  # the argument of a study without kinds
         check_names("kinds.variants", self.variants)
         for name in ("model", "data"):
             given = getattr(self, name)

@@ -35,7 +35,7 @@ def test_hub_that_cannot_be_reached(bert_folder, monkeypatch):
     def load(*args, **kwargs):
         raise ConnectionError("Couldn't reach the hub.")
 
-    monkeypatch.setattr("papa_lightning.datamodules.reading.hub.load_dataset", load)
+    monkeypatch.setattr("papa_lightning.datamodules.reading.files.load_dataset", load)
     with pytest.raises(
         DataError, match=r"'nyu-mll/glue' \(sst2\) cannot be loaded from the hub: Couldn't reach the hub\. .*data_dir"
     ):
@@ -147,6 +147,6 @@ def test_labels_in_some_splits_only_are_named_once(sst2, task_dir, write_jsonl):
 def test_split_without_rows(bert_folder, monkeypatch, sentences):
     full = Dataset.from_list(sentences(2))
     splits = DatasetDict({"train": full, "validation": full.select([])})
-    monkeypatch.setattr("papa_lightning.datamodules.reading.hub.load_dataset", lambda *args, **kwargs: splits)
+    monkeypatch.setattr("papa_lightning.datamodules.reading.files.load_dataset", lambda *args, **kwargs: splits)
     with pytest.raises(DataError, match=r"hub nyu-mll/glue, sst2, split 'validation' holds no rows"):
         SST2DataModule(bert_folder).setup("fit")

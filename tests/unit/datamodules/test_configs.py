@@ -7,7 +7,7 @@ import yaml
 
 from papa_lightning import datamodules
 
-CONFIGS = Path(__file__).parents[3] / "configs"
+CONFIGS = Path(__file__).parents[3] / "papa_lightning" / "configs"
 
 
 @pytest.mark.parametrize(

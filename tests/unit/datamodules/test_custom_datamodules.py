@@ -101,7 +101,7 @@ def test_two_hundred_classes(tmp_path, bert_folder, write_jsonl):
 def test_hub_by_name(bert_folder, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        "papa_lightning.datamodules.reading.hub.load_dataset", lambda *a, **k: asked.append((a, k)) or {}
+        "papa_lightning.datamodules.reading.files.load_dataset", lambda *a, **k: asked.append((a, k)) or {}
     )
     data = TextClassificationDataModule(bert_folder, ["a", "b"], hub_path="me/mine", hub_config="small", revision="r")
     with pytest.raises(DataError, match="hub me/mine, small, revision r has no split 'train'"):

@@ -102,7 +102,7 @@ def test_hub_labels_are_understood_by_name(bert_folder, monkeypatch):
     )
     rows = Dataset.from_list(mnli_rows(3), features=features)
     splits = DatasetDict({"train": rows, "validation_matched": rows, "validation_mismatched": rows})
-    monkeypatch.setattr("papa_lightning.datamodules.reading.hub.load_dataset", lambda *args, **kwargs: splits)
+    monkeypatch.setattr("papa_lightning.datamodules.reading.files.load_dataset", lambda *args, **kwargs: splits)
     data = MNLIDataModule(bert_folder, max_length=16)
     data.setup("fit")
     assert next(iter(data.val_dataloader()[1]))["labels"].tolist() == [2, 1, 0]

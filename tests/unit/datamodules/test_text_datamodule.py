@@ -291,7 +291,7 @@ def test_hub_data_set_with_hidden_test_labels(bert_folder, monkeypatch, sentence
             {name: Dataset.from_list(hidden if name == "test" else rows) for name in ("train", "validation", "test")}
         )
 
-    monkeypatch.setattr("papa_lightning.datamodules.reading.hub.load_dataset", load)
+    monkeypatch.setattr("papa_lightning.datamodules.reading.files.load_dataset", load)
     data = CoLADataModule(bert_folder, max_length=16, revision="abc")
     data.prepare_data()
     with pytest.warns(

@@ -105,7 +105,7 @@ def test_hub_rows_with_class_labels(bert_folder, monkeypatch):
         asked.append((path, config, revision))
         return DatasetDict({"train": rows, "validation": rows, "test": rows})
 
-    monkeypatch.setattr("papa_lightning.datamodules.reading.hub.load_dataset", load)
+    monkeypatch.setattr("papa_lightning.datamodules.reading.files.load_dataset", load)
     data = NERDataModule(bert_folder, max_length=8)
     data.setup()
     assert set(asked) == {("eriktks/conll2003", None, "refs/convert/parquet")}
@@ -124,7 +124,7 @@ def test_hub_that_cannot_be_reached_says_which_files_to_get(bert_folder, monkeyp
     def load(*args, **kwargs):
         raise ConnectionError("no network")
 
-    monkeypatch.setattr("papa_lightning.datamodules.reading.hub.load_dataset", load)
+    monkeypatch.setattr("papa_lightning.datamodules.reading.files.load_dataset", load)
     with pytest.raises(DataError, match=message):
         cls(bert_folder).setup("fit")
 
@@ -133,8 +133,8 @@ def test_hub_data_set_with_a_script_names_the_parquet_revision(bert_folder, monk
     def load(*args, **kwargs):
         raise RuntimeError("Dataset scripts are no longer supported, but found conll2003.py")
 
-    monkeypatch.setattr("papa_lightning.datamodules.reading.hub.load_dataset", load)
-    with pytest.raises(DataError, match=r"found conll2003\.py\. Try revision='refs/convert/parquet'"):
+    monkeypatch.setattr("papa_lightning.datamodules.reading.files.load_dataset", load)
+    with pytest.raises(DataError, match=r"found conll2003\.py.*take 'refs/convert/parquet'"):
         NERDataModule(bert_folder, revision="main").setup("fit")
 
 
@@ -209,7 +209,7 @@ def test_words_without_a_part_of_speech_are_left_out(tmp_path, bert_folder, monk
     types = {"tokens": List(Value("string")), "upos": List(ClassLabel(names=names))}
     row = {"tokens": ["w1-w2", "w1", "w2"], "upos": [2, 1, 0]}
     splits = DatasetDict(dict.fromkeys(("train", "validation"), Dataset.from_list([row], features=Features(types))))
-    monkeypatch.setattr("papa_lightning.datamodules.reading.hub.load_dataset", lambda *args, **kwargs: splits)
+    monkeypatch.setattr("papa_lightning.datamodules.reading.files.load_dataset", lambda *args, **kwargs: splits)
     data = POSDataModule(bert_folder, max_length=8)
     data.setup("validate")
     batch = next(iter(data.val_dataloader()))

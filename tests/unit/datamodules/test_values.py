@@ -131,7 +131,8 @@ def test_numbered_classes_of_a_data_set_are_no_names(bert_folder, monkeypatch, n
     types = Features({"text": Value("string"), "label": ClassLabel(names=names)})
     rows = Dataset.from_list([{"text": "a film", "label": label} for label in (0, 2)], features=types)
     monkeypatch.setattr(
-        "papa_lightning.datamodules.reading.hub.load_dataset", lambda *a, **k: DatasetDict(train=rows, validation=rows)
+        "papa_lightning.datamodules.reading.files.load_dataset",
+        lambda *a, **k: DatasetDict(train=rows, validation=rows),
     )
     data = TextClassificationDataModule(bert_folder, ["1", "2", "3"], hub_path="me/mine", max_length=8)
     data.setup("fit")

@@ -19,7 +19,7 @@ from papa_lightning.files.locking import claimed
 from papa_lightning.study.budget import points as budget_points
 from papa_lightning.study.budget import search as budget
 from papa_lightning.study.budget.points import Drop, halves, largest_within, open_split_bench
-from papa_lightning.study.budget.search import format_budget, plan_budget, within
+from papa_lightning.study.budget.search import find_budget, format_budget, within
 from papa_lightning.study.budget.settings import BudgetSettings, read_limit
 from papa_lightning.study.training import TrainedProbe
 
@@ -59,7 +59,7 @@ def make_settings(encoder_folder, data_folder, within="10%", **others):
 
 
 def plan_in(folder, encoder_folder, data_folder, within="10%", **others):
-    return plan_budget(make_settings(encoder_folder, data_folder, within, **others), folder, progress=False)
+    return find_budget(make_settings(encoder_folder, data_folder, within, **others), folder, progress=False)
 
 
 class KnownProbes:
@@ -106,7 +106,7 @@ def straight(slope):
 
 
 def plan_of(folder):
-    return json.loads((Path(folder) / "plan.json").read_text(encoding="utf-8"))
+    return json.loads((Path(folder) / "budget.json").read_text(encoding="utf-8"))
 
 
 # The limit.
@@ -242,7 +242,7 @@ def test_a_choice_that_does_not_hold_is_said_not_to(known, encoder_folder, data_
         "held out  NOT confirmed: accuracy falls by 15 % (5 points above 10 %; 95 % interval over seeds 15 % to "
         "15 %; 4 examples, half of the validation split, drawn with seed 0)"
     )
-    assert str(tmp_path / "plan.json") in files
+    assert str(tmp_path / "budget.json") in files
     assert "heads=5" in use
     assert plan_of(tmp_path)["held_out"]["confirmed"] is False
 
@@ -345,7 +345,7 @@ def test_a_score_of_0_is_refused_before_anything_else_is_trained(which, known, e
     with pytest.raises(StudyError, match=f"accuracy of seed 0 is 0.0 on the {named} data with all heads dynamic"):
         plan_in(tmp_path, encoder_folder, data_folder)
     assert {heads for heads, _ in probes.trained} == {0}
-    assert not (tmp_path / "plan.json").exists()
+    assert not (tmp_path / "budget.json").exists()
 
 
 def test_greedy_search_sees_rows_of_the_selection_only(known, encoder_folder, data_folder, tmp_path, monkeypatch):
@@ -358,7 +358,7 @@ def test_greedy_search_sees_rows_of_the_selection_only(known, encoder_folder, da
 
     monkeypatch.setattr(budget, "rank_heads", rank_heads)
     settings = make_settings(encoder_folder, data_folder, search="greedy", search_sequences=2, seeds=[0])
-    plan = plan_budget(settings, tmp_path, progress=False)
+    plan = find_budget(settings, tmp_path, progress=False)
     assert plan.ranking.criterion == "greedy"
     assert sorted(plan.ranking.heads) == [(layer, head) for layer in range(2) for head in range(4)]
     bench, _ = open_split_bench(settings)
@@ -367,7 +367,7 @@ def test_greedy_search_sees_rows_of_the_selection_only(known, encoder_folder, da
     assert all(row in selection for row in seen)
     assert "by greedy search;" in format_budget(plan, tmp_path)
     monkeypatch.setattr(budget, "rank_heads", None)
-    assert plan_budget(settings, tmp_path, progress=False).ranking == plan.ranking  # found, not searched again
+    assert find_budget(settings, tmp_path, progress=False).ranking == plan.ranking  # found, not searched again
 
 
 def test_an_old_plan_is_gone_before_the_files_beside_it_change(
@@ -375,15 +375,15 @@ def test_an_old_plan_is_gone_before_the_files_beside_it_change(
 ):
     known(straight(0.02))
     settings = make_settings(encoder_folder, data_folder, seeds=[0])
-    plan_budget(settings, tmp_path, progress=False)
+    find_budget(settings, tmp_path, progress=False)
 
     def fail(self, path):
         raise OSError("disk full")
 
     monkeypatch.setattr(AttentionConstants, "save", fail)
     with pytest.raises(OSError, match="disk full"):
-        plan_budget(settings, tmp_path, progress=False)
-    assert not (tmp_path / "plan.json").exists()
+        find_budget(settings, tmp_path, progress=False)
+    assert not (tmp_path / "budget.json").exists()
 
 
 def test_a_second_plan_in_the_folder_is_refused_by_name(known, encoder_folder, data_folder, tmp_path):
@@ -403,7 +403,7 @@ def test_an_output_that_is_a_file_is_refused(encoder_folder, data_folder, tmp_pa
     (tmp_path / "file").write_text("")
     for output in (tmp_path / "file", tmp_path / "file" / "folder"):
         with pytest.raises(OutputError, match=r"output is .* is a file: pass a folder"):
-            plan_budget(make_settings(encoder_folder, data_folder), output, progress=False)
+            find_budget(make_settings(encoder_folder, data_folder), output, progress=False)
 
 
 def test_the_plain_layout_can_be_searched(known, encoder_folder, data_folder, tmp_path):
@@ -411,4 +411,4 @@ def test_the_plain_layout_can_be_searched(known, encoder_folder, data_folder, tm
     known(straight(0.02))
     settings = make_settings(encoder_folder, data_folder, search="greedy", seeds=[0])
     settings.task["init_args"]["layout"] = "plain"
-    assert plan_budget(settings, tmp_path, progress=False).heads == 5
+    assert find_budget(settings, tmp_path, progress=False).heads == 5

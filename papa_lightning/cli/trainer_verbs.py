@@ -1,0 +1,212 @@
+"""The verbs of a Trainer: fit, validate, test, predict, calibrate and rank, as subcommands of a LightningCLI."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+# Imported for their names: a configuration may name the classes of imported modules without their path.
+from papa_lightning import callbacks, datamodules, from_scratch, tasks  # noqa: F401
+from papa_lightning.callbacks import CalibratingCallback
+from papa_lightning.cli.choices import ChoicesHelpFormatter
+from papa_lightning.cli.loggers import SaveRunConfig, default_loggers
+from papa_lightning.cli.summary import Stopwatch, summarize_fit, summarize_scores
+from papa_lightning.cli.trainer import FILE_VERBS, PapaTrainer
+from papa_lightning.configuration import configuring
+from papa_lightning.criteria import list_ranking
+from papa_lightning.either_lightning import (
+    ArgsType,
+    L,
+    LightningArgumentParser,
+    LightningCLI,
+    TorchCheckpointIO,
+    rank_zero_only,
+    rank_zero_warn,
+)
+from papa_lightning.errors import PapaError
+from papa_lightning.ranking import HeadRanking
+from papa_lightning.tasks.checkpoints import WeightsOnlyIO, is_address, read_checkpoint
+from papa_lightning.text import tell
+
+#: Arguments of a task that its data module decides.
+_FROM_DATA = ("num_labels", "metrics", "max_length", "label_names")
+
+
+class PapaCLI(LightningCLI):
+    """LightningCLI with the links between data and task, ``calibrate``, ``rank``, and a summary after ``fit``."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's subcommands, ``calibrate`` and ``rank``."""
+        return {**LightningCLI.subcommands(), **{verb: {"model", "datamodule"} for verb in FILE_VERBS}}
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """A parser that raises its errors."""
+        return super().init_parser(**kwargs, exit_on_error=False, formatter_class=ChoicesHelpFormatter)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Link arguments of the task to the data module, and the tokenizer to the encoder."""
+        parser.link_arguments("model.init_args.encoder", "data.init_args.tokenizer")
+        for name in _FROM_DATA:
+            parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse, and refuse what would end as an error from inside Lightning."""
+        # Not Lightning's own method, which warns of a list of arguments: these are the ones of the process, with the
+        # paths of configuration files.
+        self.config = parser.parse_args(args) if isinstance(args, list) else parser.parse_object(args)
+        _name_members(self.config)
+        config = self.config[self.config.subcommand]
+        seed, checkpoint = config.get("seed_everything"), config.get("ckpt_path")
+        if not isinstance(seed, bool) and isinstance(seed, int) and not 0 <= seed < 2**32:
+            raise PapaError(f"seed_everything is {seed}, but must be at least 0 and below 2**32.")
+        if checkpoint is not None:
+            check_checkpoint(str(checkpoint))
+        self._asked = self._task_arguments()
+
+    def before_instantiate_classes(self) -> None:
+        """Warn of arguments of the task that a checkpoint has overridden, which Lightning does silently."""
+        used = self._task_arguments()
+        for name, given in self._asked.items():
+            if name in used and name not in _FROM_DATA and _plain(used[name]) != _plain(given):
+                rank_zero_warn(f"model.{name} is {used[name]!r}, from ckpt_path, and not {given!r} as configured.")
+
+    def _task_arguments(self) -> dict[str, object]:
+        return dict((self.config[self.config.subcommand].get("model.init_args") or {}).items())
+
+    def _check_machines(self) -> None:
+        """Refuse several machines without an address, for which Lightning would wait half an hour."""
+        nodes = self._get(self.config_init, "trainer")["num_nodes"]
+        known = self.trainer.strategy.launcher is None or "MASTER_ADDR" in os.environ
+        if nodes > 1 and not known:
+            raise PapaError(
+                f"num_nodes is {nodes}, but nothing says which machines these are: start papa with torchrun or SLURM, "
+                "or set MASTER_ADDR, MASTER_PORT and NODE_RANK on each."
+            )
+
+    def instantiate_classes(self) -> None:
+        """Create data module, model and trainer; errors of their constructors are errors of the configuration."""
+        with configuring():
+            super().instantiate_classes()
+
+    def after_instantiate_classes(self) -> None:
+        """Refuse a task that contradicts its data module: the link would win silently."""
+        self._check_machines()
+        given = self.config[self.subcommand].get("model.init_args") or {}
+        for name in _FROM_DATA:
+            taken, asked = getattr(self.datamodule, name, None), given.get(name)
+            default = _default(type(self.model), name)
+            if taken is not None and asked is not None and _plain(asked) not in (_plain(taken), _plain(default)):
+                raise PapaError(
+                    f"model.{name} is {_plain(asked)!r}, but the data say {_plain(taken)!r}, and the data decide: "
+                    f"leave model.{name} out, and change the data module or its arguments."
+                )
+
+    def instantiate_trainer(self, **kwargs: object) -> L.Trainer:
+        """Create the Trainer: with our default loggers, and without logs and checkpoints for calibrate and rank."""
+        settings = self._get(self.config_init, "trainer")
+        if settings["logger"] in (None, True) and not settings["barebones"]:
+            kwargs["logger"] = default_loggers(settings["default_root_dir"] or os.getcwd())
+        if self.subcommand in FILE_VERBS:
+            kwargs |= {"logger": False, "enable_checkpointing": False, "num_sanity_val_steps": 0}
+            kwargs |= {"limit_val_batches": 0, "min_epochs": None, "min_steps": None}
+            if self.subcommand == "calibrate":  # takes no step
+                kwargs |= {"max_epochs": 1, "max_steps": -1, "max_time": None}
+            configured = settings["callbacks"] or []
+            kept = configured if isinstance(configured, list) else [configured]
+            kwargs["callbacks"] = [callback for callback in kept if isinstance(callback, CalibratingCallback)]
+            self.save_config_callback = None
+        trainer = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # otherwise a choice of the user
+            trainer.strategy.checkpoint_io = WeightsOnlyIO()
+        return trainer
+
+    def after_fit(self) -> None:
+        """Print number of constant heads, score, times and paths."""
+        summary = summarize_fit(self.trainer, self.model)  # on every process: the log folder is broadcast
+        if summary is not None:
+            rank_zero_only(tell)(summary)
+
+    def after_rank(self) -> None:
+        """Print the heads at both ends of the ranking, and its path; a trial run has none."""
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        output = self.config[self.subcommand]["output"]
+        rank_zero_only(tell)(list_ranking(HeadRanking.load(output), output))
+
+    def after_validate(self) -> None:
+        """Print the scores."""
+        rank_zero_only(tell)(summarize_scores(self.trainer, self.model, "val"))
+
+    def after_test(self) -> None:
+        """Print the scores."""
+        rank_zero_only(tell)(summarize_scores(self.trainer, self.model, "test"))
+
+
+def run_trainer(args: ArgsType) -> PapaCLI:
+    """Run a verb of the Trainer.
+
+    Args:
+        args: Its arguments, as for LightningCLI.
+
+    Returns:
+        The CLI object, with ``trainer``, ``model`` and ``datamodule`` as the verb left them.
+    """
+    return PapaCLI(
+        trainer_class=PapaTrainer,
+        trainer_defaults={"callbacks": [Stopwatch()]},
+        seed_everything_default=0,
+        save_config_callback=SaveRunConfig,
+        save_config_kwargs={"save_to_log_dir": False},
+        args=args,
+    )
+
+
+def check_checkpoint(path: str) -> None:
+    """Refuse a checkpoint that is missing, damaged, or could run code, before anything is created.
+
+    Args:
+        path: Path of a file, "last", or an address, which is checked when it is loaded.
+
+    Raises:
+        PapaError: When it cannot be used.
+    """
+    if path == "best":
+        raise PapaError("ckpt_path is 'best', which only the run that trained knows: pass the path of a checkpoint.")
+    if Path(path).expanduser().is_dir():
+        raise PapaError(
+            f"ckpt_path is {path!r}, a folder, and to load a sharded checkpoint runs what it holds: where you trust "
+            f"who wrote it, pass the file that `python -m lightning.pytorch.utilities.consolidate_checkpoint {path}` "
+            "makes of it."
+        )
+    if not (path in ("last", "hpc") or path.startswith("registry") or is_address(path)):
+        read_checkpoint(path)
+
+
+def _default(task: type, name: str) -> object:
+    """Default of a constructor's argument, also where a class passes it to its base class."""
+    for cls in task.__mro__:
+        constructor = vars(cls).get("__init__")
+        if constructor is not None and name in (parameters := inspect.signature(constructor).parameters):
+            return parameters[name].default
+    return None
+
+
+def _name_members(config: Namespace) -> None:
+    """Replace members of enumerations, which YAML cannot hold, by their values: ``Timer(interval=...)``."""
+    for key, value in vars(config).items():
+        if isinstance(value, Enum) and isinstance(value, str):
+            setattr(config, key, value.value)
+        for inner in value if isinstance(value, list) else [value]:
+            if isinstance(inner, Namespace):
+                _name_members(inner)
+
+
+def _plain(value: object) -> object:
+    """A value as in YAML: tuples are lists."""
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,26 @@
+"""``papa report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from papa_lightning.cli.verbs.registry import VERBS
+from papa_lightning.text import tell
+
+
+@VERBS.register("report")
+def report(folder: str) -> Path:
+    """Write the report of a study: an HTML page and figures.
+
+    Args:
+        folder: Folder of the study.
+
+    Returns:
+        Path of the page.
+    """
+    from papa_lightning.study import write_kinds_report, write_report
+    from papa_lightning.study.comparison.report import is_kinds_study
+
+    path = write_kinds_report(folder) if is_kinds_study(folder) else write_report(folder)
+    tell(f"report   {path}")
+    return path

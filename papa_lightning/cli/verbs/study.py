@@ -1,0 +1,81 @@
+"""``papa study``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from papa_lightning.cli.verbs.registry import VERBS, resumable
+from papa_lightning.text import tell
+
+if TYPE_CHECKING:
+    from papa_lightning.study import KindsSettings, StudySettings
+    from papa_lightning.study.executors import Backend
+
+
+@VERBS.register("study")
+def study(
+    *,
+    output: str,
+    num_workers: int = 1,
+    backend: Backend = "processes",
+    dry_run: bool = False,
+    kinds: KindsSettings,
+    **settings: Any,
+) -> object:
+    """Measure scores against shares of constant heads, and write a report.
+
+    Args:
+        output: Folder of the study; an existing one is resumed.
+        num_workers: Number of processes that work at the same time.
+        backend: Where the processes run.
+        dry_run: Only print what would be done, and its size.
+        kinds: A study that trains variants of a model instead; without variants, there is none.
+        settings: Fields of StudySettings.
+
+    Returns:
+        The table of results; with ``dry_run`` the plan.
+    """
+    from papa_lightning.study import StudySettings
+    from papa_lightning.study.executors import check_num_workers
+
+    check_num_workers(num_workers, backend)
+    with resumable(output):
+        if kinds.variants:
+            seeds = settings["seeds"]
+            return _study_kinds(kinds, seeds, output, num_workers, backend, dry_run)
+        return _study_shares(StudySettings(**settings), output, num_workers, backend, dry_run)
+
+
+def _study_shares(settings: StudySettings, output: str, num_workers: int, backend: Backend, dry_run: bool) -> object:
+    from papa_lightning.study import Study, format_groups, format_plan, format_summary, summarize, write_report
+
+    one = Study(settings, output)
+    if dry_run:
+        plans = one.plan()
+        tell(format_groups(plans), "", format_plan(plans))
+        return plans
+    with one.folder.claimed():
+        plans = one.plan()
+        tell(format_plan(plans))
+        table = one.run(plans, num_workers=num_workers, backend=backend)
+        tell(format_summary(summarize(table)))
+        tell(f"results  {one.folder.path / 'results.csv'}\nreport   {write_report(one.folder.path)}")
+    return table
+
+
+def _study_kinds(
+    settings: KindsSettings, seeds: Sequence[int], output: str, num_workers: int, backend: Backend, dry_run: bool
+) -> object:
+    from papa_lightning.study import KindsStudy, summarize_kinds
+    from papa_lightning.study.comparison.results import kinds_overview
+
+    one = KindsStudy(settings, seeds, output)
+    missing = one.missing()
+    tell(f"{len(missing)} of {len(one.seeds) * len(one.settings.variants)} models are to be trained")
+    if dry_run:
+        return missing
+    table = one.run(num_workers=num_workers, backend=backend)
+    tell(kinds_overview(summarize_kinds(table)))
+    tell(f"results  {one.folder.path / 'kinds.csv'}\nreport   {one.folder.path / 'report.html'}")
+    return table
