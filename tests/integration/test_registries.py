@@ -1,6 +1,8 @@
 """Parts that are registered at run time, or come by entry points, are everywhere that parts of the package are."""
 
 import importlib
+import runpy
+import shutil
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 import torch
 import toy_parts
 import yaml
-from transformers import AutoModel
+from transformers import AutoConfig, AutoModel
 
 from papa_lightning import HeadRanking, calibrate, swap_attention
 from papa_lightning.attention import KINDS, KindFacts, kinds_table
@@ -18,7 +20,7 @@ from papa_lightning.benchmark import BenchmarkSettings, ShapeSettings, run_bench
 from papa_lightning.calibration import CONTROLS, control_constants
 from papa_lightning.cli.main import main
 from papa_lightning.criteria import CRITERIA, criteria_table
-from papa_lightning.encoders import swap_as_saved, swapped_layers
+from papa_lightning.encoders import FAMILIES, EncoderFamily, swap_as_saved, swapped_layers
 from papa_lightning.errors import PapaError
 from papa_lightning.registry import Registry
 from papa_lightning.study import load_table
@@ -113,6 +115,34 @@ def test_a_criterion_and_a_control_in_a_study_and_its_report(encoder_folder: str
     report = Path("out/report.html").read_text(encoding="utf-8")
     assert "toy_criterion" in report
     assert "toy_control" in report
+
+
+@pytest.mark.usefixtures("in_a_folder_of_its_own")
+def test_a_family_in_swap_benchmark_study_and_table(
+    encoder_folder: str, data_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "roberta-prelayernorm"
+    monkeypatch.delitem(FAMILIES, name, raising=False)
+    monkeypatch.setitem(FAMILIES, name, EncoderFamily("RobertaPreLayerNormSelfAttention", title="A toy"))
+    plain = AutoConfig.from_pretrained(encoder_folder).to_dict()
+    copied = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    model = AutoModel.from_config(AutoConfig.for_model(name, pad_token_id=0, **{key: plain[key] for key in copied}))
+    shutil.copytree(encoder_folder, "toy")
+    model.eval().save_pretrained("toy")
+    constants = calibrate(model, [BATCH], max_length=8)
+    swap_attention(model, "constant", constants=constants)
+    assert [layer.kind for layer in swapped_layers(model)] == ["constant"] * 2
+    shape = ShapeSettings(type=name, hidden=[16], layers=[1], heads=[2])
+    rows = run_benchmark(BenchmarkSettings(shape=shape, inputs=["2x8"], device="cpu", warmup=0), progress=False).rows
+    assert [row.kind for row in rows] == ["stock", "constant"]
+    table = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "make_registry_tables.py"))["families_table"]()
+    assert f"| A toy | `{name}` |" in table
+    task = {"class_path": "SST2DataModule", "init_args": {"data_dir": data_folder, "max_length": 24}}
+    probe = {"max_epochs": 1, "batch_size": 4}
+    config = {"encoders": {"toy": "toy"}, "tasks": {"sst2": task}, "shares": [1], "seeds": [0], "probe": probe}
+    Path("study.yaml").write_text(yaml.safe_dump(config))
+    main(["study", "--config", "study.yaml", "--output", "out"])
+    assert set(load_table("out")["encoder"]) == {"toy"}
 
 
 @pytest.mark.usefixtures("toys")
