@@ -20,17 +20,10 @@ _ON_CPU, _ON_DEVICES = 2**21, 2**26
 
 
 class RunningSums(ABC):
-    """Float64 sums over batches, with the counts by which they are divided at the end.
+    """Float64 sums over batches; parts of several processes are added and divided once, whatever their sizes.
 
-    All are sums, so the parts of several processes are added and divided once, whatever their sizes.
-
-    Args:
-        max_length: T, the longest sequence.
-        device: Device of the sums; main memory where that has no float64.
-
-    Attributes:
-        pair_counts: (T, T), float64, the sequences in which both positions hold a real token.
-        num_sequences: 0-dim float64, the sequences with at least one real token.
+    Main memory has the sums where a device has no float64. ``pair_counts`` (T, T) are the sequences in which both
+    positions hold a real token, ``num_sequences`` those with at least one real token.
     """
 
     #: Names of the attributes that are sums.
@@ -44,16 +37,7 @@ class RunningSums(ABC):
         self.num_sequences = self.zeros()
 
     def mix(self, layer: int, attention: DynamicAttention, value: Tensor) -> Tensor:
-        """Add the attention of one layer of one batch, and mix the values with it, in pieces of some rows.
-
-        Args:
-            layer: Number of the layer.
-            attention: Attention of the layer.
-            value: (B, H, t, h).
-
-        Returns:
-            (B, t, H, h).
-        """
+        """Add a layer's attention of a batch, and mix values (B, H, t, h) to (B, t, H, h) with it, in pieces."""
         value = value.contiguous()  # once, and not for each piece
         attention = replace(attention, key=attention.key.contiguous())
         mixed = value.new_empty(value.transpose(1, 2).shape)
@@ -66,51 +50,29 @@ class RunningSums(ABC):
 
     @abstractmethod
     def add_rows(self, layer: int, first: int, rows: Tensor) -> None:
-        """Add some rows of the attention of one layer of one batch; sums over the batch are in their dtype.
-
-        Args:
-            layer: Number of the layer.
-            first: Number of the first row.
-            rows: (B, H, rows, t), 0 at padding.
-        """
+        """Add the rows (B, H, rows, t) from ``first`` on of a layer's attention of a batch, 0 at padding."""
 
     @abstractmethod
     def check_finite(self) -> None:
-        """Check the sums for NaN and infinity.
-
-        Raises:
-            CalibrationError: Names the first layer with such a sum, and its heads.
-        """
+        """Refuse NaN and infinity; the CalibrationError names the first layer with such a sum, and its heads."""
 
     def zeros(self, *shape: int) -> Tensor:
         """A new sum of this shape."""
         return torch.zeros(shape, dtype=torch.float64, device=self.device)
 
     def add_mask(self, mask: Tensor) -> None:
-        """Count the pairs of one batch.
-
-        Args:
-            mask: (B, t) with t up to T, true for a real token.
-        """
+        """Count the pairs of one batch by its mask (B, t), true for a real token."""
         length = mask.shape[1]
         self.pair_counts[:length, :length] += pair_counts(mask).to(self.device)
         self.num_sequences += mask.bool().any(dim=1).sum().to(self.device)
 
     def reduce(self, all_reduce: Callable[[Tensor], Tensor]) -> None:
-        """Add up the sums of all processes. Every process must call it, also one without sequences.
-
-        Args:
-            all_reduce: Function that sums a tensor over processes and returns the sum.
-        """
+        """Add up the sums of all processes by a function that sums a tensor; all must call it, also without data."""
         for name in self.added:
             setattr(self, name, all_reduce(getattr(self, name)))
 
     def check_sequences(self) -> None:
-        """Refuse sums over nothing.
-
-        Raises:
-            CalibrationError: When no sequence was added.
-        """
+        """Refuse sums over nothing with a CalibrationError."""
         if self.num_sequences == 0:
             raise CalibrationError(
                 "calibration saw no sequence with a real token: the batches are empty. Pass at least one batch of "
@@ -119,11 +81,7 @@ class RunningSums(ABC):
 
 
 def check_finite(sums: Tensor) -> None:
-    """Check sums (L, H, ...) for NaN and infinity.
-
-    Raises:
-        CalibrationError: Names the first layer with such a sum, and its heads.
-    """
+    """Refuse NaN and infinity in sums (L, H, ...); the CalibrationError names the first such layer, and its heads."""
     ends = [torch.stack(own.flatten(1).aminmax(dim=1)) for own in sums]  # by layer, and without a tensor of their size
     finite = torch.stack(ends).isfinite().all(dim=1).tolist()  # read at once, because reading makes a device wait
     for layer, own_heads in enumerate(finite):
@@ -201,13 +159,7 @@ class AttentionAverages(RunningSums):
         check_finite(self.sums)
 
     def compute(self, dtype: torch.dtype = torch.float64) -> Tensor:
-        """The constants, ``sums / counts`` and 0 where counts is 0.
-
-        Args:
-            dtype: Dtype of the result.
-
-        Returns:
-            (L, H, T, T).
+        """The constants (L, H, T, T), ``sums / counts`` and 0 where counts is 0.
 
         Raises:
             CalibrationError: When no sequence was added, or a sum is not finite.
@@ -220,16 +172,13 @@ class AttentionAverages(RunningSums):
         return values
 
     def variance(self) -> Tensor:
-        """Mean squared distance of the rows of attention from the constant rows of their head.
+        """Mean squared distance of the rows of attention from the constant rows of their head: (L, H), float64.
 
             variance[l,h] = 1/N sum over sequences and i of m_i sum_j m_j (A[l,h,i,j] - C[l,h,i,j])^2
                           = (squares[l,h] - sum_ij sums[l,h,i,j]^2 / counts[i,j]) / N
 
-        with N the number of real query rows. Constant rows are taken before they are divided by their sum over the keys
-        of a batch.
-
-        Returns:
-            (L, H), float64, never below 0. A head whose attention does not depend on the input has 0.
+        with N the number of real query rows; 0 for a head whose attention does not depend on the input. Constant rows
+        are taken before they are divided by their sum over the keys of a batch.
 
         Raises:
             CalibrationError: When no sequence was added.

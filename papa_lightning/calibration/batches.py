@@ -27,20 +27,10 @@ from papa_lightning.errors import CalibrationError, PapaError
 def run_encoder(
     encoder: nn.Module | SupportedEncoder, batches: Iterable[Mapping[str, Any]], max_length: int
 ) -> Iterator[Tensor]:
-    """Run an encoder over batches for the observers of its layers; its own output is discarded.
+    """Run an encoder over batches for the observers of its layers; its output is discarded.
 
-    Args:
-        encoder: The encoder.
-        batches: Batches of the user; those without a token are left out.
-        max_length: T, the longest sequence.
-
-    Yields:
-        The mask of each batch in the order of slots, (B, slots), on the device of the encoder, after the encoder
-        has run.
-
-    Raises:
-        CalibrationError: For a bad batch. Masks on another device than a CPU are checked after the first and after the
-            last batch only, because reading them makes the device wait.
+    Yields the mask (B, slots) of each batch with tokens, in the order of slots and on the encoder's device, after the
+    encoder has run.
     """
     found = SupportedEncoder.find(encoder)
     model, reading, unread = found.model, ReadBatch.of(found), UnreadMasks()
@@ -65,11 +55,7 @@ class UnreadMasks:
         self._wrong: Tensor | None = None
 
     def add(self, mask: Tensor) -> None:
-        """Add a mask (B, t); one that can be read without waiting was checked with its batch.
-
-        Raises:
-            CalibrationError: As :meth:`check`, for the first.
-        """
+        """Add a mask (B, t); one that can be read without waiting was checked with its batch."""
         if can_look(mask):
             return
         wrong = ((mask != 0) & (mask != 1)).sum()
@@ -78,11 +64,7 @@ class UnreadMasks:
             self.check()
 
     def check(self) -> None:
-        """Check all masks that were added.
-
-        Raises:
-            CalibrationError: When one has another value than 0 and 1.
-        """
+        """Refuse masks with other values than 0 and 1 among those that were added."""
         if self._wrong is not None and bool(self._wrong):
             raise CalibrationError(
                 "a batch has an attention_mask with other values than 1 for a real token and 0 for padding: pass that "
@@ -91,20 +73,7 @@ class UnreadMasks:
 
 
 def mask_by_slot(reading: ReadBatch, inputs: Mapping[str, Tensor], number: int, max_length: int) -> Tensor:
-    """The mask of a batch in the order of the slots to which the attention of its tokens is added.
-
-    Args:
-        reading: Reader of batches of the encoder.
-        inputs: Result of :func:`checked_inputs`, on the device of the encoder.
-        number: Number of the batch, for messages.
-        max_length: T, the longest sequence.
-
-    Returns:
-        (B, S), true for a real token.
-
-    Raises:
-        CalibrationError: For position ids that are no slots.
-    """
+    """The mask (B, S) of a batch, true for a real token, in the order of the slots that its attention is added to."""
     try:
         positions = reading.read(inputs, max_length)
     except PapaError as error:
@@ -122,21 +91,7 @@ def _mask_of(inputs: Mapping[str, Tensor], max_length: int) -> Tensor:
 def checked_inputs(
     encoder: PreTrainedModel, batch: Mapping[str, Any], number: int, max_length: int
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """The tensors of a batch that an encoder takes.
-
-    Args:
-        encoder: The bare encoder.
-        batch: Batch of the user.
-        number: Number of the batch, for messages.
-        max_length: T, the longest sequence.
-
-    Returns:
-        The inputs by name, and the mask (B, t), true for a real token.
-
-    Raises:
-        CalibrationError: When something is missing or of a wrong shape.
-        PapaError: For a token that is not in the vocabulary.
-    """
+    """The inputs of an encoder in a batch by name, and the mask (B, t); ``number`` is that of the batch in messages."""
     if not isinstance(batch, Mapping):
         raise CalibrationError(
             f"batch {number} is a {type(batch).__name__}, but must be a mapping with input_ids and attention_mask."

@@ -85,11 +85,7 @@ def calibrate(
 
 
 def check_max_length(encoder: PreTrainedModel, max_length: int) -> None:
-    """Refuse a length for which the encoder has no positions.
-
-    Raises:
-        CalibrationError: Names the length and the limit.
-    """
+    """Refuse a length for which the encoder has no positions; the CalibrationError names it and the limit."""
     if not fits_positions(encoder, max_length):
         raise CalibrationError(
             f"max_length is {max_length!r}, but must be {describe_lengths(encoder)}: pass a length that it has."
@@ -103,20 +99,7 @@ def gather(
     *,
     progress: bool = False,
 ) -> AttentionAverages:
-    """Run the pass of :func:`calibrate` in this process only, without reducing or dividing.
-
-    Args:
-        encoder: The encoder.
-        batches: See :func:`calibrate`; may be empty.
-        max_length: T, the longest sequence.
-        progress: Whether to show a progress bar.
-
-    Returns:
-        The sums of this process.
-
-    Raises:
-        CalibrationError: For a bad batch.
-    """
+    """The sums of :func:`calibrate` over the batches of this process (there may be none), not reduced or divided."""
     found = SupportedEncoder.find(encoder)
     averages = AttentionAverages(found.num_layers, found.num_heads, max_length, compute_device(found.model))
     add_up(found, averages, batches, progress)
@@ -124,17 +107,7 @@ def gather(
 
 
 def add_up(found: SupportedEncoder, sums: RunningSums, batches: Iterable[Mapping[str, Any]], progress: bool) -> None:
-    """Run an encoder over batches, in eval mode and without gradients, and add up its attention.
-
-    Args:
-        found: The encoder.
-        sums: Sums to add to.
-        batches: See :func:`calibrate`; may be empty.
-        progress: Whether to show a progress bar.
-
-    Raises:
-        CalibrationError: For a bad batch.
-    """
+    """Run an encoder over batches, in eval mode and without gradients, and add up its attention."""
     mixings = [RowMixing(partial(sums.mix, layer)) for layer in range(found.num_layers)]
     with torch.no_grad(), eval_mode(found.model), replace_mixing(found, mixings) as attached:
         for number, mask in enumerate(run_encoder(attached, progress_bar(batches, progress), sums.max_length)):
@@ -146,16 +119,7 @@ def add_up(found: SupportedEncoder, sums: RunningSums, batches: Iterable[Mapping
 def finish(
     encoder: nn.Module | SupportedEncoder, averages: AttentionAverages, metadata: Mapping[str, Any]
 ) -> AttentionConstants:
-    """Divide the sums, and describe the pass in the metadata.
-
-    Args:
-        encoder: The encoder.
-        averages: The sums of all processes.
-        metadata: Further metadata of the caller.
-
-    Raises:
-        CalibrationError: When there were no sequences, or the attention was not finite.
-    """
+    """Divide the sums of all processes, and describe the pass in the metadata; CalibrationError without sequences."""
     found = SupportedEncoder.find(encoder)
     values = averages.compute(torch.promote_types(found.model.dtype, torch.float32)).cpu()
     noted = describe_pass(found, averages.max_length, averages.num_sequences)
@@ -190,9 +154,7 @@ def describe_model(encoder: nn.Module | SupportedEncoder) -> dict[str, Any]:
 
 
 def without_path(name: str) -> str:
-    """The name of a model or tokenizer on the hub as it is; the last part of the path of a local folder.
-
-    Files with such names are moved to other machines, where paths have no meaning.
+    """The name of a model or tokenizer on the hub; of a local folder the last part, for files that go elsewhere.
 
     Example:
         >>> without_path("google-bert/bert-base-uncased"), without_path("/models/mine")
@@ -215,11 +177,7 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
 
 
 def progress_bar(batches: Iterable[Any], shown: bool) -> Iterable[Any]:
-    """The batches, with the progress bar of a calibration pass.
-
-    Raises:
-        CalibrationError: When ``batches`` is not iterable.
-    """
+    """The batches, which must be iterable, with the progress bar of a calibration pass."""
     if not any(hasattr(type(batches), name) for name in ("__iter__", "__getitem__")):
         raise CalibrationError(
             f"batches is a {type(batches).__name__}, but must be an iterable of mappings with input_ids and "

@@ -25,11 +25,7 @@ if TYPE_CHECKING:
 
 
 def plain_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of metadata as it is read from a file: primitives, lists, and maps with strings as keys.
-
-    Raises:
-        ConstantsFileError: When it is not a mapping, or has something that JSON cannot express.
-    """
+    """A copy of metadata as read from a file: primitives, lists and maps; ConstantsFileError for anything else."""
     if not isinstance(metadata, Mapping):
         raise ConstantsFileError(f"metadata is a {type(metadata).__name__}, but must be a mapping of primitives.")
     try:
@@ -91,14 +87,10 @@ class EncoderConstants:
         raise NotImplementedError
 
     def check(self, encoder: nn.Module | SupportedEncoder, max_length: int | None = None) -> None:
-        """Check that the constants fit an encoder.
+        """Check that the constants fit an encoder, and ``max_length`` where it is given.
 
         Other weights than those they were made with only give a warning, because constants of a pretrained encoder are
         used with its fine-tuned copies on purpose.
-
-        Args:
-            encoder: A PreTrainedModel, with or without a task head.
-            max_length: The length that they must have; None accepts any.
 
         Raises:
             ConstantsFileError: When architecture, numbers of layers or heads, or length differ.
@@ -138,11 +130,7 @@ class EncoderConstants:
             )
 
     def check_length(self, max_length: int | None) -> None:
-        """Check that the constants were made for a length; None accepts any.
-
-        Raises:
-            ConstantsFileError: When they were made for another.
-        """
+        """Check that the constants were made for a length, with a ConstantsFileError; None accepts any."""
         if max_length is not None and max_length != self.max_length:
             raise ConstantsFileError(
                 f"the constants were made with max_length {self.max_length}, but max_length is {max_length}: calibrate "
@@ -151,17 +139,7 @@ class EncoderConstants:
 
 
 def write_tensors(path: str | Path, form: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Path:
-    """Write one safetensors file with a sum of its content, whole or not at all, without a copy of the tensors.
-
-    Args:
-        path: The file; its folder is made when missing.
-        form: Format of the file, with its version.
-        tensors: Tensors by name.
-        metadata: Metadata of primitives.
-
-    Returns:
-        The path.
-    """
+    """Write one safetensors file with a sum of its content, whole or not at all, without a copy of the tensors."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
     noted = {"format": form, "papa_lightning": json.dumps(metadata, allow_nan=False)}
     noted[SUM] = content_sum(noted, plain)
@@ -193,19 +171,10 @@ def _whole(dtype: torch.dtype) -> str:
 def read_tensors(
     path: Path, form: str, check: Callable[[str], bool], made_by: tuple[str, str, str]
 ) -> tuple[dict[str, Tensor], Any, bool]:
-    """Read a file that :func:`write_tensors` wrote, or one like it without a sum.
+    """Tensors and metadata of a file of :func:`write_tensors`, or one like it, and whether it has a sum.
 
-    Args:
-        path: The file.
-        form: Format that it must have.
-        check: Function that tells whether a name may be that of a tensor of the file.
-        made_by: Content of such a file, and the method and the command that write one, for messages.
-
-    Returns:
-        All its tensors, its metadata, and whether it has a sum; without one, another program may have written it.
-
-    Raises:
-        ConstantsFileError: When the file is missing, damaged, or something else.
+    ``check`` tells whether a name may be that of a tensor; ``made_by`` are, for messages, the content of such a file,
+    and the method and the command that write one.
     """
     name, (content, method, command) = str(path), made_by
     if not path.is_file():
@@ -317,14 +286,7 @@ class AttentionConstants(EncoderConstants):
         return list(self.values)
 
     def save(self, path: str | Path) -> Path:
-        """Write one safetensors file, whole or not at all.
-
-        Args:
-            path: The file; its folder is made when missing.
-
-        Returns:
-            The path.
-        """
+        """Write one safetensors file, whole or not at all, in a folder that is made when missing; returns the path."""
         tensors = {"values": self.values, "pair_counts": self.pair_counts}
         if self.variance is not None:
             tensors["variance"] = self.variance

@@ -1,7 +1,6 @@
 """Merging the constants of similar heads into one matrix a cluster.
 
-A layer whose heads share matrices is cheaper: with one matrix for all heads, its value and output projections are one
-(d x d) matrix (kind "folded").
+A layer whose heads share one is cheaper: its value and output projections are one (d x d) matrix (kind "folded").
 """
 
 from __future__ import annotations
@@ -138,19 +137,7 @@ def cluster_heads(constants: Tensor, counts: Tensor, tolerance: float) -> list[t
 
 
 def average_clusters(constants: Tensor, clusters: Sequence[Sequence[int]]) -> Tensor:
-    """Replace the constants of each head by the mean of its cluster.
-
-    Args:
-        constants: (H, T, T) of one layer.
-        clusters: Heads of each cluster.
-
-    Returns:
-        (H, T, T); the heads of a cluster have equal matrices.
-
-    Example:
-        >>> average_clusters(torch.tensor([1.0, 3.0, 5.0]).view(3, 1, 1), [(0, 1), (2,)]).flatten()
-        tensor([2., 2., 5.])
-    """
+    """The constants (H, T, T) of one layer with the mean of its cluster for each head."""
     merged = constants.clone()
     for cluster in clusters:
         if len(cluster) > 1:

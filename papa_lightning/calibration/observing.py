@@ -23,19 +23,7 @@ _WATCHED = "papa_watched"
 
 
 class EncoderCalls:
-    """The calls of an encoder while it is observed, and the sums over them.
-
-    Args:
-        found: The encoder.
-        sums: Sums that the attention of the calls is added to.
-
-    Attributes:
-        sums: The sums.
-        number: Number of the batch that the next calls belong to, for messages.
-        count: Number of calls so far.
-        error: The first error of a call, also if the caller of the encoder caught it.
-        masks: Masks of the calls so far.
-    """
+    """The calls of an encoder while it is observed: count and sums, number of the batch, and the first error."""
 
     def __init__(self, found: SupportedEncoder, sums: AttentionAverages) -> None:
         self.encoder, self._layers, self._reading = found.model, found.num_layers, ReadBatch.of(found)
@@ -46,11 +34,7 @@ class EncoderCalls:
         self._runs: list[int] | None = None
 
     def mix(self, layer: int, attention: DynamicAttention, value: Tensor) -> Tensor:
-        """Add the attention of a layer, and mix the values with it; see :meth:`AttentionAverages.mix`.
-
-        Raises:
-            CalibrationError: When the layer runs outside a call of its encoder, where the mask is not known.
-        """
+        """Add the attention of a layer, and mix the values with it."""
         if self._runs is None:
             raise CalibrationError(
                 f"layer {layer} ran outside of a call of its {type(self.encoder).__name__}, so its tokens cannot be "
@@ -101,17 +85,7 @@ class EncoderCalls:
 
 
 def named_inputs(forward: Callable[..., Any], arguments: tuple[Any, ...], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a call by name, as far as they fit the signature.
-
-    Args:
-        forward: The function that is called.
-        arguments: Positional arguments.
-        options: Keyword arguments.
-
-    Example:
-        >>> named_inputs(lambda input_ids, attention_mask: None, (1,), {"attention_mask": 2})
-        {'input_ids': 1, 'attention_mask': 2}
-    """
+    """The positional and keyword arguments of a call by name, as far as they fit the signature."""
     return dict(zip(inspect.signature(forward).parameters, arguments, strict=False)) | dict(options)
 
 
@@ -119,17 +93,7 @@ def named_inputs(forward: Callable[..., Any], arguments: tuple[Any, ...], option
 def watch_calls(
     encoder: PreTrainedModel, watch: Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 ) -> Iterator[None]:
-    """Route the calls of an encoder through a function, whatever the encoder is wrapped in; nothing runs compiled.
-
-    Calls of other threads are not affected.
-
-    Args:
-        encoder: The bare encoder.
-        watch: Function of the encoder's forward and the positional and keyword arguments of a call; returns its output.
-
-    Raises:
-        CalibrationError: When the calls are watched already.
-    """
+    """Route calls of a bare encoder in this thread through ``watch(forward, arguments, options)``, uncompiled."""
     before, forward = vars(encoder).get("forward"), encoder.forward
     if getattr(before, _WATCHED, False):
         raise CalibrationError(
@@ -158,16 +122,10 @@ def watch_calls(
 
 @contextmanager
 def observe(encoder: PreTrainedModel, max_length: int) -> Iterator[EncoderCalls]:
-    """Average the dynamic attention of an encoder, swapped or not, in all calls of it.
+    """Average the dynamic attention of a bare encoder, swapped or not, in all calls of it, up to ``max_length`` tokens.
 
-    Training mode and gradients are left as the caller sets them.
-
-    Args:
-        encoder: The bare encoder.
-        max_length: T, the longest sequence.
-
-    Yields:
-        The calls; their ``sums`` are the :class:`AttentionAverages`.
+    Training mode and gradients are left as the caller sets them. The ``sums`` of the calls, which are yielded, are the
+    :class:`AttentionAverages`.
 
     Raises:
         CalibrationError: From a call of the encoder that cannot be counted: without an attention_mask, longer than T,

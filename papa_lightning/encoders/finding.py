@@ -22,8 +22,8 @@ from papa_lightning.errors import UnsupportedEncoderError
 class SupportedEncoder:
     """A bare encoder with its family and its self-attention modules, each looked up once.
 
-    Public functions make one and pass it on to the functions below them. It is not kept beyond the call, because an
-    encoder may change between calls (adapters, removed layers); attaching and detaching return a new one.
+    Public functions make one and pass it on. It is not kept beyond the call: an encoder may change between calls
+    (adapters, removed layers), and attaching and detaching return a new one.
 
     Args:
         model: The bare encoder, without task head or decoder.
@@ -35,14 +35,7 @@ class SupportedEncoder:
 
     @classmethod
     def find(cls, model: nn.Module | SupportedEncoder) -> SupportedEncoder:
-        """The encoder in a model; one that was found before is returned as it is.
-
-        Args:
-            model: See :func:`find_encoder`.
-
-        Raises:
-            UnsupportedEncoderError: As from :func:`find_encoder`.
-        """
+        """The encoder in a model, see :func:`find_encoder`; one that was found before is returned as it is."""
         if isinstance(model, SupportedEncoder):
             return model
         if not isinstance(model, PreTrainedModel):
@@ -56,11 +49,7 @@ class SupportedEncoder:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> SupportedEncoder:
-        """The encoder of a model whose own type is supported.
-
-        Raises:
-            UnsupportedEncoderError: When it is not.
-        """
+        """The encoder of a model whose own type is supported; UnsupportedEncoderError for another."""
         family, base = family_of(model), cast(PreTrainedModel, model.base_model)
         # The configuration that T5EncoderModel saves has no is_encoder_decoder, but AutoModel adds a decoder.
         has_decoder = isinstance(base._modules.get("decoder"), PreTrainedModel)
@@ -70,11 +59,7 @@ class SupportedEncoder:
 
     @cached_property
     def modules(self) -> list[nn.Module]:
-        """The self-attention modules, one a layer in the order in which the layers run.
-
-        Raises:
-            UnsupportedEncoderError: When there is none.
-        """
+        """The self-attention modules, one a layer in running order; UnsupportedEncoderError when there is none."""
         found = self.family.attention_modules(self.model)
         if not found:
             raise UnsupportedEncoderError(
@@ -96,11 +81,7 @@ class SupportedEncoder:
 
     @property
     def num_heads(self) -> int:
-        """The number of heads H.
-
-        Raises:
-            UnsupportedEncoderError: When the configuration does not name it.
-        """
+        """The number of heads H; UnsupportedEncoderError when the configuration does not name it."""
         heads = getattr(self.model.config, "num_attention_heads", None)
         if not isinstance(heads, int):
             raise UnsupportedEncoderError(
@@ -139,9 +120,6 @@ def find_encoder(model: nn.Module) -> PreTrainedModel:
         model: A PreTrainedModel, or any module that holds exactly one that is supported: compiled, with adapters, a
             sentence-transformers model, a LightningModule.
 
-    Returns:
-        The bare encoder, a part of ``model``.
-
     Raises:
         UnsupportedEncoderError: When there is no supported encoder, or several; the message has the reason.
     """
@@ -158,11 +136,7 @@ def is_supported(model: nn.Module) -> bool:
 
 
 def encoder_shape(encoder: nn.Module) -> tuple[int, int]:
-    """The number of layers L and of heads H of an encoder; the layers as they are, not as configured.
-
-    Raises:
-        UnsupportedEncoderError: When the configuration does not name the number of heads.
-    """
+    """The number of layers L and of heads H of an encoder, see :class:`SupportedEncoder`; the layers as they are."""
     found = SupportedEncoder.find(encoder)
     return found.num_layers, found.num_heads
 
@@ -184,11 +158,7 @@ def is_calibrated(encoder: nn.Module) -> bool:
 
 
 def family_of(encoder: PreTrainedModel) -> EncoderFamily:
-    """The family of an encoder.
-
-    Raises:
-        UnsupportedEncoderError: When its type is unknown, or it is the decoder of a type that also makes encoders.
-    """
+    """The family of an encoder; UnsupportedEncoderError for unknown types, and decoders of known ones."""
     model_type = encoder.config.model_type
     if model_type not in FAMILIES:
         model_type = _type_by_class(encoder) or model_type
@@ -205,10 +175,7 @@ def family_of(encoder: PreTrainedModel) -> EncoderFamily:
 
 
 def _type_by_class(encoder: PreTrainedModel) -> str | None:
-    """The model type of the transformers class that a custom class derives from, if that is supported.
-
-    A subclass with a configuration of its own has another model_type, but the attention of its base class.
-    """
+    """The supported model type that a custom class with a configuration of its own has its attention from, or None."""
     for base in type(encoder).__mro__[1:]:
         model_type: str = getattr(vars(base).get("config_class"), "model_type", "")
         if model_type in FAMILIES and any(FAMILIES[model_type].is_attention(module) for module in encoder.modules()):

@@ -13,13 +13,7 @@ _IGNORED = "_ddp_params_and_buffers_to_ignore"
 
 @dataclass(frozen=True)
 class Frozen:
-    """Names of the parameters that were frozen, and of the other trainable ones of their module.
-
-    Args:
-        names: Names of the frozen parameters, which are to be thawed.
-        others: Names of the other trainable parameters; if none of them is trainable later, the whole was frozen.
-        idle: Names of all parameters that no loss reaches, also of those that were frozen before.
-    """
+    """Names of parameters: frozen by a swap, other trainable ones, and all that no loss reaches (idle)."""
 
     names: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
@@ -52,11 +46,6 @@ class LeftOut:
 
     Idle parameters get no gradient, for which DDP would wait if they were unfrozen. Constants are equal on all
     processes, and DDP would send them at every forward.
-
-    Args:
-        model: The model to be wrapped.
-        names: Function that yields the names of its idle parameters and its constants at that time.
-        others: Names that were set by others before.
     """
 
     def __init__(

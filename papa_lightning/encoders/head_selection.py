@@ -16,7 +16,7 @@ HeadSelection: TypeAlias = Literal["all"] | int | float | Sequence[Sequence[int]
 def select_heads(
     heads: HeadSelection, num_layers: int, num_heads: int, ranking: HeadRanking | None = None
 ) -> list[tuple[int, ...]]:
-    """Resolve a selection of heads.
+    """Resolve a selection of heads to the head numbers of each layer, ascending.
 
     Args:
         heads: "all"; a list of (layer, head) pairs; a map from layer to heads; a number (int) or a share from 0 to 1
@@ -25,9 +25,6 @@ def select_heads(
         num_layers: Number of layers L of the encoder.
         num_heads: Number of heads H of the encoder.
         ranking: The order in which heads become constant.
-
-    Returns:
-        The selected head numbers of each layer, ascending; L tuples.
 
     Raises:
         HeadSelectionError: When a head does not exist, is listed twice, or is not determined by the arguments.

@@ -14,16 +14,9 @@ from papa_lightning.errors import PapaError
 
 
 def position_limit(encoder: PreTrainedModel) -> int | None:
-    """The longest sequence that an encoder has positions for, also if its attention cannot be swapped.
+    """The longest sequence that an encoder has positions for, or None; also if its attention cannot be swapped.
 
-    Families like RoBERTa number real tokens from ``padding_idx + 1``, so that the first rows of their table of
-    positions are never used: 514 rows with padding index 1 serve 512 tokens.
-
-    Args:
-        encoder: A pretrained encoder.
-
-    Returns:
-        The number of tokens, or None where the encoder names no limit.
+    Families like RoBERTa number real tokens from ``padding_idx + 1``: 514 rows with padding index 1 serve 512 tokens.
 
     Example:
         >>> from transformers import RobertaConfig, RobertaModel
@@ -53,11 +46,7 @@ def takes_images(encoder: PreTrainedModel) -> bool:
 
 
 def image_length(encoder: PreTrainedModel) -> int | None:
-    """The number of tokens that an encoder makes of an image: its patches and the special ones.
-
-    Returns:
-        The rows of the table of positions, or None where there is no such table.
-    """
+    """The number of tokens that an encoder makes of an image, patches and others; None without a table of positions."""
     for path, parameter in encoder.named_parameters():
         if path.endswith("position_embeddings") and parameter.dim() == 3:
             return parameter.shape[1]
@@ -108,14 +97,10 @@ def compute_device(module: nn.Module, otherwise: torch.device | None = None) -> 
 
 
 def accepted_inputs(encoder: PreTrainedModel) -> tuple[str, ...]:
-    """The inputs of a batch that an encoder takes.
+    """The inputs of a batch that an encoder takes: arguments of its forward.
 
-    Args:
-        encoder: A pretrained encoder.
-
-    Returns:
-        The arguments of its forward among pixel_values, input_ids, inputs_embeds, attention_mask, position_ids and
-        token_type_ids; the last only if the encoder has embeddings of segments.
+    Among pixel_values, input_ids, inputs_embeds, attention_mask, position_ids and token_type_ids; the last only if the
+    encoder has embeddings of segments.
     """
     known = inspect.signature(encoder.forward).parameters
     segments = ("token_type_ids",) if _tells_segments(encoder) else ()
@@ -126,9 +111,8 @@ def accepted_inputs(encoder: PreTrainedModel) -> tuple[str, ...]:
 def _tells_segments(encoder: PreTrainedModel) -> bool:
     """Whether an encoder has embeddings of a second segment.
 
-    RoBERTa's forward takes token types, but its table has one row, so that a second segment would be out of range.
-    GPT-2 and XLM treat them as words, and add the embeddings of words 0 and 1. XLNet and Funnel have no table, but
-    embeddings of relative segments.
+    RoBERTa's forward takes token types, but its table has one row. GPT-2 and XLM treat them as words, and add the
+    embeddings of words 0 and 1. XLNet and Funnel have no table, but embeddings of relative segments.
     """
     size = getattr(encoder.config, "type_vocab_size", None)
     if size is not None:
@@ -137,15 +121,7 @@ def _tells_segments(encoder: PreTrainedModel) -> bool:
 
 
 def check_vocabulary(input_ids: Tensor, size: int) -> None:
-    """Check that all tokens are in the vocabulary of the encoder.
-
-    Args:
-        input_ids: (B, T), the tokens.
-        size: The number of tokens in the vocabulary.
-
-    Raises:
-        PapaError: If a token is below 0 or beyond the vocabulary.
-    """
+    """Refuse input_ids (B, T) below 0 or beyond a vocabulary of ``size`` tokens, with a PapaError."""
     wrong = input_ids[(input_ids < 0) | (input_ids >= size)]
     if wrong.numel():
         raise PapaError(
@@ -155,15 +131,7 @@ def check_vocabulary(input_ids: Tensor, size: int) -> None:
 
 
 def check_token_types(token_type_ids: Tensor, encoder: PreTrainedModel) -> None:
-    """Check that an encoder knows all segments.
-
-    Args:
-        token_type_ids: (B, T).
-        encoder: The encoder, whose table of segments has their number; GPT-2 has none, and takes tokens.
-
-    Raises:
-        PapaError: If one is below 0 or beyond the table.
-    """
+    """Refuse token_type_ids (B, T) beyond the encoder's segments (GPT-2 has none: its tokens), with a PapaError."""
     tables = (part for path, part in encoder.named_modules() if path.endswith("token_type_embeddings"))
     size = int(getattr(next(tables, None), "num_embeddings", encoder.config.vocab_size))
     wrong = token_type_ids[(token_type_ids < 0) | (token_type_ids >= size)]
@@ -175,15 +143,7 @@ def check_token_types(token_type_ids: Tensor, encoder: PreTrainedModel) -> None:
 
 
 def check_embeddings(inputs_embeds: Tensor, encoder: PreTrainedModel) -> None:
-    """Check embeddings that are given instead of tokens.
-
-    Args:
-        inputs_embeds: (B, T, d).
-        encoder: The encoder, whose table of tokens has the size d.
-
-    Raises:
-        PapaError: If they have another size, or are not finite.
-    """
+    """Refuse inputs_embeds (B, T, d) that are not finite, or of another d than the encoder's, with a PapaError."""
     size = getattr(encoder.get_input_embeddings(), "embedding_dim", inputs_embeds.shape[-1])
     if inputs_embeds.shape[-1] != size:
         raise PapaError(

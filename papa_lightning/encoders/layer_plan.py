@@ -45,26 +45,7 @@ def plan_layers(
     num_heads: int,
     constants_given: bool,
 ) -> list[LayerPlan]:
-    """Resolve the arguments of a swap.
-
-    Args:
-        kind: See :func:`~papa_lightning.swap_attention`.
-        options: See :func:`~papa_lightning.swap_attention`.
-        selection: The selected heads of each layer; layers of kind "dynamic" ignore them.
-        num_heads: H of the encoder.
-        constants_given: Whether the swap brings constants.
-
-    Returns:
-        One plan a layer.
-
-    Raises:
-        PapaError: For kinds or options that do not exist or are not one a layer.
-        HeadSelectionError: When a kind that takes whole layers gets a part of one.
-
-    Example:
-        >>> [plan.heads for plan in plan_layers(["constant", "dynamic"], None, [(0, 1), (0, 1)], 2, True)]
-        [(0, 1), ()]
-    """
+    """The plan of each layer, by the arguments of a swap; ``selection`` has the selected heads of each layer."""
     mixers = [KINDS[name] for name in _kinds(kind, len(selection))]
     plans = []
     for layer, (mixer, own, wanted) in enumerate(zip(mixers, selection, _options(options, mixers), strict=True)):
@@ -81,19 +62,9 @@ def plan_layers(
 def plan_whole_layers(
     encoder: PreTrainedModel, kind: Kinds, options: Options | None, constants_given: bool
 ) -> list[LayerPlan]:
-    """The plan of a swap of all heads of an encoder.
+    """The plan of each layer in a swap of all heads, by the arguments of :func:`~papa_lightning.swap_attention`.
 
-    Args:
-        encoder: The bare encoder.
-        kind: See :func:`~papa_lightning.swap_attention`.
-        options: See :func:`~papa_lightning.swap_attention`.
-        constants_given: Whether the kinds are to start from constants where they can.
-
-    Returns:
-        One plan a layer.
-
-    Raises:
-        PapaError: As :func:`plan_layers`.
+    ``constants_given`` says whether the kinds are to start from constants where they can.
     """
     num_layers, num_heads = encoder_shape(encoder)
     return plan_layers(kind, options, [tuple(range(num_heads))] * num_layers, num_heads, constants_given)

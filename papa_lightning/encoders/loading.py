@@ -19,21 +19,7 @@ from papa_lightning.errors import PapaError, UnsupportedEncoderError
 
 
 def from_pretrained(kind: Any, name: str, **options: Any) -> Any:
-    """Load from the hub or a folder by an auto class of transformers, without running code of the model.
-
-    By default transformers asks on stdin whether code of the model may run, and waits.
-
-    Args:
-        kind: ``AutoConfig``, ``AutoModel``, ``AutoTokenizer``, ...
-        name: Name on the hub, or folder; `~` is the home folder.
-        options: Further arguments of its ``from_pretrained``.
-
-    Returns:
-        Result of ``from_pretrained``.
-
-    Raises:
-        PapaError: When it cannot be loaded without code of its own.
-    """
+    """Load from the hub or a folder by an auto class of transformers, without running code of the model."""
     try:
         return kind.from_pretrained(os.path.expanduser(name), trust_remote_code=False, **options)
     except ValueError as error:
@@ -50,27 +36,10 @@ _LOAD_FAILURES = (OSError, ValueError, KeyError, ImportError, RuntimeError, Safe
 
 
 def load_encoder(name: str) -> PreTrainedModel:
-    """Load a pretrained encoder in float32, without task head and without pooler; of an encoder-decoder, the encoder.
+    """Load a pretrained encoder in float32 and eval mode, without task head; of an encoder-decoder, the encoder.
 
     The pooler is left out, or frozen where that is not possible: hidden states do not depend on it, and
-    DistributedDataParallel stops at parameters without gradient. An encoder that was saved swapped is loaded swapped,
-    with its constants. Code from the hub is never run.
-
-    Args:
-        name: Name on the hub (``"google-bert/bert-base-uncased"``), or a folder written by ``save_pretrained``.
-
-    Returns:
-        The encoder, in evaluation mode.
-
-    Raises:
-        PapaError: If there is no such encoder, its files cannot be read, or they lack some of its weights.
-        UnsupportedEncoderError: If the model is no plain text encoder.
-
-    Example:
-        >>> load_encoder("./no-such-folder")
-        Traceback (most recent call last):
-        ...
-        papa_lightning.errors.PapaError: encoder './no-such-folder' cannot be loaded...
+    DistributedDataParallel stops at parameters without gradient. An encoder that was saved swapped is loaded swapped.
     """
     config = _load_config(name)
     with _failures_explained(name), _without_load_report():
@@ -94,27 +63,13 @@ def load_encoder(name: str) -> PreTrainedModel:
 
 
 def load_plain_encoder(name: str) -> PreTrainedModel:
-    """Load a pretrained encoder with its own attention.
-
-    Args:
-        name: See :func:`load_encoder`.
-
-    Raises:
-        PapaError: As from :func:`load_encoder`; also for an encoder that was saved swapped.
-    """
+    """Load a pretrained encoder with its own attention."""
     check_plain(name)
     return load_encoder(name)
 
 
 def check_plain(name: str) -> None:
-    """Refuse an encoder that was saved swapped, where its own attention is the reference.
-
-    Args:
-        name: See :func:`load_encoder`.
-
-    Raises:
-        PapaError: Names the encoder.
-    """
+    """Refuse an encoder that was saved swapped, where its own attention is the reference."""
     note = getattr(_load_config(name), "quantization_config", None)
     if isinstance(note, Mapping) and note.get("quant_method") == SwapNote.METHOD:
         raise PapaError(
@@ -124,15 +79,7 @@ def check_plain(name: str) -> None:
 
 
 def vocabulary_size(name: str) -> int:
-    """Size of the vocabulary of a pretrained encoder, from its configuration alone.
-
-    Args:
-        name: See :func:`load_encoder`.
-
-    Raises:
-        PapaError: If there is no such encoder.
-        UnsupportedEncoderError: If the model is no plain text encoder.
-    """
+    """Size of the vocabulary of a pretrained encoder, from its configuration alone."""
     return int(_load_config(name).vocab_size)
 
 

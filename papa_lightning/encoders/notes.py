@@ -1,8 +1,7 @@
 """The note in config.json that an encoder is swapped, by which ``from_pretrained`` swaps it again.
 
-The note is the entry of a quantisation, because transformers lets a quantisation change a model before its weights are
-read. Nothing is quantised. A configuration in memory never has the note, so that another encoder that was built from
-the same configuration object is not affected.
+It is the entry of a quantisation, because transformers lets one change a model before its weights are read. A
+configuration in memory never has it: other encoders may be built from the same configuration object.
 """
 
 from __future__ import annotations
@@ -34,16 +33,13 @@ _METHOD = "papa_lightning"
 
 @register_quantization_config(_METHOD)
 class SwapNote(QuantizationConfigMixin):
-    """Kinds, heads and options of the layers of a swapped encoder.
+    """Kinds, heads and options of the layers of a swapped encoder; a damaged note is a PapaError.
 
     Args:
         layers: Kind, heads and options of each layer, in layer order.
         max_length: The number of slots T.
         trimmed: Whether the query and key weights of constant heads are gone, as in an export.
         others: The rest of the entry in config.json.
-
-    Raises:
-        PapaError: When the entry is damaged.
     """
 
     #: Name of the method, which transformers shows in a warning where papa_lightning is not imported.
@@ -81,16 +77,11 @@ def is_noted(folder: str | Path) -> bool:
 
 
 def note_when_saved(encoder: nn.Module, base: PreTrainedModel) -> None:
-    """Let ``save_pretrained`` of every model that a swapped encoder is part of write the note.
+    """Let ``save_pretrained`` of every model that a swapped encoder (base) is part of write the note.
 
     transformers offers no hook for it: a quantizer or an overridden ``save_pretrained`` would have to be on the model
-    that is saved, which the swap may not know, and a note in the configuration would reach every other model that
-    shares the object. So models that the swap was given save through :func:`_save`; for others, a hook of the state
-    dict of the encoder, which is collected in every case, looks for the ``save_pretrained`` that is running.
-
-    Args:
-        encoder: The module that was passed to the swap.
-        base: The bare encoder in it.
+    that is saved, which the swap may not know. So models that the swap was given save through :func:`_save`; for
+    others, a hook of the encoder's state dict, which is always collected, looks for the running ``save_pretrained``.
     """
     base.register_state_dict_post_hook(_note_running_save)  # type: ignore[no-untyped-call]
     for whole in _models_with(base, encoder):

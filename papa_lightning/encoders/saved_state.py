@@ -24,16 +24,14 @@ from papa_lightning.errors import PapaError
 def swap_as_saved(encoder: nn.Module, state: Mapping[str, Tensor], prefix: str | None = None) -> bool:
     """Swap an encoder to the kinds, heads and options that a state dict was saved with, so that it loads strictly.
 
-    The encoder has no constants afterwards: ``load_state_dict`` brings them.
+    The encoder has no constants afterwards: ``load_state_dict`` brings them. A state dict of a plain encoder changes
+    nothing, and returns False.
 
     Args:
         encoder: A supported encoder, or a module that holds one: in ``on_load_checkpoint`` a LightningModule passes
             itself and ``checkpoint["state_dict"]``, and can then load the checkpoint of a run with a callback.
         state: A state dict that holds the encoder's.
         prefix: Prefix of the keys of the bare encoder in ``state``, e.g. "encoder."; None takes that of ``encoder``.
-
-    Returns:
-        Whether the state dict was saved with a swapped encoder; if not, nothing is changed.
 
     Raises:
         UnsupportedEncoderError: For a model that is not a supported encoder.
@@ -68,19 +66,12 @@ _ADDED = ".papa."
 
 @register_quantizer(SwapNote.METHOD)
 class SwapReader(HfQuantizer):
-    """Reader of saved swapped encoders: swaps the encoder while transformers loads it.
-
-    transformers makes one for a config.json with a :class:`~papa_lightning.encoders.notes.SwapNote`.
-    """
+    """Reader of saved swapped encoders, which transformers makes for a :class:`~papa_lightning.encoders.SwapNote`."""
 
     quantization_config: SwapNote
 
     def preprocess_model(self, model: PreTrainedModel, dtype: Any = None, **kwargs: Any) -> None:
-        """Read what the swap added before transformers reads the weights, and trim a trimmed encoder.
-
-        Raises:
-            PapaError: When the note, the files and the model do not belong together.
-        """
+        """Before the weights are read: read what the swap added, and trim a trimmed encoder."""
         vars(model.config).pop("quantization_config", None)
         found = SupportedEncoder.find(model)
         self._check_layers(found.num_layers)
@@ -97,11 +88,7 @@ class SwapReader(HfQuantizer):
         model._keys_to_ignore_on_load_unexpected = {*(self._ignored or ()), re.escape(_ADDED)}
 
     def postprocess_model(self, model: PreTrainedModel, **kwargs: Any) -> None:
-        """Swap the encoder when it has its weights, and remove every trace of this reader.
-
-        Raises:
-            PapaError: When the note and the files do not belong together.
-        """
+        """Swap the encoder when it has its weights, and remove every trace of this reader."""
         del model.hf_quantizer
         model._keys_to_ignore_on_load_unexpected = self._ignored
         base = SupportedEncoder.find(model).model

@@ -63,7 +63,7 @@ def swap_attention(
     swap replaces the first. Swap before DistributedDataParallel wraps the model.
 
     Args:
-        encoder: A PreTrainedModel, with or without a task head.
+        encoder: A PreTrainedModel, with or without a task head; it is returned.
         kind: "constant" (chosen heads use their constants), "gated" (every head mixes both, with a learned gate), or
             another of :data:`~papa_lightning.attention.KINDS`; or a list with one kind a layer, in which "dynamic"
             leaves a layer alone.
@@ -77,9 +77,6 @@ def swap_attention(
         options: Further arguments of the kind, as primitives: {"window": 32}. Where kinds differ by layer, each
             layer takes the options that its kind has; or a list with one map a layer.
 
-    Returns:
-        The encoder that was passed.
-
     Raises:
         UnsupportedEncoderError: For a model that is not a supported encoder; the message lists those that are.
         HeadSelectionError: For heads that do not exist or are not determined.
@@ -91,9 +88,8 @@ def swap_attention(
         >>> from papa_lightning import AttentionConstants, swap_attention
         >>> from transformers import BertConfig, BertModel
         >>> config = BertConfig(num_hidden_layers=1, num_attention_heads=2, hidden_size=8, intermediate_size=8)
-        >>> encoder = BertModel(config)
         >>> uniform = AttentionConstants(torch.full((1, 2, 4, 4), 0.25), torch.ones(4, 4))
-        >>> encoder = swap_attention(encoder, "constant", constants=uniform, heads=[(0, 1)])
+        >>> encoder = swap_attention(BertModel(config), "constant", constants=uniform, heads=[(0, 1)])
         >>> encoder.encoder.layer[0].attention.self.papa.constants.shape
         torch.Size([1, 4, 4])
     """
@@ -132,10 +128,7 @@ def restore_attention(encoder: Model) -> Model:
     Parameters keep their present values. An encoder that is not swapped is left as it is.
 
     Args:
-        encoder: The module that was passed to :func:`swap_attention`.
-
-    Returns:
-        The encoder that was passed.
+        encoder: The module that was passed to :func:`swap_attention`; it is returned.
 
     Raises:
         UnsupportedEncoderError: For a model that is not a supported encoder.
@@ -171,25 +164,15 @@ def leave_out_of_ddp(model: nn.Module) -> None:
 
     :func:`swap_attention` does so for the model that it is passed, and the callbacks for the LightningModule. Call it
     for a module of your own around an encoder, before DistributedDataParallel wraps it, if you unfreeze all parameters.
-
-    Args:
-        model: The module to be wrapped, with swapped encoders in it.
     """
     leave_out(model, _idle_or_constant)
 
 
 def learn_constants(encoder: nn.Module, learn: bool = True) -> None:
-    """Make the constants of a swapped encoder parameters that learn, or fixed again.
+    """Make the constants of a swapped encoder parameters that learn, or (``learn=False``) fixed buffers again.
 
-    They are buffers otherwise, so that unfreezing an encoder does not train them. To be called before the optimizer is
-    made, and before DistributedDataParallel wraps the model. Keys in the state dict stay.
-
-    Args:
-        encoder: A swapped encoder, with or without a task head.
-        learn: Whether the constants are to learn.
-
-    Raises:
-        PapaError: When the encoder has no constants.
+    Buffers are not trained when an encoder is unfrozen. To be called before the optimizer is made, and before
+    DistributedDataParallel wraps the model. Keys in the state dict stay. PapaError without constants.
     """
     mixers = [mixer for mixer in swapped_layers(encoder) if mixer.constant_tensors]
     if not mixers:
@@ -210,11 +193,7 @@ def _idle_or_constant(model: nn.Module) -> Iterator[str]:
 
 
 def load_constants(encoder: nn.Module, constants: Constants) -> None:
-    """Give constants to a swapped encoder; its constant heads take effect at once.
-
-    Args:
-        encoder: A swapped encoder, with or without a task head.
-        constants: Averages of this encoder with the same max_length.
+    """Give constants of the same max_length to a swapped encoder; its constant heads take effect at once.
 
     Raises:
         PapaError: When the encoder is not swapped.
@@ -241,13 +220,10 @@ def _unwanted(kinds: Sequence[str]) -> PapaError:
 
 
 def gate_logits(encoder: nn.Module) -> list[nn.Parameter]:
-    """The gate logits of an encoder that was swapped to kind "gated".
+    """The gate logits of an encoder that was swapped to kind "gated": one (H,) parameter a layer, in layer order.
 
     Args:
         encoder: The encoder, with or without a task head.
-
-    Returns:
-        One (H,) parameter a layer, in layer order.
 
     Raises:
         PapaError: When the encoder has no gates.

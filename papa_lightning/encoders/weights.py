@@ -28,12 +28,6 @@ def plain_state(state: Mapping[str, Value]) -> dict[str, Value]:
 
     To load a checkpoint together with its constants, see :func:`~papa_lightning.encoders.swap_as_saved`.
 
-    Args:
-        state: State dict of a swapped encoder, or of a module that holds some.
-
-    Returns:
-        The other entries, with the same values.
-
     Example:
         >>> plain_state({"bert.attention.self.query.bias": 1, "bert.attention.self.papa.constants": 2})
         {'bert.attention.self.query.bias': 1}
@@ -42,13 +36,7 @@ def plain_state(state: Mapping[str, Value]) -> dict[str, Value]:
 
 
 def accept_plain_states(encoder: nn.Module) -> None:
-    """Let a swapped encoder load the state dict of a plain one strictly, and keep the constants that it has.
-
-    A state dict with a part of the entries that the swap added, or of the encoder, still raises.
-
-    Args:
-        encoder: The bare encoder.
-    """
+    """Let a swapped encoder load the state dict of a plain one strictly, and keep its constants."""
     encoder.register_load_state_dict_pre_hook(_complete)  # type: ignore[no-untyped-call]
 
 
@@ -76,14 +64,8 @@ def _complete(encoder: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -
 def weights_fingerprint(encoder: PreTrainedModel) -> str | None:
     """SHA-256 over the names, shapes, dtypes and bytes of the parameters that the hidden states depend on.
 
-    The pooler and what a swap added are left out, so an encoder has the same fingerprint with and without a
-    task head, swapped or not.
-
-    Args:
-        encoder: The bare encoder.
-
-    Returns:
-        64 hexadecimal digits; None when this process does not hold the weights: sharded ones, or those yet to be made.
+    The pooler and what a swap added are left out: an encoder has one fingerprint with and without a task head, swapped
+    or not. None when this process does not hold the weights: sharded ones, or those yet to be made.
     """
     if any(isinstance(parameter, DTensor) or parameter.is_meta for parameter in encoder.parameters()):
         return None

@@ -19,16 +19,7 @@ _OPTIONAL_PARTS = {"add_pooling_layer": "pooler.", "use_mask_token": "embeddings
 
 
 def build_encoder(config: PretrainedConfig, name: str, keys: Collection[str]) -> PreTrainedModel:
-    """An encoder whose weights have no memory yet.
-
-    Args:
-        config: Configuration of the encoder.
-        name: Name of its class, which must be in the module of the class that transformers takes for the configuration.
-        keys: Keys of its state dict, which tell whether it has optional parts.
-
-    Raises:
-        ExportError: When there is no such class.
-    """
+    """An encoder of this class and configuration whose weights have no memory yet; ``keys`` tell its optional parts."""
     usual: Any = MODEL_MAPPING.get(type(config), None)
     usual = usual[0] if isinstance(usual, (tuple, list)) else usual
     found = getattr(sys.modules.get(getattr(usual, "__module__", "")), name, None)
@@ -57,10 +48,7 @@ class _WeightsWithoutMemory(TorchFunctionMode):
 
 
 def transient_buffers(encoder: nn.Module) -> dict[str, Tensor]:
-    """Floating point buffers that are not in the state dict, such as frequencies of rotary positions.
-
-    The constructor makes them, but they have another dtype in an encoder that was cast.
-    """
+    """Floating point buffers outside the state dict (rotary frequencies), whose dtype is another after a cast."""
     saved = encoder.state_dict().keys()
     return {
         name: buffer for name, buffer in encoder.named_buffers() if name not in saved and buffer.is_floating_point()
@@ -68,15 +56,7 @@ def transient_buffers(encoder: nn.Module) -> dict[str, Tensor]:
 
 
 def fill_encoder(encoder: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
-    """Give an encoder without memory its weights.
-
-    Args:
-        encoder: Encoder of :func:`build_encoder`, swapped and trimmed.
-        state: Its state dict and :func:`transient_buffers`; empty tensors may be missing.
-
-    Raises:
-        ExportError: When the two do not fit.
-    """
+    """Give an encoder of :func:`build_encoder`, swapped and trimmed, its weights and :func:`transient_buffers`."""
     given = dict(state)
     for name in transient_buffers(encoder):
         if name in given:
@@ -107,16 +87,7 @@ def _load(encoder: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
 
 
 def count_parameters(encoder: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[str, int]:
-    """Number of entries of an export.
-
-    Args:
-        encoder: The encoder that is exported, or that was loaded.
-        state: The tensors that are saved.
-
-    Returns:
-        "whole" (weights of the encoder without constants), "left_out" (those of them that are not saved), "added"
-        (constants and other tensors of the kinds), and "saved".
-    """
+    """Numbers of entries: of the encoder without constants, of its part "left_out", "added" constants, and "saved"."""
     tensors = [*encoder.named_parameters(), *((name, one) for name, one in encoder.named_buffers() if ".papa." in name)]
     names = {name for name, _ in tensors}
     saved = sum(held.numel() for name, held in state.items() if name in names)

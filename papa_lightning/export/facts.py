@@ -21,18 +21,7 @@ FACTS, CONFIG, WEIGHTS, GRAPH = "papa.json", "config.json", "model.safetensors",
 
 @dataclass(frozen=True)
 class Facts:
-    """The content of papa.json.
-
-    Args:
-        papa_lightning: Version that wrote it.
-        encoder: Name of the class of the encoder.
-        max_length: The longest sequence that its constants serve.
-        kinds: Kind of each layer.
-        num_heads: Number of heads H.
-        heads: The heads of each layer that are replaced.
-        parameters: Numbers of entries, see :func:`~papa_lightning.export.build.count_parameters`.
-        files: Name -> SHA-256 of the files that the encoder is read from.
-    """
+    """The content of papa.json: for each layer its kind and constant heads, for each file beside it the SHA-256."""
 
     papa_lightning: str
     encoder: str
@@ -49,12 +38,7 @@ class Facts:
 
 
 def facts_of(found: SupportedEncoder, state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The facts that can be read off an encoder that is exported or was loaded.
-
-    Args:
-        found: The encoder, swapped.
-        state: The tensors that are saved.
-    """
+    """The facts that can be read off a swapped encoder and the tensors that are saved."""
     mixers = found.mixers
     return {
         "heads": [list(mixer.constant_heads) for mixer in mixers],
@@ -66,11 +50,7 @@ def facts_of(found: SupportedEncoder, state: Mapping[str, Tensor]) -> dict[str, 
 
 
 def read_facts(folder: Path) -> Facts:
-    """Read papa.json, and check that the files beside it are those that it was written with.
-
-    Raises:
-        ExportError: When the folder is no exported encoder, or a file in it is not whole.
-    """
+    """Read papa.json, and check that the files beside it are those that it was written with."""
     remedy = "pass a folder that `papa export` or export_encoder of this version wrote, or export the encoder again"
     content = read_json(folder / FACTS, FORMAT, _CONTENT, ExportError, "manifest of an exported encoder", remedy)
     facts = Facts(**content)

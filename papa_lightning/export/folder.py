@@ -26,20 +26,7 @@ from papa_lightning.runtime import __version__
 
 
 def check_target(name: str, folder: str | Path, replace: bool) -> Path:
-    """Refuse a folder to which no export could be written, before the work that it is for.
-
-    Args:
-        name: Name of the argument, for messages.
-        folder: The folder to be made.
-        replace: Whether an earlier export may be replaced.
-
-    Returns:
-        Its path, without links.
-
-    Raises:
-        ExportError: When it is taken.
-        OutputError: When it cannot be written.
-    """
+    """Refuse a folder, the argument ``name``, to which no export could be written; returns its path without links."""
     path = check_output_folder(name, folder)
     if not os.path.lexists(path) or (path.is_dir() and not any(path.iterdir())):
         return path

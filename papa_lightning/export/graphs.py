@@ -23,11 +23,7 @@ _TEXT = ("input_ids", "attention_mask", "token_type_ids")
 
 
 class HiddenStates(nn.Module):
-    """An encoder that returns its last hidden states alone.
-
-    Args:
-        encoder: The bare encoder.
-    """
+    """An encoder that returns its last hidden states alone."""
 
     def __init__(self, encoder: PreTrainedModel) -> None:
         super().__init__()
@@ -119,11 +115,7 @@ def export_onnx(encoder: nn.Module, path: str | Path) -> Path:
 
 
 def check_onnx() -> None:
-    """Refuse to begin without the packages that ONNX files are written with.
-
-    Raises:
-        ExportError: Names the missing packages.
-    """
+    """Refuse to begin without the packages that ONNX files are written with."""
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
         raise ExportError(

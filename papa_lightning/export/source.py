@@ -35,9 +35,6 @@ class ExportSettings:
         tokenizer: Name or folder of the tokenizer; null takes that of the encoder, where it has one.
         onnx: Whether to write model.onnx too.
         replace: Whether to replace an earlier export.
-
-    Raises:
-        ExportError: When the arguments name no encoder with constants.
     """
 
     encoder: str | None = None
@@ -60,11 +57,7 @@ class ExportSettings:
 
 
 def load_source(settings: ExportSettings) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
-    """The swapped encoder of the settings, and its tokenizer where it is known.
-
-    Raises:
-        PapaError: When a file cannot be read, or the parts do not fit each other.
-    """
+    """The swapped encoder of the settings, and its tokenizer where it is known."""
     if settings.ckpt_path is None:
         assert settings.encoder is not None
         name, encoder = settings.encoder, load_encoder(settings.encoder)
@@ -75,18 +68,7 @@ def load_source(settings: ExportSettings) -> tuple[PreTrainedModel, PreTrainedTo
 
 
 def export_source(settings: ExportSettings, output: str) -> Path:
-    """Load the encoder of the settings, and export it.
-
-    Args:
-        settings: The encoder, its constants and the heads to replace.
-        output: The folder to be made; checked before anything is loaded.
-
-    Returns:
-        The folder.
-
-    Raises:
-        PapaError: See :func:`load_source` and :func:`export_encoder`.
-    """
+    """Load the encoder of the settings, and export it to a folder, which is checked before anything is loaded."""
     check_target("output", output, settings.replace)
     if settings.onnx:
         check_onnx()

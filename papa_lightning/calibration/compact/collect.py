@@ -20,29 +20,14 @@ from papa_lightning.errors import CalibrationError
 
 
 class CompactAverages(RunningSums):
-    """Sums of attention over diagonals and columns, and over a sample of query rows, in float64.
+    """Float64 sums of attention over diagonals and columns, and over a sample of query rows, up to T of them.
 
     With ``S_ij = sum over sequences of A[i,j] m_i m_j``:
 
         diagonals[l,h,w+o] = sum of S_ij over i - j = o        columns[l,h,j] = sum over i of S_ij
 
-    The sampled rows of S tell how well the fit describes the average: its loss is a sum over rows.
-
-    Args:
-        reaches: Reach of each layer.
-        num_heads: Number of heads H.
-        max_length: T, the longest sequence.
-        width: w, the farthest offset of the profile.
-        num_rows: Number of query rows that are kept, drawn independently of the data; at most T.
-        device: Device of the sums; main memory where that has no float64.
-
-    Attributes:
-        diagonals: (L, H, 2 w + 1).
-        columns: (L, H, T).
-        sampled: (L, H, rows, T), the sampled rows of S.
-        rows: (rows,), their numbers, ascending.
-        pair_counts: (T, T), for all heads of all layers.
-        num_sequences: 0-dim.
+    ``sampled`` (L, H, rows, T) are rows of S, ascending and drawn independently of the data. They tell how well the fit
+    describes the average: its loss is a sum over rows.
     """
 
     added = ("diagonals", "columns", "sampled", *RunningSums.added)
@@ -112,11 +97,7 @@ def calibrate_compact(
         The constants, on the CPU, in float32, or float64 for an encoder in float64.
 
     Raises:
-        UnsupportedEncoderError: For a model that is not a supported encoder.
-        ConstantsFileError: For metadata that cannot be saved.
-        CalibrationError: For a bad ``max_length``, ``width`` or ``error_rows``, a bad batch, no sequences at all, or
-            NaN in the attention.
-        PapaError: For a token that is not in the vocabulary.
+        PapaError: As for :func:`~papa_lightning.calibrate`; a CalibrationError also for a bad width or error_rows.
 
     Example:
         >>> from transformers import BertConfig, BertModel

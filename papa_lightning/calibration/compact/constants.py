@@ -180,12 +180,7 @@ class CompactConstants(EncoderConstants):
         )
 
     def check(self, encoder: nn.Module | SupportedEncoder, max_length: int | None = None) -> None:
-        """See :meth:`EncoderConstants.check`; the layers must have the same reach too.
-
-        Raises:
-            ConstantsFileError: When architecture, numbers of layers or heads, or length differ, or the layers of the
-                encoder have another reach than the constants.
-        """
+        """See :meth:`EncoderConstants.check`; the layers must have the same reach too."""
         found = SupportedEncoder.find(encoder)
         super().check(found, max_length)
         for number, (layer, reach) in enumerate(zip(self.layers, found.reaches, strict=True)):
@@ -197,14 +192,7 @@ class CompactConstants(EncoderConstants):
                 )
 
     def save(self, path: str | Path) -> Path:
-        """Write one safetensors file, whole or not at all.
-
-        Args:
-            path: The file; its folder is made when missing.
-
-        Returns:
-            The path.
-        """
+        """Write one safetensors file, whole or not at all, in a folder that is made when missing; returns the path."""
         names = list(FORMS)
         forms = [[names.index(form) for form in layer.forms] for layer in self.layers]
         tensors = {"errors": self.errors, "forms": torch.tensor(forms, dtype=torch.uint8)}
@@ -226,13 +214,7 @@ class CompactConstants(EncoderConstants):
 
 
 def profile_layer(sums: BandSums, reach: Reach, dtype: torch.dtype) -> CompactLayer:
-    """All heads of a layer as profiles, fitted to sums over their attention.
-
-    Args:
-        sums: Sums of the layer.
-        reach: Reach of the layer.
-        dtype: Dtype of the result, which is on the CPU.
-    """
+    """All heads of a layer as profiles on the CPU, fitted to sums over their attention."""
     profile, columns = fit_profile(sums)
     beyond, length = weight_beyond(columns, sums.column_counts), columns.shape[1]
     columns = torch.where(sums.column_counts > 0, columns, beyond[:, None])
@@ -243,11 +225,7 @@ def profile_layer(sums: BandSums, reach: Reach, dtype: torch.dtype) -> CompactLa
 
 
 def check_width(name: str, value: object, error: type[PapaError]) -> None:
-    """Refuse values other than whole numbers from 1 on.
-
-    Raises:
-        PapaError: As ``error``.
-    """
+    """Refuse values other than whole numbers from 1 on."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise error(f"{name} is {value!r}, but must be a whole number from 1 on.")
 
@@ -329,14 +307,7 @@ def _check_numbers(name: str, part: Tensor) -> None:
 
 
 def describe_compact(compact: CompactConstants) -> str:
-    """A table of the errors by layer, and the size relative to that of an average.
-
-    Args:
-        compact: Fitted constants.
-
-    Returns:
-        Lines: for each layer the mean relative error of its heads, the largest one and its head, and the number of
-        heads of each form; then the same over all layers, and the number of entries.
+    """A table of the errors and forms of the heads by layer and over all, and the size relative to that of an average.
 
     Example:
         >>> import torch

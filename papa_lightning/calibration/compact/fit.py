@@ -1,7 +1,7 @@
-"""Fitting ``rho(i - j) + alpha(j)`` to averaged attention, from the few sums that the least squares depend on.
+"""Fitting ``rho(i - j) + alpha(j)``, never negative, to averaged attention C with pair counts n.
 
-The loss of one head is ``sum_ij n_ij (C_ij - rho(i - j) - alpha(j))^2`` with n the pair counts, and both parts are
-never negative. Its terms in rho and alpha need the sums of ``S = n C`` over diagonals and columns, and those of n.
+The loss of one head, ``sum_ij n_ij (C_ij - rho(i - j) - alpha(j))^2``, needs only the sums of n C and n over diagonals
+and columns.
 """
 
 from __future__ import annotations
@@ -21,15 +21,7 @@ _MOST_STEPS = 20_000
 
 
 def row_bands(rows: Tensor, first: int, width: int) -> Tensor:
-    """The entries around the diagonal of some rows of matrices.
-
-    Args:
-        rows: (..., R, T), the rows ``first`` to ``first + R - 1`` of matrices (T, T).
-        first: Number of the first row.
-        width: w.
-
-    Returns:
-        (..., R, 2 w + 1): at ``w + o`` the entry of row i in column i - o, 0 outside the matrix.
+    """The diagonals of rows (..., R, T) from ``first`` on: (..., R, 2 w + 1), at ``w + o`` row i, column i - o, or 0.
 
     Example:
         >>> row_bands(torch.tensor([[1, 2, 3], [4, 5, 6]]), 0, 1)
@@ -47,14 +39,10 @@ def row_bands(rows: Tensor, first: int, width: int) -> Tensor:
 
 @dataclass(frozen=True)
 class BandSums:
-    """The sums on which the least squares of the heads of one layer depend.
+    """Sums over ``n C`` and over n, on which the least squares of the heads of one layer depend.
 
-    Args:
-        diagonals: (H, 2 w + 1), sums of ``n_ij C_ij`` over the pairs with i - j = o, at ``w + o``.
-        columns: (H, T), sums of ``n_ij C_ij`` over i.
-        diagonal_counts: (2 w + 1,), the same sums of n_ij.
-        column_counts: (T,), the same sums of n_ij.
-        pair_counts: (2 w + 1, T), n_ij itself at ``w + i - j`` and j.
+    diagonals (H, 2 w + 1): over the pairs with i - j = o, at ``w + o``; columns (H, T): over i; diagonal_counts and
+    column_counts: the same of n; pair_counts (2 w + 1, T): n itself, at ``w + i - j`` and j.
     """
 
     diagonals: Tensor
@@ -65,30 +53,18 @@ class BandSums:
 
 
 def band_sums(diagonals: Tensor, columns: Tensor, counts: Tensor, reach: Reach) -> BandSums:
-    """Add the sums over the pair counts to those over attention.
-
-    Args:
-        diagonals: See :class:`BandSums`.
-        columns: See :class:`BandSums`.
-        counts: (T, T), the pair counts.
-        reach: Reach of the layer; pairs beyond it are ignored.
-    """
+    """The sums of the fit, from those over attention and the pair counts (T, T) within the reach."""
     counts, width = reach.cut(counts), diagonals.shape[-1] // 2
     pairs = row_bands(counts.T, 0, width).flip(-1).T
     return BandSums(diagonals, columns, pairs.sum(dim=1), counts.sum(dim=0), pairs)
 
 
 def fit_profile(sums: BandSums) -> tuple[Tensor, Tensor]:
-    """The profile and the columns of least loss among those that are never negative.
+    """The profile rho (H, 2 w + 1) and columns alpha (H, T) of least loss among those that are never negative.
 
     With one of them fixed, each number of the other has a best value of its own. Fixing them in turn lowers a convex
-    loss at every step, and ends at its minimum, because the bound 0 applies to each number separately.
-
-    Args:
-        sums: Sums of one layer.
-
-    Returns:
-        rho (H, 2 w + 1) and alpha (H, T), float64. Offsets and columns without a pair are 0.
+    loss at every step, and ends at its minimum, because the bound 0 applies to each number separately. Offsets and
+    columns without a pair are 0.
     """
     pairs = sums.pair_counts.double()
     per_offset, per_column = _inverse(sums.diagonal_counts), _inverse(sums.column_counts)
@@ -108,52 +84,22 @@ def _inverse(counts: Tensor) -> Tensor:
 
 
 def weight_beyond(columns: Tensor, counts: Tensor) -> Tensor:
-    """The weight of columns that were never seen: the median over those seen at least half as often as the maximum.
+    """The weight (H,) of columns that were never seen: the median over those seen half as often as the maximum or more.
 
     A mean would depend on the first column and on those of separators, which have far larger weights.
-
-    Args:
-        columns: (H, T), alpha.
-        counts: (T,), number of pairs of each column.
-
-    Returns:
-        (H,).
-
-    Example:
-        >>> weight_beyond(torch.tensor([[9.0, 1.0, 2.0, 0.0]]), torch.tensor([4.0, 4.0, 3.0, 1.0]))
-        tensor([2.])
     """
     return columns[:, counts >= counts.max() / 2].median(dim=1).values
 
 
 def relative_error(target: Tensor, fitted: Tensor, counts: Tensor) -> Tensor:
-    """``sqrt(sum_ij n_ij (C_ij - F_ij)^2 / sum_ij n_ij C_ij^2)`` of each head, 0 for a head that is 0 throughout.
-
-    Args:
-        target: (H, R, T), some rows of C or all.
-        fitted: (H, R, T), the same rows of F.
-        counts: (R, T), the same rows of n.
-
-    Returns:
-        (H,), float64.
-    """
+    """``sqrt(sum_ij n_ij (C_ij - F_ij)^2 / sum_ij n_ij C_ij^2)`` of each head (H,), of all rows (H, T, T) or some."""
     target, fitted, weights = target.double(), fitted.double(), counts.double()
     wrong, whole = (((part.square() * weights).sum(dim=(1, 2))) for part in (target - fitted, target))
     return torch.where(wrong > 0, (wrong / whole.clamp_min(1e-300)).sqrt(), 0.0)
 
 
 def profile_rows(profile: Tensor, columns: Tensor, rows: Tensor, reach: Reach) -> Tensor:
-    """Some rows of ``rho(i - j) + alpha(j)``, 0 beyond the reach.
-
-    Args:
-        profile: (H, 2 w + 1).
-        columns: (H, T).
-        rows: (R,), the numbers of the rows.
-        reach: Reach of the layer.
-
-    Returns:
-        (H, R, T).
-    """
+    """The rows of ``rho(i - j) + alpha(j)`` with these numbers, (H, R, T), 0 beyond the reach."""
     width = profile.shape[-1] // 2
     offsets = rows[:, None].to(columns.device) - torch.arange(columns.shape[-1], device=columns.device)
     banded = profile[:, (offsets + width).clamp(0, 2 * width)].masked_fill(offsets.abs() > width, 0.0)
@@ -162,16 +108,7 @@ def profile_rows(profile: Tensor, columns: Tensor, rows: Tensor, reach: Reach) -
 
 
 def infer_reach(values: Tensor, counts: Tensor) -> Reach:
-    """The reach of a layer from its constants, because softmax attention is 0 only beyond it.
-
-    Args:
-        values: (H, T, T).
-        counts: (T, T); pairs that were never seen are ignored.
-
-    Example:
-        >>> infer_reach(torch.ones(1, 3, 3).tril(), torch.ones(3, 3))
-        Reach(before=None, after=0)
-    """
+    """The reach of a layer by its constants (H, T, T) that were seen: softmax attention is 0 only beyond it."""
     length = len(counts)
     rows, keys = ((values != 0).any(dim=0) & (counts > 0)).nonzero(as_tuple=True)
     if len(rows) == 0:
@@ -183,12 +120,7 @@ def infer_reach(values: Tensor, counts: Tensor) -> Reach:
 
 
 def clip_reach(reach: Reach, length: int) -> Reach:
-    """The reach as it appears in sequences of a length: a limit that no pair of them exceeds is none.
-
-    Example:
-        >>> clip_reach(Reach(before=63, after=0), 64)
-        Reach(before=None, after=0)
-    """
+    """The reach as it appears in sequences of a length: a limit that no pair of them exceeds is none."""
     limits = (None if limit is None or limit >= length - 1 else limit for limit in (reach.before, reach.after))
     return Reach(*limits)
 
@@ -198,20 +130,11 @@ _TINY = 1e-30
 
 
 def fit_low_rank(values: Tensor, counts: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Factors L and R of low loss ``sum_ij n_ij (C_ij - (L R^T)_ij)^2`` that are never negative.
+    """Factors L and R (H, T, r) of low loss ``sum_ij n_ij (C_ij - (L R^T)_ij)^2`` that are never negative.
 
     By the multiplicative rule of Lee and Seung (2001, "Algorithms for non-negative matrix factorization") with
-    weights: no step raises the loss, or makes a number negative. The loss is not convex in both factors, so that the
-    result is a local minimum. It starts from the positive parts of the leading singular vectors (Boutsidis and
-    Gallopoulos 2008), so that it needs no random numbers.
-
-    Args:
-        values: (H, T, T), never negative.
-        counts: (T, T), n.
-        rank: r.
-
-    Returns:
-        L and R, (H, T, r), float64.
+    weights: no step raises the loss, or makes a number negative. It ends in a local minimum, and starts without random
+    numbers from the positive parts of the leading singular vectors (Boutsidis and Gallopoulos 2008).
     """
     target, weights = values.double(), counts.double()
     left, right = _start(torch.where(weights > 0, target, 0.0), rank)

@@ -1,8 +1,7 @@
 """ALBERT: one attention module serves several layers. The call says which of them runs, by an argument.
 
-Only the encoder's loop over the layers knows it. It passes the number through the arguments that the layers hand down
-to their attention: a counter would be wrong with several threads, with layers that run again for a backward pass, and
-after a forward that ended with an error.
+The encoder's loop over the layers passes the number on: a counter would be wrong with several threads, with layers
+that run again for a backward pass, and after a forward that ended with an error.
 """
 
 from __future__ import annotations
@@ -72,14 +71,7 @@ class SwappedAlbertAttention(InlineAttention, AlbertAttention):
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, papa_turn: int | None = None, **kwargs: Any
     ) -> Any:
-        """Attention of one layer; arguments and results are those of the original.
-
-        Args:
-            hidden_states: (B, T, hidden).
-            attention_mask: The mask that the encoder hands to its layers.
-            papa_turn: Number of the layer among those that the module serves; see :class:`NumberedTransformer`.
-            **kwargs: Other arguments of the encoder.
-        """
+        """Attention of one layer, as the original; ``papa_turn`` is the layer's number among those of the module."""
         turn, need_weights = self._known(papa_turn), wants_weights(self.config, kwargs)
         positions = kwargs.pop(POSITIONS, None)
         if is_stock(self, turn) and (not need_weights or self.config._attn_implementation == "eager"):

@@ -1,8 +1,6 @@
-"""DeBERTa v1, v2 and v3: disentangled attention, with scores between contents and relative positions.
+"""DeBERTa v1, v2 and v3: ``(Q K^T + c2p + p2c) / sqrt(h (1 + number of terms))`` (He et al. 2021, arXiv 2006.03654).
 
-Scores are ``(Q K^T + c2p + p2c) / sqrt(h (1 + number of terms))`` (He et al. 2021, arXiv 2006.03654). The position
-terms are a bias of the scores, so they come from the original module's own method, given the dynamic heads only; the
-position projections are cut like those of queries and keys.
+The position terms are a bias of the scores, which the original module's own method makes for the dynamic heads only.
 """
 
 from __future__ import annotations

@@ -247,17 +247,10 @@ FAMILIES.update(
 
 
 def register_family(model_type: str, family: EncoderFamily) -> None:
-    """Support another type of encoder, or another way of swapping a known one.
+    """Support another type of encoder (``model_type`` of its configuration), or another way of swapping a known one.
 
     An installed package needs no call: an entry point of the group ``papa_lightning.families``, its name the model
-    type and its value an :class:`EncoderFamily`, is loaded when such an encoder first comes.
-
-    Args:
-        model_type: Model type in the encoder's configuration.
-        family: Description of its self-attention.
-
-    Raises:
-        PapaError: For arguments of other types.
+    type and its value an :class:`EncoderFamily`, is loaded when such an encoder first comes. PapaError for other types.
 
     Example:
         >>> register_family("my-bert", EncoderFamily("MyBertSelfAttention"))

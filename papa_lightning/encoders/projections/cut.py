@@ -1,7 +1,6 @@
 """Query and key projections that compute the dynamic heads only.
 
-Each replaces a layer of the encoder and has the same parameters under the same names, so that the state dict and
-optimizers see no difference.
+Each replaces a layer of the encoder and has the same parameters under the same names, also for optimizers.
 """
 
 from __future__ import annotations
@@ -25,19 +24,13 @@ Cut = TypeVar("Cut", bound="CutProjection")
 
 
 class QueryKeyValue:
-    """Query, key and value of one layer, with different numbers of heads.
-
-    Replaces the tensor that the forward of an encoder splits into three equal parts, and has the methods for that only.
-
-    Args:
-        parts: Three tensors (B, T, heads x h), each with its own number of heads.
-    """
+    """Query, key and value (B, T, heads x h), each with its own number of heads, where a forward splits one tensor."""
 
     def __init__(self, *parts: Tensor) -> None:
         self.parts = parts
 
     def view(self, *shape: int) -> QueryKeyValue:
-        """Reshape like ``tensor.view(B, T, 3, -1, h)``: each part to (B, T, heads, h)."""
+        """``tensor.view(B, T, 3, -1, h)``: each part as (B, T, heads, h)."""
         return QueryKeyValue(*(part.view(*shape[:-3], *shape[-2:]) for part in self.parts))
 
     def unbind(self, dim: int) -> tuple[Tensor, ...]:
@@ -51,12 +44,7 @@ class QueryKeyValue:
 
 @dataclass(frozen=True)
 class Slices:
-    """The equal slices of the output of a projection, and those of them that some heads need.
-
-    Args:
-        total: Number of slices.
-        kept: Numbers of the slices that are needed, in the order in which they are computed.
-    """
+    """The slices that some heads need (``kept``, in order) among ``total`` equal ones of a projection's output."""
 
     total: int
     kept: tuple[int, ...]
@@ -87,13 +75,7 @@ class CutProjection:
 
     @classmethod
     def replace(cls, owner: nn.Module, name: str, heads: DynamicHeads) -> None:
-        """Replace a plain layer by a cut projection.
-
-        Args:
-            owner: The self-attention module.
-            name: Attribute of the layer.
-            heads: The heads that are dynamic at the moment, shared with the mixer of the layer.
-        """
+        """Replace a plain layer of a self-attention module by a cut one, which shares its heads with the mixer."""
         original = owner._modules[name]
         if type(original) is cls.replaces:
             cut = cast(Any, cls.__new__(cls))  # __init__ would allocate weights that are thrown away at once
@@ -156,14 +138,9 @@ class HeadProjection(CutProjection, nn.Linear):
         return Slices(self.heads.num_heads, tuple(heads))
 
     def forward(self, hidden_states: Tensor, heads: DynamicHeads | None = None) -> Tensor:
-        """Project to the dynamic heads.
+        """Project (B, T, hidden) to the dynamic heads, (B, T, dynamic heads x h); without any, nothing is computed.
 
-        Args:
-            hidden_states: (B, T, hidden).
-            heads: Dynamic heads of the layer that runs, in a module that serves several; None takes the mixer's.
-
-        Returns:
-            (B, T, dynamic heads x h); with no dynamic head an empty tensor, and nothing is computed.
+        In a module that serves several layers, ``heads`` are those of the layer that runs; None takes the mixer's.
         """
         heads = self.heads if heads is None else heads
         if not self.cuts_to(heads):
@@ -198,14 +175,7 @@ class FusedProjection(FusedLayout, nn.Linear):
     """One linear layer to all queries, then all keys, then all values (ModernBERT)."""
 
     def forward(self, hidden_states: Tensor) -> Tensor | QueryKeyValue:  # type: ignore[override]
-        """Project to the dynamic heads' queries and keys, and to all values.
-
-        Args:
-            hidden_states: (B, T, hidden).
-
-        Returns:
-            (B, T, 3 H h) while all heads are dynamic, else the three parts.
-        """
+        """Project (B, T, hidden) to (B, T, 3 H h), or to three parts: queries and keys of dynamic heads, all values."""
         if not self.cuts:
             return F.linear(hidden_states, self.weight, self.bias)
         return split_fused(F.linear(hidden_states, *self.rows(self.heads.dynamic)), self.heads)
@@ -242,14 +212,7 @@ class InterleavedProjection(CutProjection, nn.Linear):
         return F.linear(hidden_states, self.weight, self.bias)
 
     def split_heads(self, hidden_states: Tensor) -> tuple[Tensor, ...]:
-        """Project to the dynamic heads' queries and keys, and to all values.
-
-        Args:
-            hidden_states: (B, T, hidden).
-
-        Returns:
-            Query and key (B, T, dynamic heads x h), and value (B, T, H h).
-        """
+        """Project (B, T, hidden) to queries and keys (B, T, dynamic heads x h), and to all values (B, T, H h)."""
         return split_fused(F.linear(hidden_states, *self.rows(self.heads.dynamic)), self.heads).parts
 
 

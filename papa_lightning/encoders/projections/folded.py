@@ -77,16 +77,7 @@ class FoldedValue(FoldedProjection):
 
 
 def fold(found: SupportedEncoder, module: nn.Module, heads: DynamicHeads) -> None:
-    """Let the value and output projections of a layer work as one matrix while the layer has no dynamic heads.
-
-    Args:
-        found: The encoder.
-        module: Self-attention module of the layer.
-        heads: Dynamic heads, shared with the mixer of the layer.
-
-    Raises:
-        UnsupportedEncoderError: When the two cannot be one.
-    """
+    """Let the value and output projections of a layer work as one matrix while the layer has no dynamic heads."""
     owner, name = _output_of(found, module)
     value_name = cast(str, found.family.value)
     FoldedOutput.replace(owner, name, heads)
@@ -107,16 +98,7 @@ def unfold(module: nn.Module) -> None:
 
 
 def check_folding(found: SupportedEncoder, mixers: Sequence[TokenMixer]) -> None:
-    """Refuse layers to be folded whose value and output projections cannot be one matrix.
-
-    Args:
-        found: The encoder.
-        mixers: The mixers that its layers are to get, one a layer.
-
-    Raises:
-        UnsupportedEncoderError: With the reason.
-        PapaError: When a module serves layers of this kind and others.
-    """
+    """Refuse layers to be folded whose value and output projections cannot be one matrix; one mixer a layer."""
     modules = found.modules
     for module in found.distinct_modules:
         layers = [layer for layer, one in enumerate(modules) if one is module]

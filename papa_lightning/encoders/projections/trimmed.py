@@ -1,8 +1,4 @@
-"""Query and key projections without the rows of constant heads: the projections of an exported encoder.
-
-Projections of :mod:`~papa_lightning.encoders.projections.cut` skip these rows but keep them, so that a swap can be
-undone. Trimmed ones do not have them any more.
-"""
+"""Query and key projections of an exported encoder: the rows of constant heads are gone, and not only skipped."""
 
 from __future__ import annotations
 
@@ -38,11 +34,7 @@ class TrimmedProjection(CutProjection):
         return True
 
     def rows(self, heads: Sequence[int]) -> Rows:
-        """Weight and bias for the given heads.
-
-        Raises:
-            PapaError: When rows of a head are needed that are gone.
-        """
+        """Weight and bias for the given heads; PapaError when rows of a head are needed that are gone."""
         layer, held, needed = cast(nn.Linear, self), self.held.kept, self.slices(heads).kept
         bias = cast("Tensor | None", layer.bias)
         if needed == held:
@@ -53,11 +45,7 @@ class TrimmedProjection(CutProjection):
         return places.cut(layer.weight, self.rows_dim), None if bias is None else places.cut(bias, 0)
 
     def original(self) -> nn.Module:
-        """Refused, because the original's weights are gone.
-
-        Raises:
-            PapaError: Always.
-        """
+        """Refused, because the original's weights are gone."""
         raise left_out_error()
 
 
@@ -89,11 +77,7 @@ class TrimmedInterleavedProjection(TrimmedProjection, InterleavedProjection):
     """DeBERTa's projection, with its rows in the order of queries, keys and values."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """Refused: called only for all heads, by an adapter.
-
-        Raises:
-            PapaError: Always.
-        """
+        """Refused: called only for all heads, by an adapter."""
         raise left_out_error()
 
 
@@ -108,13 +92,7 @@ TRIMMED: dict[type[CutProjection], type[TrimmedProjection]] = {
 
 
 def trim_projection(owner: nn.Module, name: str, heads: Sequence[int]) -> None:
-    """Remove the rows of a projection that these heads do not need.
-
-    Args:
-        owner: The self-attention module.
-        name: Attribute of the projection.
-        heads: The heads that stay dynamic, ascending.
-    """
+    """Remove the rows of a projection that these heads do not need."""
     whole = owner._modules.get(name)
     kind = TRIMMED.get(cast(Any, type(whole)))
     if kind is None:
@@ -139,11 +117,7 @@ def trimmed_parameter(whole: nn.Parameter, slices: Slices, dim: int = 0) -> nn.P
 
 
 def trim(found: SupportedEncoder) -> None:
-    """Remove the query and key weights of the constant heads of an encoder for good.
-
-    Args:
-        found: The encoder, swapped, with or without its constants.
-    """
+    """Remove the query and key weights of the constant heads of an encoder for good."""
     for module, heads in _dynamic_heads(found).items():
         for name in found.family.projections:
             trim_projection(module, name, heads)
@@ -154,11 +128,7 @@ def trim(found: SupportedEncoder) -> None:
 
 
 def trimmed_state(found: SupportedEncoder) -> dict[str, Tensor]:
-    """The state dict that an encoder would have after :func:`trim`, without empty tensors; nothing is changed.
-
-    Args:
-        found: The encoder, swapped, trimmed or not.
-    """
+    """The state dict that a swapped encoder would have after :func:`trim`, without empty tensors."""
     state: dict[str, Tensor] = dict(found.model.state_dict())
     paths = {module: path for path, module in found.model.named_modules()}
     for module, heads in _dynamic_heads(found).items():
@@ -183,11 +153,7 @@ def is_trimmed(encoder: nn.Module) -> bool:
 
 
 def refuse_trimmed(encoder: nn.Module) -> None:
-    """Refuse an encoder whose dynamic attention is gone.
-
-    Raises:
-        PapaError: With the remedy.
-    """
+    """Refuse an encoder whose dynamic attention is gone."""
     if is_trimmed(encoder):
         raise left_out_error()
 

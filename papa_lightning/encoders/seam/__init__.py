@@ -1,4 +1,1 @@
-"""The seam: the place where observers and mixers meet the self-attention of an encoder, its masks and its slots.
-
-An attention module either dispatches to interface.py, or is replaced by a subclass of inline.py; both end in layer.py.
-"""
+"""The two ways to hand a layer's attention to a mixer (interface.py, inline.py), and what they share."""

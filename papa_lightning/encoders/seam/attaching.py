@@ -37,17 +37,7 @@ from papa_lightning.errors import PapaError, UnsupportedEncoderError
 
 
 def attach(found: SupportedEncoder) -> SupportedEncoder:
-    """Open the self-attention of an encoder; idempotent.
-
-    Args:
-        found: The encoder.
-
-    Returns:
-        The encoder with the self-attention modules that it has from now on.
-
-    Raises:
-        UnsupportedEncoderError: When a module cannot be opened; the encoder is unchanged then.
-    """
+    """Open the self-attention of an encoder, and return it with its new modules; unchanged after an error."""
     encoder, inline = found.model, found.family.inline
     if is_touched(found.modules[0]):
         return found
@@ -103,9 +93,6 @@ def refuse_cache(encoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[s
 
     Here and below ``kwargs`` is None while another thread attaches or detaches, because torch keeps the flag that a
     hook takes them apart from the hook. The forward is then one of an encoder that is not attached.
-
-    Raises:
-        PapaError: When the cache is not empty and a layer differs from the original.
     """
     cache = (kwargs or {}).get("past_key_values")
     if cache is None or not hasattr(cache, "get_seq_length") or not cache.get_seq_length():
@@ -192,12 +179,7 @@ def _config_of(module: nn.Module) -> PretrainedConfig:
 
 @contextmanager
 def observe_attention(encoder: nn.Module, observers: Sequence[Observer]) -> Iterator[None]:
-    """Show observers the dynamic attention of an encoder, swapped or not, as it was pretrained.
-
-    Args:
-        encoder: The encoder, with or without a task head.
-        observers: One a layer; each gets the attention matrices (B, H, T, T) and the mask (B, T) of its layer.
-    """
+    """Show observers, one a layer, the matrices (B, H, T, T) and mask (B, T) of an encoder's own dynamic attention."""
     with replace_mixing(encoder, [_observed(observer) for observer in observers]):
         yield
 
@@ -218,16 +200,13 @@ def replace_mixing(
     """Mix the values of an encoder, swapped or not, by functions of its dynamic attention as it was pretrained.
 
     Forwards of other threads are not affected. A graph of ``torch.compile`` cannot tell threads apart: use a compiled
-    encoder in one thread only meanwhile.
+    encoder in one thread only meanwhile. The encoder is yielded with its self-attention opened.
 
     Args:
         encoder: The encoder, with or without a task head.
         mixings: One a layer; each gets the attention matrices (B, H, T, T), the values (B, H, T, h) and the mask
             (B, T) or None of its layer, and returns the mixed values (B, T, H, h). A
             :class:`~papa_lightning.attention.RowMixing` gets the matrices in pieces of some rows.
-
-    Yields:
-        The encoder with its self-attention opened.
 
     Raises:
         PapaError: When the encoder is observed already, by this thread or another.

@@ -71,11 +71,7 @@ class ReadBatch:
         )
 
     def __call__(self, encoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
-        """Check a batch, and add the positions of its tokens to the arguments.
-
-        Raises:
-            PapaError: For a mask or position ids that cannot be used, when a layer differs from the original.
-        """
+        """Check a batch, and add the positions of its tokens to the arguments; PapaError for a bad mask or bad ids."""
         if kwargs is None:  # another thread attaches or detaches, see refuse_cache in attaching.py
             return None
         inputs = {**dict(zip(self.names, args, strict=False)), **kwargs} if args else kwargs
@@ -95,14 +91,9 @@ class ReadBatch:
         return self._is_observed or any(mixer.replaces_attention for mixer in self._mixers())
 
     def read(self, inputs: Mapping[str, Any], length: int | None) -> Positions | None:
-        """The positions of the tokens of a batch; None where they are the places in the tensor.
+        """The positions of the tokens of a batch on one device; None where they are the places in the tensor.
 
-        Args:
-            inputs: Inputs of the encoder by name, on one device.
-            length: T, the number of slots; None without a limit.
-
-        Raises:
-            PapaError: For position ids that are no slots, or that cannot be passed to the layers of this encoder.
+        PapaError for position ids that are no slots (T of ``length``, None: any), or not passed on by this encoder.
         """
         position_ids, tokens = inputs.get("position_ids"), _tokens(inputs)
         if position_ids is None or tokens is None:
@@ -116,12 +107,7 @@ class ReadBatch:
         return None
 
     def mask_by_slot(self, mask: Tensor, positions: Positions | None) -> Tensor:
-        """The mask (B, S) of a batch in the order of slots, for the counts of sums over attention.
-
-        Args:
-            mask: (B, T), true for a real token.
-            positions: Result of :meth:`read`.
-        """
+        """The mask (B, T) of a batch, true for a real token, in the order of slots (B, S), for sums over attention."""
         slots = slots_of(mask, self.rule, positions)
         return mask if slots is None else slots.mask
 
@@ -132,10 +118,7 @@ class ReadBatch:
         return NumberedTokens(tokens != self.padding)
 
     def _count_positions(self, inputs: Mapping[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The arguments with position ids added, for kinds that depend on positions and not on distances alone.
-
-        Rotary positions rotate queries and keys by their places; scores of the original depend on differences alone.
-        """
+        """The arguments with position ids: kinds without scores depend on rotary positions, not on differences."""
         mask = inputs.get("attention_mask")
         if self.rule != "mask" or not self.passes_on or "position_ids" not in self.names or mask is None:
             return kwargs

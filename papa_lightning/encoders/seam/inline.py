@@ -39,11 +39,7 @@ class InlineAttention:
 
     @staticmethod
     def check(original: nn.Module) -> None:
-        """Refuse a module whose variant of attention has no exchangeable heads; the base refuses none.
-
-        Raises:
-            UnsupportedEncoderError: Names the variant.
-        """
+        """Refuse, with an UnsupportedEncoderError, a variant without exchangeable heads; the base refuses none."""
 
     @classmethod
     def prepare_encoder(cls, encoder: nn.Module) -> None:
@@ -70,10 +66,7 @@ class InlineAttention:
         return uses_scores(cast(nn.Module, self))
 
     def by_slot(self, positions: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """Position encodings (1, 1, T, h) in the order of the slots of the tokens, (B or 1, 1, T, h).
-
-        Scores depend on the differences of positions alone, but some kinds of attention depend on the positions.
-        """
+        """Position encodings (1, 1, T, h) in the order of slots, (B or 1, 1, T, h), for kinds without scores."""
         slots = slots_of(key_mask(attention_mask), layer_of(cast(nn.Module, self)).slots)
         return positions if slots is None else positions[0, :, slots.places].transpose(0, 1)
 
@@ -99,7 +92,7 @@ class InlineAttention:
         positions: Positions | None = None,
         turn: int = 0,
     ) -> tuple[Tensor, Tensor | None]:
-        """Mix the tokens, see :func:`~papa_lightning.encoders.seam.layer.attend`.
+        """Mix the tokens.
 
         Args:
             query: (B, dynamic heads, T, h).
@@ -125,15 +118,7 @@ class InlineAttention:
 
 
 def adopt(kind: type[nn.Module], original: nn.Module) -> nn.Module:
-    """A module of another class that shares everything with an original one, and remembers it.
-
-    Args:
-        kind: A subclass of the class of the original.
-        original: The module to be replaced.
-
-    Raises:
-        UnsupportedEncoderError: When another library replaced the forward of the original.
-    """
+    """A module of another class that shares everything with an original one of its base class, and remembers it."""
     refuse_own_forward(original)
     module = kind.__new__(kind)  # __init__ would make weights that are never used
     module.__dict__.update(original.__dict__)
@@ -151,11 +136,7 @@ def release(module: nn.Module) -> nn.Module:
 
 
 def refuse_own_forward(module: nn.Module) -> None:
-    """Refuse a module whose forward was replaced on the instance, which would run instead of ours.
-
-    Raises:
-        UnsupportedEncoderError: With the way to remove it.
-    """
+    """Refuse a module whose forward was replaced on the instance, which would run instead of ours."""
     if "forward" in module.__dict__:
         raise UnsupportedEncoderError(
             f"{type(module).__name__} has a forward that another library gave it (accelerate does so to load offloaded "
@@ -165,11 +146,7 @@ def refuse_own_forward(module: nn.Module) -> None:
 
 
 def refuse_variant(module: nn.Module, name: str, remedy: str) -> None:
-    """Refuse a variant of attention that an option of the configuration turns on.
-
-    Raises:
-        UnsupportedEncoderError: Always.
-    """
+    """Refuse a variant of attention that an option of the configuration turns on."""
     raise UnsupportedEncoderError(
         f"the encoder's configuration has {name}, a variant of {type(module).__name__} whose heads cannot be exchanged "
         f"one by one: {remedy}."

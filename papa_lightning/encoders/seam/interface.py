@@ -1,8 +1,7 @@
 """The seam of families that dispatch through transformers' attention interface: one function in that interface.
 
-A swapped attention module gets a configuration of its own that names this function. The encoder's configuration is not
-changed, so that masks are those of the original implementation, saved configurations are the same, and other encoders
-that were built from the same configuration object are not affected.
+A swapped attention module gets a configuration of its own that names this function. The encoder's own stays as it is,
+for its masks, its saved configuration, and other encoders that were built from the same object.
 """
 
 from __future__ import annotations
@@ -36,11 +35,7 @@ def papa_config(config: PretrainedConfig) -> PretrainedConfig:
 
 
 def check_implementation(config: PretrainedConfig) -> None:
-    """Refuse an attention implementation whose masks cannot be read.
-
-    Raises:
-        UnsupportedEncoderError: Names the implementation, and the supported ones.
-    """
+    """Refuse an attention implementation whose masks cannot be read."""
     implementation = config._attn_implementation or "eager"
     if implementation not in _SUPPORTED:
         raise UnsupportedEncoderError(
@@ -60,25 +55,7 @@ def papa_attention_forward(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention of one swapped or observed layer, with the signature of transformers' attention interface.
-
-    Args:
-        module: The self-attention module.
-        query: (B, H or dynamic heads, T, h).
-        key: (B, key heads, T, h), all or those that the dynamic heads need.
-        value: (B, value heads, T, h); fewer than H in grouped-query attention.
-        attention_mask: The mask that the encoder's own implementation makes of the padding mask.
-        scaling: Factor of the scores; None means ``h ** -0.5``.
-        dropout: Attention dropout, 0 outside training.
-        **kwargs: Other arguments of the encoder; a ``position_bias`` is added to the scores.
-
-    Returns:
-        Mixed values (B, T, H, h), and attention matrices (B, H, T, T) where they were asked for.
-
-    Raises:
-        PapaError: When the mask is not that of padding, the sequences are longer than the constants, or a cache of
-            earlier tokens is in use.
-    """
+    """Attention of one swapped or observed layer, as transformers' interface wants it; shapes as :func:`attend`."""
     # Another thread may have stopped observing since this forward began: then the module has its own configuration.
     config = cast(PretrainedConfig, layer_of(module).config if is_touched(module) else module.config)
     scale = value.shape[-1] ** -0.5 if scaling is None else scaling
@@ -103,12 +80,7 @@ def papa_attention_forward(
 
 
 def wants_weights(config: PretrainedConfig, kwargs: Mapping[str, Any]) -> bool:
-    """Whether a forward is asked for the attention matrices, by an argument or by the configuration.
-
-    Args:
-        config: Configuration of the encoder.
-        kwargs: Arguments of a layer; ``papa_weights`` is a request that the encoder itself does not pass on.
-    """
+    """Whether matrices are asked for, also by ``papa_weights``, a request that the encoder does not pass on."""
     return bool(kwargs.get("papa_weights", kwargs.get("output_attentions", config.output_attentions)))
 
 
@@ -120,19 +92,7 @@ def matrices_of(
     scaling: float,
     position_bias: Tensor | None = None,
 ) -> Tensor:
-    """The attention matrices of a layer of the original encoder, if its implementation does not return them.
-
-    Args:
-        module: The self-attention module.
-        query: (B, H, T, h).
-        key: (B, key heads, T, h).
-        attention_mask: The mask that the encoder hands to its layers.
-        scaling: Factor of the scores.
-        position_bias: (B or 1, H, T, T), added to the scores.
-
-    Returns:
-        (B, H, T, T), before dropout.
-    """
+    """Attention matrices (B, H, T, T) of the original layer, whose implementation returns none."""
     group = cast(int, getattr(module, "num_key_value_groups", 1))
     reach = layer_of(module).reach if is_touched(module) else Reach()
     bias = score_bias(attention_mask, reach, query, position_bias)

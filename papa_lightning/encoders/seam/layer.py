@@ -30,17 +30,7 @@ _LAYER = "papa_layer"
 
 @dataclass
 class TouchedLayer:
-    """State of a swapped or observed attention module: the original it came from, and its observers.
-
-    Args:
-        reach: The keys that its queries can see.
-        slots: Place from which its encoder counts slots.
-        config: The configuration object that the module shared with its encoder, where that was replaced.
-        frozen: Its parameters that the swap froze, for the restoration.
-        mixings: The functions that mix the values while it is observed, one a layer of the module.
-        watcher: The thread that observes it; forwards of other threads are not affected.
-        warned: Whether the warning of layers without attention matrices was given.
-    """
+    """State of a swapped or observed attention module: the original it came from, and its observers."""
 
     reach: Reach
     slots: SlotRule = "tensor"
@@ -108,12 +98,7 @@ def layers_served(module: nn.Module) -> int:
 
 
 def is_stock(module: nn.Module, turn: int = 0) -> bool:
-    """Whether a layer of a module is the layer of the original encoder, and unobserved.
-
-    Args:
-        module: A touched module, or one that was touched until an observer left during this forward.
-        turn: Number of the layer among those that the module serves.
-    """
+    """Whether a layer, the ``turn``-th that its module serves, is that of the original encoder, and unobserved."""
     mixers = mixers_of(module)
     watched = is_touched(module) and layer_of(module).watched
     return not watched and not (mixers and mixers[turn].replaces_attention)
@@ -148,25 +133,10 @@ def attend(
     positions: Positions | None = None,
     turn: int = 0,
 ) -> tuple[Tensor, Tensor | None]:
-    """Mix the tokens of a layer that is observed or swapped.
+    """Mix the tokens of an observed or swapped layer to (B, T, H, h), see :meth:`InlineAttention.attend`.
 
-    Args:
-        module: The self-attention module.
-        query_key_value: Query (B, heads, T, h) and key (B, key heads, T, h) of all heads or of the dynamic ones only,
-            and the value (B, value heads, T, h).
-        attention_mask: The mask that the encoder hands to its layers.
-        scaling: Factor of the scores.
-        dropout: Attention dropout, 0 outside training.
-        need_weights: Also return the attention matrices.
-        position_bias: (B or 1, H or dynamic heads, T, T), added to the scores.
-        positions: Positions of the tokens, as they came with the call.
-        turn: Number of the layer among those that the module serves.
-
-    Returns:
-        Mixed values (B, T, H, h), and attention matrices (B, H, T, T) or None.
-
-    Raises:
-        PapaError: As :func:`~papa_lightning.encoders.seam.interface.papa_attention_forward`.
+    Query (B, heads, T, h) and key (B, key heads, T, h) have all heads or the dynamic ones; values (B, value heads, T,
+    h) have fewer than H in grouped-query attention.
     """
     layer, (query, key, value) = layer_of(module), query_key_value
     if query.shape[2] != value.shape[2]:

@@ -18,7 +18,7 @@ _LOW = -1000.0
 
 
 def check_mask(attention_mask: object, shape: Sequence[int] | None, allow_empty: bool = False) -> None:
-    """Refuse a mask that does not say which tokens are real.
+    """Refuse a mask that does not say which tokens are real; the PapaError names its type, shape or wrong value.
 
     Values are checked on a CPU only: elsewhere reading them makes the device wait.
 
@@ -26,9 +26,6 @@ def check_mask(attention_mask: object, shape: Sequence[int] | None, allow_empty:
         attention_mask: Argument of an encoder.
         shape: Shape (B, T) of the batch; None where it is not known.
         allow_empty: Whether all tokens of a batch may be padding.
-
-    Raises:
-        PapaError: Names the type, shape or value that is wrong.
 
     Example:
         >>> check_mask(torch.tensor([[1, 2]]), (1, 2))
@@ -108,21 +105,10 @@ def first_false(flags: Tensor, values: Tensor) -> Any:
 
 
 def key_mask(attention_mask: Tensor | None) -> Tensor | None:
-    """The padding mask behind what an encoder hands to its attention.
+    """The padding mask (B, T), true for a real token, in what an encoder hands to its attention; None without padding.
 
-    Args:
-        attention_mask: None; (B, T), as for flash attention; or (B, 1, T, T) or (B, 1, 1, T), boolean or additive.
-            In one with a row for each query, a token is real if it may attend to itself.
-
-    Returns:
-        (B, T) boolean, true for a real token, or None when every token is real.
-
-    Raises:
-        PapaError: For a mask that is no tensor, such as those of flex attention.
-
-    Example:
-        >>> key_mask(torch.tensor([[[[0.0, -1e9]]]]))
-        tensor([[ True, False]])
+    That is None; (B, T), as for flash attention; or (B, 1, T, T) or (B, 1, 1, T), boolean or additive. In one with a
+    row for each query, a token is real if it may attend to itself.
     """
     if attention_mask is None:
         return None
@@ -139,14 +125,7 @@ def key_mask(attention_mask: Tensor | None) -> Tensor | None:
 
 
 def reach_bias(attention_mask: Tensor | None, reach: Reach, length: int, device: torch.device) -> Tensor | None:
-    """The pairs of a layer of limited reach, as a mask for its dynamic heads; None for a layer without a limit.
-
-    Args:
-        attention_mask: As in :func:`key_mask`; one with a row for each query is the result.
-        reach: Reach of the layer.
-        length: Length T of the sequences.
-        device: Device of the result.
-    """
+    """The pairs of a layer of limited reach, as a mask for its dynamic heads; None for a layer without a limit."""
     if reach.unlimited:
         return None
     if attention_mask is not None and attention_mask.dim() == 4:
@@ -157,14 +136,7 @@ def reach_bias(attention_mask: Tensor | None, reach: Reach, length: int, device:
 def score_bias(
     attention_mask: Tensor | None, reach: Reach, query: Tensor, position_bias: Tensor | None = None
 ) -> Tensor | None:
-    """The sum of the terms that a layer of the original encoder adds to its scores; None without any.
-
-    Args:
-        attention_mask: As in :func:`key_mask`; one of shape (B, T) is not added.
-        reach: Reach of the layer, which a mask with a row for each query includes already.
-        query: (B, H, T, h).
-        position_bias: (B or 1, H, T, T).
-    """
+    """The mask or reach plus a bias (B or 1, H, T, T), as a layer of the original adds them to its scores."""
     if attention_mask is not None and attention_mask.dim() == 4:
         mask = attention_mask
     elif not reach.unlimited:
@@ -178,15 +150,7 @@ def score_bias(
 
 
 def refuse_other_masks(attention_mask: Tensor | None, reach: Reach) -> None:
-    """Refuse a mask that is not one of padding.
-
-    Args:
-        attention_mask: As in :func:`key_mask`.
-        reach: Reach of the layer, which its constants have too.
-
-    Raises:
-        PapaError: When the mask differs between queries or heads in another way than by the reach.
-    """
+    """Refuse a mask that is not one of padding."""
     if not isinstance(attention_mask, Tensor) or attention_mask.dim() != 4:
         return
     if attention_mask.shape[1:3] == (1, 1) and reach.unlimited:

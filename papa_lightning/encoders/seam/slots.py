@@ -22,22 +22,14 @@ POSITIONS = "papa_positions"
 
 @dataclass(frozen=True, eq=False)
 class GivenSlots:
-    """The slots by the position ids of a batch, passed from the encoder to its layers.
-
-    Args:
-        slots: Slots of the tokens; None where they are the places in the tensor.
-    """
+    """The slots by the position ids of a batch, for its layers; None where they are the places in the tensor."""
 
     slots: Slots | None
 
 
 @dataclass(frozen=True, eq=False)
 class NumberedTokens:
-    """The tokens of a batch that an encoder numbers by its input ids, passed to its layers likewise.
-
-    Args:
-        tokens: (B, T), true for any but the padding token.
-    """
+    """The tokens (B, T) that an encoder numbers by its input ids, true for any but padding, for its layers."""
 
     tokens: Tensor
 
@@ -47,15 +39,10 @@ Positions: TypeAlias = GivenSlots | NumberedTokens
 
 
 def slots_of(mask: Tensor | None, rule: SlotRule, positions: Positions | None = None) -> Slots | None:
-    """The slots of the tokens of a batch, or None where they are the places in the tensor.
+    """The slots of the tokens of a batch with a mask (B, T), or None where they are the places in the tensor.
 
     On a CPU, batches in which no sequence begins with padding are left as they are. Elsewhere reading the mask would
-    make the device wait, so that the tokens of every padded batch are put in order.
-
-    Args:
-        mask: (B, T), true for a real token, or None.
-        rule: Rule of the family.
-        positions: Positions that came with the call; position ids take precedence.
+    make the device wait, so that the tokens of every padded batch are put in order. Position ids take precedence.
     """
     if isinstance(positions, GivenSlots):
         return positions.slots
@@ -70,28 +57,14 @@ def slots_of(mask: Tensor | None, rule: SlotRule, positions: Positions | None = 
 
 @dataclass(frozen=True)
 class PositionRule:
-    """Conditions for position ids to be slots.
-
-    Args:
-        first: The id of the first slot: families like RoBERTa number from ``padding_idx + 1``.
-        length: T, the number of slots; None without a limit.
-        reaches: Reach of each layer.
-    """
+    """Conditions for position ids to be slots: the id of the first (RoBERTa: ``padding_idx + 1``), T, and reaches."""
 
     first: int
     length: int | None
     reaches: Sequence[Reach]
 
     def read(self, position_ids: Tensor, mask: Tensor) -> GivenSlots:
-        """The slots by position ids: ``slot = position id - first``; those of padding do not count.
-
-        Args:
-            position_ids: (B, T) or (1, T).
-            mask: (B, T) boolean, true for a real token.
-
-        Raises:
-            PapaError: For ids that are no slots.
-        """
+        """The slots ``position id - first`` by ids (B, T) or (1, T); those of padding (mask (B, T) false) are free."""
         places = (self._checked(position_ids, mask) - self.first).expand_as(mask)
         if torch.compiler.is_compiling():  # values cannot be read in a graph
             if self.length is None:
