@@ -28,6 +28,8 @@ class RunningSums(ABC):
 
     #: Names of the attributes that are sums.
     added: ClassVar[tuple[str, ...]] = ("pair_counts", "num_sequences")
+    #: Name of the sums (L, H, ...) in which NaN and infinity show.
+    checked: ClassVar[str]
 
     def __init__(self, max_length: int, device: torch.device | str | None = None) -> None:
         device = torch.device("cpu" if device is None else device)
@@ -52,9 +54,18 @@ class RunningSums(ABC):
     def add_rows(self, layer: int, first: int, rows: Tensor) -> None:
         """Add the rows (B, H, rows, t) from ``first`` on of a layer's attention of a batch, 0 at padding."""
 
-    @abstractmethod
     def check_finite(self) -> None:
         """Refuse NaN and infinity; the CalibrationError names the first layer with such a sum, and its heads."""
+        sums: Tensor = getattr(self, self.checked)
+        ends = [torch.stack(own.flatten(1).aminmax(dim=1)) for own in sums]  # no tensor of their size
+        finite = torch.stack(ends).isfinite().all(dim=1).tolist()  # read at once, because reading makes a device wait
+        for layer, own_heads in enumerate(finite):
+            if not all(own_heads):
+                heads = [head for head, own in enumerate(own_heads) if not own]
+                raise CalibrationError(
+                    f"the attention of layer {layer}, heads {heads}, is NaN or infinite: the encoder's weights or its "
+                    "precision are at fault. Check the checkpoint, and calibrate in 32-bit precision."
+                )
 
     def zeros(self, *shape: int) -> Tensor:
         """A new sum of this shape."""
@@ -77,19 +88,6 @@ class RunningSums(ABC):
             raise CalibrationError(
                 "calibration saw no sequence with a real token: the batches are empty. Pass at least one batch of "
                 "input_ids with an attention_mask that has ones."
-            )
-
-
-def check_finite(sums: Tensor) -> None:
-    """Refuse NaN and infinity in sums (L, H, ...); the CalibrationError names the first such layer, and its heads."""
-    ends = [torch.stack(own.flatten(1).aminmax(dim=1)) for own in sums]  # by layer, and without a tensor of their size
-    finite = torch.stack(ends).isfinite().all(dim=1).tolist()  # read at once, because reading makes a device wait
-    for layer, own_heads in enumerate(finite):
-        if not all(own_heads):
-            heads = [head for head, own in enumerate(own_heads) if not own]
-            raise CalibrationError(
-                f"the attention of layer {layer}, heads {heads}, is NaN or infinite: the encoder's weights or its "
-                "precision are at fault. Check the checkpoint, and calibrate in 32-bit precision."
             )
 
 
@@ -125,6 +123,7 @@ class AttentionAverages(RunningSums):
     """
 
     added = ("sums", "pair_counts", "squares", "num_sequences")
+    checked = "sums"
 
     def __init__(
         self, num_layers: int, num_heads: int, max_length: int, device: torch.device | str | None = None
@@ -134,13 +133,7 @@ class AttentionAverages(RunningSums):
         self.squares = self.zeros(num_layers, num_heads)
 
     def add_attention(self, layer: int, attention: Tensor, mask: Tensor | None) -> None:
-        """Add the attention matrices of one layer of one batch.
-
-        Args:
-            layer: Number of the layer.
-            attention: (B, H, t, t); it is overwritten.
-            mask: (B, t), true for a real token, or None.
-        """
+        """Add the matrices (B, H, t, t) of one layer of a batch, which are overwritten, by the batch's mask (B, t)."""
         if mask is not None:
             clear_padding(attention, mask)
         self.add_rows(layer, 0, attention)
@@ -153,10 +146,6 @@ class AttentionAverages(RunningSums):
         # matrices they would not be.
         norms = torch.linalg.vector_norm(rows, dim=-1).to(self.squares.device, torch.float64)
         self.squares[layer] += norms.square().sum(dim=(0, 2))
-
-    def check_finite(self) -> None:
-        """See :meth:`RunningSums.check_finite`."""
-        check_finite(self.sums)
 
     def compute(self, dtype: torch.dtype = torch.float64) -> Tensor:
         """The constants (L, H, T, T), ``sums / counts`` and 0 where counts is 0.

@@ -104,12 +104,19 @@ def checked_inputs(
     _check_shapes(inputs, mask, number)
     for name, tensor in inputs.items():
         _check_kind(name, tensor, number)
-    try:
-        _check_values(encoder, inputs)
+    tokens, types, embeddings = (inputs.get(name) for name in ("input_ids", "token_type_ids", "inputs_embeds"))
+    try:  # values are checked where they can be read without waiting
+        check_mask(mask, None, allow_empty=True)
+        if tokens is not None and can_look(tokens):
+            check_vocabulary(tokens, encoder.config.vocab_size)
+        if types is not None and can_look(types):
+            check_token_types(types, encoder)
+        if embeddings is not None:
+            check_embeddings(embeddings, encoder)
     except PapaError as error:
         raise CalibrationError(f"batch {number}: {error}") from None
-    if "inputs_embeds" in inputs:
-        inputs["inputs_embeds"] = inputs["inputs_embeds"].to(encoder.dtype)
+    if embeddings is not None:
+        inputs["inputs_embeds"] = embeddings.to(encoder.dtype)
     return inputs, mask
 
 
@@ -169,18 +176,6 @@ def _check_kind(name: str, tensor: Tensor, number: int) -> None:
     if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_meta:
         found = "no values (it is on the meta device)" if tensor.is_meta else f"the layout {tensor.layout}"
         raise CalibrationError(f"batch {number} has {name} with {found}: pass a plain tensor.")
-
-
-def _check_values(encoder: PreTrainedModel, inputs: Mapping[str, Tensor]) -> None:
-    """Refuse values that an encoder cannot take, where they can be read without waiting."""
-    check_mask(inputs["attention_mask"], None, allow_empty=True)
-    tokens, types, embeddings = (inputs.get(name) for name in ("input_ids", "token_type_ids", "inputs_embeds"))
-    if tokens is not None and can_look(tokens):
-        check_vocabulary(tokens, encoder.config.vocab_size)
-    if types is not None and can_look(types):
-        check_token_types(types, encoder)
-    if embeddings is not None:
-        check_embeddings(embeddings, encoder)
 
 
 def _checked_images(encoder: PreTrainedModel, images: Any, batch: Mapping[str, Any], number: int) -> Tensor:

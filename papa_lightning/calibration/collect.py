@@ -122,10 +122,8 @@ def finish(
     """Divide the sums of all processes, and describe the pass in the metadata; CalibrationError without sequences."""
     found = SupportedEncoder.find(encoder)
     values = averages.compute(torch.promote_types(found.model.dtype, torch.float32)).cpu()
-    noted = describe_pass(found, averages.max_length, averages.num_sequences)
-    return AttentionConstants(
-        values, averages.pair_counts.cpu(), {**metadata, **noted}, variance=averages.variance().cpu()
-    )
+    noted = {**metadata, **describe_pass(found, averages.max_length, averages.num_sequences)}
+    return AttentionConstants(values, averages.pair_counts.cpu(), noted, variance=averages.variance().cpu())
 
 
 def describe_pass(encoder: SupportedEncoder, max_length: int, num_sequences: Tensor) -> dict[str, Any]:
@@ -183,9 +181,5 @@ def progress_bar(batches: Iterable[Any], shown: bool) -> Iterable[Any]:
             f"batches is a {type(batches).__name__}, but must be an iterable of mappings with input_ids and "
             "attention_mask: a list of them, or a DataLoader."
         )
-    try:
-        number = len(batches)  # type: ignore[arg-type]
-    except TypeError:
-        number = None
-    bar: Iterable[Any] = tqdm(batches, "Calibrating", number, unit="batch", disable=not shown, dynamic_ncols=True)
+    bar: Iterable[Any] = tqdm(batches, "Calibrating", unit="batch", disable=not shown, dynamic_ncols=True)
     return bar

@@ -96,12 +96,10 @@ class EncoderConstants:
             ConstantsFileError: When architecture, numbers of layers or heads, or length differ.
         """
         found = SupportedEncoder.find(encoder)
-        model = self.metadata.get("model")
-        if not isinstance(model, Mapping):
-            model = {}
+        noted = self.metadata.get("model")
+        model = noted if isinstance(noted, Mapping) else {}
         config = found.model.config
-        expected = {"type": config.model_type, "hidden_size": config.hidden_size}
-        for key, value in expected.items():
+        for key, value in (("type", config.model_type), ("hidden_size", config.hidden_size)):
             if model.get(key, value) != value:
                 raise ConstantsFileError(
                     f"the constants were made for another architecture ({key} {model[key]!r}, model "
@@ -156,16 +154,13 @@ def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes
     end = 0
     for name, tensor in tensors.items():
         begin, end = end, end + tensor.nbytes
-        sort = "BF" if tensor.dtype is torch.bfloat16 else "F" if tensor.is_floating_point() else _whole(tensor.dtype)
+        sort = "F" if tensor.is_floating_point() else "I" if tensor.dtype.is_signed else "U"
+        sort = "BF" if tensor.dtype is torch.bfloat16 else sort
         shape, size = list(tensor.shape), 8 * tensor.itemsize
         described[name] = {"dtype": f"{sort}{size}", "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(described).encode()
     text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of eight
     return struct.pack("<Q", len(text)) + text
-
-
-def _whole(dtype: torch.dtype) -> str:
-    return "I" if dtype.is_signed else "U"
 
 
 def read_tensors(
@@ -212,9 +207,6 @@ def damaged_file(path: Path, found: object) -> ConstantsFileError:
 
 
 _FORMAT = "papa_lightning.attention_constants/1"
-
-#: See :func:`read_tensors`.
-_MADE_BY = ("attention constants", "AttentionConstants.save", "papa calibrate")
 
 #: Dtypes of constants.
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -294,7 +286,8 @@ class AttentionConstants(EncoderConstants):
 
     @classmethod
     def _read(cls, path: Path) -> Self:
-        tensors, metadata, ours = read_tensors(path, _FORMAT, _SAVED.__contains__, _MADE_BY)
+        made_by = ("attention constants", "AttentionConstants.save", "papa calibrate")
+        tensors, metadata, ours = read_tensors(path, _FORMAT, _SAVED.__contains__, made_by)
         if missing := {"values", "pair_counts"} - tensors.keys():
             raise damaged_file(path, f"it lacks {min(missing)!r}")
         constants, counts = cls(**tensors, metadata=metadata), tensors["pair_counts"]

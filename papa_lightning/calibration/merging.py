@@ -54,15 +54,19 @@ def merge_constants(
         if layer not in range(constants.num_layers):
             raise PapaError(f"layers has {layer!r}, but the constants have layers 0 to {constants.num_layers - 1}.")
     counts, values = constants.pair_counts, constants.values.clone()
+    weights = counts.double()
     clusters: list[list[tuple[int, ...]]] = []
     errors: list[float] = []
     for layer, own in enumerate(constants.values):
         found: list[tuple[int, ...]] = [(head,) for head in range(constants.num_heads)]
         if layer in chosen:
             found = cluster_heads(own, counts, float("inf") if tolerance is None else tolerance)
-        values[layer] = average_clusters(own, found)
+        for heads in map(list, found):
+            if len(heads) > 1:
+                values[layer, heads] = own[heads].double().mean(dim=0).to(own.dtype)
         clusters.append(found)
-        errors.append(_relative_error(values[layer], own, counts))
+        wrong, whole = (float((weights * part.double().square()).sum()) for part in (values[layer] - own, own))
+        errors.append((wrong / max(whole, 1e-300)) ** 0.5)
     if tolerance is not None and math.isinf(tolerance):
         tolerance = None  # JSON has no infinity; None means the same
     noted = {"tolerance": tolerance, "clusters": clusters, "error": errors}
@@ -106,18 +110,14 @@ def head_distances(constants: Tensor, counts: Tensor) -> Tensor:
 
 
 def cluster_heads(constants: Tensor, counts: Tensor, tolerance: float) -> list[tuple[int, ...]]:
-    """The largest clusters of heads in which no two are further apart than a tolerance.
+    """The largest clusters of heads, each ascending, in which no two are further apart than a tolerance.
 
-    Complete linkage: clusters are joined, the closest first, as long as the largest distance inside stays within the
-    tolerance.
+    Complete linkage: clusters are joined, the closest first, as long as the largest distance inside is within it.
 
     Args:
         constants: (H, T, T) of one layer.
         counts: (T, T), the pair counts.
         tolerance: Largest :func:`head_distances` within a cluster; infinity joins all heads.
-
-    Returns:
-        Ascending heads of each cluster, ordered by their first head.
 
     Example:
         >>> constants = torch.stack([torch.eye(2), torch.eye(2).flip(0), torch.eye(2)])
@@ -130,23 +130,4 @@ def cluster_heads(constants: Tensor, counts: Tensor, tolerance: float) -> list[t
     distances = head_distances(constants, counts).clamp_max(torch.finfo(torch.float64).max)
     above = distances[tuple(torch.triu_indices(heads, heads, offset=1))]
     labels = fcluster(linkage(above.numpy(), method="complete"), t=tolerance, criterion="distance")
-    clusters: dict[int, list[int]] = {}
-    for head, label in enumerate(labels.tolist()):
-        clusters.setdefault(label, []).append(head)
-    return sorted(map(tuple, clusters.values()))
-
-
-def average_clusters(constants: Tensor, clusters: Sequence[Sequence[int]]) -> Tensor:
-    """The constants (H, T, T) of one layer with the mean of its cluster for each head."""
-    merged = constants.clone()
-    for cluster in clusters:
-        if len(cluster) > 1:
-            merged[list(cluster)] = constants[list(cluster)].double().mean(dim=0).to(merged.dtype)
-    return merged
-
-
-def _relative_error(merged: Tensor, constants: Tensor, counts: Tensor) -> float:
-    def squared(values: Tensor) -> float:
-        return float((counts.double() * values.double().square()).sum())
-
-    return float((squared(merged - constants) / max(squared(constants), 1e-300)) ** 0.5)
+    return sorted(tuple((labels == label).nonzero()[0].tolist()) for label in set(labels.tolist()))

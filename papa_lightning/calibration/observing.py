@@ -27,10 +27,8 @@ class EncoderCalls:
 
     def __init__(self, found: SupportedEncoder, sums: AttentionAverages) -> None:
         self.encoder, self._layers, self._reading = found.model, found.num_layers, ReadBatch.of(found)
-        self.sums = sums
-        self.number, self.count = 0, 0
-        self.error: Exception | None = None
-        self.masks = UnreadMasks()
+        self.sums, self.masks, self.number, self.count = sums, UnreadMasks(), 0, 0
+        self.error: Exception | None = None  # the first of a call, also if the caller of the encoder caught it
         self._runs: list[int] | None = None
 
     def mix(self, layer: int, attention: DynamicAttention, value: Tensor) -> Tensor:
@@ -42,8 +40,7 @@ class EncoderCalls:
             )
         self._runs[layer] += 1
         with torch.no_grad():
-            mixed: Tensor = self.sums.mix(layer, attention, value)
-        return mixed
+            return self.sums.mix(layer, attention, value)
 
     def call(self, forward: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """Check the inputs of a call, run it, and count it."""
@@ -105,9 +102,7 @@ def watch_calls(
 
     @wraps(forward)
     def watched(*arguments: Any, **options: Any) -> Any:
-        if not runs_in(watcher):
-            return forward(*arguments, **options)
-        return watch(forward, arguments, options)
+        return watch(forward, arguments, options) if runs_in(watcher) else forward(*arguments, **options)
 
     vars(watched)[_WATCHED] = True
     vars(encoder)["forward"] = watched

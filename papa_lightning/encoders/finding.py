@@ -43,9 +43,9 @@ class SupportedEncoder:
         try:
             return cls.of(model)
         except UnsupportedEncoderError:
-            if not (inner := _encoders_in(model)):
+            if (inner := _inner_encoder(model)) is None:
                 raise
-            return _the_only(inner, model)
+            return inner
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> SupportedEncoder:
@@ -195,8 +195,8 @@ def _only_encoder(module: nn.Module) -> SupportedEncoder:
             "encoder is in a DistributedDataParallel, which counted its parameters already: pass the encoder itself, "
             "and swap it before it is wrapped."
         )
-    if found := _encoders_in(module):
-        return _the_only(found, module)
+    if (found := _inner_encoder(module)) is not None:
+        return found
     for part in module.modules():
         if isinstance(part, PreTrainedModel):
             family_of(part)  # raises, with the reason for this model
@@ -206,20 +206,16 @@ def _only_encoder(module: nn.Module) -> SupportedEncoder:
     )
 
 
-def _encoders_in(module: nn.Module) -> dict[str, SupportedEncoder]:
-    """The encoders of the models in a module that are not part of another supported model: path -> encoder."""
+def _inner_encoder(module: nn.Module) -> SupportedEncoder | None:
+    """The encoder of the only model in a module that is supported, apart from parts of that model; None without one."""
     found: dict[str, SupportedEncoder] = {}
     for path, part in module.named_modules():
         if isinstance(part, PreTrainedModel) and not any(path.startswith(f"{outer}.") for outer in found):
             with suppress(UnsupportedEncoderError):
                 found[path] = SupportedEncoder.of(part)
-    return found
-
-
-def _the_only(encoders: dict[str, SupportedEncoder], module: nn.Module) -> SupportedEncoder:
-    if len(encoders) > 1:
+    if len(found) > 1:
         raise UnsupportedEncoderError(
-            f"{type(module).__name__} holds several encoders ({', '.join(encoders)}): name one with encoder=..., or "
+            f"{type(module).__name__} holds several encoders ({', '.join(found)}): name one with encoder=..., or "
             "pass it."
         )
-    return next(iter(encoders.values()))
+    return next(iter(found.values()), None)

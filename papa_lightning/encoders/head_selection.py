@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from papa_lightning.errors import HeadSelectionError, PapaError
 from papa_lightning.ranking import HeadRanking
@@ -59,7 +59,9 @@ def _pairs(
         return _ranked(heads, everything, ranking)
     try:
         if isinstance(heads, Mapping):
-            return [(_layer_key(layer), _whole(head)) for layer, own in heads.items() for head in own]
+            keyed: Mapping[Any, Sequence[int]] = heads  # JSON and YAML turn keys into strings
+            pairs = [(int(key) if isinstance(key, str) else key, head) for key, own in keyed.items() for head in own]
+            return [(_whole(layer), _whole(head)) for layer, head in pairs]
         if isinstance(heads, Sequence) and not isinstance(heads, str):
             return [(_whole(layer), _whole(head)) for layer, head in heads]
     except (TypeError, ValueError) as error:
@@ -74,11 +76,6 @@ def _whole(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"{value!r} is not a whole number")
     return value
-
-
-def _layer_key(key: object) -> int:
-    """A layer that is the key of a map, where JSON and YAML turn numbers into strings."""
-    return int(key) if isinstance(key, str) else _whole(key)
 
 
 def _ranked(

@@ -31,10 +31,6 @@ def from_pretrained(kind: Any, name: str, **options: Any) -> Any:
         ) from error
 
 
-# Errors of transformers for names, folders and files that it cannot use.
-_LOAD_FAILURES = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
-
-
 def load_encoder(name: str) -> PreTrainedModel:
     """Load a pretrained encoder in float32 and eval mode, without task head; of an encoder-decoder, the encoder.
 
@@ -42,6 +38,8 @@ def load_encoder(name: str) -> PreTrainedModel:
     DistributedDataParallel stops at parameters without gradient. An encoder that was saved swapped is loaded swapped.
     """
     config = _load_config(name)
+    model_class: Any = MODEL_MAPPING.get(type(config), None)
+    has_pooler = inspect.isclass(model_class) and "add_pooling_layer" in inspect.signature(model_class).parameters
     with _failures_explained(name), _without_load_report():
         encoder, report = from_pretrained(
             AutoModel,
@@ -50,7 +48,7 @@ def load_encoder(name: str) -> PreTrainedModel:
             dtype=torch.float32,  # not the dtype of the file: the Trainer's `precision` decides
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, by name
-            **_without_pooler(config),
+            **({"add_pooling_layer": False} if has_pooler else {}),
         )
     _check_complete(name, report)
     assert isinstance(encoder, PreTrainedModel)
@@ -86,7 +84,12 @@ def vocabulary_size(name: str) -> int:
 def _load_config(name: str) -> PreTrainedConfig:
     with _failures_explained(name):
         config: PreTrainedConfig = from_pretrained(AutoConfig, name)
-    _check_is_encoder(name, config)
+    for attribute in ("hidden_size", "num_hidden_layers", "vocab_size"):
+        if not hasattr(config, attribute):
+            raise UnsupportedEncoderError(
+                f"encoder {name!r} ({config.model_type}) has no {attribute} in its configuration, so it is no plain "
+                "text encoder: pass one such as BERT, RoBERTa or DeBERTa."
+            )
     return config
 
 
@@ -96,20 +99,11 @@ def _failures_explained(name: str) -> Iterator[None]:
         yield
     except PapaError:
         raise
-    except _LOAD_FAILURES as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise PapaError(
             f"encoder {name!r} cannot be loaded: pass the name of an encoder on the hub (downloaded before, when "
             f"offline) or a folder written by save_pretrained. transformers says: {error}"
         ) from error
-
-
-def _check_is_encoder(name: str, config: PreTrainedConfig) -> None:
-    for attribute in ("hidden_size", "num_hidden_layers", "vocab_size"):
-        if not hasattr(config, attribute):
-            raise UnsupportedEncoderError(
-                f"encoder {name!r} ({config.model_type}) has no {attribute} in its configuration, so it is no plain "
-                "text encoder: pass one such as BERT, RoBERTa or DeBERTa."
-            )
 
 
 def _check_complete(name: str, report: Mapping[str, Any]) -> None:
@@ -141,10 +135,3 @@ def _without_load_report() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(is_other)
-
-
-def _without_pooler(config: PreTrainedConfig) -> dict[str, bool]:
-    """The argument that leaves out the pooler, for families whose constructor has it."""
-    model_class: Any = MODEL_MAPPING.get(type(config), None)
-    known = inspect.isclass(model_class) and "add_pooling_layer" in inspect.signature(model_class).parameters
-    return {"add_pooling_layer": False} if known else {}

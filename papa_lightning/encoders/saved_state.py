@@ -74,7 +74,12 @@ class SwapReader(HfQuantizer):
         """Before the weights are read: read what the swap added, and trim a trimmed encoder."""
         vars(model.config).pop("quantization_config", None)
         found = SupportedEncoder.find(model)
-        self._check_layers(found.num_layers)
+        noted = len(self.quantization_config.layers)
+        if noted != found.num_layers:
+            raise PapaError(
+                f"config.json notes a swap of {noted} layers, but the model is made with {found.num_layers}: load it "
+                "as it was saved, and take layers away after restore_attention(model)."
+            )
         self._state = _by_own_names(found, _read_added(kwargs.get("checkpoint_files")))
         self._mixers: dict[nn.Module, nn.Module | None] = {}
         if self.quantization_config.trimmed:
@@ -98,21 +103,16 @@ class SwapReader(HfQuantizer):
             module._modules["papa"] = mixer
         if not self._mixers:
             swap_as_saved(base, self._state, prefix="")
-        cast = {name: _cast(held, base) for name, held in self._state.items()}
-        absent = base.load_state_dict(cast, strict=False, assign=bool(self._mixers)).missing_keys
-        absent = [name for name in absent if _ADDED in name]
+        cast = {
+            name: held.to(base.device, base.dtype) if held.is_floating_point() else held
+            for name, held in self._state.items()
+        }
+        report = base.load_state_dict(cast, strict=False, assign=bool(self._mixers))
+        absent = [name for name in report.missing_keys if _ADDED in name]
         note = SwapNote.of(SupportedEncoder.find(base))
         if absent or note.facts() != self.quantization_config.facts():
             raise _not_together(f"{absent[0]} is missing" if absent else "kinds, heads or lengths differ")
         base.train(base.training)
-
-    def _check_layers(self, found: int) -> None:
-        noted = len(self.quantization_config.layers)
-        if noted != found:
-            raise PapaError(
-                f"config.json notes a swap of {noted} layers, but the model is made with {found}: load it as it was "
-                "saved, and take layers away after restore_attention(model)."
-            )
 
     def is_serializable(self) -> bool:
         """Required by transformers, but unused: the reader is gone after loading."""
@@ -153,10 +153,6 @@ def _by_own_names(found: SupportedEncoder, added: Mapping[str, Tensor]) -> dict[
 
 def _numbers_apart(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
-
-
-def _cast(held: Tensor, base: PreTrainedModel) -> Tensor:
-    return held.to(base.device, base.dtype) if held.is_floating_point() else held
 
 
 def _not_together(reason: str) -> PapaError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -11,16 +12,15 @@ from torch import nn
 from papa_lightning.attention import DynamicHeads, FoldedHeads, GatedHeads, Place, TokenMixer, ZeroMassWatch
 from papa_lightning.encoders.families.table import EncoderFamily
 from papa_lightning.encoders.finding import SupportedEncoder, swapped_layers
-from papa_lightning.encoders.freezing import Frozen, freeze, leave_in, leave_out, thaw
 from papa_lightning.encoders.head_selection import HeadSelection, select_heads
 from papa_lightning.encoders.inputs import compute_device, describe_lengths, fits_positions, position_limit
 from papa_lightning.encoders.layer_plan import Kinds, LayerPlan, Options, plan_layers
 from papa_lightning.encoders.notes import note_when_saved, stop_noting
 from papa_lightning.encoders.projections.cut import CutProjection
 from papa_lightning.encoders.projections.folded import check_folding, fold, unfold
-from papa_lightning.encoders.projections.trimmed import refuse_trimmed
+from papa_lightning.encoders.projections.trimmed import is_trimmed, left_out_error
 from papa_lightning.encoders.seam.attaching import attach, detach
-from papa_lightning.encoders.seam.layer import is_touched, layer_of, mixers_of
+from papa_lightning.encoders.seam.layer import Frozen, freeze, is_touched, layer_of, mixers_of, thaw
 from papa_lightning.encoders.weights import accept_plain_states, refuse_plain_states
 from papa_lightning.errors import PapaError
 from papa_lightning.ranking import HeadRanking
@@ -29,6 +29,8 @@ Model = TypeVar("Model", bound=nn.Module)
 
 #: Attribute of a swapped encoder: the parameters outside its layers that the swap froze.
 _FROZEN = "papa_frozen"
+#: Attribute in which DistributedDataParallel looks for names that it is to ignore.
+_IGNORED = "_ddp_params_and_buffers_to_ignore"
 
 
 class Constants(Protocol):
@@ -141,7 +143,8 @@ def restore_attention(encoder: Model) -> Model:
 def _restore(encoder: nn.Module, found: SupportedEncoder) -> SupportedEncoder:
     """Restore an encoder that was found in a module, and return it with its original modules."""
     base = found.model
-    refuse_trimmed(base)
+    if is_trimmed(base):
+        raise left_out_error()
     for module in found.distinct_modules:
         if not mixers_of(module):
             continue
@@ -155,7 +158,10 @@ def _restore(encoder: nn.Module, found: SupportedEncoder) -> SupportedEncoder:
     refuse_plain_states(base)
     stop_noting(encoder, base)
     for model in (base, encoder):
-        leave_in(model)
+        if isinstance(held := vars(model).get(_IGNORED), LeftOut):
+            del vars(model)[_IGNORED]
+            if held.others:
+                vars(model)[_IGNORED] = list(held.others)
     return detach(found)
 
 
@@ -165,7 +171,33 @@ def leave_out_of_ddp(model: nn.Module) -> None:
     :func:`swap_attention` does so for the model that it is passed, and the callbacks for the LightningModule. Call it
     for a module of your own around an encoder, before DistributedDataParallel wraps it, if you unfreeze all parameters.
     """
-    leave_out(model, _idle_or_constant)
+    held = vars(model).get(_IGNORED, ())
+    if not isinstance(held, LeftOut):
+        vars(model)[_IGNORED] = LeftOut(model, tuple(held))
+
+
+@dataclass(frozen=True, eq=False)
+class LeftOut:
+    """The names that DistributedDataParallel is to ignore in a model, read anew each time that it wraps the model.
+
+    Idle parameters get no gradient, for which DDP would wait if they were unfrozen. Constants are equal on all
+    processes, and DDP would send them at every forward.
+    """
+
+    model: nn.Module
+    others: tuple[str, ...]  # set by others before
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self.others
+        for path, part in self.model.named_modules():
+            names = [*vars(part).get(_FROZEN, Frozen()).idle]
+            if is_touched(part):
+                names += layer_of(part).frozen.idle
+            if isinstance(part, TokenMixer):
+                names += [name for name in part.constant_tensors if name in part._buffers]
+            for name in names:
+                full = f"{path}.{name}" if path else name
+                yield from (full, f"_orig_mod.{full}")  # a compiled model has them under the second
 
 
 def learn_constants(encoder: nn.Module, learn: bool = True) -> None:
@@ -179,17 +211,6 @@ def learn_constants(encoder: nn.Module, learn: bool = True) -> None:
         raise PapaError("the encoder has no constants to learn: call swap_attention(encoder, ...) first.")
     for mixer in mixers:
         mixer.learn_constants(learn)
-
-
-def _idle_or_constant(model: nn.Module) -> Iterator[str]:
-    """Names of the parameters of a model that no loss reaches, and of constants that do not learn."""
-    for path, part in model.named_modules():
-        prefix = f"{path}." if path else ""
-        if is_touched(part):
-            yield from (prefix + name for name in layer_of(part).frozen.idle)
-        if isinstance(part, TokenMixer):
-            yield from (prefix + name for name in part.constant_tensors if name in part._buffers)
-        yield from (prefix + name for name in vars(part).get(_FROZEN, Frozen()).idle)
 
 
 def load_constants(encoder: nn.Module, constants: Constants) -> None:
@@ -284,23 +305,19 @@ def _install(found: SupportedEncoder, mixers: Sequence[TokenMixer]) -> None:
     for module, mixer in zip(found.modules, mixers, strict=True):
         held[module].append(mixer.train(module.training))
     for module, own in held.items():
-        _install_in(module, own, found.family)
+        if len(own) == 1:
+            module.papa, heads = own[0], own[0].heads
+        else:
+            module.papa = nn.ModuleList(own)
+            heads = DynamicHeads(found.num_heads)  # the heads of the layer that runs come with the call
+        for name, projection in found.family.projections.items():
+            if name in module._modules:
+                projection.replace(module, name, heads)
+        layer_of(module).frozen = freeze(module, _unused(own, found.family))
         if isinstance(own[0], FoldedHeads):
             fold(found, module, own[0].heads)
     if not any(mixer.uses_scores and mixer.dynamic_when_calibrated() for mixer in mixers):
         vars(found.model)[_FROZEN] = freeze(found.model, found.family.position_parameters)
-
-
-def _install_in(module: nn.Module, mixers: list[TokenMixer], family: EncoderFamily) -> None:
-    if len(mixers) == 1:
-        module.papa, heads = mixers[0], mixers[0].heads
-    else:
-        module.papa = nn.ModuleList(mixers)
-        heads = DynamicHeads(mixers[0].heads.num_heads)  # the heads of the layer that runs come with the call
-    for name, projection in family.projections.items():
-        if name in module._modules:
-            projection.replace(module, name, heads)
-    layer_of(module).frozen = freeze(module, _unused(mixers, family))
 
 
 def _unused(mixers: Sequence[TokenMixer], family: EncoderFamily) -> list[str]:

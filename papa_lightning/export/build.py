@@ -71,11 +71,7 @@ def fill_encoder(encoder: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
             given[name] = shared[id(held)]
         elif name in given and isinstance(held, nn.Parameter):
             given[name] = shared[id(held)] = nn.Parameter(given[name], requires_grad=held.requires_grad)
-    _load(encoder, given)
-
-
-def _load(encoder: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
-    report = encoder.load_state_dict(state, strict=False, assign=True)
+    report = encoder.load_state_dict(given, strict=False, assign=True)
     absent = [*report.missing_keys, *report.unexpected_keys]
     tensors = [*encoder.named_parameters(), *encoder.named_buffers()]
     absent += [name for name, held in tensors if held.is_meta]

@@ -61,13 +61,10 @@ def export_encoder(
 
     Args:
         encoder: An encoder, swapped and calibrated; a task head around it is not exported.
-        output_dir: The folder to be made.
+        output_dir: The folder to be made, whose path is returned.
         tokenizer: Tokenizer of the encoder.
         replace: Whether an earlier export in this place may be replaced; other folders never are.
         onnx: Whether to write model.onnx too, see :func:`export_onnx`.
-
-    Returns:
-        The folder.
 
     Raises:
         ExportError: When the encoder is not swapped or not as transformers builds it, or the folder is taken.
@@ -96,7 +93,11 @@ def export_encoder(
         _write_encoder(found, folder)
         if tokenizer is not None:
             _write_tokenizer(tokenizer, folder)
-        loaded = _read_back(folder)
+        try:
+            loaded = load_exported_encoder(folder)
+        except PapaError as error:
+            reason = error.__cause__ if error.__cause__ is not None else error
+            raise ExportError(f"the encoder cannot be exported, because it would not load: {reason}") from error
         if onnx:
             export_onnx(loaded, folder / GRAPH)
         check_target("output_dir", target, replace)  # another process may have been faster
@@ -154,14 +155,6 @@ def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     path = folder / "tokenizer_config.json"
     if path.exists():
         path.write_bytes(json.dumps(_without_paths(json.loads(path.read_bytes())), indent=2).encode())
-
-
-def _read_back(folder: Path) -> PreTrainedModel:
-    try:
-        return load_exported_encoder(folder)
-    except PapaError as error:
-        reason = error.__cause__ if error.__cause__ is not None else error
-        raise ExportError(f"the encoder cannot be exported, because it would not load: {reason}") from error
 
 
 def describe_export(folder: Path) -> str:

@@ -39,13 +39,8 @@ class HiddenStates(nn.Module):
         pixel_values: Tensor | None = None,
     ) -> Tensor:
         """Last hidden states (B, T, d) of tokens, each input (B, T), or of images (B, channels, height, width)."""
-        inputs = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "token_type_ids": token_type_ids,
-            "pixel_values": pixel_values,
-        }
-        given = {name: held for name, held in inputs.items() if held is not None}
+        text = dict(zip(_TEXT, (input_ids, attention_mask, token_type_ids), strict=True))
+        given = {name: held for name, held in {**text, "pixel_values": pixel_values}.items() if held is not None}
         result: Tensor = self.encoder(**given, **self.options, return_dict=True).last_hidden_state
         return result
 
@@ -56,19 +51,17 @@ def export_program(encoder: nn.Module) -> torch.export.ExportedProgram:
     Its inputs are input_ids, attention_mask and, where the encoder has segments, token_type_ids, each (B, T), or
     pixel_values; its output is the last hidden states. The attention mask is required, and must be one of padding: a
     graph cannot refuse others. The stock attention of transformers needs at least two tokens, and so do graphs of
-    partly constant encoders.
+    partly constant encoders. ``program.module()`` runs the program, ``torch.export.save`` writes it.
 
     Args:
         encoder: A swapped and calibrated encoder, or one of :func:`load_exported_encoder`, in evaluation mode.
-
-    Returns:
-        The program; ``program.module()`` runs it, ``torch.export.save`` writes it.
 
     Raises:
         ExportError: When the encoder has no constants, is in training mode, or cannot be a graph.
     """
     module, inputs, sizes = _parts(encoder)
-    with _quiet(), _any_size():
+    # A graph for sizes of 1 too, as the ONNX export of torch makes it.
+    with _quiet(), shapes.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
         try:
             return torch.export.export(module, (), kwargs=inputs, dynamic_shapes=sizes, strict=False)
         except Exception as error:  # torch raises anything
@@ -85,12 +78,9 @@ def export_onnx(encoder: nn.Module, path: str | Path) -> Path:
         encoder: A swapped and calibrated encoder, in evaluation mode.
         path: The file. Weights of more than 2 GB are in a second file beside it.
 
-    Returns:
-        The path.
-
     Raises:
-        ExportError: When the encoder has no constants, is in training mode, or cannot be a graph.
-        PapaError: When packages are missing.
+        ExportError: When the encoder has no constants, is in training mode, or cannot be a graph, or packages are
+            missing.
     """
     check_onnx()
     module, inputs, sizes = _parts(encoder)
@@ -153,13 +143,6 @@ def _parts(encoder: nn.Module) -> tuple[nn.Module, dict[str, Tensor], dict[str, 
 def _no_graph(error: Exception) -> ExportError:
     line = " ".join(str(error).split())[:400]
     return ExportError(f"the encoder cannot be made a graph by this version of torch ({type(error).__name__}: {line}).")
-
-
-@contextmanager
-def _any_size() -> Iterator[None]:
-    """Let torch.export make a graph for sizes of 1 too, as the ONNX export of torch does."""
-    with shapes.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
-        yield
 
 
 @contextmanager

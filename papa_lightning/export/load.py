@@ -7,7 +7,7 @@ from pathlib import Path
 
 import safetensors.torch
 from torch import Tensor
-from transformers import CONFIG_MAPPING, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoModel, PreTrainedModel
 
 from papa_lightning.encoders import SupportedEncoder, is_noted, swap_as_saved
 from papa_lightning.encoders.loading import from_pretrained
@@ -58,7 +58,11 @@ def load_exported_encoder(folder: str | Path) -> PreTrainedModel:
 
 def _load(folder: Path, facts: Facts) -> PreTrainedModel:
     state = safetensors.torch.load_file(folder / WEIGHTS)
-    encoder = build_encoder(_read_config(folder), facts.encoder, state.keys())
+    content = parse_json((folder / CONFIG).read_bytes())
+    model_type = content.get("model_type")
+    if model_type not in CONFIG_MAPPING:  # never by code that the folder names
+        raise ExportError(f"{CONFIG} has model_type {model_type!r}, which transformers does not know")
+    encoder = build_encoder(CONFIG_MAPPING[model_type].from_dict(content), facts.encoder, state.keys())
     if not swap_as_saved(encoder, state):
         raise ExportError(f"{WEIGHTS} holds no swapped encoder")
     found = SupportedEncoder.find(encoder)
@@ -77,12 +81,3 @@ def _check_facts(found: SupportedEncoder, state: Mapping[str, Tensor], facts: Fa
     for name, held in state.items():
         if ".papa." in name and held.is_floating_point() and not bool(held.isfinite().all()):
             raise ExportError(f"{WEIGHTS} has NaN or infinite numbers in {name}")
-
-
-def _read_config(folder: Path) -> PretrainedConfig:
-    content = parse_json((folder / CONFIG).read_bytes())
-    model_type = content.get("model_type")
-    if model_type not in CONFIG_MAPPING:  # never by code that the folder names
-        raise ExportError(f"{CONFIG} has model_type {model_type!r}, which transformers does not know")
-    config: PretrainedConfig = CONFIG_MAPPING[model_type].from_dict(content)
-    return config

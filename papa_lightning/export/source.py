@@ -56,23 +56,18 @@ class ExportSettings:
             )
 
 
-def load_source(settings: ExportSettings) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
-    """The swapped encoder of the settings, and its tokenizer where it is known."""
+def export_source(settings: ExportSettings, output: str) -> Path:
+    """Load the encoder of the settings, and export it to a folder, which is checked before anything is loaded."""
+    check_target("output", output, settings.replace)
+    if settings.onnx:
+        check_onnx()
     if settings.ckpt_path is None:
         assert settings.encoder is not None
         name, encoder = settings.encoder, load_encoder(settings.encoder)
         _swap(encoder, settings)
     else:
         name, encoder = _from_checkpoint(settings, settings.ckpt_path)
-    return encoder, _load_tokenizer(name, settings.tokenizer)
-
-
-def export_source(settings: ExportSettings, output: str) -> Path:
-    """Load the encoder of the settings, and export it to a folder, which is checked before anything is loaded."""
-    check_target("output", output, settings.replace)
-    if settings.onnx:
-        check_onnx()
-    encoder, tokenizer = load_source(settings)
+    tokenizer = _load_tokenizer(name, settings.tokenizer)
     return export_encoder(encoder, output, tokenizer, replace=settings.replace, onnx=settings.onnx)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from papa_lightning.attention import CompactLayer, Reach
 from papa_lightning.attention.functional import average_attention
-from papa_lightning.calibration.averages import RunningSums, check_finite
+from papa_lightning.calibration.averages import RunningSums
 from papa_lightning.calibration.collect import add_up, check_max_length, describe_pass
 from papa_lightning.calibration.compact.constants import CompactConstants, check_width, profile_layer
 from papa_lightning.calibration.compact.fit import band_sums, profile_rows, relative_error, row_bands
@@ -31,6 +31,7 @@ class CompactAverages(RunningSums):
     """
 
     added = ("diagonals", "columns", "sampled", *RunningSums.added)
+    checked = "columns"
 
     def __init__(
         self,
@@ -59,10 +60,6 @@ class CompactAverages(RunningSums):
         if len(places) > 0:
             sampled = rows[:, :, (self.rows[places] - first).to(rows.device)].sum(dim=0)
             self.sampled[layer, :, places.to(device), :length] += sampled.to(device, torch.float64)
-
-    def check_finite(self) -> None:
-        """See :meth:`RunningSums.check_finite`."""
-        check_finite(self.columns)
 
 
 def calibrate_compact(

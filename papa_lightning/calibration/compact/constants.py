@@ -42,9 +42,6 @@ if TYPE_CHECKING:
 
 _FORMAT = "papa_lightning.compact_constants/1"
 
-#: See :func:`~papa_lightning.calibration.constants.read_tensors`.
-_MADE_BY = ("compact constants", "CompactConstants.save", "papa compact --constants FILE")
-
 #: The tensors of a file beside those of its layers.
 _OF_ALL = ("errors", "forms", "reaches")
 #: The tensors of a layer in a file.
@@ -172,12 +169,8 @@ class CompactConstants(EncoderConstants):
             >>> CompactConstants.fit(average).extend(6).layers[0].columns.shape
             torch.Size([1, 6])
         """
-        extended = {"max_length": max_length, "extended_from": self.max_length}
-        return replace(
-            self,
-            layers=tuple(layer.extend(max_length) for layer in self.layers),
-            metadata={**self.metadata, **extended},
-        )
+        noted = {**self.metadata, "max_length": max_length, "extended_from": self.max_length}
+        return replace(self, layers=tuple(layer.extend(max_length) for layer in self.layers), metadata=noted)
 
     def check(self, encoder: nn.Module | SupportedEncoder, max_length: int | None = None) -> None:
         """See :meth:`EncoderConstants.check`; the layers must have the same reach too."""
@@ -196,17 +189,20 @@ class CompactConstants(EncoderConstants):
         names = list(FORMS)
         forms = [[names.index(form) for form in layer.forms] for layer in self.layers]
         tensors = {"errors": self.errors, "forms": torch.tensor(forms, dtype=torch.uint8)}
-        limits = [
-            [-1 if limit is None else limit for limit in (one.reach.before, one.reach.after)] for one in self.layers
-        ]
-        tensors["reaches"] = torch.tensor(limits, dtype=torch.int64)
+        limits = [(layer.reach.before, layer.reach.after) for layer in self.layers]
+        numbers = [[-1 if limit is None else limit for limit in own] for own in limits]
+        tensors["reaches"] = torch.tensor(numbers, dtype=torch.int64)
         for number, layer in enumerate(self.layers):
             tensors |= {f"layers.{number}.{name}": getattr(layer, name) for name in _SAVED}
         return write_tensors(path, _FORMAT, tensors, self.metadata)
 
     @classmethod
     def _read(cls, path: Path) -> Self:
-        tensors, metadata, _ = read_tensors(path, _FORMAT, _is_saved, _MADE_BY)
+        def is_saved(name: str) -> bool:
+            return name in _OF_ALL or (name.startswith("layers.") and name.rpartition(".")[2] in _SAVED)
+
+        made_by = ("compact constants", "CompactConstants.save", "papa compact --constants FILE")
+        tensors, metadata, _ = read_tensors(path, _FORMAT, is_saved, made_by)
         try:
             return cls(_layers(tensors), tensors["errors"], metadata)
         except (ValueError, KeyError, IndexError, TypeError) as error:
@@ -268,16 +264,8 @@ def _other_forms(
 
 def _empty(length: int) -> dict[str, Tensor]:
     """The parts of the other forms, for a layer without such heads."""
-    return {
-        "left": torch.zeros(0, length, 0),
-        "right": torch.zeros(0, length, 0),
-        "matrices": torch.zeros(0, length, length),
-    }
-
-
-def _is_saved(name: str) -> bool:
-    """Whether a file may have a tensor of this name, whatever its number of layers."""
-    return name in _OF_ALL or (name.startswith("layers.") and name.rpartition(".")[2] in _SAVED)
+    factor = torch.zeros(0, length, 0)
+    return {"left": factor, "right": factor.clone(), "matrices": torch.zeros(0, length, length)}
 
 
 def _layers(tensors: Mapping[str, Tensor]) -> tuple[CompactLayer, ...]:

@@ -72,7 +72,12 @@ class SwappedAlbertAttention(InlineAttention, AlbertAttention):
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, papa_turn: int | None = None, **kwargs: Any
     ) -> Any:
         """Attention of one layer, as the original; ``papa_turn`` is the layer's number among those of the module."""
-        turn, need_weights = self._known(papa_turn), wants_weights(self.config, kwargs)
+        if papa_turn is None and layers_served(self) > 1:
+            raise PapaError(
+                f"a layer of an ALBERT was called by itself, but it serves {layers_served(self)} layers with attention "
+                "of their own: call the encoder, which passes on which of them runs, or restore_attention(encoder)."
+            )
+        turn, need_weights = papa_turn or 0, wants_weights(self.config, kwargs)
         positions = kwargs.pop(POSITIONS, None)
         if is_stock(self, turn) and (not need_weights or self.config._attn_implementation == "eager"):
             return super().forward(hidden_states, attention_mask, **kwargs)
@@ -86,14 +91,6 @@ class SwappedAlbertAttention(InlineAttention, AlbertAttention):
             query, key, value, attention_mask, self.scaling, dropout, need_weights, None, positions, turn
         )
         return self.LayerNorm(hidden_states + self.output_dropout(self.dense(mixed))), weights
-
-    def _known(self, turn: int | None) -> int:
-        if turn is None and layers_served(self) > 1:
-            raise PapaError(
-                f"a layer of an ALBERT was called by itself, but it serves {layers_served(self)} layers with attention "
-                "of their own: call the encoder, which passes on which of them runs, or restore_attention(encoder)."
-            )
-        return turn or 0
 
     def _project(self, layer: nn.Module, hidden_states: Tensor, heads: DynamicHeads | None) -> Tensor:
         """The projection (B, heads, T, h) of the dynamic heads, or of all where an adapter wraps the layer."""

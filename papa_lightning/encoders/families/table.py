@@ -10,26 +10,16 @@ from torch import nn
 
 from papa_lightning.attention import Reach
 from papa_lightning.encoders.families.albert import SwappedAlbertAttention, layers_in_order
-from papa_lightning.encoders.families.deberta import SwappedDebertaSelfAttention, SwappedDebertaV2SelfAttention
-from papa_lightning.encoders.families.mpnet import SwappedMPNetSelfAttention
-from papa_lightning.encoders.families.roformer import SwappedRoFormerSelfAttention
-from papa_lightning.encoders.projections.cut import (
-    CutProjection,
-    FusedConv1D,
-    FusedProjection,
-    GroupedKeyProjection,
-    HeadProjection,
-    InterleavedProjection,
+from papa_lightning.encoders.families.relative import (
+    SwappedDebertaSelfAttention,
+    SwappedDebertaV2SelfAttention,
+    SwappedMPNetSelfAttention,
+    SwappedRoFormerSelfAttention,
 )
+from papa_lightning.encoders.projections import cut
 from papa_lightning.encoders.seam.inline import InlineAttention
 from papa_lightning.encoders.seam.slots import SlotRule
 from papa_lightning.registry import Registry
-
-Projections = Mapping[str, type[CutProjection]]
-
-
-def _query_and_key() -> Projections:
-    return {"query": HeadProjection, "key": HeadProjection}
 
 
 def module_reach(module: Any) -> Reach:
@@ -89,7 +79,9 @@ class EncoderFamily:
     """
 
     attention: str
-    projections: Projections = field(default_factory=_query_and_key)
+    projections: Mapping[str, type[cut.CutProjection]] = field(
+        default_factory=lambda: {"query": cut.HeadProjection, "key": cut.HeadProjection}
+    )
     query_parameters: tuple[str, ...] = ()
     position_parameters: tuple[str, ...] = ()
     inline: type[InlineAttention] | None = None
@@ -128,15 +120,16 @@ _RELATIVE = ("encoder.rel_embeddings.", "encoder.LayerNorm.")
 _ENCODER_ONLY = "the encoder's self-attention only: the decoder and cross-attention are left alone"
 
 
-def _separate(attention: str, title: str, **others: Any) -> EncoderFamily:
-    """A family with four separate projections in its attention module."""
-    projections = {"q_proj": HeadProjection, "k_proj": HeadProjection}
-    return EncoderFamily(attention, projections, title=title, **{"value": "v_proj", "output": "o_proj"} | others)
+def _separate(attention: str, title: str, names: str = "q_proj k_proj v_proj o_proj", **others: Any) -> EncoderFamily:
+    """A family with projections to queries, keys, values and the output in its attention module, by their names."""
+    query, key, value, output = names.split()
+    projections = {query: cut.HeadProjection, key: cut.HeadProjection}
+    return EncoderFamily(attention, projections, title=title, value=value, output=output, **others)
 
 
 def _grouped(attention: str, title: str, note: str = _CAUSAL, **others: Any) -> EncoderFamily:
     """A family with grouped-query attention and rotary positions."""
-    projections = {"q_proj": HeadProjection, "k_proj": GroupedKeyProjection}
+    projections = {"q_proj": cut.HeadProjection, "k_proj": cut.GroupedKeyProjection}
     return EncoderFamily(attention, projections, title=title, note=note, value=None, slots="mask", **others)
 
 
@@ -152,13 +145,13 @@ FAMILIES.update(
             note="one module serves its layers",
             output="dense",
         ),
-        "bart": _separate("BartAttention", "BART", note=_ENCODER_ONLY, output="out_proj"),
+        "bart": _separate("BartAttention", "BART", "q_proj k_proj v_proj out_proj", note=_ENCODER_ONLY),
         "bert": EncoderFamily("BertSelfAttention", title="BERT"),
         "bert-generation": EncoderFamily("BertGenerationSelfAttention", title="BertGeneration"),
         "camembert": EncoderFamily("CamembertSelfAttention", title="CamemBERT", slots="input_ids"),
         "deberta": EncoderFamily(
             "DisentangledSelfAttention",
-            {"in_proj": InterleavedProjection, "pos_proj": HeadProjection, "pos_q_proj": HeadProjection},
+            {"in_proj": cut.InterleavedProjection, "pos_proj": cut.HeadProjection, "pos_q_proj": cut.HeadProjection},
             query_parameters=("q_bias",),
             position_parameters=_RELATIVE,
             inline=SwappedDebertaSelfAttention,
@@ -169,12 +162,7 @@ FAMILIES.update(
         ),
         "deberta-v2": EncoderFamily(
             "DisentangledSelfAttention",
-            {
-                "query_proj": HeadProjection,
-                "key_proj": HeadProjection,
-                "pos_key_proj": HeadProjection,
-                "pos_query_proj": HeadProjection,
-            },
+            dict.fromkeys(("query_proj", "key_proj", "pos_key_proj", "pos_query_proj"), cut.HeadProjection),
             position_parameters=_RELATIVE,
             inline=SwappedDebertaV2SelfAttention,
             title="DeBERTa v2, v3",
@@ -183,39 +171,31 @@ FAMILIES.update(
         ),
         "deit": _separate("DeiTAttention", "DeiT"),
         "dinov2": _separate("Dinov2Attention", "DINOv2"),
-        "distilbert": EncoderFamily(
-            "DistilBertSelfAttention",
-            {"q_lin": HeadProjection, "k_lin": HeadProjection},
-            title="DistilBERT",
-            value="v_lin",
-            output="out_lin",
-        ),
+        "distilbert": _separate("DistilBertSelfAttention", "DistilBERT", "q_lin k_lin v_lin out_lin"),
         "electra": EncoderFamily("ElectraSelfAttention", title="ELECTRA"),
         "ernie": EncoderFamily("ErnieSelfAttention", title="ERNIE"),
         "esm": EncoderFamily("EsmSelfAttention", title="ESM-2", slots=_absolute_or_rotary),
         "eurobert": _grouped("EuroBertAttention", "EuroBERT", note=""),
-        "gpt2": EncoderFamily("GPT2Attention", {"c_attn": FusedConv1D}, title="GPT-2", note=_CAUSAL, value=None),
+        "gpt2": EncoderFamily("GPT2Attention", {"c_attn": cut.FusedConv1D}, title="GPT-2", note=_CAUSAL, value=None),
         "gte": _separate("GteAttention", "GTE", slots="mask"),
         "jina_embeddings_v3": _separate("JinaEmbeddingsV3Attention", "Jina embeddings v3", slots="mask"),
         "llama": _grouped("LlamaAttention", "Llama"),
         "mistral": _grouped("MistralAttention", "Mistral", reach=_configured_window),
         "modernbert": EncoderFamily(
             "ModernBertAttention",
-            {"Wqkv": FusedProjection},
+            {"Wqkv": cut.FusedProjection},
             title="ModernBERT",
             note="local layers keep to their window",
             value=None,
             slots="mask",
         ),
-        "mpnet": EncoderFamily(
+        "mpnet": _separate(
             "MPNetSelfAttention",
-            {"q": HeadProjection, "k": HeadProjection},
+            "MPNet",
+            "q k v o",
             position_parameters=("encoder.relative_attention_bias.",),
             inline=SwappedMPNetSelfAttention,
-            title="MPNet",
             note="the encoder still makes its position bias, once a pass",
-            value="v",
-            output="o",
             slots="mask",  # not "input_ids", because its layers do not get the tokens; the same where padding is masked
         ),
         "nomic_bert": _separate("NomicBertAttention", "Nomic BERT", slots="mask"),
@@ -230,14 +210,12 @@ FAMILIES.update(
         "roformer": EncoderFamily(
             "RoFormerSelfAttention", inline=SwappedRoFormerSelfAttention, title="RoFormer", slots=_rotary_scores
         ),
-        "t5": EncoderFamily(
+        "t5": _separate(
             "T5Attention",
-            {"q": HeadProjection, "k": HeadProjection},
+            "T5",
+            "q k v o",
             position_parameters=("block.0.layer.0.SelfAttention.relative_attention_bias.",),
-            title="T5",
             note=f"{_ENCODER_ONLY}; it still makes its position bias, once a pass",
-            value="v",
-            output="o",
             slots="mask",
         ),
         "vit": _separate("ViTAttention", "ViT"),

@@ -33,13 +33,11 @@ class QueryKeyValue:
         """``tensor.view(B, T, 3, -1, h)``: each part as (B, T, heads, h)."""
         return QueryKeyValue(*(part.view(*shape[:-3], *shape[-2:]) for part in self.parts))
 
-    def unbind(self, dim: int) -> tuple[Tensor, ...]:
+    def split(self, *sizes: int, dim: int) -> tuple[Tensor, ...]:
         """The three parts."""
         return self.parts
 
-    def split(self, size: int, dim: int) -> tuple[Tensor, ...]:
-        """The three parts."""
-        return self.parts
+    unbind = split
 
 
 @dataclass(frozen=True)
@@ -72,6 +70,9 @@ class CutProjection:
     rows_dim = 0
 
     heads: DynamicHeads
+    _rows: Remembered[Rows]
+    _original: nn.Module
+    _place: tuple[nn.Module, str]
 
     @classmethod
     def replace(cls, owner: nn.Module, name: str, heads: DynamicHeads) -> None:
@@ -79,19 +80,16 @@ class CutProjection:
         original = owner._modules[name]
         if type(original) is cls.replaces:
             cut = cast(Any, cls.__new__(cls))  # __init__ would allocate weights that are thrown away at once
-            cut.__dict__.update(original.__dict__)
-            cut.heads = heads
-            cut.__dict__["_rows"] = Remembered()
-            cut.__dict__["_original"] = original  # not a submodule: it has no keys
-            cut.__dict__["_place"] = (owner, name)
+            # In __dict__ the original is no submodule, which would have keys.
+            cut.__dict__.update(original.__dict__, _original=original, _place=(owner, name))
+            cut.__dict__.update(heads=heads, _rows=Remembered())
             setattr(owner, name, cut)
 
     def original(self) -> nn.Module:
         """The layer that this one replaced, with the parameters as they are now (moved, cast or trained)."""
-        original = cast(nn.Module, self.__dict__["_original"])
         added = ("heads", "_rows", "_original", "_place")
-        original.__dict__.update({name: held for name, held in self.__dict__.items() if name not in added})
-        return original
+        self._original.__dict__.update({name: held for name, held in self.__dict__.items() if name not in added})
+        return self._original
 
     @property
     def cuts(self) -> bool:
@@ -100,7 +98,7 @@ class CutProjection:
 
     def cuts_to(self, heads: DynamicHeads) -> bool:
         """Whether to leave heads out; not when an adapter wraps this layer, because its output has all heads."""
-        owner, name = cast("tuple[nn.Module, str]", self.__dict__["_place"])
+        owner, name = self._place
         cuts = not heads.all_dynamic and cast(object, owner._modules[name]) is self
         if not cuts and not torch.compiler.is_compiling():
             self._forget()  # adapters change the weight without changing its version
@@ -119,7 +117,7 @@ class CutProjection:
             return slices.cut(layer.weight, self.rows_dim), None if bias is None else slices.cut(bias, 0)
 
         held = [layer.weight] if bias is None else [layer.weight, bias]
-        return cast("Remembered[Rows]", self.__dict__["_rows"]).recall(choose, held, slices.kept, layer.training)
+        return self._rows.recall(choose, held, slices.kept, layer.training)
 
     def train(self: Cut, mode: bool = True) -> Cut:
         """See :meth:`torch.nn.Module.train`; the kept rows are taken out anew afterwards."""
@@ -127,7 +125,7 @@ class CutProjection:
         return cast(Cut, super().train(mode))  # type: ignore[misc]
 
     def _forget(self) -> None:
-        cast("Remembered[Rows]", self.__dict__["_rows"]).forget()
+        self._rows.forget()
 
 
 class HeadProjection(CutProjection, nn.Linear):
@@ -155,8 +153,7 @@ class GroupedKeyProjection(HeadProjection):
 
     def slices(self, heads: Sequence[int]) -> Slices:
         """See :meth:`CutProjection.slices`: one slice a key head."""
-        owner, _ = cast("tuple[nn.Module, str]", self.__dict__["_place"])
-        group = cast(int, owner.num_key_value_groups)
+        group = cast(int, self._place[0].num_key_value_groups)
         return Slices(self.heads.num_heads // group, tuple(dict.fromkeys(head // group for head in heads)))
 
 

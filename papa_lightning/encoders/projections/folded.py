@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,24 +11,22 @@ from torch import Tensor, nn
 from papa_lightning.attention import DynamicHeads, FoldedHeads, TokenMixer
 from papa_lightning.attention.parameter_cache import Remembered
 from papa_lightning.encoders.finding import SupportedEncoder
-from papa_lightning.encoders.projections.cut import CutProjection
+from papa_lightning.encoders.projections.cut import CutProjection, Rows
 from papa_lightning.errors import PapaError, UnsupportedEncoderError
 
 
 class FoldedProjection(CutProjection, nn.Linear):
     """One of the two projections of a folded layer, with a reference to the other."""
 
+    partner: FoldedProjection
+    _product: Remembered[Rows]
+
     def original(self) -> nn.Module:
         """See :meth:`CutProjection.original`."""
         original = super().original()
-        for name in ("_partner", "_product"):
+        for name in ("partner", "_product"):
             original.__dict__.pop(name, None)
         return original
-
-    @property
-    def partner(self) -> FoldedProjection:
-        """The other projection; not a submodule."""
-        return cast(FoldedProjection, self.__dict__["_partner"])
 
     @property
     def folds(self) -> bool:
@@ -58,22 +56,17 @@ class FoldedValue(FoldedProjection):
         """Map hidden states (B, T, hidden) to values (B, T, d)."""
         if not self.folds:
             return F.linear(hidden_states, self.weight, self.bias)
-        return F.linear(hidden_states, *self._folded())
-
-    def _forget(self) -> None:
-        super()._forget()
-        cast("Remembered[Any]", self.__dict__["_product"]).forget()
-
-    def _folded(self) -> tuple[Tensor, Tensor | None]:
         output, value, bias = self.partner.weight, self.weight, cast("Tensor | None", self.bias)
 
-        def product() -> tuple[Tensor, Tensor | None]:
+        def product() -> Rows:
             return output @ value, None if bias is None else output @ bias
 
         read = [output, value] if bias is None else [output, value, bias]
-        return cast("Remembered[tuple[Tensor, Tensor | None]]", self.__dict__["_product"]).recall(
-            product, read, training=self.training
-        )
+        return F.linear(hidden_states, *self._product.recall(product, read, training=self.training))
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._product.forget()
 
 
 def fold(found: SupportedEncoder, module: nn.Module, heads: DynamicHeads) -> None:
@@ -82,16 +75,16 @@ def fold(found: SupportedEncoder, module: nn.Module, heads: DynamicHeads) -> Non
     value_name = cast(str, found.family.value)
     FoldedOutput.replace(owner, name, heads)
     FoldedValue.replace(module, value_name, heads)
-    output, value = owner._modules[name], module._modules[value_name]
-    cast(nn.Module, output).__dict__["_partner"] = value
-    cast(nn.Module, value).__dict__.update(_partner=output, _product=Remembered())
+    output, value = cast(nn.Module, owner._modules[name]), cast(nn.Module, module._modules[value_name])
+    output.__dict__["partner"] = value  # neither is a submodule of the other
+    value.__dict__.update(partner=output, _product=Remembered())
 
 
 def unfold(module: nn.Module) -> None:
     """Undo :func:`fold` outside the module; projections inside are restored with the others of the module."""
     for value in [part for part in module.modules() if isinstance(part, FoldedValue)]:
         output = value.partner
-        owner = cast("tuple[nn.Module, str]", output.__dict__["_place"])[0]
+        owner, _ = output._place
         for path, part in list(owner.named_modules()):  # an adapter may have wrapped it
             if part is output:
                 owner.set_submodule(path, output.original())
@@ -110,16 +103,13 @@ def check_folding(found: SupportedEncoder, mixers: Sequence[TokenMixer]) -> None
                 'pass "folded" for all of them, or "constant".'
             )
         if folds == {True}:
-            _check_foldable(found, module)
-
-
-def _check_foldable(found: SupportedEncoder, module: nn.Module) -> None:
-    owner, name = _output_of(found, module)
-    output = cast(nn.Linear, owner._modules[name])
-    if output.in_features != output.out_features:
-        raise _refusal(module, f"its values have {output.in_features} channels, but its output {output.out_features}")
-    if getattr(module, "rotary_value", False):
-        raise _refusal(module, "its values are rotated by their position before they are mixed")
+            owner, name = _output_of(found, module)
+            output = cast(nn.Linear, owner._modules[name])
+            channels = (output.in_features, output.out_features)
+            if channels[0] != channels[1]:
+                raise _refusal(module, f"its values have {channels[0]} channels, but its output {channels[1]}")
+            if getattr(module, "rotary_value", False):
+                raise _refusal(module, "its values are rotated by their position before they are mixed")
 
 
 def _output_of(found: SupportedEncoder, module: nn.Module) -> tuple[nn.Module, str]:

@@ -9,16 +9,8 @@ from torch import Tensor, nn
 
 from papa_lightning.attention import DynamicHeads
 from papa_lightning.encoders.finding import SupportedEncoder
-from papa_lightning.encoders.projections.cut import (
-    CutProjection,
-    FusedConv1D,
-    FusedProjection,
-    GroupedKeyProjection,
-    HeadProjection,
-    InterleavedProjection,
-    Rows,
-    Slices,
-)
+from papa_lightning.encoders.projections import cut
+from papa_lightning.encoders.projections.cut import CutProjection, Rows, Slices
 from papa_lightning.encoders.seam.layer import mixers_of
 from papa_lightning.errors import PapaError
 
@@ -57,23 +49,23 @@ def left_out_error() -> PapaError:
     )
 
 
-class TrimmedHeadProjection(TrimmedProjection, HeadProjection):
+class TrimmedHeadProjection(TrimmedProjection, cut.HeadProjection):
     """A linear layer to the dynamic heads."""
 
 
-class TrimmedGroupedKeyProjection(TrimmedProjection, GroupedKeyProjection):
+class TrimmedGroupedKeyProjection(TrimmedProjection, cut.GroupedKeyProjection):
     """A linear layer to the key heads that a dynamic head needs."""
 
 
-class TrimmedFusedProjection(TrimmedProjection, FusedProjection):
+class TrimmedFusedProjection(TrimmedProjection, cut.FusedProjection):
     """One linear layer to the queries and keys of the dynamic heads, and to all values."""
 
 
-class TrimmedFusedConv1D(TrimmedProjection, FusedConv1D):
+class TrimmedFusedConv1D(TrimmedProjection, cut.FusedConv1D):
     """A :class:`TrimmedFusedProjection` with a transposed weight."""
 
 
-class TrimmedInterleavedProjection(TrimmedProjection, InterleavedProjection):
+class TrimmedInterleavedProjection(TrimmedProjection, cut.InterleavedProjection):
     """DeBERTa's projection, with its rows in the order of queries, keys and values."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -83,11 +75,11 @@ class TrimmedInterleavedProjection(TrimmedProjection, InterleavedProjection):
 
 #: Class of a cut projection -> class of the trimmed one. Other projections keep all their rows.
 TRIMMED: dict[type[CutProjection], type[TrimmedProjection]] = {
-    HeadProjection: TrimmedHeadProjection,
-    GroupedKeyProjection: TrimmedGroupedKeyProjection,
-    FusedProjection: TrimmedFusedProjection,
-    FusedConv1D: TrimmedFusedConv1D,
-    InterleavedProjection: TrimmedInterleavedProjection,
+    cut.HeadProjection: TrimmedHeadProjection,
+    cut.GroupedKeyProjection: TrimmedGroupedKeyProjection,
+    cut.FusedProjection: TrimmedFusedProjection,
+    cut.FusedConv1D: TrimmedFusedConv1D,
+    cut.InterleavedProjection: TrimmedInterleavedProjection,
 }
 
 
@@ -107,7 +99,9 @@ def trim_projection(owner: nn.Module, name: str, heads: Sequence[int]) -> None:
         for leaf, held in cast(nn.Module, whole)._parameters.items()
     }
     trimmed.held = slices
-    setattr(trimmed, "nf" if isinstance(trimmed, FusedConv1D) else "out_features", trimmed.weight.shape[kind.rows_dim])
+    setattr(
+        trimmed, "nf" if isinstance(trimmed, cut.FusedConv1D) else "out_features", trimmed.weight.shape[kind.rows_dim]
+    )
     setattr(owner, name, trimmed)
 
 
@@ -150,12 +144,6 @@ def trimmed_state(found: SupportedEncoder) -> dict[str, Tensor]:
 def is_trimmed(encoder: nn.Module) -> bool:
     """Whether some heads of an encoder have lost their query and key weights."""
     return any(isinstance(part, TrimmedProjection) for part in encoder.modules())
-
-
-def refuse_trimmed(encoder: nn.Module) -> None:
-    """Refuse an encoder whose dynamic attention is gone."""
-    if is_trimmed(encoder):
-        raise left_out_error()
 
 
 def _dynamic_heads(found: SupportedEncoder) -> dict[nn.Module, tuple[int, ...]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -19,8 +20,9 @@ from papa_lightning.attention.functional import apply_attention
 from papa_lightning.encoders.finding import SupportedEncoder
 from papa_lightning.encoders.seam.batch import ReadBatch
 from papa_lightning.encoders.seam.inline import adopt, refuse_own_forward, release
-from papa_lightning.encoders.seam.interface import check_implementation, papa_config, wants_weights
+from papa_lightning.encoders.seam.interface import IMPLEMENTATION, check_implementation, wants_weights
 from papa_lightning.encoders.seam.layer import (
+    LAYER,
     Mixing,
     Observer,
     TouchedLayer,
@@ -29,9 +31,6 @@ from papa_lightning.encoders.seam.layer import (
     is_touched,
     layer_of,
     mixers_of,
-    remove_hooks,
-    touch,
-    untouch,
 )
 from papa_lightning.errors import PapaError, UnsupportedEncoderError
 
@@ -52,11 +51,13 @@ def attach(found: SupportedEncoder) -> SupportedEncoder:
         layer = TouchedLayer(found.family.reach(module), found.slot_rule)
         if inline is None:
             layer.config = _config_of(module)
-            touch(module, layer)  # first, because other threads may be on their way through the module
-            module.config = papa_config(layer.config)  # type: ignore[assignment]
+            vars(module)[LAYER] = layer  # first, because other threads may be on their way through the module
+            own = copy.copy(layer.config)
+            own._attn_implementation_internal = IMPLEMENTATION
+            module.config = own  # type: ignore[assignment]
         else:
-            opened = adopt(cast("type[nn.Module]", inline), module)
-            touch(opened, layer)
+            opened = adopt(inline, module)
+            vars(opened)[LAYER] = layer
             encoder.set_submodule(paths[module], opened)
     if inline is not None:
         inline.prepare_encoder(encoder)
@@ -72,7 +73,11 @@ def attach(found: SupportedEncoder) -> SupportedEncoder:
 def detach(found: SupportedEncoder) -> SupportedEncoder:
     """Undo :func:`attach`; returns the encoder with its own self-attention modules."""
     encoder = found.model
-    remove_hooks(encoder, lambda hook: hook in _HOOKS or isinstance(hook, ReadBatch))
+    kept = (encoder._forward_pre_hooks_with_kwargs, encoder._forward_hooks_with_kwargs)
+    for hooks in (encoder._forward_pre_hooks, encoder._forward_hooks):  # their handles do not survive copies
+        for key in [key for key, hook in hooks.items() if hook in _HOOKS or isinstance(hook, ReadBatch)]:
+            for entries in (hooks, *kept, encoder._forward_hooks_always_called):
+                entries.pop(key, None)
     if found.family.inline is not None:
         found.family.inline.reset_encoder(encoder)
     paths = {module: path for path, module in encoder.named_modules()}
@@ -81,9 +86,9 @@ def detach(found: SupportedEncoder) -> SupportedEncoder:
             continue
         if found.family.inline is None:
             module.config = layer_of(module).config  # type: ignore[assignment]
-            untouch(module)
+            del vars(module)[LAYER]
         else:
-            untouch(module)
+            del vars(module)[LAYER]
             encoder.set_submodule(paths[module], release(module))
     return replace(found)
 
@@ -117,14 +122,23 @@ def align_attentions(encoder: PreTrainedModel, args: tuple[Any, ...], output: An
     if found is None:
         return None
     modules = SupportedEncoder.find(encoder).modules
-    gaps = [not gives_matrices(module, turn) for module, turn in _turns(modules)]
+    turns = [(module, modules[:layer].count(module)) for layer, module in enumerate(modules)]
+    gaps = [not gives_matrices(module, turn) for module, turn in turns]
     if not any(gaps):
         return None
     place, held = found
     if len(held) == gaps.count(False):
         rest = iter(held)
         held = tuple(None if gap else next(rest) for gap in gaps)
-    _warn_of_gaps(modules, gaps)
+    if not layer_of(modules[0]).warned:
+        layer_of(modules[0]).warned = True
+        without = [number for number, gap in enumerate(gaps) if gap]
+        kinds = sorted({repr(mixers_of(turns[number][0])[turns[number][1]].kind) for number in without})
+        warnings.warn(
+            f"attentions has None for layers {without}: kind {', '.join(kinds)} makes no attention matrices. "
+            "(Reported once.)",
+            stacklevel=1,
+        )
     if isinstance(output, tuple):
         return (*output[:place], held, *output[place + 1 :])
     output[place] = held
@@ -132,12 +146,6 @@ def align_attentions(encoder: PreTrainedModel, args: tuple[Any, ...], output: An
 
 
 _HOOKS = (refuse_cache, pass_request_on, align_attentions)
-
-
-def _turns(modules: Sequence[nn.Module]) -> Iterator[tuple[nn.Module, int]]:
-    """The module of each layer, and the number of the layer among those that the module serves."""
-    for layer, module in enumerate(modules):
-        yield module, modules[:layer].count(module)
 
 
 def _attentions(output: Any) -> tuple[Any, tuple[Tensor | None, ...]] | None:
@@ -149,22 +157,6 @@ def _attentions(output: Any) -> tuple[Any, tuple[Tensor | None, ...]] | None:
         if type(held) is tuple and all(one is None or (isinstance(one, Tensor) and one.dim() == 4) for one in held):
             return place, held
     return None
-
-
-def _warn_of_gaps(modules: Sequence[nn.Module], gaps: Sequence[bool]) -> None:
-    layer = layer_of(modules[0])
-    if layer.warned:
-        return
-    layer.warned = True
-    without = [number for number, gap in enumerate(gaps) if gap]
-    kinds = sorted(
-        {mixers_of(module)[turn].kind for (module, turn), gap in zip(_turns(modules), gaps, strict=True) if gap}
-    )
-    warnings.warn(
-        f"attentions has None for layers {without}: kind {', '.join(map(repr, kinds))} makes no attention matrices. "
-        "(Reported once.)",
-        stacklevel=2,
-    )
 
 
 def _config_of(module: nn.Module) -> PretrainedConfig:
@@ -223,23 +215,21 @@ def replace_mixing(
         for module, mixing in zip(attached.modules, mixings, strict=True):
             held[module].append(mixing)
         for module, own in held.items():
-            layer_of(module).watch(own)
-            _suspend(module, True)
+            layer_of(module).watcher = threading.get_ident()  # first, because of the forwards of other threads
+            layer_of(module).mixings = own
+            for mixer in mixers_of(module):
+                mixer.heads.suspended = True
     try:
         yield attached
     finally:
         with _WATCHING:
             for module in held:
                 layer_of(module).mixings = []
-                _suspend(module, False)
+                for mixer in mixers_of(module):
+                    mixer.heads.suspended = False
             if not any(mixers_of(module) for module in held):
                 detach(attached)
 
 
 #: Serialises threads that begin or end to observe an encoder.
 _WATCHING = threading.Lock()
-
-
-def _suspend(module: nn.Module, suspended: bool) -> None:
-    for mixer in mixers_of(module):
-        mixer.heads.suspended = suspended

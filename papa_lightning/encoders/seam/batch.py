@@ -19,7 +19,6 @@ from papa_lightning.encoders.seam.layer import layer_of, mixers_of
 from papa_lightning.encoders.seam.masks import can_look, check_mask, is_true_everywhere, key_mask
 from papa_lightning.encoders.seam.slots import (
     POSITIONS,
-    GivenSlots,
     NumberedTokens,
     PositionRule,
     Positions,
@@ -103,7 +102,15 @@ class ReadBatch:
         given = PositionRule(self.first, length, self.reaches).read(position_ids, real)
         if self.passes_on:
             return given
-        self._compare(given, real)
+        # The layers number the tokens themselves, which must come to the same.
+        own, order = slots_of(real, self.rule), torch.arange(real.shape[1], device=real.device)
+        places = [order if slots is None else slots.places for slots in (given.slots, own)]
+        if torch.compiler.is_compiling() or bool(((places[0] != places[1]) & real).any()):
+            raise PapaError(
+                "position_ids are given, but the layers of this encoder do not hear of them, and count from "
+                f"{'the beginning of the tensor' if self.rule == 'tensor' else 'the first real token'}: leave "
+                "position_ids out, or call restore_attention(encoder) first."
+            )
         return None
 
     def mask_by_slot(self, mask: Tensor, positions: Positions | None) -> Tensor:
@@ -126,17 +133,6 @@ class ReadBatch:
             return kwargs
         slots = slots_of(key_mask(mask), self.rule)
         return kwargs if slots is None else {**kwargs, "position_ids": slots.places}
-
-    def _compare(self, given: GivenSlots, real: Tensor) -> None:
-        """Refuse position ids other than those that the layers count themselves, where they cannot be passed on."""
-        own, order = slots_of(real, self.rule), torch.arange(real.shape[1], device=real.device)
-        places = [order if slots is None else slots.places for slots in (given.slots, own)]
-        if torch.compiler.is_compiling() or bool(((places[0] != places[1]) & real).any()):
-            raise PapaError(
-                "position_ids are given, but the layers of this encoder do not hear of them, and count from "
-                f"{'the beginning of the tensor' if self.rule == 'tensor' else 'the first real token'}: leave "
-                "position_ids out, or call restore_attention(encoder) first."
-            )
 
     def _check(self, encoder: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
         tokens, mask = _tokens(inputs), inputs.get("attention_mask")
@@ -180,8 +176,5 @@ class ReadBatch:
 
 def _tokens(inputs: Mapping[str, Any]) -> Tensor | None:
     """input_ids (B, T) or inputs_embeds (B, T, d), whichever a batch has."""
-    for name in ("input_ids", "inputs_embeds"):
-        if isinstance(inputs.get(name), Tensor):
-            found: Tensor = inputs[name]
-            return found
-    return None
+    found = (inputs.get(name) for name in ("input_ids", "inputs_embeds"))
+    return next((entry for entry in found if isinstance(entry, Tensor)), None)

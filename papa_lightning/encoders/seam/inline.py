@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 from torch import Tensor, nn
 
@@ -14,7 +14,7 @@ from papa_lightning.errors import UnsupportedEncoderError
 _ORIGINAL = "papa_original"
 
 
-class InlineAttention:
+class InlineAttention(nn.Module):
     """Base of subclasses of a family's self-attention module whose forward hands the mixing of tokens to a mixer.
 
     The module that replaces the original one shares its parameters, submodules and hooks. While nothing is swapped or
@@ -32,8 +32,6 @@ class InlineAttention:
 
     #: Size h of a head; families have it under this name.
     attention_head_size: int
-    #: Set by torch.
-    training: bool
     #: Whether the encoder passes the positions of the tokens on to this module.
     hears_positions: ClassVar[bool] = False
 
@@ -52,22 +50,22 @@ class InlineAttention:
     @property
     def is_stock(self) -> bool:
         """Whether the original forward applies at this moment."""
-        return is_stock(cast(nn.Module, self))
+        return is_stock(self)
 
     @property
     def dynamic(self) -> tuple[int, ...] | None:
         """The dynamic heads of the layer; None means all."""
-        heads = heads_of(cast(nn.Module, self))
+        heads = heads_of(self)
         return None if heads is None else heads.dynamic
 
     @property
     def uses_scores(self) -> bool:
         """Whether the layer uses terms of relative positions."""
-        return uses_scores(cast(nn.Module, self))
+        return uses_scores(self)
 
     def by_slot(self, positions: Tensor, attention_mask: Tensor | None) -> Tensor:
         """Position encodings (1, 1, T, h) in the order of slots, (B or 1, 1, T, h), for kinds without scores."""
-        slots = slots_of(key_mask(attention_mask), layer_of(cast(nn.Module, self)).slots)
+        slots = slots_of(key_mask(attention_mask), layer_of(self).slots)
         return positions if slots is None else positions[0, :, slots.places].transpose(0, 1)
 
     def split_heads(self, projected: Tensor) -> Tensor:
@@ -92,28 +90,14 @@ class InlineAttention:
         positions: Positions | None = None,
         turn: int = 0,
     ) -> tuple[Tensor, Tensor | None]:
-        """Mix the tokens.
+        """Mix the tokens to (B, T, H h), and return that with the attention matrices (B, H, T, T) or None.
 
-        Args:
-            query: (B, dynamic heads, T, h).
-            key: (B, dynamic heads, T, h).
-            value: (B, H, T, h).
-            attention_mask: The mask that the encoder hands to its layers.
-            scaling: Factor of the scores.
-            dropout: The attention dropout of the module.
-            need_weights: Also return the attention matrices.
-            position_bias: (B or 1, H or dynamic heads, T, T), added to the scores.
-            positions: Positions of the tokens, as they came with the call.
-            turn: Number of the layer among those that the module serves.
-
-        Returns:
-            (B, T, H h), and attention matrices (B, H, T, T) or None.
+        Query and key are (B, dynamic heads, T, h), the value (B, H, T, h). The mask is that which the encoder hands to
+        its layers, the positions come with the call, ``scaling`` is the factor of the scores, to which the bias (B or
+        1, H or dynamic heads, T, T) is added, and ``turn`` is the number of the layer among those of the module.
         """
-        module, qkv = cast(nn.Module, self), (query, key, value)
-        probability = cast(float, cast(Any, dropout).p) if self.training else 0.0
-        mixed, weights = attend(
-            module, qkv, attention_mask, scaling, probability, need_weights, position_bias, positions, turn
-        )
+        qkv, rate = (query, key, value), cast(float, dropout.p) if self.training else 0.0
+        mixed, weights = attend(self, qkv, attention_mask, scaling, rate, need_weights, position_bias, positions, turn)
         return mixed.flatten(2), weights
 
 
@@ -143,11 +127,3 @@ def refuse_own_forward(module: nn.Module) -> None:
             "weights), and which would run instead of the swapped one: swap the encoder before that, or remove it "
             "first (accelerate.hooks.remove_hook_from_module(encoder, recurse=True))."
         )
-
-
-def refuse_variant(module: nn.Module, name: str, remedy: str) -> None:
-    """Refuse a variant of attention that an option of the configuration turns on."""
-    raise UnsupportedEncoderError(
-        f"the encoder's configuration has {name}, a variant of {type(module).__name__} whose heads cannot be exchanged "
-        f"one by one: {remedy}."
-    )

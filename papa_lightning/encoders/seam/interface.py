@@ -6,9 +6,8 @@ for its masks, its saved configuration, and other encoders that were built from 
 
 from __future__ import annotations
 
-import copy
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -27,21 +26,13 @@ IMPLEMENTATION = "papa"
 _SUPPORTED = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4")
 
 
-def papa_config(config: PretrainedConfig) -> PretrainedConfig:
-    """A copy of a configuration that dispatches attention to :func:`papa_attention_forward`."""
-    own = copy.copy(config)
-    own._attn_implementation_internal = IMPLEMENTATION
-    return own
-
-
 def check_implementation(config: PretrainedConfig) -> None:
     """Refuse an attention implementation whose masks cannot be read."""
     implementation = config._attn_implementation or "eager"
     if implementation not in _SUPPORTED:
         raise UnsupportedEncoderError(
-            f"the encoder's attention implementation is {implementation!r}, but must be one of "
-            f"{', '.join(_SUPPORTED)}: "
-            'call encoder.set_attn_implementation("sdpa") first.'
+            f"the encoder's attention implementation is {implementation!r}, but must be one of {', '.join(_SUPPORTED)}"
+            ': call encoder.set_attn_implementation("sdpa") first.'
         )
 
 
@@ -62,7 +53,8 @@ def papa_attention_forward(
     positions, need_weights = kwargs.pop(POSITIONS, None), wants_weights(config, kwargs)
     if is_stock(module):
         kwargs["output_attentions"] = False  # implementations without matrices would warn
-        stock = _stock_attention(module, config)
+        eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+        stock: Any = ALL_ATTENTION_FUNCTIONS.get(config._attn_implementation, cast(Any, eager))
         mixed, weights = stock(module, query, key, value, attention_mask, scaling=scale, dropout=dropout, **kwargs)
         if need_weights and weights is None:
             weights = matrices_of(module, query, key, attention_mask, scale, kwargs.get("position_bias"))
@@ -99,13 +91,6 @@ def matrices_of(
     key = key.repeat_interleave(group, dim=1) if group > 1 else key
     padding = attention_mask if attention_mask is not None and attention_mask.dim() == 2 else None
     return DynamicAttention(query, key, padding, scaling, bias).matrices().to(query.dtype)
-
-
-def _stock_attention(module: nn.Module, config: PretrainedConfig) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """The attention function of the original module."""
-    eager = cast("Callable[..., Any]", getattr(sys.modules[type(module).__module__], "eager_attention_forward", None))
-    stock = ALL_ATTENTION_FUNCTIONS.get(config._attn_implementation, eager)
-    return cast("Callable[..., tuple[Tensor, Tensor | None]]", stock)
 
 
 # Masks are made under the encoder's own configuration. The mask function is for encoders on which this implementation

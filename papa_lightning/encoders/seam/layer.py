@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias, cast
+from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,6 @@ from transformers import PretrainedConfig
 
 from papa_lightning.attention import DynamicAttention, DynamicHeads, Reach, RowMixing, TokenMixer, runs_in
 from papa_lightning.attention.head_slices import take_heads
-from papa_lightning.encoders.freezing import Frozen
 from papa_lightning.encoders.seam.masks import key_mask, reach_bias, refuse_other_masks
 from papa_lightning.encoders.seam.slots import Positions, SlotRule, slots_of
 from papa_lightning.errors import PapaError
@@ -25,7 +23,39 @@ Observer: TypeAlias = Callable[[Tensor, "Tensor | None"], None]
 #: the mixed values (B, T, H, h).
 Mixing: TypeAlias = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 
-_LAYER = "papa_layer"
+
+@dataclass(frozen=True)
+class Frozen:
+    """Names of parameters: frozen by a swap, other trainable ones, and all that no loss reaches (idle)."""
+
+    names: tuple[str, ...] = ()  # frozen, and to be thawed
+    others: tuple[str, ...] = ()  # if none of them is trainable later, the whole was frozen
+    idle: tuple[str, ...] = ()  # also those that were frozen before
+
+
+def freeze(module: nn.Module, beginnings: Sequence[str]) -> Frozen:
+    """Freeze the parameters of a module whose names begin with one of these, before DDP counts trainable ones."""
+    own = {name: one for name, one in module.named_parameters() if ".papa." not in f".{name}"}
+    idle = tuple(name for name in own if name.startswith(tuple(beginnings)))
+    trainable = {name: one for name, one in own.items() if one.requires_grad}
+    names = tuple(name for name in idle if name in trainable)
+    for name in names:
+        trainable[name].requires_grad_(False)
+    return Frozen(names, tuple(name for name in trainable if name not in names), idle)
+
+
+def thaw(module: nn.Module, frozen: Frozen) -> None:
+    """Undo :func:`freeze`, unless everything trainable was frozen or wrapped by adapters since."""
+    present = dict(module.named_parameters())
+    if frozen.others and not any(name in present and present[name].requires_grad for name in frozen.others):
+        return
+    for name in frozen.names:
+        if name in present:  # adapters that were merged are gone
+            present[name].requires_grad_(True)
+
+
+#: Attribute of a touched module: its :class:`TouchedLayer`.
+LAYER = "papa_layer"
 
 
 @dataclass
@@ -34,16 +64,11 @@ class TouchedLayer:
 
     reach: Reach
     slots: SlotRule = "tensor"
-    config: PretrainedConfig | None = None
+    config: PretrainedConfig | None = None  # shared with the encoder, where it was replaced
     frozen: Frozen = field(default_factory=Frozen)
-    mixings: list[Mixing | RowMixing] = field(default_factory=list)
-    watcher: int = 0
-    warned: bool = False
-
-    def watch(self, mixings: Sequence[Mixing | RowMixing]) -> None:
-        """Mix the values by these functions in forwards of this thread."""
-        self.watcher = threading.get_ident()
-        self.mixings = list(mixings)
+    mixings: list[Mixing | RowMixing] = field(default_factory=list)  # one a layer of the module, while observed
+    watcher: int = 0  # the thread that observes; forwards of others are not affected
+    warned: bool = False  # of layers without attention matrices
 
     @property
     def watched(self) -> bool:
@@ -51,24 +76,14 @@ class TouchedLayer:
         return bool(self.mixings) and runs_in(self.watcher)
 
 
-def touch(module: nn.Module, layer: TouchedLayer) -> None:
-    """Attach the state of a layer to a module."""
-    module.__dict__[_LAYER] = layer
-
-
 def is_touched(module: nn.Module) -> bool:
     """Whether a module is observed or swapped."""
-    return _LAYER in module.__dict__
+    return LAYER in vars(module)
 
 
 def layer_of(module: nn.Module) -> TouchedLayer:
-    """The state that :func:`touch` attached."""
-    return cast(TouchedLayer, module.__dict__[_LAYER])
-
-
-def untouch(module: nn.Module) -> None:
-    """Undo :func:`touch`."""
-    del module.__dict__[_LAYER]
+    """The state of a module that is observed or swapped."""
+    return cast(TouchedLayer, vars(module)[LAYER])
 
 
 def mixers_of(module: nn.Module) -> list[TokenMixer]:
@@ -77,18 +92,6 @@ def mixers_of(module: nn.Module) -> list[TokenMixer]:
     if held is None:
         return []
     return cast("list[TokenMixer]", list(held)) if isinstance(held, nn.ModuleList) else [cast(TokenMixer, held)]
-
-
-def remove_hooks(module: nn.Module, ours: Callable[[Any], bool]) -> None:
-    """Remove forward hooks and pre-hooks by a condition, because their handles do not survive copies of a module."""
-    for held, kinds in (
-        (module._forward_pre_hooks, [module._forward_pre_hooks_with_kwargs]),
-        (module._forward_hooks, [module._forward_hooks_with_kwargs, module._forward_hooks_always_called]),
-    ):
-        for key in [key for key, hook in held.items() if ours(hook)]:
-            del held[key]
-            for flags in kinds:
-                flags.pop(key, None)
 
 
 def layers_served(module: nn.Module) -> int:

@@ -1,6 +1,7 @@
-"""DeBERTa v1, v2 and v3: ``(Q K^T + c2p + p2c) / sqrt(h (1 + number of terms))`` (He et al. 2021, arXiv 2006.03654).
+"""DeBERTa, MPNet and RoFormer: attention by relative positions, inside the module.
 
-The position terms are a bias of the scores, which the original module's own method makes for the dynamic heads only.
+DeBERTa's scores are ``(Q K^T + c2p + p2c) / sqrt(h (1 + number of terms))`` (He et al. 2021, arXiv 2006.03654); the
+original module's own method makes the position terms, a bias of the scores, for the dynamic heads only.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.models.deberta import modeling_deberta as v1
 from transformers.models.deberta_v2 import modeling_deberta_v2 as v2
+from transformers.models.mpnet.modeling_mpnet import MPNetSelfAttention
+from transformers.models.roformer.modeling_roformer import RoFormerSelfAttention
 
 from papa_lightning.encoders.projections.cut import InterleavedProjection
-from papa_lightning.encoders.seam.inline import InlineAttention, refuse_variant
+from papa_lightning.encoders.seam.inline import InlineAttention
+from papa_lightning.errors import UnsupportedEncoderError
 
 
 class SwappedDebertaSelfAttention(InlineAttention, v1.DisentangledSelfAttention):
@@ -22,7 +26,10 @@ class SwappedDebertaSelfAttention(InlineAttention, v1.DisentangledSelfAttention)
     def check(original: nn.Module) -> None:
         """Refuse talking heads, which mix the matrices of all heads."""
         if original.talking_head:
-            refuse_variant(original, "talking_head", "use an encoder without it")
+            raise UnsupportedEncoderError(
+                f"the encoder's configuration has talking_head, a variant of {type(original).__name__} whose heads "
+                "cannot be exchanged one by one: use an encoder without it."
+            )
 
     def transpose_for_scores(self, x: Tensor) -> Tensor:
         """Split into the dynamic heads, for the original's method for the position terms."""
@@ -72,9 +79,9 @@ class SwappedDebertaV2SelfAttention(InlineAttention, v2.DisentangledSelfAttentio
 
     def transpose_for_scores(self, x: Tensor, attention_heads: int) -> Tensor:
         """Split (B, T, heads x h) into the dynamic heads, (B x heads, T, h)."""
-        return (
-            super().transpose_for_scores(x, attention_heads) if self.is_stock else self.split_dynamic(x).flatten(0, 1)
-        )
+        if self.is_stock:
+            return super().transpose_for_scores(x, attention_heads)
+        return self.split_dynamic(x).flatten(0, 1)
 
     def forward(
         self,
@@ -100,3 +107,67 @@ class SwappedDebertaV2SelfAttention(InlineAttention, v2.DisentangledSelfAttentio
             bias = self.disentangled_attention_bias(*folded, relative_pos, positions, 1 + terms)
             bias = bias.unflatten(0, query.shape[:2])
         return self.attend(query, key, value, attention_mask.bool(), scaling, self.dropout, output_attentions, bias)
+
+
+class SwappedMPNetSelfAttention(InlineAttention, MPNetSelfAttention):
+    """MPNet's self-attention with exchangeable heads; the bias is made once for all layers, by the encoder."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        position_bias: Tensor | None = None,
+        output_attentions: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Attention of one layer; arguments and results are those of the original."""
+        if self.is_stock:
+            return super().forward(hidden_states, attention_mask, position_bias, output_attentions, **kwargs)
+        mixed, weights = self.attend(
+            self.split_dynamic(self.q(hidden_states)),
+            self.split_dynamic(self.k(hidden_states)),
+            self.split_heads(self.v(hidden_states)),
+            attention_mask,
+            self.attention_head_size**-0.5,
+            self.dropout,
+            output_attentions,
+            position_bias,
+        )
+        return (self.o(mixed), weights) if output_attentions else (self.o(mixed),)
+
+
+class SwappedRoFormerSelfAttention(InlineAttention, RoFormerSelfAttention):
+    """RoFormer's self-attention with exchangeable heads."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        sinusoidal_pos: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        past_key_values: Any = None,
+        output_attentions: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Attention of one layer; arguments and results are those of the original."""
+        if self.is_stock:
+            return super().forward(
+                hidden_states,
+                attention_mask,
+                sinusoidal_pos,
+                encoder_hidden_states,
+                past_key_values,
+                output_attentions,
+                **kwargs,
+            )
+        query, key = self.split_dynamic(self.query(hidden_states)), self.split_dynamic(self.key(hidden_states))
+        value = self.split_heads(self.value(hidden_states))
+        if sinusoidal_pos is not None:
+            rotate = self.apply_rotary_position_embeddings
+            if not self.uses_scores:
+                sinusoidal_pos = self.by_slot(sinusoidal_pos, attention_mask)
+            query, key = rotate(sinusoidal_pos, query, key)
+            if self.rotary_value:
+                value, _ = rotate(sinusoidal_pos, value, value)
+        scaling = self.attention_head_size**-0.5
+        return self.attend(query, key, value, attention_mask, scaling, self.dropout, output_attentions)
