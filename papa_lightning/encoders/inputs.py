@@ -74,12 +74,7 @@ def describe_lengths(encoder: PreTrainedModel) -> str:
 def compute_device(module: nn.Module, otherwise: torch.device | None = None) -> torch.device:
     """The device on which a module computes, also if accelerate loads its weights from elsewhere in each forward.
 
-    Args:
-        module: An encoder, or a part of one.
-        otherwise: Device of a part without weights.
-
-    Raises:
-        PapaError: When the weights are on the meta device, and accelerate does not load them.
+    ``otherwise`` is that of a part without weights. PapaError when accelerate does not load weights that are on meta.
     """
     for part in module.modules():
         hook = part.__dict__.get("_hf_hook")

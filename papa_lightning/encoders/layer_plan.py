@@ -39,14 +39,16 @@ class LayerPlan:
 
 
 def plan_layers(
-    kind: Kinds,
-    options: Options | None,
-    selection: Sequence[tuple[int, ...]],
-    num_heads: int,
-    constants_given: bool,
+    kind: Kinds, options: Options | None, selection: Sequence[tuple[int, ...]], num_heads: int, constants_given: bool
 ) -> list[LayerPlan]:
     """The plan of each layer, by the arguments of a swap; ``selection`` has the selected heads of each layer."""
-    mixers = [KINDS[name] for name in _kinds(kind, len(selection))]
+    num_layers = len(selection)
+    kinds = [kind] * num_layers if isinstance(kind, str) else kind
+    if not isinstance(kinds, Sequence) or not all(isinstance(name, str) for name in kinds):
+        raise PapaError(f"kind is {kind!r}, but must be the name of a kind, or a list with one name a layer.")
+    if len(kinds) != num_layers:
+        raise PapaError(f"kind names {len(kinds)} layers, but the encoder has {num_layers}: pass one kind for each.")
+    mixers = [KINDS[name] for name in kinds]
     plans = []
     for layer, (mixer, own, wanted) in enumerate(zip(mixers, selection, _options(options, mixers), strict=True)):
         if mixer.whole_layer and len(own) < num_heads:
@@ -68,16 +70,6 @@ def plan_whole_layers(
     """
     num_layers, num_heads = encoder_shape(encoder)
     return plan_layers(kind, options, [tuple(range(num_heads))] * num_layers, num_heads, constants_given)
-
-
-def _kinds(kind: Kinds, num_layers: int) -> Sequence[str]:
-    if isinstance(kind, str):
-        return [kind] * num_layers
-    if not isinstance(kind, Sequence) or not all(isinstance(name, str) for name in kind):
-        raise PapaError(f"kind is {kind!r}, but must be the name of a kind, or a list with one name a layer.")
-    if len(kind) != num_layers:
-        raise PapaError(f"kind names {len(kind)} layers, but the encoder has {num_layers}: pass one kind for each.")
-    return kind
 
 
 def _options(options: Options | None, mixers: Sequence[type[TokenMixer]]) -> Sequence[Mapping[str, Any]]:

@@ -326,5 +326,5 @@ def _unused(mixers: Sequence[TokenMixer], family: EncoderFamily) -> list[str]:
         queries = [f"{name}." for name, projection in family.projections.items() if not projection.holds_values]
         return [*queries, *family.query_parameters]
     if not any(mixer.uses_scores for mixer in mixers):
-        return [f"{name}." for name in family.position_projections]
+        return [f"{name}." for name in family.projections if name.startswith("pos_")]  # of relative positions
     return []

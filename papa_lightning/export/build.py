@@ -50,9 +50,7 @@ class _WeightsWithoutMemory(TorchFunctionMode):
 def transient_buffers(encoder: nn.Module) -> dict[str, Tensor]:
     """Floating point buffers outside the state dict (rotary frequencies), whose dtype is another after a cast."""
     saved = encoder.state_dict().keys()
-    return {
-        name: buffer for name, buffer in encoder.named_buffers() if name not in saved and buffer.is_floating_point()
-    }
+    return {name: one for name, one in encoder.named_buffers() if name not in saved and one.is_floating_point()}
 
 
 def fill_encoder(encoder: PreTrainedModel, state: Mapping[str, Tensor]) -> None:

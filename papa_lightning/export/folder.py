@@ -11,7 +11,7 @@ from typing import Any
 
 import safetensors.torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from papa_lightning.encoders import SupportedEncoder, is_calibrated
 from papa_lightning.encoders.projections.trimmed import trimmed_state
@@ -85,7 +85,13 @@ def export_encoder(
         torch.Size([0, 8])
     """
     found = SupportedEncoder.find(encoder)
-    _check_encoder(found.model)
+    if not is_calibrated(found.model):
+        raise ExportError(
+            "the encoder has no constants: call swap_attention(encoder, ..., constants=...), or load a checkpoint that "
+            "has them, before it is exported."
+        )
+    if getattr(found.model.config, "quantization_config", None) is not None:
+        raise ExportError("the encoder is quantized, which cannot be exported: export it before it is quantized.")
     if onnx:
         check_onnx()
     target = check_target("output_dir", output_dir, replace)
@@ -102,16 +108,6 @@ def export_encoder(
             export_onnx(loaded, folder / GRAPH)
         check_target("output_dir", target, replace)  # another process may have been faster
     return target
-
-
-def _check_encoder(encoder: PreTrainedModel) -> None:
-    if not is_calibrated(encoder):
-        raise ExportError(
-            "the encoder has no constants: call swap_attention(encoder, ..., constants=...), or load a checkpoint that "
-            "has them, before it is exported."
-        )
-    if getattr(encoder.config, "quantization_config", None) is not None:
-        raise ExportError("the encoder is quantized, which cannot be exported: export it before it is quantized.")
 
 
 def _write_encoder(found: SupportedEncoder, folder: Path) -> None:

@@ -85,18 +85,10 @@ def export_onnx(encoder: nn.Module, path: str | Path) -> Path:
     check_onnx()
     module, inputs, sizes = _parts(encoder)
     names = {name: {axis: "length" if axis else "batch" for axis in sizes[name]} for name in inputs}
+    options: Any = {"input_names": list(inputs), "output_names": ["last_hidden_state"], "verbose": False}
     with _quiet():
         try:
-            program = torch.onnx.export(
-                module,
-                (),
-                kwargs=inputs,
-                dynamo=True,
-                dynamic_shapes=names,
-                input_names=list(inputs),
-                output_names=["last_hidden_state"],
-                verbose=False,
-            )
+            program = torch.onnx.export(module, (), kwargs=inputs, dynamo=True, dynamic_shapes=names, **options)
         except Exception as error:  # torch raises anything
             raise _no_graph(error) from error
         assert program is not None

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors.torch
-from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModel, PreTrainedModel
 
 from papa_lightning.encoders import SupportedEncoder, is_noted, swap_as_saved
@@ -68,16 +66,11 @@ def _load(folder: Path, facts: Facts) -> PreTrainedModel:
     found = SupportedEncoder.find(encoder)
     trim(found)
     fill_encoder(encoder, state)
-    _check_facts(found, state, facts)
-    encoder.train(False)
-    return encoder
-
-
-def _check_facts(found: SupportedEncoder, state: Mapping[str, Tensor], facts: Facts) -> None:
-    """Refuse facts that differ from those of the weights."""
     wrong = [name for name, value in facts_of(found, state).items() if value != getattr(facts, name)]
     if wrong or not all(mixer.calibrated for mixer in found.mixers):
         raise ExportError(f"{WEIGHTS} has other {wrong[0] if wrong else 'heads'} than papa.json")
     for name, held in state.items():
         if ".papa." in name and held.is_floating_point() and not bool(held.isfinite().all()):
             raise ExportError(f"{WEIGHTS} has NaN or infinite numbers in {name}")
+    encoder.train(False)
+    return encoder

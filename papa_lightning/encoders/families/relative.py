@@ -123,15 +123,10 @@ class SwappedMPNetSelfAttention(InlineAttention, MPNetSelfAttention):
         """Attention of one layer; arguments and results are those of the original."""
         if self.is_stock:
             return super().forward(hidden_states, attention_mask, position_bias, output_attentions, **kwargs)
+        query, key = self.split_dynamic(self.q(hidden_states)), self.split_dynamic(self.k(hidden_states))
+        value, scaling = self.split_heads(self.v(hidden_states)), self.attention_head_size**-0.5
         mixed, weights = self.attend(
-            self.split_dynamic(self.q(hidden_states)),
-            self.split_dynamic(self.k(hidden_states)),
-            self.split_heads(self.v(hidden_states)),
-            attention_mask,
-            self.attention_head_size**-0.5,
-            self.dropout,
-            output_attentions,
-            position_bias,
+            query, key, value, attention_mask, scaling, self.dropout, output_attentions, position_bias
         )
         return (self.o(mixed), weights) if output_attentions else (self.o(mixed),)
 
@@ -151,15 +146,8 @@ class SwappedRoFormerSelfAttention(InlineAttention, RoFormerSelfAttention):
     ) -> Any:
         """Attention of one layer; arguments and results are those of the original."""
         if self.is_stock:
-            return super().forward(
-                hidden_states,
-                attention_mask,
-                sinusoidal_pos,
-                encoder_hidden_states,
-                past_key_values,
-                output_attentions,
-                **kwargs,
-            )
+            others = (encoder_hidden_states, past_key_values, output_attentions)
+            return super().forward(hidden_states, attention_mask, sinusoidal_pos, *others, **kwargs)
         query, key = self.split_dynamic(self.query(hidden_states)), self.split_dynamic(self.key(hidden_states))
         value = self.split_heads(self.value(hidden_states))
         if sinusoidal_pos is not None:

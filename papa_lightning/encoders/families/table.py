@@ -93,11 +93,6 @@ class EncoderFamily:
     output: str = "../output.dense"
     slots: SlotRule | Callable[[Any], SlotRule] = "tensor"
 
-    @property
-    def position_projections(self) -> tuple[str, ...]:
-        """The projections that only terms of relative positions depend on."""
-        return tuple(name for name in self.projections if name.startswith("pos_"))
-
     def slot_rule(self, config: Any) -> SlotRule:
         """The place from which an encoder of this configuration counts slots."""
         return self.slots(config) if callable(self.slots) else self.slots

@@ -17,14 +17,7 @@ from papa_lightning.encoders.finding import SupportedEncoder
 from papa_lightning.encoders.inputs import first_position
 from papa_lightning.encoders.seam.layer import layer_of, mixers_of
 from papa_lightning.encoders.seam.masks import can_look, check_mask, is_true_everywhere, key_mask
-from papa_lightning.encoders.seam.slots import (
-    POSITIONS,
-    NumberedTokens,
-    PositionRule,
-    Positions,
-    SlotRule,
-    slots_of,
-)
+from papa_lightning.encoders.seam.slots import POSITIONS, NumberedTokens, PositionRule, Positions, SlotRule, slots_of
 from papa_lightning.errors import PapaError
 
 
