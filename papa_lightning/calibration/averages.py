@@ -133,7 +133,7 @@ class AttentionAverages(RunningSums):
         self.squares = self.zeros(num_layers, num_heads)
 
     def add_attention(self, layer: int, attention: Tensor, mask: Tensor | None) -> None:
-        """Add the matrices (B, H, t, t) of one layer of a batch, which are overwritten, by the batch's mask (B, t)."""
+        """Add a layer's matrices (B, H, t, t), which are overwritten; the mask (B, t) is true for a real token."""
         if mask is not None:
             clear_padding(attention, mask)
         self.add_rows(layer, 0, attention)
@@ -148,7 +148,7 @@ class AttentionAverages(RunningSums):
         self.squares[layer] += norms.square().sum(dim=(0, 2))
 
     def compute(self, dtype: torch.dtype = torch.float64) -> Tensor:
-        """The constants (L, H, T, T), ``sums / counts`` and 0 where counts is 0.
+        """The constants (L, H, T, T) in a dtype: ``sums / counts``, and 0 where counts is 0.
 
         Raises:
             CalibrationError: When no sequence was added, or a sum is not finite.

@@ -20,7 +20,7 @@ from papa_lightning.errors import PapaError, UnsupportedEncoderError
 
 def from_pretrained(kind: Any, name: str, **options: Any) -> Any:
     """Load from the hub or a folder by an auto class of transformers, without running code of the model."""
-    try:
+    try:  # without trust_remote_code transformers would ask on stdin whether to run it, and wait
         return kind.from_pretrained(os.path.expanduser(name), trust_remote_code=False, **options)
     except ValueError as error:
         if "trust_remote_code" not in str(error):  # transformers has no error type for it, and advises to run the code
