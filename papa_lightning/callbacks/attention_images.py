@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from papa_lightning.attention import GatedHeads, MatrixHeads
-from papa_lightning.callbacks.calibrating import SHARDED
+from papa_lightning.callbacks.calibrating import refuse_sharding
 from papa_lightning.either_lightning import Callback, L, Logger, is_a, rank_zero_warn
 from papa_lightning.encoders import encoder_shape, is_calibrated, swapped_layers
 from papa_lightning.errors import PapaError
@@ -21,20 +21,7 @@ from papa_lightning.lightning_project.encoder import discover_encoder
 
 
 def log_image(trainer: L.Trainer, name: str, png: bytes, step: int) -> list[Logger]:
-    """Log an image with every logger of a Trainer; to be called on the first process only.
-
-    TensorBoard, Weights & Biases and MLflow show it beside the metrics; for a CSVLogger it becomes a file in the
-    folder ``images`` of the logs.
-
-    Args:
-        trainer: The Trainer.
-        name: Name of the image, with slashes as in names of metrics.
-        png: Content of a PNG file.
-        step: Number of optimizer steps so far.
-
-    Returns:
-        The loggers that take no images.
-    """
+    """Log an image with every logger of a Trainer, on the first process only; returns the loggers that take none."""
     left_out = []
     logger: Any
     for logger in trainer.loggers:
@@ -43,8 +30,7 @@ def log_image(trainer: L.Trainer, name: str, png: bytes, step: int) -> list[Logg
         elif is_a(logger, "WandbLogger"):
             logger.log_image(name, [_pixels(png)], step)
         elif is_a(logger, "MLFlowLogger"):
-            file = f"{name}/step-{step:06d}.png"
-            logger.experiment.log_image(logger.run_id, _pixels(png), artifact_file=file)
+            logger.experiment.log_image(logger.run_id, _pixels(png), artifact_file=f"{name}/step-{step:06d}.png")
         elif is_a(logger, "CSVLogger"):
             write_atomically(Path(logger.log_dir) / "images" / f"{name.replace('/', '-')}-{step:06d}.png", png)
         else:
@@ -63,10 +49,10 @@ class AttentionImages(Callback):
     """Log the constants of an encoder as images, and its gates as heat maps.
 
     Beside :class:`~papa_lightning.ConstantAttention` or :class:`~papa_lightning.HeadGates`, in any order, or with a
-    module that swaps its encoder itself. Constants are drawn once a fit, as soon as they are there, as
-    ``attention/constants``; sigmoid(g) of every head, its share of dynamic attention, before the first step and after
-    every few epochs, as ``attention/gates``. TensorBoard, Weights & Biases and MLflow show the images; for a CSVLogger
-    they are PNG files in the folder ``images`` of the logs.
+    module that swaps its encoder itself. Constants are drawn once a fit as ``attention/constants``; sigmoid(g) of every
+    head, its share of dynamic attention, before the first step and after every few epochs as ``attention/gates``.
+    TensorBoard, Weights & Biases and MLflow show the images; for a CSVLogger they are PNG files in the folder
+    ``images`` of the logs.
 
     Args:
         every_n_epochs: Epochs between two maps of the gates.
@@ -89,11 +75,8 @@ class AttentionImages(Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse sharded strategies, whose processes hold a part of the constants each."""
-        if is_a(trainer.strategy, *SHARDED):
-            raise PapaError(
-                f"strategy is {type(trainer.strategy).__name__}, which shards the constants: leave AttentionImages "
-                "out, and draw the constants file on one device."
-            )
+        remedy = "leave AttentionImages out, and draw the constants file on one device"
+        refuse_sharding(trainer, "the constants", remedy)
         self._drawn = False
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -134,15 +117,7 @@ class AttentionImages(Callback):
 
 
 def constant_matrices(pl_module: L.LightningModule, encoder: str | None = None) -> Tensor | None:
-    """The constants of an encoder as one tensor.
-
-    Args:
-        pl_module: Holds the encoder.
-        encoder: Attribute that holds it, when there are several.
-
-    Returns:
-        (L, H, T, T), 0 for heads that are dynamic; None when nothing is calibrated.
-    """
+    """Constants of a module's encoder, (L, H, T, T), 0 for dynamic heads; None when nothing is calibrated."""
     found = discover_encoder(pl_module, encoder)
     layers = swapped_layers(found)
     if not layers or not is_calibrated(found):

@@ -1,8 +1,7 @@
 """Base of the callbacks that need the averaged attention of an encoder: swap, calibrate once, save.
 
-Callbacks that average weights make a copy of the module in their ``setup``, before ours or after it. They pair
-parameters of copy and module by order and save the state of the copy in place of the module's, so that whatever
-happens to the module has to happen to the copy as well.
+Callbacks that average weights copy the module in their ``setup``, before ours or after it, pair parameters of copy and
+module by order, and save the state of the copy: whatever happens to the module has to happen to the copy as well.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ from papa_lightning.lightning_project.encoder import (
     warn_of_other_data,
 )
 from papa_lightning.lightning_project.optimizers import forget_groups, keep_apart, set_up_groups
-from papa_lightning.lightning_project.run import all_or_none, new_file, on_first, run_folder
+from papa_lightning.lightning_project.run import all_or_none, new_file
 from papa_lightning.lightning_project.sequences import CalibrationBatches
 from papa_lightning.lightning_project.validation_rows import check_validation
 
@@ -56,6 +55,12 @@ def check_rate(learning_rate: float | None) -> float | None:
 
 #: Strategies that spread the parameters of an encoder over processes.
 SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
+
+
+def refuse_sharding(trainer: L.Trainer, parts: str, remedy: str) -> None:
+    """Refuse a strategy that shards these parts of an encoder, and name the way to do without."""
+    if is_a(trainer.strategy, *SHARDED):
+        raise PapaError(f"strategy is {type(trainer.strategy).__name__}, which shards {parts}: {remedy}.")
 
 
 class CalibratingCallback(Callback, ABC):
@@ -95,23 +100,14 @@ class CalibratingCallback(Callback, ABC):
 
     @abstractmethod
     def swap(self, encoder: PreTrainedModel, max_length: int) -> None:
-        """Swap the encoder, waiting for constants, unless it is swapped to exactly this already.
-
-        Args:
-            encoder: The bare encoder.
-            max_length: T of the constants to come.
-        """
+        """Swap a bare encoder, waiting for constants of T = `max_length`, unless it is swapped to that already."""
 
     @abstractmethod
     def outcome(self, encoder: PreTrainedModel) -> str:
         """State of the encoder once it has its constants, as a sentence for the log."""
 
     def own_parameters(self, layer: TokenMixer) -> Iterable[str]:
-        """Names of a swapped layer's parameters that are to learn at ``learning_rate``, without weight decay.
-
-        Args:
-            layer: The layer.
-        """
+        """Names of a swapped layer's parameters that are to learn at ``learning_rate``, without weight decay."""
         return ()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -142,8 +138,7 @@ class CalibratingCallback(Callback, ABC):
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Note whether a checkpoint has constants, and else the parameter groups of its optimizers."""
         self._restored = any(".papa." in key for key in checkpoint.get("state_dict", ()))
-        complete = {"state_dict", "optimizer_states"} <= checkpoint.keys()
-        if complete and not any(".papa." in key for key in checkpoint["state_dict"]):
+        if not self._restored and {"state_dict", "optimizer_states"} <= checkpoint.keys():
             self._groups_of_checkpoint = _group_sizes(state["param_groups"] for state in checkpoint["optimizer_states"])
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -184,16 +179,16 @@ class CalibratingCallback(Callback, ABC):
         forget_groups(pl_module)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Refuse to validate without constants; in fit they exist by now, except in the sanity check."""
-        self._require_constants(trainer, pl_module)
+        """Refuse to evaluate without constants; in fit they exist by now, except in the sanity check."""
+        encoder = self._swapped_encoder(pl_module)
+        waiting = any(layer.constant_heads and not layer.calibrated for layer in swapped_layers(encoder))
+        if trainer.state.fn != TrainerFn.FITTING and waiting:
+            raise CalibrationError(
+                "the encoder waits for constants, and only fit calibrates: pass the ckpt_path of a run with "
+                f"{type(self).__name__}, or constants=PATH of a constants file, or fit first."
+            )
 
-    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Refuse to test without constants."""
-        self._require_constants(trainer, pl_module)
-
-    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Refuse to predict without constants."""
-        self._require_constants(trainer, pl_module)
+    on_test_start = on_predict_start = on_validation_start
 
     def calibrate(self, trainer: L.Trainer, pl_module: L.LightningModule) -> AttentionConstants:
         """Run the calibration pass on all processes and give the encoder its constants.
@@ -210,13 +205,9 @@ class CalibratingCallback(Callback, ABC):
         """
         encoder = self._swapped_encoder(pl_module)
         length = swapped_layers(encoder)[0].max_length
-        start, folder = time.perf_counter(), run_folder(trainer) if self.save_constants else None
+        start = time.perf_counter()
         # Before the pass, so that a folder that cannot be written to does not cost its time.
-        path = (
-            None
-            if folder is None
-            else on_first(trainer, lambda: new_file(folder, "constants.safetensors", self.encoder))
-        )
+        path = new_file(trainer, "constants.safetensors", self.encoder) if self.save_constants else None
         constants = calibrate_in(trainer, encoder, self.calibration_batches(trainer, pl_module), length)
         for own in self._encoders(trainer, pl_module):
             load_constants(own, constants)
@@ -226,14 +217,11 @@ class CalibratingCallback(Callback, ABC):
             self.constants_path = path
             if trainer.is_global_zero:
                 constants.save(path)
-        facts = {"calibration/seconds": self.calibration_seconds}
-        facts["calibration/sequences"] = float(constants.metadata["sequences"])
+        seconds, sequences = self.calibration_seconds, constants.metadata["sequences"]
         for logger in trainer.loggers:
+            facts = {"calibration/seconds": seconds, "calibration/sequences": float(sequences)}
             logger.log_metrics(facts, step=trainer.global_step)
-        rank_zero_info(
-            f"Calibrated on {constants.metadata['sequences']} sequences in {self.calibration_seconds:.1f} s: "
-            f"{self.outcome(encoder)}"
-        )
+        rank_zero_info(f"Calibrated on {sequences} sequences in {seconds:.1f} s: {self.outcome(encoder)}")
         return constants
 
     def calibration_batches(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Iterable[Mapping[str, Any]]:
@@ -308,8 +296,8 @@ class CalibratingCallback(Callback, ABC):
 
     def _encoders(self, trainer: L.Trainer, pl_module: L.LightningModule) -> list[PreTrainedModel]:
         """The module's encoder, and those of its copies."""
-        modules = (pl_module, *averaged_copies(trainer, pl_module))
-        return [discover_encoder(module, self.encoder) for module in modules]
+        copies = averaged_copies(trainer, pl_module)
+        return [discover_encoder(module, self.encoder) for module in (pl_module, *copies)]
 
     def _swapped_encoder(self, pl_module: L.LightningModule) -> PreTrainedModel:
         encoder = discover_encoder(pl_module, self.encoder)
@@ -319,15 +307,6 @@ class CalibratingCallback(Callback, ABC):
                 "Make it in __init__, or let configure_model return early when it is there already."
             )
         return encoder
-
-    def _require_constants(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        encoder = self._swapped_encoder(pl_module)
-        waiting = any(layer.constant_heads and not layer.calibrated for layer in swapped_layers(encoder))
-        if trainer.state.fn != TrainerFn.FITTING and waiting:
-            raise CalibrationError(
-                "the encoder waits for constants, and only fit calibrates: pass the ckpt_path of a run with "
-                f"{type(self).__name__}, or constants=PATH of a constants file, or fit first."
-            )
 
     def _note(self, encoder: PreTrainedModel, text: str) -> None:
         self._name = self._name or uuid.uuid4().hex

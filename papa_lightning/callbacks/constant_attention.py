@@ -60,21 +60,16 @@ class ConstantAttention(CalibratingCallback):
     def swap(self, encoder: PreTrainedModel, max_length: int) -> None:
         """Swap to kind "constant" with the chosen heads; see :meth:`CalibratingCallback.swap`."""
         ranking = None if self.ranking is None else HeadRanking.load(self.ranking)
-        if not _is_swapped_to(encoder, select_heads(self.heads, *encoder_shape(encoder), ranking), max_length):
+        layers, heads = swapped_layers(encoder), select_heads(self.heads, *encoder_shape(encoder), ranking)
+        if [layer.constant_heads for layer in layers] != heads or not all(
+            isinstance(layer, ConstantHeads) and layer.max_length == max_length for layer in layers
+        ):
             swap_attention(encoder, "constant", heads=self.heads, ranking=ranking, max_length=max_length)
 
     def outcome(self, encoder: PreTrainedModel) -> str:
         """Number of constant heads; see :meth:`CalibratingCallback.outcome`."""
         layers, heads = encoder_shape(encoder)
         return f"{constant_heads(encoder)} of {layers * heads} heads are constant from now on."
-
-
-def _is_swapped_to(encoder: PreTrainedModel, heads: list[tuple[int, ...]], length: int) -> bool:
-    """Whether the encoder is swapped to exactly these heads and this length already."""
-    layers = swapped_layers(encoder)
-    return [layer.constant_heads for layer in layers] == heads and all(
-        isinstance(layer, ConstantHeads) and layer.max_length == length for layer in layers
-    )
 
 
 def constant_heads(encoder: PreTrainedModel) -> int:

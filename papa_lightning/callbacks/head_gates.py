@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from papa_lightning.attention import GatedHeads, TokenMixer
-from papa_lightning.callbacks.calibrating import SHARDED, CalibratingCallback
-from papa_lightning.either_lightning import L, is_a, rank_zero_info
+from papa_lightning.callbacks.calibrating import CalibratingCallback, refuse_sharding
+from papa_lightning.either_lightning import L, rank_zero_info
 from papa_lightning.encoders import gate_logits, is_calibrated, swap_attention, swapped_layers
 from papa_lightning.errors import PapaError
 from papa_lightning.files.writing import check_output
 from papa_lightning.lightning_project.encoder import discover_encoder
-from papa_lightning.lightning_project.run import new_file, on_first, run_folder
+from papa_lightning.lightning_project.run import new_file, on_first
 from papa_lightning.ranking import HeadRanking
 
 
@@ -83,11 +82,8 @@ class HeadGates(CalibratingCallback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Swap the encoder; refuse strategies that would shard the gates."""
-        if is_a(trainer.strategy, *SHARDED):
-            raise PapaError(
-                f"strategy is {type(trainer.strategy).__name__}, which shards the gates with the encoder: train gates "
-                "on one device or with strategy ddp, then use the ranking file."
-            )
+        remedy = "train gates on one device or with strategy ddp, then use the ranking file"
+        refuse_sharding(trainer, "the gates with the encoder", remedy)
         if stage == "fit" and self.output is not None:
             check_output("output", self.output)
         super().setup(trainer, pl_module, stage)
@@ -125,16 +121,13 @@ class HeadGates(CalibratingCallback):
         if not is_calibrated(encoder):
             return
         self.ranking = ranking_of_gates(encoder)
-        folder = run_folder(trainer)
-        if trainer.fast_dev_run or (self.output is None and folder is None):  # type: ignore[attr-defined]
+        path = new_file(trainer, "ranking.json", self.encoder) if self.output is None else self.output
+        if path is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        name = self.output
-        if name is None:
-            name = on_first(trainer, lambda: new_file(folder or Path(), "ranking.json", self.encoder))
-        self.ranking_path = name
+        self.ranking_path = path
         if trainer.is_global_zero:
-            self.ranking.save(self.ranking_path)
-        rank_zero_info(f"The ranking of the heads is in {self.ranking_path}.")
+            self.ranking.save(path)
+        rank_zero_info(f"The ranking of the heads is in {path}.")
 
     def gates(self, pl_module: L.LightningModule) -> list[nn.Parameter]:
         """The gate logits of the module's encoder, one (H,) parameter a layer."""
@@ -142,10 +135,7 @@ class HeadGates(CalibratingCallback):
 
 
 def ranking_of_gates(encoder: nn.Module) -> HeadRanking:
-    """Rank the heads of a gated encoder: the lowest gate logit becomes constant first.
-
-    Args:
-        encoder: Swapped to kind "gated".
+    """Rank the heads of an encoder of kind "gated": the lowest gate logit becomes constant first.
 
     Raises:
         PapaError: When it has no gates, or gates that are not finite.

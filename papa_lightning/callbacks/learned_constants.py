@@ -9,9 +9,9 @@ import torch
 from transformers import PreTrainedModel
 
 from papa_lightning.attention import MatrixHeads, TokenMixer
-from papa_lightning.callbacks.calibrating import SHARDED, check_rate
+from papa_lightning.callbacks.calibrating import check_rate, refuse_sharding
 from papa_lightning.callbacks.constant_attention import ConstantAttention
-from papa_lightning.either_lightning import L, is_a
+from papa_lightning.either_lightning import L
 from papa_lightning.encoders import HeadSelection, swapped_layers
 from papa_lightning.errors import PapaError
 from papa_lightning.lightning_project.encoder import discover_encoder
@@ -67,11 +67,8 @@ class LearnedConstants(ConstantAttention):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Swap the encoder; refuse strategies that would shard the constants."""
-        if is_a(trainer.strategy, *SHARDED):
-            raise PapaError(
-                f"strategy is {type(trainer.strategy).__name__}, which shards the constants, so that their rows cannot "
-                "be kept distributions: train them on one device or with strategy ddp."
-            )
+        parts = "the constants, so that their rows cannot be kept distributions"
+        refuse_sharding(trainer, parts, "train them on one device or with strategy ddp")
         super().setup(trainer, pl_module, stage)
 
     def swap(self, encoder: PreTrainedModel, max_length: int) -> None:

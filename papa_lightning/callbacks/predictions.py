@@ -129,8 +129,12 @@ class PredictionWriter(BasePredictionWriter):
                     loader, place, row = line.split("\t", 2)
                     lines[int(loader)][int(place)] = row  # a custom sampler may repeat an example
         for target, rows in zip(self._targets, lines, strict=True):
-            ordered = [rows[place] for place in sorted(rows)]
-            write_atomically(target, _parquet(ordered) if target.suffix == ".parquet" else "".join(ordered).encode())
+            ordered, content = [rows[place] for place in sorted(rows)], io.BytesIO()
+            if target.suffix == ".parquet":
+                Dataset.from_list([json.loads(line) for line in ordered]).to_parquet(content)
+            else:
+                content.write("".join(ordered).encode())
+            write_atomically(target, content.getvalue())
 
     def _part_path(self, rank: int) -> Path:
         return new_part(self._targets[0].parent, self._token, rank)
@@ -154,26 +158,10 @@ def _targets(trainer: L.Trainer, target: Path) -> list[Path]:
 
 
 def prediction_rows(prediction: Any, label_names: Sequence[str] | None) -> Iterator[dict[str, Any]]:
-    """Turn the prediction of a batch into one row of Python values for each example.
+    """One row of Python values for each example of a prediction.
 
-    Args:
-        prediction: Mapping of `example_id` (B,), `labels` (B,) or (B, T), -100 where there is none, and
-            `probabilities` (B, C), (B, T, C) or (B, T). With `word_ids` (B, T) and `num_words` (B,) there is an entry
-            for each word.
-        label_names: Names of the classes by number, or None.
-
-    Yields:
-        The rows.
-
-    Raises:
-        PapaError: If the prediction is something else, or not finite.
-
-    Example:
-        >>> import torch
-        >>> prediction = {"example_id": torch.tensor([7]), "labels": torch.tensor([1])}
-        >>> prediction["probabilities"] = torch.tensor([[0.25, 0.75]])
-        >>> list(prediction_rows(prediction, ["negative", "positive"]))
-        [{'example_id': 7, 'label': 'positive', 'probabilities': [0.25, 0.75]}]
+    `example_id` (B,), `labels` (B,) or (B, T), -100 where there is none, `probabilities` (B, C), (B, T, C) or (B, T);
+    with `word_ids` (B, T) and `num_words` (B,) there is an entry for each word.
     """
     wanted = ("example_id", "labels", "probabilities")
     if not isinstance(prediction, Mapping) or not all(isinstance(prediction.get(name), Tensor) for name in wanted):
@@ -215,9 +203,3 @@ def _word_places(prediction: Mapping[str, Tensor]) -> list[list[int | None]] | N
             if word != _NONE:
                 places[word] = slot
     return found
-
-
-def _parquet(lines: Sequence[str]) -> bytes:
-    content = io.BytesIO()
-    Dataset.from_list([json.loads(line) for line in lines]).to_parquet(content)
-    return content.getvalue()

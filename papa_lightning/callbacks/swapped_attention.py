@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from papa_lightning.attention import TokenMixer
 from papa_lightning.callbacks.calibrating import CalibratingCallback
-from papa_lightning.encoders import LayerPlan, plan_whole_layers, swap_attention, swapped_layers
+from papa_lightning.encoders import plan_whole_layers, swap_attention, swapped_layers
 from papa_lightning.errors import PapaError
 
 
@@ -67,7 +67,13 @@ class SwappedAttention(CalibratingCallback):
                 f"constants is {self.constants!r}, but kind {self.kind!r} with options {self.options!r} needs none: "
                 "leave the file out, or ask for a start from it."
             )
-        if not _is_swapped_to(encoder, plans, max_length):
+        layers = swapped_layers(encoder)
+        if len(layers) != len(plans) or not all(
+            type(layer) is plan.mixer
+            and layer.max_length == max_length
+            and plan.options.items() <= layer.options().items()
+            for layer, plan in zip(layers, plans, strict=True)
+        ):
             swap_attention(encoder, self.kind, max_length=max_length, options=[plan.options for plan in plans])
 
     def outcome(self, encoder: PreTrainedModel) -> str:
@@ -78,12 +84,3 @@ class SwappedAttention(CalibratingCallback):
     def own_parameters(self, layer: TokenMixer) -> Iterable[str]:
         """All that the swap added, where it has a learning rate; see :meth:`CalibratingCallback.own_parameters`."""
         return () if self.learning_rate is None else [name for name, _ in layer.named_parameters()]
-
-
-def _is_swapped_to(encoder: PreTrainedModel, plans: Sequence[LayerPlan], length: int) -> bool:
-    """Whether the encoder is swapped to exactly this already."""
-    layers = swapped_layers(encoder)
-    return len(layers) == len(plans) and all(
-        type(layer) is plan.mixer and layer.max_length == length and plan.options.items() <= layer.options().items()
-        for layer, plan in zip(layers, plans, strict=True)
-    )

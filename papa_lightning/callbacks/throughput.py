@@ -6,7 +6,6 @@ import time
 from typing import Any
 
 import torch
-from torch import nn
 
 from papa_lightning.either_lightning import Callback, L
 from papa_lightning.errors import PapaError
@@ -68,7 +67,8 @@ class Throughput(Callback):
         if steps == 1 and not self._watched:
             self._watch, self._watched = AllocationWatch(pl_module.device), True
             # The gradients of the first step are freed in the second, which only CUDA's allocator counts.
-            self._freed = _bytes_of_gradients(pl_module) if pl_module.device.type == "cuda" else 0
+            gradients = [one.grad for one in pl_module.parameters() if one.grad is not None]
+            self._freed = sum(one.nbytes for one in gradients) if pl_module.device.type == "cuda" else 0
             self._watch.start()
         if not self._clock.started and steps >= self.warmup_steps:
             _wait(pl_module.device)
@@ -107,12 +107,10 @@ class Throughput(Callback):
         """Log the facts."""
         _wait(pl_module.device)
         self._clock.pause()
-        learning = sum(one.numel() for one in pl_module.parameters() if one.requires_grad)
-        self.facts["parameters"] = float(learning)
+        self.facts["parameters"] = float(sum(one.numel() for one in pl_module.parameters() if one.requires_grad))
         if self._clock.seconds > 0 and trainer.global_step > self._steps_before:
             self.facts["steps_per_second"] = (trainer.global_step - self._steps_before) / self._clock.seconds
-        peak = peak_memory(pl_module.device)
-        if peak is not None:
+        if (peak := peak_memory(pl_module.device)) is not None:
             self.facts["peak_memory_bytes"] = float(peak)
         logged = {f"throughput/{name}": value for name, value in self.facts.items()}
         for logger in trainer.loggers:
@@ -133,10 +131,6 @@ class _Clock:
         if self._since is not None:
             self.seconds += time.perf_counter() - self._since
             self._since = None
-
-
-def _bytes_of_gradients(module: nn.Module) -> int:
-    return sum(one.grad.numel() * one.grad.element_size() for one in module.parameters() if one.grad is not None)
 
 
 def _wait(device: torch.device) -> None:

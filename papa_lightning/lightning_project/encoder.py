@@ -56,15 +56,7 @@ def make_late_encoder(trainer: L.Trainer, module: L.LightningModule) -> None:
 
 
 def averaged_copies(trainer: L.Trainer, module: L.LightningModule) -> Iterator[L.LightningModule]:
-    """The copies of a module that callbacks of its Trainer average.
-
-    Args:
-        trainer: The Trainer.
-        module: The module that it fits.
-
-    Yields:
-        Modules of the same class. None before the ``setup`` of such a callback, which copies a swapped module then.
-    """
+    """Copies of a module that callbacks average; none before their ``setup``, which copies a swapped module then."""
     names = ("WeightAveraging", "StochasticWeightAveraging")
     averaging = (one for one in trainer.callbacks if is_a(one, *names))  # type: ignore[attr-defined]
     for callback in averaging:
@@ -78,12 +70,7 @@ _NOTE = "papa_origin"
 
 @dataclass(frozen=True)
 class Origin:
-    """Origin of constants.
-
-    Args:
-        callback: Identifier that the callback and its copies share.
-        text: Description for a sentence.
-    """
+    """Origin of constants: identifier that a callback and its copies share, and description for a sentence."""
 
     callback: str
     text: str
@@ -114,12 +101,7 @@ def described(constants: AttentionConstants, trainer: L.Trainer) -> str:
 
 
 def warn_of_other_data(constants: AttentionConstants, data: Mapping[str, Any]) -> None:
-    """Warn of constants that were made with another tokenizer or layout than the data have.
-
-    Args:
-        constants: Constants from a file.
-        data: Description by :func:`describe_data`.
-    """
+    """Warn of constants that were made with another tokenizer or layout than the data of `describe_data` have."""
     keys = ("tokenizer", "layout", "preset")
     known = [key for key in keys if key in constants.metadata and key in data]
     differing = [key for key in known if constants.metadata[key] != data[key]]

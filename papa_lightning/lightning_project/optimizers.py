@@ -1,9 +1,7 @@
-"""Parameter groups for what a swap adds to an encoder: gates, parameters of a kind, constants that learn.
+"""Parameter groups for what a swap adds to an encoder: a learning rate of their own, and no weight decay.
 
-Such parameters get a learning rate of their own and no weight decay. A callback notes both on the swapped layers in
-``setup``, before the optimizer is made. A module whose ``configure_optimizers`` uses :func:`parameter_groups` reads the
-note. In any other project :func:`set_up_groups` moves the parameters when the fit starts: after
-``configure_optimizers``, and before a checkpoint restores the optimizers, so that a resumed run finds the same groups.
+A callback notes both on the swapped layers in ``setup``; :func:`parameter_groups` reads the note. In projects that do
+not use it :func:`set_up_groups` moves the parameters before a checkpoint restores the optimizers.
 """
 
 from __future__ import annotations
@@ -61,13 +59,7 @@ def parameter_groups(module: nn.Module, **defaults: Any) -> list[dict[str, Any]]
 
 
 def keep_apart(encoder: nn.Module, names: Callable[[TokenMixer], Iterable[str]], learning_rate: float | None) -> None:
-    """Request a parameter group of their own for parameters of the swapped layers.
-
-    Args:
-        encoder: A swapped encoder.
-        names: Function from a layer to the names of these parameters in it.
-        learning_rate: Learning rate of the group; None takes that of the optimizer's first group.
-    """
+    """Request a parameter group for parameters of the swapped layers; None takes the rate of the first group."""
     for layer in swapped_layers(encoder):
         vars(layer).setdefault(_NOTE, {}).update(dict.fromkeys(names(layer), learning_rate))
 
@@ -83,13 +75,6 @@ def set_up_groups(trainer: L.Trainer, module: L.LightningModule) -> None:
 
     The new group is a copy of the optimizer's first one without weight decay, its rates multiplied so that the highest
     is the learning rate asked for; schedules of torch are extended alike.
-
-    Args:
-        trainer: A Trainer whose optimizers are made and not yet restored from a checkpoint.
-        module: The module that it fits.
-
-    Raises:
-        PapaError: For an optimizer that cannot be given another group.
     """
     if not trainer.optimizers:
         return
@@ -102,9 +87,12 @@ def set_up_groups(trainer: L.Trainer, module: L.LightningModule) -> None:
             )
             return
         own = {id(one) for one in named.values()}
-        home = next((one for one in trainer.optimizers if _holds(one, own)), trainer.optimizers[0])
-        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-        schedulers = [one for one in schedulers if getattr(one, "optimizer", home) is home]
+        home = next(
+            (one for one in trainer.optimizers if any(own & {*map(id, group["params"])} for group in one.param_groups)),
+            trainer.optimizers[0],
+        )
+        everyone = (config.scheduler for config in trainer.lr_scheduler_configs)
+        schedulers = [one for one in everyone if getattr(one, "optimizer", home) is home]
         place = next((i for i, one in enumerate(home.param_groups) if {*map(id, one["params"])} == own), None)
         if place is None:
             place = _move(trainer.optimizers, home, named, schedulers)
@@ -121,10 +109,6 @@ def _parameters_apart(module: nn.Module) -> dict[float | None, Named]:
             if parameter is not None and parameter.requires_grad:
                 found.setdefault(rate, {})[f"{path}.{name}"] = parameter
     return found
-
-
-def _holds(optimizer: Optimizer, own: set[int]) -> bool:
-    return any(id(one) in own for group in optimizer.param_groups for one in group["params"])
 
 
 def _move(optimizers: Iterable[Optimizer], home: Optimizer, named: Named, schedulers: Iterable[Any]) -> int:

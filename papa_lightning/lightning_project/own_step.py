@@ -27,13 +27,7 @@ REMEDY = (
 
 @contextmanager
 def trial(trainer: L.Trainer, module: L.LightningModule, hooks: Sequence[Callable[[], Any]]) -> Iterator[None]:
-    """Run steps of a module in evaluation mode, without gradients, logs and optimizers, and undo their effects.
-
-    Args:
-        trainer: The Trainer.
-        module: The module.
-        hooks: Hooks of the module to run first, because its steps may depend on them.
-    """
+    """Run steps of a module in evaluation mode, without gradients, logs and optimizers; undo all effects."""
     schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
     with ExitStack() as stack:
         # First, because it takes the stand-ins out of the module too.
@@ -46,9 +40,9 @@ def trial(trainer: L.Trainer, module: L.LightningModule, hooks: Sequence[Callabl
         stack.enter_context(_NoBackward())
         vars(module).update(_stand_ins(trainer, module))
         for part in module.modules():  # a step or hook may ask for dropout again, which averages would show
-            stack.enter_context(_attributes(part, {"train": partial(_itself, part)}))
+            stack.enter_context(_attributes(part, {"train": partial(_first, part)}))
         if trainer.world_size > 1:
-            stack.enter_context(_attributes(trainer.strategy, _alone(vars(module)["all_gather"])))
+            stack.enter_context(_attributes(trainer.strategy, {**_ALONE, "all_gather": vars(module)["all_gather"]}))
         for hook in hooks:
             _run(getattr(hook, "__name__", "a hook"), module, hook)
         yield
@@ -57,18 +51,9 @@ def trial(trainer: L.Trainer, module: L.LightningModule, hooks: Sequence[Callabl
 def run_step(trainer: L.Trainer, module: L.LightningModule, batch: Any, *place: int, verb: str = "training") -> bool:
     """Run the step of a module with a batch, inside :func:`trial`; its result is discarded.
 
-    Args:
-        trainer: The Trainer.
-        module: The module.
-        batch: The batch, on the device of the module.
-        place: Number of the batch and, with several validation loaders, of its loader.
-        verb: "training" or "validation".
-
-    Returns:
-        Whether the epoch continues: ``on_train_batch_start`` ends it with -1, before the step.
-
-    Raises:
-        CalibrationError: When the step fails, except for a PapaError or a lack of memory, which are raised as they are.
+    `place` is the number of the batch and, with several validation loaders, that of its loader. Returns whether the
+    epoch continues: ``on_train_batch_start`` ends it with -1. Errors become a CalibrationError, but for PapaError and
+    lack of memory.
     """
     step = getattr(module, f"{verb}_step")
     parameters = inspect.signature(step).parameters
@@ -79,20 +64,18 @@ def run_step(trainer: L.Trainer, module: L.LightningModule, batch: Any, *place: 
         )
     precision = trainer.precision_plugin
     context = precision.train_step_context if verb == "training" else precision.val_step_context
-    with context(), _no_collectives(trainer, module):
-        if verb == "training":
-            answer = _run("on_train_batch_start", module, lambda: module.on_train_batch_start(batch, place[0]))
-            if answer == -1:
-                return False
+    with context(), nullcontext() if trainer.world_size == 1 else _Alone(type(module).__name__):
+        start = partial(module.on_train_batch_start, batch, place[0])
+        if verb == "training" and _run("on_train_batch_start", module, start) == -1:
+            return False
         _run(f"{verb}_step", module, lambda: step(batch, *_taken(parameters.values(), place)))
     return True
 
 
 def _taken(parameters: Iterable[inspect.Parameter], place: tuple[int, ...]) -> tuple[int, ...]:
     """The numbers that a step takes, as Lightning passes them."""
-    several = [one for one in parameters if one.kind is not inspect.Parameter.KEYWORD_ONLY]
-    takes_any = any(one.kind is inspect.Parameter.VAR_POSITIONAL for one in several)
-    return place if takes_any else place[: len(several) - 1]
+    kinds = [one.kind for one in parameters if one.kind is not inspect.Parameter.KEYWORD_ONLY]
+    return place if inspect.Parameter.VAR_POSITIONAL in kinds else place[: len(kinds) - 1]
 
 
 def _run(name: str, module: nn.Module, function: Callable[[], Any]) -> Any:
@@ -112,10 +95,6 @@ def _run(name: str, module: nn.Module, function: Callable[[], Any]) -> Any:
 
 def _nothing(*_: Any, **__: Any) -> None:
     return None
-
-
-def _itself(part: nn.Module, *_: Any, **__: Any) -> nn.Module:
-    return part
 
 
 def _stand_ins(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
@@ -141,15 +120,12 @@ def _gathered(trainer: L.Trainer, module: L.LightningModule, value: Any) -> Any:
     return tensor if trainer.world_size == 1 else tensor.expand(trainer.world_size, *tensor.shape)
 
 
-def _alone(all_gather: Callable[..., Any]) -> dict[str, Any]:
-    """Replacements for the collectives of a strategy."""
-    return {
-        "all_gather": all_gather,
-        "reduce": lambda tensor, *_, **__: tensor,
-        "broadcast": lambda value, *_, **__: value,
-        "barrier": _nothing,
-        "reduce_boolean_decision": lambda decision, *_, **__: decision,
-    }
+def _first(value: Any, *_: Any, **__: Any) -> Any:
+    return value
+
+
+#: Replacements for the collectives of a strategy.
+_ALONE = {"reduce": _first, "broadcast": _first, "barrier": _nothing, "reduce_boolean_decision": _first}
 
 
 @contextmanager
@@ -212,10 +188,6 @@ class _Anything:
 
     __getitem__ = __enter__ = __call__
     __setitem__ = __exit__ = _nothing
-
-
-def _no_collectives(trainer: L.Trainer, module: nn.Module) -> AbstractContextManager[Any]:
-    return nullcontext() if trainer.world_size == 1 else _Alone(type(module).__name__)
 
 
 class _Alone(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -1,7 +1,7 @@
 """Restoring the state of objects with all that they hold: weights, buffers, metrics, counters, lists, generators.
 
-A calibration pass runs code of the project that is meant to change state. Every object that can be reached from the
-given ones is recorded before, and gets its attributes, entries and values back afterwards.
+A calibration pass runs code of the project that is meant to change state. All that can be reached from the given
+objects is recorded before, and gets its attributes, entries and values back afterwards.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -37,15 +38,10 @@ _LONG = 10_000
 
 @contextmanager
 def unchanged(objects: Iterable[object], besides: Iterable[object] = (), tensors: bool = True) -> Iterator[None]:
-    """Restore objects, and all that can be reached from them, when the context ends.
+    """Restore objects, and all that can be reached from them but not from `besides`, when the context ends.
 
-    Tensors are copied to main memory meanwhile.
-
-    Args:
-        objects: The objects.
-        besides: Objects that are neither restored nor looked into.
-        tensors: False does not restore values of tensors and arrays; those of data sets and loaders never are, because
-            that would be a second copy of the data.
+    Tensors are copied to main memory meanwhile. Without `tensors` the values of tensors and arrays are not restored;
+    those of data sets and loaders never are, because that would be a second copy of the data.
     """
     kept = _Kept(besides, tensors)
     for one in objects:
@@ -60,7 +56,7 @@ class _Kept:
     def __init__(self, besides: Iterable[object], tensors: bool) -> None:
         self._seen: dict[int, object] = {id(one): one for one in besides}  # holds them, so that no number is reused
         self._tensors = tensors
-        self._undo: list[Callable[[], None]] = []
+        self._undo: list[Callable[[], object]] = []
 
     def keep(self, root: object) -> None:
         waiting = [root]
@@ -81,17 +77,16 @@ class _Kept:
         if isinstance(one, (Tensor, np.ndarray)):
             if self._tensors:
                 self._undo.append(_tensor(one) if isinstance(one, Tensor) else _array(one))
-            return found
+            return ()
         if self._tensors and isinstance(one, (Dataset, DataLoader)):
             data = _Kept(self._seen.values(), tensors=False)
             del data._seen[id(one)]
             data.keep(one)
             self._undo.append(data.restore)
-            return found
-        generator = _generator(one)
-        if generator is not None:
+            return ()
+        if (generator := _generator(one)) is not None:
             self._undo.append(generator)
-            return found
+            return ()
         if isinstance(one, (list, dict, set, deque)):
             self._undo.append(_contents(one))
         if isinstance(one, (list, dict, set, deque, tuple)) and len(one) <= _LONG:
@@ -99,8 +94,7 @@ class _Kept:
         if type(getattr(one, "__dict__", None)) is dict:
             self._undo.append(_contents(vars(one)))
             found.extend(vars(one).values())
-        slots = _slots(one)
-        if slots:
+        if slots := _slots(one):
             self._undo.append(partial(_set_attributes, one, slots))
             found.extend(slots.values())
         return found
@@ -108,9 +102,9 @@ class _Kept:
 
 def _is_left_alone(kind: type) -> bool:
     name = f"{kind.__module__}.{kind.__qualname__}"
-    if kind in weakref.ProxyTypes:
-        return True
-    return any(name == one or name.startswith(one if one.endswith("_") else f"{one}.") for one in _LEFT_ALONE)
+    return kind in weakref.ProxyTypes or any(
+        name == one or name.startswith(one if one.endswith("_") else f"{one}.") for one in _LEFT_ALONE
+    )
 
 
 def _slots(one: object) -> dict[str, Any]:
@@ -158,25 +152,17 @@ def _array(one: np.ndarray[Any, Any]) -> Callable[[], None]:
     return undo
 
 
-def _generator(one: Any) -> Callable[[], None] | None:
+def _generator(one: Any) -> Callable[[], object] | None:
     """Function that restores a random number generator; None for anything else."""
     if isinstance(one, torch.Generator):
-        state = one.get_state()
-        return lambda: (one.set_state(state), None)[1]
-    if isinstance(one, random.Random):
-        numbers = one.getstate()
-        return lambda: one.setstate(numbers)
-    if isinstance(one, np.random.Generator):
-        bits = one.bit_generator.state
-        return lambda: setattr(one.bit_generator, "state", bits)
+        return partial(one.set_state, one.get_state())
     if isinstance(one, np.random.RandomState):
-        legacy = one.get_state()
-        return lambda: one.set_state(legacy)
+        return partial(one.set_state, one.get_state())
+    if isinstance(one, random.Random):
+        return partial(one.setstate, one.getstate())
+    if isinstance(one, np.random.Generator):
+        return partial(setattr, one.bit_generator, "state", one.bit_generator.state)
     return None
-
-
-def _same(one: Iterable[object], other: Iterable[object]) -> bool:
-    return all(a is b for a, b in zip(one, other, strict=False))
 
 
 def _contents(one: Any) -> Callable[[], None]:
@@ -185,8 +171,10 @@ def _contents(one: Any) -> Callable[[], None]:
     before: Any = dict(one) if mapping else list(one)
 
     def undo() -> None:
-        same = len(one) == len(before) and _same(one, before)
-        if not same or (mapping and not _same(one.values(), before.values())):
+        pairs: Iterator[tuple[object, object]] = zip(one, before, strict=False)
+        if mapping:
+            pairs = chain(pairs, zip(one.values(), before.values(), strict=False))
+        if len(one) != len(before) or any(now is not then for now, then in pairs):
             one.clear()
             (one.extend if hasattr(one, "extend") else one.update)(before)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,17 +17,12 @@ from papa_lightning.files.writing import check_output
 def run_folder(trainer: L.Trainer) -> Path | None:
     """Folder for the files of this run, that of the first logger; to be called on every process.
 
-    ``trainer.log_dir`` is not used: for loggers other than TensorBoardLogger and CSVLogger it is the folder of all
-    their runs, where one run would overwrite the files of another; ModelCheckpoint too takes name and version then.
-
-    Args:
-        trainer: A Trainer inside a run.
-
-    Returns:
-        The folder, which may not exist yet; None without a logger, and in a trial run, which leaves nothing behind.
+    It may not exist yet. None without a logger, and in a trial run, which leaves nothing behind.
     """
     if not trainer.loggers or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return None
+    # trainer.log_dir is, for loggers other than these two, the folder of all their runs, which would overwrite each
+    # other's files; ModelCheckpoint too takes name and version then.
     logger: Any = trainer.loggers[0]
     if is_a(logger, "TensorBoardLogger", "CSVLogger"):
         folder = Path(logger.log_dir)
@@ -36,44 +32,11 @@ def run_folder(trainer: L.Trainer) -> Path | None:
     return Path(trainer.strategy.broadcast(str(folder)))
 
 
-def new_file(folder: Path, name: str, encoder: str | None) -> str:
-    """Path of a file that does not exist yet and can be written.
-
-    Args:
-        folder: Folder of the run; made when missing.
-        name: Name of the file, e.g. "constants.safetensors".
-        encoder: Attribute of the encoder, if the callback names one.
-
-    Returns:
-        ``constants.safetensors``, ``constants.bert.safetensors`` for an encoder that was named, and the next of
-        ``constants-1.safetensors``, ``constants-2.safetensors`` where an earlier run left such a file.
-
-    Raises:
-        PapaError: When the folder cannot be written to.
-    """
-    given = Path(name)
-    stem = given.stem if encoder is None else f"{given.stem}.{encoder}"
-    path, number = folder / f"{stem}{given.suffix}", 0
-    while path.exists():
-        number += 1
-        path = folder / f"{stem}-{number}{given.suffix}"
-    check_output(f"the {given.stem} file of this run", path)
-    return str(path)
-
-
 T = TypeVar("T")
 
 
 def all_or_none(trainer: L.Trainer, task: Callable[[], T]) -> T:
-    """Run the share of this process, and raise an error on every process if one failed.
-
-    Args:
-        trainer: A Trainer whose strategy is set up. Every process must call this function.
-        task: The share, without collectives.
-
-    Raises:
-        CalibrationError: When it failed on another process, which says why.
-    """
+    """Run the share of this process, without collectives; raise an error on every process if one of them failed."""
     if trainer.world_size == 1:
         return task()
     error: Exception | None = None
@@ -91,12 +54,7 @@ def all_or_none(trainer: L.Trainer, task: Callable[[], T]) -> T:
 
 
 def on_first(trainer: L.Trainer, task: Callable[[], T]) -> T:
-    """Run a function on the first process, and return its result or raise its PapaError on all.
-
-    Args:
-        trainer: A Trainer whose strategy is set up. Every process must call this function.
-        task: The function.
-    """
+    """Run a function on the first process, and return its result or raise its PapaError on all."""
     outcome: tuple[T | None, str | None] = (None, None)
     if trainer.is_global_zero:
         try:
@@ -107,3 +65,23 @@ def on_first(trainer: L.Trainer, task: Callable[[], T]) -> T:
     if refused is not None:
         raise CalibrationError(refused)
     return done  # type: ignore[return-value]
+
+
+def new_file(trainer: L.Trainer, name: str, encoder: str | None) -> str | None:
+    """Path of a new file in the folder of a run, the same on all processes; None where :func:`run_folder` has none.
+
+    For "constants.safetensors" that name, or ``constants.bert.safetensors`` for an encoder that was named, and
+    ``constants-1.safetensors`` or the next one where an earlier run left such a file.
+    """
+    folder, given = run_folder(trainer), Path(name)
+    if folder is None:
+        return None
+    stem = given.stem if encoder is None else f"{given.stem}.{encoder}"
+
+    def find() -> str:
+        names = chain([stem], (f"{stem}-{number}" for number in count(1)))
+        path = next(path for one in names if not (path := folder / f"{one}{given.suffix}").exists())
+        check_output(f"the {given.stem} file of this run", path)
+        return str(path)
+
+    return on_first(trainer, find)

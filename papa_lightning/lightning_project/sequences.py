@@ -26,19 +26,7 @@ class CalibrationBatches:
     """The inputs of an encoder, from each sequence of the train data once, shared out among the processes.
 
     They are read from the batches if there is a function for it; else the module's training step runs, and they are the
-    arguments of its calls of the encoder. The order is that of
-    :class:`~papa_lightning.lightning_project.train_batches.TrainBatches`.
-
-    Args:
-        trainer: A Trainer whose train data loader is set up. Every process must make one.
-        module: The LightningModule; batches pass through its transfer hooks, as in training.
-        encoder: The bare encoder, a part of the module.
-        max_length: T, the longest sequence.
-        batch_size: Sequences in a batch; None takes that of the train loader.
-        read: Function from a batch to the encoder's inputs; None runs the step of the module.
-
-    Raises:
-        CalibrationError: When the train data cannot be gone over this way.
+    arguments of its calls of the encoder. Order and errors are those of `TrainBatches`; every process must make one.
     """
 
     def __init__(
@@ -58,32 +46,18 @@ class CalibrationBatches:
 
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
         """Mappings with the inputs of the encoder, on the device of the module."""
-        if self.read is not None:
-            for number, batch in self._on_device(self.batches):
-                yield from read_inputs(self.read, batch, number)
-        else:
+        if self.read is None:
             yield from self.recorded()
+            return
+        for number, batch in self._on_device(self.batches):
+            yield from read_inputs(self.read, batch, number)
 
     def __len__(self) -> int:
-        """Number of batches of this process; where the step runs, of recorded calls once it has run.
-
-        Raises:
-            TypeError: When the data does not know its length.
-        """
+        """Number of batches of this process, if known; where the step runs, of recorded calls once it has run."""
         return len(self.batches) if self._recorded is None else len(self._recorded)
 
     def observe(self, progress: bool = False) -> AttentionAverages:
-        """Run the step of the module over the batches and average the attention in all calls of the encoder.
-
-        Args:
-            progress: Show a progress bar.
-
-        Returns:
-            The sums of this process.
-
-        Raises:
-            CalibrationError: When the step fails, or calls the encoder with what cannot be counted.
-        """
+        """Sums of this process over the attention in all calls of the encoder by the step of the module."""
         with self._trial(), observe(self.encoder, self.max_length) as calls:
             for number, batch in self._on_device(progress_bar(self.batches, progress)):
                 calls.number = number
@@ -94,16 +68,9 @@ class CalibrationBatches:
         return calls.sums
 
     def recorded(self) -> Sequence[Mapping[str, Any]]:
-        """Inputs of all calls of the encoder by the step, for several passes over them.
-
-        Raises:
-            CalibrationError: When the step fails, or never calls the encoder, or calls it with what cannot be counted.
-        """
-        if self._recorded is None:
-            self._recorded = self._record()
-        return self._recorded
-
-    def _record(self) -> list[Mapping[str, Any]]:
+        """Inputs of all calls of the encoder by the step, for several passes over them."""
+        if self._recorded is not None:
+            return self._recorded
         recorded: list[Mapping[str, Any]] = []
         number = 0
 
@@ -118,6 +85,7 @@ class CalibrationBatches:
                     break
         if not recorded:
             raise self.not_reached()
+        self._recorded = recorded
         return recorded
 
     @contextmanager
@@ -154,20 +122,7 @@ def to_device(trainer: L.Trainer, module: L.LightningModule, batch: Any) -> Any:
 
 
 def read_inputs(read: ReadInputs, batch: Any, number: int) -> list[Mapping[str, Any]]:
-    """The mappings that ``encoder_inputs`` gives for a batch.
-
-    Args:
-        read: Function from a batch to the inputs.
-        batch: The batch.
-        number: Number of the batch, for messages.
-
-    Raises:
-        CalibrationError: If the function returns something else.
-
-    Example:
-        >>> read_inputs(lambda batch: batch["text"], {"text": {"input_ids": [1]}}, 0)
-        [{'input_ids': [1]}]
-    """
+    """The mappings that ``encoder_inputs`` gives for a batch."""
     given = read(batch)
     several = [given] if isinstance(given, Mapping) else given
     if not isinstance(several, (list, tuple)) or not all(isinstance(one, Mapping) for one in several):

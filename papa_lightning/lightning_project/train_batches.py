@@ -30,14 +30,8 @@ class TrainBatches:
     """Batches of an epoch of a Trainer's train loader, in the order of the data if it only shuffles them.
 
     Samplers that select samples (subsets, by weight, whole batches) are drawn from once, on the first process. The
-    loader itself cannot be used under DDP, where samplers repeat samples so that all processes get equally many.
-
-    Args:
-        trainer: A Trainer whose train data are set up. Every process must make one of these objects.
-        batch_size: Sequences in a batch; None takes that of the loader. Batches made by the data keep their size.
-
-    Raises:
-        CalibrationError: If the train data cannot be iterated again, or not be distributed over processes.
+    loader itself cannot be used under DDP, where samplers repeat samples so that all processes get equally many. Every
+    process must make one of these objects. Batches made by the data keep their size, whatever `batch_size` is.
     """
 
     def __init__(self, trainer: L.Trainer, batch_size: int | None = None) -> None:
@@ -55,11 +49,7 @@ class TrainBatches:
         return islice(iter(self.batches), self.limit)
 
     def __len__(self) -> int:
-        """Number of batches of this process.
-
-        Raises:
-            TypeError: When the data does not know its length.
-        """
+        """Number of batches of this process; a TypeError when the data does not know its length."""
         if self.limit is None or hasattr(self.batches, "__len__"):
             number = len(cast(Sized, self.batches))
             return number if self.limit is None else min(number, self.limit)
@@ -94,21 +84,12 @@ def _once(trainer: L.Trainer, loader: Any, batch_size: int | None, limit: int | 
     if not _has_places(loader):
         return _as_it_is(trainer, loader)
     batches = _batches(trainer, loader)
-    if limit is not None:
-        batches = batches[:limit]
+    batches = batches if limit is None else batches[:limit]
     sampling: dict[str, Any] = {"sampler": batches, "batch_size": None}
     if loader.batch_sampler is not None:
         sampling = {"batch_sampler": _resized(batches, batch_size)}
-    return DataLoader(
-        loader.dataset,
-        **sampling,
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        timeout=loader.timeout,
-        worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context,
-    )
+    kept = ("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context")
+    return DataLoader(loader.dataset, **sampling, **{name: getattr(loader, name) for name in kept})
 
 
 def _as_it_is(trainer: L.Trainer, loader: Any) -> Any:
@@ -150,9 +131,7 @@ def _batches(trainer: L.Trainer, loader: DataLoader[Any]) -> Any:
     if batching is not None and (type(batching) is not BatchSampler or not isinstance(size, int)):
         return _own_batches(trainer, batching)
     order = _order(trainer, loader.sampler if batching is None else batching.sampler)
-    if batching is None:
-        return order
-    return _Chunks(order, cast(int, size), batching.drop_last)
+    return order if batching is None else _Chunks(order, cast(int, size), batching.drop_last)
 
 
 def _order(trainer: L.Trainer, sampler: Any) -> Any:
@@ -198,9 +177,9 @@ def _limit_of_endless(trainer: L.Trainer, sampler: Any) -> int | None:
 def _own_batches(trainer: L.Trainer, batching: Any) -> list[Any]:
     """Batches that a batch sampler draws, without those of other processes."""
     own = [tuple(batch) for batch in islice(batching, _limit(trainer))]
-    if trainer.world_size == 1:
-        return [list(batch) for batch in own]
-    return [list(batch) for batch in _shared_out(trainer, own, max(map(len, own), default=1))]
+    if trainer.world_size > 1:
+        own = _shared_out(trainer, own, max(map(len, own), default=1))
+    return [list(batch) for batch in own]
 
 
 def _shared_out(trainer: L.Trainer, own: Sequence[tuple[Any, ...]], size: int) -> list[tuple[Any, ...]]:

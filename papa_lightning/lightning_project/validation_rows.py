@@ -23,18 +23,7 @@ from papa_lightning.lightning_project.sequences import to_device
 
 
 def check_validation(trainer: L.Trainer, module: L.LightningModule, encoder: PreTrainedModel, max_length: int) -> None:
-    """Run the validation step on the longest batch of each validation loader, and check the encoder's inputs.
-
-    Args:
-        trainer: A Trainer inside fit; without validation data nothing happens.
-        module: The module.
-        encoder: The bare encoder.
-        max_length: T, the longest sequence.
-
-    Raises:
-        CalibrationError: If the encoder is called with inputs that constants cannot take: longer sequences, no mask,
-            unknown tokens.
-    """
+    """Run the validation step on the longest batch of each validation loader, and check the encoder's inputs."""
     loop = trainer.fit_loop.epoch_loop.val_loop
     loaders = tree_leaves(trainer.val_dataloaders)
     for place, (loader, limit) in enumerate(zip(loaders, loop.max_batches, strict=False)):
@@ -44,7 +33,7 @@ def check_validation(trainer: L.Trainer, module: L.LightningModule, encoder: Pre
             several = None if limit == float("inf") else int(limit)
             number, batch = _longest(loader, 1 if takes_images(encoder) else several)
             if batch is not None:
-                _check(trainer, module, encoder, max_length, batch, (number, place) if len(loaders) > 1 else (number,))
+                _check(trainer, module, encoder, max_length, batch, number, *([place] if len(loaders) > 1 else []))
 
 
 def _longest(loader: Any, limit: int | None) -> tuple[int, Any]:
@@ -52,13 +41,7 @@ def _longest(loader: Any, limit: int | None) -> tuple[int, Any]:
     if isinstance(loader, DataLoader):
         loader = copy.copy(loader)
         vars(loader)["_iterator"] = None  # persistent workers belong to the run
-    longest: tuple[int, Any] = (0, None)
-    size = (-1, -1)
-    for number, batch in enumerate(islice(loader, limit)):
-        own = _size(batch)
-        if own > size:
-            longest, size = (number, batch), own
-    return longest
+    return max(enumerate(islice(loader, limit)), key=lambda numbered: _size(numbered[1]), default=(0, None))
 
 
 def _size(batch: Any, depth: int = 4) -> tuple[int, int]:
@@ -67,23 +50,14 @@ def _size(batch: Any, depth: int = 4) -> tuple[int, int]:
         return (batch.shape[1] if batch.dim() > 1 else 0, 0)
     if isinstance(batch, str):
         return (0, len(batch))
-    if isinstance(batch, Mapping):
-        parts: Any = batch.values()
-    elif isinstance(batch, (list, tuple)):
-        parts = batch
-    else:
-        parts = vars(batch).values() if hasattr(batch, "__dict__") else ()
+    held = batch if isinstance(batch, Mapping) else getattr(batch, "__dict__", {})
+    parts = batch if isinstance(batch, (list, tuple)) else held.values()
     sizes = [_size(part, depth - 1) for part in parts] if depth else []
     return (max((one for one, _ in sizes), default=0), max((one for _, one in sizes), default=0))
 
 
 def _check(
-    trainer: L.Trainer,
-    module: L.LightningModule,
-    encoder: PreTrainedModel,
-    max_length: int,
-    batch: Any,
-    place: tuple[int, ...],
+    trainer: L.Trainer, module: L.LightningModule, encoder: PreTrainedModel, max_length: int, batch: Any, *place: int
 ) -> None:
     refused: list[PapaError] = []
 
