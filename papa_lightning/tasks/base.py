@@ -120,8 +120,7 @@ class EncoderTask(LearningTask, EvaluatedTask):
         super().__init__()
         self.save_hyperparameters()
         # On the command line Lightning saves the configured values, not those that a subclass sets by itself.
-        decided = {"num_labels": num_labels, "max_length": max_length, "metrics": metrics, "label_names": label_names}
-        self.hparams.update(decided)
+        self.hparams.update(num_labels=num_labels, max_length=max_length, metrics=metrics, label_names=label_names)
         self._check_arguments()
         self.encoder = self.configure_encoder()
         self._encoder_inputs = accepted_inputs(self.encoder)
@@ -136,18 +135,16 @@ class EncoderTask(LearningTask, EvaluatedTask):
         self.train()
 
     def _check_arguments(self) -> None:
-        """Refuse arguments that are out of their range or contradict each other."""
         given = self.hparams
         check_choice("preset", given["preset"], get_args(Preset))
         _ = self.regime, self.recipe  # refuse wrong arguments of theirs
         rate = given["constants_learning_rate"]
-        ranges = (
+        for name, valid, wanted in (
             ("num_labels", given["num_labels"] >= 2, "at least 2"),
             ("max_length", given["max_length"] >= 1, "at least 1"),
             ("constants_learning_rate", rate is None or rate > 0, "above 0"),
             ("distillation", given["distillation"] >= 0, "at least 0"),
-        )
-        for name, valid, wanted in ranges:
+        ):
             if not valid:
                 raise PapaError(f"{name} is {given[name]!r}: pass a value that is {wanted}.")
         names = given["label_names"]
@@ -164,9 +161,6 @@ class EncoderTask(LearningTask, EvaluatedTask):
 
     def configure_encoder(self) -> PreTrainedModel:
         """Load the encoder, freeze it if asked, and give its heads constant attention if there are constants.
-
-        Returns:
-            The encoder.
 
         Raises:
             PapaError: If the encoder or a file cannot be loaded, or the encoder has fewer positions than `max_length`.
@@ -214,8 +208,7 @@ class EncoderTask(LearningTask, EvaluatedTask):
     def configure_probe(self) -> nn.Module:
         """Build the probe; `encoder` exists by then.
 
-        Returns:
-            A module that `forward` calls with the hidden states, L+1 of (B, T, d), and the attention mask (B, T).
+        `forward` calls it with the hidden states, L+1 of (B, T, d), and the attention mask (B, T).
         """
 
     def configure_loss(self) -> nn.Module:
@@ -246,7 +239,11 @@ class EncoderTask(LearningTask, EvaluatedTask):
     def on_fit_start(self) -> None:
         """Load the original encoder for distillation."""
         if self.hparams["distillation"] > 0:
-            self._teacher = self._make_teacher()
+            if self.hparams["encoder"] is None:
+                raise PapaError("distillation wants an encoder to stay near, but encoder is None: pass distillation=0.")
+            check_learns(self.encoder, f"distillation is {self.hparams['distillation']}", "pass distillation=0")
+            self._teacher = Teacher(self.make_encoder())  # as it was before the first step, also when resuming
+            self._teacher.move_to(self.encoder, self.device)
         # Lightning warns of modules in evaluation mode just before on_train_start, so a frozen encoder gets there as
         # late: modules that are in evaluation mode by mistake still bring the warning.
         if self._stays_in_eval_mode:
@@ -272,34 +269,15 @@ class EncoderTask(LearningTask, EvaluatedTask):
         weight: float = self.hparams["distillation"]
         return loss + weight * distance
 
-    def _make_teacher(self) -> Teacher:
-        """Teacher for distillation: the encoder as it was before the first step, also when resuming."""
-        if self.hparams["encoder"] is None:
-            raise PapaError("distillation wants an encoder to stay near, but encoder is None: pass distillation=0.")
-        check_learns(self.encoder, f"distillation is {self.hparams['distillation']}", "pass distillation=0")
-        teacher = Teacher(self.make_encoder())
-        teacher.move_to(self.encoder, self.device)
-        return teacher
-
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Swap the encoder for a checkpoint with constants, so that it loads without the callback that made them.
-
-        Args:
-            checkpoint: The checkpoint, whose state is not loaded yet.
-        """
+        """Swap the encoder for a checkpoint with constants, so that it loads without the callback that made them."""
         state = checkpoint["state_dict"]
         if any(".papa." in key for key in state) and not swapped_layers(self.encoder):
             swap_as_saved(self.encoder, state, prefix="encoder.")
             self._apply_regime()
 
     def encoder_inputs(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Inputs of the encoder in a calibration pass: those of the batch.
-
-        The training step may change them: a masked language model is trained with masked tokens.
-
-        Args:
-            batch: As `encode` takes it.
-        """
+        """Inputs of the encoder in a calibration pass: those of the batch, before the training step masks any."""
         return batch
 
     def encode(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:

@@ -15,22 +15,7 @@ def main_input(batch: Mapping[str, Tensor]) -> Tensor:
 
 
 def check_inputs(batch: Any, max_length: int) -> None:
-    """Check that a batch has the inputs of an encoder, without reading a value.
-
-    Args:
-        batch: Batch of a data loader.
-        max_length: Largest number of tokens allowed.
-
-    Raises:
-        PapaError: If the batch is no mapping, lacks an input, or has inputs of a wrong shape.
-
-    Example:
-        >>> import torch
-        >>> check_inputs({"input_ids": torch.ones(2, 8)}, max_length=8)
-        Traceback (most recent call last):
-        ...
-        papa_lightning.errors.PapaError: a batch has no attention_mask, only input_ids...
-    """
+    """Refuse a batch that lacks an input of the encoder, or has one of a wrong shape, without reading a value."""
     if not isinstance(batch, Mapping):
         raise PapaError(
             f"a batch is a {type(batch).__name__}, but must be a mapping with input_ids and attention_mask: let the "
@@ -56,22 +41,7 @@ def check_inputs(batch: Any, max_length: int) -> None:
 
 
 def check_classes(labels: Tensor, num_labels: int) -> None:
-    """Check that all labels are classes.
-
-    Args:
-        labels: (N,), the labels.
-        num_labels: The number of classes.
-
-    Raises:
-        PapaError: If a label is below 0 or beyond the classes.
-
-    Example:
-        >>> import torch
-        >>> check_classes(torch.tensor([0, 2]), num_labels=2)
-        Traceback (most recent call last):
-        ...
-        papa_lightning.errors.PapaError: labels has the value 2, but num_labels=2 allows 0 to 1: ...
-    """
+    """Refuse labels (N,) below 0 or beyond the classes."""
     wrong = labels[(labels < 0) | (labels >= num_labels)]
     if not wrong.numel():
         return
@@ -86,20 +56,10 @@ def check_classes(labels: Tensor, num_labels: int) -> None:
 
 
 def checked_labels(batch: Mapping[str, Tensor], num_labels: int, per_token: bool, look: bool) -> Tensor:
-    """Return the labels of a batch, checked.
+    """Labels of a batch as int64, (B, T) with `per_token`, where -100 stands for none, else (B,).
 
-    Args:
-        batch: The batch.
-        num_labels: The number of classes.
-        per_token: Whether each token has a label or -100, rather than each sequence one.
-        look: Whether to check the values on an accelerator, which has to be waited for: the first batch of an epoch is
-            enough to find a data set with other classes than `num_labels`. On the CPU they always are.
-
-    Returns:
-        (B, T) or (B,), int64.
-
-    Raises:
-        PapaError: If there are none, or they have a wrong shape, dtype or value.
+    The values are checked with `look` only on an accelerator, which has to be waited for: the first batch of an epoch
+    is enough to find a data set with other classes. On the CPU they always are.
     """
     if "labels" not in batch:
         raise PapaError(

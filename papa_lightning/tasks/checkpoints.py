@@ -27,50 +27,24 @@ def is_address(path: str | Path) -> bool:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint of Lightning, with tensors on the CPU.
+    """Read a checkpoint of Lightning, with tensors on the CPU, from a file or an address that fsspec knows.
 
-    Args:
-        path: A file, or an address that fsspec knows.
-
-    Returns:
-        The checkpoint, with a mapping ``state_dict``.
-
-    Raises:
-        CheckpointError: When it is not there, damaged, no checkpoint, or holds more than tensors and plain values.
-
-    Example:
-        >>> read_checkpoint("nowhere.ckpt")
-        Traceback (most recent call last):
-        ...
-        papa_lightning.errors.CheckpointError: ckpt_path is 'nowhere.ckpt', but there is no such file: pass ...
+    A CheckpointError says that it is not there, damaged, no checkpoint, or holds more than tensors and plain values.
     """
-    content = read_weights(path)
+    content, wrong = read_weights(path), None
     if not isinstance(content, dict) or "state_dict" not in content:
-        raise CheckpointError(f"ckpt_path is {str(path)!r}, which is no checkpoint: it has no state_dict: {_OTHER}.")
-    for key, kind in _SCHEMA.items():
-        if key in content and not isinstance(content[key], kind):
-            found = type(content[key]).__name__
-            raise CheckpointError(
-                f"ckpt_path is {str(path)!r}, which is no checkpoint: its {key} is a {found}: {_OTHER}."
-            )
-    strange = next((key for key in content["state_dict"] if not isinstance(key, str)), None)
-    if strange is not None:
-        raise CheckpointError(
-            f"ckpt_path is {str(path)!r}, which is no checkpoint: {strange!r} names a parameter: {_OTHER}."
-        )
-    return content
+        wrong = "it has no state_dict"
+    elif kinds := [key for key, kind in _SCHEMA.items() if key in content and not isinstance(content[key], kind)]:
+        wrong = f"its {kinds[0]} is a {type(content[kinds[0]]).__name__}"
+    elif strange := [key for key in content["state_dict"] if not isinstance(key, str)]:
+        wrong = f"{strange[0]!r} names a parameter"
+    if wrong is not None:
+        raise CheckpointError(f"ckpt_path is {str(path)!r}, which is no checkpoint: {wrong}: {_OTHER}.")
+    return content  # type: ignore[no-any-return]
 
 
 def read_weights(path: str | Path, map_location: Any = "cpu") -> Any:
-    """Read a file of ``torch.save`` that holds tensors and plain values only.
-
-    Args:
-        path: A file, or an address that fsspec knows.
-        map_location: As in ``torch.load``.
-
-    Raises:
-        CheckpointError: When it is not there, damaged, or holds more than that.
-    """
+    """Read a file or address of ``torch.save`` that holds tensors and plain values only."""
     with _open(path) as file:
         try:
             _check_sums(file)
@@ -99,13 +73,7 @@ class WeightsOnlyIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
     ) -> dict[str, Any]:
-        """Read a checkpoint; from an address it must be a whole one, from a file any that Lightning writes.
-
-        Args:
-            path: A file, or an address.
-            map_location: As in ``torch.load``.
-            weights_only: Ignored; always true.
-        """
+        """Read a checkpoint, never running code; from an address a whole one, from a file any that Lightning writes."""
         if is_address(path):
             return read_checkpoint(path)
         content: dict[str, Any] = read_weights(path, map_location)

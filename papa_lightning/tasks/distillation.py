@@ -18,9 +18,6 @@ def hidden_state_distance(student: Sequence[Tensor], teacher: Sequence[Tensor], 
         teacher: The same of the original encoder.
         mask: (B, T), true for a real token, or None.
 
-    Returns:
-        A scalar, at least float32.
-
     Example:
         >>> states = [torch.tensor([[[1.0], [9.0]]]), torch.tensor([[[3.0], [9.0]]])]
         >>> hidden_state_distance(states, [torch.zeros(1, 2, 1)] * 2, torch.tensor([[1, 0]]))
@@ -32,16 +29,7 @@ def hidden_state_distance(student: Sequence[Tensor], teacher: Sequence[Tensor], 
 
 
 def check_learns(encoder: PreTrainedModel, found: str, remedy: str) -> None:
-    """Refuse an encoder in which nothing learns.
-
-    Args:
-        encoder: The swapped encoder.
-        found: The argument that asks for distillation, with its value.
-        remedy: The way to do without it.
-
-    Raises:
-        PapaError: If no parameter requires a gradient.
-    """
+    """Refuse an encoder in which nothing learns; `found` is the argument that asks for distillation, with its value."""
     if not any(parameter.requires_grad for parameter in encoder.parameters()):
         raise PapaError(
             f"{found}, but nothing in the encoder learns: swap its attention to a kind with parameters, or fine-tune "
@@ -52,12 +40,8 @@ def check_learns(encoder: PreTrainedModel, found: str, remedy: str) -> None:
 class Teacher:
     """The original encoder, frozen and in evaluation mode, beside a module that trains the swapped one.
 
-    A second copy of the weights, because fine-tuning changes those of the first. It takes the memory of one more
-    encoder without gradients and optimizer states. No submodule of the trained module, so it is in no checkpoint and
-    DDP does not see it.
-
-    Args:
-        encoder: The original, used by the teacher alone.
+    A second copy of the weights, because fine-tuning changes those of the first. No submodule of the trained module, so
+    it is in no checkpoint and DDP does not see it.
     """
 
     def __init__(self, encoder: PreTrainedModel) -> None:
@@ -71,22 +55,13 @@ class Teacher:
         cast(nn.Module, self.encoder).to(device=device, dtype=student.dtype)
 
     def compare(self, inputs: Mapping[str, Any], student: Sequence[Tensor]) -> None:
-        """Note the distance of a batch's hidden states from the original ones, over all levels but the embeddings.
-
-        Args:
-            inputs: The inputs of the encoder.
-            student: The L + 1 hidden states of the swapped encoder.
-        """
+        """Note the distance of L + 1 hidden states of a batch from the original ones, over all but the embeddings."""
         with torch.no_grad():
             teacher = self.encoder(**{**inputs, "output_hidden_states": True, "return_dict": True}).hidden_states
         self._distances.append(hidden_state_distance(student[1:], teacher[1:], inputs.get("attention_mask")))
 
     def take(self) -> Tensor:
-        """Mean distance of the batches compared since the last call.
-
-        Raises:
-            PapaError: If there were none.
-        """
+        """Mean distance of the batches compared since the last call."""
         distances, self._distances = self._distances, []
         if not distances:
             raise PapaError(

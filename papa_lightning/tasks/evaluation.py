@@ -17,16 +17,7 @@ from papa_lightning.tasks.scores import Scored, StageScores
 
 
 def nth_loader(loaders: Any, index: int) -> Any:
-    """One of the data loaders that a Trainer evaluates.
-
-    Args:
-        loaders: Value of ``trainer.val_dataloaders``: one loader, or a list, mapping or CombinedLoader of them.
-        index: Number of the loader.
-
-    Example:
-        >>> nth_loader({"matched": "first", "mismatched": "second"}, 1)
-        'second'
-    """
+    """One of the loaders of ``trainer.val_dataloaders``: a loader, or a list, mapping or CombinedLoader of them."""
     if is_a(loaders, "CombinedLoader"):
         return loaders.flattened[index]
     if isinstance(loaders, Mapping):
@@ -37,28 +28,10 @@ def nth_loader(loaders: Any, index: int) -> Any:
 def unrepeated_rows(loader: Any, batch_idx: int, rows: int) -> int:
     """Number of leading rows of a batch that are no repeats.
 
-    torch's DistributedSampler gives all processes equally many examples, by repeating the first ones at the end of
-    the last shares; Lightning uses it to validate and test, whoever made the loader. With one batch more or less on
-    some process collectives would wait for ever, so the repeated row is computed and then left out. With n examples
-    and W processes, process r holds the places r, r + W, ...; at most its last place is n or beyond, a repeat.
-
-    Args:
-        loader: The data loader of this process, as the Trainer uses it.
-        batch_idx: Number of the batch in it.
-        rows: Rows of the batch.
-
-    Returns:
-        `rows`, or one less for the last batch of a process whose last example is a repeat.
-
-    Example:
-        >>> from torch.utils.data import DataLoader
-        >>> def loader(rank):
-        ...     sampler = DistributedSampler(range(7), num_replicas=2, rank=rank, shuffle=False)
-        ...     return DataLoader(range(7), batch_size=3, sampler=sampler)
-        >>> [unrepeated_rows(loader(0), 1, rows=1), unrepeated_rows(loader(1), 0, rows=3), list(loader(1))[1].tolist()]
-        [1, 3, [0]]
-        >>> unrepeated_rows(loader(1), 1, rows=1)
-        0
+    torch's DistributedSampler gives all processes equally many examples, by repeating the first ones at the end of the
+    last shares; Lightning uses it to validate and test, whoever made the loader. With one batch more or less on some
+    process collectives would wait for ever, so the repeated row is computed and then left out. With n examples and W
+    processes, process r holds the places r, r + W, ...; at most its last place is n or beyond, a repeat.
     """
     batches = getattr(loader, "batch_sampler", None)
     sampler = getattr(batches, "sampler", None) or getattr(loader, "sampler", None)
@@ -71,6 +44,9 @@ def unrepeated_rows(loader: Any, batch_idx: int, rows: int) -> int:
     if getattr(batches, "drop_last", False) and size and sampler.num_samples % size:
         return rows  # the repeat was in the batch that the loader dropped
     return rows - 1
+
+
+Stage = Literal["val", "test"]
 
 
 class EvaluatedTask(LightningModule, ABC):
@@ -92,15 +68,9 @@ class EvaluatedTask(LightningModule, ABC):
         weights_only: bool | None = True,
         **kwargs: Any,
     ) -> Self:
-        """Load a task from a checkpoint; unlike in Lightning, code in it is not run by default.
+        """Load a task from a checkpoint; arguments as in Lightning.
 
-        Args:
-            checkpoint_path: File or address.
-            map_location: As in Lightning.
-            hparams_file: As in Lightning.
-            strict: As in Lightning.
-            weights_only: False runs code in the checkpoint, as Lightning does by default for addresses.
-            kwargs: As in Lightning.
+        Code in the checkpoint is run with `weights_only` = False only, which is Lightning's default for addresses.
         """
         return super().load_from_checkpoint(
             checkpoint_path, map_location, hparams_file, strict, weights_only=weights_only, **kwargs
@@ -115,9 +85,6 @@ class EvaluatedTask(LightningModule, ABC):
             batch_idx: Its number in the data loader.
             rows: Number of leading sequences that count; None for all.
 
-        Returns:
-            Loss, predictions and labels.
-
         Raises:
             PapaError: If the batch has no labels, labels that are no classes, or does not fit encoder and probe.
         """
@@ -125,9 +92,6 @@ class EvaluatedTask(LightningModule, ABC):
     @abstractmethod
     def predict(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Predict the classes of a batch, with or without labels.
-
-        Args:
-            batch: A batch.
 
         Returns:
             `labels` (B,) or (B, T), the predicted classes, -100 where there is nothing to predict; `probabilities` in
@@ -169,22 +133,16 @@ class EvaluatedTask(LightningModule, ABC):
         """Make room for the metrics of several test sets."""
         self._prepare_scores("test", len(self.trainer.num_test_batches))
 
-    def metrics_of(self, stage: Literal["val", "test"], dataloader_idx: int = 0) -> MetricCollection:
-        """Return the metrics of one data loader, under their bare names.
+    def metrics_of(self, stage: Stage, dataloader_idx: int = 0) -> MetricCollection:
+        """Return the metrics of one data loader of the stage ``"val"`` or ``"test"``, under their bare names.
 
-        They are logged as ``val/accuracy`` for the first loader, so that `score_name` does not depend on how many
-        there are, and for a further one with its name behind, ``val/accuracy/mismatched``, if the datamodule has
+        They are logged as ``val/accuracy`` for the first loader, so that `score_name` does not depend on how many there
+        are, and for a further one with its name behind, ``val/accuracy/mismatched``, if the datamodule has
         `validation_names`, else with its number, ``val/accuracy/dataloader_idx_1``.
-
-        Args:
-            stage: ``"val"`` or ``"test"``.
-            dataloader_idx: Number of the data loader in the stage.
         """
         return self._scores(stage).of(dataloader_idx)
 
-    def _evaluate(
-        self, batch: Mapping[str, Tensor], batch_idx: int, stage: Literal["val", "test"], dataloader_idx: int
-    ) -> None:
+    def _evaluate(self, batch: Mapping[str, Tensor], batch_idx: int, stage: Stage, dataloader_idx: int) -> None:
         scored = self.score(batch, batch_idx, self._rows_that_count(batch, batch_idx, stage, dataloader_idx))
         scores = self._scores(stage)
         scores.update(scored, dataloader_idx)
@@ -193,9 +151,7 @@ class EvaluatedTask(LightningModule, ABC):
             is_loss = name.startswith(f"{stage}/loss")
             self.log(name, metric, prog_bar=not is_loss, add_dataloader_idx=False, batch_size=max(scored.count, 1))
 
-    def _rows_that_count(
-        self, batch: Any, batch_idx: int, stage: Literal["val", "test"], dataloader_idx: int
-    ) -> int | None:
+    def _rows_that_count(self, batch: Any, batch_idx: int, stage: Stage, dataloader_idx: int) -> int | None:
         """Number of rows without an example that only fills up this process's share."""
         if self._trainer is None or self.trainer.world_size == 1:
             return None
@@ -203,9 +159,9 @@ class EvaluatedTask(LightningModule, ABC):
         loaders = self.trainer.val_dataloaders if stage == "val" else self.trainer.test_dataloaders
         return unrepeated_rows(nth_loader(loaders, dataloader_idx), batch_idx, len(main_input(batch)))
 
-    def _scores(self, stage: Literal["val", "test"]) -> StageScores:
+    def _scores(self, stage: Stage) -> StageScores:
         return cast(StageScores, self.scores[stage])
 
-    def _prepare_scores(self, stage: Literal["val", "test"], loaders: int) -> None:
+    def _prepare_scores(self, stage: Stage, loaders: int) -> None:
         datamodule = getattr(self.trainer, "datamodule", None)
         self._scores(stage).prepare(loaders, getattr(datamodule, "validation_names", ()))

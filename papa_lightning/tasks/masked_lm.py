@@ -20,17 +20,7 @@ from papa_lightning.tasks.scores import UNLABELLED, Scored
 
 
 def load_masking_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """Load a tokenizer that has a mask token.
-
-    Args:
-        name: Name on the hub, or local folder.
-
-    Returns:
-        The tokenizer.
-
-    Raises:
-        PapaError: If it cannot be loaded, or has no mask token.
-    """
+    """Load a tokenizer that has a mask token, by its name on the hub or from a folder."""
     try:
         tokenizer: PreTrainedTokenizerBase = from_pretrained(AutoTokenizer, name)
     except PapaError:
@@ -53,10 +43,6 @@ class TokenMasker:
 
     Of these 80 % become the mask token, 10 % a random one, and 10 % stay.
     Source: Devlin et al. 2019, arXiv 1810.04805.
-
-    Args:
-        tokenizer: A tokenizer with a mask token.
-        share: Share of the tokens that are chosen.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, share: float = 0.15) -> None:
@@ -65,31 +51,19 @@ class TokenMasker:
         self._collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=share)
 
     def mask(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Mask tokens at random, by torch's random state.
+        """Mask tokens of a batch at random, by torch's random state.
 
-        Args:
-            batch: `input_ids` and `attention_mask`, (B, T).
-
-        Returns:
-            The masked tokens (B, T), and the labels (B, T): the token that stood there where one was chosen, else -100.
+        Returns the masked tokens (B, T), and the labels (B, T): the token that stood there where one was chosen, else
+        -100.
         """
         # The collator works on the CPU, and in place.
         ids = batch["input_ids"].cpu().clone()
         fixed = torch.isin(ids, self._special) | ~batch["attention_mask"].cpu().bool()
         masked, labels = self._collator.torch_mask_tokens(ids, fixed)
-        device = batch["input_ids"].device
-        return masked.to(device), labels.to(device)
+        return masked.to(batch["input_ids"].device), labels.to(batch["input_ids"].device)
 
     def mask_alike(self, batch: Mapping[str, Tensor], batch_idx: int) -> tuple[Tensor, Tensor]:
-        """Mask tokens of each sequence by its example number, the same in every epoch and in any batches.
-
-        Args:
-            batch: As for `mask`; without `example_id` (B,) the place in the data loader is used.
-            batch_idx: Number of the batch.
-
-        Returns:
-            As `mask`.
-        """
+        """As `mask`, but by `example_id` or place in the data loader: the same in every epoch and in any batches."""
         count = len(batch["input_ids"])
         places = range(batch_idx * count, (batch_idx + 1) * count)
         numbers = batch["example_id"].tolist() if "example_id" in batch else places
@@ -145,12 +119,7 @@ class MaskedLanguageModelingTask(EncoderTask):
         vocabulary = vocabulary_size(encoder)
         drop_fixed(kwargs, "masked language modelling", num_labels=vocabulary, metrics=_METRICS, label_names=None)
         super().__init__(
-            encoder=encoder,
-            num_labels=vocabulary,
-            max_length=max_length,
-            metrics=_METRICS,
-            label_names=None,
-            **kwargs,
+            encoder=encoder, num_labels=vocabulary, max_length=max_length, metrics=_METRICS, label_names=None, **kwargs
         )
         self._tokenizer = load_masking_tokenizer(encoder if tokenizer is None else tokenizer)
         self._masker = TokenMasker(self._tokenizer, mask_share)
@@ -181,14 +150,7 @@ class MaskedLanguageModelingTask(EncoderTask):
         return Scored(self.loss(logits, targets), len(targets), logits.detach(), targets)
 
     def predict(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Fill in the mask tokens of a batch.
-
-        Args:
-            batch: A batch.
-
-        Returns:
-            `labels` (B, T), the tokens filled in, -100 elsewhere, and their `probabilities` (B, T) in float32.
-        """
+        """Fill in the mask tokens of a batch: `labels` (B, T), -100 elsewhere, and `probabilities` (B, T)."""
         asked = batch["input_ids"] == self._masker.mask_token_id
         best, tokens = self.probe([level[asked] for level in self.encode(batch)]).float().softmax(dim=-1).max(dim=-1)
         labels = batch["input_ids"].new_full(asked.shape, UNLABELLED).masked_scatter(asked, tokens)

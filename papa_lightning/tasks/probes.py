@@ -13,27 +13,16 @@ Pooling = Literal["layerwise", "mean", "class_token"]
 
 
 class Probe(nn.Module):
-    """Base of the probes: classifier of the features of a sequence or token.
+    """Base of the probes: ``U dropout(tanh(W f + b)) + c`` of the F features f of a sequence or token."""
 
-    Attributes:
-        dense: Linear from the features to d.
-        dropout: Dropout before the classifier.
-        classifier: Linear from d to C.
-    """
-
-    dense: nn.Linear
-    dropout: nn.Module
-    classifier: nn.Linear
+    def __init__(self, features: int, hidden_size: int, num_labels: int, dropout: float) -> None:
+        super().__init__()
+        self.dense = nn.Linear(features, hidden_size)
+        self.dropout: nn.Module = nn.Dropout(dropout)
+        self.classifier = nn.Linear(hidden_size, num_labels)
 
     def classify(self, features: Tensor) -> Tensor:
-        """Compute the logits from the features, ``U dropout(tanh(W f + b)) + c``.
-
-        Args:
-            features: (..., F), computed from padded hidden states or from stored ones.
-
-        Returns:
-            (..., C), the logits of the classes.
-        """
+        """Compute the logits (..., C) from features (..., F) of padded hidden states or of stored ones."""
         logits: Tensor = self.classifier(self.dropout(torch.tanh(self.dense(features))))
         return logits
 
@@ -75,21 +64,15 @@ class LayerwiseProbe(Probe):
     def __init__(
         self, num_levels: int, max_length: int, hidden_size: int, num_labels: int, dropout: float = 0.1
     ) -> None:
-        super().__init__()
+        super().__init__(num_levels * hidden_size, hidden_size, num_labels, dropout)
         self.position_weights = nn.Parameter(torch.full((num_levels, max_length), 1 / max_length))
-        self.dense = nn.Linear(num_levels * hidden_size, hidden_size)
-        self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(hidden_size, num_labels)
 
     def forward(self, hidden_states: Sequence[Tensor], attention_mask: Tensor) -> Tensor:
-        """Compute the logits.
+        """Compute the logits (B, C).
 
         Args:
             hidden_states: L+1 tensors (B, T, d), the embeddings first; one stacked tensor (L+1, B, T, d) does too.
             attention_mask: (B, T), 1 for a real token and 0 for padding; it may have holes.
-
-        Returns:
-            (B, C), the logits of the classes.
 
         Raises:
             PapaError: If the number of levels or the length of the sequences is not what the probe was built for.
@@ -97,18 +80,7 @@ class LayerwiseProbe(Probe):
         return self.classify(self._weighted_sums(hidden_states, attention_mask))
 
     def pool(self, hidden_states: Sequence[Tensor], attention_mask: Tensor) -> Tensor:
-        """Compute p, what the classifier sees before dropout.
-
-        Args:
-            hidden_states: L+1 tensors (B, T, d), the embeddings first.
-            attention_mask: (B, T), 1 for a real token and 0 for padding.
-
-        Returns:
-            (B, d), the pooled features, each between -1 and 1.
-
-        Raises:
-            PapaError: If the number of levels or the length of the sequences is not what the probe was built for.
-        """
+        """Compute p (B, d), what the classifier sees before dropout, between -1 and 1; see `forward`."""
         return torch.tanh(self.dense(self._weighted_sums(hidden_states, attention_mask)))
 
     def _weighted_sums(self, hidden_states: Sequence[Tensor], attention_mask: Tensor) -> Tensor:
@@ -168,21 +140,15 @@ class PooledProbe(Probe):
     def __init__(
         self, pooling: Literal["mean", "class_token"], hidden_size: int, num_labels: int, dropout: float = 0.1
     ) -> None:
-        super().__init__()
+        super().__init__(hidden_size, hidden_size, num_labels, dropout)
         self.pooling = pooling
-        self.dense = nn.Linear(hidden_size, hidden_size)
-        self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(hidden_size, num_labels)
 
     def forward(self, hidden_states: Sequence[Tensor], attention_mask: Tensor) -> Tensor:
-        """Compute the logits.
+        """Compute the logits (B, C).
 
         Args:
             hidden_states: L+1 tensors (B, T, d); only the last one is read.
             attention_mask: (B, T), 1 for a real token and 0 for padding; it may have holes.
-
-        Returns:
-            (B, C), the logits of the classes.
         """
         last = hidden_states[-1].to(self.dense.weight.dtype)
         return self.classify(pool_last(self.pooling, last, attention_mask))
@@ -213,45 +179,25 @@ class TokenProbe(Probe):
     """
 
     def __init__(self, num_levels: int, hidden_size: int, num_labels: int, dropout: float = 0.1) -> None:
-        super().__init__()
+        super().__init__(num_levels * hidden_size, hidden_size, num_labels, dropout)
         self.num_levels = num_levels
-        self.dense = nn.Linear(num_levels * hidden_size, hidden_size)
-        self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(hidden_size, num_labels)
 
     def forward(self, hidden_states: Sequence[Tensor], attention_mask: Tensor | None = None) -> Tensor:
-        """Compute the logits.
+        """Compute the logits (..., C) of every token.
 
         Args:
             hidden_states: L+1 tensors (..., d), the embeddings first.
             attention_mask: Not read; probes of tasks are called with it.
 
-        Returns:
-            (..., C), the logits of the classes of every token.
-
         Raises:
             PapaError: If the number of levels is not what the probe was built for.
         """
         _check_levels(len(hidden_states), self.num_levels)
-        features = torch.cat([level.to(self.dense.weight.dtype) for level in hidden_states], dim=-1)
-        return self.classify(features)
+        return self.classify(torch.cat([level.to(self.dense.weight.dtype) for level in hidden_states], dim=-1))
 
 
 def pool_last(pooling: Literal["mean", "class_token"], last: Tensor, attention_mask: Tensor) -> Tensor:
-    """Make one vector of the last hidden states of a sequence; see `PooledProbe`.
-
-    Args:
-        pooling: ``"mean"`` or ``"class_token"``.
-        last: (B, T, d), the last level.
-        attention_mask: (B, T), 1 for a real token and 0 for padding.
-
-    Returns:
-        (B, d).
-
-    Example:
-        >>> pool_last("mean", torch.tensor([[[2.0], [4.0], [9.0]]]), torch.tensor([[1, 1, 0]]))
-        tensor([[3.]])
-    """
+    """One vector (B, d) of the last hidden states (B, T, d) of a sequence, with the mask (B, T); see `PooledProbe`."""
     if pooling == "class_token":
         return last[:, 0]
     mask = attention_mask.to(last.dtype)

@@ -18,27 +18,11 @@ Schedule = Literal["constant", "linear", "cosine"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Optimizer, learning rate schedule and dropout of a probe.
+    """Optimizer, learning rate schedule and dropout of a probe; the arguments are those of `EncoderTask`.
 
     The defaults follow the published code (Hassid et al. 2022, arXiv 2211.03495): AdamW at 2e-5 with a constant
     schedule. Dropout and weight decay are not given there: 0.1 is the dropout that BERT and RoBERTa were trained with,
     0.01 the default of AdamW.
-
-    Args:
-        learning_rate: Learning rate of AdamW, after the warm-up.
-        weight_decay: Weight decay of AdamW.
-        schedule: Learning rate after the warm-up: constant, or falling to 0 along a line or half a cosine.
-        warmup_share: Share of all optimizer steps over which the learning rate rises from 0.
-        dropout: Dropout of the probe.
-
-    Raises:
-        PapaError: If one is out of its range.
-
-    Example:
-        >>> Recipe(dropout=1.0)
-        Traceback (most recent call last):
-        ...
-        papa_lightning.errors.PapaError: dropout is 1.0: pass a value that is a share from 0 to below 1.
     """
 
     learning_rate: float = 2e-5
@@ -67,22 +51,12 @@ class Recipe:
         return self.schedule != "constant" or self.warmup_share > 0
 
     def make_optimizer(self, module: nn.Module, fused: bool | None = None) -> torch.optim.Optimizer:
-        """AdamW for all parameters of a module that require a gradient.
-
-        Args:
-            module: The task or probe.
-            fused: Whether a step is one kernel; None leaves it to torch, as gradient clipping of the Trainer requires.
-        """
+        """AdamW for all parameters that require a gradient; gradient clipping of the Trainer wants `fused` None."""
         groups = parameter_groups(module, lr=self.learning_rate, weight_decay=self.weight_decay)
         return torch.optim.AdamW(groups, lr=self.learning_rate, fused=fused)
 
     def make_schedule(self, optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
-        """Learning rate schedule of an optimizer, to be moved after every step.
-
-        Args:
-            optimizer: The optimizer.
-            steps: Steps of the whole training.
-        """
+        """Learning rate schedule of an optimizer for a whole training, to be moved after every step."""
         scheduler: torch.optim.lr_scheduler.LambdaLR = get_scheduler(
             "constant_with_warmup" if self.schedule == "constant" else self.schedule,
             optimizer,

@@ -23,13 +23,7 @@ Regime = Literal["probe", "fine_tune", "fine_tune_constants", "probe_constants",
 
 
 class Learners(NamedTuple):
-    """Parts of a task that learn.
-
-    Args:
-        probe: Whether the probe learns.
-        encoder: Whether the parameters of the encoder itself learn.
-        constants: Whether the constants of its heads learn.
-    """
+    """Parts of a task that learn: the probe, the parameters of the encoder itself, the constants of its heads."""
 
     probe: bool
     encoder: bool
@@ -49,24 +43,7 @@ REGIMES: Mapping[str, Learners] = MappingProxyType(
 
 
 def regime_of(regime: str | None, freeze_encoder: bool) -> Regime:
-    """Regime from two arguments of a task.
-
-    Args:
-        regime: Name of the regime; None leaves the choice to `freeze_encoder`.
-        freeze_encoder: True for ``"probe"``, False for ``"fine_tune"``.
-
-    Returns:
-        The name of the regime.
-
-    Raises:
-        PapaError: If there is no such regime, or the two contradict each other.
-
-    Example:
-        >>> regime_of(None, freeze_encoder=False)
-        'fine_tune'
-        >>> regime_of("constants", freeze_encoder=True)
-        'constants'
-    """
+    """Regime from two arguments of a task, of which the first counts unless it is None."""
     if regime is None:
         return "probe" if freeze_encoder else "fine_tune"
     if regime not in REGIMES:
@@ -91,17 +68,11 @@ def learning_constants(mixer: TokenMixer) -> tuple[str, ...]:
 
 
 def project_rows(constants: Tensor) -> Tensor:
-    r"""Make every row a distribution, :math:`C_{ij} \leftarrow \max(C_{ij}, 0) / \sum_k \max(C_{ik}, 0)`.
+    r"""Make every row a distribution, :math:`C_{ij} \leftarrow \max(C_{ij}, 0) / \sum_k \max(C_{ik}, 0)`, (..., T, T).
 
-    Dividing changes nothing that the encoder computes, because constant attention divides each row by its mass over
-    the real tokens anyway. A row of zeros, whose query calibration never saw, stays; one whose entries have all
-    fallen below 0 starts again from equal weights for the keys that it had.
-
-    Args:
-        constants: (..., T, T), rows are queries.
-
-    Returns:
-        (..., T, T), in the same dtype: no entry below 0, and rows that sum to 1, or to 0 where nothing is known.
+    Dividing changes nothing that the encoder computes, because constant attention divides each row by its mass over the
+    real tokens anyway. A row of zeros, whose query calibration never saw, stays; one whose entries have all fallen
+    below 0 starts again from equal weights for the keys that it had.
 
     Example:
         >>> project_rows(torch.tensor([[3.0, -1.0, 1.0], [0.0, 0.0, 0.0], [-2.0, -1.0, 0.0]]))
@@ -113,8 +84,7 @@ def project_rows(constants: Tensor) -> Tensor:
     kept = exact.clamp_min(0.0)
     fallen = kept.sum(dim=-1, keepdim=True) <= EPS
     kept = torch.where(fallen, (exact != 0).to(exact.dtype), kept)
-    mass = kept.sum(dim=-1, keepdim=True)
-    return (kept / mass.clamp_min(EPS)).to(constants.dtype)
+    return (kept / kept.sum(dim=-1, keepdim=True).clamp_min(EPS)).to(constants.dtype)
 
 
 @torch.no_grad()
@@ -128,8 +98,8 @@ def project_constants(mixers: Sequence[MatrixHeads]) -> None:
 def drop_unknown_gradients(mixers: Sequence[MatrixHeads]) -> None:
     """Set the gradient of rows of zeros to 0.
 
-    Constant attention divides such a row by the smallest number that it allows, so that its gradient is huge and
-    says nothing; clipping by norm would then silence all others.
+    Constant attention divides such a row by the smallest number that it allows, so that its gradient is huge and says
+    nothing; clipping by norm would then silence all others.
     """
     for mixer in mixers:
         if mixer.constants.grad is not None:
@@ -144,21 +114,13 @@ def note_certain_length(mixers: Sequence[MatrixHeads]) -> None:
 
 
 class LearningTask(LightningModule):
-    """The part of `EncoderTask` that handles regimes: required gradients, optimizer, and constants that learn.
-
-    Attributes:
-        encoder: The encoder.
-        probe: The probe.
-    """
+    """The part of `EncoderTask` that handles regimes: required gradients, optimizer, and constants that learn."""
 
     encoder: PreTrainedModel
     probe: nn.Module
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build AdamW for all parameters that require a gradient, and the learning rate schedule.
-
-        Returns:
-            The optimizer, with a schedule that moves at every step unless the learning rate is constant throughout.
+        """Build AdamW for all parameters that require a gradient, and a schedule that moves at every step.
 
         Raises:
             PapaError: If the schedule needs the number of steps and the Trainer has no limit, or if the regime trains
@@ -218,9 +180,7 @@ class LearningTask(LightningModule):
         note_certain_length(self._learning_mixers())
 
     def _learning_mixers(self) -> list[MatrixHeads]:
-        if not self.learners.constants:
-            return []
-        return learning_mixers(swapped_layers(self.encoder))
+        return learning_mixers(swapped_layers(self.encoder)) if self.learners.constants else []
 
     def _apply_regime(self) -> None:
         if not self.learners.probe:

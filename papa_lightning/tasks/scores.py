@@ -12,14 +12,7 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 
 @dataclass(frozen=True)
 class Scored:
-    """Loss, predictions and labels of a batch of N labelled items.
-
-    Args:
-        loss: Mean over the N items, a scalar; 0 without any.
-        count: N, the number of items.
-        predicted: Predictions, as the metrics take them.
-        labels: Labels, as the metrics take them.
-    """
+    """Mean loss of a batch of N labelled items, 0 without any; N; predictions and labels, as the metrics take them."""
 
     loss: Tensor
     count: int
@@ -28,14 +21,10 @@ class Scored:
 
 
 class StageScores(nn.Module):
-    """Loss and metrics of a stage, separate for each data loader.
+    """Loss and metrics of a stage, ``"val"`` or ``"test"``, separate for each data loader.
 
-    All are torchmetrics objects, which Lightning sums over processes once an epoch: the loss too, because the mean
-    that ``self.log(..., sync_dist=True)`` takes is wrong for shards of different size.
-
-    Args:
-        stage: ``"val"`` or ``"test"``.
-        metrics: The metrics, which are copied for each loader.
+    All are torchmetrics objects, which Lightning sums over processes once an epoch: the loss too, because the mean that
+    ``self.log(..., sync_dist=True)`` takes is wrong for shards of different size.
     """
 
     def __init__(self, stage: str, metrics: MetricCollection) -> None:
@@ -46,14 +35,10 @@ class StageScores(nn.Module):
         self._suffixes = [""]
 
     def prepare(self, loaders: int, names: Sequence[str] = ()) -> None:
-        """Make metrics for several loaders, and reset them.
+        """Make metrics for several loaders, and reset them; no parameters, no saved state.
 
-        Adds neither parameters nor saved state, so it changes no checkpoint.
-
-        Args:
-            loaders: Number of loaders.
-            names: Names of the loaders, if they have any. The metrics of the first one have plain names all the same,
-                so that the monitored name does not depend on the number of loaders.
+        The metrics of the first one have plain names also where `names` are given, so that the monitored name does not
+        depend on the number of loaders.
         """
         for _ in range(len(self.metrics), loaders):
             # In train mode, which the others get back after the evaluation.

@@ -26,14 +26,7 @@ class ExampleClassificationTask(EncoderTask):
         return Scored(self.loss(logits, labels), len(labels), logits.argmax(dim=-1), labels)
 
     def predict(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Predict the class of every example.
-
-        Args:
-            batch: A batch, with or without labels.
-
-        Returns:
-            `labels` (B,), the predicted classes, and `probabilities` (B, C) in float32.
-        """
+        """Predicted classes of a batch, `labels` (B,), and their `probabilities` (B, C) in float32."""
         probabilities = self(batch).float().softmax(dim=-1)
         return {"labels": probabilities.argmax(dim=-1), "probabilities": probabilities}
 
