@@ -3,8 +3,6 @@
 A check takes the name of a value, for messages, and the value; it returns the value or raises a PapaError.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import re

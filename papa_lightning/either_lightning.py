@@ -6,8 +6,6 @@ is installed. The four classes that other projects hand to a Trainer (callbacks,
 packages once both are imported, whatever the order; neither is imported on behalf of the other.
 """
 
-from __future__ import annotations
-
 import inspect
 import sys
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The callback that logs constants and gates as images."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 from typing import Any

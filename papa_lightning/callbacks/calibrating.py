@@ -4,8 +4,6 @@ Callbacks that average weights copy the module in their ``setup``, before ours o
 module by order, and save the state of the copy: whatever happens to the module has to happen to the copy as well.
 """
 
-from __future__ import annotations
-
 import inspect
 import time
 import uuid

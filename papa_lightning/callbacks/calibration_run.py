@@ -1,7 +1,5 @@
 """The callback behind ``papa calibrate``, which ends a fit after the calibration pass."""
 
-from __future__ import annotations
-
 from papa_lightning.callbacks.constant_attention import ConstantAttention
 from papa_lightning.either_lightning import Callback, L, rank_zero_info
 from papa_lightning.errors import CalibrationError

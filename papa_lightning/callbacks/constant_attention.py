@@ -1,7 +1,5 @@
 """The callback that calibrates an encoder and makes its heads constant."""
 
-from __future__ import annotations
-
 from transformers import PreTrainedModel
 
 from papa_lightning.attention import ConstantHeads

@@ -1,7 +1,5 @@
 """The callback that trains a swapped encoder to stay near the original one."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 from functools import wraps

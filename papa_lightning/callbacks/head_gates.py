@@ -1,7 +1,5 @@
 """The callback that learns a gate for every head and ranks the heads."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import torch

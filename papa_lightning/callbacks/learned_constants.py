@@ -1,7 +1,5 @@
 """The callback that makes heads constant and trains their constants."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

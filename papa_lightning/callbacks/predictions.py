@@ -1,7 +1,5 @@
 """The callback that writes the predictions of a data set to one file."""
 
-from __future__ import annotations
-
 import io
 import json
 import secrets

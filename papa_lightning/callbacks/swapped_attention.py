@@ -1,7 +1,5 @@
 """The callback that swaps whole layers of an encoder to another kind of attention."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

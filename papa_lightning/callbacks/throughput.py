@@ -1,7 +1,5 @@
 """The callback that measures speed, memory and size of a fit."""
 
-from __future__ import annotations
-
 import time
 from typing import Any
 

@@ -12,9 +12,13 @@ from papa_lightning.from_scratch.configuration import TransformerConfig, check_h
 from papa_lightning.from_scratch.digits import DigitsDataModule
 from papa_lightning.from_scratch.image_classification import ImageClassificationTask
 from papa_lightning.from_scratch.language_modeling import BitsPerToken, LanguageModelingTask, NextTokenProbe
-from papa_lightning.from_scratch.resplit import resplit_heads
 from papa_lightning.from_scratch.text_file import TextFileDataModule
-from papa_lightning.from_scratch.transformer import TransformerAttention, TransformerLayer, TransformerModel
+from papa_lightning.from_scratch.transformer import (
+    TransformerAttention,
+    TransformerLayer,
+    TransformerModel,
+    resplit_heads,
+)
 
 AutoConfig.register(TransformerConfig.model_type, TransformerConfig, exist_ok=True)
 AutoModel.register(TransformerConfig, TransformerModel, exist_ok=True)

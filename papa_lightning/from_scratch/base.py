@@ -1,9 +1,7 @@
 """Base of tasks whose encoder may start from random weights."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, cast
 
 from transformers import PreTrainedModel
@@ -74,15 +72,10 @@ class FromScratchTask(EncoderTask):
                 f"regime is {self.regime!r}, which freezes the encoder, but encoder is None, so it starts from random "
                 'weights: pass regime="fine_tune", or the folder of a trained encoder.'
             )
+        sizes = {name: self.hparams[name] for name in ("hidden_size", "intermediate_size", "dropout")}
+        layers, heads = self.hparams["num_layers"], self.hparams["num_heads"]
         return TransformerModel(
-            TransformerConfig(
-                hidden_size=self.hparams["hidden_size"],
-                num_hidden_layers=self.hparams["num_layers"],
-                num_attention_heads=self.hparams["num_heads"],
-                intermediate_size=self.hparams["intermediate_size"],
-                dropout=self.hparams["dropout"],
-                **self.transformer_sizes(),
-            )
+            TransformerConfig(num_hidden_layers=layers, num_attention_heads=heads, **sizes, **self.transformer_sizes())
         )
 
     def configure_encoder(self) -> PreTrainedModel:
@@ -101,16 +94,11 @@ class FromScratchTask(EncoderTask):
                 f'kind is {kind!r}, but constants is {self.hparams["constants"]!r}, which swaps to kind "constant": '
                 "pass one of the two."
             )
-        _check_needs_nothing(kind, options or {})
+        for name in [kind] if isinstance(kind, str) else kind:
+            if KINDS[name].needs_constants(options or {}):  # averages, which random weights do not have
+                raise PapaError(
+                    f"kind is {name!r} with kind_options {options or {}}, which needs the averages of a trained "
+                    "encoder: train with another kind, save the encoder, and use the callback ConstantAttention or "
+                    "HeadGates, or constants=PATH, on the trained one."
+                )
         return swap_attention(encoder, kind, max_length=self.hparams["max_length"], options=options)
-
-
-def _check_needs_nothing(kind: str | Sequence[str], options: Mapping[str, Any]) -> None:
-    """Refuse kinds that start from averages, which random weights do not have."""
-    for name in [kind] if isinstance(kind, str) else kind:
-        if KINDS[name].needs_constants(options):
-            raise PapaError(
-                f"kind is {name!r} with kind_options {dict(options)}, which needs the averages of a trained encoder: "
-                "train with another kind, save the encoder, and use the callback ConstantAttention or HeadGates, or "
-                "constants=PATH, on the trained one."
-            )

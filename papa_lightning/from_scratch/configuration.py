@@ -1,7 +1,5 @@
 """Configuration of the small Transformer."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from transformers import PretrainedConfig
@@ -64,21 +62,14 @@ class TransformerConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
         pad_token_id: int | None = None,
         **kwargs: Any,
     ) -> None:
-        self.vocab_size = vocab_size
-        self.hidden_size = hidden_size
-        self.num_hidden_layers = num_hidden_layers
-        self.num_attention_heads = num_attention_heads
+        self.vocab_size, self.hidden_size, self.num_hidden_layers = vocab_size, hidden_size, num_hidden_layers
+        self.num_attention_heads, self.max_position_embeddings = num_attention_heads, max_position_embeddings
         self.intermediate_size = 4 * hidden_size if intermediate_size is None else intermediate_size
-        self.causal = causal
-        self.dropout = dropout
-        self.attention_dropout = attention_dropout
+        self.causal, self.dropout, self.attention_dropout = causal, dropout, attention_dropout
         self.image_size = [image_size, image_size] if isinstance(image_size, int) else image_size
-        self.patch_size = patch_size
-        self.num_channels = num_channels
-        self.layer_norm_eps = layer_norm_eps
-        self.initializer_range = initializer_range
+        self.patch_size, self.num_channels = patch_size, num_channels
+        self.layer_norm_eps, self.initializer_range = layer_norm_eps, initializer_range
         self.pad_token_id = pad_token_id
-        self.max_position_embeddings = max_position_embeddings
         self._check_sizes()
         if self.grid is not None:
             self.max_position_embeddings = self.grid[0] * self.grid[1]

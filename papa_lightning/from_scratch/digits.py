@@ -1,10 +1,10 @@
 """Handwritten digits of scikit-learn."""
 
-from __future__ import annotations
+from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import StackDataset, Subset
 
 from papa_lightning.checks import whole
 from papa_lightning.datamodules.parts import Part, PartsDataModule, Rows
@@ -69,24 +69,11 @@ class DigitsDataModule(PartsDataModule):
         rest, numbers = np.arange(len(digits.target)), dict[str, list[int]]()
         for part in ("test", "validation"):
             size = round(_SHARES[part] * len(digits.target))
-            rest, taken = train_test_split(
-                rest, test_size=size, random_state=self.split_seed, stratify=digits.target[rest]
-            )
+            classes = digits.target[rest]
+            rest, taken = train_test_split(rest, test_size=size, random_state=self.split_seed, stratify=classes)
             numbers[part] = sorted(taken.tolist())
         numbers["train"] = sorted(rest.tolist())
-        return Subset(_Images(digits.images, digits.target), numbers[name])
-
-
-class _Images(Dataset[dict[str, torch.Tensor]]):
-    """All digits."""
-
-    def __init__(self, images: np.ndarray, classes: np.ndarray) -> None:
-        self.images = torch.from_numpy(images / 8 - 1).float()[:, None]  # pixels are from 0 to 16
-        self.classes = torch.from_numpy(classes).long()
-
-    def __len__(self) -> int:
-        return len(self.classes)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        label = self.classes[index]
-        return {"pixel_values": self.images[index], "labels": label, "example_id": torch.tensor(index)}
+        images: Any = torch.from_numpy(digits.images / 8 - 1).float()[:, None]  # pixels are from 0 to 16
+        labels: Any = torch.from_numpy(digits.target).long()
+        places: Any = torch.arange(len(labels))
+        return Subset(StackDataset(pixel_values=images, labels=labels, example_id=places), numbers[name])

@@ -77,21 +77,10 @@ class ImageClassificationTask(ExampleClassificationTask, FromScratchTask):
             )
 
     def encode(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        """Run the encoder.
-
-        Args:
-            batch: `pixel_values` (B, channels, height, width).
-
-        Returns:
-            The hidden states: L+1 tensors (B, patches, d), the embeddings first.
-
-        Raises:
-            PapaError: If the batch has no images, or some of another size.
-        """
+        """Hidden states of images `pixel_values` (B, channels, height, width): L+1 tensors (B, patches, d)."""
         self.check_batch(batch)
-        hidden_states: tuple[Tensor, ...] = self.encoder(
-            pixel_values=batch["pixel_values"], output_hidden_states=True, return_dict=True
-        ).hidden_states
+        output = self.encoder(pixel_values=batch["pixel_values"], output_hidden_states=True, return_dict=True)
+        hidden_states: tuple[Tensor, ...] = output.hidden_states
         return hidden_states
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:

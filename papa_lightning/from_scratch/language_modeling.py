@@ -1,7 +1,8 @@
 """Causal language modelling."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -100,11 +101,8 @@ class LanguageModelingTask(FromScratchTask):
 
     def transformer_sizes(self) -> Mapping[str, Any]:
         """Vocabulary and positions; causal."""
-        return {
-            "vocab_size": self.hparams["num_labels"],
-            "max_position_embeddings": self.hparams["max_length"],
-            "causal": True,
-        }
+        vocabulary, positions = self.hparams["num_labels"], self.hparams["max_length"]
+        return {"vocab_size": vocabulary, "max_position_embeddings": positions, "causal": True}
 
     def make_encoder(self) -> PreTrainedModel:
         """Make or load the encoder, and see that it cannot look ahead; see `EncoderTask.make_encoder`."""
@@ -129,13 +127,11 @@ class LanguageModelingTask(FromScratchTask):
         """Build the metrics, which take logits (N, V) and tokens (N,), -100 for none; refuse unknown ones."""
         for name in self.hparams["metrics"]:
             check_choice("metrics", name, _METRICS)
-        return MetricCollection({name: self._metric(name) for name in self.hparams["metrics"]})
-
-    def _metric(self, name: str) -> Metric:
-        if name == "accuracy":
-            labels = self.hparams["num_labels"]
-            return MulticlassAccuracy(num_classes=labels, average="micro", ignore_index=UNLABELLED)
-        return (LogitPerplexity if name == "perplexity" else BitsPerToken)(ignore_index=UNLABELLED)
+        accuracy = partial(MulticlassAccuracy, num_classes=self.hparams["num_labels"], average="micro")
+        makers: dict[str, Callable[..., Metric]] = {"accuracy": accuracy, "perplexity": LogitPerplexity}
+        return MetricCollection(
+            {name: makers.get(name, BitsPerToken)(ignore_index=UNLABELLED) for name in self.hparams["metrics"]}
+        )
 
     def score(self, batch: Mapping[str, Tensor], batch_idx: int, rows: int | None = None) -> Scored:
         """Compute the loss of a batch in nats, and the logits of its tokens; see `EncoderTask.score`."""
@@ -146,14 +142,7 @@ class LanguageModelingTask(FromScratchTask):
         return Scored(self.loss(logits, labels), count, logits.detach().flatten(0, 1), labels.flatten())
 
     def predict(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Predict the token that follows each token.
-
-        Args:
-            batch: A batch, with or without labels.
-
-        Returns:
-            `labels` (B, T), -100 at padding, and their `probabilities` (B, T) in float32.
-        """
+        """Predict the token after each one: `labels` (B, T), -100 at padding, and `probabilities` (B, T) in float32."""
         best, tokens = self(batch).float().softmax(dim=-1).max(dim=-1)
         padding = batch["attention_mask"] == 0
         return {"labels": tokens.masked_fill(padding, UNLABELLED), "probabilities": best.masked_fill(padding, 0.0)}

@@ -1,7 +1,5 @@
 """Text files as data for language modelling."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,13 +28,7 @@ Numbers = NDArray[np.unsignedinteger[Any]]
 
 @dataclass(frozen=True)
 class Tokens:
-    """A text as numbers.
-
-    Args:
-        numbers: (n,), the tokens.
-        names: Names of the tokens by number; empty for bytes, whose numbers say what they are.
-        size: V, the number of different tokens.
-    """
+    """A text as numbers (n,), the names of the V tokens, none for bytes, and their number V."""
 
     numbers: Numbers
     names: tuple[str, ...]
@@ -47,14 +39,7 @@ def read_tokens(paths: Sequence[Path], unit: Unit, train_share: float) -> Tokens
     """Read text files, one after the other, as numbers.
 
     One file of bytes is mapped into memory and never read as a whole; else one to four bytes a token are held.
-
-    Args:
-        paths: The files.
-        unit: Unit of a token. Characters are Unicode code points of UTF-8 text.
-        train_share: Share of the text, from its beginning, whose characters are known; the others are token 0.
-
-    Raises:
-        DataError: When a file is missing, empty or no UTF-8.
+    Characters that the first `train_share` of the text lacks are token 0.
     """
     for path in paths:
         if not path.is_file():
@@ -68,11 +53,7 @@ def read_tokens(paths: Sequence[Path], unit: Unit, train_share: float) -> Tokens
 
 
 def number_characters(text: str, train_share: float) -> Tokens:
-    """Number the characters of a text, in the order of their code points, from 1.
-
-    Args:
-        text: The whole text.
-        train_share: See :func:`read_tokens`.
+    """Number the characters of a text, in the order of their code points, from 1; unknown ones are 0.
 
     Example:
         >>> tokens = number_characters("abba!", train_share=0.8)
@@ -97,12 +78,7 @@ def _decode(path: Path) -> str:
 
 
 class Blocks(Dataset[dict[str, torch.Tensor]]):
-    """Blocks of T tokens that do not overlap, each token with its successor; the last tokens may be left out.
-
-    Args:
-        numbers: (n,), the tokens of a part of the text.
-        length: T.
-    """
+    """Blocks of T tokens of a text (n,), each token with its successor; tokens at the end may be left out."""
 
     def __init__(self, numbers: Numbers, length: int) -> None:
         self.numbers, self.length = numbers, length

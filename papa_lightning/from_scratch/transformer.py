@@ -1,9 +1,7 @@
-"""A small pre-norm Transformer on tokens or image patches."""
-
-from __future__ import annotations
+"""A small pre-norm Transformer on tokens or image patches, and its weights in another number of heads."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from papa_lightning.errors import PapaError
-from papa_lightning.from_scratch.configuration import TransformerConfig
+from papa_lightning.from_scratch.configuration import TransformerConfig, check_heads
 
 
 def eager_attention_forward(
@@ -191,7 +189,14 @@ class TransformerModel(PreTrainedModel):
     def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, pixel_values: Tensor | None) -> Tensor:
         """Tokens or patches with their positions, (B, T, d)."""
         if self.config.image_size is not None:
-            embedded = self._embed_image(pixel_values)
+            expected = (self.config.num_channels, *self.config.image_size)
+            found = None if pixel_values is None else tuple(pixel_values.shape[1:])
+            if found != expected:
+                raise PapaError(
+                    f"pixel_values has images of shape {found}, but the model takes {expected} (channels, height, "
+                    "width): pass image_size and num_channels of the data, or resize the images."
+                )
+            embedded = self.patch_embeddings(pixel_values).flatten(2).transpose(1, 2)
         elif (input_ids is None) == (inputs_embeds is None):
             raise PapaError("the model takes tokens: pass either input_ids or inputs_embeds.")
         else:
@@ -202,17 +207,47 @@ class TransformerModel(PreTrainedModel):
                 f"the sequences are {length} tokens long, but the model has positions for {positions}: cut them, or "
                 "build it with a larger max_position_embeddings."
             )
-        embedded = embedded + self.position_embeddings[:, :length]
-        hidden_states: Tensor = self.dropout(embedded)
+        hidden_states: Tensor = self.dropout(embedded + self.position_embeddings[:, :length])
         return hidden_states
 
-    def _embed_image(self, pixel_values: Tensor | None) -> Tensor:
-        expected = (self.config.num_channels, *(self.config.image_size or ()))
-        found = None if pixel_values is None else tuple(pixel_values.shape[1:])
-        if pixel_values is None or found != expected:
-            raise PapaError(
-                f"pixel_values has images of shape {found}, but the model takes {expected} (channels, height, width): "
-                "pass image_size and num_channels of the data, or resize the images."
-            )
-        patches: Tensor = self.patch_embeddings(pixel_values)
-        return patches.flatten(2).transpose(1, 2)
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def resplit_heads(model: Model, heads: int) -> Model:
+    """Split the weights of a model into another number of heads, in place.
+
+    Head i of H takes the rows i d/H to (i+1) d/H of the query, key and value projections, so that H heads of size d/H
+    have the same parameters and multiply-accumulates for every H. The number of attention matrices changes, and with it
+    the function, so that a trained model has to be trained further.
+
+    Args:
+        model: A :class:`TransformerModel`, or a module that holds one, such as a task.
+        heads: H, a divisor of d.
+
+    Returns:
+        The model that was passed.
+
+    Raises:
+        PapaError: When there is no such model, its attention is swapped, or H does not divide d.
+
+    Example:
+        >>> model = TransformerModel(TransformerConfig(hidden_size=24, num_hidden_layers=1, num_attention_heads=12))
+        >>> resplit_heads(model, 1).config.num_attention_heads
+        1
+    """
+    transformers = [part for part in model.modules() if isinstance(part, TransformerModel)]
+    if len(transformers) != 1:
+        raise PapaError(
+            f"{type(model).__name__} holds {len(transformers)} models of papa_lightning.from_scratch, but must hold "
+            "one: only models made here know how their heads are split."
+        )
+    transformer = transformers[0]
+    layers = [part for part in transformer.modules() if isinstance(part, TransformerAttention)]
+    if any("papa" in layer._modules for layer in layers):
+        raise PapaError("the attention of the model is swapped: call restore_attention(model) first.")
+    check_heads(transformer.config.hidden_size, heads)
+    transformer.config.num_attention_heads = heads
+    for layer in layers:
+        layer.num_heads = heads
+    return model

@@ -1,7 +1,5 @@
 """The encoder of a LightningModule, and the origin of its constants."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ A callback notes both on the swapped layers in ``setup``; :func:`parameter_group
 not use it :func:`set_up_groups` moves the parameters before a checkpoint restores the optimizers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Running a step of a LightningModule without side effects, to observe the calls of its encoder."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext

@@ -4,8 +4,6 @@ A calibration pass runs code of the project that is meant to change state. All t
 objects is recorded before, and gets its attributes, entries and values back afterwards.
 """
 
-from __future__ import annotations
-
 import random
 import types
 import weakref

@@ -1,7 +1,5 @@
 """The run of a Trainer: folder of its files, and agreement among its processes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from itertools import chain, count
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Inputs of an encoder from the train data of a Trainer, each sequence once, for the calibration pass."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias

@@ -1,7 +1,5 @@
 """Train data of a Trainer, each sequence once over all processes."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from itertools import islice

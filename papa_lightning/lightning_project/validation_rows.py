@@ -1,7 +1,5 @@
 """Check of the validation data when training starts, instead of an error after the first epoch."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice

@@ -1,7 +1,5 @@
 """Reading checkpoints of Lightning from files or addresses without running code in them."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import tempfile

@@ -1,7 +1,5 @@
 """Recipe of a probe: optimizer, learning rate schedule and dropout, the same in a task and in a study."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
@@ -18,11 +16,21 @@ Schedule = Literal["constant", "linear", "cosine"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Optimizer, learning rate schedule and dropout of a probe; the arguments are those of `EncoderTask`.
+    """Optimizer, learning rate schedule and dropout of a probe.
 
     The defaults follow the published code (Hassid et al. 2022, arXiv 2211.03495): AdamW at 2e-5 with a constant
     schedule. Dropout and weight decay are not given there: 0.1 is the dropout that BERT and RoBERTa were trained with,
     0.01 the default of AdamW.
+
+    Args:
+        learning_rate: Learning rate of AdamW, after the warm-up.
+        weight_decay: Weight decay of AdamW.
+        schedule: Learning rate after the warm-up: constant, or falling to 0 along a line or half a cosine.
+        warmup_share: Share of all optimizer steps over which the learning rate rises from 0.
+        dropout: Dropout of the probe.
+
+    Raises:
+        PapaError: If one is out of its range.
     """
 
     learning_rate: float = 2e-5

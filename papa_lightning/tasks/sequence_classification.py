@@ -1,7 +1,5 @@
 """Classification of sequences, as in CoLA, MRPC, SST-2 and MNLI."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, get_args
 
