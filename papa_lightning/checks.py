@@ -20,11 +20,7 @@ LARGEST = 2**63 - 1
 
 
 def refuse(name: str, value: object, wanted: str) -> NoReturn:
-    """Refuse a value.
-
-    Raises:
-        PapaError: Always.
-    """
+    """Refuse a value, always."""
     raise PapaError(f"{name} is {shown(value)}, but must be {wanted}.")
 
 
@@ -245,15 +241,7 @@ def number_of(value: Any) -> Decimal | None:
 
 
 def drop_fixed(arguments: dict[str, Any], task: str, **fixed: Any) -> None:
-    """Drop arguments that a task fixes, which its checkpoints contain with that value.
-
-    Args:
-        arguments: Changed in place.
-        task: Name of what fixes them, for the message.
-        fixed: The only value of each.
-
-    Raises:
-        PapaError: If one has another value.
+    """Drop arguments that a task fixes, in place; its checkpoints contain them with that value.
 
     Example:
         >>> drop_fixed({"num_labels": 3}, "masked language modelling", num_labels=40)

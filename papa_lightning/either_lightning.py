@@ -90,11 +90,7 @@ __all__ = [
 
 
 def is_a(value: object, *names: str) -> bool:
-    """Whether an object is an instance of one of Lightning's classes, of either package.
-
-    Args:
-        value: Any object.
-        names: Names of classes of Lightning, e.g. "FSDPStrategy".
+    """Whether an object is an instance of one of Lightning's classes, of either package, by their names.
 
     Example:
         >>> is_a(LightningModule(), "LightningModule"), is_a("text", "LightningModule")
@@ -105,10 +101,6 @@ def is_a(value: object, *names: str) -> bool:
 
 def is_overridden(method: str, instance: object) -> bool:
     """Whether a module, data module or callback of either package overrides a method of Lightning.
-
-    Args:
-        method: Name of the method.
-        instance: The module, data module or callback.
 
     Example:
         >>> is_overridden("configure_model", LightningModule())

@@ -189,11 +189,7 @@ class CalibratingCallback(Callback, ABC):
     on_test_start = on_predict_start = on_validation_start
 
     def calibrate(self, trainer: L.Trainer, pl_module: L.LightningModule) -> AttentionConstants:
-        """Run the calibration pass on all processes and give the encoder its constants.
-
-        Args:
-            trainer: A Trainer whose train data are set up.
-            pl_module: The module, whose encoder :meth:`setup` swapped.
+        """Run the calibration pass on all processes and give the encoder that :meth:`setup` swapped its constants.
 
         Returns:
             The constants, equal on every process.

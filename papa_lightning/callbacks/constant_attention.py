@@ -12,11 +12,11 @@ from papa_lightning.ranking import HeadRanking
 class ConstantAttention(CalibratingCallback):
     """Average the attention of an encoder over the train data, then make heads constant for the rest of the run.
 
-    Works on any LightningModule that holds a supported transformers encoder. In ``setup`` the encoder is
-    swapped in place and waits, all heads dynamic; when training starts, one pass over the train data averages the
-    attention matrices, and the chosen heads become constant. The pass changes no loop counter and no random state.
-    The constants travel in the module's own checkpoint: a resumed run does not calibrate again, and validate, test
-    and predict take them from ``ckpt_path`` or from a constants file.
+    Works on any LightningModule that holds a supported transformers encoder. In ``setup`` the encoder is swapped in
+    place, all heads dynamic; when training starts, one pass over the train data averages the attention matrices, and
+    the chosen heads become constant. The pass changes no loop counter and no random state. The constants travel in the
+    module's checkpoint: a resumed run does not calibrate again, and validate, test and predict take them from
+    ``ckpt_path`` or from a constants file.
 
     Args:
         max_length: T, the longest sequence. None takes the datamodule's ``max_length``, or else the constants file's;

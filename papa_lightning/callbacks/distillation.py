@@ -24,12 +24,11 @@ _BEFORE = "papa_before"
 class Distillation(Callback):
     """Add the distance between the hidden states of an encoder and those of its original to the loss.
 
-    For encoders whose attention another callback swaps: the loss of ``training_step`` becomes
-    ``loss + weight * distance``, where the distance is the mean squared error of
-    :func:`~papa_lightning.tasks.distillation.hidden_state_distance`, over all levels but the embeddings and over real
-    tokens. It is logged as ``train/distillation``. The original is held in memory too, on the device of the module, and
-    runs beside the encoder in training; it is in no checkpoint. The tasks of papa_lightning do the same with their
-    argument ``distillation``.
+    For encoders whose attention another callback swaps: the loss of ``training_step`` becomes ``loss + weight *
+    distance``, where the distance, logged as ``train/distillation``, is the mean squared error of
+    :func:`~papa_lightning.tasks.distillation.hidden_state_distance` over real tokens and all levels but the embeddings.
+    The original is held in memory too, on the device of the module, but in no checkpoint. The tasks of papa_lightning
+    do the same with their argument ``distillation``.
 
     Args:
         weight: Weight of the distance in the loss.

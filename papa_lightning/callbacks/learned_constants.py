@@ -25,10 +25,10 @@ from papa_lightning.tasks.regimes import (
 class LearnedConstants(ConstantAttention):
     """Make heads constant as :class:`~papa_lightning.ConstantAttention` does, and let their constants learn.
 
-    Works on any LightningModule that holds a supported transformers encoder, frozen or not. The constants start from
-    the average and are a parameter group of their own, without weight decay. They stay distributions: after every
-    batch each row is cut at 0 and divided by its sum. Rows of which calibration saw nothing stay 0. Use it in place of
-    ConstantAttention; the tasks of papa_lightning do the same in the regimes with ``constants`` in their names.
+    The constants start from the average and are a parameter group of their own, without weight decay. They stay
+    distributions: after every batch each row is cut at 0 and divided by its sum. Rows of which calibration saw nothing
+    stay 0. Use it in place of ConstantAttention; the encoder may be frozen. The tasks of papa_lightning do the same in
+    the regimes with ``constants`` in their names.
 
     Args:
         max_length: T, the longest sequence; as in ConstantAttention.

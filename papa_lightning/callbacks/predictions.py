@@ -24,17 +24,14 @@ class PredictionWriter(BasePredictionWriter):
     """Write the predictions of `Trainer.predict`: one row for each example, in the order of the data set.
 
     Columns: ``example_id``; for a task with one label an example ``label`` and ``probabilities``, one number for each
-    class in the order of the module's `label_names`; for a task with a label a token ``labels`` and
-    ``probabilities``, lists with one entry for each word, null where a word has no token or none within `max_length`,
-    or one for each predicted token where the batches do not tell the words. Labels are names where the module has
-    `label_names`, else numbers.
+    class in the order of the module's `label_names`; for a task with a label a token ``labels`` and ``probabilities``,
+    lists with one entry for each word, null where a word has no token within `max_length`, or for each predicted token
+    where the batches do not tell the words. Labels are names where the module has `label_names`, else numbers.
 
     Each process writes a part beside the output while it predicts, so that memory holds one batch, and at the end the
-    first process puts them together; with several machines, the folder must be one that all of them see. With several
-    data loaders there is a file for each, ``predictions-matched.jsonl``: named by the datamodule's
-    `validation_names` if it has as many, else numbered from 0.
-
-    A trial run (``fast_dev_run``) writes nothing.
+    first process puts them together; with several machines, all of them must see the folder. Several data loaders have
+    a file each, ``predictions-matched.jsonl``: named by the datamodule's `validation_names` if it has as many, else
+    numbered from 0. A trial run (``fast_dev_run``) writes nothing.
 
     Args:
         output: A ``.jsonl`` or ``.parquet`` file. None: ``predictions.jsonl`` in the logger's folder, or in the

@@ -15,10 +15,9 @@ class Throughput(Callback):
 
     - ``throughput/steps_per_second``: optimizer steps by the wall clock, loading of data included, validation and the
       first `warmup_steps` left out.
-    - ``throughput/step_memory_bytes``: the most that one training step, the second, allocates at a moment beyond what
-      is there before it: what it keeps for the backward pass, and its gradients. Parameters and the state of the
-      optimizer do not count. Exact on CUDA devices and on the CPU; see
-      :class:`~papa_lightning.runtime.AllocationWatch`.
+    - ``throughput/step_memory_bytes``: the most that the second training step allocates at a moment beyond what is
+      there before it: what it keeps for the backward pass, and its gradients, without parameters and the state of the
+      optimizer. Exact on CUDA and the CPU; see :class:`~papa_lightning.runtime.AllocationWatch`.
     - ``throughput/peak_memory_bytes``: the most memory at any moment after that step. On a CUDA device what torch has
       allocated there, else the resident memory of the whole process, where the system tells (Linux).
     - ``throughput/parameters``: number of trainable parameters.
@@ -77,12 +76,11 @@ class Throughput(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Record the memory of the watched step."""
-        if self._watch is None:
-            return
-        found, self._watch = self._watch.stop(), None
-        if found is not None:
-            self.facts["step_memory_bytes"] = float(found + self._freed)
-        forget_peak(pl_module.device)  # the profiler took memory as well
+        if self._watch is not None:
+            found, self._watch = self._watch.stop(), None
+            if found is not None:
+                self.facts["step_memory_bytes"] = float(found + self._freed)
+            forget_peak(pl_module.device)  # the profiler took memory as well
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Leave no profiler running."""

@@ -51,13 +51,8 @@ class FromScratchTask(EncoderTask):
         dropout: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            encoder=cast(str, encoder),  # None is for `make_encoder`
-            learning_rate=learning_rate,
-            regime=regime,
-            dropout=dropout,
-            **kwargs,
-        )
+        given = cast(str, encoder)  # None is for `make_encoder`
+        super().__init__(encoder=given, learning_rate=learning_rate, regime=regime, dropout=dropout, **kwargs)
 
     @abstractmethod
     def transformer_sizes(self) -> Mapping[str, Any]:

@@ -52,9 +52,8 @@ class DigitsDataModule(PartsDataModule):
         self, batch_size: int = 32, eval_batch_size: int | None = None, num_workers: int = 0, split_seed: int = 0
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers)
-        whole(0)("split_seed", split_seed)
+        self.split_seed: int = whole(0)("split_seed", split_seed)
         self.save_hyperparameters(logger=False)
-        self.split_seed = split_seed
 
     def part(self, name: Part) -> Rows:
         """The images of a part; see `PartsDataModule.part`."""

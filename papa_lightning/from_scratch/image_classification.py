@@ -19,10 +19,10 @@ from papa_lightning.tasks.sequence_classification import ExampleClassificationTa
 class ImageClassificationTask(ExampleClassificationTask, FromScratchTask):
     """Classify images with a Transformer on their patches, trained from random weights with cross-entropy.
 
-    A batch has `pixel_values` (B, channels, height, width) and `labels` (B,). The patches are the tokens, row by row;
-    there is no class token, so that they are a grid, on which attention of kind "aft_conv" can slide:
-    ``kind_options={"grid": True}`` where the image is square. Classified is the mean of the last hidden states. Logged
-    are loss and metrics as by `SequenceClassificationTask`; a prediction is as there.
+    A batch has `pixel_values` (B, channels, height, width) and `labels` (B,). The patches are the tokens, row by row,
+    without a class token, so that attention of kind "aft_conv" can slide on them: ``kind_options={"grid": True}`` where
+    the image is square. Classified is the mean of the last hidden states. Logs and predictions are those of
+    `SequenceClassificationTask`.
 
     Args:
         num_labels: The number of classes.

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from papa_lightning.checks import as_text, check_choice, whole
+from papa_lightning.checks import as_text, check_choice, maybe, whole
 from papa_lightning.datamodules.parts import Part, PartsDataModule, Rows
 from papa_lightning.datamodules.reading.files import content_hash
 from papa_lightning.errors import DataError
@@ -107,8 +107,8 @@ TRAIN_END, VALIDATION_END = 0.9, 0.95
 class TextFileDataModule(PartsDataModule):
     """Characters or bytes of text files: the first 90 % to train on, the next 5 % to validate, the last 5 % to test.
 
-    The split is the one that is usual for enwik8. Each part is cut into blocks of T tokens that do not overlap, and
-    tokens at its end that fill no block are left out. The data are the same for the same files.
+    The split is the one that is usual for enwik8. Each part is cut into blocks of T tokens that do not overlap; tokens
+    at its end that fill no block are left out.
 
     Batches are mappings of int64 tensors: `input_ids` (B, T), `attention_mask` (B, T) of ones, `labels` (B, T), the
     token that follows each one, and `example_id` (B,), the number of the block in its part.
@@ -156,13 +156,10 @@ class TextFileDataModule(PartsDataModule):
             raise DataError("files is empty: pass the path of a text file.")
         self.save_hyperparameters({"files": self.files}, logger=False)
         check_choice("unit", unit, get_args(Unit))
-        whole(1)("max_length", max_length)
-        for name, value in (("max_train_blocks", max_train_blocks), ("max_eval_blocks", max_eval_blocks)):
-            if value is not None:
-                whole(1)(name, value)
         self.unit: Unit = unit
-        self.max_length = max_length
-        self.max_train_blocks, self.max_eval_blocks = max_train_blocks, max_eval_blocks
+        self.max_length: int = whole(1)("max_length", max_length)
+        self.max_train_blocks: int | None = maybe(whole(1))("max_train_blocks", max_train_blocks)
+        self.max_eval_blocks: int | None = maybe(whole(1))("max_eval_blocks", max_eval_blocks)
 
     @cached_property
     def tokens(self) -> Tokens:

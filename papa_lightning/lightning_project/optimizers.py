@@ -21,6 +21,9 @@ _NOTE = "papa_groups"
 _RATES = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")
 #: Optimizers that read their groups only when they are made.
 _FIXED = ("LBFGS", "ZeroRedundancyOptimizer")
+#: Attributes of schedulers with a learning rate for each group.
+_SCHEDULED = ("base_lrs", "_last_lr", "max_lrs", "min_lrs")
+_REMEDY = "use papa_lightning.parameter_groups(self, lr=...) in configure_optimizers"
 
 Named = dict[str, nn.Parameter]
 
@@ -80,8 +83,7 @@ def set_up_groups(trainer: L.Trainer, module: L.LightningModule) -> None:
         if is_a(trainer.strategy, "DeepSpeedStrategy"):
             rank_zero_warn(
                 "DeepSpeedStrategy has copies of the parameters in its optimizer, so the group of the parameters that "
-                "the swap added was not checked: use papa_lightning.parameter_groups(self, lr=...) in "
-                "configure_optimizers."
+                f"the swap added was not checked: {_REMEDY}."
             )
             return
         own = {id(one) for one in named.values()}
@@ -132,10 +134,9 @@ def _move(optimizers: Iterable[Optimizer], home: Optimizer, named: Named, schedu
         if not isinstance(scheduler, LRScheduler):
             rank_zero_warn(
                 f"{type(scheduler).__name__} is not a scheduler of torch, so it may leave the learning rate of the "
-                "parameters that the swap added as it is: use papa_lightning.parameter_groups(self, lr=...) in "
-                "configure_optimizers."
+                f"parameters that the swap added as it is: {_REMEDY}."
             )
-        for name in ("base_lrs", "_last_lr", "max_lrs", "min_lrs", "lr_lambdas", "base_momentums", "max_momentums"):
+        for name in (*_SCHEDULED, "lr_lambdas", "base_momentums", "max_momentums"):
             values = vars(scheduler).get(name)
             if isinstance(values, list) and values:
                 values.append(values[0])
@@ -154,7 +155,7 @@ def _retune(group: dict[str, Any], rate: float | None, schedulers: Iterable[Any]
 
     group.update({name: scaled(group[name]) for name in _RATES if name in group})
     for scheduler in _innermost(schedulers):
-        for name in ("base_lrs", "_last_lr", "max_lrs", "min_lrs"):
+        for name in _SCHEDULED:
             values = vars(scheduler).get(name)
             if isinstance(values, list) and place < len(values):
                 values[place] = scaled(values[place])

@@ -38,7 +38,7 @@ def trial(trainer: L.Trainer, module: L.LightningModule, hooks: Sequence[Callabl
         stack.enter_context(_NoBackward())
         vars(module).update(_stand_ins(trainer, module))
         for part in module.modules():  # a step or hook may ask for dropout again, which averages would show
-            stack.enter_context(_attributes(part, {"train": partial(_first, part)}))
+            stack.enter_context(_attributes(part, {"train": partial(_itself, part)}))
         if trainer.world_size > 1:
             stack.enter_context(_attributes(trainer.strategy, {**_ALONE, "all_gather": vars(module)["all_gather"]}))
         for hook in hooks:
@@ -95,6 +95,10 @@ def _nothing(*_: Any, **__: Any) -> None:
     return None
 
 
+def _itself(part: nn.Module, *_: Any, **__: Any) -> nn.Module:
+    return part
+
+
 def _stand_ins(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
     """Replacements for the methods of a module that have side effects."""
     silent = ("log", "log_dict", "print", "manual_backward", "backward", "toggle_optimizer", "untoggle_optimizer")
@@ -118,12 +122,13 @@ def _gathered(trainer: L.Trainer, module: L.LightningModule, value: Any) -> Any:
     return tensor if trainer.world_size == 1 else tensor.expand(trainer.world_size, *tensor.shape)
 
 
-def _first(value: Any, *_: Any, **__: Any) -> Any:
-    return value
-
-
 #: Replacements for the collectives of a strategy.
-_ALONE = {"reduce": _first, "broadcast": _first, "barrier": _nothing, "reduce_boolean_decision": _first}
+_ALONE: dict[str, Callable[..., Any]] = {
+    "reduce": lambda tensor, *_, **__: tensor,
+    "broadcast": lambda value, *_, **__: value,
+    "barrier": _nothing,
+    "reduce_boolean_decision": lambda decision, *_, **__: decision,
+}
 
 
 @contextmanager

@@ -38,12 +38,12 @@ Preset = Literal["default", "reference"]
 class EncoderTask(LearningTask, EvaluatedTask):
     """A pretrained encoder, frozen or not, with a probe that learns a task from its hidden states.
 
-    A subclass implements `configure_probe`, `configure_metrics`, `score` and `predict`. Every part is built in the
-    constructor from primitive arguments, so that a task can be written in YAML and rebuilt from a checkpoint.
+    A subclass implements `configure_probe`, `configure_metrics`, `score` and `predict`. Every part is built from
+    primitive arguments, so that a task can be written in YAML and rebuilt from a checkpoint.
 
-    The defaults are those of `Recipe` and of the published code for a sentence task with a base-size encoder (Hassid et
-    al. 2022, arXiv 2211.03495): 64 tokens; it trains 15 epochs with a batch size of 16, which Trainer and datamodule
-    set. The linear layers of the probe start as torch initialises them.
+    The defaults are those of the published code for a sentence task with a base-size encoder (Hassid et al. 2022, arXiv
+    2211.03495); it trains 15 epochs with a batch size of 16, which Trainer and datamodule set. The linear layers of the
+    probe start as torch initialises them.
 
     The argument `regime` selects the parameters that learn:
 

@@ -1,4 +1,4 @@
-"""Checks of batches, which would otherwise fail with an error from inside torch."""
+"""Checks of the batches that tasks get."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -45,7 +45,10 @@ def read_weights(path: str | Path, map_location: Any = "cpu") -> Any:
     """Read a file or address of ``torch.save`` that holds tensors and plain values only."""
     with _open(path) as file:
         try:
-            _check_sums(file)
+            with zipfile.ZipFile(file) as archive:  # torch.load ignores the checksums of torch.save
+                if (damaged := archive.testzip()) is not None:
+                    raise zipfile.BadZipFile(f"{damaged} differs from its sum")
+            file.seek(0)
             unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(file)
             file.seek(0)
             if not unsafe:
@@ -98,15 +101,6 @@ def _fetch(address: str) -> IO[bytes]:
         copy.close()
         raise
     return copy
-
-
-def _check_sums(file: IO[bytes]) -> None:
-    """Compare the content with the checksums of torch.save, which torch.load ignores."""
-    with zipfile.ZipFile(file) as archive:
-        damaged = archive.testzip()
-    if damaged is not None:
-        raise zipfile.BadZipFile(f"{damaged} differs from its sum")
-    file.seek(0)
 
 
 def _reason(error: BaseException) -> str:

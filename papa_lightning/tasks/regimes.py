@@ -3,8 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,30 +30,13 @@ class Learners(NamedTuple):
 
 
 #: Learning parts by regime.
-REGIMES: Mapping[str, Learners] = MappingProxyType(
-    {
-        "probe": Learners(probe=True, encoder=False, constants=False),
-        "fine_tune": Learners(probe=True, encoder=True, constants=False),
-        "fine_tune_constants": Learners(probe=True, encoder=True, constants=True),
-        "probe_constants": Learners(probe=True, encoder=False, constants=True),
-        "constants": Learners(probe=False, encoder=False, constants=True),
-    }
-)
-
-
-def regime_of(regime: str | None, freeze_encoder: bool) -> Regime:
-    """Regime from two arguments of a task, of which the first counts unless it is None."""
-    if regime is None:
-        return "probe" if freeze_encoder else "fine_tune"
-    if regime not in REGIMES:
-        raise PapaError(f"regime is {regime!r}: choose from {', '.join(REGIMES)}.")
-    # True is the default of freeze_encoder, so only False contradicts.
-    if not freeze_encoder and not REGIMES[regime].encoder:
-        raise PapaError(
-            f"freeze_encoder is False, but regime={regime!r} freezes the encoder: leave freeze_encoder out, or pass "
-            'regime="fine_tune" or "fine_tune_constants".'
-        )
-    return regime  # type: ignore[return-value]
+REGIMES: Mapping[str, Learners] = {
+    "probe": Learners(probe=True, encoder=False, constants=False),
+    "fine_tune": Learners(probe=True, encoder=True, constants=False),
+    "fine_tune_constants": Learners(probe=True, encoder=True, constants=True),
+    "probe_constants": Learners(probe=True, encoder=False, constants=True),
+    "constants": Learners(probe=False, encoder=False, constants=True),
+}
 
 
 def learning_mixers(mixers: Sequence[TokenMixer]) -> list[MatrixHeads]:
@@ -151,7 +133,18 @@ class LearningTask(LightningModule):
     @property
     def regime(self) -> Regime:
         """Name of the regime."""
-        return regime_of(self.hparams["regime"], self.hparams["freeze_encoder"])
+        regime, freeze_encoder = self.hparams["regime"], self.hparams["freeze_encoder"]
+        if regime is None:
+            return "probe" if freeze_encoder else "fine_tune"
+        if regime not in REGIMES:
+            raise PapaError(f"regime is {regime!r}: choose from {', '.join(REGIMES)}.")
+        # True is the default of freeze_encoder, so only False contradicts.
+        if not freeze_encoder and not REGIMES[regime].encoder:
+            raise PapaError(
+                f"freeze_encoder is False, but regime={regime!r} freezes the encoder: leave freeze_encoder out, or "
+                'pass regime="fine_tune" or "fine_tune_constants".'
+            )
+        return cast(Regime, regime)
 
     @property
     def learners(self) -> Learners:
