@@ -24,11 +24,11 @@ _BEFORE = "papa_before"
 class Distillation(Callback):
     """Add the distance between the hidden states of an encoder and those of its original to the loss.
 
-    For encoders whose attention another callback swaps: the loss of ``training_step`` becomes ``loss + weight *
-    distance``, where the distance, logged as ``train/distillation``, is the mean squared error of
+    For encoders whose attention another callback swaps: the loss becomes ``loss + weight * distance``, where the
+    distance, logged as ``train/distillation``, is the mean squared error of
     :func:`~papa_lightning.tasks.distillation.hidden_state_distance` over real tokens and all levels but the embeddings.
-    The original is held in memory too, on the device of the module, but in no checkpoint. The tasks of papa_lightning
-    do the same with their argument ``distillation``.
+    The original is held in memory too, on the device of the module, but in no checkpoint, and runs beside the encoder
+    in training. The tasks of papa_lightning do the same with their argument ``distillation``.
 
     Args:
         weight: Weight of the distance in the loss.
@@ -98,13 +98,6 @@ class Distillation(Callback):
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Let go of the original encoder, and leave the module as it was."""
-        self._undo(pl_module)
-
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Do the same after an error, when the Trainer calls no teardown."""
-        self._undo(pl_module)
-
-    def _undo(self, pl_module: L.LightningModule) -> None:
         for hook in self._hooks:
             hook.remove()
         self._hooks, self._teacher = [], None
@@ -113,6 +106,10 @@ class Distillation(Callback):
             del vars(pl_module)["training_step"]
             if ours[_BEFORE] is not None:
                 vars(pl_module)["training_step"] = ours[_BEFORE]
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Do the same after an error, when the Trainer calls no teardown."""
+        self.teardown(trainer, pl_module, "fit")
 
     @property
     def _compares(self) -> bool:

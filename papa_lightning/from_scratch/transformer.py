@@ -113,9 +113,8 @@ class TransformerModel(PreTrainedModel):
             self.token_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         else:
             self.main_input_name = "pixel_values"
-            self.patch_embeddings = nn.Conv2d(
-                config.num_channels, config.hidden_size, config.patch_size, stride=config.patch_size
-            )
+            side = config.patch_size
+            self.patch_embeddings = nn.Conv2d(config.num_channels, config.hidden_size, side, stride=side)
         self.position_embeddings = nn.Parameter(torch.empty(1, config.max_position_embeddings, config.hidden_size))
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList([TransformerLayer(config) for _ in range(config.num_hidden_layers)])

@@ -193,11 +193,8 @@ class EncoderTask(LearningTask, EvaluatedTask):
     @property
     def probe_sizes(self) -> dict[str, Any]:
         """Arguments that all probes take: d, C and dropout."""
-        return {
-            "hidden_size": self.encoder.config.hidden_size,
-            "num_labels": self.hparams["num_labels"],
-            "dropout": self.hparams["dropout"],
-        }
+        given = {name: self.hparams[name] for name in ("num_labels", "dropout")}
+        return {"hidden_size": self.encoder.config.hidden_size, **given}
 
     @property
     def num_levels(self) -> int:
@@ -266,8 +263,7 @@ class EncoderTask(LearningTask, EvaluatedTask):
             return loss
         distance = self._teacher.take()
         self.log("train/distillation", distance, batch_size=len(main_input(batch)))
-        weight: float = self.hparams["distillation"]
-        return loss + weight * distance
+        return loss + float(self.hparams["distillation"]) * distance
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Swap the encoder for a checkpoint with constants, so that it loads without the callback that made them."""
@@ -304,9 +300,8 @@ class EncoderTask(LearningTask, EvaluatedTask):
         # Checked at every call, because trainable gates or constants may join a frozen encoder after __init__.
         learns = any(parameter.requires_grad for parameter in self.encoder.parameters())
         with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
-            hidden_states: tuple[Tensor, ...] = self.encoder(
-                **inputs, output_hidden_states=True, return_dict=True
-            ).hidden_states
+            output = self.encoder(**inputs, output_hidden_states=True, return_dict=True)
+        hidden_states: tuple[Tensor, ...] = output.hidden_states
         if self._teacher is not None and self.training:
             self._teacher.compare(inputs, hidden_states)
         return hidden_states

@@ -48,9 +48,8 @@ class StageScores(nn.Module):
         for index in range(len(self.metrics)):
             self.of(index).reset()
             self._loss(index).reset()
-        named = len(names) == loaders
-        further = [f"/{names[i]}" if named else f"/dataloader_idx_{i}" for i in range(1, loaders)]
-        self._suffixes = ["", *further]
+        known = names if len(names) == loaders else [f"dataloader_idx_{number}" for number in range(loaders)]
+        self._suffixes = ["", *(f"/{name}" for name in known[1:])]
 
     def of(self, index: int = 0) -> MetricCollection:
         """The metrics of one loader."""
