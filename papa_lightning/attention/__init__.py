@@ -23,11 +23,25 @@ from papa_lightning.attention.aft.functional import aft_banded, aft_full, aft_lo
 from papa_lightning.attention.aft.layers import AFTConv, AFTConv2d, AFTFull, AFTLocal, AFTSimple
 from papa_lightning.attention.compact.layer import CompactLayer
 from papa_lightning.attention.constant.matrices import MatrixHeads
-from papa_lightning.attention.cost import Block
-from papa_lightning.attention.dynamic import DynamicAttention, RowMixing
-from papa_lightning.attention.mixer import DynamicHeads, KindFacts, Place, Reach, TokenMixer, read_extra_state, runs_in
-from papa_lightning.attention.registry import KINDS, kinds_table
-from papa_lightning.attention.slots import Slots, slots_at, slots_from_first
+from papa_lightning.attention.dynamic import (
+    DynamicAttention,
+    DynamicHeads,
+    RowMixing,
+    Slots,
+    runs_in,
+    slots_at,
+    slots_from_first,
+)
+from papa_lightning.attention.mixer import (
+    KINDS,
+    Block,
+    KindFacts,
+    Place,
+    Reach,
+    TokenMixer,
+    kinds_table,
+    read_extra_state,
+)
 from papa_lightning.attention.zero_mass import ZeroMassWarning, ZeroMassWatch
 
 __all__ = [

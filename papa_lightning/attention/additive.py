@@ -7,12 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from papa_lightning.attention.aft.checks import check_divides, check_mask
+from papa_lightning.attention.aft.checks import check_divides, check_mask, shapes_error
 from papa_lightning.attention.aft.layers import ProjectedMixing
 from papa_lightning.attention.aft.means import join_groups, masked_values, recomputed, split_groups
 from papa_lightning.attention.functional import accumulation_dtype
-from papa_lightning.attention.mixer import KindFacts, Place
-from papa_lightning.attention.registry import KINDS
+from papa_lightning.attention.mixer import KINDS, KindFacts, Place
 from papa_lightning.attention.without_constants import ScorelessLayer
 from papa_lightning.checks import whole
 from papa_lightning.errors import PapaError
@@ -60,33 +59,25 @@ def additive_attention(
     _check(query, key, value, heads, mask)
     whole(1)("chunk", chunk)
     dtype = accumulation_dtype(value.dtype)
-    length, device = query.shape[1], query.device
-    with torch.autocast(device.type, enabled=False):
+    with torch.autocast(query.device.type, enabled=False):
         queries, keys = split_groups(query.to(dtype), heads.shape[0]), split_groups(key.to(dtype), heads.shape[0])
         values = split_groups(masked_values(value, mask), heads.shape[0])
-        allowed = None if mask is None else mask.bool()[:, None, None, :]
         means = []
-        for start in range(0, length, chunk):
-            rows = queries[:, :, start : start + chunk]
-            seen = start + rows.shape[2] if causal else length
-            row = torch.arange(start, start + rows.shape[2], device=device)
-            own = torch.arange(seen, device=device) <= row[:, None] if causal else None
-            some = _both(None if allowed is None else allowed[..., :seen], own)
-            means.append(recomputed(_chunk_of_rows, rows, keys, values, heads.to(dtype), some, seen))
+        for start in range(0, query.shape[1], chunk):
+            rows, stop = queries[:, :, start : start + chunk], start + chunk if causal else None
+            real = None if mask is None else mask.bool()[:, None, None, :stop]
+            own = (rows, keys[:, :, :stop], values[:, :, :stop], heads.to(dtype), real)
+            means.append(recomputed(_chunk_of_rows, *own, start if causal else None))
         return join_groups(torch.cat(means, dim=2)).to(value.dtype)
 
 
-def _both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
-    if first is None or second is None:
-        return second if first is None else first
-    return first & second
-
-
 def _chunk_of_rows(
-    query: Tensor, keys: Tensor, values: Tensor, heads: Tensor, allowed: Tensor | None, seen: int
+    query: Tensor, keys: Tensor, values: Tensor, heads: Tensor, allowed: Tensor | None, first: int | None
 ) -> Tensor:
-    """(B, H, rows, h): the means of some rows over the first ``seen`` keys."""
-    keys, values = keys[:, :, :seen], values[:, :, :seen]
+    """(B, H, rows, h): the means of some rows; in causal mode with the number of the first of them."""
+    if first is not None:
+        seen = torch.ones(query.shape[2], keys.shape[2], dtype=torch.bool, device=query.device).tril(first)
+        allowed = seen if allowed is None else allowed & seen
     hidden = torch.tanh(query[:, :, :, None] + keys[:, :, None])
     scores = torch.matmul(hidden, heads[:, None, :, None]).squeeze(-1)  # einsum would copy the largest tensor first
     if allowed is None:
@@ -98,10 +89,8 @@ def _chunk_of_rows(
 
 def _check(query: Tensor, key: Tensor, value: Tensor, heads: Tensor, mask: Tensor | None) -> None:
     if query.dim() != 3 or query.shape != key.shape or value.dim() != 3 or query.shape[:2] != value.shape[:2]:
-        raise PapaError(
-            f"query, key and value have the shapes {tuple(query.shape)}, {tuple(key.shape)} and {tuple(value.shape)}, "
-            "but must be (sequences, tokens, channels), query and key with the same number of channels."
-        )
+        wanted = "must be (sequences, tokens, channels), query and key with the same number of channels"
+        raise shapes_error(query, key, value, wanted)
     check_mask(mask, query)
     if heads.dim() != 2 or heads.numel() != query.shape[-1]:
         raise PapaError(

@@ -1,8 +1,7 @@
 """Pure functions on attention matrices: averaging, normalising, and mixing with constants.
 
-Shapes: B sequences, H heads, T tokens, h features a head. A *mask* is (B, T), true for a real
-token. It may have holes, so no function here derives a length from it. ``None`` as a mask means that
-every token is real.
+Shapes: B sequences, H heads, T tokens, h features a head. A *mask* is (B, T), true for a real token. It may have holes,
+so no length is derived from it; None: every token is real.
 """
 
 from __future__ import annotations
@@ -93,20 +92,7 @@ def masked_attention_sum(attention: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def clear_padding(attention: Tensor, mask: Tensor, first: int = 0) -> None:
-    """Write 0 where the query or the key is padding, whatever stands there, NaN too.
-
-    Args:
-        attention: (B, H, rows, T), some neighbouring rows of the matrices, in a floating point dtype; overwritten.
-        mask: (B, T), true for a real token.
-        first: The number of the first row.
-
-    Example:
-        >>> attention = torch.full((1, 1, 2, 2), float("nan"))
-        >>> clear_padding(attention, torch.tensor([[False, False]]))
-        >>> attention
-        tensor([[[[0., 0.],
-                  [0., 0.]]]])
-    """
+    """Write 0 where the query or the key is padding, over NaN too, in (B, H, rows, T) that begin with row ``first``."""
     real = mask.bool()
     pairs = real[:, None, first : first + attention.shape[2], None] & real[:, None, None, :]
     # On the bits, because a product would leave NaN, and a fill takes ten times as long: all bits of 0.0 are 0, and
@@ -198,22 +184,8 @@ def constant_mass(constants: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def matrix_product(matrices: Tensor, value: Tensor) -> Tensor:
-    """Matrices that are the same for the whole batch times the values, ``out[b,i,h] = sum_j A[h,i,j] V[b,h,j]``.
-
-    One product of (T x T) by (T x B h) a head. The values are copied into that layout once, unless they have it; per
-    sequence no copy would be needed, but B products of (T x T) by (T x h) take longer than the copies.
-
-    Args:
-        matrices: (H, T, T).
-        value: (B, H, T, h).
-
-    Returns:
-        (B, T, H, h) in the dtype of ``value``, a view of (H, T, B, h).
-
-    Example:
-        >>> matrix_product(torch.tensor([[[0.0, 1.0], [1.0, 0.0]]]), torch.tensor([[[[4.0], [8.0]]]])).flatten()
-        tensor([8., 4.])
-    """
+    """Matrices (H, T, T) of a whole batch times values (B, H, T, h): (B, T, H, h), a view of (H, T, B, h)."""
+    # One product of (T x T) by (T x B h) a head: B products of (T x T) by (T x h) take longer than this copy of values.
     columns = value.permute(1, 2, 0, 3)
     mixed = torch.bmm(matrices.to(value.dtype), columns.flatten(2)).to(value.dtype)
     return mixed.view(columns.shape).permute(2, 1, 0, 3)
@@ -263,38 +235,14 @@ def _copying_factor(factor: Tensor, shape: tuple[int, int, int]) -> Tensor:
 
 
 def is_symbolic(length: object) -> bool:
-    """Whether a size is a symbol of a graph that is being exported, rather than a number.
-
-    Example:
-        >>> is_symbolic(torch.zeros(2, 3).shape[1])
-        False
-    """
+    """Whether a size is a symbol of a graph that is being exported, rather than a number."""
     return not isinstance(length, int)
 
 
 def constant_attention_of_any_size(constants: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Constant attention for a graph of ``torch.export``, which serves all sizes with one path, in one product.
-
-    The result of :func:`~papa_lightning.attention.functional.constant_attention`; the mass is the product with a
-    column of ones beside the values.
-
-    Args:
-        constants: (H, T, T), cut to the length of the batch.
-        value: (B, H, T, h).
-        mask: (B, T), true for a real token, or None.
-
-    Returns:
-        (B, T, H, h), contiguous.
-
-    Example:
-        >>> constants = torch.tensor([[[1.0, 3.0], [1.0, 1.0]]])
-        >>> value = torch.tensor([[[[4.0], [8.0]]]])
-        >>> constant_attention_of_any_size(constants, value, torch.tensor([[1, 0]])).flatten()
-        tensor([4., 0.])
-    """
+    """:func:`constant_attention` in one product, contiguous: one path for all sizes, as ``torch.export`` needs it."""
     batch, heads, length, size = value.shape
-    ones = value.new_ones(batch, heads, length, 1)
-    extended = torch.cat([value, ones], dim=-1)
+    extended = torch.cat([value, value.new_ones(batch, heads, length, 1)], dim=-1)  # the ones make the mass
     if mask is not None:
         extended = extended * mask.to(value.dtype)[:, None, :, None]
     # clone, and not contiguous: that would ask whether the tensor is contiguous already, which depends on its sizes.

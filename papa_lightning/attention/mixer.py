@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -12,12 +11,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from papa_lightning.attention.cost import Block
-from papa_lightning.attention.dynamic import DynamicAttention
+from papa_lightning.attention.dynamic import DynamicAttention, DynamicHeads
 from papa_lightning.attention.zero_mass import ZeroMassWatch
 from papa_lightning.checks import anything, boolean, filled, listed, mapped, record, whole
 from papa_lightning.errors import PapaError
 from papa_lightning.files.checked import parse_json
+from papa_lightning.registry import Registry
+from papa_lightning.text import Table
 
 
 @dataclass(frozen=True)
@@ -58,81 +58,6 @@ class Reach:
         return self.cut(torch.ones(length, length, dtype=torch.bool, device=device))
 
 
-class DynamicHeads:
-    """Heads of one layer that currently need a query and a key.
-
-    The projections and the mixer of a layer share one such object, so that both change at once when constants arrive.
-    It is no module, so the state dict has nothing of it. Threads share it too: it keeps nothing of a single forward.
-
-    Args:
-        num_heads: H, number of heads.
-
-    Example:
-        >>> heads = DynamicHeads(3)
-        >>> heads.dynamic
-        (0, 1, 2)
-        >>> heads.choose([1])
-        >>> heads.suspended = True
-        >>> heads.dynamic
-        (0, 1, 2)
-    """
-
-    def __init__(self, num_heads: int) -> None:
-        self.num_heads = num_heads
-        self._suspended_by: int | None = None
-        self._dynamic = tuple(range(num_heads))
-
-    @property
-    def suspended(self) -> bool:
-        """Whether every head counts as dynamic for now, so that calibration sees the attention of the original encoder.
-
-        It holds in the thread that set it; forwards of other threads are unaffected.
-        """
-        return self._suspended_by is not None and runs_in(self._suspended_by)
-
-    @suspended.setter
-    def suspended(self, suspended: bool) -> None:
-        self._suspended_by = threading.get_ident() if suspended else None
-
-    @property
-    def dynamic(self) -> tuple[int, ...]:
-        """The heads with a query and a key, ascending."""
-        return tuple(range(self.num_heads)) if self.suspended else self._dynamic
-
-    def choose(self, heads: Sequence[int]) -> None:
-        """Set the dynamic heads, in ascending order."""
-        self._dynamic = tuple(heads)
-
-    @property
-    def all_dynamic(self) -> bool:
-        """True when the layer is the layer of the original encoder."""
-        return len(self.dynamic) == self.num_heads
-
-    def groups(self, size: int) -> tuple[int, ...]:
-        """The groups of ``size`` neighbouring heads that have a dynamic head, ascending: the key heads in use.
-
-        Example:
-            >>> heads = DynamicHeads(4)
-            >>> heads.choose([0, 1])
-            >>> heads.groups(2)
-            (0,)
-        """
-        return tuple(dict.fromkeys(head // size for head in self.dynamic))
-
-
-def runs_in(thread: int) -> bool:
-    """Whether a thread is the current one; always true in a compiled graph, which holds for all threads.
-
-    Args:
-        thread: Identifier of a thread, from ``threading.get_ident()``.
-
-    Example:
-        >>> runs_in(threading.get_ident())
-        True
-    """
-    return torch.compiler.is_compiling() or thread == threading.get_ident()
-
-
 @dataclass(frozen=True)
 class Place:
     """Position of a mixer in an encoder.
@@ -156,6 +81,44 @@ class Place:
     device: torch.device | str | None = None
     watch: ZeroMassWatch = field(default_factory=ZeroMassWatch)
     reach: Reach = field(default_factory=Reach)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Sizes of a layer that determine its arithmetic, in multiply-accumulates per token, layer and channel.
+
+    A block of BERT's form costs 4 d for queries, keys, values and the output, 2 i for the feed-forward network (i = 4
+    d), T for the scores and T for the product with the values: 12 d + 2 T. What is not arithmetic does not count.
+
+    Args:
+        hidden: d, the hidden size.
+        inner: i, the inner size of the feed-forward network.
+        length: T, tokens of a sequence.
+        positions: P, number of relative positions that queries and keys are multiplied with (DeBERTa), together.
+
+    Example:
+        >>> round(Block(768, 3072, 128).speed(saved=2 * 768 + 128), 2)
+        1.21
+    """
+
+    hidden: int
+    inner: int
+    length: int
+    positions: int = 0
+
+    @property
+    def dense(self) -> int:
+        """Multiply-accumulates per token and channel with all heads dynamic."""
+        return 4 * self.hidden + 2 * self.inner + 2 * self.length + self.positions
+
+    @property
+    def queries(self) -> int:
+        """Multiply-accumulates per token and channel for queries, keys and scores."""
+        return 2 * self.hidden + self.length + self.positions
+
+    def speed(self, saved: float) -> float:
+        """Speed relative to the dynamic layer, when a kind saves so many multiply-accumulates per token and channel."""
+        return self.dense / (self.dense - saved)
 
 
 @dataclass(frozen=True)
@@ -239,7 +202,7 @@ class TokenMixer(nn.Module):
             options: Options of the kind, as the benchmark names them.
 
         Returns:
-            Their number, negative for a kind that adds some; None where no bound is known.
+            Negative for a kind that adds some; None where no bound is known.
         """
         return None
 
@@ -266,11 +229,7 @@ class TokenMixer(nn.Module):
         raise NotImplementedError
 
     def learn_constants(self, learn: bool = True) -> None:
-        """Make the constants parameters, or fixed again; their keys in the state dict stay.
-
-        Args:
-            learn: Whether they learn. Call it before an optimizer is made, and before DDP wraps the model.
-        """
+        """Make the constants parameters, or fixed again, before an optimizer is made and DDP wraps the model."""
         for name in self.constant_tensors:
             tensor: Tensor = getattr(self, name).detach()
             if not tensor.numel():  # it would get no gradient, and stop DDP
@@ -377,12 +336,30 @@ def read_extra_state(state: Tensor) -> Mapping[str, Any]:
     raise PapaError("the checkpoint's papa._extra_state is damaged, or of another version: calibrate again.")
 
 
-_STATE = record(
-    {
-        "kind": filled,
-        "calibrated": boolean,
-        "max_length": whole(1),
-        "heads": listed(whole()),
-        "options": mapped(anything),
-    }
+_NUMBERS = {"max_length": whole(1), "heads": listed(whole())}
+_STATE = record({"kind": filled, "calibrated": boolean, "options": mapped(anything), **_NUMBERS})
+
+
+#: Classes of kinds by name.
+KINDS: Registry[type[TokenMixer]] = Registry(
+    "kind",
+    lambda part: isinstance(part, type) and issubclass(part, TokenMixer),
+    group="papa_lightning.kinds",
+    attribute="kind",
 )
+
+
+def kinds_table() -> Table:
+    """The table of kinds of the documentation.
+
+    Example:
+        >>> kinds_table().columns
+        ('kind', 'what a layer computes', 'new parameters a layer', 'cost', 'starts from')
+    """
+    rows = []
+    for name, mixer in KINDS.items():
+        facts = vars(mixer).get("facts", KindFacts())  # its own: those of the kind that it derives from are not its
+        computes = facts.computes or (mixer.__doc__ or "").strip().partition("\n")[0]
+        rows.append((f"`{name}`", computes, facts.parameters, facts.cost, facts.starts))
+    columns = ("kind", "what a layer computes", "new parameters a layer", "cost", "starts from")
+    return Table(columns, rows, left=len(columns))

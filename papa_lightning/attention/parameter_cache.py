@@ -19,23 +19,10 @@ Result = TypeVar("Result")
 class Remembered(Generic[Result]):
     """The last result of a function of parameters, computed again when one of them is replaced or changed.
 
-    A change is a new parameter, new memory (a move, another dtype, loading with assign=True), a step of any optimizer
-    if the parameter can be trained, or a write in place that torch counts: load_state_dict, everything under
-    ``torch.no_grad``. Writes through ``parameter.data`` are not counted by torch, so owners also forget when they are
-    set to training or evaluation.
-
-    Nothing is kept while gradients may flow to the parameters, while they are trained, and in a compiled graph. Copies
-    of the owner begin empty.
-
-    Example:
-        >>> weight, doubled = torch.ones(2), Remembered()
-        >>> doubled.recall(lambda: 2 * weight, [weight])
-        tensor([2., 2.])
-        >>> doubled.recall(lambda: 2 * weight, [weight]) is doubled.recall(lambda: 2 * weight, [weight])
-        True
-        >>> weight += 1
-        >>> doubled.recall(lambda: 2 * weight, [weight])
-        tensor([4., 4.])
+    A change is a new parameter, new memory, a step of any optimizer if the parameter can be trained, or a write in
+    place that torch counts: load_state_dict, everything under ``torch.no_grad``. Writes through ``parameter.data`` are
+    not counted, so owners also forget when they are set to training or evaluation. Nothing is kept while gradients may
+    flow to the parameters, while they are trained, and in a compiled graph. Copies of the owner begin empty.
     """
 
     def __init__(self) -> None:
@@ -48,14 +35,7 @@ class Remembered(Generic[Result]):
         settings: Hashable = None,
         training: bool = False,
     ) -> Result:
-        """The kept result, or a new one.
-
-        Args:
-            compute: Of the parameters and the settings alone; called without gradients when the result is kept.
-            parameters: What it reads.
-            settings: What else it depends on.
-            training: Whether the owner is in training mode.
-        """
+        """The kept result, or a new one: ``compute()``, without gradients, of the parameters and settings alone."""
         if torch.compiler.is_compiling():
             return compute()
         trained = any(parameter.requires_grad for parameter in parameters) and (training or torch.is_grad_enabled())
@@ -80,10 +60,10 @@ class Remembered(Generic[Result]):
 
 
 class _Steps:
-    """Steps of all optimizers of this process, counted while a result of trainable parameters is kept.
+    """Steps of all optimizers, counted by a hook as long as some kept result could become invalid.
 
-    Fused optimizers write in ways that torch does not count, so a step of any optimizer makes such a result invalid.
-    The hook exists only as long as there is a result that it could concern.
+    Fused optimizers write in ways that torch does not count, so a step of any optimizer invalidates results of
+    parameters that can be trained.
     """
 
     taken = 0

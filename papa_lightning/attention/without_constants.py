@@ -8,8 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from papa_lightning.attention.dynamic import DynamicAttention
-from papa_lightning.attention.mixer import KindFacts, Place, TokenMixer
-from papa_lightning.attention.registry import KINDS
+from papa_lightning.attention.mixer import KINDS, KindFacts, Place, TokenMixer
 from papa_lightning.errors import PapaError
 
 
@@ -22,11 +21,7 @@ class WithoutConstants(TokenMixer):
         return False
 
     def load_constants(self, values: Any) -> None:
-        """Refuse constants, unless a kind overrides it.
-
-        Raises:
-            PapaError: Always.
-        """
+        """Refuse constants, unless a kind overrides it."""
         raise PapaError(
             f"kind {self.kind!r} with options {self.options()} in layer {self.layer} takes no constants: leave "
             "them out."
@@ -38,21 +33,14 @@ class WithoutConstants(TokenMixer):
 
 
 class ScorelessLayer(WithoutConstants):
-    """Mixer of whole layers without dot products of queries and keys.
+    """Mixer of whole layers without dot products of queries and keys, and so without matrices and attention dropout.
 
-    In a layer of limited reach only causality counts: a sliding window of the encoder does not bind it. Attention
-    matrices are not made, so an encoder that is asked for them gets None; attention dropout is not used.
+    In a layer of limited reach only causality counts: a sliding window of the encoder does not bind it.
 
     Args:
         place: Position in the encoder, with the size of the heads.
         heads: All heads of the layer.
-        causal: Whether the encoder is causal; None takes it from the encoder.
-
-    Attributes:
-        causal: Whether a row sees only itself and the rows before it.
-
-    Raises:
-        PapaError: For invalid arguments.
+        causal: Whether the encoder is causal, which is what is kept as attribute; None takes it from the encoder.
     """
 
     uses_scores = False
@@ -71,11 +59,7 @@ class ScorelessLayer(WithoutConstants):
             raise PapaError(f"head_size is {place.head_size}, but kind {self.kind!r} needs the size of the heads.")
 
     def check_length(self, length: int) -> None:
-        """Refuse sequences that are longer than the position bias.
-
-        Raises:
-            PapaError: When they are.
-        """
+        """Refuse sequences that are longer than the position bias."""
         if length > self.max_length:
             raise PapaError(
                 f"the sequences are {length} tokens long, but the position bias of kind {self.kind!r} is for "
@@ -89,26 +73,13 @@ class ScorelessLayer(WithoutConstants):
         return self.mix(attention.query, attention.key, value, attention.mask), None
 
     def mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        """Mix the values.
-
-        Args:
-            query: (B, H, T, h).
-            key: (B, H, T, h).
-            value: (B, H, T, h).
-            mask: (B, T) or None.
-
-        Returns:
-            (B, T, H, h).
-        """
+        """Mixed values (B, T, H, h), from queries, keys and values (B, H, T, h)."""
         raise NotImplementedError
 
 
 @KINDS.register("dynamic")
 class UntouchedLayer(WithoutConstants):
-    """Placeholder in a layer that keeps the attention of the encoder, beside layers of other kinds.
-
-    It has no parameters and is never called.
-    """
+    """Placeholder, never called, in a layer that keeps the attention of the encoder beside layers of other kinds."""
 
     facts = KindFacts("a layer that is left alone, beside others", "none", "as before", "the encoder")
 

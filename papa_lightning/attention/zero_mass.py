@@ -16,39 +16,18 @@ class ZeroMassWarning(UserWarning):
 
 
 def pruned_heads(constants: Tensor) -> Tensor:
-    """Heads whose constants are 0 throughout: they attend to nothing on purpose.
-
-    An average is never like that: each row that calibration saw has a sum of 1 in every sequence.
-
-    Args:
-        constants: (H, T, T), not cut to the length of a batch, where an average may be 0 throughout.
-
-    Returns:
-        (H,) boolean.
-
-    Example:
-        >>> pruned_heads(torch.tensor([[[0.0, 0.0], [0.0, 0.0]], [[1.0, 0.0], [0.0, 0.0]]]))
-        tensor([ True, False])
-    """
+    """(H,), true for constants (H, T, T) that are 0 throughout, on purpose: no average is, before it is cut."""
     return (constants == 0).flatten(1).all(dim=1)
 
 
 def first_zero_of_diagonal(constants: Tensor) -> int:
-    """The first position whose own entry C[h,i,i] is 0 in some head that is not pruned, or T when there is none.
+    """The first position whose own entry C[h,i,i] is 0 in some head that is not pruned, or T when there is none."""
+    return certain_length(constants.diagonal(dim1=1, dim2=2), pruned_heads(constants))
 
-    Up to this length no real row can lose its mass, because a real token is always a key of itself.
 
-    Args:
-        constants: (H, T, T).
-
-    Example:
-        >>> first_zero_of_diagonal(torch.tensor([[[1.0, 0.0], [1.0, 0.0]]]))
-        1
-        >>> first_zero_of_diagonal(torch.zeros(1, 2, 2))
-        2
-    """
-    zero = constants.diagonal(dim1=1, dim2=2) == 0
-    uncertain = (zero & ~pruned_heads(constants)[:, None]).any(dim=0)
+def certain_length(own: Tensor, pruned: Tensor) -> int:
+    """The first position without a weight for itself, of (H, T), in some head that is not pruned, of (H,), or T."""
+    uncertain = ((own == 0) & ~pruned[:, None]).any(dim=0)
     return int(torch.cat([uncertain, uncertain.new_ones(1)]).int().argmax())
 
 
@@ -71,8 +50,8 @@ class ZeroMassWatch:
             heads: Numbers of the constant heads, for the message.
             constants: (H, t, t) of these heads.
             mask: (B, t), true for a real token, or None.
-            whole: (H, T, T), the same constants before they were cut to the batch, to tell pruned heads from averages
-                that are 0 up to t; None when they were not cut.
+            whole: (H, T, T), the constants before they were cut to the batch, to tell pruned heads from averages that
+                are 0 up to t; None when they were not cut.
         """
         if self.warned:
             return

@@ -1,10 +1,10 @@
-"""Layer sizes of an encoder, which bound its speed as :mod:`papa_lightning.attention.cost` says."""
+"""Layer sizes of an encoder, which bound its speed as :class:`papa_lightning.attention.Block` says."""
 
 from __future__ import annotations
 
 from transformers import PretrainedConfig
 
-from papa_lightning.attention.cost import Block
+from papa_lightning.attention import Block
 
 #: Types whose layers are BERT's: four square projections, and two layers between d and i.
 _LIKE_BERT = (

@@ -1,14 +1,7 @@
 """Attention-free means whose position bias is 0 outside a band, in O(T s d): AFT-local, AFT-conv, causal AFT-simple.
 
-The sequence is cut into blocks at least as long as the band reaches. A block of rows sees its own and the neighbouring
-blocks of keys through small dense matrices: ``exp(w)`` in the band and 1 beside it. All blocks farther away have the
-weight 1, so their sums are enough. Every term is positive. The usual form, the sum over all keys plus a correction with
-``exp(w) - 1`` in the band, takes the same time but cancels where w is negative: with the largest key in the band
-and w = -20 it has no digit left in float32.
-
-Exponentials are taken less a maximum: that of the whole sequence, or in causal mode the running one at the end of each
-block, so that a large key cannot wipe out the rows before it. What is left to underflow, inside one block, is redone
-exactly.
+Blocks of rows see their own and the neighbouring blocks of keys through dense matrices: ``exp(w)`` in the band and 1
+beside it. Farther blocks have the weight 1: their sums are enough. All terms are positive, so that nothing cancels.
 """
 
 from __future__ import annotations
@@ -27,12 +20,7 @@ _SHORTEST_BLOCK = 32
 
 
 class Band(NamedTuple):
-    """Position biases of a band: ``w[t, t + first + j] = bias[t, j]``, and 0 for all other keys.
-
-    Args:
-        bias: (H, T, n), or (H, 1, n) when all rows have the same.
-        first: Offset of the first key of a row.
-    """
+    """Biases (H, T, n), or (H, 1, n) alike for all rows: ``w[t, t + first + j] = bias[t, j]``, 0 for all other keys."""
 
     bias: Tensor
     first: int
@@ -54,18 +42,7 @@ class _Blocks(NamedTuple):
 
 
 def banded_mean(keys: Tensor, values: Tensor, band: Band, rows: Tensor | None, causal: bool) -> Tensor:
-    """``sum_t' exp(K_t' + w_tt') V_t' / sum_t' exp(K_t' + w_tt')`` with w of a band.
-
-    Args:
-        keys: (B, H, T, a), minus infinity where masked.
-        values: (B, H, T, h).
-        band: Band of H groups, or of one for all.
-        rows: Rows that have keys, see :func:`~papa_lightning.attention.aft.means.rows_with_keys`.
-        causal: Only keys at or before the row.
-
-    Returns:
-        (B, H, T, h).
-    """
+    """Means (B, H, T, h) with the weights ``exp(K_t' + w_tt')``, of keys (B, H, T, a) and values (B, H, T, h)."""
     length = keys.shape[2]
     cut = _cut(length, band, causal)
     key_blocks, value_blocks = _padded(keys, cut, -torch.inf), _padded(values, cut, 0.0)
@@ -141,13 +118,7 @@ def _block_logs(band: Band, cut: _Blocks, causal: bool) -> Tensor:
 
 
 class _Both:
-    """Sums over all keys, with the weights of a band, for keys on both sides.
-
-    Args:
-        cut: Division of the sequence.
-        weights: (H, blocks or 1, size, keys in sight).
-        beyond: (H, blocks or 1, size, 1), the weight of all other keys.
-    """
+    """Sums over all keys by weights (H, blocks or 1, size, keys in sight), and beyond these (H, blocks or 1, size, 1)."""
 
     def __init__(self, cut: _Blocks, weights: Tensor, beyond: Tensor) -> None:
         self.cut, self.weights, self.beyond = cut, torch.split(weights, cut.size, dim=-1), beyond
@@ -180,14 +151,7 @@ class _Both:
 
 
 class _CausalBlocks(_Both):
-    """Sums over the keys at or before the row, with a maximum that grows from block to block.
-
-    Args:
-        cut: Division of the sequence.
-        weights: See :class:`_Both`.
-        beyond: See :class:`_Both`.
-        top: (B, H, blocks, 1, a), the running maxima.
-    """
+    """Sums over the keys at or before the row, with running maxima ``top`` (B, H, blocks, 1, a)."""
 
     def __init__(self, cut: _Blocks, weights: Tensor, beyond: Tensor, top: Tensor) -> None:
         super().__init__(cut, weights, beyond)

@@ -52,14 +52,7 @@ class FactorizedBias(nn.Module):
         nn.init.normal_(self.v, std=deviation)
 
     def forward(self, length: int) -> Tensor:
-        """The whole bias for sequences of some length.
-
-        Args:
-            length: At most ``max_length``.
-
-        Returns:
-            (H, length, length).
-        """
+        """The whole bias for sequences of at most ``max_length`` tokens, (H, length, length)."""
         u, v = self._factors(length)
         with torch.autocast(u.device.type, enabled=False):
             return u @ v.transpose(1, 2)
@@ -102,16 +95,7 @@ class FactorizedBias(nn.Module):
 
 
 class TableBias(nn.Module):
-    """Position bias with a parameter for every pair of positions, (H, T, T); it can have any value.
-
-    Args:
-        max_length: T, the longest sequence.
-        groups: H, the number of groups of channels with a bias of their own.
-
-    Example:
-        >>> TableBias(max_length=16, groups=2)(length=10).shape
-        torch.Size([2, 10, 10])
-    """
+    """Position bias with a parameter for every pair of positions, (H, T, T); it can have any value."""
 
     def __init__(self, max_length: int, groups: int = 1) -> None:
         super().__init__()
@@ -124,18 +108,7 @@ class TableBias(nn.Module):
 
 
 class BandBias(nn.Module):
-    """Position bias with a parameter for every pair within a window, (H, T, offsets) as of :func:`FactorizedBias.band`.
-
-    Args:
-        max_length: T, the longest sequence.
-        window: s, at most T.
-        causal: Only keys at or before the row, s offsets; else 2 s - 1.
-        groups: H, the number of groups of channels with a bias of their own.
-
-    Example:
-        >>> BandBias(max_length=16, window=3).band(length=10, window=3).shape
-        torch.Size([1, 10, 5])
-    """
+    """Position bias with a parameter for every pair within a window, as :func:`FactorizedBias.band` gives them."""
 
     def __init__(self, max_length: int, window: int, causal: bool = False, groups: int = 1) -> None:
         super().__init__()

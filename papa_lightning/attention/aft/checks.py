@@ -8,24 +8,25 @@ from papa_lightning.checks import whole
 from papa_lightning.errors import PapaError
 
 
+def shapes_error(query: Tensor, key: Tensor, value: Tensor, wanted: str) -> PapaError:
+    """Error of queries, keys and values whose shapes are not what is wanted."""
+    found = f"{tuple(query.shape)}, {tuple(key.shape)} and {tuple(value.shape)}"
+    return PapaError(f"query, key and value have the shapes {found}, but {wanted}.")
+
+
 def check_rows(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> None:
     """Refuse queries, keys and values that are not all (B, T, d), or another mask than theirs."""
     if query.dim() != 3 or query.shape != key.shape or query.shape != value.shape:
-        raise PapaError(
-            f"query, key and value have the shapes {tuple(query.shape)}, {tuple(key.shape)} and {tuple(value.shape)}, "
-            "but all must have the same shape (sequences, tokens, channels)."
-        )
+        raise shapes_error(query, key, value, "all must have the same shape (sequences, tokens, channels)")
     check_mask(mask, query)
 
 
 def check_heads(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> None:
     """Refuse queries and values that are not (B, T, H, h), keys that are not (B, T, H), or another mask than theirs."""
     if query.dim() != 4 or query.shape != value.shape or query.shape[:3] != key.shape:
-        raise PapaError(
-            f"query, key and value have the shapes {tuple(query.shape)}, {tuple(key.shape)} and {tuple(value.shape)}, "
-            "but query and value must be (sequences, tokens, heads, channels of a head), and key (sequences, tokens, "
-            "heads)."
-        )
+        heads = "(sequences, tokens, heads)"
+        wanted = f"query and value must be (sequences, tokens, heads, channels of a head), and key {heads}"
+        raise shapes_error(query, key, value, wanted)
     check_mask(mask, query)
 
 

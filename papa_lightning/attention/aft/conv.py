@@ -1,8 +1,4 @@
-"""AFT-conv as pure functions: position biases that depend on the offset alone, over a sequence or over a grid.
-
-Source: "An Attention Free Transformer", Zhai et al. 2021, arXiv 2105.14103. Precision,
-masks and underflow are treated as in :mod:`papa_lightning.attention.aft.functional`.
-"""
+"""AFT-conv as pure functions: position biases that depend on the offset alone, over a sequence or over a grid."""
 
 from __future__ import annotations
 
@@ -33,7 +29,7 @@ def aft_conv(
     ``sigmoid(Q) * [conv(e^K V, e^w - 1) + sum e^K V] / [conv(e^K, e^w - 1) + sum e^K]`` for each of H heads, computed
     without the difference, in O(T s d). Entry j of a kernel belongs to the key at ``t + j - (s - 1) // 2``, as in a
     convolution with padding "same"; in causal mode to the key at ``t + j - (s - 1)``, so that the last entry is the
-    row's own.
+    row's own. Source: Zhai et al. 2021, arXiv 2105.14103.
 
     Args:
         query: (B, T, H, h).
@@ -135,11 +131,7 @@ def conv2d_mixture(query: Tensor, key: Tensor, value: Tensor, kernel: Tensor, si
 
 
 def _grid_sums(cells: Tensor, weights: Tensor, beyond: Tensor, side: int) -> Tensor:
-    """Sums (B, H, T, x) of cells: with the weights (H, s, s) in the window, and with one weight (H, 1, 1) outside.
-
-    The cells outside a window are those above and below it, and those to its left and right. These are sums of positive
-    terms; "all less the window" would cancel.
-    """
+    """Sums (B, H, T, x) of cells: with the weights (H, s, s) in the window, and with one weight (H, 1, 1) outside."""
     batch, heads, _, width = cells.shape
     grid = cells.transpose(2, 3).reshape(batch, heads * width, side, side)
     size = weights.shape[-1]

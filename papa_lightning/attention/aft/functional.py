@@ -1,15 +1,7 @@
-"""Attention-free mixing (AFT) as pure functions: full, simple and local. The convolutional form is in conv.py.
+"""Attention-free mixing (AFT) as pure functions: full, simple and local; source: Zhai et al. 2021, arXiv 2105.14103.
 
-Every query row gets, channel by channel, a mean of the values with the weights ``exp(K_t' + w_tt')`` of the keys that
-it may look at, times ``sigmoid(Q_t)``. w is the position bias. Source: "An Attention Free Transformer", Zhai et al.
-2021, arXiv 2105.14103.
-
-Inside, everything is float32 (float64 for float64 input), also under autocast. Keys are masked before a maximum is
-taken of them, so padding changes nothing, and rows without any allowed key are 0. Where a sum of weights underflows,
-exactly these entries are computed again, each with a maximum of its own; nothing is ever added to a denominator.
-
-Shapes: B sequences, T tokens, d channels in H groups. A *mask* is (B, T), true for a real token, and may have
-holes; None: all are real. *causal*: a row looks at itself and the rows before it.
+Inside, everything is float32 (float64 for float64 input), also under autocast; rows without any allowed key are 0. A
+mask (B, T) is true for a real token, and may have holes. *causal*: a row looks at itself and the rows before it.
 """
 
 from __future__ import annotations
@@ -82,29 +74,19 @@ def aft_full(
         for piece in torch.split(bias, chunk, dim=1):
             stop = start + piece.shape[1]
             some = None if rows is None else rows[:, :, start:stop]
-            seen = stop if causal else length
-            later = (
-                torch.ones(piece.shape[1:], dtype=torch.bool, device=piece.device).triu(start + 1) if causal else None
-            )
-            own = query[:, start:stop]
-            chunks.append(recomputed(_chunk_of_rows, own, keys, values, piece, some, seen, later, value.dtype))
+            seen = slice(stop if causal else length)
+            if causal:
+                piece = piece.masked_fill(torch.ones_like(piece[0], dtype=torch.bool).triu(start + 1), -torch.inf)
+            own = (query[:, start:stop], keys[:, :, seen], values[:, :, seen], piece[..., seen], some, value.dtype)
+            chunks.append(recomputed(_chunk_of_rows, *own))
             start = stop
         return torch.cat(chunks, dim=1)
 
 
 def _chunk_of_rows(
-    query: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    bias: Tensor,
-    rows: Tensor | None,
-    seen: int,
-    later: Tensor | None,
-    dtype: torch.dtype,
+    query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, rows: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
-    """(B, rows, d): some rows, with the maximum of the ``seen`` keys before or at the last of them."""
-    if later is not None:
-        keys, values, bias = keys[:, :, :seen], values[:, :, :seen], bias.masked_fill(later, -torch.inf)[..., :seen]
+    """(B, rows, d): some rows, with the maximum of the keys before or at the last of them."""
     scaled = torch.exp(keys - finite_maximum(keys, dim=2))
     weights = torch.exp(bias - finite_maximum(bias, dim=-1))
     denominator = torch.einsum("hij,bhjd->bhid", weights, scaled)
@@ -215,7 +197,7 @@ def aft_banded(
 ) -> Tensor:
     """AFT-full with a position bias that is given as a band, ``w[t, t + first + j] = band[t, j]`` and 0 elsewhere.
 
-    In O(T n d) for n offsets. See :mod:`papa_lightning.attention.aft.band` for how.
+    In O(T n d) for n offsets.
 
     Args:
         query: (B, T, d).

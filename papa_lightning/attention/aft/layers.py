@@ -1,8 +1,4 @@
-"""Attention-free layers on plain tensors (Zhai et al. 2021, arXiv 2105.14103): hidden states in, hidden states out.
-
-They need no encoder: each has projections of its own, as a layer of multi-head attention has. The formulas are those of
-:mod:`papa_lightning.attention.aft.functional` and :mod:`papa_lightning.attention.aft.conv`.
-"""
+"""Attention-free layers on plain tensors, with projections of their own: hidden states in, hidden states out."""
 
 from __future__ import annotations
 
@@ -20,12 +16,7 @@ from papa_lightning.errors import PapaError
 
 
 class ProjectedMixing(nn.Module):
-    """Queries, keys and values of hidden states, mixed, and projected back: ``W_o mix(W_q x, W_k x, W_v x)``.
-
-    Args:
-        hidden_size: d, channels of the hidden states.
-        key_size: Channels of a key; None takes d.
-    """
+    """Queries, keys (d or ``key_size`` channels) and values, mixed and projected: ``W_o mix(W_q x, W_k x, W_v x)``."""
 
     def __init__(self, hidden_size: int, key_size: int | None = None) -> None:
         super().__init__()
@@ -57,22 +48,14 @@ class ProjectedMixing(nn.Module):
         return mixed
 
     def mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        """Mix the values between the projections.
-
-        Args:
-            query: (B, T, d).
-            key: (B, T, d), or the layer's ``key_size``.
-            value: (B, T, d).
-            mask: (B, T), or None.
-
-        Returns:
-            (B, T, d).
-        """
+        """Mixed values (B, T, d), from queries, keys and values (B, T, ...)."""
         raise NotImplementedError
 
 
 class AFTFull(ProjectedMixing):
     """AFT-full with a factorised position bias, ``sigmoid(Q_t) * mean of V with weights exp(K_t' + u_t . v_t')``.
+
+    Source: Zhai et al. 2021, arXiv 2105.14103.
 
     Args:
         hidden_size: d, channels of the hidden states.

@@ -1,12 +1,7 @@
 """Safe exponentials of attention-free mixing, and exact means where sums underflow.
 
-An attention-free mixer gives every query row a weighted mean of the values, channel by channel, with the weights
-``exp(K + w)``. The fast forms take the exponentials of K and of w apart, each less a maximum, and this file mends the
-few entries for which the product of the two is too small for the dtype.
-
-Shapes, here and in the other files of the room: H groups of channels that share a position bias w, *keys*
-(B, H, T, a) in at least float32 and minus infinity where masked, *values* (B, H, T, h) and 0 where masked. a is h (a
-key a channel) or 1 (a key a group).
+Shapes in this room: H groups of channels that share a position bias w; *keys* (B, H, T, a) in at least float32, minus
+infinity where masked; *values* (B, H, T, h), 0 where masked. a is h (a key a channel) or 1 (a key a group).
 """
 
 from __future__ import annotations
@@ -28,15 +23,8 @@ _ELEMENTS = 2**23
 
 
 def smallest_sum(dtype: torch.dtype) -> float:
-    """Sums below this are redone: terms that underflowed could make up more than a rounding error of them.
-
-    A term is lost below the smallest normal number, 1e-38 in float32. A million lost terms beside a sum of 5e-26 are
-    less than 1e-6 of it.
-
-    Example:
-        >>> smallest_sum(torch.float32) < 1e-25
-        True
-    """
+    """Sums below this are redone: terms that underflowed could make up more than a rounding error of them."""
+    # A term is lost below 1e-38 in float32: a million of them are less than 1e-6 of a sum of 5e-26.
     return float(torch.finfo(dtype).tiny ** (2 / 3))
 
 
@@ -72,11 +60,8 @@ def _like(mask: Tensor, tensor: Tensor) -> Tensor:
 
 
 def finite_maximum(logarithms: Tensor, dim: int) -> Tensor:
-    """Maximum along a dimension, kept, without gradient, and finite where everything is masked.
-
-    What it is subtracted from does not depend on it as a whole, so its gradient is 0.
-    """
-    top = logarithms.detach().amax(dim, keepdim=True)
+    """Maximum along a dimension, kept, without gradient, and finite where everything is masked."""
+    top = logarithms.detach().amax(dim, keepdim=True)  # no result depends on what is subtracted
     return top.clamp_min(torch.finfo(top.dtype).min)
 
 
@@ -100,19 +85,7 @@ def recomputed(function: Callable[..., Tensor], *args: Any) -> Tensor:
 def weighted_mean(
     numerator: Tensor, denominator: Tensor, keys: Tensor, values: Tensor, log_weights: LogWeights, rows: Tensor | None
 ) -> Tensor:
-    """``numerator / denominator``, redone exactly where the denominator underflows; 0 for rows without keys.
-
-    Args:
-        numerator: (B, H, rows, h).
-        denominator: (B, H, rows, a).
-        keys: (B, H, T, a), all that these rows may look at.
-        values: (B, H, T, h).
-        log_weights: Position weights of any of these rows.
-        rows: Rows that have keys, see :func:`rows_with_keys`.
-
-    Returns:
-        (B, H, rows, h).
-    """
+    """``numerator / denominator``, redone exactly where the denominator underflows; 0 for rows without keys."""
     low = denominator < smallest_sum(denominator.dtype)
     # Rows without keys have a numerator of 0, and so a mean of 0.
     mean = numerator / denominator.masked_fill(low, 1.0)

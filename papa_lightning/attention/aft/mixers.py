@@ -1,20 +1,6 @@
 """Kinds "aft_full", "aft_simple", "aft_local" and "aft_conv": layers of an encoder without attention matrices.
 
-The layer keeps the encoder's projections. Its own query q and key k, head after head, take part through a factor a
-channel each, and the values are the encoder's::
-
-    Y_t = g sigmoid(a q_t + b) * [sum_t' exp(c k_t' + w_tt') V_t'] / [sum_t' exp(c k_t' + w_tt')]
-
-Source of the form: "An Attention Free Transformer", Zhai et al. 2021, arXiv 2105.14103. It starts in one of two ways:
-
-- ``"paper"``: a = c = 1, b = 0, g = 1, w small: the layer of the paper with the queries and keys of the encoder.
-- ``"from_constants"``: a = b = c = 0, g = 2, w the logarithm of the calibrated average. The gate is ``2 sigmoid(0)``,
-  exactly 1 and where the sigmoid is steepest, and the keys have no weight, so the layer starts as the constant layer.
-  All parameters get gradients from the first step, except the encoder's query and key, which get some when a and c
-  have left 0. The factor 2 stands for a factor of the output projection, which stays as it is.
-
-A shift of the keys of a channel would cancel between the two sums, so there is none. Biases that an encoder adds to
-its scores (T5, DeBERTa, MPNet) and attention dropout have nothing to act on here; they are not used.
+Biases that an encoder adds to its scores (T5, DeBERTa, MPNet) and attention dropout have nothing to act on here.
 """
 
 from __future__ import annotations
@@ -34,8 +20,7 @@ from papa_lightning.attention.aft.from_constants import band_bias, dense_bias, k
 from papa_lightning.attention.aft.functional import aft_full, banded_mixture, simple_mixture
 from papa_lightning.attention.aft.means import join_groups, recomputed
 from papa_lightning.attention.constant.matrices import check_matrices
-from papa_lightning.attention.mixer import KindFacts, Place
-from papa_lightning.attention.registry import KINDS
+from papa_lightning.attention.mixer import KINDS, KindFacts, Place
 from papa_lightning.attention.without_constants import ScorelessLayer
 from papa_lightning.checks import one_of
 from papa_lightning.errors import PapaError
@@ -47,12 +32,20 @@ STARTS = ("paper", "from_constants")
 class AFTSimpleHeads(ScorelessLayer):
     """AFT-simple, w = 0, in a layer of an encoder: ``sigmoid(a q_t + b) * sum_t' softmax_t'(c k)_t' V_t'``, in O(T d).
 
-    See :class:`~papa_lightning.attention.without_constants.ScorelessLayer` for the arguments.
+    The layer keeps the encoder's projections: its own query q and key k take part through a factor a channel each. This
+    is the first of four kinds of the form (Zhai et al. 2021, arXiv 2105.14103)::
+
+        Y_t = g sigmoid(a q_t + b) * [sum_t' exp(c k_t' + w_tt') V_t'] / [sum_t' exp(c k_t' + w_tt')]
+
+    Args:
+        place: Position in the encoder, with the size of the heads.
+        heads: All heads of the layer.
+        causal: Whether the encoder is causal; None takes it from the encoder.
 
     Attributes:
         query_scale: (H, h), a in the formula.
         query_shift: (H, h), b.
-        key_scale: (H, h), c.
+        key_scale: (H, h), c. A shift of the keys of a channel would cancel between the two sums.
 
     Raises:
         PapaError: For invalid arguments.
@@ -83,17 +76,7 @@ class AFTSimpleHeads(ScorelessLayer):
         return (mixed * self.gate_scale).view(*mixed.shape[:2], value.shape[1], -1)
 
     def mean(self, gate: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        """The gated mean of the values.
-
-        Args:
-            gate: (B, T, d), before the sigmoid.
-            key: (B, H, T, h), keys of the encoder.
-            value: (B, T, d).
-            mask: (B, T) or None.
-
-        Returns:
-            (B, T, d).
-        """
+        """The gated mean of values (B, T, d), from gates (B, T, d) before the sigmoid and keys (B, H, T, h)."""
         return simple_mixture(gate, self.scaled_key(key), value, mask, self.causal)
 
     def scaled_key(self, key: Tensor) -> Tensor:
@@ -104,10 +87,10 @@ class AFTSimpleHeads(ScorelessLayer):
 class BiasedAFTHeads(AFTSimpleHeads):
     """Base of the kinds with a position bias, which start as in the paper or from constants.
 
-    See :class:`~papa_lightning.attention.without_constants.ScorelessLayer` for the other arguments.
-
-    Args:
-        init: "paper" or "from_constants"; the latter is the default of a swap that brings constants.
+    - ``"paper"``: a = c = 1, b = 0, g = 1, w small: the layer of the paper with the queries and keys of the encoder.
+    - ``"from_constants"``: a = b = c = 0, g = 2, w the logarithm of the calibrated average. The gate ``2 sigmoid(0)``
+      is exactly 1, and the keys have no weight, so the layer starts as the constant layer. All parameters get gradients
+      from the first step, except the encoder's query and key, which get some when a and c have left 0.
     """
 
     def __init__(self, place: Place, heads: Sequence[int], init: str = "paper", causal: bool | None = None) -> None:
@@ -149,23 +132,7 @@ class BiasedAFTHeads(AFTSimpleHeads):
 
 
 class TableAFTHeads(BiasedAFTHeads):
-    """Base of the kinds with a position bias for pairs of positions.
-
-    See :class:`BiasedAFTHeads` for the other arguments.
-
-    Args:
-        new_table: Function of the number of groups of channels, as ``groups``, that makes a bias with a parameter for
-            every pair.
-        per_head: Whether each head has a bias of its own, so that constants are taken over exactly; otherwise all
-            channels share one, as in the paper, which starts from the mean of the heads' constants.
-        inner: Inner size of a factorised bias ``w = u v^T``, as in the paper; None has a parameter for every pair.
-
-    Attributes:
-        position_bias: w of H groups of channels, or of one.
-
-    Raises:
-        PapaError: For a factorised bias that is to start from constants: few factors cannot hold their logarithm.
-    """
+    """Base of the kinds with a position bias for pairs of positions, which ``new_table(groups=H or 1)`` makes."""
 
     def __init__(
         self,
@@ -208,7 +175,20 @@ class TableAFTHeads(BiasedAFTHeads):
 class AFTFullHeads(TableAFTHeads):
     """AFT-full in a layer of an encoder, with a position bias for every pair of positions; O(T^2 d).
 
-    See :class:`TableAFTHeads` for the arguments.
+    See :class:`~papa_lightning.attention.AFTSimpleHeads` for the formula and the other arguments.
+
+    Args:
+        per_head: Whether each head has a bias of its own, so that constants are taken over exactly; otherwise all
+            channels share one, as in the paper, which starts from the mean of the heads' constants.
+        inner: Inner size of a factorised bias ``w = u v^T``, as in the paper; None has a parameter for every pair.
+        init: "paper" (a = c = 1, w small) or "from_constants" (a = b = c = 0, g = 2, w the logarithm of the constants,
+            so that the layer starts as the constant layer); the latter is the default of a swap that brings constants.
+
+    Attributes:
+        position_bias: w of H groups of channels, or of one.
+
+    Raises:
+        PapaError: For a factorised bias that is to start from constants: few factors cannot hold their logarithm.
     """
 
     facts = KindFacts(
@@ -248,7 +228,7 @@ class AFTFullHeads(TableAFTHeads):
 class AFTLocalHeads(TableAFTHeads):
     """AFT-local in a layer of an encoder: w is 0 where ``|t - t'| >= s``, and those keys still count; O(T s d).
 
-    See :class:`TableAFTHeads` for the other arguments.
+    See :class:`~papa_lightning.attention.AFTFullHeads` for the other arguments.
 
     Args:
         window: s, at most max_length.
@@ -304,9 +284,7 @@ class AFTConvHeads(BiasedAFTHeads):
 
     The key of a head is ``c . k_t'``, a product over the channels of the head, where "paper" starts with
     ``c = 1 / sqrt(h)``. The kernel is ``gamma (w - mean w) / std w + beta``, see
-    :class:`~papa_lightning.attention.aft.bias.NormalizedKernel`.
-
-    See :class:`BiasedAFTHeads` for the other arguments.
+    :class:`~papa_lightning.attention.NormalizedKernel`; ``init`` is that of :class:`AFTFullHeads`.
 
     Args:
         window: s, the number of offsets, at most max_length.

@@ -1,8 +1,7 @@
 """Constant attention without matrices: a relative profile and a weight for each column, or factors of low rank.
 
-Shapes: B sequences, H heads, T tokens, h features a head, w the width of the profile. A *mask* is (B, T), true for a
-real token, possibly with holes; ``None`` means that every token is real. A *profile* is (H, 2 w + 1): entry ``w + o``
-is rho(o), the weight of the key that stands ``o`` positions before the query. *Columns* are (H, T): alpha(j).
+Shapes: B sequences, H heads, T tokens, h features a head. A *profile* is (H, 2 w + 1): entry ``w + o`` is rho(o), the
+weight of the key ``o`` positions before the query. *Columns* are (H, T): alpha(j). A mask is (B, T), or None.
 """
 
 from __future__ import annotations
@@ -39,42 +38,14 @@ def cut_profile(profile: Tensor, reach: Reach) -> Tensor:
 
 
 def band_matrix(profile: Tensor, queries: int) -> Tensor:
-    """Weights of neighbouring queries on the keys around them, ``M[q,k] = rho(q - k + w)``.
-
-    Args:
-        profile: (H, 2 w + 1).
-        queries: b, the number of queries.
-
-    Returns:
-        (H, b, b + 2 w); key k stands k - w positions behind the first query. A view: of Toeplitz form.
-
-    Example:
-        >>> band_matrix(torch.tensor([[1.0, 2.0, 3.0]]), 2)
-        tensor([[[3., 2., 1., 0.],
-                 [0., 3., 2., 1.]]])
-    """
+    """Weights ``M[q,k] = rho(q - k + w)`` of b neighbouring queries, (H, b, b + 2 w): a view, of Toeplitz form."""
     width = profile_width(profile)
     padded = F.pad(profile.flip(-1), (queries - 1, queries - 1))
     return padded.unfold(-1, queries + 2 * width, 1).flip(-2)
 
 
 def expand_profile(profile: Tensor, columns: Tensor, reach: Reach | None = None) -> Tensor:
-    """The matrices themselves, ``C[i,j] = rho(i - j) + alpha(j)``, and 0 beyond the reach.
-
-    Args:
-        profile: (H, 2 w + 1).
-        columns: (H, T).
-        reach: Keys that the queries can see; None for all.
-
-    Returns:
-        (H, T, T).
-
-    Example:
-        >>> expand_profile(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[0.0, 10.0, 0.0]]))
-        tensor([[[ 2., 11.,  0.],
-                 [ 3., 12.,  1.],
-                 [ 0., 13.,  2.]]])
-    """
+    """The matrices themselves, ``C[i,j] = rho(i - j) + alpha(j)``, 0 beyond the reach: (H, T, T)."""
     width, length = profile_width(profile), columns.shape[-1]
     if width >= length:
         profile, width = profile[:, width - length + 1 : width + length], length - 1
@@ -83,23 +54,9 @@ def expand_profile(profile: Tensor, columns: Tensor, reach: Reach | None = None)
 
 
 def profile_product(profile: Tensor, tokens: Tensor) -> Tensor:
-    """A banded Toeplitz product, ``out_i = sum_j rho(i - j) x_j``, in O(T (b + w)) for blocks of b queries.
-
-    One small matrix a head serves every block of every sequence. The keys of a block are a view of the tokens, so
-    that nothing is copied but the tokens once, between zeros. At T = 4096 and w = 64 on a CPU this takes two thirds
-    of the time of one product with copied windows, and of the FFT's, and a tenth of a grouped convolution's.
-
-    Args:
-        profile: (H, 2 w + 1).
-        tokens: (B, T, H, h).
-
-    Returns:
-        (B, T, H, h).
-
-    Example:
-        >>> profile_product(torch.tensor([[1.0, 0.0, 0.0]]), torch.arange(3.0).view(1, 3, 1, 1)).flatten()
-        tensor([1., 2., 0.])
-    """
+    """A banded Toeplitz product with tokens (B, T, H, h), ``out_i = sum_j rho(i - j) x_j``, in O(T (b + w))."""
+    # One matrix a head serves all blocks, whose keys are a view of the tokens between zeros. At T = 4096, w = 64 that takes
+    # two thirds of the time of copied windows, or of the FFT's, and a tenth of a grouped convolution's.
     (batch, length, heads, size), width = tokens.shape, profile_width(profile)
     matrix = band_matrix(profile, BLOCK).to(tokens.dtype)
     gap = -(-width // BLOCK) * BLOCK  # zeros between two sequences, in whole blocks: all blocks are one batch
@@ -114,16 +71,7 @@ def profile_product(profile: Tensor, tokens: Tensor) -> Tensor:
 
 
 def column_product(columns: Tensor, tokens: Tensor, reach: Reach) -> Tensor:
-    """Sum of the keys within reach of each query, weighted by column, ``out_i = sum_j alpha_j x_j``.
-
-    Args:
-        columns: (H, T).
-        tokens: (B, T, H, h).
-        reach: Without a limit the sum is the same for all queries.
-
-    Returns:
-        (B, 1, H, h), or (B, T, H, h) for a limited reach.
-    """
+    """``out_i = sum_j alpha_j x_j`` over the keys in reach: (B, T, H, h), or (B, 1, H, h) for an unlimited reach."""
     if reach.unlimited:
         return torch.einsum("hj,bjhd->bhd", columns.to(tokens.dtype), tokens)[:, None]
     weighted = tokens * columns.T[..., None].to(tokens.dtype)
@@ -136,17 +84,7 @@ def column_product(columns: Tensor, tokens: Tensor, reach: Reach) -> Tensor:
 
 
 def profile_mass(profile: Tensor, columns: Tensor, mask: Tensor | None, reach: Reach) -> Tensor:
-    """The row sums that normalise, ``mass[b,h,i] = sum_j (rho(i - j) + alpha(j)) m[b,j]`` within the reach.
-
-    Args:
-        profile: (H, 2 w + 1).
-        columns: (H, T).
-        mask: (B, T), or None.
-        reach: Keys that the queries of the layer can see.
-
-    Returns:
-        (B, H, T), or (1, H, T) without a mask; at least float32.
-    """
+    """Row sums in reach, ``mass[b,h,i] = sum_j (rho(i - j) + alpha(j)) m[b,j]``: (B or 1, H, T), at least float32."""
     dtype = accumulation_dtype(profile.dtype)
     exact, weights = cut_profile(profile, reach).to(dtype), columns.to(dtype)
     real = exact.new_ones(1, columns.shape[-1]) if mask is None else mask.to(dtype)
@@ -164,29 +102,14 @@ def profile_mass(profile: Tensor, columns: Tensor, mask: Tensor | None, reach: R
 def profile_attention(
     profile: Tensor, columns: Tensor, value: Tensor, mask: Tensor | None = None, reach: Reach | None = None
 ) -> Tensor:
-    """Constant attention of ``C[i,j] = rho(i - j) + alpha(j)``, normalised, in O(T w) instead of O(T^2).
+    """Constant attention of ``C[i,j] = rho(i - j) + alpha(j)`` with values (B, H, T, h): (B, T, H, h), in O(T w).
 
         out_i = m_i sum_j m_j (rho(i - j) + alpha_j) v_j / mass_i
 
-    Short sequences, where a matrix costs no more than the band, are multiplied with the matrix.
-
-    Args:
-        profile: (H, 2 w + 1).
-        columns: (H, T), cut to the length of the batch.
-        value: (B, H, T, h).
-        mask: (B, T), true for a real token, or None.
-        reach: Keys that the queries can see; None for all.
-
-    Returns:
-        (B, T, H, h) in the dtype of ``value``. Rows of padding queries, and those without mass, are 0.
-
-    Example:
-        >>> previous, value = torch.tensor([[0.0, 0.0, 1.0]]), torch.tensor([[[[4.0], [8.0], [6.0]]]])
-        >>> profile_attention(previous, torch.tensor([[1.0, 0.0, 0.0]]), value).flatten()
-        tensor([4., 4., 6.])
+    Rows of padding queries, and those without mass, are 0.
     """
     reach = reach or Reach()
-    if value.shape[2] <= 2 * (BLOCK + 2 * profile_width(profile)):
+    if value.shape[2] <= 2 * (BLOCK + 2 * profile_width(profile)):  # a matrix costs no more than the band
         return constant_attention(expand_profile(profile, columns, reach), value, mask)
     scale = profile_mass(profile, columns, mask, reach).clamp_min(EPS).reciprocal()
     tokens = value.transpose(1, 2)
@@ -198,22 +121,7 @@ def profile_attention(
 
 
 def low_rank_attention(left: Tensor, right: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Constant attention of ``C = L R^T``, normalised, in O(T r): ``out = m (L (R^T (m V))) / (L (R^T m))``.
-
-    Args:
-        left: (H, T, r), cut to the length of the batch.
-        right: (H, T, r), cut to the length of the batch.
-        value: (B, H, T, h).
-        mask: (B, T), true for a real token, or None.
-
-    Returns:
-        (B, T, H, h) in the dtype of ``value``. Rows of padding queries, and those without mass, are 0.
-
-    Example:
-        >>> ones = torch.ones(1, 2, 1)
-        >>> low_rank_attention(ones, ones, torch.tensor([[[[4.0], [8.0]]]])).flatten()
-        tensor([6., 6.])
-    """
+    """Constant attention of ``C = L R^T``, factors (H, T, r), in O(T r): ``out = m (L (R^T (m V))) / (L (R^T m))``."""
     dtype = accumulation_dtype(left.dtype)
     real = left.new_ones(1, left.shape[1], dtype=dtype) if mask is None else mask.to(dtype)
     with torch.autocast(device_type=left.device.type, enabled=False):

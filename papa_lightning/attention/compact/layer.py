@@ -26,12 +26,7 @@ PARTS = tuple(part for parts in FORMS.values() for part in parts)
 
 
 def heads_by_form(forms: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """The heads of each form that occurs, ascending, from the form of each head.
-
-    Example:
-        >>> heads_by_form(["profile", "dense", "profile"])
-        {'profile': (0, 2), 'dense': (1,)}
-    """
+    """The heads of each form that occurs, ascending, from the form of each head."""
     own = {form: tuple(head for head, found in enumerate(forms) if found == form) for form in FORMS}
     return {form: heads for form, heads in own.items() if heads}
 
@@ -95,11 +90,11 @@ class CompactLayer:
 
     def select(self, heads: Sequence[int]) -> CompactLayer:
         """Compact constants of some heads, in ascending order."""
+        by_form = heads_by_form(self.forms)
         chosen: dict[str, Any] = {}
-        for form, parts in FORMS.items():
-            rows = [row for row, head in enumerate(heads_by_form(self.forms).get(form, ())) if head in heads]
-            also = ("beyond",) if form == "profile" else ()
-            chosen |= {part: getattr(self, part)[rows] for part in (*parts, *also)}
+        for form, parts in {**FORMS, "profile": (*FORMS["profile"], "beyond")}.items():
+            rows = [row for row, head in enumerate(by_form.get(form, ())) if head in heads]
+            chosen |= {part: getattr(self, part)[rows] for part in parts}
         return replace(self, forms=tuple(self.forms[head] for head in heads), **chosen)
 
     def extend(self, length: int) -> CompactLayer:
@@ -124,13 +119,7 @@ class CompactLayer:
 
 
 def expand_forms(forms: Sequence[str], parts: Mapping[str, Tensor], reach: Reach) -> Tensor:
-    """The matrices (heads, T, T) of heads of several forms, 0 beyond the reach.
-
-    Args:
-        forms: Form of each head.
-        parts: The tensors of :class:`CompactLayer` by name.
-        reach: Keys that the queries of the layer can see.
-    """
+    """The matrices (heads, T, T) of heads of several forms, 0 beyond the reach, from the tensors of a layer by name."""
     pieces = [(heads, expand_form(form, parts)) for form, heads in heads_by_form(forms).items()]
     length = parts["columns"].shape[-1]
     return reach.cut(merge_heads(pieces, dim=0) if pieces else parts["columns"].new_zeros(0, length, length))
@@ -145,13 +134,8 @@ def expand_form(form: str, parts: Mapping[str, Tensor]) -> Tensor:
 
 def cut_parts(parts: Mapping[str, Tensor], length: int) -> dict[str, Tensor]:
     """The tensors of :class:`CompactLayer` for the first ``length`` positions."""
-    cut = {
-        "columns": parts["columns"][:, :length],
-        "left": parts["left"][:, :length],
-        "right": parts["right"][:, :length],
-        "matrices": parts["matrices"][:, :length, :length],
-    }
-    return {**parts, **cut}
+    cut = {name: parts[name][:, :length] for name in ("columns", "left", "right")}
+    return {**parts, **cut, "matrices": parts["matrices"][:, :length, :length]}
 
 
 def own_weights(forms: Sequence[str], parts: Mapping[str, Tensor]) -> Tensor:
@@ -167,14 +151,7 @@ def own_weights(forms: Sequence[str], parts: Mapping[str, Tensor]) -> Tensor:
 
 
 def row_mass(forms: Sequence[str], parts: Mapping[str, Tensor], mask: Tensor | None, reach: Reach) -> Tensor:
-    """The row sums over the real keys, (B, heads, T), or (1, heads, T) without a mask.
-
-    Args:
-        forms: Form of each head.
-        parts: The tensors of :class:`CompactLayer` by name, cut to the length of the batch.
-        mask: (B, T), true for a real token, or None.
-        reach: Keys that the queries of the layer can see.
-    """
+    """The row sums over the real keys, (B or 1, heads, t), from tensors cut to the length t of the batch."""
 
     def mass_of(form: str) -> Tensor:
         if form == "profile":

@@ -15,16 +15,17 @@ from papa_lightning.attention.compact.layer import (
     CompactLayer,
     cut_parts,
     expand_form,
+    expand_forms,
     heads_by_form,
     own_weights,
     row_mass,
 )
-from papa_lightning.attention.cost import Block
+from papa_lightning.attention.constant.constant import shown_mixing, with_dynamic
 from papa_lightning.attention.dynamic import DynamicAttention
 from papa_lightning.attention.functional import apply_attention, constant_attention, normalized_constants
-from papa_lightning.attention.head_slices import merge_heads, take_heads
-from papa_lightning.attention.mixer import KindFacts, Place, TokenMixer, read_extra_state
-from papa_lightning.attention.registry import KINDS
+from papa_lightning.attention.head_slices import take_heads
+from papa_lightning.attention.mixer import KINDS, Block, KindFacts, Place, TokenMixer, read_extra_state
+from papa_lightning.attention.zero_mass import certain_length
 from papa_lightning.errors import PapaError
 
 
@@ -33,17 +34,16 @@ class CompactHeads(TokenMixer):
     """Constant heads, each in the form that its constants were fitted to, beside dynamic ones in one layer.
 
     Heads of form "profile" compute ``out_i = m_i sum_j m_j (rho(i - j) + alpha_j) v_j / mass_i`` in O(T w); those of
-    form "low_rank" and "dense" as :func:`~papa_lightning.attention.compact.functional.low_rank_attention` and
-    :func:`~papa_lightning.attention.functional.constant_attention`. Dynamic heads run through the fused kernel.
+    form "low_rank" ``m (L (R^T (m V))) / (L (R^T m))``; "dense" ones as constant heads. Dynamic heads run through the
+    fused kernel.
 
     Args:
-        place: See :class:`~papa_lightning.attention.mixer.TokenMixer`. Constants beyond its reach are not used.
+        place: Position in the encoder. Constants beyond its reach are not used.
         heads: The constant heads, ascending.
         forms: The form of each of them, once it is known: it comes with the constants.
 
     Attributes:
-        profile: (heads of form "profile", 2 w + 1), rho. Like the others a buffer, and empty while the mixer
-            waits.
+        profile: (heads of form "profile", 2 w + 1), rho. Like the others a buffer, and empty while the mixer waits.
         columns: (heads of form "profile", T), alpha.
         left: (heads of form "low_rank", T, r).
         right: (heads of form "low_rank", T, r).
@@ -61,13 +61,7 @@ class CompactHeads(TokenMixer):
 
     @classmethod
     def saved_operations(cls, block: Block, share: float, options: Mapping[str, Any]) -> float | None:
-        """Queries, keys, scores and the product with the values; added are the profile and a sum over the columns.
-
-        Args:
-            block: Sizes of the layer.
-            share: Share of constant heads.
-            options: May have the "width" of the profile, as the benchmark takes it.
-        """
+        """Queries, keys, scores and the product with values, less profile (option "width") and a sum of columns."""
         width = min(int(options.get("width", WIDTH)), block.length - 1)
         return share * (block.queries + block.length - (2 * width + 2))
 
@@ -77,8 +71,7 @@ class CompactHeads(TokenMixer):
         #: Length up to which no row of a batch can lack mass.
         self.certain_length = 0
         for name, dimensions in {"profile": 2, "columns": 2, "left": 3, "right": 3, "matrices": 3}.items():
-            empty = torch.zeros((0,) * dimensions, dtype=place.dtype, device=place.device)
-            self.register_buffer(name, empty)
+            self.register_buffer(name, torch.zeros((0,) * dimensions, dtype=place.dtype, device=place.device))
         self._forms: tuple[str, ...] | None = None if forms is None else tuple(forms)
 
     @property
@@ -96,11 +89,7 @@ class CompactHeads(TokenMixer):
         return {"forms": None if self._forms is None else list(self._forms)}
 
     def load_constants(self, values: Any) -> None:
-        """See :meth:`TokenMixer.load_constants`.
-
-        Args:
-            values: The :class:`~papa_lightning.attention.CompactLayer` of this layer, with all its heads.
-        """
+        """See :meth:`TokenMixer.load_constants`; takes the :class:`CompactLayer` of all heads of the layer."""
         if not isinstance(values, CompactLayer):
             raise PapaError(
                 f"the constants of layer {self.layer} are a {type(values).__name__}, but kind 'compact' takes compact "
@@ -126,13 +115,10 @@ class CompactHeads(TokenMixer):
 
     def _set_calibrated(self, calibrated: bool) -> None:
         super()._set_calibrated(calibrated)
-        self.certain_length = self._certain_length() if calibrated and self.constant_heads else self.max_length
-
-    def _certain_length(self) -> int:
-        """First position whose token has no weight for itself in some head that is not pruned, or T."""
-        parts = {name: part.detach() for name, part in self.parts.items()}
-        uncertain = ((own_weights(self.forms, parts) == 0) & ~self._pruned(parts)[:, None]).any(dim=0)
-        return int(torch.cat([uncertain, uncertain.new_ones(1)]).int().argmax())
+        self.certain_length = self.max_length
+        if calibrated and self.constant_heads:
+            parts = {name: part.detach() for name, part in self.parts.items()}
+            self.certain_length = certain_length(own_weights(self.forms, parts), self._pruned(parts))
 
     def _pruned(self, parts: Mapping[str, Tensor]) -> Tensor:
         """(constant heads,), true for heads that attend to nothing on purpose."""
@@ -168,18 +154,14 @@ class CompactHeads(TokenMixer):
         self, attention: DynamicAttention, value: Tensor, dropout: float = 0.0, need_weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """See :meth:`TokenMixer.forward`."""
-        mask = attention.mask
-        parts = self._parts_for(value, mask)
+        mask, parts = attention.mask, self._parts_for(value, attention.mask)
         if need_weights:
-            weights = self._weights(attention, parts, batch=value.shape[0])
-            return apply_attention(weights, value, dropout), weights
+            return shown_mixing(self, expand_forms(self.forms, parts, self.reach), attention, value, dropout)
         mixed: list[tuple[Sequence[int], Tensor]] = []
         for form, rows in heads_by_form(self.forms).items():
             own = [self.constant_heads[row] for row in rows]
             mixed.append((own, self._mix(form, parts, take_heads(value, own, dim=1), mask, dropout)))
-        if dynamic := self.heads.dynamic:
-            mixed.append((dynamic, attention.mix(take_heads(value, dynamic, dim=1), dropout)))
-        return merge_heads(mixed, dim=2), None
+        return with_dynamic(self, mixed, attention, value, dropout), None
 
     def _parts_for(self, value: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         """The parts for a batch of values (B, H, t, h); rows without mass are warned of."""
@@ -200,22 +182,11 @@ class CompactHeads(TokenMixer):
     def _mix(
         self, form: str, parts: Mapping[str, Tensor], value: Tensor, mask: Tensor | None, dropout: float
     ) -> Tensor:
-        if dropout > 0.0:  # the one case that needs every sequence's own matrix
-            return apply_attention(normalized_constants(self._matrices(form, parts), mask), value, dropout)
-        if form == "profile":
+        if form == "profile" and dropout == 0.0:
             return profile_attention(parts["profile"], parts["columns"], value, mask, self.reach)
-        if form == "low_rank" and self.reach.unlimited:
+        if form == "low_rank" and self.reach.unlimited and dropout == 0.0:
             return low_rank_attention(parts["left"], parts["right"], value, mask)
-        return constant_attention(self._matrices(form, parts), value, mask)
-
-    def _matrices(self, form: str, parts: Mapping[str, Tensor]) -> Tensor:
-        return self.reach.cut(expand_form(form, parts))
-
-    def _weights(self, attention: DynamicAttention, parts: Mapping[str, Tensor], batch: int) -> Tensor:
-        pieces: list[tuple[Sequence[int], Tensor]] = []
-        for form, rows in heads_by_form(self.forms).items():
-            fixed = normalized_constants(self._matrices(form, parts), attention.mask).expand(batch, -1, -1, -1)
-            pieces.append(([self.constant_heads[row] for row in rows], fixed))
-        if dynamic := self.heads.dynamic:
-            pieces.append((dynamic, attention.matrices().to(parts["profile"].dtype)))
-        return merge_heads(pieces, dim=1)
+        matrices = self.reach.cut(expand_form(form, parts))
+        if dropout > 0.0:  # the one case that needs every sequence's own matrix
+            return apply_attention(normalized_constants(matrices, mask), value, dropout)
+        return constant_attention(matrices, value, mask)

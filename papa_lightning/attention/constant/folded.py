@@ -9,28 +9,14 @@ import torch
 from torch import Tensor
 
 from papa_lightning.attention.constant.matrices import MatrixHeads, check_matrices
-from papa_lightning.attention.cost import Block
 from papa_lightning.attention.dynamic import DynamicAttention
 from papa_lightning.attention.functional import EPS, constant_mass, is_symbolic
-from papa_lightning.attention.mixer import KindFacts, Place
-from papa_lightning.attention.registry import KINDS
+from papa_lightning.attention.mixer import KINDS, Block, KindFacts, Place
 from papa_lightning.errors import PapaError
 
 
 def shared_product(matrix: Tensor, value: Tensor) -> Tensor:
-    """One matrix for all channels times the values, ``out[b,i] = sum_j C[i,j] V[b,j]``.
-
-    Args:
-        matrix: (1, T, T).
-        value: (B, T, d).
-
-    Returns:
-        (B, T, d) in the dtype of ``value``.
-
-    Example:
-        >>> shared_product(torch.tensor([[[0.0, 1.0], [1.0, 0.0]]]), torch.tensor([[[4.0], [8.0]]])).flatten()
-        tensor([8., 4.])
-    """
+    """One matrix (1, T, T) for all channels times values (B, T, d): (B, T, d)."""
     return torch.bmm(matrix.to(value.dtype).expand(len(value), -1, -1), value).to(value.dtype)
 
 
@@ -38,10 +24,10 @@ def shared_product(matrix: Tensor, value: Tensor) -> Tensor:
 class FoldedHeads(MatrixHeads):
     """Heads of one layer that all have the same constant matrix C.
 
-    With one matrix for all heads the layer is exactly ``C X W + b`` with ``W = sum over heads of Wv_h Wo_h``, one
-    (d x d) matrix: d^2 + T d multiply-accumulates a token in the place of 2 d^2 + T d. The product W is made where the
-    encoder's projections are, in :mod:`papa_lightning.encoders.projections.folded`; here C is applied to its output, to
-    all channels at once. Attention dropout in training drops entries of C for all heads together.
+    The layer is exactly ``C X W + b`` with ``W = sum over heads of Wv_h Wo_h``, one (d x d) matrix: d^2 + T d
+    multiply-accumulates a token in the place of 2 d^2 + T d. W is made where the encoder's projections are, in
+    :mod:`papa_lightning.encoders.projections.folded`; here C is applied to its output, to all channels at once.
+    Attention dropout in training drops entries of C for all heads together.
 
     Attributes:
         constants: (1, T, T).
@@ -67,11 +53,7 @@ class FoldedHeads(MatrixHeads):
         self._make_room(place, 1)
 
     def load_constants(self, values: Any) -> None:
-        """See :meth:`TokenMixer.load_constants`.
-
-        Raises:
-            PapaError: When the heads have different constants.
-        """
+        """See :meth:`TokenMixer.load_constants`; heads with different constants are refused."""
         check_matrices(self, values)
         if not bool((values == values[:1]).all()):
             raise PapaError(
@@ -83,16 +65,7 @@ class FoldedHeads(MatrixHeads):
         self._set_calibrated(True)
 
     def mix(self, value: Tensor, mask: Tensor | None, mass: Tensor | None = None) -> Tensor:
-        """See :meth:`MatrixHeads.mix`; with one matrix for all channels nothing is copied into another layout.
-
-        Args:
-            value: (B, 1, T, d).
-            mask: (B, T), true for a real token, or None.
-            mass: Row sums ``constant_mass(constants, mask)``, where they are known already.
-
-        Returns:
-            (B, T, 1, d).
-        """
+        """See :meth:`MatrixHeads.mix`, for values (B, 1, T, d); nothing is copied into another layout."""
         if is_symbolic(value.shape[2]):
             return super().mix(value, mask, mass)
         channels = value[:, 0]

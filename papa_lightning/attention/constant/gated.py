@@ -9,11 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from papa_lightning.attention.constant.matrices import MatrixHeads
-from papa_lightning.attention.cost import Block
 from papa_lightning.attention.dynamic import DynamicAttention
 from papa_lightning.attention.functional import apply_attention, gate_mixture, normalized_constants
-from papa_lightning.attention.mixer import KindFacts, Place
-from papa_lightning.attention.registry import KINDS
+from papa_lightning.attention.mixer import KINDS, Block, KindFacts, Place
 
 
 @KINDS.register("gated")

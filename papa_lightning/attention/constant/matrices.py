@@ -113,8 +113,6 @@ class MatrixHeads(TokenMixer):
     def mix(self, value: Tensor, mask: Tensor | None, mass: Tensor | None = None) -> Tensor:
         """Constant attention of the constant heads.
 
-        Without padding the rows of all sequences have the same sums, so that the constants are divided by them once.
-
         Args:
             value: (B, constant heads, T, h).
             mask: (B, T), true for a real token, or None.
@@ -145,11 +143,7 @@ class MatrixHeads(TokenMixer):
 
 
 def check_matrices(mixer: TokenMixer, values: object) -> None:
-    """Refuse constants of a layer that are not the matrices of all its heads.
-
-    Raises:
-        PapaError: Names what was found.
-    """
+    """Refuse constants of a layer that are not the matrices of all its heads."""
     shape = (mixer.heads.num_heads, mixer.max_length, mixer.max_length)
     if not isinstance(values, Tensor) or tuple(values.shape) != shape:
         found = f"of shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"

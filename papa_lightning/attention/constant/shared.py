@@ -10,8 +10,7 @@ from torch import Tensor
 
 from papa_lightning.attention.constant.matrices import MatrixHeads, check_matrices
 from papa_lightning.attention.dynamic import DynamicAttention
-from papa_lightning.attention.mixer import KindFacts, Place
-from papa_lightning.attention.registry import KINDS
+from papa_lightning.attention.mixer import KINDS, KindFacts, Place
 from papa_lightning.checks import one_of
 
 MATRICES = ("dynamic", "constant")
@@ -21,10 +20,10 @@ MATRICES = ("dynamic", "constant")
 class SharedHeads(MatrixHeads):
     """Heads of one layer that share one matrix, the mean of theirs, ``A = 1/H sum_h softmax(s Q_h K_h^T)``.
 
-    A dynamic matrix costs what explicit attention costs, O(B H T^2) in memory, and is multiplied with the values of
-    all heads at once. A constant matrix is ``C = 1/H sum_h C_h`` of the calibrated averages, used as constant heads
-    use theirs: no queries, no keys, one (T x T) by (T x B d) product a layer. With one constant matrix the layer is
-    exactly ``C X W`` with ``W = sum_h Wv_h Wo_h``: twelve heads of 64 channels are no more expressive than one of 768.
+    A dynamic matrix costs what explicit attention costs, O(B H T^2) in memory, and is multiplied with the values of all
+    heads at once. A constant matrix is ``C = 1/H sum_h C_h`` of the calibrated averages, used as constant heads use
+    theirs: no queries, no keys, one (T x T) by (T x B d) product a layer, which is exactly ``C X W`` with
+    ``W = sum_h Wv_h Wo_h``: twelve heads of 64 channels are no more expressive than one of 768.
 
     Args:
         matrix: "dynamic" or "constant"; the latter is the default of a swap that brings constants.
