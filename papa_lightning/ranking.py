@@ -68,8 +68,8 @@ class HeadRanking:
     ) -> HeadRanking:
         """Rank by ascending score, ties in the order of layers and heads.
 
-        Scores that differ by rounding alone are equal, see :func:`merge_ties`, so that the order is the same on every
-        machine, with any number of threads and any batch size.
+        Scores that differ by rounding alone are equal, so that the order is the same on every machine, with any number
+        of threads and any batch size.
 
         Args:
             scores: (L, H) nested sequence; the lowest score becomes constant first.
@@ -117,11 +117,7 @@ class HeadRanking:
         return list(self.heads[:amount])
 
     def save(self, path: str | Path) -> None:
-        """Write the ranking as JSON, whole or not at all.
-
-        Args:
-            path: The file; its folder is made when missing.
-        """
+        """Write the ranking as JSON, whole or not at all, into a folder that is made when missing."""
         content = {
             "criterion": self.criterion,
             "heads": [list(head) for head in self.heads],
@@ -147,21 +143,9 @@ def _as_ranking(name: str, value: object) -> HeadRanking:
 
 
 def merge_ties(values: Sequence[float], rounding: float) -> list[float]:
-    """Make numbers equal that differ by rounding only.
+    """Make numbers equal that differ by rounding only, each to the lowest of its chain of ties.
 
-    In ascending order, neighbours no further apart than ``rounding`` are tied, and every number of a chain of ties
-    becomes its lowest.
-
-    Args:
-        values: Finite numbers.
-        rounding: Largest difference of two neighbours that are tied, at least 0.
-
-    Returns:
-        The numbers in the order of ``values``.
-
-    Example:
-        >>> merge_ties([5.0000005, 1.0, 5.0], rounding=1e-5)
-        [5.0, 1.0, 5.0]
+    Neighbours in ascending order are tied when they are no further apart than ``rounding``.
     """
     merged = list(values)
     order = sorted(range(len(merged)), key=values.__getitem__)

@@ -25,9 +25,8 @@ class UnknownNameError(PapaError, KeyError):
 class Registry(MutableMapping[str, Part], Generic[Part]):
     """The parts of one sort by name, in the order of their registration.
 
-    Everything that offers a choice among the parts (arguments, help texts, tables of the documentation, tests) reads
-    it here. A part of another package is an entry point of the registry's group: listed by its name, and imported when
-    it is asked for.
+    Everything that offers a choice among the parts (arguments, help texts, tables of the documentation, tests) reads it
+    here. A part of another package is an entry point of the registry's group, imported when it is asked for.
 
     Args:
         noun: Word for a part in messages, e.g. "kind".
@@ -55,14 +54,7 @@ class Registry(MutableMapping[str, Part], Generic[Part]):
         self._parts: dict[str, Part] = {}
 
     def register(self, name: str) -> Callable[[Registered], Registered]:
-        """A decorator that registers a class or a function under a name.
-
-        Args:
-            name: Name of the part. One that is registered already is replaced.
-
-        Raises:
-            PapaError: For an object that cannot be such a part, or that is registered under another name.
-        """
+        """A decorator that registers a class or a function under a name, in place of one that has it already."""
 
         def registering(part: Registered) -> Registered:
             self[name] = part  # type: ignore[assignment]

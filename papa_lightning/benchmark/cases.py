@@ -25,13 +25,7 @@ Pass: TypeAlias = Callable[[Batches], object]
 
 @dataclass(frozen=True)
 class Backend:
-    """A way to compute the attention of dynamic heads.
-
-    Args:
-        implementation: Its name in transformers.
-        kernel: Context around every pass.
-        compiled: Whether the model goes through torch.compile.
-    """
+    """A way to compute attention: its name in transformers, a context around every pass, and torch.compile or not."""
 
     implementation: str
     kernel: Callable[[], AbstractContextManager[Any]] = nullcontext
@@ -67,11 +61,7 @@ def use_backend(encoder: PreTrainedModel, backend: str) -> None:
 
 @contextmanager
 def compiling(backends: Iterable[Backend]) -> Iterator[None]:
-    """Raise the limit of graphs of torch.compile for a while, where a backend compiles.
-
-    Raises:
-        PapaError: When torch.compile does not work on this machine.
-    """
+    """Raise the limit of graphs of torch.compile for a while where a backend compiles; refuse one that cannot."""
     if not any(backend.compiled for backend in backends):
         yield
         return
@@ -90,11 +80,7 @@ def compiling(backends: Iterable[Backend]) -> Iterator[None]:
 
 
 def check_backend(backend: str, dtype: torch.dtype, device: torch.device, padded: bool) -> None:
-    """Refuse a backend that cannot run with these inputs.
-
-    Raises:
-        PapaError: Names the inputs or dtype that it can run with.
-    """
+    """Refuse a backend that cannot run with these inputs."""
     if backend == "flash" and padded:
         raise PapaError("backends has 'flash', whose kernel cannot mask padding: pass padding 0, or leave it out.")
     if backend == "flash" and device.type == "cuda" and dtype == torch.float32:
@@ -187,11 +173,7 @@ def kind_names() -> list[str]:
 
 
 def kind_of(name: str) -> Kind:
-    """The variant of a name; all but two come from :data:`~papa_lightning.attention.KINDS`.
-
-    Args:
-        name: One of :func:`kind_names`.
-    """
+    """The variant of one of :func:`kind_names`; all but two come from :data:`~papa_lightning.attention.KINDS`."""
     if name in _OTHERS:
         return _OTHERS[name]
     mixer = KINDS[name]

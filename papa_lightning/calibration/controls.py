@@ -1,7 +1,4 @@
-"""Controls: constants to compare an average with, and the settings that name them.
-
-A control of another package is an entry point of the group ``papa_lightning.controls``.
-"""
+"""Controls to compare an average with; entry points of the group ``papa_lightning.controls`` add others."""
 
 from __future__ import annotations
 
@@ -72,9 +69,8 @@ def _zero(average: AttentionConstants) -> Tensor:
 def _shuffled(average: AttentionConstants, seed: int) -> Tensor:
     """``average[l,h,i,p(j)]`` with a random permutation p for each layer, head and row.
 
-    It keeps the weights of each row, but not where they point. Only columns are permuted that calibration has seen
-    together with the row and that some head of the layer attends to, so that in a causal encoder no weight moves to
-    where attention cannot look.
+    Only columns are permuted that calibration has seen together with the row and that some head of the layer attends
+    to, so that in a causal encoder no weight moves to where attention cannot look.
     """
     generator = torch.Generator().manual_seed(seed)
     values = average.values.detach().cpu()

@@ -1,7 +1,4 @@
-"""Criteria and their registry, what they are given, and the ranking of heads by one of them.
-
-A criterion of another package is an entry point of the group ``papa_lightning.criteria``.
-"""
+"""Criteria and their registry; those of other packages are entry points of the group ``papa_lightning.criteria``."""
 
 from __future__ import annotations
 
@@ -75,14 +72,7 @@ class HeadCriterion(ABC):
 
     @classmethod
     def from_detail(cls, detail: str) -> HeadCriterion | None:
-        """Make the criterion of the text ``name`` or ``name:detail``.
-
-        Args:
-            detail: The text after the colon; empty for the name alone.
-
-        Returns:
-            The criterion, or None for a detail that it does not have.
-        """
+        """Make the criterion of the text ``name`` or ``name:detail``; None for a detail that it does not have."""
         return None if detail else cls()
 
     @classmethod
@@ -126,24 +116,12 @@ class HeadCriterion(ABC):
         return torch.tensor(merged, dtype=torch.float64).view(shape)
 
     def rounding(self, inputs: RankingInputs, scores: Tensor) -> float:
-        """Largest difference of two scores that may come from rounding alone.
-
-        Args:
-            inputs: See :meth:`scores`.
-            scores: (L, H), float64.
-        """
+        """Largest difference of two of the scores (L, H), float64, that may come from rounding alone."""
         return precision(find_encoder(inputs.encoder)) * max(self.magnitude, float(scores.abs().max()))
 
     @abstractmethod
     def measure(self, inputs: RankingInputs) -> Tensor:
-        """Compute the scores; the inputs that :attr:`needs` names are present, and constants fit the encoder.
-
-        Args:
-            inputs: See :meth:`scores`.
-
-        Returns:
-            (L, H).
-        """
+        """Compute the scores, (L, H); what :attr:`needs` names is in the inputs, and constants fit the encoder."""
 
     def _check(self, inputs: RankingInputs) -> None:
         missing = [name for name in sorted(self.needs) if getattr(inputs, name) is None]
@@ -219,8 +197,6 @@ gate, greedy, random, random:SEED, layer:bottom_up, layer:top_down.
 def rank_heads(criterion: str | HeadCriterion, inputs: RankingInputs) -> HeadRanking:
     """Rank the heads of an encoder: the lowest score becomes constant first, ties by layer and head.
 
-    Scores that differ by rounding alone are ties, see :meth:`HeadCriterion.scores`.
-
     Args:
         criterion: A criterion, or its text as for :func:`criterion_from`.
         inputs: Inputs of the criterion.
@@ -244,11 +220,7 @@ def rank_heads(criterion: str | HeadCriterion, inputs: RankingInputs) -> HeadRan
 
 
 def precision(encoder: PreTrainedModel) -> float:
-    """Relative precision of the quantities that an encoder computes.
-
-    Args:
-        encoder: The bare encoder; in half precision attention and losses are still added up in float32.
-    """
+    """Relative precision of what a bare encoder computes; attention and losses are added up in float32 at least."""
     return UNITS * torch.finfo(torch.promote_types(encoder.dtype, torch.float32)).eps
 
 
@@ -258,11 +230,7 @@ def on_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
 
 
 def per_layer(inputs: RankingInputs) -> list[Tensor]:
-    """The constants of each layer, (H, T, T), on the device of the encoder and cut to what its queries can see.
-
-    Args:
-        inputs: Inputs with constants.
-    """
+    """The constants of each layer, (H, T, T), on the device of the encoder and cut to what its queries can see."""
     base = find_encoder(inputs.encoder)
     assert inputs.constants is not None
     dtype = torch.promote_types(base.dtype, torch.float32)

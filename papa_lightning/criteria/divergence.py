@@ -20,19 +20,16 @@ FLOOR = 1e-6
 
 @CRITERIA.register("divergence")
 class AttentionDivergence(HeadCriterion):
-    """Mean Kullback-Leibler divergence of a real row of attention from its constant row.
+    """Mean Kullback-Leibler divergence of a real row of attention from its constant row, in nats.
 
         score[l,h] = mean over real rows of sum over real j of A_ij log(A_ij / C'_ij)
         C'_ij = c_ij / sum over real j of c_ij,  c_ij = max(C_ij, 1e-6) where the layer lets i look at j, else 0
 
-    in nats. The floor stands for pairs that calibration did not see, whose constant is 0: there the divergence would
-    be infinite. A row without any constant is compared with equal weights for all keys that it can see. Source:
-    S. Kullback and R. Leibler, On information and sufficiency, 1951.
+    The floor stands for pairs that calibration did not see, whose constant is 0: there the divergence would be
+    infinite. A row without any constant is compared with equal weights for all keys that it can see. Source: S.
+    Kullback and R. Leibler, On information and sufficiency, 1951.
 
-    It is computed as ``sum A log A - sum A log c + log sum c``, so that of single sequences only the first term and
-    the row sums of c are needed, and no second tensor of the size of the attention matrices exists.
-
-    Cost: one forward pass with explicit attention matrices.
+    Cost: one forward pass with explicit attention matrices, and no second tensor of their size.
     """
 
     formula = "mean over real rows of KL(A, C'), C at least 1e-6"
@@ -42,11 +39,7 @@ class AttentionDivergence(HeadCriterion):
     magnitude = 0.25  # logarithms of the order of 1 are added up, over many rows
 
     def measure(self, inputs: RankingInputs) -> Tensor:
-        """See :meth:`HeadCriterion.measure`.
-
-        Raises:
-            PapaError: When the batches have no real token.
-        """
+        """See :meth:`HeadCriterion.measure`; batches without a real token are refused."""
         assert inputs.constants is not None
         assert inputs.batches is not None
         base = find_encoder(inputs.encoder)
@@ -66,6 +59,7 @@ class AttentionDivergence(HeadCriterion):
 
 def _add(sums: Tensor, constants: Tensor, attention: Tensor, mask: Tensor | None) -> None:
     """Add the divergences of one layer of one batch, (H,); overwrites the attention matrices."""
+    # As sum A log A - sum A log c + log sum c: only the first term and the mass of c are needed of single sequences.
     length = attention.shape[-1]
     constants = constants[:, :length, :length]
     if mask is None:

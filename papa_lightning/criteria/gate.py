@@ -48,11 +48,7 @@ class LearnedGates(HeadCriterion):
         self.passes = self.passes * max_epochs
 
     def measure(self, inputs: RankingInputs) -> Tensor:
-        """See :meth:`HeadCriterion.measure`.
-
-        Raises:
-            PapaError: When the task has another encoder, or its gates cannot learn.
-        """
+        """See :meth:`HeadCriterion.measure`; a task with another encoder is refused."""
         assert inputs.constants is not None
         assert inputs.task is not None
         assert inputs.batches is not None

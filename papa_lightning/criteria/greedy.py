@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -30,14 +31,10 @@ class GreedySearch(HeadCriterion):
         loss[l,h] = mean loss with the heads of all rounds before constant, and head h of layer l besides
         score[l,h] = round + loss[l,h] / (1 + loss[l,h]), of the round (from 0) that took the head
 
-    In each round the loss of every head that is left is measured, and those with the lowest are taken. The first
-    round takes the fewest heads and each later one as many more (1 : 2 : 3 ...), so that few rounds do: with 8 rounds
-    144 heads take 816 measurements, and one head a round would take 10,440. Unlike scores of single heads it accounts
-    for heads that can replace each other: the second one costs more once the first is constant. It does not account
-    for interactions of the heads of one round.
-
-    The heads are not swapped for each measurement: the mixing of their values is replaced, in an encoder that runs
-    with explicit attention matrices throughout.
+    The first round takes the fewest heads and each later one as many more (1 : 2 : 3 ...), so that few rounds do: with
+    8 rounds 144 heads take 816 measurements, and one head a round would take 10,440. Unlike scores of single heads it
+    accounts for heads that can replace each other: the second one costs more once the first is constant. It does not
+    account for interactions of the heads of one round.
 
     Args:
         sequences: Number of labelled sequences of a measurement: the first ones of the batches.
@@ -46,8 +43,8 @@ class GreedySearch(HeadCriterion):
     Raises:
         PapaError: When one of them is below 1.
 
-    Cost: heads x about two thirds of the rounds x `sequences`, see :func:`measurements`. `passes` is that for 144 heads
-    and 10,000 sequences.
+    Cost: heads x about two thirds of the rounds x `sequences`, with explicit attention matrices; `passes` is that for
+    144 heads and 10,000 sequences.
 
     Example:
         >>> GreedySearch(rounds=0)
@@ -64,24 +61,21 @@ class GreedySearch(HeadCriterion):
         self.sequences, self.rounds = whole(1)("sequences", sequences), whole(1)("rounds", rounds)
 
     def measure(self, inputs: RankingInputs) -> Tensor:
-        """See :meth:`HeadCriterion.measure`.
-
-        Raises:
-            PapaError: When there are no sequences, or a loss is negative or not finite.
-        """
+        """See :meth:`HeadCriterion.measure`; no sequence, or a loss that is negative or not finite, is refused."""
         loss = inputs.loss
         assert loss is not None
-        base, mixers = find_encoder(inputs.encoder), [_LayerMixing(values) for values in per_layer(inputs)]
-        heads = [(layer, head) for layer, mixer in enumerate(mixers) for head in range(len(mixer.constants))]
-        batches = self._batches(inputs)
-        scores = torch.zeros(len(mixers), len(mixers[0].constants), dtype=torch.float64)
+        base, constants, batches = find_encoder(inputs.encoder), per_layer(inputs), self._batches(inputs)
+        scores = torch.zeros(len(constants), len(constants[0]), dtype=torch.float64)
+        heads = [(layer, head) for layer, row in enumerate(scores) for head, _ in enumerate(row)]
+        own: list[list[int]] = [[] for _ in constants]  # of each layer, the heads that are constant at present
 
         def loss_of(chosen: Sequence[Head]) -> float:
-            for layer, mixer in enumerate(mixers):
-                mixer.heads = sorted(head for other, head in chosen if other == layer)
+            for layer, here in enumerate(own):
+                here[:] = sorted(head for other, head in chosen if other == layer)
             return _mean_loss(loss, batches)
 
-        with torch.no_grad(), eval_mode(base), replace_mixing(base, [mixer.mix for mixer in mixers]):
+        mixings = [partial(_mix, here, values) for here, values in zip(own, constants, strict=True)]
+        with torch.no_grad(), eval_mode(base), replace_mixing(base, mixings):
             for number, head, found in _search(heads, self.rounds, loss_of, precision(base)):
                 scores[head] = number + found / (1 + found)
         return scores
@@ -104,62 +98,29 @@ class GreedySearch(HeadCriterion):
         return taken
 
 
-class _LayerMixing:
-    """Mixing of the values of one layer, with some heads constant.
-
-    Args:
-        constants: (H, T, T).
-    """
-
-    def __init__(self, constants: Tensor) -> None:
-        self.constants = constants
-        #: The heads that are constant at present.
-        self.heads: list[int] = []
-
-    def mix(self, attention: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        mixed, own, length = apply_attention(attention, value), self.heads, value.shape[2]
-        if own:
-            constants = self.constants[own, :length, :length]
-            mixed[:, :, own] = constant_attention(constants, value[:, own], mask).to(mixed.dtype)
-        return mixed
+def _mix(heads: list[int], constants: Tensor, attention: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Mix the values of one layer, with some heads constant."""
+    mixed, length = apply_attention(attention, value), value.shape[2]
+    if heads:
+        chosen = constants[heads, :length, :length]
+        mixed[:, :, heads] = constant_attention(chosen, value[:, heads], mask).to(mixed.dtype)
+    return mixed
 
 
 def steps(heads: int, rounds: int) -> list[int]:
-    """Number of heads that each round takes, as 1 : 2 : 3 ..., in whole heads; empty rounds are left out.
-
-    Example:
-        >>> steps(72, 8)
-        [2, 4, 6, 8, 10, 12, 14, 16]
-        >>> steps(3, 8)
-        [1, 1, 1]
-    """
+    """Number of heads that each round takes, as 1 : 2 : 3 ..., in whole heads; empty rounds are left out."""
     ends = [round(heads * number * (number + 1) / (rounds * (rounds + 1))) for number in range(rounds + 1)]
     return [end - begin for begin, end in pairwise(ends) if end > begin]
 
 
 def measurements(heads: int, rounds: int) -> int:
-    """Number of measurements of the loss.
-
-    Example:
-        >>> measurements(144, 8)
-        816
-    """
+    """Number of measurements of the loss: 816 for 144 heads in 8 rounds."""
     taken = steps(heads, rounds)
     return sum(sum(taken[number:]) for number in range(len(taken)))
 
 
 def first_sequences(batches: Iterable[Mapping[str, Any]], sequences: int) -> Iterator[Mapping[str, Any]]:
-    """The first batches that have so many sequences together; the last one is cut.
-
-    Args:
-        batches: Mappings of tensors whose first dimension is B.
-        sequences: Number of sequences; all when there are fewer.
-
-    Example:
-        >>> batches = [{"labels": torch.tensor([0, 1])}] * 3
-        >>> [batch["labels"].tolist() for batch in first_sequences(batches, 3)]
-        [[0, 1], [0]]
-    """
+    """The first batches that have so many sequences together; the last one is cut."""
     left = sequences
     for batch in batches:
         yield {name: entry[:left] for name, entry in batch.items()}

@@ -55,8 +55,7 @@ class LayerOrder(HeadCriterion):
     """Heads layer by layer: ``score[l,h] = l``, or ``-l``; ties go by the number of the head.
 
     Args:
-        direction: ``"bottom_up"``: the heads of the first layer become constant first; ``"top_down"``: those of the
-            last layer.
+        direction: ``"bottom_up"`` begins with the heads of the first layer, ``"top_down"`` with those of the last.
 
     Cost: none.
     """

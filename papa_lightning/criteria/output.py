@@ -26,13 +26,9 @@ class OutputChange(HeadCriterion):
 
         score[l,h] = sum over real tokens of |(A_h - C'_h) V_h W_O,h|^2 / sum over real tokens of |output of layer l|^2
 
-    C' are the constants normalised as constant attention does, V_h W_O,h the head's values times its rows of the
-    output projection, and the output of the layer is what that projection gives, with its bias and before the
-    residual connection. Unlike the divergence it knows that attention to values that are alike or small is of no
-    consequence.
-
-    Of the changes D (tokens, h) of a head only D^T D is gathered, h x h; with the Gram matrix of W_O,h it gives the
-    sum of squares, so no tensor of tokens x heads x hidden size exists.
+    C' are the constants normalised as constant attention does, V_h W_O,h the head's values times its rows of the output
+    projection, and the output of the layer is what that projection gives, with its bias and before the residual
+    connection. Unlike the divergence it knows that attention to values that are alike or small is of no consequence.
 
     Cost: one forward pass with explicit attention matrices, and the product of constants and values.
     """
@@ -43,11 +39,7 @@ class OutputChange(HeadCriterion):
     magnitude = 1e-6  # squares of differences of whole outputs
 
     def measure(self, inputs: RankingInputs) -> Tensor:
-        """See :meth:`HeadCriterion.measure`.
-
-        Raises:
-            PapaError: When an output projection cannot be found, or the batches have no real token.
-        """
+        """See :meth:`HeadCriterion.measure`; no output projection to read, or no real token, is refused."""
         assert inputs.constants is not None
         assert inputs.batches is not None
         base = find_encoder(inputs.encoder)
@@ -79,7 +71,7 @@ def _mix(
     change = mixed - constant_attention(constants[:, :length, :length], value, mask)
     if mask is not None:
         change = change.masked_fill(~mask.bool()[:, :, None, None], 0.0)
-    tokens = change.flatten(0, 1).transpose(0, 1)  # (H, B T, h)
+    tokens = change.flatten(0, 1).transpose(0, 1)  # (H, B T, h); its Gram matrix and that of W_O give the squares
     moments[layer] += torch.bmm(tokens.transpose(1, 2), tokens).double()
     if slots is None:
         found.expect(layer, mask, mixed)
@@ -91,14 +83,8 @@ def _mix(
 class OutputProjections:
     """The output projections W_O of an encoder: in each layer, the linear layer that runs next after the mixing.
 
-    Families give it different names and places, some outside the self-attention module; what they have in common is
-    that the mixed values go into it first.
-
-    Args:
-        num_layers: L.
-
-    Attributes:
-        energies: For each layer, the sum of the squared norms of what the projection gave for real tokens.
+    Families give it different names and places, some outside the self-attention module. ``energies`` has, for each
+    layer, the sum of the squared norms of what the projection gave for real tokens.
     """
 
     def __init__(self, num_layers: int) -> None:
@@ -107,30 +93,14 @@ class OutputProjections:
         self._next: tuple[int, Tensor | None, Tensor] | None = None
 
     def expect(self, layer: int, mask: Tensor | None, mixed: Tensor) -> None:
-        """Register that a layer has mixed its values.
-
-        Args:
-            layer: Number of the layer.
-            mask: (B, T), true for a real token, or None.
-            mixed: (B, T, H, h), what the projection takes.
-
-        Raises:
-            PapaError: When the previous layer has no output projection.
-        """
+        """Register that a layer has mixed its values, to (B, T, H, h), for a mask (B, T) or None."""
         if self._next is not None:
             raise _missing(self._next[0])
         self._next = (layer, mask, mixed)
 
     @contextmanager
     def watching(self, encoder: nn.Module) -> Iterator[None]:
-        """Watch the linear layers of an encoder.
-
-        Args:
-            encoder: The bare encoder.
-
-        Raises:
-            PapaError: When a layer has no output projection.
-        """
+        """Watch the linear layers of a bare encoder; a layer without output projection is refused."""
         linear = [module for module in encoder.modules() if isinstance(module, (nn.Linear, Conv1D))]
         handles = [module.register_forward_hook(self._after) for module in linear]
         try:
@@ -143,12 +113,7 @@ class OutputProjections:
                 handle.remove()
 
     def gram_matrices(self, layer: int, num_heads: int) -> Tensor:
-        """``W_O,h W_O,h^T`` of each head, (H, h, h), float64, for W_O,h the rows (h, d) that its values meet.
-
-        Args:
-            layer: Number of the layer.
-            num_heads: H.
-        """
+        """``W_O,h W_O,h^T`` of each head of a layer, (H, h, h), float64; W_O,h has the rows (h, d) of the head."""
         module = self._found[layer]
         assert module is not None
         weight = _weight(module).double()

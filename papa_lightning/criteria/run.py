@@ -54,18 +54,7 @@ class RankingRun(Callback):
             self.rank(trainer, pl_module)
 
     def rank(self, trainer: L.Trainer, pl_module: L.LightningModule) -> HeadRanking:
-        """Rank and write.
-
-        Args:
-            trainer: Trainer whose train data are set up.
-            pl_module: Holds the encoder.
-
-        Returns:
-            The ranking.
-
-        Raises:
-            PapaError: When the criterion needs what a run of this module cannot give.
-        """
+        """Rank with the train data of a Trainer, and write the file, except in a fast_dev_run."""
         encoder = discover_encoder(pl_module, self.calibration.encoder)
         batches = self.calibration.calibration_batches(trainer, pl_module)
         constants = self.constants

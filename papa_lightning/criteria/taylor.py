@@ -26,14 +26,10 @@ class TaylorImportance(HeadCriterion):
 
         A' = alpha A + (1 - alpha) C',  score[l,h] = mean over sequences b of |d loss_b / d alpha[l,h]| at alpha = 1
 
-    Source: Michel, Levy and Neubig 2019, Are sixteen heads really better than one?, arXiv 1905.10650, whose gate
-    takes a head away; here it puts the constant in its place, so that alpha = 0 is the head that this package swaps in.
-    Every sequence has gates of its own, (B, H) a layer, so one backward pass of a batch's mean loss gives all of them.
-
-    The mean loss of B sequences has to be the mean of their losses. For a loss that is a mean over labelled tokens,
-    sequences count by their share of the labels of their batch, so that scores depend a little on the batches.
-
-    `loss` should come from a trained probe, in evaluation mode.
+    Source: Michel, Levy and Neubig 2019, Are sixteen heads really better than one?, arXiv 1905.10650, whose gate takes
+    a head away; here alpha = 0 is the constant that this package swaps in. Every sequence has gates of its own, (B, H)
+    a layer. `loss` should come from a trained probe in evaluation mode, as the mean of the losses of the sequences; in
+    a mean over labelled tokens, sequences count by their share of the labels of their batch.
 
     Cost: one forward and one backward pass through all layers.
     """
@@ -44,11 +40,7 @@ class TaylorImportance(HeadCriterion):
     passes = 2.4
 
     def measure(self, inputs: RankingInputs) -> Tensor:
-        """See :meth:`HeadCriterion.measure`.
-
-        Raises:
-            PapaError: When the loss has no gradient, runs the encoder several times, or there are no sequences.
-        """
+        """See :meth:`HeadCriterion.measure`; a loss without gradient or of several runs, or no sequence, is refused."""
         assert inputs.batches is not None
         assert inputs.loss is not None
         base, constants = find_encoder(inputs.encoder), per_layer(inputs)

@@ -28,11 +28,7 @@ class AttentionVariance(HeadCriterion):
     needs = frozenset({"constants"})
 
     def measure(self, inputs: RankingInputs) -> Tensor:
-        """See :meth:`HeadCriterion.measure`.
-
-        Raises:
-            PapaError: When the constants have no variance.
-        """
+        """See :meth:`HeadCriterion.measure`; constants without variance are refused."""
         assert inputs.constants is not None
         if inputs.constants.variance is None:
             raise PapaError(

@@ -68,8 +68,7 @@ class EntityF1(Metric):
 
         Args:
             predicted: (B, T), the predicted tags.
-            labels: (B, T), the true tags, -100 at what is no word: it is left out of both, and what stands on either
-                side of it is neighbours.
+            labels: (B, T), the true tags, -100 at what is no word: it is left out, and words beside it are neighbours.
         """
         words = labels != UNLABELLED
         sentences = torch.arange(len(labels), device=labels.device)[:, None].expand_as(labels)[words]
@@ -81,23 +80,11 @@ class EntityF1(Metric):
         self.actual = self.actual + true_begins.sum()
 
     def compute(self) -> Tensor:
-        """Compute the F1.
-
-        Returns:
-            A float scalar from 0 to 1.
-        """
+        """Compute the F1, a float scalar from 0 to 1."""
         return 2 * self.true_positives / (self.predicted + self.actual).clamp_min(1)
 
     def _entities(self, tags: Tensor, sentences: Tensor) -> tuple[Tensor, Tensor]:
-        """Find entities in the words of all sentences, one after the other.
-
-        Args:
-            tags: (N,).
-            sentences: (N,), the number of the sentence of each word.
-
-        Returns:
-            (N,) true where an entity begins, and (N,) how many words the run of each word has.
-        """
+        """(N,) true where an entity begins, and (N,) words of each word's run, from tags and sentence numbers (N,)."""
         edge = tags.new_full((1,), len(self.types))
         same = sentences[1:] == sentences[:-1]
         before = torch.cat([edge, torch.where(same, tags[:-1], edge)])

@@ -30,26 +30,12 @@ class MatthewsCorrCoef(MulticlassMatthewsCorrCoef):
     .. math::
         \frac{c\, n - \sum_k t_k p_k}{\sqrt{n^2 - \sum_k p_k^2}\; \sqrt{n^2 - \sum_k t_k^2}} .
 
-    A probe that predicts one class for everything has a denominator of 0. The GLUE benchmark scores that as 0 (by
-    scikit-learn), which is what this class does; torchmetrics returns another value for two classes, 0.025 on the
-    validation split of CoLA, and so would let a useless probe look better than chance.
-
-    Args:
-        num_classes: The number of classes.
-
-    Example:
-        >>> import torch
-        >>> metric = MatthewsCorrCoef(num_classes=2)
-        >>> metric(torch.tensor([1, 1, 1]), torch.tensor([1, 1, 0]))
-        tensor(0.)
+    A probe that predicts one class for everything scores 0, as in the GLUE benchmark (by scikit-learn); torchmetrics
+    returns another value for two classes, 0.025 on the validation split of CoLA, better than chance.
     """
 
     def compute(self) -> Tensor:
-        """Compute the correlation from the confusion matrix.
-
-        Returns:
-            A float scalar from -1 to 1.
-        """
+        """Compute the correlation, a float scalar from -1 to 1, from the confusion matrix."""
         # Integers up to the last step: differences of squares of counts lose digits in float32.
         confusion = self.confmat
         assert isinstance(confusion, Tensor)
@@ -62,21 +48,10 @@ class MatthewsCorrCoef(MulticlassMatthewsCorrCoef):
 
 
 class LogitPerplexity(Perplexity):
-    """Perplexity of torchmetrics for N tokens without the dimension of sequences.
-
-    Example:
-        >>> metric = LogitPerplexity()
-        >>> metric(torch.zeros(3, 5), torch.tensor([0, 4, 2]))
-        tensor(5.)
-    """
+    """Perplexity of torchmetrics for N tokens without the dimension of sequences."""
 
     def update(self, preds: Tensor, target: Tensor) -> None:
-        """Add tokens.
-
-        Args:
-            preds: (N, V), logits.
-            target: (N,), the true tokens.
-        """
+        """Add tokens: logits (N, V), and the true tokens (N,)."""
         super().update(preds[None].float(), target[None])
 
 
@@ -100,11 +75,9 @@ class TaskMetric:
     """A metric of tasks with one label a sequence, or one a token.
 
     Args:
-        level: "sequence": it is updated with predicted and true classes (B,); "token": with predicted and true tags
-            (B, T), -100 where a token has none.
+        level: "sequence": updated with predicted and true classes (B,); "token": with tags (B, T), -100 for no tag.
         make: Function from the labels of the task to the metric of torchmetrics.
-        chance: Function from the share of each label, (C,), to the best score of a constant answer, or to None where
-            it is not known.
+        chance: Function from the share of each label, (C,), to the best score of a constant answer, or None if unknown.
     """
 
     level: Literal["sequence", "token"]
@@ -156,23 +129,10 @@ METRICS["entity_f1"] = TaskMetric("token", _entity_f1, lambda shares: 0.0)
 
 
 def chance_level(metric: str, labels: Tensor) -> float | None:
-    """Chance level of a metric: the best score of a constant answer.
+    """Best score of a constant answer in a metric, for labels of any shape (-100: no label); None where unknown.
 
     With p the share of the most frequent label: p for an accuracy, 0 for a correlation and for entities. For the F1 of
     class 1, which has the share q: 2 q / (1 + q).
-
-    Args:
-        metric: Name of the metric.
-        labels: True labels, of any shape; -100 where there is none.
-
-    Returns:
-        The score, or None where it is not known.
-
-    Example:
-        >>> chance_level("accuracy", torch.tensor([0, 1, 1, 1]))
-        0.75
-        >>> chance_level("f1", torch.tensor([0, 1]))
-        0.6666666666666666
     """
     if metric not in METRICS:
         return None
@@ -181,27 +141,11 @@ def chance_level(metric: str, labels: Tensor) -> float | None:
 
 
 def classification_metrics(names: Sequence[str], num_labels: int) -> MetricCollection:
-    """Metrics of a task with one class a sequence.
+    """Metrics of a task with one class a sequence, by name; each is updated with predicted and true classes (B,).
 
     - ``accuracy``: share of sequences whose class is right.
     - ``matthews_corrcoef``: `MatthewsCorrCoef`.
     - ``f1``: with two classes the F1 of class 1, otherwise the mean of the F1 of the classes.
-
-    Args:
-        names: Names of metrics of sequences in :data:`METRICS`, each once.
-        num_labels: The number of classes.
-
-    Returns:
-        The metrics under their names; each is updated with predicted classes (B,) and true classes (B,).
-
-    Raises:
-        PapaError: If there is no name, or a name is unknown or given twice.
-
-    Example:
-        >>> import torch
-        >>> metrics = classification_metrics(["accuracy", "f1"], num_labels=2)
-        >>> metrics(torch.tensor([1, 1, 0, 0]), torch.tensor([1, 0, 0, 0]))
-        {'accuracy': tensor(0.7500), 'f1': tensor(0.6667)}
     """
     return _collection("sequence", names, Labels(num_labels))
 
@@ -209,27 +153,10 @@ def classification_metrics(names: Sequence[str], num_labels: int) -> MetricColle
 def token_metrics(
     names: Sequence[str], num_labels: int, label_names: Sequence[str] | None, scheme: Scheme | None = None
 ) -> MetricCollection:
-    """Metrics of a task with one tag a token.
+    """Metrics of a task with one tag a token, by name; each is updated with predicted and true tags (B, T), or -100.
 
     - ``token_accuracy``: share of labelled tokens whose tag is right.
-    - ``entity_f1``: `EntityF1`, which needs the names of the tags.
-
-    Args:
-        names: Names of metrics of tokens in :data:`METRICS`, each once.
-        num_labels: The number of tags.
-        label_names: Names of the tags by number, or None.
-        scheme: Scheme of the tags for `EntityF1`; None recognises it.
-
-    Returns:
-        The metrics under their names; each is updated with predicted and true tags (B, T), -100 where there is none.
-
-    Raises:
-        PapaError: If there is no name, or a name is unknown or given twice, or the names of the tags are missing.
-
-    Example:
-        >>> metrics = token_metrics(["entity_f1", "token_accuracy"], 3, ["O", "B-X", "I-X"])
-        >>> metrics(torch.tensor([[1, 2, 0]]), torch.tensor([[1, 2, -100]]))
-        {'entity_f1': tensor(1.), 'token_accuracy': tensor(1.)}
+    - ``entity_f1``: `EntityF1`, which needs the names of the tags, and recognises their scheme when it is None.
     """
     return _collection("token", names, Labels(num_labels, label_names, scheme))
 

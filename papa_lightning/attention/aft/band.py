@@ -118,7 +118,7 @@ def _block_logs(band: Band, cut: _Blocks, causal: bool) -> Tensor:
 
 
 class _Both:
-    """Sums over all keys by weights (H, blocks or 1, size, keys in sight), and beyond these (H, blocks or 1, size, 1)."""
+    """Sums over all keys: weights (H, blocks or 1, size, keys in sight), and that beyond (H, blocks or 1, size, 1)."""
 
     def __init__(self, cut: _Blocks, weights: Tensor, beyond: Tensor) -> None:
         self.cut, self.weights, self.beyond = cut, torch.split(weights, cut.size, dim=-1), beyond

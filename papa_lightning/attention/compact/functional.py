@@ -55,8 +55,8 @@ def expand_profile(profile: Tensor, columns: Tensor, reach: Reach | None = None)
 
 def profile_product(profile: Tensor, tokens: Tensor) -> Tensor:
     """A banded Toeplitz product with tokens (B, T, H, h), ``out_i = sum_j rho(i - j) x_j``, in O(T (b + w))."""
-    # One matrix a head serves all blocks, whose keys are a view of the tokens between zeros. At T = 4096, w = 64 that takes
-    # two thirds of the time of copied windows, or of the FFT's, and a tenth of a grouped convolution's.
+    # One matrix a head serves all blocks, whose keys are a view of the tokens between zeros. This takes two thirds of
+    # the time of copied windows, or of the FFT's, and a tenth of a grouped convolution's (T = 4096, w = 64).
     (batch, length, heads, size), width = tokens.shape, profile_width(profile)
     matrix = band_matrix(profile, BLOCK).to(tokens.dtype)
     gap = -(-width // BLOCK) * BLOCK  # zeros between two sequences, in whole blocks: all blocks are one batch
