@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from papa_lightning.attention.aft.checks import check_divides, check_mask, shapes_error
 from papa_lightning.attention.aft.layers import ProjectedMixing
-from papa_lightning.attention.aft.means import join_groups, masked_values, recomputed, split_groups
+from papa_lightning.attention.aft.means import join_groups, masked, recomputed, split_groups
 from papa_lightning.attention.functional import accumulation_dtype
 from papa_lightning.attention.mixer import KINDS, KindFacts, Place
 from papa_lightning.attention.without_constants import ScorelessLayer
@@ -61,7 +61,7 @@ def additive_attention(
     dtype = accumulation_dtype(value.dtype)
     with torch.autocast(query.device.type, enabled=False):
         queries, keys = split_groups(query.to(dtype), heads.shape[0]), split_groups(key.to(dtype), heads.shape[0])
-        values = split_groups(masked_values(value, mask), heads.shape[0])
+        values = split_groups(masked(value, mask, 0.0), heads.shape[0])
         means = []
         for start in range(0, query.shape[1], chunk):
             rows, stop = queries[:, :, start : start + chunk], start + chunk if causal else None

@@ -78,10 +78,7 @@ class DynamicHeads:
 
 
 def runs_in(thread: int) -> bool:
-    """Whether a thread is the current one; always true in a compiled graph, which holds for all threads.
-
-    Args:
-        thread: Identifier of a thread, from ``threading.get_ident()``.
+    """Whether a thread, by its ``threading.get_ident()``, is the current one; always true in a compiled graph.
 
     Example:
         >>> runs_in(threading.get_ident())
@@ -222,13 +219,7 @@ def slots_from_first(mask: Tensor, numbered: Tensor | None = None) -> Slots:
 
 
 def slots_at(places: Tensor, mask: Tensor, length: int) -> Slots:
-    """Slots from a given slot of each token.
-
-    Args:
-        places: (B, T), slot of each real token, different within a sequence.
-        mask: (B, T) boolean, true for a real token.
-        length: S, number of slots.
-    """
+    """Slots (B, S), with S the length, from the slot (B, T) of each real token, for a mask (B, T) of these."""
     order = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
     target = places.where(mask, length)  # padding has no slot: it goes to one more, which is cut off
     tokens = order.new_zeros(mask.shape[0], length + 1).scatter(1, target, order)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from papa_lightning.attention.aft.means import LogWeights, finite_maximum, weighted_mean
+from papa_lightning.attention.aft.means import finite_maximum, rows_with_keys, weighted_mean
 
 #: Blocks are no shorter: smaller matrix products are slower for each row.
 _SHORTEST_BLOCK = 32
@@ -41,33 +41,28 @@ class _Blocks(NamedTuple):
     right: int
 
 
-def banded_mean(keys: Tensor, values: Tensor, band: Band, rows: Tensor | None, causal: bool) -> Tensor:
+def banded_mean(keys: Tensor, values: Tensor, band: Band, mask: Tensor | None, causal: bool) -> Tensor:
     """Means (B, H, T, h) with the weights ``exp(K_t' + w_tt')``, of keys (B, H, T, a) and values (B, H, T, h)."""
     length = keys.shape[2]
     cut = _cut(length, band, causal)
     key_blocks, value_blocks = _padded(keys, cut, -torch.inf), _padded(values, cut, 0.0)
-    top = _references(key_blocks, causal)
+    top = finite_maximum(key_blocks, dim=3)  # running, so that a large key cannot wipe out the rows before it
+    top = top.cummax(dim=2).values if causal else top.amax(dim=2, keepdim=True)
     scaled = torch.exp(key_blocks - top)
     logs = _block_logs(band, cut, causal)
     row_top = finite_maximum(logs, dim=-1).clamp_min(0.0)
     weights = torch.exp(logs - row_top)
-    mixer = (
-        _CausalBlocks(cut, weights, torch.exp(-row_top), top) if causal else _Both(cut, weights, torch.exp(-row_top))
-    )
+    beyond = torch.exp(-row_top)
+    mixer = _CausalBlocks(cut, weights, beyond, top) if causal else _Both(cut, weights, beyond)
     denominator = mixer(scaled).flatten(2, 3)[:, :, :length]
     numerator = mixer(scaled * value_blocks).flatten(2, 3)[:, :, :length]
-    return weighted_mean(numerator, denominator, keys, values, band_rows(band, length, causal), rows)
 
-
-def band_rows(band: Band, length: int, causal: bool) -> LogWeights:
-    """Whole rows of the position bias, for exact means."""
-
-    def rows(group: Tensor, row: Tensor) -> Tensor:
+    def whole_rows(group: Tensor, row: Tensor) -> Tensor:
         offset = torch.arange(length, device=row.device) - row[:, None]
         bias = band.bias.expand(-1, length, -1)[group % band.bias.shape[0], row]
         return _spread(bias, offset, band.first, causal)
 
-    return rows
+    return weighted_mean(numerator, denominator, keys, values, whole_rows, rows_with_keys(mask, causal))
 
 
 def _spread(bias: Tensor, offset: Tensor, first: int, causal: bool) -> Tensor:
@@ -95,12 +90,6 @@ def _padded(tensor: Tensor, cut: _Blocks, fill: float) -> Tensor:
     after = cut.number * cut.size - tensor.shape[2] + cut.right * cut.size
     padded = F.pad(tensor, (0, 0, cut.left * cut.size, after), value=fill)
     return torch.unflatten(padded, 2, (-1, cut.size))
-
-
-def _references(keys: Tensor, causal: bool) -> Tensor:
-    """The maximum that each block of keys is taken less: (B, H, blocks, 1, a) running, or (B, H, 1, 1, a) of all."""
-    top = finite_maximum(keys, dim=3)
-    return top.cummax(dim=2).values if causal else top.amax(dim=2, keepdim=True)
 
 
 def _block_logs(band: Band, cut: _Blocks, causal: bool) -> Tensor:

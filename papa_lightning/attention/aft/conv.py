@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,11 +11,9 @@ from torch import Tensor
 from papa_lightning.attention.aft.band import Band, banded_mean
 from papa_lightning.attention.aft.checks import check_grid, check_heads, check_kernel
 from papa_lightning.attention.aft.means import (
-    LogWeights,
+    by_group,
     finite_maximum,
     gated,
-    masked_keys,
-    masked_values,
     recomputed,
     rows_with_keys,
     weighted_mean,
@@ -60,25 +60,13 @@ def conv_mixture(
     query: Tensor, key: Tensor, value: Tensor, kernel: Tensor, mask: Tensor | None, causal: bool
 ) -> Tensor:
     """AFT-conv as :func:`aft_conv`, but intermediate results are kept for the backward pass."""
-    size = kernel.shape[1]
+    size, length = kernel.shape[1], query.shape[1]
+    first = 1 - size if causal else -((size - 1) // 2)
+    start, stop = max(0, 1 - length - first), min(size, length - first)  # offsets that some key of the sequence has
     with torch.autocast(query.device.type, enabled=False):
-        keys, values = _by_head(key, value, mask)
-        band = Band(kernel[:, None].to(keys.dtype), -(size - 1) if causal else -((size - 1) // 2))
-        band, rows = _visible(band, query.shape[1]), rows_with_keys(mask, causal)
-        mean = banded_mean(keys, values, band, rows, causal)
-        return gated(query, mean.transpose(1, 2), value.dtype)
-
-
-def _by_head(key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Masked keys (B, H, T, 1) and values (B, H, T, h)."""
-    return masked_keys(key, mask).transpose(1, 2)[..., None], masked_values(value, mask).transpose(1, 2)
-
-
-def _visible(band: Band, length: int) -> Band:
-    """The band without offsets that no key of the sequence has."""
-    start = max(0, 1 - length - band.first)
-    stop = min(band.bias.shape[-1], length - band.first)
-    return Band(band.bias[..., start:stop], band.first + start)
+        keys, values = by_group(key, value.flatten(2), mask, kernel.shape[0])
+        band = Band(kernel[:, None, start:stop].to(keys.dtype), first + start)
+        return gated(query, banded_mean(keys, values, band, mask, causal).transpose(1, 2), value.dtype)
 
 
 def aft_conv2d(
@@ -86,22 +74,9 @@ def aft_conv2d(
 ) -> Tensor:
     """AFT-conv over a square grid whose cells are the tokens, row by row.
 
-    As :func:`aft_conv`, with a bias that depends on the offset in both directions, in O(T s^2 d). Entry (i, j) of a
-    kernel belongs to the key ``i - (s - 1) // 2`` rows below and ``j - (s - 1) // 2`` columns to the right.
-
-    Args:
-        query: (B, T, H, h) with T = side^2.
-        key: (B, T, H).
-        value: (B, T, H, h).
-        kernel: w, (H, s, s).
-        side: Rows, and columns, of the grid.
-        mask: (B, T), true for a real token, or None.
-
-    Returns:
-        (B, T, H, h) in the dtype of ``value``.
-
-    Raises:
-        PapaError: When shapes do not fit, or the tokens are no square grid.
+    As :func:`aft_conv`, with T = side^2 tokens and kernels (H, s, s) for the offset in both directions, in O(T s^2 d).
+    Entry (i, j) of a kernel belongs to the key ``i - (s - 1) // 2`` rows below and ``j - (s - 1) // 2`` columns to the
+    right. Arguments, result and errors are those of :func:`aft_conv`; tokens that are no square grid are an error, too.
 
     Example:
         >>> x = torch.arange(9.0).reshape(1, 9, 1, 1)
@@ -118,15 +93,15 @@ def aft_conv2d(
 def conv2d_mixture(query: Tensor, key: Tensor, value: Tensor, kernel: Tensor, side: int, mask: Tensor | None) -> Tensor:
     """AFT-conv as :func:`aft_conv2d`, but intermediate results are kept for the backward pass."""
     with torch.autocast(query.device.type, enabled=False):
-        keys, values = _by_head(key, value, mask)
+        keys, values = by_group(key, value.flatten(2), mask, kernel.shape[0])
         logs = kernel.to(accumulation_dtype(key.dtype))
         scaled = torch.exp(keys - finite_maximum(keys, dim=2))
         top = finite_maximum(logs.flatten(1), dim=1).clamp_min(0.0)[..., None]
         weights, beyond = torch.exp(logs - top), torch.exp(-top)
         denominator = _grid_sums(scaled, weights, beyond, side)
         numerator = _grid_sums(scaled * values, weights, beyond, side)
-        rows = rows_with_keys(mask, causal=False)
-        mean = weighted_mean(numerator, denominator, keys, values, _kernel_rows(logs, side), rows)
+        whole_rows, rows = partial(_kernel_rows, logs, side), rows_with_keys(mask, causal=False)
+        mean = weighted_mean(numerator, denominator, keys, values, whole_rows, rows)
         return gated(query, mean.transpose(1, 2), value.dtype)
 
 
@@ -159,16 +134,12 @@ def _earlier(grid: Tensor, distance: int, dim: int) -> Tensor:
     return torch.cat([nothing, sums], dim=dim)
 
 
-def _kernel_rows(logs: Tensor, side: int) -> LogWeights:
+def _kernel_rows(logs: Tensor, side: int, head: Tensor, row: Tensor) -> Tensor:
     """Whole rows of the position bias, for exact means."""
-
-    def rows(head: Tensor, row: Tensor) -> Tensor:
-        size = logs.shape[-1]
-        cell = torch.arange(side * side, device=row.device)
-        down = cell // side - row[:, None] // side + (size - 1) // 2
-        right = cell % side - row[:, None] % side + (size - 1) // 2
-        inside = (down >= 0) & (down < size) & (right >= 0) & (right < size)
-        found = logs[head[:, None], down.clamp(0, size - 1), right.clamp(0, size - 1)]
-        return found.masked_fill(~inside, 0.0)
-
-    return rows
+    size = logs.shape[-1]
+    cell = torch.arange(side * side, device=row.device)
+    down = cell // side - row[:, None] // side + (size - 1) // 2
+    right = cell % side - row[:, None] % side + (size - 1) // 2
+    inside = (down >= 0) & (down < size) & (right >= 0) & (right < size)
+    found = logs[head[:, None], down.clamp(0, size - 1), right.clamp(0, size - 1)]
+    return found.masked_fill(~inside, 0.0)

@@ -12,14 +12,12 @@ from torch import Tensor
 from papa_lightning.attention.aft.band import Band, banded_mean
 from papa_lightning.attention.aft.checks import check_band, check_bias, check_rows
 from papa_lightning.attention.aft.means import (
+    by_group,
     finite_maximum,
     gated,
     join_groups,
-    masked_keys,
-    masked_values,
     recomputed,
     rows_with_keys,
-    split_groups,
     weighted_mean,
 )
 from papa_lightning.attention.functional import accumulation_dtype
@@ -68,7 +66,7 @@ def aft_full(
     bias = check_bias(position_bias, length, query.shape[-1])
     with torch.autocast(query.device.type, enabled=False):
         bias = bias[:, :length, :length].to(accumulation_dtype(query.dtype))
-        keys, values = _by_group(key, value, mask, bias.shape[0])
+        keys, values = by_group(key, value, mask, bias.shape[0])
         rows = rows_with_keys(mask, causal)
         chunks, start = [], 0
         for piece in torch.split(bias, chunk, dim=1):
@@ -98,20 +96,8 @@ def _chunk_of_rows(
 def aft_simple(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
     """AFT-simple, AFT-full without position biases: ``sigmoid(Q_t) * sum_t' softmax_t'(K)_t' V_t'``, in O(T d).
 
-    The causal form is a running sum, whose maximum grows along the sequence.
-
-    Args:
-        query: (B, T, d).
-        key: (B, T, d).
-        value: (B, T, d).
-        mask: (B, T), true for a real token, or None.
-        causal: Only keys at or before the row.
-
-    Returns:
-        (B, T, d) in the dtype of ``value``.
-
-    Raises:
-        PapaError: When shapes do not fit.
+    The causal form is a running sum, whose maximum grows along the sequence. Arguments, result and errors are those of
+    :func:`aft_full`.
 
     Example:
         >>> x = torch.tensor([[[0.0], [2.0]]])
@@ -127,15 +113,14 @@ def aft_simple(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = 
 def simple_mixture(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
     """AFT-simple as :func:`aft_simple`, but intermediate results are kept for the backward pass."""
     with torch.autocast(query.device.type, enabled=False):
-        keys, values = masked_keys(key, mask), masked_values(value, mask)
+        keys, values = by_group(key, value, mask, 1)
         if causal:
-            nothing, rows = Band(keys.new_zeros(1, 1, 0), 0), rows_with_keys(mask, causal)
-            mean = join_groups(banded_mean(split_groups(keys, 1), split_groups(values, 1), nothing, rows, causal))
+            mean = banded_mean(keys, values, Band(keys.new_zeros(1, 1, 0), 0), mask, causal)
         else:
-            weights = torch.exp(keys - finite_maximum(keys, dim=1))
-            total = weights.sum(dim=1, keepdim=True)  # at least 1 where there is a key: no underflow
-            mean = (weights * values).sum(dim=1, keepdim=True) / torch.where(total > 0, total, 1.0)
-        return gated(query, mean, value.dtype)
+            weights = torch.exp(keys - finite_maximum(keys, dim=2))
+            total = weights.sum(dim=2, keepdim=True)  # at least 1 where there is a key: no underflow
+            mean = (weights * values).sum(dim=2, keepdim=True) / torch.where(total > 0, total, 1.0)
+        return gated(query, join_groups(mean), value.dtype)
 
 
 def aft_local(
@@ -149,23 +134,9 @@ def aft_local(
 ) -> Tensor:
     """AFT-local: AFT-full with ``w_tt' = 0`` (not minus infinity) where ``|t - t'| >= s``, in O(T s d).
 
-    A window of 0 is AFT-simple, one of T or more is AFT-full. Only the band of ``position_bias`` is read, but its
-    gradient has its shape; :func:`aft_banded` takes the band alone.
-
-    Args:
-        query: (B, T, d).
-        key: (B, T, d).
-        value: (B, T, d).
-        position_bias: w, (T', T') with T' at least T, or (H, T', T') for H groups of d / H neighbouring channels.
-        window: s.
-        mask: (B, T), true for a real token, or None.
-        causal: Only keys at or before the row.
-
-    Returns:
-        (B, T, d) in the dtype of ``value``.
-
-    Raises:
-        PapaError: When shapes do not fit, or the window is negative.
+    ``window`` is s: 0 is AFT-simple, T or more is AFT-full. The other arguments, the result and the errors are those of
+    :func:`aft_full`. Only the band of ``position_bias`` is read, but its gradient has its shape; :func:`aft_banded`
+    takes the band alone.
 
     Example:
         >>> x = torch.randn(1, 5, 4, generator=torch.Generator().manual_seed(0))
@@ -197,23 +168,9 @@ def aft_banded(
 ) -> Tensor:
     """AFT-full with a position bias that is given as a band, ``w[t, t + first + j] = band[t, j]`` and 0 elsewhere.
 
-    In O(T n d) for n offsets.
-
-    Args:
-        query: (B, T, d).
-        key: (B, T, d).
-        value: (B, T, d).
-        band: (T, n), or (H, T, n) for H groups of d / H neighbouring channels; (H, 1, n) when all rows have the same.
-            Entries for keys before the first or after the last one are not used.
-        first: Offset of the first column of the band.
-        mask: (B, T), true for a real token, or None.
-        causal: Only keys at or before the row.
-
-    Returns:
-        (B, T, d) in the dtype of ``value``.
-
-    Raises:
-        PapaError: When shapes do not fit.
+    In O(T n d) for a band (T, n), or (H, T, n) for H groups of d / H neighbouring channels, or (H, 1, n) when all rows
+    have the same; ``first`` is the offset of its first column. Entries for keys before the first or after the last one
+    are not used. The other arguments, the result and the errors are those of :func:`aft_full`.
 
     Example:
         >>> x = torch.tensor([[[0.0], [2.0], [4.0]]])
@@ -232,12 +189,6 @@ def banded_mixture(
     """AFT with a band (H, T, n) as :func:`aft_banded`, but intermediate results are kept for the backward pass."""
     with torch.autocast(query.device.type, enabled=False):
         band = band.to(accumulation_dtype(query.dtype))
-        keys, values = _by_group(key, value, mask, band.shape[0])
-        rows = rows_with_keys(mask, causal)
-        mean = banded_mean(keys, values, Band(band, first), rows, causal)
+        keys, values = by_group(key, value, mask, band.shape[0])
+        mean = banded_mean(keys, values, Band(band, first), mask, causal)
         return gated(query, join_groups(mean), value.dtype)
-
-
-def _by_group(key: Tensor, value: Tensor, mask: Tensor | None, groups: int) -> tuple[Tensor, Tensor]:
-    """Keys and values (B, H, T, d / H) in at least float32, minus infinity and 0 where masked."""
-    return split_groups(masked_keys(key, mask), groups), split_groups(masked_values(value, mask), groups)

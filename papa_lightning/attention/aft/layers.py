@@ -183,8 +183,8 @@ class AFTConv2d(ProjectedMixing):
         window: s, of a kernel of s x s.
 
     Raises:
-        PapaError: When a number is smaller than 1, ``heads`` does not divide ``hidden_size``, or the window is larger
-            than ``side``.
+        PapaError: When a number is smaller than 1, ``heads`` does not divide ``hidden_size``, or the window is too
+            large.
 
     Example:
         >>> AFTConv2d(8, heads=2, side=4, window=3)(torch.randn(2, 16, 8)).shape

@@ -43,20 +43,16 @@ def gated(query: Tensor, mean: Tensor, dtype: torch.dtype) -> Tensor:
     return (torch.sigmoid(query.to(mean.dtype)) * mean).to(dtype)
 
 
-def masked_keys(key: Tensor, mask: Tensor | None) -> Tensor:
-    """Keys (B, T, ...) in at least float32, minus infinity where masked: before any maximum is taken of them."""
-    exact = key.to(accumulation_dtype(key.dtype))
-    return exact if mask is None else exact.masked_fill(~_like(mask, key), -torch.inf)
+def masked(tensor: Tensor, mask: Tensor | None, fill: float) -> Tensor:
+    """(B, T, d) in at least float32, filled where masked."""
+    exact = tensor.to(accumulation_dtype(tensor.dtype))
+    return exact if mask is None else exact.masked_fill(~mask.bool()[..., None], fill)
 
 
-def masked_values(value: Tensor, mask: Tensor | None) -> Tensor:
-    """Values (B, T, ...) in at least float32, 0 where masked: a weight of 0 would let NaN through."""
-    exact = value.to(accumulation_dtype(value.dtype))
-    return exact if mask is None else exact.masked_fill(~_like(mask, value), 0.0)
-
-
-def _like(mask: Tensor, tensor: Tensor) -> Tensor:
-    return mask.bool().reshape(*mask.shape, *[1] * (tensor.dim() - 2))
+def by_group(key: Tensor, value: Tensor, mask: Tensor | None, groups: int) -> tuple[Tensor, Tensor]:
+    """Keys (B, T, H a) and values (B, T, H h) as they are described above."""
+    # Before any maximum is taken of keys; values, because a weight of 0 would let NaN through.
+    return split_groups(masked(key, mask, -torch.inf), groups), split_groups(masked(value, mask, 0.0), groups)
 
 
 def finite_maximum(logarithms: Tensor, dim: int) -> Tensor:
