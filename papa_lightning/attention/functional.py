@@ -70,16 +70,13 @@ def attention_probabilities(
 
 
 def masked_attention_sum(attention: Tensor, mask: Tensor | None) -> Tensor:
-    """Sum of a batch of attention matrices over its sequences, ``sum_b A[b,h,i,j] m[b,i] m[b,j]``.
+    """Sum of attention matrices over the sequences of a batch, ``sum_b A[b,h,i,j] m[b,i] m[b,j]``: (H, T, T).
 
-    The sum inside a batch is in the dtype of ``attention``; across batches add the results in float64.
+    The sum is in the dtype of ``attention``; across batches add the results in float64.
 
     Args:
         attention: (B, H, T, T). It is OVERWRITTEN: a second tensor of its size is what calibration cannot afford.
         mask: (B, T), true for a real token, or None.
-
-    Returns:
-        (H, T, T), in the dtype of ``attention``.
 
     Example:
         >>> masked_attention_sum(torch.ones(3, 1, 2, 2), torch.tensor([[1, 0], [1, 0], [0, 0]]))
@@ -102,13 +99,9 @@ def clear_padding(attention: Tensor, mask: Tensor, first: int = 0) -> None:
 
 
 def pair_counts(mask: Tensor) -> Tensor:
-    """Number of sequences in which both positions hold a real token, ``sum_b m[b,i] m[b,j]``.
+    """Number of sequences in which both positions hold a real token, ``sum_b m[b,i] m[b,j]``, from a mask (B, T).
 
-    Args:
-        mask: (B, T), true for a real token.
-
-    Returns:
-        (T, T), float64 (exact up to 2**53 sequences).
+    The result is (T, T) in float64, exact up to 2**53 sequences.
 
     Example:
         >>> pair_counts(torch.tensor([[1, 1], [1, 0]]))
@@ -120,14 +113,9 @@ def pair_counts(mask: Tensor) -> Tensor:
 
 
 def average_attention(sums: Tensor, counts: Tensor) -> Tensor:
-    """Constants ``C = sums / counts``, and 0 where no sequence has both positions.
+    """Constants ``C = sums / counts`` of sums (..., T, T) and counts (T, T); 0 where no sequence has both positions.
 
-    Args:
-        sums: (..., T, T).
-        counts: (T, T).
-
-    Returns:
-        (..., T, T). Rows need not sum to 1: every pair (i, j) has a count of its own.
+    Rows need not sum to 1: every pair (i, j) has a count of its own.
 
     Example:
         >>> average_attention(torch.tensor([[1.0, 3.0], [0.0, 0.0]]), torch.tensor([[2.0, 4.0], [0.0, 0.0]]))
@@ -168,12 +156,8 @@ def normalized_constants(constants: Tensor, mask: Tensor | None) -> Tensor:
 def constant_mass(constants: Tensor, mask: Tensor | None) -> Tensor:
     """The row sums that normalise constant attention, ``mass[b,h,i] = sum_j C[h,i,j] m[b,j]``.
 
-    Args:
-        constants: (H, T, T).
-        mask: (B, T), true for a real token, or None.
-
-    Returns:
-        (B, H, T), or (1, H, T) without a mask; at least float32, so that half precision does not blur the sums.
+    For constants (H, T, T) and a mask (B, T) they are (B, H, T), or (1, H, T) without a mask; at least float32, so that
+    half precision does not blur the sums.
     """
     exact = constants.to(accumulation_dtype(constants.dtype))
     if mask is None:
@@ -257,14 +241,10 @@ def constant_attention_of_any_size(constants: Tensor, value: Tensor, mask: Tenso
 
 
 def merge_bias(mask: Tensor | None, bias: Tensor | None) -> Tensor | None:
-    """One tensor for PyTorch's fused kernel out of a padding mask and a bias of the scores.
+    """One tensor for PyTorch's fused kernel, out of a padding mask (B, T) and a bias of the scores.
 
-    Args:
-        mask: (B, T), true for a real token, or None.
-        bias: Bias of the scores, see :func:`attention_probabilities`.
-
-    Returns:
-        Broadcastable to (B, H, T, T), boolean or floating point, or None when everything may be seen.
+    It is broadcastable to (B, H, T, T), boolean or floating point, as the bias of :func:`attention_probabilities`; None
+    when everything may be seen.
 
     Example:
         >>> merge_bias(torch.tensor([[1, 0]]), torch.tensor([[True, True], [False, True]]))
@@ -288,19 +268,10 @@ def dynamic_attention(
     dropout: float = 0.0,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """Dot-product attention through PyTorch's fused kernel.
+    """Dot-product attention through PyTorch's fused kernel: mixed values (B, T, H, h) of values (B, H, T, h).
 
-    Args:
-        query: (B, H, T, h).
-        key: (B, H, T, h).
-        value: (B, H, T, h).
-        mask: (B, T), true for a real token, or None.
-        scaling: Factor of the scores.
-        dropout: Probability with which attention probabilities are dropped.
-        bias: Bias of the scores, see :func:`attention_probabilities`.
-
-    Returns:
-        (B, T, H, h).
+    Queries, keys, mask, scaling and bias are those of :func:`attention_probabilities`; ``dropout`` is the probability
+    with which attention probabilities are dropped.
     """
     allowed = merge_bias(mask, bias)
     mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, dropout_p=dropout, scale=scaling)
@@ -308,15 +279,10 @@ def dynamic_attention(
 
 
 def apply_attention(attention: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
-    """Explicit attention matrices times the values.
+    """Explicit attention matrices (B, H, T, T), or (1, H, T, T) of a whole batch, times values (B, H, T, h).
 
-    Args:
-        attention: (B, H, T, T), or (1, H, T, T) when it is the same for the whole batch.
-        value: (B, H, T, h).
-        dropout: Probability with which attention probabilities are dropped, independently for each sequence.
-
-    Returns:
-        (B, T, H, h) in the dtype of ``value``.
+    The result is (B, T, H, h) in the dtype of ``value``; ``dropout`` is the probability with which attention
+    probabilities are dropped, independently for each sequence.
     """
     if dropout > 0.0:
         attention = F.dropout(attention.expand(value.shape[0], -1, -1, -1), p=dropout)
@@ -326,15 +292,8 @@ def apply_attention(attention: Tensor, value: Tensor, dropout: float = 0.0) -> T
 def gate_mixture(gate_logits: Tensor, dynamic: Tensor, constant: Tensor) -> Tensor:
     """Mixture of dynamic and constant attention, ``sigmoid(g) * dynamic + (1 - sigmoid(g)) * constant``.
 
-    Linear in both, so it serves attention matrices and their products with the values alike.
-
-    Args:
-        gate_logits: Broadcastable to the other two, one value a head.
-        dynamic: Matrices or outputs of dynamic attention.
-        constant: Matrices or outputs of constant attention, in the same shape.
-
-    Returns:
-        The mixture, in the dtype of ``dynamic``.
+    Linear in both, so it serves attention matrices and their products with the values alike. The gate logits, one a
+    head, are broadcastable to both; the result has the dtype of ``dynamic``.
 
     Example:
         >>> gate_mixture(torch.zeros(1), torch.tensor([2.0]), torch.tensor([4.0]))

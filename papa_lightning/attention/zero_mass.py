@@ -43,15 +43,10 @@ class ZeroMassWatch:
     def check(
         self, layer: int, heads: Sequence[int], constants: Tensor, mask: Tensor | None, whole: Tensor | None = None
     ) -> None:
-        """Check constant matrices for one batch.
+        """Check the matrices (H, t, t) of some heads of a layer for one batch with a mask (B, t), or None.
 
-        Args:
-            layer: Number of the layer, for the message.
-            heads: Numbers of the constant heads, for the message.
-            constants: (H, t, t) of these heads.
-            mask: (B, t), true for a real token, or None.
-            whole: (H, T, T), the constants before they were cut to the batch, to tell pruned heads from averages that
-                are 0 up to t; None when they were not cut.
+        ``whole``, (H, T, T), are the constants before they were cut to the batch, to tell pruned heads from averages
+        that are 0 up to t; None when they were not cut.
         """
         if self.warned:
             return
@@ -61,15 +56,7 @@ class ZeroMassWatch:
             self.check_mass(layer, heads, mass, mask, pruned)
 
     def check_mass(self, layer: int, heads: Sequence[int], mass: Tensor, mask: Tensor | None, pruned: Tensor) -> None:
-        """Check the row sums of one batch, for constants of any form.
-
-        Args:
-            layer: Number of the layer, for the message.
-            heads: Numbers of the constant heads, for the message.
-            mass: (B, H, t), or (1, H, t) without a mask: the row sums of these heads over the real keys.
-            mask: (B, t), true for a real token, or None.
-            pruned: (H,), true for heads that attend to nothing on purpose.
-        """
+        """Check the row sums (B or 1, H, t) over the real keys, of constants of any form, but for pruned heads (H,)."""
         if self.warned:
             return
         empty = (mass < EPS) & ~pruned[:, None]

@@ -54,10 +54,8 @@ class HeadCriterion(ABC):
         needs: Names of the fields of :class:`RankingInputs` that must not be None.
         passes: Cost in forward passes over the batches; 0 where nothing is run.
         measures: Whether scores say something about the encoder, so that reports show them.
-        magnitude: Magnitude of the quantities whose difference a score is, where these can be much larger than every
-            score.
-        formula: The score of a head, as the table of docs/rankings.md shows it; empty takes the first line of the
-            docstring.
+        magnitude: Magnitude of quantities whose difference a score is, where it can be much larger than every score.
+        formula: The score of a head in the table of docs/rankings.md; empty takes the first line of the docstring.
         source: Publication of the formula.
     """
 
@@ -164,8 +162,8 @@ def criteria_table() -> Table:
     rows = []
     for criterion in CRITERIA.values():
         formula = criterion.formula or (criterion.__doc__ or "").strip().partition("\n")[0]
-        texts, needs = (", ".join(f"`{text}`" for text in criterion.texts()), ", ".join(sorted(criterion.needs)))
-        rows.append((texts, formula, criterion.source, needs, f"{criterion.passes:g}"))
+        texts = ", ".join(f"`{text}`" for text in criterion.texts())
+        rows.append((texts, formula, criterion.source, ", ".join(sorted(criterion.needs)), f"{criterion.passes:g}"))
     return Table(("criterion", "score of a head", "source", "needs", "cost"), rows, left=4)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,8 +52,7 @@ class OutputChange(HeadCriterion):
                 pass
         if not all(energy > 0 for energy in found.energies):
             raise PapaError("batches has no real token: pass at least one batch whose attention_mask has ones.")
-        grams = [found.gram_matrices(layer, heads) for layer in range(layers)]
-        changes = [(moment * gram).sum(dim=(1, 2)) for moment, gram in zip(moments, grams, strict=True)]
+        changes = [(moment * found.gram_matrices(layer, heads)).sum((1, 2)) for layer, moment in enumerate(moments)]
         return torch.stack([change / energy for change, energy in zip(changes, found.energies, strict=True)])
 
 
@@ -114,9 +113,7 @@ class OutputProjections:
 
     def gram_matrices(self, layer: int, num_heads: int) -> Tensor:
         """``W_O,h W_O,h^T`` of each head of a layer, (H, h, h), float64; W_O,h has the rows (h, d) of the head."""
-        module = self._found[layer]
-        assert module is not None
-        weight = _weight(module).double()
+        weight = _weight(cast(nn.Module, self._found[layer])).double()
         rows = weight.reshape(num_heads, -1, weight.shape[1])
         return torch.bmm(rows, rows.transpose(1, 2))
 
@@ -150,9 +147,8 @@ def _checked(layer: int, module: nn.Module, taken: Tensor, mixed: Tensor) -> nn.
 
 def _weight(module: nn.Module) -> Tensor:
     """(in, out): Conv1D has it that way, linear layers the other way round."""
-    weight: Any = module.weight
-    own: Tensor = (weight if isinstance(module, Conv1D) else weight.T).detach()
-    return own
+    weight = cast(Tensor, module.weight).detach()
+    return weight if isinstance(module, Conv1D) else weight.T
 
 
 def _missing(layer: int) -> PapaError:

@@ -78,13 +78,7 @@ class RankingRun(Callback):
 def task_inputs(
     task: EncoderTask, constants: AttentionConstants | None, batches: Iterable[Mapping[str, Any]]
 ) -> RankingInputs:
-    """Inputs of criteria from a task; a trained task should be in evaluation mode.
-
-    Args:
-        task: The task.
-        constants: Constants of its encoder.
-        batches: Labelled batches.
-    """
+    """Inputs of criteria from a task, with labelled batches; a trained task should be in evaluation mode."""
     return RankingInputs(task.encoder, constants, batches, lambda batch: task.score(batch, 0).loss, task)
 
 

@@ -89,12 +89,7 @@ class AFTFull(ProjectedMixing):
 class AFTSimple(ProjectedMixing):
     """AFT-simple, ``sigmoid(Q_t) * mean of V with weights exp(K_t')``: no position biases, and sequences of any length.
 
-    Args:
-        hidden_size: d, channels of the hidden states.
-        causal: Whether tokens attend only to themselves and those before them.
-
-    Raises:
-        PapaError: When ``hidden_size`` is smaller than 1.
+    Arguments and errors are those of :class:`AFTFull`.
 
     Example:
         >>> AFTSimple(8, causal=True)(torch.randn(2, 10, 8)).shape
@@ -113,12 +108,7 @@ class AFTSimple(ProjectedMixing):
 class AFTLocal(ProjectedMixing):
     """AFT-local: AFT-full whose factorised position bias is 0 where ``|t - t'| >= window``.
 
-    Args:
-        hidden_size: d, channels of the hidden states.
-        max_length: T, the longest sequence. Shorter ones use the first rows and columns of the bias.
-        window: s; T makes it AFT-full.
-        inner: Inner size of the position bias.
-        causal: Whether tokens attend only to themselves and those before them.
+    The window s is at most ``max_length``, which makes it AFT-full. The other arguments are those of :class:`AFTFull`.
 
     Raises:
         PapaError: When a number is smaller than 1, or the window is larger than ``max_length``.
@@ -176,15 +166,8 @@ class AFTConv(ProjectedMixing):
 class AFTConv2d(ProjectedMixing):
     """AFT-conv over square images whose cells are the tokens, row by row. There is no causal form.
 
-    Args:
-        hidden_size: d, channels of the hidden states.
-        heads: H, which share d: each has d / H channels, one key and one kernel.
-        side: Rows, and columns, of the largest image. Smaller square ones work too.
-        window: s, of a kernel of s x s.
-
-    Raises:
-        PapaError: When a number is smaller than 1, ``heads`` does not divide ``hidden_size``, or the window is too
-            large.
+    ``side`` is the rows, and columns, of the largest image; smaller square ones work too. A kernel is window x window,
+    and the window at most ``side``. The other arguments and errors are those of :class:`AFTConv`.
 
     Example:
         >>> AFTConv2d(8, heads=2, side=4, window=3)(torch.randn(2, 16, 8)).shape

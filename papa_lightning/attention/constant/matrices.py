@@ -90,17 +90,9 @@ class MatrixHeads(TokenMixer):
     def mix_as_one(
         self, value: Tensor, mask: Tensor | None, dropout: float, need_weights: bool, weights: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Mix the values of all heads with one matrix.
+        """Mix the values (B, H, T, h) of all heads with one matrix: ``weights`` (B, 1, T, T), or the constants.
 
-        Args:
-            value: (B, H, T, h).
-            mask: (B, T), true for a real token, or None.
-            dropout: Attention dropout; it drops entries of the matrix for all heads together.
-            need_weights: Also return the matrix.
-            weights: (B, 1, T, T), the matrix; None takes the constants, (1, T, T).
-
-        Returns:
-            As :meth:`TokenMixer.forward`.
+        Dropout drops entries of the matrix for all heads together.
         """
         batch, heads, length, size = value.shape
         channels = value.transpose(1, 2).reshape(batch, 1, length, heads * size)  # a view of a folded projection
@@ -111,15 +103,9 @@ class MatrixHeads(TokenMixer):
         return mixed.reshape(batch, length, heads, size), shown
 
     def mix(self, value: Tensor, mask: Tensor | None, mass: Tensor | None = None) -> Tensor:
-        """Constant attention of the constant heads.
+        """Constant attention of values (B, constant heads, T, h): (B, T, constant heads, h).
 
-        Args:
-            value: (B, constant heads, T, h).
-            mask: (B, T), true for a real token, or None.
-            mass: Row sums ``constant_mass(constants, mask)``, where they are known already.
-
-        Returns:
-            (B, T, constant heads, h).
+        ``mass`` are the row sums ``constant_mass(constants, mask)``, where they are known already.
         """
         constants = self.constants_for(value)
         if is_symbolic(value.shape[2]):
