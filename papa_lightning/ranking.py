@@ -156,10 +156,8 @@ def merge_ties(values: Sequence[float], rounding: float) -> list[float]:
 
 
 def _as_pair(entry: object) -> tuple[int, int]:
-    if isinstance(entry, Sequence) and not isinstance(entry, str) and len(entry) == 2:
-        layer, head = entry
-        if _is_index(layer) and _is_index(head):
-            return (int(layer), int(head))
+    if isinstance(entry, Sequence) and not isinstance(entry, str) and len(entry) == 2 and all(map(_is_index, entry)):
+        return (int(entry[0]), int(entry[1]))
     raise PapaError(
         f"heads has the entry {shown(entry)}, but a head is a (layer, head) pair of whole numbers from 0 on."
     )

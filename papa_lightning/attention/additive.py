@@ -137,9 +137,8 @@ class AdditiveAttention(ProjectedMixing):
 class AdditiveHeads(ScorelessLayer):
     """Additive attention in every head, ``e_tt' = v . tanh(q_t + k_t')``, softmax over the real keys, times the values.
 
-    q and k are those of the encoder. Source: Bahdanau et al. 2015, arXiv 1409.0473. O(B chunk T d) in memory.
-
-    See :class:`~papa_lightning.attention.without_constants.ScorelessLayer` for the arguments.
+    q and k are those of the encoder. Source: Bahdanau et al. 2015, arXiv 1409.0473. O(B chunk T d) in memory. Arguments
+    are those of :class:`AFTSimpleHeads`.
 
     Attributes:
         score_weight: v, (H, h); starts as normal numbers with the standard deviation ``h ** -0.5``.

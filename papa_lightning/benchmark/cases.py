@@ -93,13 +93,9 @@ _FITTED = 256
 
 @dataclass(frozen=True)
 class Case:
-    """Set-up of a kind.
+    """Set-up of a kind: heads that become constant where others stay dynamic, T tokens, and options of the kind.
 
-    Args:
-        heads: The heads that become constant, for kinds that leave others dynamic.
-        length: T, tokens.
-        options: Options of the kind.
-        constants: Function of an encoder, a number of tokens, and whether all heads get the same matrix.
+    ``constants`` makes them of an encoder, a number of tokens, and whether all heads get the same matrix.
     """
 
     heads: Sequence[tuple[int, int]]
@@ -110,14 +106,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Kind:
-    """Variant of the stock encoder that can be timed, and the arithmetic that it saves.
+    """Variant of the stock encoder that can be timed; ``prepare`` changes a copy of it and returns the pass to time.
 
-    Args:
-        prepare: Changes a copy of the stock encoder in place, and returns the pass to time.
-        saves: Multiply-accumulates per token and channel that a layer saves, from its sizes, the share of replaced
-            heads and the options; None where no bound is known.
-        by_share: Whether other heads stay dynamic, so that it is timed at each share.
-        by_backend: Whether it is timed with each backend.
+    ``saves`` gives the multiply-accumulates per token and channel that a layer saves, from its sizes, the share of
+    replaced heads and the options, or None; it is timed at each share, and with each backend, where these make a
+    difference.
     """
 
     prepare: Callable[[PreTrainedModel, Case, Backend], Pass]
@@ -126,17 +119,9 @@ class Kind:
     by_backend: bool = True
 
 
-def _stock(encoder: PreTrainedModel, case: Case, backend: Backend) -> Pass:
-    return backend.forward(encoder)
-
-
 def _calibration(encoder: PreTrainedModel, case: Case, backend: Backend) -> Pass:
     base = find_encoder(encoder)
-
-    def run(batches: Batches) -> object:
-        return gather(base, batches, case.length)
-
-    return run
+    return lambda batches: gather(base, batches, case.length)
 
 
 def _swapped(encoder: PreTrainedModel, case: Case, backend: Backend, name: str) -> Pass:
@@ -156,7 +141,7 @@ def _swapped(encoder: PreTrainedModel, case: Case, backend: Backend, name: str) 
 
 #: Variants beside the kinds of attention.
 _OTHERS = {
-    "stock": Kind(_stock, lambda block, share, options: 0.0),
+    "stock": Kind(lambda encoder, case, backend: backend.forward(encoder), lambda block, share, options: 0.0),
     "calibration": Kind(_calibration, lambda block, share, options: None, by_backend=False),
 }
 

@@ -28,9 +28,6 @@ class RankingRun(Callback):
         calibration: Callback that names the encoder, its max_length and the calibration data.
         constants: Path of a constants file; None calibrates, where the criterion needs constants.
         train_first: Whether to rank after the training, for a criterion that needs a trained probe.
-
-    Raises:
-        PapaError: When there is no such criterion.
     """
 
     def __init__(

@@ -52,13 +52,7 @@ class LogitPerplexity(Perplexity):
 
 @dataclass(frozen=True)
 class Labels:
-    """Labels of a task, from which its metrics are made.
-
-    Args:
-        number: Number of classes or tags.
-        names: Their names by number; None where they are not known.
-        scheme: Scheme of tags; None recognises it.
-    """
+    """Labels of a task: their number, their names by number if known, and the scheme of tags, recognised if None."""
 
     number: int
     names: Sequence[str] | None = None

@@ -124,9 +124,8 @@ class BandBias(nn.Module):
 class NormalizedKernel(nn.Module):
     """Kernel of AFT-conv, ``gamma (w - mean w) / std w + beta`` for each head (Zhai et al. 2021, arXiv 2105.14103).
 
-    gamma and beta begin at 0, so the layer starts as AFT-simple. w does not move until gamma has left 0. The standard
-    deviation is that of the s entries (s^2 for a grid), divided by their number. A kernel of one entry, or with equal
-    ones, is beta.
+    gamma and beta begin at 0, so the layer starts as AFT-simple, and w does not move until gamma has left 0. std is
+    that of the s entries (s^2 for a grid), divided by their number. A kernel of one entry, or with equal ones, is beta.
 
     Args:
         heads: H.
