@@ -96,9 +96,16 @@ class HeadCriterion(ABC):
         Raises:
             PapaError: When something is missing in `inputs` or does not fit, or a score is not finite.
         """
-        self._check(inputs)
-        scores = self.measure(inputs).detach().double().cpu()
-        shape = encoder_shape(find_encoder(inputs.encoder))
+        missing = [name for name in sorted(self.needs) if getattr(inputs, name) is None]
+        if missing:
+            raise PapaError(
+                f"criterion {self.name!r} needs {', '.join(missing)}, but {missing[0]} is None: pass RankingInputs("
+                f"encoder, {', '.join(f'{name}=...' for name in sorted(self.needs))})."
+            )
+        base = find_encoder(inputs.encoder)
+        if inputs.constants is not None and "constants" in self.needs:
+            inputs.constants.check(base)
+        scores, shape = self.measure(inputs).detach().double().cpu(), encoder_shape(base)
         if tuple(scores.shape) != shape:
             raise PapaError(
                 f"criterion {self.name!r} gave scores of shape {tuple(scores.shape)}, but the encoder has {shape[0]} "
@@ -120,16 +127,6 @@ class HeadCriterion(ABC):
     @abstractmethod
     def measure(self, inputs: RankingInputs) -> Tensor:
         """Compute the scores, (L, H); what :attr:`needs` names is in the inputs, and constants fit the encoder."""
-
-    def _check(self, inputs: RankingInputs) -> None:
-        missing = [name for name in sorted(self.needs) if getattr(inputs, name) is None]
-        if missing:
-            raise PapaError(
-                f"criterion {self.name!r} needs {', '.join(missing)}, but {missing[0]} is None: pass RankingInputs("
-                f"encoder, {', '.join(f'{name}=...' for name in sorted(self.needs))})."
-            )
-        if inputs.constants is not None and "constants" in self.needs:
-            inputs.constants.check(find_encoder(inputs.encoder))
 
 
 #: Classes of criteria by name.

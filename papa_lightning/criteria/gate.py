@@ -58,26 +58,23 @@ class LearnedGates(HeadCriterion):
             )
         task, device = _copy(inputs.task), find_encoder(inputs.encoder).device
         swap_attention(task.encoder, "gated", constants=inputs.constants)
-        callback = HeadGates(self.learning_rate, max_length=inputs.constants.max_length, save_constants=False)
-        try:
-            with isolate_rng():
-                torch.manual_seed(self.seed)
-                self._trainer(device, callback).fit(task, train_dataloaders=_Batches(inputs.batches))
-        finally:
-            task.to(device)  # the Trainer leaves a module in main memory, and with it what it shares
-        return torch.stack([gates.detach() for gates in gate_logits(task.encoder)])
-
-    def _trainer(self, device: torch.device, callback: L.Callback) -> L.Trainer:
-        return L.Trainer(
+        trainer = L.Trainer(
             accelerator="gpu" if device.type == "cuda" else device.type,
             devices=[device.index or 0] if device.type == "cuda" else 1,
             max_epochs=self.max_epochs,
-            callbacks=[callback],
+            callbacks=[HeadGates(self.learning_rate, max_length=inputs.constants.max_length, save_constants=False)],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
         )
+        try:
+            with isolate_rng():
+                torch.manual_seed(self.seed)
+                trainer.fit(task, train_dataloaders=_Batches(inputs.batches))
+        finally:
+            task.to(device)  # the Trainer leaves a module in main memory, and with it what it shares
+        return torch.stack([gates.detach() for gates in gate_logits(task.encoder)])
 
 
 class _Batches:

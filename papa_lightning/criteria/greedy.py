@@ -64,7 +64,14 @@ class GreedySearch(HeadCriterion):
         """See :meth:`HeadCriterion.measure`; no sequence, or a loss that is negative or not finite, is refused."""
         loss = inputs.loss
         assert loss is not None
-        base, constants, batches = find_encoder(inputs.encoder), per_layer(inputs), self._batches(inputs)
+        assert inputs.batches is not None
+        base, constants = find_encoder(inputs.encoder), per_layer(inputs)
+        batches: list[Mapping[str, Any]] = []  # kept on the device of the encoder for many measurements
+        for number, batch in enumerate(first_sequences(inputs.batches, self.sequences)):
+            checked_inputs(base, batch, number, constants[0].shape[-1])
+            batches.append(on_device(batch, base.device))
+        if not batches:
+            raise PapaError("batches is empty: pass at least one labelled batch.")
         scores = torch.zeros(len(constants), len(constants[0]), dtype=torch.float64)
         heads = [(layer, head) for layer, row in enumerate(scores) for head, _ in enumerate(row)]
         own: list[list[int]] = [[] for _ in constants]  # of each layer, the heads that are constant at present
@@ -83,19 +90,6 @@ class GreedySearch(HeadCriterion):
     def rounding(self, inputs: RankingInputs, scores: Tensor) -> float:
         """See :meth:`HeadCriterion.rounding`: 0, because :meth:`measure` has merged ties already."""
         return 0.0
-
-    def _batches(self, inputs: RankingInputs) -> list[Mapping[str, Any]]:
-        """The first batches, checked, and kept on the device of the encoder for many measurements."""
-        assert inputs.batches is not None
-        assert inputs.constants is not None
-        base = find_encoder(inputs.encoder)
-        taken: list[Mapping[str, Any]] = []
-        for number, batch in enumerate(first_sequences(inputs.batches, self.sequences)):
-            checked_inputs(base, batch, number, inputs.constants.max_length)
-            taken.append(on_device(batch, base.device))
-        if not taken:
-            raise PapaError("batches is empty: pass at least one labelled batch.")
-        return taken
 
 
 def _mix(heads: list[int], constants: Tensor, attention: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:

@@ -138,17 +138,14 @@ class CompactHeads(TokenMixer):
             if saved["kind"] == self.kind:
                 forms = saved["options"].get("forms")
                 self._forms = None if forms is None else tuple(forms)
-                self._check_parts()
+                found = {form: len(getattr(self, parts[0])) for form, parts in FORMS.items()}
+                expected = {form: self.forms.count(form) for form in FORMS}
+                if found != expected:
+                    raise PapaError(
+                        f"the checkpoint has constants of {found} heads by form in layer {self.layer}, but names "
+                        f"{expected}: it is damaged; calibrate again."
+                    )
         super().set_extra_state(state)
-
-    def _check_parts(self) -> None:
-        found = {form: len(getattr(self, parts[0])) for form, parts in FORMS.items()}
-        expected = {form: self.forms.count(form) for form in FORMS}
-        if found != expected:
-            raise PapaError(
-                f"the checkpoint has constants of {found} heads by form in layer {self.layer}, but names {expected}: "
-                "it is damaged; calibrate again."
-            )
 
     def forward(
         self, attention: DynamicAttention, value: Tensor, dropout: float = 0.0, need_weights: bool = False
