@@ -73,18 +73,24 @@ def aft_full(
             stop = start + piece.shape[1]
             some = None if rows is None else rows[:, :, start:stop]
             seen = slice(stop if causal else length)
-            if causal:
-                piece = piece.masked_fill(torch.ones_like(piece[0], dtype=torch.bool).triu(start + 1), -torch.inf)
             own = (query[:, start:stop], keys[:, :, seen], values[:, :, seen], piece[..., seen], some, value.dtype)
-            chunks.append(recomputed(_chunk_of_rows, *own))
+            chunks.append(recomputed(_chunk_of_rows, *own, start if causal else None))
             start = stop
         return torch.cat(chunks, dim=1)
 
 
 def _chunk_of_rows(
-    query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, rows: Tensor | None, dtype: torch.dtype
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    bias: Tensor,
+    rows: Tensor | None,
+    dtype: torch.dtype,
+    first: int | None,
 ) -> Tensor:
-    """(B, rows, d): some rows, with the maximum of the keys before or at the last of them."""
+    """(B, rows, d): some rows; in causal mode with the number of the first of them, and the keys up to the last."""
+    if first is not None:
+        bias = bias.masked_fill(torch.ones_like(bias[0], dtype=torch.bool).triu(first + 1), -torch.inf)
     scaled = torch.exp(keys - finite_maximum(keys, dim=2))
     weights = torch.exp(bias - finite_maximum(bias, dim=-1))
     denominator = torch.einsum("hij,bhjd->bhid", weights, scaled)
