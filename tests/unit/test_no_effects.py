@@ -73,13 +73,14 @@ def test_importing_the_package_leaves_the_process_as_it_was() -> None:
 
 def test_a_restored_encoder_leaves_no_hook_on_optimizers() -> None:
     module, data = Classifier().eval(), loaders()["val_dataloaders"]
+    gc.collect()  # encoders of other tests
     before = len(_global_optimizer_post_hooks)
     constants = calibrate(module.bert, data, LENGTH)
     swap_attention(module.bert, "constant", constants=constants, heads=[(0, 1), (1, 0)])
     assert len(_global_optimizer_post_hooks) == before
     with torch.no_grad():
         module(next(iter(data)))
-    assert len(_global_optimizer_post_hooks) == before + 1, "the rows of dynamic heads are cut out once"
+    assert len(_global_optimizer_post_hooks) == max(before, 1), "one for all encoders"
     restore_attention(module.bert)
     gc.collect()
     assert len(_global_optimizer_post_hooks) == before
