@@ -26,18 +26,7 @@ _PACKAGES = ("torch", "transformers", "datasets", "torchmetrics")
 
 
 def find_device(name: str) -> torch.device:
-    """The device of a name.
-
-    Args:
-        name: Name of a device as PyTorch knows it; ``"auto"`` is an accelerator where there is one, else the CPU.
-
-    Raises:
-        PapaError: When the device is not available.
-
-    Example:
-        >>> find_device("cpu")
-        device(type='cpu')
-    """
+    """The device of a name that PyTorch knows; ``"auto"`` is an accelerator where there is one, else the CPU."""
     if name == "auto":
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
@@ -51,11 +40,7 @@ def find_device(name: str) -> torch.device:
 
 
 def machine_facts(device: torch.device) -> dict[str, Any]:
-    """Processor, device, threads, system and versions behind a measurement; no path and no name of a machine.
-
-    Args:
-        device: Device of the computation.
-    """
+    """Processor, device, threads, system and versions behind a measurement; no path and no name of a machine."""
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     return {
         "cpu": cpu_name(),
@@ -82,20 +67,10 @@ def cpu_name() -> str:
 class AllocationWatch:
     """Largest memory that is allocated at one moment between start and stop, beyond the memory at the start.
 
-    On CUDA it is what PyTorch's allocator counts, which forgets earlier peaks. On the CPU it is every allocation of
-    PyTorch's allocator that its profiler records, also those inside an operation, but not the memory of mathematics
-    libraries. Memory that was allocated before and is freed in between lowers the count on CUDA only. Other devices,
-    and a CPU on which another profiler runs, cannot be watched.
-
-    Args:
-        device: Device of the computation.
-
-    Example:
-        >>> watch = AllocationWatch(torch.device("cpu"))
-        >>> watch.start()
-        >>> del [torch.ones(256), torch.ones(256)][:]
-        >>> watch.stop()
-        2048
+    On CUDA it is what PyTorch's allocator counts, which forgets earlier peaks. On the CPU it is every allocation that
+    PyTorch's profiler records, also inside an operation, but not the memory of mathematics libraries. Memory that was
+    allocated before and is freed in between lowers the count on CUDA only. Other devices, and a CPU on which another
+    profiler runs, cannot be watched.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -115,11 +90,7 @@ class AllocationWatch:
             self._profile.__enter__()
 
     def stop(self) -> int | None:
-        """Stop counting.
-
-        Returns:
-            Bytes; None where they cannot be counted.
-        """
+        """Stop counting: bytes, or None where they cannot be counted."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             return torch.cuda.max_memory_allocated(self.device) - self._before
@@ -133,15 +104,7 @@ class AllocationWatch:
 
 
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int | None:
-    """Largest memory that a call allocates, see :class:`AllocationWatch`.
-
-    Args:
-        run: The call; memory that it keeps counts too.
-        device: Device of the computation.
-
-    Returns:
-        Bytes; None where they cannot be counted.
-    """
+    """Bytes of memory that a call allocates at most, with what it keeps, as :class:`AllocationWatch` counts."""
     watch = AllocationWatch(device)
     watch.start()
     try:
@@ -152,34 +115,18 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int | None:
 
 
 def held_bytes(module: nn.Module, without: nn.Module) -> int:
-    """Bytes of the parameters and buffers that a module does not share with another.
-
-    Args:
-        module: The module.
-        without: The module whose memory does not count.
-    """
+    """Bytes of the parameters and buffers that a module does not share with another."""
     shared = set(_storages(without))
     return sum(size for key, size in dict(_sized(module)).items() if key not in shared)
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Largest memory in use since :func:`forget_peak`: allocated by PyTorch on CUDA, else of the whole process.
-
-    Args:
-        device: Device of the computation.
-
-    Returns:
-        Bytes; None where the system does not report it.
-    """
+    """Largest bytes in use since :func:`forget_peak`: allocated by PyTorch on CUDA, else of the whole process."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM")
 
 
 def forget_peak(device: torch.device) -> None:
-    """Reset the peak of :func:`peak_memory`; where that is not permitted, it stays the peak of the whole process.
-
-    Args:
-        device: Device of the computation.
-    """
+    """Reset the peak of :func:`peak_memory`; where not permitted, it stays the peak of the whole process."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
@@ -219,12 +166,7 @@ def _sized(module: nn.Module) -> Iterable[tuple[Hashable, int]]:
 
 @lru_cache
 def versions() -> dict[str, str]:
-    """The versions that numbers depend on.
-
-    Example:
-        >>> sorted(versions())
-        ['datasets', 'papa_lightning', 'python', 'torch', 'torchmetrics', 'transformers']
-    """
+    """The versions that numbers depend on."""
     found = {name: version(name) for name in _PACKAGES}
     return found | {"papa_lightning": __version__, "python": platform.python_version()}
 

@@ -18,15 +18,7 @@ _WIDEST = 10_000
 
 
 def printable(text: str) -> str:
-    r"""Text that cannot control a terminal: control characters but tabs and ends of lines are spelled out.
-
-    Args:
-        text: Text from anywhere, such as the name of a column in a file.
-
-    Example:
-        >>> printable("red \x1b[31m, and so on")
-        'red \\x1b[31m, and so on'
-    """
+    """Text that cannot control a terminal: control characters but tabs and ends of lines are spelled out."""
     if text.isascii() and text.isprintable():
         return text
     return "".join(_spelled(one) if unicodedata.category(one) in _UNSAFE and one not in "\n\t" else one for one in text)
@@ -96,18 +88,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Paragraphs and tables, one below the other: plain as text, :meth:`markdown` for pages, for :func:`tell` a list.
-
-    Args:
-        parts: Tables and text.
-
-    Example:
-        >>> print(Blocks(["Scores", Table(("kind", "score"), [("constant", "0.8")])]))
-        Scores
-        <BLANKLINE>
-        kind      score
-        constant    0.8
-    """
+    """Paragraphs and tables, one below the other: plain as text, :meth:`markdown` for pages, or told."""
 
     parts: Sequence[Table | str]
 
@@ -121,12 +102,7 @@ class Blocks:
 
 
 def tell(*found: object) -> None:
-    """Print text and tables, one below the other.
-
-    Args:
-        found: Tables, :class:`Blocks` of them, and anything else as its :func:`printable` text. Where the output is no
-            terminal, tables are plain text.
-    """
+    """Print tables, :class:`Blocks` and :func:`printable` text of anything else; plain where there is no terminal."""
     for one in found:
         if isinstance(one, Blocks) and sys.stdout.isatty():
             for place, part in enumerate(one.parts):

@@ -33,16 +33,7 @@ _VOCABULARY = 1000
 
 
 def make_stock(settings: BenchmarkSettings, size: Size, device: torch.device) -> PreTrainedModel:
-    """The stock encoder, in evaluation mode.
-
-    Args:
-        settings: Settings with its name, or its type.
-        size: Sizes of an encoder with random weights, and of the input.
-        device: Device of the encoder.
-
-    Raises:
-        PapaError: When the encoder cannot be made, or has no positions for the input.
-    """
+    """The stock encoder, in evaluation mode; one with random weights has the sizes of `size`."""
     made = _with_random_weights(settings, size) if settings.encoder is None else load_plain_encoder(settings.encoder)
     encoder = find_encoder(made)
     if takes_images(encoder):
@@ -111,14 +102,7 @@ def choose_heads(encoder: PreTrainedModel, settings: BenchmarkSettings, share: f
 
 
 def random_constants(encoder: PreTrainedModel, length: int, shared: bool, seed: int) -> AttentionConstants:
-    """Attention matrices of random scores: times do not depend on their values.
-
-    Args:
-        encoder: Encoder with the number of layers and heads.
-        length: Length T.
-        shared: Whether all heads have the same matrix.
-        seed: Seed of the scores.
-    """
+    """Matrices (L, H, T, T) of random scores, one for all heads if `shared`: times do not depend on values."""
     layers, heads = encoder_shape(encoder)
     # All layers share the matrices and copy them: at T = 4096 those of twelve heads are 0.8 GB.
     scores = torch.randn(1, 1 if shared else heads, length, length, generator=torch.Generator().manual_seed(seed))

@@ -63,11 +63,7 @@ def write_benchmark(result: BenchmarkResult, folder: str | Path) -> list[Path]:
 
 @styled
 def speed_figure(table: pd.DataFrame) -> Figure:
-    """Speed relative to the stock encoder: a panel for each shape, a bar for each variant, the bound as a mark.
-
-    Args:
-        table: Table of :meth:`BenchmarkResult.table`, with a variant beside the reference.
-    """
+    """Speed relative to the stock encoder: a panel for each shape, a bar for each variant, the bound as a mark."""
     rows = table[~((table["kind"] == "stock") & (table["backend"] == "sdpa"))]
     shapes = list(rows.groupby(_SHAPE, sort=False))
     names = _names(rows)
@@ -108,11 +104,7 @@ def _bars(axes: Axes, rows: pd.DataFrame, names: Sequence[str]) -> None:
 
 @styled
 def growth_figure(found: Sequence[Growth]) -> Figure:
-    """Time and memory against tokens, layers or heads, on logarithmic axes, with fitted lines and exponents.
-
-    Args:
-        found: Result of :func:`~papa_lightning.benchmark.growth.growths`; not empty.
-    """
+    """Time and memory against tokens, layers or heads, on logarithmic axes, with fitted lines and exponents."""
     columns = [axis for axis in AXES if any(one.axis == axis for one in found)]
     rows = [quantity for quantity in QUANTITIES if any(one.quantity == quantity for one in found)]
     names = list(dict.fromkeys(variant_name(*one.variant) for one in found))

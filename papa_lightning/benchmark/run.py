@@ -39,13 +39,7 @@ from papa_lightning.runtime import find_device, held_bytes, machine_facts, peak_
 
 @dataclass(frozen=True)
 class Variant:
-    """One way for an encoder to compute its attention.
-
-    Args:
-        kind: Kind of attention, one of :func:`~papa_lightning.benchmark.cases.kind_names`.
-        share: Share of constant heads; None for a kind without shares.
-        backend: Backend of the dynamic attention.
-    """
+    """One way for an encoder to compute its attention; the share is None for a kind without shares."""
 
     kind: str
     share: float | None
@@ -60,15 +54,7 @@ STOCK = Variant("stock", None, REFERENCE)
 
 
 def variants(settings: BenchmarkSettings) -> list[Variant]:
-    """The variants that are measured at each size, the reference first.
-
-    Args:
-        settings: Kinds, shares and backends.
-
-    Example:
-        >>> [str(one) for one in variants(BenchmarkSettings(kinds=["constant", "gated"], shares=[0.5, 1]))]
-        ['stock, sdpa', 'constant 50 %, sdpa', 'constant 100 %, sdpa', 'gated, sdpa']
-    """
+    """The variants that are measured at each size, the reference first."""
     found = [STOCK, *(Variant("stock", None, backend) for backend in settings.backends)]
     for name in settings.kinds:
         kind = kind_of(name)

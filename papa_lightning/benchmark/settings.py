@@ -14,15 +14,7 @@ from papa_lightning.errors import PapaError
 
 @dataclass(frozen=True)
 class Size:
-    """One encoder with one input.
-
-    Args:
-        hidden: Hidden size d.
-        layers: Number of layers L.
-        heads: Number of heads H of a layer.
-        batch: Number of sequences B.
-        length: Number of tokens T of a sequence.
-    """
+    """One encoder with one input: hidden size d, layers L, heads H, batch B and length T."""
 
     hidden: int
     layers: int
@@ -32,13 +24,7 @@ class Size:
 
 
 def read_input(text: str) -> tuple[int, int]:
-    """Batch and length of an input.
-
-    Args:
-        text: Text "BxT".
-
-    Raises:
-        PapaError: For anything else.
+    """Batch and length of an input "BxT".
 
     Example:
         >>> read_input("16x128")

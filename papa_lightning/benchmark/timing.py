@@ -26,19 +26,9 @@ def interleaved_times(
     synchronize: Callable[[], object] = nothing,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[Key, list[float]]:
-    """Times of several functions, one run of each in turn, so that a drift of the machine affects all alike.
+    """Seconds of each run of several functions, in turn, so that a drift of the machine affects all alike.
 
-    Python's garbage collector is off during the runs.
-
-    Args:
-        runs: The functions.
-        repeats: Timed runs of each function.
-        warmup: Runs of each function before the timed ones.
-        synchronize: Function that waits for the device, called before the clock is read.
-        clock: Clock in seconds.
-
-    Returns:
-        The seconds of each run, in order.
+    Python's garbage collector is off during the runs. `synchronize` waits for the device before `clock` is read.
 
     Example:
         >>> ticks = iter(range(100))
@@ -90,13 +80,7 @@ def synchronizer(device: torch.device) -> Callable[[], object]:
 
 @dataclass(frozen=True)
 class Spread:
-    """Median and quartiles.
-
-    Args:
-        median: Median of the numbers.
-        low: First quartile.
-        high: Third quartile.
-    """
+    """Median, and first and third quartile."""
 
     median: float
     low: float

@@ -31,12 +31,7 @@ _HATCHES = ("////", "", "....", "xxxx")
 
 @styled
 def drop_bars(summary: pd.DataFrame, title: str) -> Figure:
-    """Relative drop of the score by task, one bar a share.
-
-    Args:
-        summary: Rows of one encoder, with one criterion for every task and few shares; positive drops are losses.
-        title: Title of the figure.
-    """
+    """Relative drop of the score by task, one bar a share, of one encoder and one criterion a task."""
     tasks, shares = list(dict.fromkeys(summary["task"])), sorted(set(summary["share"]))
     figure = new_figure(max(5.6, 1.0 + 1.05 * len(tasks)), 3.8)
     axes = figure.subplots()
@@ -76,13 +71,7 @@ def drop_bars(summary: pd.DataFrame, title: str) -> Figure:
 
 @styled
 def control_points(summary: pd.DataFrame, title: str, baseline: float) -> Figure:
-    """Score by kind of constants, as points, whose axis need not start at 0.
-
-    Args:
-        summary: Rows of one encoder, task and criterion, at few shares; the kinds in the order of the figure.
-        title: Title of the figure.
-        baseline: Score at share 0; NaN for none.
-    """
+    """Score by kind of constants, as points, whose axis need not start at 0; the baseline is NaN for none."""
     kinds, shares = list(dict.fromkeys(summary["constants"])), sorted(set(summary["share"]))
     figure = new_figure(5.6, 1.7 + 0.34 * len(kinds))
     axes = figure.subplots()
@@ -110,12 +99,9 @@ def control_points(summary: pd.DataFrame, title: str, baseline: float) -> Figure
 
 @styled
 def drop_against_baseline(points: pd.DataFrame) -> Figure:
-    """Relative drop with all heads constant against the score with all heads dynamic.
+    """Relative drop with all heads constant against the score with all heads dynamic, of encoders and tasks.
 
     Source of the question ("better models lose more"): Hassid et al. 2022, arXiv 2211.03495.
-
-    Args:
-        points: Columns "encoder", "task", "baseline" (score at share 0), "drop" (relative loss of the baseline).
     """
     encoders, tasks = (list(dict.fromkeys(points[column])) for column in ("encoder", "task"))
     figure = new_figure(6.4, 4.6)

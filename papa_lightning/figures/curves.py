@@ -37,15 +37,8 @@ _COLUMNS = 3
 def score_curves(summary: pd.DataFrame, title: str) -> Figure:
     """Score against share of constant heads, one line for each criterion: the figure of the paper.
 
-    Source: Hassid et al. 2022, arXiv 2211.03495.
-
-    Args:
-        summary: Rows of :func:`~papa_lightning.study.statistics.summarize` of one encoder, task, metric and kind of
-            constants.
-        title: Title of the figure.
-
-    Returns:
-        Lines with the 95 % interval as error bars, and the score of share 0 as a dashed line.
+    Source:
+        Hassid et al. 2022, arXiv 2211.03495. The summary is of one encoder, task, metric and kind of constants.
     """
     figure = new_figure(5.6, 4.0)
     axes = figure.subplots()
@@ -71,11 +64,7 @@ def score_curves(summary: pd.DataFrame, title: str) -> Figure:
 
 @styled
 def relative_curves(summary: pd.DataFrame) -> Figure:
-    """Relative change against share of constant heads: one panel for each task, one line for each encoder.
-
-    Args:
-        summary: Rows of encoders and tasks, with one criterion and kind of constants for each pair.
-    """
+    """Relative change against share of constant heads: one panel for each task, one line for each encoder."""
     encoders, tasks = (list(dict.fromkeys(summary[column])) for column in ("encoder", "task"))
     columns = min(len(tasks), _COLUMNS)
     lines = math.ceil(len(tasks) / columns)
@@ -110,14 +99,9 @@ def relative_curves(summary: pd.DataFrame) -> Figure:
 def sequences_curve(
     sequences: Sequence[int], summary: pd.DataFrame, title: str, baseline: float, average: float
 ) -> Figure:
-    """Score with all heads constant against the number of sequences that the constants average.
+    """Score with all heads constant against the number of sequences n >= 1 of each row of the summary.
 
-    Args:
-        sequences: Number n of each row of `summary`, at least 1.
-        summary: Rows of the kinds "sequences:n" at one share.
-        title: Title of the figure.
-        baseline: Score at share 0; NaN for none.
-        average: Score with the constants of the whole calibration; NaN for none.
+    The baseline (share 0) and the average (constants of the whole calibration) are NaN for none.
     """
     figure = new_figure(5.6, 4.0)
     axes = figure.subplots()
@@ -149,13 +133,7 @@ def sequences_curve(
 
 @styled
 def level_curves(weights: pd.DataFrame, title: str) -> Figure:
-    """The probe's weights by level, with all heads dynamic and with all heads constant.
-
-    Args:
-        weights: Columns "share", "level" (0 is the embeddings), "mean", "low", "high" of the mean absolute weight of
-            the level's positions.
-        title: Title of the figure.
-    """
+    """The probe's weights by level (0 is the embeddings), with all heads dynamic and with all heads constant."""
     figure = new_figure(5.6, 3.8)
     axes = figure.subplots()
     shares = sorted(set(weights["share"]))

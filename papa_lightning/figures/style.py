@@ -75,13 +75,7 @@ def styled(plot: Callable[_P, Figure]) -> Callable[_P, Figure]:
 
 
 def new_figure(width: float, height: float, layout: Literal["constrained", "compressed"] = "constrained") -> Figure:
-    """An empty figure without a window.
-
-    Args:
-        width: Width in inches.
-        height: Height in inches.
-        layout: "compressed" is for images whose height follows from their width.
-    """
+    """An empty figure without a window, in inches; "compressed" is for images of a fixed ratio of sides."""
     return Figure(figsize=(width, height), layout=layout)
 
 
@@ -147,12 +141,9 @@ def interval_bars(mean: NDArray[Any], low: NDArray[Any], high: NDArray[Any]) -> 
 
 
 def padded_limits(values: Iterable[float], least_span: float, margin: float = 0.08) -> tuple[float, float]:
-    """Limits of an axis that hold all values and are not tighter than a span, so that noise does not look large.
+    """Limits of an axis that hold all finite values, and a least span, so that noise does not look large.
 
-    Args:
-        values: Values that must be visible; those that are not finite are ignored.
-        least_span: Smallest distance between the limits, in units of the axis.
-        margin: Share of the span that stays free at either end.
+    `margin` is the share of the span that stays free at either end.
     """
     finite = [value for value in values if math.isfinite(value)]
     low, high = (min(finite), max(finite)) if finite else (0.0, 1.0)
@@ -163,12 +154,7 @@ def padded_limits(values: Iterable[float], least_span: float, margin: float = 0.
 
 
 def share_axis(axes: Axes, shares: Sequence[float]) -> None:
-    """The horizontal axis of every curve: from 0 to 100 % of the heads.
-
-    Args:
-        axes: The axes.
-        shares: Shares of constant heads, from 0 to 1; labels that would overlap are left out.
-    """
+    """The horizontal axis of every curve, from 0 to 100 % of the heads; labels that would overlap are left out."""
     axes.set_xlim(-4.0, 104.0)
     ticks: list[float] = []
     for share in [1.0, *sorted(shares)]:

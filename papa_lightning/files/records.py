@@ -26,9 +26,6 @@ def checks_of(cls: Hashable) -> Mapping[str, Check]:
     Types are str, bool, int (from 0), float (finite), Any, Literal, dataclasses, and optional values, lists and maps of
     them. ``Annotated[float, number(0, 1)]`` has a check of its own.
 
-    Args:
-        cls: A dataclass.
-
     Example:
         >>> from dataclasses import dataclass
         >>> @dataclass(frozen=True)
@@ -44,24 +41,13 @@ def checks_of(cls: Hashable) -> Mapping[str, Check]:
 
 
 def check_fields(instance: object) -> None:
-    """Replace each field of a dataclass by what its check returns; for ``__post_init__``.
-
-    Args:
-        instance: The instance; it may be frozen.
-
-    Raises:
-        PapaError: For a value of the wrong type or out of its range, by the name of its field.
-    """
+    """Replace each field of a dataclass, also a frozen one, by what its check returns; for ``__post_init__``."""
     for name, check in checks_of(cast(Hashable, type(instance))).items():
         object.__setattr__(instance, name, check(name, getattr(instance, name)))
 
 
 def record_of(cls: type[Record]) -> Check:
-    """The check of a map that holds the fields of a dataclass and no others; it returns an instance.
-
-    Args:
-        cls: A dataclass.
-    """
+    """The check of a map that holds the fields of a dataclass and no others; it returns an instance."""
 
     def check(name: str, value: object) -> Record:
         return cls(**record(checks_of(cast(Hashable, cls)))(name, value))
@@ -80,38 +66,14 @@ def or_nan(check: Check) -> Check:
 
 
 def write_record(path: str | Path, form: str, instance: Any) -> Path:
-    """Write a dataclass as a JSON file, whole or not at all; NaN becomes null.
-
-    Args:
-        path: The file; its folder is made when missing.
-        form: Format and its version.
-        instance: The dataclass.
-
-    Returns:
-        The path.
-    """
+    """Write a dataclass as a JSON file, whole or not at all; NaN becomes null."""
     return write_json(path, form, _without_nan(asdict(instance)))
 
 
 def read_record(
     path: str | Path, form: str, cls: type[Record], error: type[PapaError], noun: str, remedy: str
 ) -> Record:
-    """Read a dataclass that :func:`write_record` wrote.
-
-    Args:
-        path: The file.
-        form: Format that the file must have.
-        cls: The dataclass.
-        error: Class of the error.
-        noun: What such a file is called in messages.
-        remedy: What to do about a wrong file.
-
-    Returns:
-        The instance.
-
-    Raises:
-        PapaError: As ``error``: when the file is missing, damaged, or something else.
-    """
+    """Read a dataclass that :func:`write_record` wrote; `noun` and `remedy` make messages of the error."""
     found: Record = read_json(path, form, record_of(cls), error, noun, remedy)
     return found
 

@@ -37,16 +37,7 @@ def average_key(bench: Bench, kind: str) -> str:
 
 
 def average_of(folder: StudyFolder, bench: Bench, sequences: int | None = None) -> AttentionConstants:
-    """The average attention of an encoder on the training rows of a task.
-
-    Args:
-        folder: Folder of the study.
-        bench: Encoder and task.
-        sequences: Number of training rows, drawn at random with seed 0; None for all rows.
-
-    Raises:
-        StudyError: When there are fewer rows.
-    """
+    """The average attention of an encoder on some random training rows of a task (seed 0); None for all rows."""
     kind = "average" if sequences is None else f"sequences:{sequences}"
     path = folder.constants(bench.encoder, bench.name, kind, average_key(bench, kind))
     if path.exists():
@@ -65,16 +56,7 @@ def average_of(folder: StudyFolder, bench: Bench, sequences: int | None = None) 
 
 
 def constants_of(folder: StudyFolder, bench: Bench, kind: str) -> AttentionConstants:
-    """The constants of a kind.
-
-    Args:
-        folder: Folder of the study.
-        bench: Encoder and task.
-        kind: Kind of constants, as in the settings.
-
-    Raises:
-        StudyError: When the kind names a task with another length.
-    """
+    """The constants of a kind, as in the settings."""
     parsed = constants_kind(kind)
     if parsed.sequences is not None:
         return average_of(folder, bench, parsed.sequences)
@@ -98,13 +80,7 @@ def ranking_key(bench: Bench, criterion: str) -> str:
 
 
 def ranking_of(folder: StudyFolder, bench: Bench, criterion: str) -> HeadRanking:
-    """The ranking of an encoder's heads on a task.
-
-    Args:
-        folder: Folder of the study.
-        bench: Encoder and task.
-        criterion: Criterion, as in the settings.
-    """
+    """The ranking of an encoder's heads on a task by a criterion, as in the settings."""
     path = folder.ranking(bench.encoder, bench.name, criterion, ranking_key(bench, criterion))
     if path.exists():
         return HeadRanking.load(path)
@@ -124,16 +100,7 @@ def ranking_of(folder: StudyFolder, bench: Bench, criterion: str) -> HeadRanking
 
 @contextmanager
 def chosen_heads(folder: StudyFolder, bench: Bench, choice: Choice) -> Iterator[int]:
-    """Make the chosen heads of the encoder constant inside a ``with`` block.
-
-    Args:
-        folder: Folder of the study.
-        bench: Encoder and task.
-        choice: The heads.
-
-    Yields:
-        The number of constant heads.
-    """
+    """Make the chosen heads of the encoder constant inside a ``with`` block, which gets their number."""
     layers, heads = encoder_shape(bench.task.encoder)
     if choice.kind is None:
         yield 0
@@ -152,14 +119,7 @@ def chosen_heads(folder: StudyFolder, bench: Bench, choice: Choice) -> Iterator[
 def features_of(
     folder: StudyFolder, bench: Bench, key: str, evaluations: Mapping[str, Dataset]
 ) -> Iterator[tuple[Features, Mapping[str, Features]]]:
-    """The hidden states of the encoder in its present state, for training and evaluation.
-
-    Args:
-        folder: Folder of the study.
-        bench: Encoder and task; the encoder may be swapped.
-        key: Hash of everything that the hidden states depend on.
-        evaluations: Evaluation sets by name.
-    """
+    """The hidden states of the encoder in its present state, for training and evaluation; `key` identifies them."""
     settings, splits = bench.settings.features, {"train": bench.train}
     splits |= {f"evaluation-{name}": rows for name, rows in evaluations.items()}
     if settings.storage == "none":
@@ -180,15 +140,7 @@ def features_of(
 
 
 def probe_loss(folder: StudyFolder, bench: Bench) -> Callable[[Mapping[str, Tensor]], Tensor]:
-    """The loss of a probe that was trained with all heads dynamic, for criteria that need a loss.
-
-    Args:
-        folder: Folder of the study.
-        bench: Encoder and task; the probe becomes that of the task.
-
-    Returns:
-        Function from a labelled batch of :meth:`Bench.padded_batches` to its mean loss.
-    """
+    """Function from a labelled batch to its mean loss with a probe that was trained with all heads dynamic."""
     settings = bench.settings
     half = settings.features.storage == "float16"
     with features_of(folder, bench, digest([bench.identity, "loss", half]), {}) as (train, _):
@@ -204,13 +156,7 @@ def probe_loss(folder: StudyFolder, bench: Bench) -> Callable[[Mapping[str, Tens
 
 @lru_cache(maxsize=1)  # groups of a pair follow each other, and loading an encoder takes seconds
 def open_bench(settings: str, encoder: str, task: str) -> Bench:
-    """Load an encoder and a task. Plans start, and runs end, with an empty cache, because files may change in between.
-
-    Args:
-        settings: Settings of the study, as JSON.
-        encoder: Name of the encoder.
-        task: Name of the task.
-    """
+    """Load an encoder and a task. Plans start, and runs end, with an empty cache: files may change in between."""
     return Bench(settings_from(json.loads(settings)), encoder, task)
 
 
@@ -230,13 +176,7 @@ def cell_key(bench: Bench, choice: Choice, seed: int) -> str:
 
 
 def prepare(settings: str, output: str, pair: tuple[str, str]) -> None:
-    """Calibrate an encoder on a task and make its rankings, where they do not exist.
-
-    Args:
-        settings: Settings of the study, as JSON.
-        output: Folder of the study.
-        pair: Names of encoder and task.
-    """
+    """Calibrate an encoder on a task and make its rankings, where they do not exist."""
     bench, folder = open_bench(settings, *pair), StudyFolder(output)
     average_of(folder, bench)
     for criterion in dict.fromkeys(choice.criterion for choice in choices(bench.settings)):
@@ -245,13 +185,7 @@ def prepare(settings: str, output: str, pair: tuple[str, str]) -> None:
 
 
 def run_group(settings: str, output: str, group: Group) -> None:
-    """Train the probes of one choice of heads, and write their results.
-
-    Args:
-        settings: Settings of the study, as JSON.
-        output: Folder of the study.
-        group: The choice of heads, and the seeds.
-    """
+    """Train the probes of one choice of heads, and write their results."""
     start, bench, folder = time.perf_counter(), open_bench(settings, group.encoder, group.task), StudyFolder(output)
     with chosen_heads(folder, bench, group.choice) as constant:
         key = features_key(bench, group.choice)
@@ -268,16 +202,7 @@ def run_group(settings: str, output: str, group: Group) -> None:
 def cell_result(
     bench: Bench, choice: Choice, heads: tuple[int, int], trained: TrainedProbe, seconds: float, key: str
 ) -> CellResult:
-    """The result of a trained probe.
-
-    Args:
-        bench: Encoder and task.
-        choice: Choice of heads.
-        heads: Number of constant heads, and of all heads.
-        trained: The probe.
-        seconds: Seconds for the cell.
-        key: Hash of everything that the result depends on.
-    """
+    """The result of a trained probe, with the numbers of constant heads and of all `heads`."""
     return CellResult(
         encoder=bench.encoder,
         task=bench.name,

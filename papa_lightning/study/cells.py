@@ -10,13 +10,7 @@ from papa_lightning.study.settings import StudySettings
 
 @dataclass(frozen=True)
 class Choice:
-    """A choice of constant heads, on which the hidden states of a task depend.
-
-    Args:
-        share: Share of constant heads.
-        criterion: Criterion of the ranking; None where the share leaves no choice.
-        kind: Kind of the constants; None without constant heads.
-    """
+    """A choice of constant heads; no criterion where the share leaves no choice, no kind without constant heads."""
 
     share: float
     criterion: str | None
@@ -24,30 +18,14 @@ class Choice:
 
     @classmethod
     def of(cls, share: float, criterion: str, kind: str) -> Choice:
-        """The choice of a cell, without parts that do not matter at its share.
-
-        Example:
-            >>> Choice.of(1.0, "variance", "average") == Choice.of(1.0, "random", "average")
-            True
-            >>> Choice.of(0.0, "variance", "average") == Choice.of(0.0, "variance", "zero")
-            True
-        """
+        """The choice of a cell, without parts that do not matter at its share."""
         share = float(share)
         return cls(share, criterion if 0.0 < share < 1.0 else None, kind if share > 0.0 else None)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of the results: the scores of one probe.
-
-    Args:
-        encoder: Name of the encoder.
-        task: Name of the task.
-        criterion: Criterion of the ranking.
-        share: Share of constant heads.
-        kind: Kind of the constants.
-        seed: Seed of the probe.
-    """
+    """One cell of the results: the scores of one probe."""
 
     encoder: str
     task: str
@@ -64,14 +42,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Group:
-    """One unit of work: a run of the encoder, and the probes that learn from its hidden states.
-
-    Args:
-        encoder: Name of the encoder.
-        task: Name of the task.
-        choice: Choice of heads.
-        seeds: Seeds of the probes.
-    """
+    """One unit of work: a run of the encoder, and the probes that learn from its hidden states."""
 
     encoder: str
     task: str
@@ -90,13 +61,7 @@ def pairs(settings: StudySettings) -> list[tuple[str, str]]:
 
 
 def cells_of(settings: StudySettings) -> Iterator[Cell]:
-    """All cells, in the order of the results.
-
-    Example:
-        >>> settings = StudySettings({"e": "folder"}, {"t": {"class_path": "DemoDataModule"}}, shares=[1], seeds=[0])
-        >>> [cell.share for cell in cells_of(settings)]
-        [0.0, 1.0]
-    """
+    """All cells, in the order of the results."""
     for encoder, task in pairs(settings):
         for kind in settings.constants:
             control = kind != "average"

@@ -51,17 +51,9 @@ def run_pieces(
         backend: ``"processes"`` of this machine, which share its cores, or ``"ray"``.
         name: Name of a piece, for messages.
 
-    Returns:
-        Generator of finished pieces and their results.
-
     Raises:
-        StudyError: For a bad `num_workers`, or when Ray is asked for and not installed. While running: when a piece
-            fails, with its name.
+        StudyError: For a bad `num_workers`, a missing Ray, or, while running, a piece that fails.
         PieceError: While running, when a piece fails with an error that is neither a PapaError nor of the machine.
-
-    Example:
-        >>> sorted(run_pieces(abs, [-1, 2], num_workers=1))
-        [(-1, 1), (2, 2)]
     """
     check_num_workers(num_workers, backend)
     outcomes = _run_on_ray if backend == "ray" else _run_here if num_workers == 1 else _run_in_processes
@@ -69,11 +61,7 @@ def run_pieces(
 
 
 def check_num_workers(num_workers: int, backend: Backend = "processes") -> None:
-    """Refuse a wrong number of workers.
-
-    Raises:
-        StudyError: When it is no whole number, below 1, or for processes above 64 and above the number of cores.
-    """
+    """Refuse a number of workers that is below 1, or for processes above what the machine can hold."""
     whole = isinstance(num_workers, int) and not isinstance(num_workers, bool)
     if not whole or num_workers < 1:
         raise StudyError(f"num_workers is {num_workers!r}, but must be a whole number from 1 on; 1 starts no process.")
@@ -88,11 +76,7 @@ def check_num_workers(num_workers: int, backend: Backend = "processes") -> None:
 class _Outcome(Generic[Result]):
     """Outcome of a piece, in plain values, because not every error can be sent to another process.
 
-    Args:
-        result: Result of the function.
-        error: Message of the error; None without an error.
-        traceback: Traceback of the error.
-        meant: Whether the error is a PapaError or of the machine, and no fault of the code.
+    `meant` tells errors that are a PapaError or of the machine from faults of the code.
     """
 
     result: Result | None = None
@@ -121,11 +105,7 @@ class PieceError(ValueError):
 
 
 class _SentError(Exception):
-    """The traceback of a piece.
-
-    Args:
-        tb: Text of the traceback; :mod:`concurrent.futures` has the same name.
-    """
+    """The traceback of a piece; :mod:`concurrent.futures` has the same name for its text."""
 
     def __init__(self, tb: str) -> None:
         super().__init__(f"\n{tb}")
@@ -156,11 +136,7 @@ def _run_here(
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Pass an interruption on: Lightning's Trainer would end the process, and ignore the next interruption.
-
-    Raises:
-        KeyboardInterrupt: When a training within was interrupted.
-    """
+    """Pass an interruption on: Lightning's Trainer would end the process, and ignore the next interruption."""
     main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGINT)
     try:
@@ -172,13 +148,7 @@ def interruptible() -> Iterator[None]:
 
 
 class _Worker:
-    """A process that does pieces of work until it is dismissed, or its parent has ended.
-
-    Args:
-        context: Start method of :mod:`multiprocessing`.
-        function: Function of a piece.
-        threads: Number of threads of the process.
-    """
+    """A process that does pieces of work until it is dismissed, or its parent has ended."""
 
     def __init__(self, context: Any, function: Callable[[Any], Any], threads: int) -> None:
         self.connection, self._theirs = context.Pipe()

@@ -178,26 +178,14 @@ def results_table(cells: Iterable[CellResult]) -> pd.DataFrame:
 
 
 def baseline_scores(table: pd.DataFrame) -> pd.Series:
-    """The score at share 0 of the same encoder, task, probe seed and metric, for each row of a table.
-
-    Args:
-        table: Result of :func:`results_table`.
-
-    Returns:
-        (rows,); NaN where share 0 is missing.
-    """
+    """The score (rows,) at share 0 of the same encoder, task, seed and metric for each row; NaN where missing."""
     keys = ["encoder", "task", "seed", "metric"]
     scores = table[table["share"] == 0].drop_duplicates(keys).set_index(keys)["score"].rename("baseline")
     return table[keys].join(scores, on=keys)["baseline"]
 
 
 def save_table(table: pd.DataFrame, folder: str | Path) -> None:
-    """Write a table as results.parquet, and for other programs as results.csv; each whole or not at all.
-
-    Args:
-        table: Result of :func:`results_table`.
-        folder: The folder; made when missing.
-    """
+    """Write a table as results.parquet, and for other programs as results.csv; each whole or not at all."""
     content, text = BytesIO(), _csv(table)
     found = pyarrow.Table.from_pandas(table, preserve_index=False)
     noted = {**(found.schema.metadata or {}), SUM: hashlib.sha256(text).hexdigest()}

@@ -112,28 +112,13 @@ class StudySettings:
 
 
 def settings_from(plain: Mapping[str, Any]) -> StudySettings:
-    """The settings of plain values from :meth:`StudySettings.as_dict`.
-
-    Args:
-        plain: Plain values.
-
-    Raises:
-        PapaError: As the constructor.
-    """
+    """The settings of plain values from :meth:`StudySettings.as_dict`."""
     nested = {"probe": ProbeSettings(**plain["probe"]), "features": FeatureSettings(**plain["features"])}
     return StudySettings(**{**plain, **nested})
 
 
 def check_names(argument: str, named: Mapping[str, Any]) -> None:
-    """Refuse names that cannot be parts of file names.
-
-    Args:
-        argument: Name of the argument, for the message.
-        named: Map of the names.
-
-    Raises:
-        PapaError: When a name cannot be part of a file name, or there is none.
-    """
+    """Refuse an empty map, and names that cannot be parts of file names."""
     if not isinstance(named, Mapping) or not named:
         raise PapaError(f"{argument} is {named!r}, but must map at least one name to what it means.")
     for name in named:

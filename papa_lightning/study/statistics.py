@@ -97,17 +97,9 @@ def _row(rows: pd.DataFrame) -> dict[str, Any]:
 
 
 def mean_interval(values: ArrayLike) -> tuple[float, float, float]:
-    """A mean and its 95 % interval by Student's t, ``mean +- t(0.975, n - 1) * s / sqrt(n)``.
+    """Mean and 95 % interval by Student's t, ``mean +- t(0.975, n - 1) * s / sqrt(n)``.
 
-    Args:
-        values: (n,).
-
-    Returns:
-        Mean, lower and upper end. The ends are NaN for a single value; all three are if a value is NaN, or without any.
-
-    Example:
-        >>> [round(number, 3) for number in mean_interval([0.8, 0.82, 0.81])]
-        [0.81, 0.785, 0.835]
+    The ends are NaN for a single value; all three are if a value is NaN, or without any.
     """
     array = np.asarray(values, dtype=np.float64)
     mean = float(array.mean()) if len(array) else math.nan

@@ -60,11 +60,7 @@ class StudyFolder:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Keep other processes from writing to the folder. Reading needs no claim.
-
-        Raises:
-            PapaError: When another process works in it.
-        """
+        """Keep other processes from writing to the folder. Reading needs no claim."""
         if self._held:
             yield
             return
@@ -88,15 +84,7 @@ class StudyFolder:
         return self.path / "cells" / f"{key}.json"
 
     def result(self, key: str, load: Callable[[Path], Result]) -> Result:
-        """The result of a probe.
-
-        Args:
-            key: Hash of everything that the result depends on.
-            load: Reads the file.
-
-        Raises:
-            ResultFileError: When the file is damaged, or holds another result.
-        """
+        """The result of a probe, which `load` reads from the file of its hash."""
         found = load(path := self.cell(key))
         if found.hash != key:
             raise ResultFileError(
@@ -115,11 +103,7 @@ class StudyFolder:
             yield place
 
     def clear(self, keep_features: bool) -> None:
-        """Remove what a killed run left behind; the folder must be claimed.
-
-        Args:
-            keep_features: Whether to keep complete hidden states.
-        """
+        """Remove what a killed run left behind; the folder must be claimed."""
         features = list(self.path.glob("features/*"))
         if not keep_features:
             for path in features:
@@ -133,32 +117,17 @@ class StudyFolder:
         return path.relative_to(self.path).as_posix()
 
     def check(self) -> None:
-        """Refuse a folder that cannot hold a study.
-
-        Raises:
-            OutputError: When it is a file, or cannot be written.
-            StudyError: When it has files but no study.
-        """
+        """Refuse a folder that cannot be written, or has files but no study."""
         check_work_folder("output", self.path)
         if self.path.is_dir() and any(not path.name.startswith(".") for path in self.path.iterdir()):
             self.read()  # a run that was killed at its start leaves only hidden files
 
     def write(self, settings: Mapping[str, Any], about: Mapping[str, Any], files: Mapping[str, Any]) -> None:
-        """Write ``study.json``.
-
-        Args:
-            settings: Settings as plain values.
-            about: Facts about the measurement.
-            files: Paths of constants and rankings.
-        """
+        """Write ``study.json``: settings as plain values, facts about the measurement, and paths of files."""
         write_json(self.path / "study.json", _FORMAT, {"settings": settings, "about": about, "files": files})
 
     def read(self) -> dict[str, Any]:
-        """The content of ``study.json``.
-
-        Raises:
-            StudyError: When the folder holds no study.
-        """
+        """The content of ``study.json``."""
         path = self.path / "study.json"
         if not path.is_file():
             raise StudyError(
@@ -177,13 +146,7 @@ _CONTENT = record({"settings": mapped(anything), "about": mapped(anything), "fil
 
 
 def digest(content: object) -> str:
-    """SHA-256 of plain values.
-
-    Args:
-        content: Primitives, lists and maps, as in JSON.
-
-    Returns:
-        64 hexadecimal digits.
+    """SHA-256 of plain values, as in JSON, in hexadecimal digits.
 
     Example:
         >>> digest({"a": 1, "b": 2.0}) == digest({"b": 2.0, "a": 1})
@@ -194,12 +157,7 @@ def digest(content: object) -> str:
 
 
 def with_contents(value: Any) -> Any:
-    """Plain values in which the paths of files and folders are replaced by hashes of their content.
-
-    The same name may hold other data later, and a file may move.
-
-    Args:
-        value: Primitives, lists and maps.
+    """Plain values in which paths of files and folders are replaced by hashes, as contents change and move.
 
     Example:
         >>> with_contents({"files": ["no such file"], "unit": "bytes"})
@@ -221,14 +179,7 @@ def with_contents(value: Any) -> Any:
 
 
 def rows_digest(rows: Dataset) -> str:
-    """SHA-256 of the values of tokenised rows.
-
-    Args:
-        rows: Rows with columns of whole numbers, each of one shape.
-
-    Returns:
-        64 hexadecimal digits.
-    """
+    """SHA-256 of the values of tokenised rows, whose columns are whole numbers of one shape each."""
     found = hashlib.sha256()
     names = sorted(rows.column_names)
     for batch in rows.with_format("numpy").iter(batch_size=4096):

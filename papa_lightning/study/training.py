@@ -20,21 +20,7 @@ from papa_lightning.tasks.scores import UNLABELLED, Scored, StageScores
 
 
 class SeededDropout(nn.Module):
-    """Dropout with a random generator of its own, on the CPU.
-
-    It drops the same features on every device, and whatever else draws random numbers.
-
-    Args:
-        share: Share of the entries that are set to zero in training; the others are divided by 1 - share.
-        generator: Generator on the CPU.
-
-    Example:
-        >>> dropout = SeededDropout(0.5, torch.Generator().manual_seed(0))
-        >>> dropout(torch.ones(1, 4))
-        tensor([[0., 0., 2., 0.]])
-        >>> dropout.eval()(torch.ones(1, 4))
-        tensor([[1., 1., 1., 1.]])
-    """
+    """Dropout with its own generator on the CPU: it drops the same features whatever else is random."""
 
     def __init__(self, share: float, generator: torch.Generator) -> None:
         super().__init__()
@@ -42,14 +28,7 @@ class SeededDropout(nn.Module):
         self.generator = generator
 
     def forward(self, features: Tensor) -> Tensor:
-        """Drop entries in training mode.
-
-        Args:
-            features: Features of any shape.
-
-        Returns:
-            Features of the same shape.
-        """
+        """Drop entries in training mode, and divide the others by 1 - share."""
         if not self.training or self.share == 0:
             return features
         kept = torch.empty(features.shape).bernoulli_(1 - self.share, generator=self.generator).div_(1 - self.share)
@@ -59,18 +38,7 @@ class SeededDropout(nn.Module):
 def evaluate_probe(
     task: EncoderTask, probe: Probe, evaluations: Mapping[str, Features], batch_size: int, device: torch.device
 ) -> dict[str, float]:
-    """Loss and metrics of a probe, as in validation with the Trainer.
-
-    Args:
-        task: Task with the loss and the metrics.
-        probe: Probe on `device`, which stays in evaluation mode.
-        evaluations: Evaluation sets by name; the scores of the first set have plain names.
-        batch_size: Sequences of a batch.
-        device: Device of the probe.
-
-    Returns:
-        ``accuracy``, ``loss``, ...; of another set ``accuracy/NAME``.
-    """
+    """Loss and metrics of a probe, as in validation with the Trainer; ``accuracy/NAME`` for another set."""
     if not evaluations:
         return {}
     probe.eval()
@@ -142,14 +110,7 @@ class ProbeSettings(Recipe):
 
 @dataclass(frozen=True, eq=False)
 class TrainedProbe:
-    """A probe after its last epoch.
-
-    Args:
-        seed: Seed of the probe and its training.
-        scores: Loss and metrics by name; of another evaluation set ``accuracy/NAME``.
-        probe: The probe, in evaluation mode on the device of its task.
-        seconds: Seconds for training and evaluation.
-    """
+    """A probe after its last epoch, with loss and metrics by name; ``accuracy/NAME`` for another set."""
 
     seed: int
     scores: dict[str, float]
@@ -168,12 +129,11 @@ def train_probes(
     """Train a probe for each seed, and evaluate it after the last epoch.
 
     The seed alone determines the initial probe (``task.configure_probe()`` after ``torch.manual_seed(seed)``), the
-    order of the examples, and dropout. So on the CPU, with the same number of threads, a seed gives the same numbers
-    to the bit, whichever other seeds are trained.
+    order of the examples, and dropout. So on the CPU, with the same number of threads, a seed gives the same numbers to
+    the bit, whichever other seeds are trained.
 
-    Seeds are trained one after the other, since batches over seeds are slower: each seed has its own order, so that
-    only arithmetic could be shared. Three probes of MiniLM's size at batch 16 with one thread take 11.3 ms a step as
-    one batched product, and 3 x 2.5 ms alone.
+    Batches over seeds are slower: each seed has its own order, so that only arithmetic could be shared. Three probes of
+    MiniLM's size at batch 16 with one thread take 11.3 ms a step as one batched product, and 3 x 2.5 ms alone.
 
     Args:
         task: Task with the probe, the loss, the metrics and the device. Its encoder and its own probe do not change.
@@ -182,9 +142,6 @@ def train_probes(
         seeds: Seeds of the probes.
         settings: Recipe of the training.
         progress: Called after every step with the number of finished steps of all seeds.
-
-    Returns:
-        The probes, in the order of the seeds.
 
     Raises:
         PapaError: If the features are for another kind of probe, the first evaluation has a name, or the loss is not
@@ -210,15 +167,7 @@ def train_probes(
 
 
 def initial_probe(task: EncoderTask, seed: int) -> Probe:
-    """The initial probe of a seed; the global random state does not change.
-
-    Args:
-        task: The task.
-        seed: Seed of the probe.
-
-    Returns:
-        A new probe on the device of the task.
-    """
+    """The initial probe of a seed, on the device of the task; the global random state does not change."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # the CPU's only: torch.manual_seed would also seed accelerators
         return cast(Probe, task.configure_probe().to(task.device))

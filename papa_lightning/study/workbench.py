@@ -32,22 +32,11 @@ _TRAINED_BY = ("learning_rate", "weight_decay", "schedule", "warmup_share", "dro
 class Bench:
     """An encoder with the probe of a task, and the task's rows.
 
-    Args:
-        settings: Settings of the study.
-        encoder: Name of the encoder.
-        task: Name of the task.
-
     Attributes:
-        settings: Settings of the study.
-        encoder: Name of the encoder.
-        name: Name of the task.
         data: The data module, set up.
         task: The task, on the device of the study; its encoder is frozen, in evaluation mode, and not swapped.
         train: The tokenised training rows.
         evaluations: The tokenised validation rows by name of the set; the first set is named "".
-
-    Raises:
-        PapaError: When the encoder or the data cannot be loaded.
     """
 
     def __init__(self, settings: StudySettings, encoder: str, task: str) -> None:
@@ -88,21 +77,13 @@ class Bench:
         return digest([self.identity[name] for name in ("encoder", "train", "max_length", "computed")])
 
     def seen_on(self, task: str) -> str:
-        """Hash of everything that a calibration on another task of the study depends on.
-
-        Args:
-            task: Name of the other task.
-        """
+        """Hash of everything that a calibration on another task of the study depends on."""
         if task not in self._seen:
             self._seen[task] = Bench(self.settings, self.encoder, task).seen
         return self._seen[task]
 
     def batches(self, rows: Dataset | None = None) -> Iterable[Mapping[str, Tensor]]:
-        """Batches of training rows in order, as calibration takes them.
-
-        Args:
-            rows: Rows of the training split; None for all.
-        """
+        """Batches of training rows in order, as calibration takes them; all rows by default."""
         # Padding at the end can be cut without a change of the numbers.
         collate = cut_padding if self.data.layout == "plain" else default_collate
         size = self.settings.calibration_batch_size
@@ -110,11 +91,7 @@ class Bench:
         return DataLoader(rows, batch_size=size, collate_fn=collate)
 
     def padded_batches(self, rows: Dataset | None = None) -> Iterable[Mapping[str, Tensor]]:
-        """Batches of rows in order with all padding, as the probes of sentences take them.
-
-        Args:
-            rows: Labelled rows; None for the training split.
-        """
+        """Batches of rows in order with all padding, as the probes of sentences take them."""
         rows = self.train if rows is None else rows
         return DataLoader(rows, batch_size=self.settings.calibration_batch_size)
 
@@ -137,16 +114,7 @@ class Bench:
 
 
 def make_data(name: str, settings: Mapping[str, Any], encoder: str) -> TaskDataModule:
-    """The data module of a task with the tokenizer of an encoder.
-
-    Args:
-        name: Name of the task, for messages.
-        settings: ``class_path`` and ``init_args``.
-        encoder: Name or folder of the encoder.
-
-    Raises:
-        PapaError: When there is no such data module, or an argument is wrong.
-    """
+    """The data module of a task with the tokenizer of an encoder."""
     given = {**settings, "init_args": {**(settings.get("init_args") or {}), "tokenizer": encoder}}
     data: TaskDataModule = build(TaskDataModule, f"tasks.{name}", given)
     if data.preset != "default":
@@ -158,16 +126,7 @@ def make_data(name: str, settings: Mapping[str, Any], encoder: str) -> TaskDataM
 
 
 def build(base: type, argument: str, given: Mapping[str, Any]) -> Any:
-    """The object that settings describe.
-
-    Args:
-        base: Base class of the object.
-        argument: Name of the settings, for messages.
-        given: ``class_path`` and ``init_args``.
-
-    Raises:
-        PapaError: When there is no such class, or an argument is wrong.
-    """
+    """The object that ``class_path`` and ``init_args`` describe; `argument` names them in messages."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(base, "settings", required=True)
     try:

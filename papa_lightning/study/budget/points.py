@@ -29,19 +29,10 @@ HELD_OUT = "held_out"
 
 
 def open_split_bench(settings: BudgetSettings) -> tuple[Bench, str]:
-    """Load encoder and task, with the selection rows and the held-out rows as evaluation sets.
+    """Load encoder and task, with selection and held-out rows as evaluation sets, and the latter's origin.
 
-    A labelled test split is held out, and heads are selected on the validation rows. Without a test split the
-    validation rows are halved at random. Only the first of several validation sets is used.
-
-    Args:
-        settings: Encoder and task.
-
-    Returns:
-        The bench, and the origin of the held-out rows in words.
-
-    Raises:
-        PapaError: When encoder or data cannot be loaded, or there are fewer than two rows to halve.
+    A labelled test split is held out, and heads are selected on the first validation set. Without one, the latter is
+    halved at random.
     """
     bench = Bench(settings.study(), ENCODER, TASK)
     validation, test = bench.evaluations[""], _labelled_test(bench.data)
@@ -54,15 +45,7 @@ def open_split_bench(settings: BudgetSettings) -> tuple[Bench, str]:
 
 
 def halves(rows: Dataset, seed: int) -> tuple[Dataset, Dataset]:
-    """Two random halves of rows, each in the order of the rows; the second is larger by one if the number is odd.
-
-    Args:
-        rows: At least two rows.
-        seed: Seed of the draw.
-
-    Raises:
-        StudyError: When there are fewer rows.
-    """
+    """Two random halves of rows, each in the order of the rows; the second is larger by one if the number is odd."""
     if len(rows) < 2:
         raise StudyError(
             f"task has {len(rows)} validation rows, but a choice of heads and its confirmation need rows of their own: "
@@ -86,14 +69,7 @@ def _labelled_test(data: TaskDataModule) -> Dataset | None:
 
 @dataclass(frozen=True)
 class Drop:
-    """Relative drop of a score against all heads dynamic, ``(score0 - score) / |score0|``, seed by seed.
-
-    Args:
-        seeds: Drop of each probe seed; below 0 where the score rose.
-        mean: Mean over the seeds.
-        low: Lower end of the 95 % interval over the seeds; NaN for a single seed.
-        high: Upper end of the interval.
-    """
+    """Relative drop ``(score0 - score) / |score0|`` by seed; mean and 95 % interval over the seeds (NaN for one)."""
 
     seeds: tuple[float, ...]
     mean: float
@@ -102,25 +78,14 @@ class Drop:
 
     @classmethod
     def of(cls, scores: list[float], dynamic: list[float]) -> Drop:
-        """The drop between the scores of the same seeds with some and with no constant heads.
-
-        Example:
-            >>> Drop.of([0.375, 0.9], [0.5, 0.9]).seeds
-            (0.25, 0.0)
-        """
+        """The drop between the scores of the same seeds with some and with no constant heads."""
         seeds = tuple((before - after) / abs(before) for after, before in zip(scores, dynamic, strict=True))
         return cls(seeds, *mean_interval(seeds))
 
 
 @dataclass(frozen=True)
 class Point:
-    """The scores with a number of constant heads.
-
-    Args:
-        heads: Number of constant heads, the first of the ranking.
-        results: Result of each probe seed, in the order of the seeds.
-        metric: Name of the task's score.
-    """
+    """Results by probe seed with the first `heads` of the ranking constant."""
 
     heads: int
     results: tuple[CellResult, ...]
@@ -133,42 +98,20 @@ class Point:
 
 
 class Points:
-    """Measurements with numbers of constant heads, kept in files and never repeated.
-
-    Args:
-        folder: Folder of the files.
-        bench: Encoder and task, with the held-out rows as second evaluation set.
-        constants: Average attention of the encoder on the task.
-        ranking: The order in which heads become constant.
-
-    Attributes:
-        measured: Measurements so far, by the number of heads.
-    """
+    """Measurements by the number of constant heads, kept in files and never repeated."""
 
     def __init__(self, folder: StudyFolder, bench: Bench, constants: AttentionConstants, ranking: HeadRanking) -> None:
         self._folder, self._bench, self._constants, self._ranking = folder, bench, constants, ranking
         self.measured: dict[int, Point] = {}
 
     def at(self, heads: int) -> Point:
-        """The scores with a number of constant heads, measured or looked up.
-
-        Args:
-            heads: Number of constant heads.
-        """
+        """The scores with a number of constant heads, measured or looked up."""
         if heads not in self.measured:
             self.measured[heads] = self._measure(heads)
         return self.measured[heads]
 
     def drop(self, heads: int, held_out: bool = False) -> Drop:
-        """The drop with a number of constant heads, on the selection rows or on the held-out rows.
-
-        Args:
-            heads: Number of constant heads.
-            held_out: Whether to take the held-out rows.
-
-        Raises:
-            StudyError: When the score with all heads dynamic is 0 or NaN, so that no relative drop exists.
-        """
+        """The drop with a number of constant heads, on the selection rows or on the held-out rows."""
         dynamic = self.at(0).scores(held_out)
         for seed, score in zip(self._bench.settings.seeds, dynamic, strict=True):
             if score == 0 or not math.isfinite(score):
@@ -204,21 +147,9 @@ class Points:
 
 
 def largest_within(fits: Callable[[int], bool], total: int) -> int:
-    """The largest number that fits, by bisection, if all numbers below a fitting one fit too.
+    """The largest number up to `total` that fits, by bisection, if all below a fitting one fit too; 0 if none.
 
-    Otherwise the result still fits and the next larger number that was tried does not, but larger numbers that were
-    not tried may fit.
-
-    Args:
-        fits: Whether a number from 1 to `total` fits; called about log2(total) times.
-        total: The largest number.
-
-    Returns:
-        The number; 0 if none of those that were tried fits.
-
-    Example:
-        >>> largest_within(lambda number: number <= 5, total=8)
-        5
+    Otherwise the result still fits and the next larger number that was tried does not.
     """
     low, high = 0, total + 1
     while high - low > 1:

@@ -35,17 +35,7 @@ RANKING_FILE, CONSTANTS_FILE, BUDGET_FILE = "ranking.json", "constants.safetenso
 
 @dataclass(frozen=True)
 class HeadBudget:
-    """The number of heads that can be constant within a loss of the score.
-
-    Args:
-        settings: Settings of the search.
-        heads: Largest number that was found; 0 if not one head can be constant.
-        ranking: Order of the heads, of which the first `heads` are chosen.
-        selection: Drop on the selection rows, by which the number was chosen.
-        held_out: Drop of the same probes on the held-out rows.
-        points: Measurements by the number of heads, ascending.
-        about: Facts about the measurement.
-    """
+    """The largest number of constant heads within a loss, chosen on the selection rows; 0 if no head can be."""
 
     settings: BudgetSettings
     heads: int
@@ -74,9 +64,9 @@ def within(drop: Drop, limit: float) -> bool:
 def find_budget(settings: BudgetSettings, output: str | Path, progress: bool = True) -> HeadBudget:
     """Find the largest number of heads that can be constant within a loss, confirm it, and write what uses it.
 
-    Everything is compared with probes with all heads dynamic. The heads are ranked. Bisection over their number, with
-    newly trained probes at each number, finds the largest one whose mean relative drop over the seeds is within the
-    limit on the selection rows. The same probes are then scored once on the held-out rows.
+    Everything is compared with probes with all heads dynamic. Bisection over the ranked heads, with newly trained
+    probes at each number, finds the largest one whose mean relative drop over the seeds is within the limit on the
+    selection rows. The same probes are then scored once on the held-out rows.
 
     Args:
         settings: Encoder, task and limit.
@@ -84,12 +74,9 @@ def find_budget(settings: BudgetSettings, output: str | Path, progress: bool = T
             keeps finished measurements for other limits and for resuming.
         progress: Whether to show a progress bar.
 
-    Returns:
-        The plan, as written; it chooses no head if none fits.
-
     Raises:
-        PapaError: When something cannot be loaded, stored or trained, the score with all heads dynamic is 0, or
-            another process works in the folder.
+        PapaError: When something cannot be loaded, stored or trained, the score with all heads dynamic is 0, or another
+            process works in the folder.
     """
     place = Path(output).expanduser()
     check_work_folder("output", place)
@@ -222,12 +209,7 @@ def _plain(number: float) -> float | None:
 
 
 def format_budget(plan: HeadBudget, output: str | Path) -> str:
-    """The result of a search in four lines: what was found, whether it was confirmed, the files, and their use.
-
-    Args:
-        plan: Result of :func:`find_budget`.
-        output: Folder of the budget.
-    """
+    """The result of a search in four lines: what was found, whether it was confirmed, the files, and their use."""
     folder = Path(output)
     files = ", ".join(str(folder / name) for name in (RANKING_FILE, CONSTANTS_FILE, BUDGET_FILE))
     lines = {"found": _found(plan), "held out": _held_out(plan), "files": files, "use": _use(plan, folder)}

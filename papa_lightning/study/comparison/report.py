@@ -22,20 +22,9 @@ from papa_lightning.study.store import StudyFolder
 
 
 def one_number(settings: KindsSettings) -> tuple[str, dict[str, float]] | None:
-    """The single argument in which all variants differ, if it is a positive number in each.
+    """The single argument in which all variants differ, and its value in each; None unless all are positive.
 
-    Args:
-        settings: Settings of the comparison.
-
-    Returns:
-        The name, such as "num_heads" or "kind_options.window", and the number of each variant; None if the variants
-        differ in something else, in more, or in nothing.
-
-    Example:
-        >>> task = {"class_path": "LanguageModelingTask", "init_args": {"num_heads": 4}}
-        >>> data = {"class_path": "TextFileDataModule"}
-        >>> one_number(KindsSettings(model=task, data=data, variants={"four": {}, "one": {"num_heads": 1}}))
-        ('num_heads', {'four': 4.0, 'one': 1.0})
+    The name is dotted for nested arguments, such as "kind_options.window".
     """
     given = {name: dict(_flat(settings.arguments(name) | settings.swap(name))) for name in settings.variants}
     names = {argument for arguments in given.values() for argument in arguments}
@@ -61,14 +50,7 @@ def _flat(arguments: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 @styled
 def score_curve(summary: pd.DataFrame, table: pd.DataFrame, name: str, numbers: Mapping[str, float]) -> Figure:
-    """Score against the number in which variants differ: means with 95 % intervals, and the seeds behind them.
-
-    Args:
-        summary: Result of :func:`~papa_lightning.study.comparison.results.summarize_kinds`.
-        table: Result of :func:`~papa_lightning.study.comparison.results.kinds_table`.
-        name: Name of the argument, from :func:`one_number`.
-        numbers: Its value in each variant; the axis is logarithmic to base 2.
-    """
+    """Score against the number in which variants differ: means with 95 % intervals, and the seeds behind them."""
     ordered = summary.assign(number=summary["variant"].map(numbers)).sort_values("number")
     figure = new_figure(5.2, 3.4)
     axes = figure.subplots()
@@ -101,14 +83,7 @@ _LEAST_SPAN = 0.05
 
 
 def is_kinds_study(folder: str | Path) -> bool:
-    """Whether a folder holds a comparison of kinds of attention.
-
-    Args:
-        folder: Folder of a study.
-
-    Raises:
-        StudyError: When it holds no study.
-    """
+    """Whether a folder holds a comparison of kinds of attention."""
     return "kinds" in StudyFolder(folder).read()["settings"]
 
 
@@ -118,15 +93,7 @@ COMPARISON_SECTIONS = Sections()
 
 @dataclass(frozen=True)
 class ComparisonData:
-    """The data of the page.
-
-    Args:
-        settings: Settings of the comparison.
-        seeds: Seeds of the trainings.
-        about: How the numbers were measured.
-        table: Finished trainings, one row each.
-        summary: Their means by variant.
-    """
+    """The data of the page."""
 
     settings: KindsSettings
     seeds: Sequence[int]
@@ -205,11 +172,7 @@ def _finished(store: StudyFolder, noted: object) -> pd.DataFrame:
 
 @styled
 def kind_panels(summary: pd.DataFrame) -> Figure:
-    """Score, speed, memory and size of each variant, with 95 % intervals; quantities without values are left out.
-
-    Args:
-        summary: Result of :func:`~papa_lightning.study.comparison.results.summarize_kinds`.
-    """
+    """Score, speed, memory and size of each variant, with 95 % intervals; unmeasured quantities are left out."""
     names, places = [label(name) for name in summary["variant"]], np.arange(len(summary))[::-1]
     shown = {column: panel for column, panel in _PANELS.items() if summary[column].notna().any()}
     figure = new_figure(3.2 + 2.0 * len(shown), 1.2 + 0.3 * len(names))

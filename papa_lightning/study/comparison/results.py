@@ -110,11 +110,7 @@ def summarize_kinds(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def kinds_overview(summary: pd.DataFrame) -> Table:
-    """The summary as a table, with half of each interval behind the mean.
-
-    Args:
-        summary: Result of :func:`summarize_kinds`.
-    """
+    """The summary as a table, with half of each interval behind the mean."""
     metric = str(summary["metric"].iloc[0]).replace("_", " ") if len(summary) else "score"
     columns = ("variant", metric, "loss (nats)", "steps/s", "peak memory (MB)", "a step (MB)", "parameters", "seeds")
     rows = [

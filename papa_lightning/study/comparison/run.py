@@ -117,16 +117,7 @@ class KindsStudy:
 def cell_hashes(settings: KindsSettings, seeds: Sequence[int]) -> dict[tuple[str, int], str]:
     """Hash of everything that each training depends on; files count by content, so that they may move.
 
-    Args:
-        settings: Settings of the comparison. A training depends on its own variant, and on the reference where
-            parameters are made equal.
-        seeds: Seeds of the initial weights and of the order of the examples.
-
-    Returns:
-        Hashes by variant and seed, in the order of the table.
-
-    Raises:
-        PapaError: When the data module cannot be built, or something cannot be read.
+    A training depends on its own variant, and on the reference where parameters are made equal.
     """
     encoders: dict[str, Any] = {}
 
@@ -167,13 +158,7 @@ def _data_contents(settings: Mapping[str, Any]) -> Any:
 
 
 def run_cell(settings: str, output: str, cell: tuple[str, int, str]) -> float:
-    """Train one variant with one seed, and write its result.
-
-    Args:
-        settings: A :class:`KindsSettings` as JSON.
-        output: Folder of the study.
-        cell: Variant, seed, and the hash of everything that the result depends on.
-    """
+    """Train one variant with one seed (`cell` ends with its hash), and write its result; returns the seconds."""
     start, (variant, seed, _) = time.perf_counter(), cell
     study = KindsSettings(**json.loads(settings))
     data = build(L.LightningDataModule, "kinds.data", study.data)
@@ -203,16 +188,7 @@ def run_cell(settings: str, output: str, cell: tuple[str, int, str]) -> float:
 
 
 def make_variant(settings: KindsSettings, variant: str, data: L.LightningDataModule) -> EncoderTask:
-    """The task of a variant, with the attention of its kind, and as many parameters as the reference has.
-
-    Args:
-        settings: Settings of the comparison.
-        variant: Name of the variant.
-        data: The data module.
-
-    Raises:
-        PapaError: When it cannot be built.
-    """
+    """The task of a variant, with the attention of its kind, and as many parameters as the reference has."""
     task = _make(settings, variant, data)
     if not settings.equal_parameters or variant == settings.reference or not isinstance(task, FromScratchTask):
         return task

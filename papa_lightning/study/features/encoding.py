@@ -21,13 +21,7 @@ _CHUNK = 4096
 
 @dataclass(frozen=True, eq=False)
 class SplitIndex:
-    """Places and labels of every sequence of a split.
-
-    Args:
-        counts: Number of places (N,) of every sequence, int64.
-        positions: Slot (sum of counts,) of every place, int32.
-        labels: Labels (N,), or (sum of counts,) for tokens; int64.
-    """
+    """Places (N,), int64, slots (sum,), int32, and labels (N,) or, for tokens, (sum,), int64, of all N sequences."""
 
     counts: Tensor
     positions: Tensor
@@ -58,17 +52,7 @@ class EncodedSplit:
     work for short sequences. In the segment layout the last separator is on the last slot, so nothing is cut; slots in
     between are kept, because constant heads depend on the slot.
 
-    Args:
-        task: The task; its encoder is frozen, and may be swapped.
-        rows: Tokenised rows, as the data loaders of a `TaskDataModule` hold them: ``loader.dataset``.
-
-    Attributes:
-        reading: Reading of the probe of the task.
-        index: Places and labels of every sequence.
-        extents: Slot (N,) after the last token of every sequence that is real or read, int64.
-
-    Raises:
-        PapaError: If the encoder learns or has dropout, or the rows are empty, not labelled, or do not fit the task.
+    `extents` (N,) are the slots after the last token of every sequence that is real or read, int64.
     """
 
     def __init__(self, task: EncoderTask, rows: Dataset) -> None:
@@ -89,17 +73,7 @@ class EncodedSplit:
         return len(self.extents)
 
     def vectors(self, sequences: Tensor) -> Tensor:
-        """Run the encoder.
-
-        Args:
-            sequences: Numbers (B,) of sequences in the split.
-
-        Returns:
-            Vectors (rows, width) of the sequences, one after the other, in float32 on the device of the task.
-
-        Raises:
-            PapaError: If a hidden state is NaN or infinite.
-        """
+        """Run the encoder on sequences (B,): their vectors (rows, width), float32, on the device of the task."""
         batch = self._batch(sequences)
         longest = max(int(self.extents[sequences].max()), 1)
         inputs = {name: values[:, :longest] for name, values in batch.items() if values.dim() == 2}

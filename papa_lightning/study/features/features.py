@@ -34,28 +34,11 @@ class Features(Protocol):
         """Number of sequences N."""
 
     def batch(self, sequences: Tensor, device: torch.device) -> FeatureBatch:
-        """The features of some sequences.
-
-        Args:
-            sequences: Numbers (B,) of the sequences in the split.
-            device: Device of the probe.
-        """
+        """The features of sequences (B,) of the split, on the device of a probe."""
 
 
 class LiveFeatures:
-    """Features that are not stored: the encoder runs for every batch, in evaluation mode.
-
-    Args:
-        task: The task; its encoder is frozen, and may be swapped.
-        rows: Tokenised rows, as the data loaders of a `TaskDataModule` hold them: ``loader.dataset``.
-
-    Attributes:
-        reading: Reading of the probe.
-        index: Places and labels of every sequence.
-
-    Raises:
-        PapaError: If the encoder learns or has dropout, or the rows are empty, not labelled, or do not fit the task.
-    """
+    """Features that are not stored: the encoder runs for every batch, in evaluation mode."""
 
     def __init__(self, task: EncoderTask, rows: Dataset) -> None:
         self._split = EncodedSplit(task, rows)
@@ -73,20 +56,7 @@ class LiveFeatures:
 
 
 class StoredFeatures:
-    """Features in a folder, memory-mapped; :func:`store_features` makes them.
-
-    Args:
-        folder: The folder.
-
-    Attributes:
-        folder: The folder.
-        reading: Reading of the probe.
-        index: Places and labels of every sequence.
-        nbytes: Size of the vectors in bytes.
-
-    Raises:
-        PapaError: If the folder is missing, damaged, or holds something else.
-    """
+    """Features in a folder, memory-mapped; :func:`store_features` makes them."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).expanduser()
@@ -143,26 +113,9 @@ def store_features(
         batch_size: Sequences of a batch; sequences of similar length go together.
         progress: Called with the number of finished sequences after every batch.
 
-    Returns:
-        The features.
-
     Raises:
-        PapaError: If the features are larger than the budget or the free disk space, before anything is written; if
-            the folder holds something else; if the encoder learns or has dropout; if the rows are empty, not labelled
-            or do not fit the task; if a hidden state is not finite in the dtype.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> from transformers import BertConfig, BertModel
-        >>> from papa_lightning import SequenceClassificationTask
-        >>> sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
-        >>> rows = {"input_ids": [[5, 6, 0]], "attention_mask": [[1, 1, 0]], "labels": [1]}
-        >>> with TemporaryDirectory() as place:
-        ...     BertModel(BertConfig(vocab_size=9, **sizes)).save_pretrained(place)
-        ...     task = SequenceClassificationTask(place, num_labels=2, max_length=3)
-        ...     features = store_features(task, Dataset.from_dict(rows), f"{place}/train", budget_bytes=10**9)
-        ...     features.nbytes  # 2 levels of 2 tokens of 8 numbers of 4 bytes
-        128
+        PapaError: If the features are larger than the budget or the free disk space, before anything is written; if the
+            folder holds something else; if the rows do not fit the task; if a hidden state is not finite in the dtype.
     """
     check_choice("dtype", dtype, ("float32", "float16"))
     if batch_size < 1:

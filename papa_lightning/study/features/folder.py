@@ -58,31 +58,13 @@ class _Manifest:
 
 
 def table_bytes(reading: Reading, index: SplitIndex, dtype: Dtype) -> int:
-    """The size of stored features, without headers.
-
-    Args:
-        reading: Reading of the probe.
-        index: Places and labels of every sequence.
-        dtype: Dtype of the stored vectors.
-
-    Returns:
-        Bytes of vectors and index.
-    """
+    """Bytes of the vectors and the index of stored features, without headers."""
     vectors = len(index.positions) * reading.rows_per_place * reading.width * np.dtype(dtype).itemsize
     return vectors + sum(tensor.nbytes for tensor in index.tensors())
 
 
 def check_room(needed: int, budget: int, folder: Path) -> None:
-    """Refuse features for which there is no room.
-
-    Args:
-        needed: Size of the features in bytes.
-        budget: Largest permitted size.
-        folder: Folder to be written; need not exist.
-
-    Raises:
-        PapaError: If they are larger than the budget or the free disk space.
-    """
+    """Refuse features that are larger than the budget or the free disk space; the folder need not exist."""
     remedies = 'pass dtype="float16" for half of it, take fewer examples, or store nothing and use LiveFeatures'
     if needed > budget:
         raise PapaError(
@@ -101,18 +83,7 @@ def check_room(needed: int, budget: int, folder: Path) -> None:
 def write_folder(
     folder: Path, reading: Reading, index: SplitIndex, dtype: Dtype, batches: Iterable[tuple[Tensor, Tensor]]
 ) -> None:
-    """Write a folder of features, whole or not at all.
-
-    Args:
-        folder: The folder.
-        reading: Reading of the probe.
-        index: Places and labels of every sequence.
-        dtype: Dtype of the stored vectors.
-        batches: Rows (r,) of the table and their vectors (r, width), which together fill it.
-
-    Raises:
-        PapaError: If the disk refuses them, or a number is too large for the dtype.
-    """
+    """Write a folder of features, whole or not at all, from rows (r,) of the table and their vectors (r, width)."""
     shape = (len(index.positions) * reading.rows_per_place, reading.width)
     try:
         with staged_folder(folder) as unfinished:
@@ -147,17 +118,7 @@ def _new_table(path: Path, shape: tuple[int, int], dtype: Dtype) -> np.memmap[An
 
 
 def read_folder(folder: Path) -> tuple[Reading, SplitIndex, Tensor]:
-    """Read a folder of features; the vectors stay on the disk.
-
-    Args:
-        folder: The folder.
-
-    Returns:
-        The reading, the index, and the vectors (R, width).
-
-    Raises:
-        PapaError: If it is missing, damaged, or holds something else.
-    """
+    """Read a folder of features: reading, index, and vectors (R, width), which stay on the disk."""
     if not folder.is_dir():
         raise PapaError(f"folder is {str(folder)!r}, which does not exist: make it with store_features.")
     remedy = "remove it, and store the features again"

@@ -26,14 +26,14 @@ from papa_lightning.tasks.token_classification import TokenClassificationTask
 
 @dataclass(frozen=True, eq=False)
 class FeatureBatch:
-    """The features of B sequences.
+    """The features of B sequences; vectors, rows and labels are on the device of the probe, the rest on the CPU.
 
     Args:
-        vectors: Vectors (R, width) on the device of the probe, which may include those of other sequences.
-        rows: Rows (r,) of `vectors` that belong to the batch, sequence by sequence; int64, on the same device.
-        counts: Number of places (B,) of every sequence; int64, on the CPU.
-        positions: Slot (sum of counts,) of every place; int64, on the CPU.
-        labels: Labels (B,) or, for tokens, (sum of counts,); int64, on the device of the probe.
+        vectors: Vectors (R, width), which may include those of other sequences.
+        rows: Rows (r,) of `vectors` that belong to the batch, sequence by sequence; int64.
+        counts: Number of places (B,) of every sequence; int64.
+        positions: Slot (sum of counts,) of every place; int64.
+        labels: Labels (B,) or, for tokens, (sum of counts,); int64.
     """
 
     vectors: Tensor
@@ -45,13 +45,7 @@ class FeatureBatch:
 
 @dataclass(frozen=True)
 class Reading(ABC):
-    """The reading of a kind of probe: its places, vectors and inputs.
-
-    Args:
-        levels: Number of levels of hidden states, L+1.
-        max_length: Length T of the longest sequence of the task.
-        hidden_size: Hidden size d.
-    """
+    """The reading of a kind of probe for L+1 `levels` (B, T, d) of hidden states: places, vectors and inputs."""
 
     levels: int
     max_length: int
@@ -79,39 +73,14 @@ class Reading(ABC):
 
     @abstractmethod
     def places(self, attention_mask: Tensor, labels: Tensor) -> Tensor:
-        """The tokens that are read.
-
-        Args:
-            attention_mask: Mask (B, T), 1 for a real token.
-            labels: Labels (B,) or (B, T).
-
-        Returns:
-            Mask (B, T), bool.
-        """
+        """The tokens (B, T), bool, that are read, by mask (B, T) and labels (B,) or (B, T)."""
 
     @abstractmethod
     def collect(self, hidden_states: Sequence[Tensor], attention_mask: Tensor, places: Tensor) -> Tensor:
-        """The vectors of a batch.
-
-        Args:
-            hidden_states: L+1 tensors (B, T, d), the embeddings first.
-            attention_mask: Mask (B, T), 1 for a real token.
-            places: Mask (B, T) of the tokens that are read, bool.
-
-        Returns:
-            Vectors (rows, width), sequence by sequence.
-        """
+        """The vectors (rows, width) of a batch, sequence by sequence, from L+1 levels (B, T, d), embeddings first."""
 
     def inputs(self, probe: Probe, batch: FeatureBatch) -> Tensor:
-        """The inputs of the probe's `classify`.
-
-        Args:
-            probe: A probe of this kind.
-            batch: The features.
-
-        Returns:
-            Inputs (B, F) or, for tokens, (sum of counts, F).
-        """
+        """The inputs (B, F) or, for tokens, (sum of counts, F) of the probe's `classify`."""
         return batch.vectors.index_select(0, batch.rows)
 
 
@@ -130,11 +99,11 @@ class LayerwiseReading(Reading):
         return self.levels
 
     def places(self, attention_mask: Tensor, labels: Tensor) -> Tensor:
-        """All real tokens; see `Reading.places`."""
+        """All real tokens."""
         return attention_mask.bool()
 
     def collect(self, hidden_states: Sequence[Tensor], attention_mask: Tensor, places: Tensor) -> Tensor:
-        """See `Reading.collect`."""
+        """The vectors, level by level within a sequence."""
         counts = places.sum(dim=1)
         chosen = places.flatten().nonzero().squeeze(1)
         # With n tokens in the sequence and s in those before it, token j of the batch stands at (L+1) s + k n + j - s.
@@ -146,11 +115,11 @@ class LayerwiseReading(Reading):
         return vectors
 
     def inputs(self, probe: Probe, batch: FeatureBatch) -> Tensor:
-        r"""The weighted sums :math:`[v_0; \dots; v_L]` of `LayerwiseProbe`, without padding; see `Reading.inputs`.
+        r"""The weighted sums :math:`[v_0; \dots; v_L]` of `LayerwiseProbe`, without padding.
 
-        The weighted sum of the rows of a bag is what `torch.nn.functional.embedding_bag` computes; it reads the rows
-        where they are, without a copy: 0.95 ms against 1.5 ms for padded sequences and 2.7 ms for one after the other
-        (forward and backward of 16 sequences of 25 tokens, 7 levels, d = 384, one thread).
+        `torch.nn.functional.embedding_bag` sums weighted rows where they are, without a copy: 0.95 ms against 1.5 ms
+        for padded sequences and 2.7 ms for one after the other (forward and backward of 16 sequences of 25 tokens, 7
+        levels, d = 384, one thread).
         """
         assert isinstance(probe, LayerwiseProbe)
         cells = position_cells(batch.counts, batch.positions, self.levels, self.max_length)
@@ -169,11 +138,7 @@ class LayerwiseReading(Reading):
 
 @dataclass(frozen=True)
 class PooledReading(Reading):
-    """One vector of the last level for each sequence, for `PooledProbe`; its place is slot 0.
-
-    Args:
-        pooling: ``"mean"`` or ``"class_token"``.
-    """
+    """One vector of the last level for each sequence, for `PooledProbe`; its place is slot 0."""
 
     pooling: Literal["mean", "class_token"]
 
@@ -183,13 +148,13 @@ class PooledReading(Reading):
         return self.pooling
 
     def places(self, attention_mask: Tensor, labels: Tensor) -> Tensor:
-        """Slot 0; see `Reading.places`."""
+        """Slot 0."""
         places = torch.zeros_like(attention_mask, dtype=torch.bool)
         places[:, 0] = True
         return places
 
     def collect(self, hidden_states: Sequence[Tensor], attention_mask: Tensor, places: Tensor) -> Tensor:
-        """See `Reading.collect`."""
+        """The pooled last level."""
         return pool_last(self.pooling, hidden_states[-1], attention_mask)
 
 
@@ -213,23 +178,16 @@ class TokenReading(Reading):
         return self.levels * self.hidden_size
 
     def places(self, attention_mask: Tensor, labels: Tensor) -> Tensor:
-        """All labelled tokens; see `Reading.places`."""
+        """All labelled tokens."""
         return labels != UNLABELLED
 
     def collect(self, hidden_states: Sequence[Tensor], attention_mask: Tensor, places: Tensor) -> Tensor:
-        """See `Reading.collect`."""
+        """All levels of a token as one vector."""
         return torch.cat([level[places] for level in hidden_states], dim=-1)
 
 
 def reading_of(task: EncoderTask) -> Reading:
-    """The reading of the probe of a task.
-
-    Args:
-        task: The task.
-
-    Raises:
-        PapaError: If its probe is not trained from the hidden states of given sequences.
-    """
+    """The reading of the probe of a task; other probes are trained with the Trainer."""
     probe, config = task.probe, task.encoder.config
     sizes = (config.num_hidden_layers + 1, task.hparams["max_length"], config.hidden_size)
     if isinstance(task, SequenceClassificationTask) and isinstance(probe, LayerwiseProbe):
@@ -255,16 +213,7 @@ READINGS: Mapping[str, Callable[[int, int, int], Reading]] = {
 
 
 def position_cells(counts: Tensor, positions: Tensor, levels: int, max_length: int) -> Tensor:
-    """The position weight of each vector, among the (L+1) x T weights.
-
-    Args:
-        counts: Number of tokens (B,) of every sequence.
-        positions: Slots (sum of counts,) of the tokens.
-        levels: Number of levels L+1.
-        max_length: Length T.
-
-    Returns:
-        Places ((L+1) * sum of counts,) in the flattened weights, in the order of the vectors.
+    """The place ((L+1) * sum of counts,) of the weight of each vector in the flattened (L+1) x T weights.
 
     Example:
         >>> position_cells(torch.tensor([2]), torch.tensor([0, 5]), levels=2, max_length=6)
@@ -278,14 +227,7 @@ def position_cells(counts: Tensor, positions: Tensor, levels: int, max_length: i
 
 
 def ranges(starts: Tensor, sizes: Tensor) -> Tensor:
-    """Ranges of numbers, one after the other.
-
-    Args:
-        starts: First number (B,) of every range.
-        sizes: Size (B,) of every range.
-
-    Returns:
-        Numbers (sum of sizes,).
+    """Ranges (sum of sizes,) of numbers, one after the other.
 
     Example:
         >>> ranges(torch.tensor([7, 0]), torch.tensor([2, 3]))

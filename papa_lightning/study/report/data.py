@@ -22,14 +22,7 @@ LOW_SCORE = 0.2
 
 @dataclass(frozen=True)
 class NamedFile:
-    """A file of constants, or a ranking.
-
-    Args:
-        encoder: Name of the encoder.
-        task: Name of the task.
-        name: Kind of the constants, or criterion of the ranking.
-        path: Path of the file.
-    """
+    """A file of constants, named by their kind, or a ranking, named by its criterion."""
 
     encoder: str
     task: str
@@ -39,16 +32,7 @@ class NamedFile:
 
 @dataclass(frozen=True)
 class StudyData:
-    """The data of a report.
-
-    Args:
-        folder: Folder of the study.
-        table: All results; see :func:`~papa_lightning.study.results.results_table`.
-        about: How they were measured.
-        constants: Files of constants that exist.
-        rankings: Files of rankings that exist.
-        missing: Paths that the study names and that do not exist.
-    """
+    """The data of a report; constants and rankings are the files that exist."""
 
     folder: Path
     table: pd.DataFrame
@@ -58,14 +42,7 @@ class StudyData:
     missing: tuple[str, ...]
 
     def has(self, need: str) -> bool:
-        """Whether the data hold what a section needs.
-
-        Args:
-            need: ``"constants"``, ``"rankings"`` or ``"about"``; or a column of the table, which must have a value.
-
-        Raises:
-            PapaError: For anything else.
-        """
+        """Whether the data hold what a section needs: constants, rankings, about, or a column with a value."""
         if need in self.table:
             return bool(self.table[need].notna().any())
         found = {"constants": self.constants, "rankings": self.rankings, "about": self.about}
@@ -167,11 +144,7 @@ class StudyData:
         return {(str(one.get("encoder")), str(one.get("task"))): one for one in reversed(known)}
 
     def level_weights(self, encoder: str, task: str) -> pd.DataFrame:
-        """The probe's weights by level at shares 0 and 1: columns share, level, mean, low, high.
-
-        Raises:
-            ResultFileError: When the file of a result is damaged.
-        """
+        """The probe's weights by level at shares 0 and 1: columns share, level, mean, low, high."""
         rows = self.table
         rows = rows[(rows["encoder"] == encoder) & (rows["task"] == task) & (rows["constants"] == "average")]
         found: dict[tuple[float, int], list[float]] = {}
@@ -187,15 +160,7 @@ class StudyData:
 
 
 def read_study(folder: str | Path) -> StudyData:
-    """Read the data of a report.
-
-    Args:
-        folder: Folder of a study.
-
-    Raises:
-        StudyError: When the folder holds no study, or no finished result.
-        ResultFileError: When the table is missing or damaged.
-    """
+    """Read the data of a report."""
     place = Path(folder).expanduser()
     content = StudyFolder(place).read()
     files = content["files"]

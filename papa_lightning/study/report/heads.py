@@ -21,11 +21,7 @@ _MOST_CELLS = 10**6
 
 @SECTIONS.section("heads", "Which heads become constant first", place=60, needs=["rankings"])
 def ranking_section(data: StudyData, figures: Figures) -> list[Block]:
-    """Scores of the heads by criteria that measure something: maps of the others show only how they are defined.
-
-    Raises:
-        RankingFileError: When a file is damaged.
-    """
+    """Scores of the heads by criteria that measure something: maps of the others show how they are defined."""
     maps: dict[tuple[str, str], dict[str, Tensor]] = {}
     for file in data.rankings:
         name = file.name.partition(":")[0]
@@ -44,21 +40,7 @@ def ranking_section(data: StudyData, figures: Figures) -> list[Block]:
 
 
 def head_scores(ranking: HeadRanking) -> Tensor:
-    """The scores of a ranking as a map over layers and heads.
-
-    Args:
-        ranking: Ranking of at least one head; without scores, the places in the order are taken.
-
-    Returns:
-        (L, H), NaN for heads that the ranking lacks.
-
-    Raises:
-        PapaError: When the map would be larger than that of any encoder.
-
-    Example:
-        >>> head_scores(HeadRanking([(0, 1), (0, 0)], [0.25, 0.5]))
-        tensor([[0.5000, 0.2500]], dtype=torch.float64)
-    """
+    """The scores (L, H) of a ranking, NaN for heads that it lacks; without scores, the places in the order."""
     layers, heads = (1 + max(head[part] for head in ranking.heads) for part in (0, 1))
     if layers * heads > _MOST_CELLS:
         raise PapaError(f"a ranking has heads up to {(layers - 1, heads - 1)}, more than any encoder: make it anew.")
@@ -70,11 +52,7 @@ def head_scores(ranking: HeadRanking) -> Tensor:
 
 @SECTIONS.section("constants", "Averaged attention", place=70, needs=["constants"])
 def constants_section(data: StudyData, figures: Figures) -> list[Block]:
-    """The averaged attention matrices, and the number of sequences behind their entries.
-
-    Raises:
-        ConstantsFileError: When a file is damaged.
-    """
+    """The averaged attention matrices, and the number of sequences behind their entries."""
     grids, histograms = [], []
     for file in data.constants:
         if file.name != "average":
@@ -96,11 +74,7 @@ def constants_section(data: StudyData, figures: Figures) -> list[Block]:
 
 @SECTIONS.section("levels", "What the probe reads", place=80)
 def level_section(data: StudyData, figures: Figures) -> list[Block]:
-    """The probe's weights by level, with all heads dynamic and with all heads constant.
-
-    Raises:
-        ResultFileError: When the file of a result is damaged.
-    """
+    """The probe's weights by level, with all heads dynamic and with all heads constant."""
     drawn = []
     for encoder, task in data.pairs:
         weights = data.level_weights(encoder, task)

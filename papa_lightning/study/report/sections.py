@@ -20,12 +20,7 @@ from papa_lightning.text import Table
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph, heading or listing of plain text.
-
-    Args:
-        text: The text.
-        style: ``"soft"`` is a remark in small print.
-    """
+    """A paragraph, heading or listing of plain text; ``"soft"`` is a remark in small print."""
 
     text: str
     style: Literal["plain", "soft", "heading", "code"] = "plain"
@@ -33,23 +28,14 @@ class Text:
 
 @dataclass(frozen=True)
 class Facts:
-    """A list of names and values.
-
-    Args:
-        values: Plain values, or maps and lists of them.
-    """
+    """A list of names and plain values, or maps and lists of them."""
 
     values: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure of the page; :meth:`Figures.add` makes it.
-
-    Args:
-        svg: The ``svg`` element.
-        caption: Plain text.
-    """
+    """A figure of the page, as an ``svg`` element with a plain caption; :meth:`Figures.add` makes it."""
 
     svg: Markup
     caption: str
@@ -57,12 +43,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Drawings:
-    """Figures beside each other.
-
-    Args:
-        drawings: The figures.
-        wide: Whether they stand below each other instead.
-    """
+    """Figures beside each other, or below each other if `wide`."""
 
     drawings: Sequence[Drawing]
     wide: bool = False
@@ -74,23 +55,13 @@ Block: TypeAlias = Text | Facts | Drawings | Table
 
 @dataclass
 class Figures:
-    """Writes figures as files beside the page, and returns what the page shows of them.
-
-    Args:
-        folder: Folder for the files.
-    """
+    """Writes figures as files beside the page, and returns what the page shows of them."""
 
     folder: Path
     _names: set[str] = field(default_factory=set)
 
     def add(self, figure: Figure, names: Sequence[str], caption: str) -> Drawing:
-        """Write a figure as PNG and SVG.
-
-        Args:
-            figure: The figure.
-            names: Subject, encoder and task, from which the file names are made.
-            caption: Plain text.
-        """
+        """Write a figure as PNG and SVG; the names of subject, encoder and task make the file names."""
         wanted = name = "-".join(map(_for_file, names))
         number = 1
         while name in self._names:
@@ -105,11 +76,9 @@ class Figures:
 
 @dataclass(frozen=True)
 class Section:
-    """A registered section of a page.
+    """A registered section of a page; pages are ordered by `place`.
 
     Args:
-        title: Heading.
-        place: Place in the page; sections stand in ascending order.
         needs: Data without which the section is left out: columns of the table of results, or files by name. The data
             of the page says which of them it ``has``.
         build: Makes the blocks from the data of the page; no blocks leave the section out.
@@ -152,12 +121,7 @@ class Sections(Registry[Section]):
         return registering
 
     def built(self, data: Any, figures: Figures) -> list[tuple[str, str, Sequence[Block]]]:
-        """Name, title and blocks of every section for which there is data, in the order of the page.
-
-        Args:
-            data: The data of the page.
-            figures: Takes the figures.
-        """
+        """Name, title and blocks of every section for which there is data, in the order of the page."""
         found = []
         for name, section in sorted(self.items(), key=lambda one: one[1].place):
             blocks = section(data, figures) if all(data.has(need) for need in section.needs) else []
@@ -171,13 +135,7 @@ SECTIONS = Sections("papa_lightning.report_sections")
 
 
 def render(title: str, lead: str, sections: Sequence[tuple[str, str, Sequence[Block]]]) -> str:
-    """The page as HTML, which needs no other file.
-
-    Args:
-        title: Plain text.
-        lead: Plain text below the title.
-        sections: Name, title and blocks of each, as :meth:`Sections.built` returns them.
-    """
+    """The page as HTML, which needs no other file, of sections as :meth:`Sections.built` returns them."""
     environment = Environment(
         loader=PackageLoader("papa_lightning.study.report", "."), autoescape=True, undefined=StrictUndefined
     )
