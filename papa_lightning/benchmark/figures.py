@@ -17,18 +17,7 @@ from matplotlib.ticker import EngFormatter, LogLocator
 from papa_lightning.benchmark.growth import AXES, QUANTITIES, Growth, growths
 from papa_lightning.benchmark.results import BenchmarkResult
 from papa_lightning.benchmark.tables import markdown, variant_name
-from papa_lightning.figures.style import (
-    INK,
-    as_png,
-    as_svg,
-    interval_bars,
-    label,
-    legend_below,
-    new_figure,
-    reference_line,
-    series_style,
-    styled,
-)
+from papa_lightning.figures import style
 from papa_lightning.files.writing import write_atomically
 
 _SHAPE = ["encoder", "hidden", "layers", "heads"]
@@ -56,27 +45,27 @@ def write_benchmark(result: BenchmarkResult, folder: str | Path) -> list[Path]:
         return written
     return [
         *written,
-        write_atomically(folder / f"{name}.svg", as_svg(figure, name)),
-        write_atomically(folder / f"{name}.png", as_png(figure)),
+        write_atomically(folder / f"{name}.svg", style.as_svg(figure, name)),
+        write_atomically(folder / f"{name}.png", style.as_png(figure)),
     ]
 
 
-@styled
+@style.styled
 def speed_figure(table: pd.DataFrame) -> Figure:
     """Speed relative to the stock encoder: a panel for each shape, a bar for each variant, the bound as a mark."""
     rows = table[~((table["kind"] == "stock") & (table["backend"] == "sdpa"))]
     shapes = list(rows.groupby(_SHAPE, sort=False))
     names = _names(rows)
-    figure = new_figure(max(5.6, 1.2 + 3.4 * len(shapes)), 4.2)
+    figure = style.new_figure(max(5.6, 1.2 + 3.4 * len(shapes)), 4.2)
     panels = figure.subplots(1, len(shapes), sharey=True, squeeze=False)[0]
     for axes, (shape, own) in zip(panels, shapes, strict=True):
         _bars(axes, own, names)
         encoder, hidden, layers, heads = shape
-        axes.set_title(label(f"{encoder}, d {hidden}, {layers} layers, {heads} heads", 44))
+        axes.set_title(style.label(f"{encoder}, d {hidden}, {layers} layers, {heads} heads", 44))
     panels[0].set_ylabel("times as fast as stock sdpa")
-    handles: list[Any] = [Line2D([], [], color=series_style(i)["color"], linewidth=7) for i in range(len(names))]
-    handles += [Line2D([], [], color=INK, linewidth=2), reference_line(panels[0], 1.0)]
-    legend_below(figure, handles, [*names, "bound of the arithmetic", "stock sdpa"])
+    handles: list[Any] = [Line2D([], [], color=style.series_style(i)["color"], linewidth=7) for i in range(len(names))]
+    handles += [Line2D([], [], color=style.INK, linewidth=2), style.reference_line(panels[0], 1.0)]
+    style.legend_below(figure, handles, [*names, "bound of the arithmetic", "stock sdpa"])
     return figure
 
 
@@ -91,24 +80,28 @@ def _bars(axes: Axes, rows: pd.DataFrame, names: Sequence[str]) -> None:
         index = names.index(variant_name(row.kind, row.share, row.backend))
         x = inputs.index((row.batch, row.length)) + (index - (len(names) - 1) / 2) * width
         limits = [np.array([value]) for value in (row.speed, row.speed_low, row.speed_high)]
-        colour = series_style(index)["color"]
-        axes.bar(x, row.speed, 0.9 * width, color=colour, yerr=interval_bars(*limits), ecolor=INK, capsize=2)
+        colour = style.series_style(index)["color"]
+        axes.bar(
+            x, row.speed, 0.9 * width, color=colour, yerr=style.interval_bars(*limits), ecolor=style.INK, capsize=2
+        )
         if row.bound is not None and math.isfinite(row.bound):
-            axes.plot([x - width / 2, x + width / 2], [row.bound] * 2, color=INK, linewidth=2, solid_capstyle="butt")
+            axes.plot(
+                [x - width / 2, x + width / 2], [row.bound] * 2, color=style.INK, linewidth=2, solid_capstyle="butt"
+            )
     if axes is not axes.figure.axes[0]:
-        reference_line(axes, 1.0)
+        style.reference_line(axes, 1.0)
     axes.set_xticks(range(len(inputs)), [f"{batch} x {length}" for batch, length in inputs])
     axes.set_xlabel("sequences x tokens")
     axes.grid(visible=False, axis="x")
 
 
-@styled
+@style.styled
 def growth_figure(found: Sequence[Growth]) -> Figure:
     """Time and memory against tokens, layers or heads, on logarithmic axes, with fitted lines and exponents."""
     columns = [axis for axis in AXES if any(one.axis == axis for one in found)]
     rows = [quantity for quantity in QUANTITIES if any(one.quantity == quantity for one in found)]
     names = list(dict.fromkeys(variant_name(*one.variant) for one in found))
-    figure = new_figure(1.0 + 3.6 * len(columns), 0.9 + 3.1 * len(rows))
+    figure = style.new_figure(1.0 + 3.6 * len(columns), 0.9 + 3.1 * len(rows))
     panels = figure.subplots(len(rows), len(columns), sharey="row", squeeze=False)
     for quantity, line in zip(rows, panels, strict=True):
         for axis, axes in zip(columns, line, strict=True):
@@ -118,25 +111,25 @@ def growth_figure(found: Sequence[Growth]) -> Figure:
             _log_axes(axes, sorted({size for one in shown for size, _ in one.points}), _UNITS[quantity])
             axes.set_xlabel(AXES[axis])
         line[0].set_ylabel(QUANTITIES[quantity])
-    handles = [Line2D([], [], **series_style(index)) for index in range(len(names))]
-    legend_below(figure, handles, names)
+    handles = [Line2D([], [], **style.series_style(index)) for index in range(len(names))]
+    style.legend_below(figure, handles, names)
     return figure
 
 
 def _curve(axes: Axes, one: Growth, index: int) -> None:
     sizes, values = (np.array(numbers) for numbers in zip(*one.points, strict=True))
-    style = series_style(index)
-    axes.plot(sizes, values, **style)
+    look = style.series_style(index)
+    axes.plot(sizes, values, **look)
     upper = sizes[sizes >= one.fitted]
     # The line goes through the centre of the points that it was fitted to.
     level = np.exp(np.mean(np.log(values[sizes >= one.fitted]) - one.exponent * np.log(upper)))
-    axes.plot(upper, level * upper**one.exponent, color=style["color"], linewidth=0.8, alpha=0.7)
+    axes.plot(upper, level * upper**one.exponent, color=look["color"], linewidth=0.8, alpha=0.7)
     axes.annotate(
         f"{one.exponent:.2f}",
         (sizes[-1], values[-1]),
         xytext=(5, 0),
         textcoords="offset points",
-        color=style["color"],
+        color=look["color"],
         fontsize=8,
         va="center",
     )

@@ -49,9 +49,9 @@ def head_maps(scores: Mapping[str, Tensor], title: str, quantity: str = "score")
             bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             bar.ax.yaxis.set_minor_formatter(NullFormatter())
         axes.set_title(label(name))
-        _head_axes(axes)
-        axes.set_xlim(-0.5, heads - 0.5)
-        axes.set_ylim(layers - 0.5, -0.5)
+        axes.grid(visible=False)
+        _whole_ticks(axes, 9)
+        axes.set(xlabel="head", ylabel="layer", xlim=(-0.5, heads - 0.5), ylim=(layers - 0.5, -0.5))
     for axes in grid.flat[len(scores) :]:
         axes.remove()
     figure.suptitle(label(title, 64), fontsize=10.5, color=INK)
@@ -89,10 +89,9 @@ def constants_grid(values: Tensor, title: str) -> Figure:
     gap = max(2, pixels // 16)
     cell = pixels + gap
     sheet = np.full((len(layers) * cell - gap, len(heads) * cell - gap), np.nan)
-    for row in range(len(layers)):
-        for column in range(len(heads)):
-            tile = tiles[row, column].numpy()
-            sheet[row * cell : row * cell + pixels, column * cell : column * cell + pixels] = tile
+    for row, column in np.ndindex(len(layers), len(heads)):
+        tile = tiles[row, column].numpy()
+        sheet[row * cell : row * cell + pixels, column * cell : column * cell + pixels] = tile
     side = max(0.35, min(0.6, 7.2 / len(heads)))
     figure = new_figure(max(4.2, side * len(heads) + 2.0), max(2.8, side * len(layers) + 1.0), "compressed")
     axes = figure.subplots()
@@ -103,11 +102,8 @@ def constants_grid(values: Tensor, title: str) -> Figure:
     axes.set_yticks([row * cell + pixels / 2 for row in range(len(layers))], [str(layer) for layer in layers])
     axes.tick_params(length=0)
     axes.grid(visible=False)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    axes.set_xlabel("head (in a matrix: keys →)")
-    axes.set_ylabel("layer (in a matrix: queries ↓)")
-    axes.set_title(label(title, 64))
+    axes.spines[:].set_visible(False)
+    axes.set(xlabel="head (in a matrix: keys →)", ylabel="layer (in a matrix: queries ↓)", title=label(title, 64))
     return figure
 
 
@@ -125,28 +121,20 @@ def coverage_histograms(pair_counts: Tensor, title: str) -> Figure:
     left, right = figure.subplots(1, 2)
     bins = np.linspace(0.0, max(most, 1.0), 21)
     left.hist(counts.ravel(), bins=bins, color=COLOURS[0], edgecolor="none", rwidth=0.9)
-    left.set_xlabel("sequences behind an entry")
-    left.set_ylabel("entries (query, key)")
-    left.set_xlim(0.0, bins[-1])
+    left.set(xlabel="sequences behind an entry", ylabel="entries (query, key)", xlim=(0.0, bins[-1]))
     edges = np.arange(length + 1) - 0.5
     right.stairs(np.diagonal(counts), edges, fill=True, color=COLOURS[1])
-    right.set_xlabel("position")
-    right.set_ylabel("sequences with a real token")
-    right.set_xlim(-0.5, length - 0.5)
-    right.set_ylim(0.0, 1.08 * max(most, 1.0))
+    right.set(xlabel="position", ylabel="sequences with a real token")
+    right.set(xlim=(-0.5, length - 0.5), ylim=(0.0, 1.08 * max(most, 1.0)))
     for axes in (left, right):
-        axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        _whole_ticks(axes, 6)
     figure.suptitle(label(title, 72), fontsize=10.5, color=INK)
     return figure
 
 
-def _head_axes(axes: Axes) -> None:
-    axes.set_xlabel("head")
-    axes.set_ylabel("layer")
-    axes.grid(visible=False)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=9, integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=9, integer=True))
+def _whole_ticks(axes: Axes, most: int) -> None:
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(nbins=most, integer=True))
 
 
 def _norm(table: NDArray[np.float64]) -> tuple[Normalize, str]:

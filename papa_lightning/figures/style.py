@@ -10,6 +10,7 @@ from typing import Any, Literal, ParamSpec
 
 import matplotlib.style
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -140,6 +141,19 @@ def interval_bars(mean: NDArray[Any], low: NDArray[Any], high: NDArray[Any]) -> 
     return np.where(np.isfinite(lengths), np.maximum(lengths, 0.0), 0.0)
 
 
+def estimates(
+    rows: pd.DataFrame, names: Sequence[str] = ("mean", "low", "high"), unit: float = 1.0
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Means (N,) of the rows of a summary, and the lengths (2, N) of their error bars."""
+    mean, low, high = (unit * rows[name].to_numpy(float) for name in names)
+    return mean, interval_bars(mean, low, high)
+
+
+def share_labels(shares: Iterable[float]) -> list[str]:
+    """Labels of shares of constant heads for a legend."""
+    return [f"{100 * share:.3g} % of the heads constant" for share in shares]
+
+
 def padded_limits(values: Iterable[float], least_span: float, margin: float = 0.08) -> tuple[float, float]:
     """Limits of an axis that hold all finite values, and a least span, so that noise does not look large.
 
@@ -155,14 +169,12 @@ def padded_limits(values: Iterable[float], least_span: float, margin: float = 0.
 
 def share_axis(axes: Axes, shares: Sequence[float]) -> None:
     """The horizontal axis of every curve, from 0 to 100 % of the heads; labels that would overlap are left out."""
-    axes.set_xlim(-4.0, 104.0)
     ticks: list[float] = []
     for share in [1.0, *sorted(shares)]:
         if all(abs(share - other) >= 0.07 for other in ticks):
             ticks.append(share)
-    axes.set_xticks([100.0 * share for share in sorted(ticks)])
-    axes.set_xticklabels([f"{100.0 * share:.3g}" for share in sorted(ticks)])
-    axes.set_xlabel("share of constant heads (%)")
+    axes.set_xticks([100.0 * share for share in sorted(ticks)], [f"{100.0 * share:.3g}" for share in sorted(ticks)])
+    axes.set(xlim=(-4.0, 104.0), xlabel="share of constant heads (%)")
 
 
 def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:

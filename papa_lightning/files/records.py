@@ -67,7 +67,7 @@ def or_nan(check: Check) -> Check:
 
 def write_record(path: str | Path, form: str, instance: Any) -> Path:
     """Write a dataclass as a JSON file, whole or not at all; NaN becomes null."""
-    return write_json(path, form, _without_nan(asdict(instance)))
+    return write_json(path, form, without_nan(asdict(instance)))
 
 
 def read_record(
@@ -95,9 +95,10 @@ def _check_of(hint: Any) -> Check:
     return record_of(hint) if isinstance(hint, type) and is_dataclass(hint) else _PLAIN[hint]
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """Plain values with None for NaN, which JSON lacks, and lists for tuples."""
     if isinstance(value, Mapping):
-        return {name: _without_nan(one) for name, one in value.items()}
+        return {name: without_nan(one) for name, one in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_without_nan(one) for one in value]
+        return [without_nan(one) for one in value]
     return None if isinstance(value, float) and math.isnan(value) else value

@@ -203,6 +203,7 @@ def cell_result(
     bench: Bench, choice: Choice, heads: tuple[int, int], trained: TrainedProbe, seconds: float, key: str
 ) -> CellResult:
     """The result of a trained probe, with the numbers of constant heads and of all `heads`."""
+    weights = getattr(trained.probe, "position_weights", None)
     return CellResult(
         encoder=bench.encoder,
         task=bench.name,
@@ -217,14 +218,5 @@ def cell_result(
         seconds=seconds,
         versions=versions(),
         hash=key,
-        level_weights=_level_weights(trained),
+        level_weights=weights.detach().abs().mean(dim=1).tolist() if isinstance(weights, Tensor) else None,
     )
-
-
-def _level_weights(trained: TrainedProbe) -> list[float] | None:
-    """Mean absolute position weight of every level, for probes with such weights."""
-    weights = getattr(trained.probe, "position_weights", None)
-    if not isinstance(weights, torch.Tensor):
-        return None
-    means: list[float] = weights.detach().abs().mean(dim=1).tolist()
-    return means

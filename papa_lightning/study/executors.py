@@ -9,7 +9,7 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
@@ -58,6 +58,15 @@ def run_pieces(
     check_num_workers(num_workers, backend)
     outcomes = _run_on_ray if backend == "ray" else _run_here if num_workers == 1 else _run_in_processes
     return _results(outcomes(function, pieces, num_workers), name)
+
+
+def do_pieces(
+    function: Callable[[Piece], object], pieces: Sequence[Piece], done: Callable[[Piece], object], **how: Any
+) -> None:
+    """Do pieces of work as :func:`run_pieces`, and call `done` with each that is finished."""
+    with closing(run_pieces(function, pieces, **how)) as results:
+        for piece, _ in results:
+            done(piece)
 
 
 def check_num_workers(num_workers: int, backend: Backend = "processes") -> None:
@@ -165,15 +174,10 @@ class _Worker:
         finally:
             self._theirs.close()
 
-    def give(self, piece: object) -> None:
-        """Send it a piece."""
+    def send(self, message: tuple[object] | None) -> None:
+        """Send it a piece, or None to dismiss it."""
         with suppress(OSError):  # it has ended, which shows when its outcome is awaited
-            self.connection.send((piece,))
-
-    def dismiss(self) -> None:
-        """Ask it to end."""
-        with suppress(OSError):
-            self.connection.send(None)
+            self.connection.send(message)
 
     def outcome(self) -> _Outcome[Any]:
         """The outcome of its piece, once its connection or its sentinel is ready."""
@@ -215,9 +219,9 @@ def _run_in_processes(
     def give(worker: _Worker) -> None:
         if waiting:
             busy[worker] = waiting.popleft()
-            worker.give(busy[worker])
+            worker.send((busy[worker],))
         else:
-            worker.dismiss()
+            worker.send(None)
 
     try:
         for _ in range(min(num_workers, len(pieces))):
@@ -225,7 +229,9 @@ def _run_in_processes(
             workers[-1].start()
             give(workers[-1])
         while busy:
-            for worker in _ready(list(busy)):
+            sources: dict[Any, _Worker] = {worker.connection: worker for worker in busy}
+            sources |= {worker.process.sentinel: worker for worker in busy}  # ready when the process was killed
+            for worker in dict.fromkeys(sources[source] for source in wait(list(sources))):
                 piece, outcome = busy.pop(worker), worker.outcome()
                 if outcome.error is None:  # after an error no piece is started
                     give(worker)
@@ -237,13 +243,6 @@ def _run_in_processes(
     finally:
         for worker in workers:
             worker.end()
-
-
-def _ready(workers: Sequence[_Worker]) -> list[_Worker]:
-    """The workers with an outcome, at least one; a killed process counts as ready."""
-    sources: dict[Any, _Worker] = {worker.connection: worker for worker in workers}
-    sources |= {worker.process.sentinel: worker for worker in workers}
-    return list(dict.fromkeys(sources[source] for source in wait(list(sources))))
 
 
 def _work(connection: Connection, function: Callable[[Any], Any], threads: int) -> None:

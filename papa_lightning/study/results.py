@@ -112,23 +112,12 @@ class CellResult:
             refuse("constant_heads", self.constant_heads, f"the share {self.share} of {self.total_heads} heads")
 
     def save(self, path: str | Path) -> Path:
-        """Write the result as JSON, whole or not at all.
-
-        Args:
-            path: The file; its folder is made when missing.
-
-        Returns:
-            The path.
-        """
+        """Write the result as JSON, whole or not at all; the folder is made when missing."""
         return write_record(path, _FORMAT, self)
 
     @classmethod
     def load(cls, path: str | Path) -> CellResult:
-        """Read a result that :meth:`save` wrote.
-
-        Raises:
-            ResultFileError: When the file is missing, damaged, or something else.
-        """
+        """Read what :meth:`save` wrote; raises a ResultFileError for anything else."""
         return read_record(path, _FORMAT, cls, ResultFileError, "result file", "delete it and run again")
 
 
@@ -137,10 +126,9 @@ def results_table(cells: Iterable[CellResult]) -> pd.DataFrame:
 
         relative_change = (score - score0) / |score0|
 
-    where score0 is the same metric of the same encoder, task and probe seed at share 0, whatever its criterion and
-    kind of constants, which do not matter there. It is negative where the score fell, also for a score0 below 0, and
-    NaN where score0 is 0 or missing. A Matthews correlation near 0 makes it large without meaning much: look at the
-    differences of scores then.
+    where score0 is the same metric of the same encoder, task and probe seed at share 0, where criterion and constants
+    do not matter. It is negative where the score fell, also for a score0 below 0, and NaN where score0 is 0 or missing.
+    A Matthews correlation near 0 makes it large without meaning much: look at the differences of scores then.
 
     Args:
         cells: The results, in the order of the rows; the task's own score comes first in each.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,10 +17,10 @@ from papa_lightning.errors import StudyError
 from papa_lightning.runtime import find_device, machine_facts
 from papa_lightning.study.artifacts import average_key, cell_key, open_bench, prepare, ranking_key, run_group
 from papa_lightning.study.cells import Choice, Group, cells_of, choices, pairs
-from papa_lightning.study.executors import Backend, check_num_workers, run_pieces
+from papa_lightning.study.executors import Backend, check_num_workers, do_pieces
 from papa_lightning.study.results import CellResult, results_table, save_table
 from papa_lightning.study.settings import StudySettings
-from papa_lightning.study.store import StudyFolder
+from papa_lightning.study.store import NAMED, StudyFolder
 from papa_lightning.text import Blocks, Table
 
 
@@ -120,37 +119,42 @@ class Study:
         check_num_workers(num_workers, backend)
         with self.folder.claimed():
             plans = self.plan() if plans is None else plans
-            self.folder.clear(keep_features=self.settings.features.keep)
-            self.folder.write(self.settings.as_dict(), self._about(plans), _files(plans))
+            files = {name: [file for plan in plans for file in plan.files[name]] for name in NAMED}
+            keep = self.settings.features.keep
+            self.folder.clear(keep)
+            self.folder.write(self.settings.as_dict(), self._about(plans), files)
             try:
-                with _bar(plans, progress) as bar:
-                    self._prepare(plans, partial(run_pieces, num_workers=num_workers, backend=backend), bar)
-                    self._measure(plans, partial(run_pieces, num_workers=num_workers, backend=backend), bar)
+                # The bar counts sequences that pass through an encoder, which take most of the time.
+                with tqdm(
+                    total=sum(plan.passes * plan.examples for plan in plans),
+                    desc="Study",
+                    bar_format="{l_bar}{bar}| {elapsed}, {remaining} to go {postfix}",
+                    disable=not progress,
+                    dynamic_ncols=True,
+                ) as bar:
+                    self._work(plans, partial(do_pieces, num_workers=num_workers, backend=backend), bar)
             finally:
                 open_bench.cache_clear()
-                self.folder.clear(keep_features=self.settings.features.keep)  # left by stopped workers
+                self.folder.clear(keep)  # left by stopped workers
             return self.table(plans)
 
-    def _prepare(self, plans: Sequence[PairPlan], work: Callable[..., Any], bar: tqdm[Any]) -> None:
-        """Make constants and rankings."""
-        cost = {(plan.encoder, plan.task): plan.preparation * plan.examples for plan in plans if plan.groups}
-        function = partial(prepare, self._json, str(self.folder.path))
-        with closing(work(function, list(cost), name="encoder {0[0]}, task {0[1]}".format)) as done:
-            for pair, _ in done:
-                bar.update(cost[pair])
-
-    def _measure(self, plans: Sequence[PairPlan], work: Callable[..., Any], bar: tqdm[Any]) -> None:
-        """Train the probes."""
+    def _work(self, plans: Sequence[PairPlan], do: Callable[..., None], bar: tqdm[Any]) -> None:
+        """Make constants and rankings, and train the probes."""
+        given = self._json, str(self.folder.path)
         plan_of = {(plan.encoder, plan.task): plan for plan in plans}
-        function, groups = partial(run_group, self._json, str(self.folder.path)), [g for p in plans for g in p.groups]
-        with closing(work(function, groups, name=Group.__str__)) as done:
-            for group, _ in done:
-                plan = plan_of[group.encoder, group.task]
-                if any(self._result(plan.keys[group.choice, seed]) is None for seed in group.seeds):
-                    raise StudyError(f"{group}: encoder or data have changed since the plan was made: run it again.")
-                bar.set_postfix_str(f"{group.encoder}, {group.task}, share {group.choice.share:g}", refresh=False)
-                bar.update(plan.group_cost * plan.examples)
-                self.table(plans)
+        cost = {pair: plan.preparation * plan.examples for pair, plan in plan_of.items() if plan.groups}
+        name = "encoder {0[0]}, task {0[1]}".format
+        do(partial(prepare, *given), list(cost), lambda pair: bar.update(cost[pair]), name=name)
+
+        def trained(group: Group) -> None:
+            plan = plan_of[group.encoder, group.task]
+            if any(self._result(plan.keys[group.choice, seed]) is None for seed in group.seeds):
+                raise StudyError(f"{group}: encoder or data have changed since the plan was made: run it again.")
+            bar.set_postfix_str(f"{group.encoder}, {group.task}, share {group.choice.share:g}", refresh=False)
+            bar.update(plan.group_cost * plan.examples)
+            self.table(plans)
+
+        do(partial(run_group, *given), [group for plan in plans for group in plan.groups], trained)
 
     def table(self, plans: Iterable[PairPlan]) -> pd.DataFrame:
         """Collect the finished cells into the table, and write it.
@@ -180,26 +184,20 @@ class Study:
 
     def _plan_pair(self, encoder: str, task: str) -> PairPlan:
         bench = open_bench(self._json, encoder, task)
-        keys = {
-            (choice, seed): cell_key(bench, choice, seed)
-            for choice in choices(self.settings)
-            for seed in self.settings.seeds
-        }
-        groups = []
-        for choice in choices(self.settings):
-            seeds = tuple(seed for seed in self.settings.seeds if self._result(keys[choice, seed]) is None)
-            if seeds:
-                groups.append(Group(encoder, task, choice, seeds))
+        chosen, seeds = choices(self.settings), self.settings.seeds
+        keys = {(choice, seed): cell_key(bench, choice, seed) for choice in chosen for seed in seeds}
+        left = {one: tuple(seed for seed in seeds if self._result(keys[one, seed]) is None) for one in chosen}
+        groups = [Group(encoder, task, choice, missing) for choice, missing in left.items() if missing]
         average = self.folder.constants(encoder, task, "average", average_key(bench, "average"))
-        ranked = {choice.criterion for choice in choices(self.settings)} - {None}
-        rankings = {
-            name: self.folder.ranking(encoder, task, name, ranking_key(bench, name))
-            for name in sorted(map(str, ranked))
-        }
+        ranked = sorted({choice.criterion for choice in chosen if choice.criterion is not None})
+        rankings = {name: self.folder.ranking(encoder, task, name, ranking_key(bench, name)) for name in ranked}
         criteria = [criterion_from(name) for name, path in rankings.items() if not path.exists()]
         costs = [one.passes + ("loss" in one.needs) for one in criteria]
         evaluated = sum(map(len, bench.evaluations.values()))
-        pair = {"encoder": encoder, "task": task}
+
+        def file(path: Path, **named: str) -> dict[str, str]:
+            return {"encoder": encoder, "task": task, **named, "path": self.folder.relative(path)}
+
         return PairPlan(
             encoder,
             task,
@@ -211,10 +209,8 @@ class Study:
             examples=len(bench.train),
             about=bench.describe(),
             files={
-                "constants": [{**pair, "kind": "average", "path": self.folder.relative(average)}],
-                "rankings": [
-                    {**pair, "criterion": name, "path": self.folder.relative(path)} for name, path in rankings.items()
-                ],
+                "constants": [file(average, kind="average")],
+                "rankings": [file(path, criterion=name) for name, path in rankings.items()],
             },
         )
 
@@ -231,22 +227,6 @@ class Study:
         }
 
 
-def _files(plans: Iterable[PairPlan]) -> dict[str, list[dict[str, str]]]:
-    """The files of all pairs together."""
-    return {name: [file for plan in plans for file in plan.files[name]] for name in ("constants", "rankings")}
-
-
-def _bar(plans: Sequence[PairPlan], progress: bool) -> tqdm[Any]:
-    """A progress bar of sequences that pass through an encoder, which take most of the time."""
-    return tqdm(
-        total=sum(plan.passes * plan.examples for plan in plans),
-        desc="Study",
-        bar_format="{l_bar}{bar}| {elapsed}, {remaining} to go {postfix}",
-        disable=not progress,
-        dynamic_ncols=True,
-    )
-
-
 def format_plan(plans: Sequence[PairPlan]) -> Blocks:
     """The work that is left of a study, for the terminal.
 
@@ -258,15 +238,8 @@ def format_plan(plans: Sequence[PairPlan]) -> Blocks:
     """
     columns = ("encoder", "task", "probes", "finished", "choices left", "passes left")
     rows = [
-        (
-            plan.encoder,
-            plan.task,
-            str(plan.total),
-            str(plan.total - plan.missing),
-            str(len(plan.groups)),
-            f"{plan.passes:.1f}",
-        )
-        for plan in plans
+        (one.encoder, one.task, f"{one.total}", f"{one.total - one.missing}", f"{len(one.groups)}", f"{one.passes:.1f}")
+        for one in plans
     ]
     missing, sequences = sum(plan.missing for plan in plans), sum(plan.passes * plan.examples for plan in plans)
     left = (
@@ -287,15 +260,7 @@ def format_groups(plans: Sequence[PairPlan]) -> Table:
     """
     columns = ("encoder", "task", "share", "criterion", "constants", "seeds")
     rows = [
-        (
-            group.encoder,
-            group.task,
-            f"{group.choice.share:g}",
-            group.choice.criterion or "-",
-            group.choice.kind or "-",
-            ", ".join(map(str, group.seeds)),
-        )
-        for plan in plans
-        for group in plan.groups
+        (one.encoder, one.task, f"{by.share:g}", by.criterion or "-", by.kind or "-", ", ".join(map(str, one.seeds)))
+        for one, by in ((group, group.choice) for plan in plans for group in plan.groups)
     ]
     return Table(columns, rows, left=len(columns))

@@ -38,14 +38,11 @@ def summarize(table: pd.DataFrame) -> pd.DataFrame:
 
     (Student's t; n probe seeds, s the standard deviation over them.) The changes are paired: taken seed by seed, and
     then averaged, so that the effect of a seed on both shares cancels. "relative" is the mean of the relative changes
-    of the seeds, not the relative change of the means: each seed gives one number, for which the same interval holds,
-    while a ratio of means would need an approximation of its own.
+    of the seeds, since a ratio of means would need another interval.
 
-    Random rankings ("random:0", "random:1", ...) are one row, "random". Ranking and probe seed are crossed: probes of
-    one seed have the same start, those of one ranking the same heads, so that their pairs are not independent, and
-    counting each pair would make the interval too narrow. So each probe seed's mean over the rankings is one value
-    of n. As in every other row, the interval is that of training the probes anew with the same rankings;
-    "ranking_deviation" is the variation with the ranking.
+    Random rankings ("random:0", "random:1", ...) are one row, "random". Probes of one seed have the same start, those
+    of one ranking the same heads: their pairs are not independent, so that each probe seed's mean over the rankings is
+    one value of n. The interval is that of training the probes anew with the same rankings.
 
     Args:
         table: Result of :func:`~papa_lightning.study.results.results_table`.
@@ -55,7 +52,7 @@ def summarize(table: pd.DataFrame) -> pd.DataFrame:
 
         - is_score, constant_heads, total_heads: as in the table;
         - n: number of probe seeds; rankings: number of ranking seeds, 1 for a criterion that is not random. In an
-          interrupted study a probe seed may have fewer rankings than others; its mean is over those that it has;
+          interrupted study a probe seed's mean is over the rankings that it has;
         - mean, low, high: the score;
         - difference, difference_low, difference_high: score minus score at share 0;
         - relative, relative_low, relative_high: the relative change;
@@ -109,17 +106,14 @@ def mean_interval(values: ArrayLike) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things: "1 task", "2 tasks"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 @dataclass(frozen=True)
 class RankCorrelation:
-    """A rank correlation with its interval.
-
-    Args:
-        rho: Correlation from -1 to 1; NaN where it is not defined.
-        low: Lower end of the 95 % interval.
-        high: Upper end.
-        encoders: Number of encoders.
-        tasks: Number of tasks.
-    """
+    """A rank correlation from -1 to 1, NaN where it is not defined, and the ends of its 95 % interval."""
 
     rho: float
     low: float
@@ -129,10 +123,7 @@ class RankCorrelation:
 
     def __str__(self) -> str:
         """The correlation, its interval, and the numbers of encoders and tasks."""
-        on = ", ".join(
-            f"{number} {noun}{'' if number == 1 else 's'}"
-            for number, noun in ((self.encoders, "encoder"), (self.tasks, "task"))
-        )
+        on = f"{counted(self.encoders, 'encoder')}, {counted(self.tasks, 'task')}"
         if math.isnan(self.rho):
             return f"rho not defined ({on})"
         interval = "no interval" if math.isnan(self.low) else f"95 % interval {self.low:.2f} to {self.high:.2f}"
@@ -144,13 +135,10 @@ def rank_correlation(
 ) -> RankCorrelation:
     """Spearman's rank correlation of baseline scores and drops across encoders: do better models lose more?
 
-    Encoders are ranked within each task, the ranks of each task are centred, and their correlation is taken over all
-    tasks together:
-
         rho = sum r s / sqrt(sum r^2 * sum s^2),    r, s: centred ranks of baseline and drop
 
-    Scores of different tasks cannot be compared (one task's 0.5 may be another's 0.9), but ranks within a task can. For
-    one task this is Spearman's rho.
+    over all tasks together. Encoders are ranked within each task, because scores of different tasks cannot be compared
+    (one task's 0.5 may be another's 0.9). For one task this is Spearman's rho.
 
     The interval is the percentile bootstrap over encoders, each with all its tasks, because the results of an encoder
     on several tasks are not independent. Resamples in which all ranks are tied have no rho and are left out. With

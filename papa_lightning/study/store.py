@@ -49,9 +49,6 @@ class StudyFolder:
     ``features/``            hidden states while their probes train
     ``results.parquet/csv``  the table
     ======================== ====================================================
-
-    Args:
-        path: The folder; made when the first file is written.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -198,17 +195,13 @@ def encoder_identity(encoder: PreTrainedModel) -> dict[str, Any]:
     weights = weights_fingerprint(encoder)
     if weights is None:
         raise PapaError("encoder has weights that are not in this process (sharded, or on meta): load it whole.")
-    return {"weights": weights, "buffers": _buffers(encoder), "config": config}
-
-
-def _buffers(encoder: PreTrainedModel) -> dict[str, str]:
-    """Hashes of the buffers that are stored with the weights."""
-    stored = encoder.state_dict().keys()
-    return {
+    stored = encoder.state_dict().keys()  # buffers that are stored with the weights
+    buffers = {
         name: hashlib.sha256(buffer.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data).hexdigest()
         for name, buffer in encoder.named_buffers()
         if name in stored and ".papa." not in name
     }
+    return {"weights": weights, "buffers": buffers, "config": config}
 
 
 def _readable(*parts: str) -> str:

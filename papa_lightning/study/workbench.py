@@ -47,11 +47,11 @@ class Bench:
         self.data = make_data(task, settings.tasks[task], folder)
         self.data.setup("fit")
         self.task = make_task(self.data, folder, settings).to(find_device(settings.device)).eval()
-        self.train = _rows(self.data.train_dataloader())
-        loaders = self.data.val_dataloader()
+        self.train: Dataset = self.data.train_dataloader().dataset
+        loaders: Any = self.data.val_dataloader()
         several = loaders if isinstance(loaders, list) else [loaders]
         names = ["", *self.data.validation_names[1:]]
-        self.evaluations = {name: _rows(one) for name, one in zip(names, several, strict=False)}
+        self.evaluations: dict[str, Dataset] = {name: one.dataset for name, one in zip(names, several, strict=False)}
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -87,13 +87,11 @@ class Bench:
         # Padding at the end can be cut without a change of the numbers.
         collate = cut_padding if self.data.layout == "plain" else default_collate
         size = self.settings.calibration_batch_size
-        rows = self.train if rows is None else rows
-        return DataLoader(rows, batch_size=size, collate_fn=collate)
+        return DataLoader(self.train if rows is None else rows, batch_size=size, collate_fn=collate)
 
     def padded_batches(self, rows: Dataset | None = None) -> Iterable[Mapping[str, Tensor]]:
         """Batches of rows in order with all padding, as the probes of sentences take them."""
-        rows = self.train if rows is None else rows
-        return DataLoader(rows, batch_size=self.settings.calibration_batch_size)
+        return DataLoader(self.train if rows is None else rows, batch_size=self.settings.calibration_batch_size)
 
     def describe(self) -> dict[str, Any]:
         """Sizes of data and encoder, and settings of the data, for a report."""
@@ -151,9 +149,3 @@ def make_task(data: TaskDataModule, encoder: str, settings: StudySettings) -> En
     if isinstance(data, TokenDataModule):
         return TokenClassificationTask(**arguments)
     return SequenceClassificationTask(**arguments, pooling=settings.pooling)
-
-
-def _rows(loader: Any) -> Dataset:
-    """The tokenised rows behind a data loader."""
-    rows: Dataset = loader.dataset
-    return rows

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from papa_lightning.calibration import AttentionConstants, without_path
 from papa_lightning.criteria import GreedySearch, RankingInputs, rank_heads
 from papa_lightning.files.locking import claimed
+from papa_lightning.files.records import without_nan
 from papa_lightning.files.writing import check_work_folder, write_atomically
 from papa_lightning.ranking import HeadRanking
 from papa_lightning.runtime import find_device, machine_facts
@@ -23,6 +24,7 @@ from papa_lightning.study.artifacts import average_of, probe_loss, ranking_of
 from papa_lightning.study.budget.points import HELD_OUT, Drop, Point, Points, largest_within, open_split_bench
 from papa_lightning.study.budget.settings import BudgetSettings
 from papa_lightning.study.executors import interruptible
+from papa_lightning.study.statistics import counted
 from papa_lightning.study.store import StudyFolder, digest
 from papa_lightning.study.workbench import Bench
 from papa_lightning.text import Table
@@ -93,15 +95,9 @@ def _plan(settings: BudgetSettings, output: Path, folder: StudyFolder, progress:
     points = Points(folder, bench, constants, ranking)
     heads = _search(points, len(ranking.heads), settings.limit, progress)
     about = _about(bench, settings, held_out) | {"seconds": round(time.perf_counter() - start, 1)}
-    plan = HeadBudget(
-        settings,
-        heads,
-        ranking,
-        points.drop(heads),
-        points.drop(heads, held_out=True),
-        tuple(points.measured[number] for number in sorted(points.measured)),
-        about,
-    )
+    drops = points.drop(heads), points.drop(heads, held_out=True)
+    measured = tuple(points.measured[number] for number in sorted(points.measured))
+    plan = HeadBudget(settings, heads, ranking, *drops, measured, about)
     _write(plan, constants, output)
     return plan
 
@@ -144,13 +140,13 @@ def _ranking(folder: StudyFolder, bench: Bench, settings: BudgetSettings) -> Hea
 
 def _about(bench: Bench, settings: BudgetSettings, held_out: str) -> dict[str, Any]:
     """Facts about the measurement."""
-    sizes = {"selection_examples": len(bench.evaluations[""]), "held_out_examples": len(bench.evaluations[HELD_OUT])}
     described = bench.describe()
     del described["validation_examples"]
     return {
         **machine_facts(find_device(settings.device)),
         **described,
-        **sizes,
+        "selection_examples": len(bench.evaluations[""]),
+        "held_out_examples": len(bench.evaluations[HELD_OUT]),
         "held_out": held_out,
         "dtype": "float32",
         "features": settings.features.storage,
@@ -162,12 +158,10 @@ def _write(plan: HeadBudget, constants: AttentionConstants, output: Path) -> Non
     (output / BUDGET_FILE).unlink(missing_ok=True)
     plan.ranking.save(output / RANKING_FILE)
     constants.save(output / CONSTANTS_FILE)
-    write_atomically(output / BUDGET_FILE, json.dumps(_content(plan), indent=1, allow_nan=False).encode())
+    write_atomically(output / BUDGET_FILE, json.dumps(without_nan(_content(plan)), indent=1, allow_nan=False).encode())
 
 
 def _content(plan: HeadBudget) -> dict[str, Any]:
-    settings = plan.settings.as_dict()
-    settings["encoder"] = without_path(plan.settings.encoder)
     dynamic = plan.points[0]
     return {
         "format": _FORMAT,
@@ -177,68 +171,58 @@ def _content(plan: HeadBudget) -> dict[str, Any]:
         "share": plan.heads / plan.total,
         "chosen": [list(head) for head in plan.ranking.first(plan.heads)],
         "metric": dynamic.metric,
-        "selection": _drop(plan.selection),
-        "held_out": _drop(plan.held_out) | {"confirmed": plan.confirmed},
-        "points": [_point(point, dynamic) for point in plan.points],
+        "selection": asdict(plan.selection),
+        "held_out": asdict(plan.held_out) | {"confirmed": plan.confirmed},
+        "points": [
+            {
+                "heads": point.heads,
+                "selection": asdict(Drop.of(point.scores(held_out=False), dynamic.scores(held_out=False))),
+                "results": [{"seed": one.seed, "scores": dict(one.scores)} for one in point.results],
+            }
+            for point in plan.points
+        ],
         "files": {"ranking": RANKING_FILE, "constants": CONSTANTS_FILE},
-        "settings": settings,
+        "settings": plan.settings.as_dict() | {"encoder": without_path(plan.settings.encoder)},
         "about": dict(plan.about),
     }
-
-
-def _point(point: Point, dynamic: Point) -> dict[str, Any]:
-    drop = Drop.of(point.scores(held_out=False), dynamic.scores(held_out=False))
-    return {
-        "heads": point.heads,
-        "selection": _drop(drop),
-        "results": [
-            {"seed": one.seed, "scores": {name: _plain(score) for name, score in one.scores.items()}}
-            for one in point.results
-        ],
-    }
-
-
-def _drop(drop: Drop) -> dict[str, Any]:
-    named = {"mean": drop.mean, "low": drop.low, "high": drop.high}
-    return {"seeds": [_plain(one) for one in drop.seeds]} | {name: _plain(value) for name, value in named.items()}
-
-
-def _plain(number: float) -> float | None:
-    """A number, with None for NaN, which JSON lacks."""
-    return number if number == number else None
 
 
 def format_budget(plan: HeadBudget, output: str | Path) -> str:
     """The result of a search in four lines: what was found, whether it was confirmed, the files, and their use."""
     folder = Path(output)
-    files = ", ".join(str(folder / name) for name in (RANKING_FILE, CONSTANTS_FILE, BUDGET_FILE))
-    lines = {"found": _found(plan), "held out": _held_out(plan), "files": files, "use": _use(plan, folder)}
+    ranking, constants, budget = (str(folder / name) for name in (RANKING_FILE, CONSTANTS_FILE, BUDGET_FILE))
+    use = (
+        f'swap_attention(encoder, "constant", constants=AttentionConstants.load({constants!r}), heads={plan.heads}, '
+        f"ranking=HeadRanking.load({ranking!r}))"
+    )
+    files = f"{ranking}, {constants}, {budget}"
+    lines = {"found": _found(plan), "held out": _held_out(plan), "files": files}
+    lines["use"] = use if plan.heads else "leave the encoder as it is"
     return str(Table(("", ""), list(lines.items()), left=2))
 
 
 def _found(plan: HeadBudget) -> str:
     metric, limit = plan.points[0].metric, _limit(plan)
-    examples = plan.about["selection_examples"]
+    examples = f"{plan.about['selection_examples']} examples, {counted(len(plan.settings.seeds), 'seed')}"
     by = "greedy search" if plan.settings.search == "greedy" else f"criterion {plan.ranking.criterion}"
     if plan.heads == 0:
         tried = next((point for point in plan.points if point.heads > 0), None)
         least = f"{tried.heads} of {plan.total} heads" if tried else "any head"
         return (
             f"within {limit}: no head can be constant by {by}: {metric} loses more with {least} on the selection data "
-            f"({examples} examples, {_seeds(plan)})"
+            f"({examples})"
         )
     return (
         f"within {limit}: {plan.heads} of {plan.total} heads ({100 * plan.heads / plan.total:.1f} %) by {by}; "
-        f"{metric} {_moves(plan.selection)} on the selection data ({examples} examples, {_seeds(plan)})"
+        f"{metric} {_moves(plan.selection)} on the selection data ({examples})"
     )
 
 
 def _held_out(plan: HeadBudget) -> str:
     if plan.confirmed is None:
         return "nothing to confirm"
-    drop, limit = plan.held_out, _limit(plan)
+    drop, limit, notes = plan.held_out, _limit(plan), []
     verdict = "confirmed" if plan.confirmed else "NOT confirmed"
-    notes = []
     if not plan.confirmed:
         notes.append(f"{_percent(drop.mean - plan.settings.limit, unit='points')} above {limit}")
     if math.isnan(drop.low):
@@ -250,27 +234,12 @@ def _held_out(plan: HeadBudget) -> str:
     return f"{verdict}: {plan.points[0].metric} {_moves(drop)} ({'; '.join(notes)})"
 
 
-def _use(plan: HeadBudget, folder: Path) -> str:
-    if plan.heads == 0:
-        return "leave the encoder as it is"
-    constants, ranking = str(folder / CONSTANTS_FILE), str(folder / RANKING_FILE)
-    return (
-        f'swap_attention(encoder, "constant", constants=AttentionConstants.load({constants!r}), heads={plan.heads}, '
-        f"ranking=HeadRanking.load({ranking!r}))"
-    )
-
-
 def _moves(drop: Drop) -> str:
     return f"falls by {_percent(drop.mean)}" if drop.mean >= 0 else f"rises by {_percent(-drop.mean)}"
 
 
 def _limit(plan: HeadBudget) -> str:
     return f"{100 * plan.settings.limit:.6g} %"
-
-
-def _seeds(plan: HeadBudget) -> str:
-    number = len(plan.settings.seeds)
-    return f"{number} seeds" if number > 1 else "1 seed"
 
 
 def _percent(share: float, unit: str = "%") -> str:

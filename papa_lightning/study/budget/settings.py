@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
@@ -73,21 +74,13 @@ class BudgetSettings:
         return read_limit(self.within)
 
     def study(self) -> StudySettings:
-        """The settings of a study of the same encoder on the same task.
-
-        Raises:
-            PapaError: When it refuses one.
-        """
+        """The settings of a study of the same encoder on the same task."""
+        same = ("seeds", "pooling", "probe", "features", "calibration_batch_size", "device")
         return StudySettings(
             encoders={ENCODER: self.encoder},
             tasks={TASK: self.task},
             criteria=[self.criterion],
-            seeds=self.seeds,
-            pooling=self.pooling,
-            probe=self.probe,
-            features=self.features,
-            calibration_batch_size=self.calibration_batch_size,
-            device=self.device,
+            **{name: getattr(self, name) for name in same},
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -96,30 +89,13 @@ class BudgetSettings:
 
 
 def read_limit(within: object) -> float:
-    """The relative loss that a text or number means.
-
-    Args:
-        within: A share such as 0.01, or a percentage such as "1%".
-
-    Returns:
-        The share, from 0 to below 1.
-
-    Raises:
-        PapaError: For anything else. 1 is refused too: it could mean one percent.
-
-    Example:
-        >>> read_limit("1%"), read_limit("0.5 %"), read_limit(0.03)
-        (0.01, 0.005, 0.03)
-    """
-    try:
+    """The share below 1 that a share or a percentage such as "1%" means; 1 is refused, as it could mean one percent."""
+    share = math.nan
+    with suppress(ValueError):
         if isinstance(within, str) and within.strip().endswith("%"):
             share = float(within.strip()[:-1]) / 100
         elif isinstance(within, (int, float, str)) and not isinstance(within, bool):
             share = float(within)
-        else:
-            share = math.nan
-    except ValueError:
-        share = math.nan
     if not 0 <= share < 1:
         raise PapaError(
             f"within is {within!r}, but must be a share from 0 to below 1, such as 0.01, or a percentage such as '1%'."

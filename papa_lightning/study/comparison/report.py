@@ -32,12 +32,12 @@ def one_number(settings: KindsSettings) -> tuple[str, dict[str, float]] | None:
     if len(differing) != 1:
         return None
     values = {variant: arguments.get(differing[0]) for variant, arguments in given.items()}
-    numbers = {variant: float(value) for variant, value in values.items() if value is not None and _is_positive(value)}
+    numbers = {
+        variant: float(value)
+        for variant, value in values.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+    }
     return (differing[0], numbers) if len(numbers) == len(values) else None
-
-
-def _is_positive(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
 
 
 def _flat(arguments: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -57,15 +57,14 @@ def score_curve(summary: pd.DataFrame, table: pd.DataFrame, name: str, numbers: 
     axes.plot(table["variant"].map(numbers), table["score"], "o", color=MUTED, markersize=3.5, label="single seeds")
     mean, low, high = (ordered[column].to_numpy(float) for column in ("score", "score_low", "score_high"))
     places = ordered["number"].to_numpy(float)
-    axes.errorbar(
-        places, mean, yerr=interval_bars(mean, low, high), fmt="o-", color=COLOURS[0], ecolor=INK, label="mean, 95 %"
-    )
+    bars = interval_bars(mean, low, high)
+    axes.errorbar(places, mean, yerr=bars, fmt="o-", color=COLOURS[0], ecolor=INK, label="mean, 95 %")
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(FixedLocator(sorted(set(places))))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(lambda value, _: f"{np.round(value, 6):g}")
-    axes.set_xlabel(name.rpartition(".")[2].replace("_", " "))
-    axes.set_ylabel(str(summary["metric"].iloc[0]).replace("_", " "))
+    metric = str(summary["metric"].iloc[0])
+    axes.set(xlabel=name.rpartition(".")[2].replace("_", " "), ylabel=metric.replace("_", " "))
     axes.legend()
     return figure
 
@@ -103,13 +102,10 @@ class ComparisonData:
 
 
 def write_kinds_report(folder: str | Path) -> Path:
-    """Write report.html, kinds.md and the figures of a comparison of kinds of attention.
+    """Write report.html, kinds.md and the figures of a comparison of kinds of attention; returns the page's path.
 
     Args:
         folder: Folder of the study, finished or not.
-
-    Returns:
-        Path of the page.
 
     Raises:
         PapaError: When the folder holds no such study, or nothing is finished.
@@ -123,7 +119,11 @@ def write_kinds_report(folder: str | Path) -> Path:
             f"{str(store.path / 'study.json')!r} has no settings of a comparison of kinds ({error}): run `papa study` "
             "again."
         ) from error
-    table = _finished(store, noted["files"])
+    cells = noted["files"].get("cells")
+    if cells is None:
+        raise StudyError(f"{str(store.path / 'study.json')!r} lacks the names of its cells: run `papa study` again.")
+    files = [store.path / name for name in cells]
+    table = kinds_table(KindResult.load(file) for file in files if file.exists())
     if not len(table):
         raise StudyError(f"{str(store.path)!r} has no finished training yet: run `papa study` first.")
     data = ComparisonData(settings, seeds, noted["about"], table, summarize_kinds(table))
@@ -159,15 +159,6 @@ def measured_section(data: ComparisonData, figures: Figures) -> list[Block]:
     facts = {"task": settings.model, "data": settings.data, "steps": settings.steps, "seeds": data.seeds}
     facts |= {"equal parameters": settings.equal_parameters, "precision": settings.precision}
     return [Facts({**facts, **data.about})]
-
-
-def _finished(store: StudyFolder, noted: object) -> pd.DataFrame:
-    """The finished trainings of the last run."""
-    cells = noted.get("cells") if isinstance(noted, Mapping) else None
-    if not isinstance(cells, list) or not all(isinstance(name, str) for name in cells):
-        raise StudyError(f"{str(store.path / 'study.json')!r} lacks the names of its cells: run `papa study` again.")
-    files = [store.path / name for name in cells]
-    return kinds_table(KindResult.load(file) for file in files if file.exists())
 
 
 @styled

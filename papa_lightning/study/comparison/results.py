@@ -74,11 +74,7 @@ class KindResult:
 
     @classmethod
     def load(cls, path: str | Path) -> KindResult:
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            ResultFileError: When the file is damaged or something else.
-        """
+        """Read what :meth:`save` wrote; raises a ResultFileError for anything else."""
         remedy = "delete it, and run the study again"
         return read_record(path, _FORMAT, cls, ResultFileError, "result of a kind", remedy)
 
@@ -112,24 +108,21 @@ def summarize_kinds(table: pd.DataFrame) -> pd.DataFrame:
 def kinds_overview(summary: pd.DataFrame) -> Table:
     """The summary as a table, with half of each interval behind the mean."""
     metric = str(summary["metric"].iloc[0]).replace("_", " ") if len(summary) else "score"
-    columns = ("variant", metric, "loss (nats)", "steps/s", "peak memory (MB)", "a step (MB)", "parameters", "seeds")
+    shown: dict[str, tuple[str, int, float]] = {
+        metric: ("score", 3, 1.0),
+        "loss (nats)": ("loss", 3, 1.0),
+        "steps/s": ("steps_per_second", 2, 1.0),
+        "peak memory (MB)": ("peak_memory_bytes", 0, 1e6),
+        "a step (MB)": ("step_memory_bytes", 0, 1e6),
+    }
     rows = [
-        (
-            str(row["variant"]),
-            _with_half(row, "score", 3),
-            _with_half(row, "loss", 3),
-            _with_half(row, "steps_per_second", 2),
-            _with_half(row, "peak_memory_bytes", 0, 1e6),
-            _with_half(row, "step_memory_bytes", 0, 1e6),
-            f"{row['parameters']:,.0f}",
-            str(row["n"]),
-        )
+        (row["variant"], *(_with_half(row, *one) for one in shown.values()), f"{row['parameters']:,.0f}", f"{row['n']}")
         for _, row in summary.iterrows()
     ]
-    return Table(columns, rows)
+    return Table(("variant", *shown, "parameters", "seeds"), rows)
 
 
-def _with_half(row: pd.Series, name: str, digits: int, unit: float = 1.0) -> str:
+def _with_half(row: pd.Series, name: str, digits: int, unit: float) -> str:
     if math.isnan(row[name]):
         return "-"
     half = (row[f"{name}_high"] - row[name]) / unit

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -31,13 +30,11 @@ from papa_lightning.runtime import computing_versions, find_device, release_memo
 from papa_lightning.study.comparison.report import write_kinds_report
 from papa_lightning.study.comparison.results import KindResult, kinds_table
 from papa_lightning.study.comparison.settings import KindsSettings
-from papa_lightning.study.executors import Backend, check_num_workers, run_pieces
+from papa_lightning.study.executors import Backend, check_num_workers, do_pieces
 from papa_lightning.study.store import StudyFolder, digest, encoder_identity, with_contents
 from papa_lightning.study.workbench import build
 from papa_lightning.tasks import EncoderTask
 
-#: Parts of a Trainer that are switched off.
-_SILENT = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
 #: Arguments whose content the fingerprints of data module and tokenizer cover.
 _FINGERPRINTED = ("data_dir", "files", "tokenizer")
 #: Arguments that the task takes from its data.
@@ -65,7 +62,7 @@ class KindsStudy:
 
     def missing(self) -> list[tuple[str, int]]:
         """Variant and seed of the missing trainings, in their order."""
-        return [cell for cell, path in self._files(cell_hashes(self.settings, self.seeds)).items() if not path.exists()]
+        return self._missing(cell_hashes(self.settings, self.seeds))
 
     def run(self, num_workers: int = 1, backend: Backend = "processes", progress: bool = True) -> pd.DataFrame:
         """Do the missing trainings, and write table, figures and page.
@@ -85,33 +82,33 @@ class KindsStudy:
         check_num_workers(num_workers, backend)
         with self.folder.claimed():
             plain = asdict(self.settings)
-            self.folder.clear(keep_features=False)
             hashes = cell_hashes(self.settings, self.seeds)  # computed again, because files may have changed
-            files = self._files(hashes)
-            noted = {"cells": [self.folder.relative(files[cell]) for cell in hashes]}
-            self.folder.write({"kinds": plain, "seeds": self.seeds}, {"versions": versions()}, noted)
-            work = partial(run_cell, json.dumps(plain), str(self.folder.path))
-            missing = [(*cell, hashes[cell]) for cell, path in files.items() if not path.exists()]
-            with (
-                closing(run_pieces(work, missing, num_workers, backend, "variant {0[0]}, seed {0[1]}".format)) as done,
-                tqdm(total=len(missing), desc="Training", unit="model", disable=not progress) as bar,
-            ):
-                for _ in done:
-                    bar.update()
-                    self._table([files[cell] for cell in hashes])
-            write_kinds_report(self.folder.path)
-            return self._table([files[cell] for cell in hashes])
+            files = {"cells": [self.folder.relative(self.folder.cell(key)) for key in hashes.values()]}
+            self.folder.clear(keep_features=False)
+            self.folder.write({"kinds": plain, "seeds": self.seeds}, {"versions": versions()}, files)
+            missing = [(*cell, hashes[cell]) for cell in self._missing(hashes)]
+            with tqdm(total=len(missing), desc="Training", unit="model", disable=not progress) as bar:
 
-    def _table(self, files: Sequence[Path]) -> pd.DataFrame:
+                def trained(cell: object) -> None:
+                    bar.update()
+                    self._table(hashes.values())
+
+                work, name = partial(run_cell, json.dumps(plain), str(self.folder.path)), "variant {0[0]}, seed {0[1]}"
+                do_pieces(work, missing, trained, num_workers=num_workers, backend=backend, name=name.format)
+            write_kinds_report(self.folder.path)
+            return self._table(hashes.values())
+
+    def _table(self, keys: Iterable[str]) -> pd.DataFrame:
         """Collect the finished results into the table, and write it."""
-        table = kinds_table(self.folder.result(one.stem, KindResult.load) for one in files if one.exists())
+        finished = (key for key in keys if self.folder.cell(key).exists())
+        table = kinds_table(self.folder.result(key, KindResult.load) for key in finished)
         write_atomically(self.folder.path / "kinds.csv", table.to_csv(index=False).encode())
         return table
 
-    def _files(self, hashes: Mapping[tuple[str, int], str]) -> dict[tuple[str, int], Path]:
-        """Path of each result, in the order of the trainings."""
+    def _missing(self, hashes: Mapping[tuple[str, int], str]) -> list[tuple[str, int]]:
+        """The missing trainings in their order, seed by seed."""
         cells = [(variant, seed) for seed in self.seeds for variant in self.settings.variants]
-        return {cell: self.folder.cell(hashes[cell]) for cell in cells}
+        return [cell for cell in cells if not self.folder.cell(hashes[cell]).exists()]
 
 
 def cell_hashes(settings: KindsSettings, seeds: Sequence[int]) -> dict[tuple[str, int], str]:
@@ -132,7 +129,15 @@ def cell_hashes(settings: KindsSettings, seeds: Sequence[int]) -> dict[tuple[str
 
     plain = {name: value for name, value in asdict(settings).items() if name not in ("model", "data", "variants")}
     device = find_device(settings.accelerator if settings.accelerator in ("auto", "cpu") else "auto").type
-    common = [plain, settings.model["class_path"], _data_contents(settings.data), computing_versions(), device]
+    data = build(L.LightningDataModule, "kinds.data", settings.data)
+    if hasattr(data, "fingerprint"):
+        given = {k: value for k, value in (settings.data.get("init_args") or {}).items() if k not in _FINGERPRINTED}
+        tokenizer = getattr(data, "tokenizer", None)
+        known = [data.fingerprint(), None if tokenizer is None else fingerprint(tokenizer)]
+        data = [settings.data["class_path"], with_contents(given), known]
+    else:
+        data = with_contents(settings.data)
+    common = [plain, settings.model["class_path"], data, computing_versions(), device]
     models = {}
     for name in settings.variants:
         swap = settings.swap(name)
@@ -146,17 +151,6 @@ def cell_hashes(settings: KindsSettings, seeds: Sequence[int]) -> dict[tuple[str
     }
 
 
-def _data_contents(settings: Mapping[str, Any]) -> Any:
-    """Content and arguments of data module and tokenizer."""
-    data = build(L.LightningDataModule, "kinds.data", settings)
-    if not hasattr(data, "fingerprint"):
-        return with_contents(settings)
-    given = {name: value for name, value in (settings.get("init_args") or {}).items() if name not in _FINGERPRINTED}
-    tokenizer = getattr(data, "tokenizer", None)
-    known = [data.fingerprint(), None if tokenizer is None else fingerprint(tokenizer)]
-    return [settings["class_path"], with_contents(given), known]
-
-
 def run_cell(settings: str, output: str, cell: tuple[str, int, str]) -> float:
     """Train one variant with one seed (`cell` ends with its hash), and write its result; returns the seconds."""
     start, (variant, seed, _) = time.perf_counter(), cell
@@ -164,8 +158,6 @@ def run_cell(settings: str, output: str, cell: tuple[str, int, str]) -> float:
     data = build(L.LightningDataModule, "kinds.data", study.data)
     L.seed_everything(seed, verbose=False)
     task = make_variant(study, variant, data)
-    throughput = Throughput()
-    quiet: dict[str, Any] = dict.fromkeys(_SILENT, False)
     trainer = L.Trainer(
         max_steps=study.steps,
         max_epochs=-1,
@@ -173,9 +165,12 @@ def run_cell(settings: str, output: str, cell: tuple[str, int, str]) -> float:
         devices=1,
         precision=study.precision,  # type: ignore[arg-type] # Lightning refuses what it does not know
         gradient_clip_val=study.gradient_clip,
-        callbacks=[throughput],
+        callbacks=[throughput := Throughput()],
         limit_val_batches=0,
-        **quiet,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
     )
     release_memory()  # memory of the last training would hide that of this one
     trainer.fit(task, datamodule=data)
@@ -218,7 +213,8 @@ def _make(settings: KindsSettings, variant: str, data: L.LightningDataModule, **
     if isinstance(arguments.get("encoder"), str):
         check_plain(arguments["encoder"])
     path = settings.model["class_path"]
-    if "constants" not in swap and _learns_from_nothing(getattr(from_scratch, path, None) or locate(path)):
+    cls = getattr(from_scratch, path, None) or locate(path)
+    if "constants" not in swap and isinstance(cls, type) and issubclass(cls, FromScratchTask):
         arguments, swap = arguments | swap, {}
     task: EncoderTask = build(EncoderTask, "kinds.model", {**settings.model, "init_args": arguments})
     if swap.get("kind", "dynamic") != "dynamic":
@@ -232,10 +228,6 @@ def _make(settings: KindsSettings, variant: str, data: L.LightningDataModule, **
                 "averages of the encoder, but no constants: make them with `papa calibrate`, and add constants: FILE."
             )
     return task
-
-
-def _learns_from_nothing(task: object) -> bool:
-    return isinstance(task, type) and issubclass(task, FromScratchTask)
 
 
 def _result(

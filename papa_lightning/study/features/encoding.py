@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from datasets import Dataset
@@ -39,7 +40,7 @@ class SplitIndex:
         """The three tensors."""
         return self.counts, self.positions, self.labels
 
-    @property
+    @cached_property
     def starts(self) -> Tensor:
         """Number of places (N,) before every sequence."""
         return self.counts.cumsum(0) - self.counts
@@ -74,7 +75,7 @@ class EncodedSplit:
 
     def vectors(self, sequences: Tensor) -> Tensor:
         """Run the encoder on sequences (B,): their vectors (rows, width), float32, on the device of the task."""
-        batch = self._batch(sequences)
+        batch = _tensors(self._rows[sequences.tolist()])
         longest = max(int(self.extents[sequences].max()), 1)
         inputs = {name: values[:, :longest] for name, values in batch.items() if values.dim() == 2}
         labels = inputs.get("labels", batch["labels"])
@@ -93,29 +94,17 @@ class EncodedSplit:
     def _scan(self) -> tuple[SplitIndex, Tensor]:
         """Read and check masks and labels of the whole split."""
         parts: list[tuple[Tensor, ...]] = []
-        for batch in self._chunks():
+        for start in range(0, len(self._rows), _CHUNK):
+            batch = _tensors(self._rows[start : start + _CHUNK])
             check_inputs(batch, self.reading.max_length)
             labels = checked_labels(batch, self._task.hparams["num_labels"], self.reading.per_token, look=True)
             mask = batch["attention_mask"].bool()
             places = self.reading.places(mask, labels)
             needed = torch.arange(1, mask.shape[1] + 1) * (mask | places)
-            parts.append(
-                (
-                    places.sum(dim=1),
-                    places.nonzero()[:, 1].int(),
-                    labels[places] if self.reading.per_token else labels,
-                    needed.max(dim=1).values,
-                )
-            )
+            labels = labels[places] if self.reading.per_token else labels
+            parts.append((places.sum(dim=1), places.nonzero()[:, 1].int(), labels, needed.max(dim=1).values))
         counts, positions, labels, extents = (torch.cat(columns) for columns in zip(*parts, strict=True))
         return SplitIndex(counts, positions, labels), extents
-
-    def _chunks(self) -> Iterator[dict[str, Tensor]]:
-        for start in range(0, len(self._rows), _CHUNK):
-            yield _tensors(self._rows[start : start + _CHUNK])
-
-    def _batch(self, sequences: Tensor) -> dict[str, Tensor]:
-        return _tensors(self._rows[sequences.tolist()])
 
 
 def _tensors(columns: Mapping[str, object]) -> dict[str, Tensor]:

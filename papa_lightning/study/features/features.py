@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from datasets import Dataset
@@ -19,53 +19,48 @@ from papa_lightning.study.features.reading import FeatureBatch, Reading, ranges
 from papa_lightning.tasks.base import EncoderTask
 
 
-class Features(Protocol):
-    """The features of one split of a task."""
+class Features(ABC):
+    """The features of one split of a task, with the reading of the probe, and the places and labels of sequences."""
 
-    @property
-    def reading(self) -> Reading:
-        """The reading of the probe."""
-
-    @property
-    def index(self) -> SplitIndex:
-        """Places and labels of every sequence."""
+    reading: Reading
+    index: SplitIndex
 
     def __len__(self) -> int:
         """Number of sequences N."""
+        return len(self.index.counts)
 
+    @abstractmethod
     def batch(self, sequences: Tensor, device: torch.device) -> FeatureBatch:
         """The features of sequences (B,) of the split, on the device of a probe."""
 
+    def _of(self, sequences: Tensor, vectors: Tensor, rows: Tensor | None = None) -> FeatureBatch:
+        """The batch of vectors, all of which or `rows` of which are those of the sequences."""
+        counts = self.index.counts[sequences]
+        places = ranges(self.index.starts[sequences], counts)
+        labels = self.index.labels[places if self.reading.per_token else sequences].to(vectors.device)
+        rows = torch.arange(len(vectors), device=vectors.device) if rows is None else rows
+        return FeatureBatch(vectors, rows, counts, self.index.positions[places].long(), labels)
 
-class LiveFeatures:
+
+class LiveFeatures(Features):
     """Features that are not stored: the encoder runs for every batch, in evaluation mode."""
 
     def __init__(self, task: EncoderTask, rows: Dataset) -> None:
         self._split = EncodedSplit(task, rows)
-        self.reading: Reading = self._split.reading
-        self.index: SplitIndex = self._split.index
-        self._starts = self.index.starts
-
-    def __len__(self) -> int:
-        return len(self._split)
+        self.reading, self.index = self._split.reading, self._split.index
 
     def batch(self, sequences: Tensor, device: torch.device) -> FeatureBatch:
-        """See `Features.batch`."""
-        vectors = self._split.vectors(sequences).to(device)
-        return _batch(self, self._starts, sequences, vectors, torch.arange(len(vectors), device=device))
+        """The features, computed."""
+        return self._of(sequences, self._split.vectors(sequences).to(device))
 
 
-class StoredFeatures:
+class StoredFeatures(Features):
     """Features in a folder, memory-mapped; :func:`store_features` makes them."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).expanduser()
         self.reading, self.index, self._table = read_folder(self.folder)
-        self._starts = self.index.starts
         self.nbytes = self._table.nbytes
-
-    def __len__(self) -> int:
-        return len(self.index.counts)
 
     @property
     def dtype(self) -> Dtype:
@@ -73,13 +68,12 @@ class StoredFeatures:
         return "float16" if self._table.dtype == torch.float16 else "float32"
 
     def batch(self, sequences: Tensor, device: torch.device) -> FeatureBatch:
-        """See `Features.batch`."""
+        """The features, read."""
         each = self.reading.rows_per_place
-        rows = ranges(self._starts[sequences] * each, self.index.counts[sequences] * each)
+        rows = ranges(self.index.starts[sequences] * each, self.index.counts[sequences] * each)
         if device.type == "cpu" and self._table.dtype == torch.float32:  # read where they are, without a copy
-            return _batch(self, self._starts, sequences, self._table, rows)
-        vectors = self._table.index_select(0, rows).to(device).float()
-        return _batch(self, self._starts, sequences, vectors, torch.arange(len(vectors), device=device))
+            return self._of(sequences, self._table, rows)
+        return self._of(sequences, self._table.index_select(0, rows).to(device).float())
 
     def remove(self) -> None:
         """Delete the folder; the features are unusable afterwards."""
@@ -123,7 +117,14 @@ def store_features(
     split = EncodedSplit(task, rows)
     folder = Path(folder).expanduser()
     if folder.exists():
-        return _checked(StoredFeatures(folder), split, dtype)
+        stored = StoredFeatures(folder)
+        if (stored.reading, stored.dtype) != (split.reading, dtype) or stored.index != split.index:
+            raise PapaError(
+                f"folder is {str(stored.folder)!r}, which holds features of other rows, for another probe or in "
+                f"another dtype ({stored.dtype}, {stored.reading}, {len(stored)} sequences): remove it, or pass "
+                "another folder."
+            )
+        return stored
     check_room(table_bytes(split.reading, split.index, dtype), budget_bytes, folder)
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
@@ -137,19 +138,3 @@ def store_features(
 
     write_folder(folder, split.reading, split.index, dtype, batches())
     return StoredFeatures(folder)
-
-
-def _checked(stored: StoredFeatures, split: EncodedSplit, dtype: Dtype) -> StoredFeatures:
-    if (stored.reading, stored.dtype) != (split.reading, dtype) or stored.index != split.index:
-        raise PapaError(
-            f"folder is {str(stored.folder)!r}, which holds features of other rows, for another probe or in another "
-            f"dtype ({stored.dtype}, {stored.reading}, {len(stored)} sequences): remove it, or pass another folder."
-        )
-    return stored
-
-
-def _batch(features: Features, starts: Tensor, sequences: Tensor, vectors: Tensor, rows: Tensor) -> FeatureBatch:
-    index, counts = features.index, features.index.counts[sequences]
-    places = ranges(starts[sequences], counts)
-    labels = index.labels[places if features.reading.per_token else sequences]
-    return FeatureBatch(vectors, rows, counts, index.positions[places].long(), labels.to(vectors.device))

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -50,16 +50,13 @@ class Reading(ABC):
     levels: int
     max_length: int
     hidden_size: int
+    #: Whether every place has a label of its own.
+    per_token: ClassVar[bool] = False
 
     @property
     @abstractmethod
     def name(self) -> str:
         """Name in files."""
-
-    @property
-    def per_token(self) -> bool:
-        """Whether every place has a label of its own."""
-        return False
 
     @property
     def rows_per_place(self) -> int:
@@ -88,10 +85,7 @@ class Reading(ABC):
 class LayerwiseReading(Reading):
     """All levels of all real tokens, for `LayerwiseProbe`; the levels of a sequence follow each other."""
 
-    @property
-    def name(self) -> str:
-        """Name in files."""
-        return "layerwise"
+    name: ClassVar[str] = "layerwise"
 
     @property
     def rows_per_place(self) -> int:
@@ -126,13 +120,8 @@ class LayerwiseReading(Reading):
         sizes = batch.counts.repeat_interleave(self.levels)
         device = batch.vectors.device
         weights = probe.position_weights.flatten().index_select(0, cells.to(device))
-        sums = F.embedding_bag(
-            batch.rows,
-            batch.vectors,
-            (sizes.cumsum(0) - sizes).to(device),
-            mode="sum",
-            per_sample_weights=weights,
-        )
+        starts = (sizes.cumsum(0) - sizes).to(device)
+        sums = F.embedding_bag(batch.rows, batch.vectors, starts, mode="sum", per_sample_weights=weights)
         return sums.view(len(batch.counts), self.levels * self.hidden_size)
 
 
@@ -162,15 +151,8 @@ class PooledReading(Reading):
 class TokenReading(Reading):
     """All levels of the tokens that have a label, for `TokenProbe`; the levels of a token are one vector."""
 
-    @property
-    def name(self) -> str:
-        """Name in files."""
-        return "tokens"
-
-    @property
-    def per_token(self) -> bool:
-        """Every place has a label."""
-        return True
+    name: ClassVar[str] = "tokens"
+    per_token: ClassVar[bool] = True
 
     @property
     def width(self) -> int:

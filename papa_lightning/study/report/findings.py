@@ -169,7 +169,11 @@ def table_section(data: StudyData, figures: Figures) -> list[Block]:
     for (encoder, task), rows in data.summary.groupby(["encoder", "task"], sort=False):
         # The task's own score first, then metric by metric.
         rows = rows.sort_values(["is_score", "metric"], ascending=[False, True], kind="stable")
-        blocks += [Text(f"{encoder}, {task}", "heading"), _table(rows)]
+        random = bool((rows["rankings"] > 1).any())
+        columns = ["metric", "constants", "criterion", "share", "seeds", "score", "difference", "relative"]
+        lines = [_line(row, random) for _, row in rows.iterrows()]
+        table = Table(columns + ["spread of rankings"] * random, lines, left=3)
+        blocks += [Text(f"{encoder}, {task}", "heading"), table]
     return blocks
 
 
@@ -196,13 +200,6 @@ def citation_section(data: StudyData, figures: Figures) -> list[Block]:
     """Citations of the method and of the software."""
     software = _SOFTWARE.format(version=__version__)
     return [Text("The method, and the software that measured:"), Text(_PAPER, "code"), Text(software, "code")]
-
-
-def _table(rows: pd.DataFrame) -> Table:
-    random = bool((rows["rankings"] > 1).any())
-    columns = ["metric", "constants", "criterion", "share", "seeds", "score", "difference", "relative"]
-    lines = [_line(row, random) for _, row in rows.iterrows()]
-    return Table(columns + ["spread of rankings"] * random, lines, left=3)
 
 
 def _line(row: pd.Series, random: bool) -> list[str]:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from papa_lightning.files.writing import write_atomically
 from papa_lightning.study.report import findings, heads, scores  # noqa: F401 (they register their sections)
-from papa_lightning.study.report.data import StudyData, read_study
+from papa_lightning.study.report.data import read_study
 from papa_lightning.study.report.sections import SECTIONS, Figures, render
+from papa_lightning.study.statistics import counted
 
 _LEAD = (
     "How the score of a task depends on the share of attention heads that are constant: heads that use the average of "
@@ -30,16 +31,9 @@ def write_report(folder: str | Path) -> Path:
         PapaError: When the folder holds no study or no finished result, or a file in it is damaged.
     """
     data = read_study(folder)
-    text = render(_title(data), _LEAD, SECTIONS.built(data, Figures(data.folder / "figures")))
-    return write_atomically(data.folder / "report.html", text.encode())
-
-
-def _title(data: StudyData) -> str:
     encoders, tasks = ({pair[place] for pair in data.pairs} for place in (0, 1))
+    title = f"{counted(len(encoders), 'encoder')}, {counted(len(tasks), 'task')}"
     if len(encoders) == 1 and len(tasks) == 1:
-        return f"Constant attention heads: {min(encoders)} on {min(tasks)}"
-    return f"Constant attention heads: {_counted(encoders, 'encoder')}, {_counted(tasks, 'task')}"
-
-
-def _counted(names: set[str], noun: str) -> str:
-    return f"{len(names)} {noun}{'' if len(names) == 1 else 's'}"
+        title = f"{min(encoders)} on {min(tasks)}"
+    text = render(f"Constant attention heads: {title}", _LEAD, SECTIONS.built(data, Figures(data.folder / "figures")))
+    return write_atomically(data.folder / "report.html", text.encode())

@@ -161,24 +161,20 @@ def _correlation(found: RankCorrelation) -> str:
         )
     known = math.isfinite(found.low) and math.isfinite(found.high)
     ends = f"95 % interval {number(found.low, 2)} to {number(found.high, 2)}" if known else "no interval"
-    return (
-        f"Spearman's rank correlation of score and relative drop, encoders ranked within each task, is "
-        f"{number(found.rho, 2)} ({ends}, bootstrap over {found.encoders} encoders). {_meaning(found)} Noise of a "
-        "baseline raises its own drop, so differences between encoders should be large beside their intervals."
-    )
-
-
-def _meaning(found: RankCorrelation) -> str:
     if found.encoders < TELLING_ENCODERS:
-        return (
+        meaning = (
             f"From {found.encoders} encoders nothing can be concluded, whatever the interval: the bootstrap draws the "
             "same few again and again."
         )
-    if found.low > 0:
-        return "Among these encoders, those that score higher lose more."
-    if found.high < 0:
-        return "Among these encoders, those that score higher lose less."
-    return "The interval contains 0 or is not defined: these results do not say whether better models lose more."
+    elif found.low > 0 or found.high < 0:
+        meaning = f"Among these encoders, those that score higher lose {'more' if found.low > 0 else 'less'}."
+    else:
+        meaning = "The interval contains 0 or is not defined: these results do not say whether better models lose more."
+    return (
+        f"Spearman's rank correlation of score and relative drop, encoders ranked within each task, is "
+        f"{number(found.rho, 2)} ({ends}, bootstrap over {found.encoders} encoders). {meaning} Noise of a "
+        "baseline raises its own drop, so differences between encoders should be large beside their intervals."
+    )
 
 
 def _measured(data: StudyData, rows: pd.DataFrame) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -62,11 +63,9 @@ class Figures:
 
     def add(self, figure: Figure, names: Sequence[str], caption: str) -> Drawing:
         """Write a figure as PNG and SVG; the names of subject, encoder and task make the file names."""
-        wanted = name = "-".join(map(_for_file, names))
-        number = 1
-        while name in self._names:
-            number += 1
-            name = f"{wanted}-{number}"
+        wanted = "-".join(re.sub(r"[^a-z0-9.]+", "-", one.lower()).strip("-.")[:48] or "x" for one in names)
+        numbered = (f"{wanted}-{number}" for number in count(2))
+        name = next(one for one in chain([wanted], numbered) if one not in self._names)
         self._names.add(name)
         svg = as_svg(figure, name)
         write_atomically(self.folder / f"{name}.png", as_png(figure))
@@ -149,10 +148,6 @@ def render(title: str, lead: str, sections: Sequence[tuple[str, str, Sequence[Bl
 def noted(note: str, drawings: Sequence[Drawing], wide: bool = False) -> list[Block]:
     """Figures below a remark; nothing without figures."""
     return [Text(note, "soft"), Drawings(drawings, wide)] if drawings else []
-
-
-def _for_file(name: str) -> str:
-    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.")[:48] or "x"
 
 
 def _for_page(svg: str, name: str, caption: str) -> Markup:
