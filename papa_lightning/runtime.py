@@ -7,6 +7,7 @@ import gc
 import os
 import platform
 from collections.abc import Callable, Hashable, Iterable
+from contextlib import suppress
 from functools import lru_cache
 from importlib.metadata import version
 from itertools import accumulate
@@ -116,7 +117,7 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int | None:
 
 def held_bytes(module: nn.Module, without: nn.Module) -> int:
     """Bytes of the parameters and buffers that a module does not share with another."""
-    shared = set(_storages(without))
+    shared = dict(_sized(without))
     return sum(size for key, size in dict(_sized(module)).items() if key not in shared)
 
 
@@ -130,19 +131,15 @@ def forget_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
-    try:
+    with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # 5: see proc(5), the peak of the resident memory
-    except OSError:
-        return
 
 
 def release_memory() -> None:
     """Return freed memory to the system, so that it does not hide the memory of what follows."""
     gc.collect()
-    try:
+    with suppress(OSError, AttributeError, TypeError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError, TypeError):  # not glibc
-        return
 
 
 def _status(name: str) -> int | None:
@@ -152,10 +149,6 @@ def _status(name: str) -> int | None:
         return None
     found = [line.split() for line in lines if line.startswith(f"{name}:")]
     return int(found[0][1]) * 1024 if found else None
-
-
-def _storages(module: nn.Module) -> Iterable[Hashable]:
-    return (key for key, _ in _sized(module))
 
 
 def _sized(module: nn.Module) -> Iterable[tuple[Hashable, int]]:

@@ -21,7 +21,10 @@ def printable(text: str) -> str:
     """Text that cannot control a terminal: control characters but tabs and ends of lines are spelled out."""
     if text.isascii() and text.isprintable():
         return text
-    return "".join(_spelled(one) if unicodedata.category(one) in _UNSAFE and one not in "\n\t" else one for one in text)
+    return "".join(
+        one.encode("unicode_escape").decode() if unicodedata.category(one) in _UNSAFE and one not in "\n\t" else one
+        for one in text
+    )
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,3 @@ def tell(*found: object) -> None:
             Console().print(one)
         else:
             print(printable(str(one)))
-
-
-def _spelled(letter: str) -> str:
-    return letter.encode("unicode_escape").decode()

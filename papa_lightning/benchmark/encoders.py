@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -58,17 +57,15 @@ def _with_random_weights(settings: BenchmarkSettings, size: Size) -> PreTrainedM
             num_hidden_layers=size.layers,
             num_attention_heads=size.heads,
             intermediate_size=4 * size.hidden,
-            max_position_embeddings=max(512, size.length)
-            + 2,  # positions of RoBERTa start after that of the padding token
+            max_position_embeddings=max(512, size.length) + 2,  # RoBERTa's start after that of the padding token
             pad_token_id=0,
             **_OPTIONS.get(model_type, {}),
         )
         torch.manual_seed(settings.seed)
-        made: PreTrainedModel = cast(Any, AutoModel).from_config(config)
+        return cast(PreTrainedModel, cast(Any, AutoModel).from_config(config))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise PapaError(f"shape.type is {model_type!r}, of which no encoder can be made here: {reason}") from error
-    return made
 
 
 def copy_of(encoder: PreTrainedModel) -> PreTrainedModel:
@@ -108,8 +105,3 @@ def random_constants(encoder: PreTrainedModel, length: int, shared: bool, seed: 
     scores = torch.randn(1, 1 if shared else heads, length, length, generator=torch.Generator().manual_seed(seed))
     values = torch.softmax(scores, dim=-1).expand(layers, heads, length, length)
     return AttentionConstants(values, torch.ones(length, length))
-
-
-def real_tokens(batches: Sequence[dict[str, Tensor]]) -> int:
-    """Number of tokens that are not padding."""
-    return sum(int(batch["attention_mask"].sum()) for batch in batches)

@@ -55,7 +55,7 @@ def speed_figure(table: pd.DataFrame) -> Figure:
     """Speed relative to the stock encoder: a panel for each shape, a bar for each variant, the bound as a mark."""
     rows = table[~((table["kind"] == "stock") & (table["backend"] == "sdpa"))]
     shapes = list(rows.groupby(_SHAPE, sort=False))
-    names = _names(rows)
+    names = list(dict.fromkeys(variant_name(*values) for values in rows[_VARIANT].itertuples(index=False)))
     figure = style.new_figure(max(5.6, 1.2 + 3.4 * len(shapes)), 4.2)
     panels = figure.subplots(1, len(shapes), sharey=True, squeeze=False)[0]
     for axes, (shape, own) in zip(panels, shapes, strict=True):
@@ -69,10 +69,6 @@ def speed_figure(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def _names(rows: pd.DataFrame) -> list[str]:
-    return list(dict.fromkeys(variant_name(*values) for values in rows[_VARIANT].itertuples(index=False)))
-
-
 def _bars(axes: Axes, rows: pd.DataFrame, names: Sequence[str]) -> None:
     inputs = list(dict.fromkeys(zip(rows["batch"], rows["length"], strict=True)))
     width = 0.8 / len(names)
@@ -80,14 +76,11 @@ def _bars(axes: Axes, rows: pd.DataFrame, names: Sequence[str]) -> None:
         index = names.index(variant_name(row.kind, row.share, row.backend))
         x = inputs.index((row.batch, row.length)) + (index - (len(names) - 1) / 2) * width
         limits = [np.array([value]) for value in (row.speed, row.speed_low, row.speed_high)]
-        colour = style.series_style(index)["color"]
-        axes.bar(
-            x, row.speed, 0.9 * width, color=colour, yerr=style.interval_bars(*limits), ecolor=style.INK, capsize=2
-        )
+        colour, bars = style.series_style(index)["color"], style.interval_bars(*limits)
+        axes.bar(x, row.speed, 0.9 * width, color=colour, yerr=bars, ecolor=style.INK, capsize=2)
         if row.bound is not None and math.isfinite(row.bound):
-            axes.plot(
-                [x - width / 2, x + width / 2], [row.bound] * 2, color=style.INK, linewidth=2, solid_capstyle="butt"
-            )
+            ends = [x - width / 2, x + width / 2]
+            axes.plot(ends, [row.bound] * 2, color=style.INK, linewidth=2, solid_capstyle="butt")
     if axes is not axes.figure.axes[0]:
         style.reference_line(axes, 1.0)
     axes.set_xticks(range(len(inputs)), [f"{batch} x {length}" for batch, length in inputs])
@@ -124,15 +117,8 @@ def _curve(axes: Axes, one: Growth, index: int) -> None:
     # The line goes through the centre of the points that it was fitted to.
     level = np.exp(np.mean(np.log(values[sizes >= one.fitted]) - one.exponent * np.log(upper)))
     axes.plot(upper, level * upper**one.exponent, color=look["color"], linewidth=0.8, alpha=0.7)
-    axes.annotate(
-        f"{one.exponent:.2f}",
-        (sizes[-1], values[-1]),
-        xytext=(5, 0),
-        textcoords="offset points",
-        color=look["color"],
-        fontsize=8,
-        va="center",
-    )
+    end, about = (sizes[-1], values[-1]), {"color": look["color"], "fontsize": 8, "va": "center"}
+    axes.annotate(f"{one.exponent:.2f}", end, xytext=(5, 0), textcoords="offset points", **about)
 
 
 def _log_axes(axes: Axes, sizes: Sequence[float], unit: str) -> None:
@@ -140,11 +126,7 @@ def _log_axes(axes: Axes, sizes: Sequence[float], unit: str) -> None:
     axes.set_yscale("log")
     axes.set_xticks(sizes, [f"{size:g}" for size in sizes])
     axes.minorticks_off()
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if _decades(axes) < 2 else (1.0,)))
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if math.log10(high / low) < 2 else (1.0,)))
     axes.yaxis.set_major_formatter(EngFormatter(unit))
     axes.tick_params(axis="x", labelrotation=45 if len(sizes) > 6 else 0)
-
-
-def _decades(axes: Axes) -> float:
-    low, high = axes.get_ylim()
-    return math.log10(high / low)

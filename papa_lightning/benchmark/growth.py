@@ -58,11 +58,12 @@ def growths(table: pd.DataFrame) -> list[Growth]:
     for axis in AXES:
         others = [name for name in _SIZES if name != axis]
         rows = table[(table[others] == base[others]).all(axis=1)]
-        for variant, own in rows.groupby(_VARIANT, sort=False, dropna=False):
+        for (kind, share, backend), own in rows.groupby(_VARIANT, sort=False, dropna=False):
+            variant = kind, None if math.isnan(share) else share, backend
             for quantity in QUANTITIES:
-                points = [(float(x), float(y)) for x, y in zip(own[axis], own[quantity], strict=True) if y > 0]
+                points = sorted((float(x), float(y)) for x, y in zip(own[axis], own[quantity], strict=True) if y > 0)
                 if len(points) >= LEAST_POINTS:
-                    found.append(_growth(axis, quantity, variant, sorted(points)))
+                    found.append(Growth(axis, quantity, variant, points, *fit_exponent(points)))
     return found
 
 
@@ -88,11 +89,3 @@ def fit_exponent(points: Sequence[tuple[float, float]]) -> tuple[float, float, f
     upper = upper if len(upper) >= LEAST_POINTS else list(points[-LEAST_POINTS:])
     line = linregress([math.log(size) for size, _ in upper], [math.log(value) for _, value in upper])
     return float(line.slope), float(line.stderr), upper[0][0]
-
-
-def _growth(axis: str, quantity: str, variant: tuple[str, float, str], points: Sequence[tuple[float, float]]) -> Growth:
-    kind, share, backend = variant
-    exponent, error, fitted = fit_exponent(points)
-    return Growth(
-        axis, quantity, (kind, None if math.isnan(share) else share, backend), points, exponent, error, fitted
-    )

@@ -110,14 +110,7 @@ class BenchmarkResult:
         return found.assign(reached=[row.reached for row in self.rows])
 
     def save(self, folder: str | Path) -> list[Path]:
-        """Write ``results.json`` and ``results.csv``.
-
-        Args:
-            folder: The folder; made when missing.
-
-        Returns:
-            The paths of the files.
-        """
+        """Write ``results.json`` and ``results.csv`` to a folder, made when missing; returns their paths."""
         rows, path = [asdict(row) | {"reached": row.reached} for row in self.rows], Path(folder)
         content = {"about": dict(self.about), "settings": dict(self.settings), "rows": rows}
         return [
@@ -127,16 +120,7 @@ class BenchmarkResult:
 
     @classmethod
     def load(cls, path: str | Path) -> BenchmarkResult:
-        """Read ``results.json``.
-
-        Args:
-            path: The file.
-
-        Raises:
-            ResultFileError: When it is missing, damaged, or something else.
-        """
-        noun, remedy = (
-            "file with the results of a benchmark",
-            "pass a results.json that `papa benchmark --output` wrote",
-        )
+        """Read ``results.json``; raises a ResultFileError for a missing or damaged file, or another one."""
+        noun = "file with the results of a benchmark"
+        remedy = "pass a results.json that `papa benchmark --output` wrote"
         return read_record(path, _FORMAT, cls, ResultFileError, noun, remedy)

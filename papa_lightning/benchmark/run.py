@@ -3,32 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 
 import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from papa_lightning.benchmark import cases
 from papa_lightning.benchmark.bound import block_of
-from papa_lightning.benchmark.cases import (
-    BACKENDS,
-    REFERENCE,
-    Batches,
-    Case,
-    check_backend,
-    compiling,
-    kind_of,
-    use_backend,
-)
-from papa_lightning.benchmark.encoders import (
-    choose_heads,
-    copy_of,
-    make_batches,
-    make_stock,
-    random_constants,
-    real_tokens,
-)
+from papa_lightning.benchmark.encoders import choose_heads, copy_of, make_batches, make_stock, random_constants
 from papa_lightning.benchmark.results import BenchmarkResult, Measurement
 from papa_lightning.benchmark.settings import BenchmarkSettings, Size
 from papa_lightning.benchmark.timing import Spread, interleaved_times, synchronizer, threads_of_torch
@@ -50,16 +34,16 @@ class Variant:
         return f"{self.kind}{share}, {self.backend}"
 
 
-STOCK = Variant("stock", None, REFERENCE)
+STOCK = Variant("stock", None, cases.REFERENCE)
 
 
 def variants(settings: BenchmarkSettings) -> list[Variant]:
     """The variants that are measured at each size, the reference first."""
     found = [STOCK, *(Variant("stock", None, backend) for backend in settings.backends)]
     for name in settings.kinds:
-        kind = kind_of(name)
+        kind = cases.kind_of(name)
         for share in settings.shares if kind.by_share else [None]:
-            for backend in settings.backends if kind.by_backend else [REFERENCE]:
+            for backend in settings.backends if kind.by_backend else [cases.REFERENCE]:
                 found.append(Variant(name, None if share is None else float(share), backend))
     return list(dict.fromkeys(found))
 
@@ -75,21 +59,17 @@ def run_benchmark(settings: BenchmarkSettings, progress: bool = True) -> Benchma
         settings: Settings of the benchmark.
         progress: Whether to show a progress bar.
 
-    Returns:
-        The measurements.
-
     Raises:
         PapaError: For an encoder, a device or a backend that cannot be used.
     """
     device, dtype = find_device(settings.device), getattr(torch, settings.dtype)
     for backend in settings.backends:
-        check_backend(backend, dtype, device, padded=settings.padding > 0)
+        cases.check_backend(backend, dtype, device, padded=settings.padding > 0)
     sizes, rows = settings.sizes(), list[Measurement]()
     with threads_of_torch(settings.threads), torch.random.fork_rng():
         for size in tqdm(sizes, "Benchmark", unit="size", disable=not progress, dynamic_ncols=True):
             rows += _measure(settings, size, device)
-        facts = {name: getattr(settings, name) for name in ("dtype", "seed", "repeats")}
-        about = machine_facts(device) | facts
+        about = machine_facts(device) | {name: getattr(settings, name) for name in ("dtype", "seed", "repeats")}
     encoder = None if settings.encoder is None else without_path(settings.encoder)
     return BenchmarkResult(rows, settings.as_dict() | {"encoder": encoder}, about)
 
@@ -97,39 +77,38 @@ def run_benchmark(settings: BenchmarkSettings, progress: bool = True) -> Benchma
 def _measure(settings: BenchmarkSettings, size: Size, device: torch.device) -> list[Measurement]:
     """The variants of one size."""
     stock = make_stock(settings, size, device)
-    use_backend(stock, REFERENCE)
+    cases.use_backend(stock, cases.REFERENCE)
     batches = make_batches(settings, size, device, int(stock.config.vocab_size))
     encoders = {variant: copy_of(stock) for variant in variants(settings)}
     runs = {variant: _prepared(settings, size, variant, encoder, batches) for variant, encoder in encoders.items()}
-    with torch.inference_mode(), compiling([BACKENDS[variant.backend] for variant in runs]):
+    memory: dict[Variant, int | None] = {}
+    with torch.inference_mode(), cases.compiling([cases.BACKENDS[variant.backend] for variant in runs]):
         stock(**batches[0])  # memory that a device takes once belongs to no variant
-        memory = {variant: _memory(variant, run, device) for variant, run in runs.items()}
+        for variant, run in runs.items():
+            if cases.BACKENDS[variant.backend].compiled:
+                run()  # torch.compile compiles here, which takes memory of its own
+            memory[variant] = peak_bytes(run, device)
         times = interleaved_times(runs, settings.repeats, settings.warmup, synchronizer(device))
     held = {variant: held_bytes(encoder, without=stock) for variant, encoder in encoders.items()}
+    tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
     return [
-        _measurement(settings, size, stock, variant, times, (memory[variant], held[variant]), real_tokens(batches))
+        _measurement(settings, size, stock, variant, times, (memory[variant], held[variant]), tokens)
         for variant in runs
     ]
 
 
 def _prepared(
-    settings: BenchmarkSettings, size: Size, variant: Variant, encoder: PreTrainedModel, batches: Batches
+    settings: BenchmarkSettings, size: Size, variant: Variant, encoder: PreTrainedModel, batches: cases.Batches
 ) -> Callable[[], object]:
     """Turn a copy of the stock encoder into a variant, and return the pass that is timed."""
-    use_backend(encoder, variant.backend)
-    case = Case(
+    cases.use_backend(encoder, variant.backend)
+    case = cases.Case(
         choose_heads(encoder, settings, variant.share or 0.0),
         size.length,
         settings.options.get(variant.kind, {}),
         partial(random_constants, seed=settings.seed),
     )
-    return partial(kind_of(variant.kind).prepare(encoder, case, BACKENDS[variant.backend]), batches)
-
-
-def _memory(variant: Variant, run: Callable[[], object], device: torch.device) -> int | None:
-    if BACKENDS[variant.backend].compiled:
-        run()  # torch.compile compiles here, which takes memory of its own
-    return peak_bytes(run, device)
+    return partial(cases.kind_of(variant.kind).prepare(encoder, case, cases.BACKENDS[variant.backend]), batches)
 
 
 def _measurement(
@@ -151,9 +130,7 @@ def _measurement(
         heads=heads,
         batch=size.batch,
         length=size.length,
-        kind=variant.kind,
-        share=variant.share,
-        backend=variant.backend,
+        **asdict(variant),
         seconds=own.median / settings.batches,
         low=own.low / settings.batches,
         high=own.high / settings.batches,
@@ -169,7 +146,7 @@ def _measurement(
 
 
 def _bound(settings: BenchmarkSettings, size: Size, stock: PreTrainedModel, variant: Variant) -> float | None:
-    block, saves = block_of(stock.config, size.length), kind_of(variant.kind).saves
+    block, saves = block_of(stock.config, size.length), cases.kind_of(variant.kind).saves
     if block is None:
         return None
     layers, heads = encoder_shape(stock)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from typing import Any, Literal, get_args
 
 from papa_lightning.benchmark.cases import BACKENDS, kind_names
@@ -144,11 +145,7 @@ class BenchmarkSettings:
         self.sizes()
 
     def sizes(self) -> list[Size]:
-        """The sizes in the order of their measurement; with an `encoder`, hidden, layers and heads are 0.
-
-        Raises:
-            PapaError: For sizes that are impossible.
-        """
+        """The possible sizes in the order of their measurement; with an `encoder`, hidden, layers and heads are 0."""
         lists: list[Sequence[Any]] = [_none_empty("inputs", [read_input(one) for one in self.inputs])]
         for name in ("hidden", "layers", "heads"):
             values = getattr(self.shape, name)
@@ -175,10 +172,7 @@ def _combinations(lists: Sequence[Sequence[Any]], vary: str) -> list[tuple[Any, 
         first = [one[0] for one in lists]
         varied = [(*first[:i], value, *first[i + 1 :]) for i, values in enumerate(lists) for value in values]
         return list(dict.fromkeys(varied))
-    found: list[tuple[Any, ...]] = [()]
-    for values in reversed(lists):
-        found = [(value, *rest) for rest in found for value in values]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(one[::-1] for one in product(*reversed(lists))))
 
 
 def _none_empty(name: str, values: Sequence[Any]) -> Sequence[Any]:

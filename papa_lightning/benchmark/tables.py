@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -45,13 +45,14 @@ def format_result(result: BenchmarkResult) -> Blocks:
     """
     parts: list[Table | str] = [describe(result.about)]
     table = result.table()
-    for size, rows in table.groupby(_SIZE, sort=False):
-        parts.append(Table(_HEADER, list(_rows(rows)), title=_size_name(size)))
+    for (encoder, hidden, layers, heads, batch, length), rows in table.groupby(_SIZE, sort=False):
+        title = f"{encoder}, hidden {hidden}, {layers} layers, {heads} heads, {batch} x {length} tokens"
+        parts.append(Table(_HEADER, list(_rows(rows)), title=title))
     return Blocks([*parts, *_growth_table(table)])
 
 
 def markdown(result: BenchmarkResult) -> str:
-    """The same as Markdown, with all sizes in one table.
+    """The tables of a benchmark in Markdown, with all sizes in one.
 
     Args:
         result: The measurements.
@@ -65,11 +66,6 @@ def markdown(result: BenchmarkResult) -> str:
     measured = f"{', '.join(dict.fromkeys(table['encoder']))}; {describe(result.about)}."
     sizes = Table(("batch x T", "hidden", "layers", "heads", *_HEADER), rows, left=0)
     return Blocks([measured, sizes, *_growth_table(table)]).markdown()
-
-
-def _size_name(size: Sequence[object]) -> str:
-    encoder, hidden, layers, heads, batch, length = size
-    return f"{encoder}, hidden {hidden}, {layers} layers, {heads} heads, {batch} x {length} tokens"
 
 
 def _rows(rows: pd.DataFrame) -> Iterable[tuple[str, ...]]:

@@ -36,7 +36,10 @@ def interleaved_times(
         {'a': [2, 2], 'b': [1, 1]}
     """
     times: dict[Key, list[float]] = {key: [] for key in runs}
-    with without_garbage_collection():
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
         for repeat in range(warmup + repeats):
             for key, run in runs.items():
                 synchronize()
@@ -46,20 +49,10 @@ def interleaved_times(
                 seconds = clock() - start
                 if repeat >= warmup:
                     times[key].append(seconds)
-    return times
-
-
-@contextmanager
-def without_garbage_collection() -> Iterator[None]:
-    """Collect garbage once, and not again inside the ``with`` block."""
-    enabled = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
     finally:
         if enabled:
             gc.enable()
+    return times
 
 
 @contextmanager
