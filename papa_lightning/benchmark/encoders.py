@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn

@@ -55,7 +55,7 @@ def test_records_survive_files(tmp_path: Path) -> None:
     ("changes", "words"),
     [
         ({"part": {"name": "p"}}, "lacks, or should not have, 'size'"),
-        ({"part": {"name": "p", "size": 0}}, "size is 0, but must be a whole number from 1"),
+        ({"part": {"name": "p", "size": 0}}, "size is 0, but must be a whole number, at least 1"),
         ({"part": {"name": 3, "size": 1}}, "name is 3, but must be text"),
         ({"kind": "c"}, "kind is 'c', but must be one of 'a', 'b'"),
         ({"share": "0.5"}, "share is '0.5', but must be a number"),
