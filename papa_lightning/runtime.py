@@ -123,7 +123,13 @@ def held_bytes(module: nn.Module, without: nn.Module) -> int:
 
 def peak_memory(device: torch.device) -> int | None:
     """Largest bytes in use since :func:`forget_peak`: allocated by PyTorch on CUDA, else of the whole process."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM")
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return None
 
 
 def forget_peak(device: torch.device) -> None:
@@ -140,15 +146,6 @@ def release_memory() -> None:
     gc.collect()
     with suppress(OSError, AttributeError, TypeError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def _status(name: str) -> int | None:
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    found = [line.split() for line in lines if line.startswith(f"{name}:")]
-    return int(found[0][1]) * 1024 if found else None
 
 
 def _sized(module: nn.Module) -> Iterable[tuple[Hashable, int]]:

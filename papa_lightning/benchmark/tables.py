@@ -94,13 +94,10 @@ def _growth_table(table: pd.DataFrame) -> list[Table]:
     for (axis, name), own in pairs.items():
         first = next(iter(own.values()))
         span = f"{first.fitted:g} to {first.points[-1][0]:g}"
-        rows.append((axis, name, *(_exponent(own.get(quantity)) for quantity in ("seconds", "memory")), span))
+        exponents = {quantity: f"{one.exponent:.2f} ± {one.error:.2f}" for quantity, one in own.items()}
+        rows.append((axis, name, exponents.get("seconds", ""), exponents.get("memory", ""), span))
     header = ("grows with", "kind", "time", "memory", "fitted over")
     return [Table(header, rows, left=2, title="exponents of growth")] if rows else []
-
-
-def _exponent(one: Growth | None) -> str:
-    return "" if one is None else f"{one.exponent:.2f} ± {one.error:.2f}"
 
 
 def _number(value: float | None, form: str, factor: float = 1.0) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -223,20 +224,11 @@ def _csv(table: pd.DataFrame) -> bytes:
 
 def _rows(cell: CellResult) -> list[dict[str, Any]]:
     same = {name: value for name, value in vars(cell).items() if name in COLUMNS}
-    criterion, ranking_seed = _split_criterion(cell.criterion)
+    random = re.fullmatch(r"random(?::([0-9]{1,18}))?", cell.criterion)
+    criterion, ranking_seed = ("random", int(random[1] or 0)) if random else (cell.criterion, None)
     same |= {"criterion": criterion, "ranking_seed": ranking_seed}
     same |= {"versions": json.dumps(dict(cell.versions), sort_keys=True), "relative_change": math.nan}
     return [
         same | {"metric": metric, "is_score": metric == cell.metric, "score": score}
         for metric, score in sorted(cell.scores.items(), key=lambda one: one[0] != cell.metric)
     ]
-
-
-def _split_criterion(criterion: str) -> tuple[str, int | None]:
-    """Name of a criterion, and seed of a random one, which is 0 by default."""
-    name, _, seed = criterion.partition(":")
-    if criterion == "random":
-        return name, 0
-    if name == "random" and seed.isascii() and seed.isdecimal() and len(seed) < 19:
-        return name, int(seed)
-    return criterion, None

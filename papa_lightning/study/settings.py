@@ -87,7 +87,9 @@ class StudySettings:
         for name in ("criteria", "shares", "seeds", "constants", "control_shares"):
             _check_list(name, getattr(self, name))
         for name in ("shares", "control_shares"):
-            _check_shares(name, getattr(self, name))
+            for share in getattr(self, name):
+                if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
+                    raise PapaError(f"{name} has {share!r}, but a share of heads lies between 0 and 1.")
         for seed in self.seeds:
             if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
                 raise PapaError(f"seeds has {seed!r}, but a seed is a whole number from 0 to 2**32 - 1.")
@@ -134,12 +136,6 @@ def _check_list(argument: str, values: Sequence[Any]) -> None:
         raise PapaError(f"{argument} is {values!r}, but must be a list of at least one value.")
     if len(set(values)) < len(values):
         raise PapaError(f"{argument} is {list(values)}, which has a value twice: give each once.")
-
-
-def _check_shares(argument: str, shares: Sequence[float]) -> None:
-    for share in shares:
-        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
-            raise PapaError(f"{argument} has {share!r}, but a share of heads lies between 0 and 1.")
 
 
 def _check_task(name: str, task: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from papa_lightning.calibration import AttentionConstants, without_path
+from papa_lightning.calibration import without_path
 from papa_lightning.criteria import GreedySearch, RankingInputs, rank_heads
 from papa_lightning.files.locking import claimed
 from papa_lightning.files.records import without_nan
@@ -98,7 +98,12 @@ def _plan(settings: BudgetSettings, output: Path, folder: StudyFolder, progress:
     drops = points.drop(heads), points.drop(heads, held_out=True)
     measured = tuple(points.measured[number] for number in sorted(points.measured))
     plan = HeadBudget(settings, heads, ranking, *drops, measured, about)
-    _write(plan, constants, output)
+    # The old budget.json goes first and the new one comes last: it never stands beside files of another budget.
+    (output / BUDGET_FILE).unlink(missing_ok=True)
+    ranking.save(output / RANKING_FILE)
+    constants.save(output / CONSTANTS_FILE)
+    content = json.dumps(without_nan(_content(plan)), indent=1, allow_nan=False)
+    write_atomically(output / BUDGET_FILE, content.encode())
     return plan
 
 
@@ -151,14 +156,6 @@ def _about(bench: Bench, settings: BudgetSettings, held_out: str) -> dict[str, A
         "dtype": "float32",
         "features": settings.features.storage,
     }
-
-
-def _write(plan: HeadBudget, constants: AttentionConstants, output: Path) -> None:
-    # The old budget.json goes first and the new one comes last: it never stands beside files of another budget.
-    (output / BUDGET_FILE).unlink(missing_ok=True)
-    plan.ranking.save(output / RANKING_FILE)
-    constants.save(output / CONSTANTS_FILE)
-    write_atomically(output / BUDGET_FILE, json.dumps(without_nan(_content(plan)), indent=1, allow_nan=False).encode())
 
 
 def _content(plan: HeadBudget) -> dict[str, Any]:

@@ -93,8 +93,9 @@ class KindsStudy:
                     bar.update()
                     self._table(hashes.values())
 
-                work, name = partial(run_cell, json.dumps(plain), str(self.folder.path)), "variant {0[0]}, seed {0[1]}"
-                do_pieces(work, missing, trained, num_workers=num_workers, backend=backend, name=name.format)
+                work = partial(run_cell, json.dumps(plain), str(self.folder.path))
+                name = "variant {0[0]}, seed {0[1]}".format
+                do_pieces(work, missing, trained, num_workers=num_workers, backend=backend, name=name)
             write_kinds_report(self.folder.path)
             return self._table(hashes.values())
 
