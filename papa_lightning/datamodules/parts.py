@@ -36,14 +36,7 @@ Rows = Dataset[dict[str, torch.Tensor]]
 
 
 def batch_loader(module: TaskDataModule | PartsDataModule, rows: Any, shuffle: bool, **options: Any) -> DataLoader[Any]:
-    """A dataloader with the settings of a data module.
-
-    Args:
-        module: The data module.
-        rows: Rows of the dataloader.
-        shuffle: Whether it is for training: batches of `batch_size` in random order, else of `eval_batch_size`.
-        options: Further arguments of the DataLoader.
-    """
+    """A dataloader with the settings of a data module."""
     device = "cpu" if module.trainer is None else module.trainer.strategy.root_device.type
     return DataLoader(
         rows,

@@ -1,6 +1,6 @@
 """JSON files with a sum of what is in them: what was damaged since it was written is refused.
 
-A file without a sum is one that somebody wrote by hand or with another program. It is read, with all other checks.
+A file without a sum was written by hand or by another program. It is read, with all other checks.
 """
 
 from __future__ import annotations
@@ -21,26 +21,12 @@ from papa_lightning.files.writing import write_atomically
 
 #: Name of the field that holds the sum.
 SUM = "sha256"
-#: Of a file that is hashed at a time.
-_BLOCK = 1 << 20
 
 
 def content_sum(content: object, tensors: Mapping[str, Tensor] | None = None) -> str:
-    """SHA-256 of plain values, and of tensors with their names, dtypes and shapes.
+    """SHA-256, in hexadecimal, of plain values and of tensors, which are contiguous and on the CPU.
 
-    Args:
-        content: Primitives, lists and maps, in which the order of names does not matter.
-        tensors: On the CPU and contiguous.
-
-    Returns:
-        64 hexadecimal digits.
-
-    Raises:
-        ValueError: For a number that is not finite, or text that cannot be UTF-8.
-
-    Example:
-        >>> content_sum({"a": 1, "b": 2.0}) == content_sum({"b": 2.0, "a": 1})
-        True
+    The order of names does not matter. A number that is not finite, and text that cannot be UTF-8, is a ValueError.
     """
     found = hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False, ensure_ascii=False).encode())
     for name, tensor in sorted((tensors or {}).items()):
@@ -55,29 +41,23 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
 
 
 def file_sum(path: Path) -> str:
-    """SHA-256 of the bytes of a file.
-
-    Raises:
-        OSError: When it cannot be read.
-    """
+    """SHA-256 of the bytes of a file, as 64 hexadecimal digits."""
     found = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            found.update(block)
+    add_file(found, path)
     return found.hexdigest()
+
+
+def add_file(found: Any, path: Path) -> None:
+    """Add the bytes of a file to a hash."""
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            found.update(block)
 
 
 def parse_json(text: str | bytes) -> Any:
     """Read JSON as the standard has it: no name twice, and no number that is not finite or beyond 64 bits.
 
-    Raises:
-        ValueError: For anything else, and for lists in lists without end.
-
-    Example:
-        >>> parse_json('{"a": 1, "a": 2}')
-        Traceback (most recent call last):
-        ...
-        ValueError: it has 'a' twice
+    Anything else, and lists in lists without end, is a ValueError.
     """
     try:
         return json.loads(
@@ -88,16 +68,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def write_json(path: str | Path, form: str, content: Mapping[str, Any]) -> Path:
-    """Write a JSON file with a format and a sum, whole or not at all.
-
-    Args:
-        path: The file; its folder is made when missing.
-        form: What kind of file it is, and of which version.
-        content: Primitives, lists and maps without NaN.
-
-    Returns:
-        The path.
-    """
+    """Write a JSON file with a format and a sum, whole or not at all."""
     return write_atomically(path, json_bytes(form, content))
 
 
@@ -108,21 +79,9 @@ def json_bytes(form: str, content: Mapping[str, Any]) -> bytes:
 
 
 def read_json(path: str | Path, form: str, check: Check, error: type[PapaError], noun: str, remedy: str) -> Any:
-    """Read a JSON file that :func:`write_json` wrote, or that is written like one.
+    """Read a JSON file that :func:`write_json` wrote, or that is written like one; the check gets its fields.
 
-    Args:
-        path: The file.
-        form: What kind of file it must be.
-        check: Of its content, without format and sum.
-        error: What to raise.
-        noun: What such a file is, for messages.
-        remedy: What to do about a wrong one.
-
-    Returns:
-        What the check gave.
-
-    Raises:
-        PapaError: As ``error``: when the file is missing, damaged, or something else.
+    `noun` and `remedy` are the words of the message of `error`: the file is missing, damaged or of another form.
     """
     name = repr(str(path))
     try:

@@ -17,18 +17,11 @@ from papa_lightning.errors import PapaError
 
 @contextmanager
 def claimed(name: str, output: str | Path, lock: Path) -> Iterator[None]:
-    """Keep other processes from an output while this one works on it.
+    """Keep other processes from an output while this one works on it; PapaError while another one does.
 
     The operating system holds the lock, so that it ends with the process, also when that is killed. The lock file names
-    the process, and is removed at the end; one that a killed process left locks nothing.
-
-    Args:
-        name: Name of the argument, for the message.
-        output: The output, for the message.
-        lock: Path of the lock file; its folder is created, and removed again if it is empty.
-
-    Raises:
-        PapaError: When another process works on the output; the message has its number, machine and starting time.
+    the process, and is removed at the end, with the folders that were made for it; one that a killed process left locks
+    nothing.
     """
     made = [folder for folder in lock.parents if not folder.exists()]
     lock.parent.mkdir(parents=True, exist_ok=True)

@@ -43,15 +43,8 @@ _HERE, _EXCHANGE, _SWAP = -100, 2, 2
 def write_atomically(path: str | Path, content: bytes) -> Path:
     """Write a file atomically: readers see the old content or the new one, also after a crash.
 
-    Args:
-        path: Path of the file, with `~` for the home folder; its folder is created. Of a link, the target is replaced.
-        content: The whole content.
-
-    Returns:
-        The path.
-
-    Raises:
-        OutputError: When the path is no regular file, or the system refuses to write, as on a full disk.
+    Links and `~` are followed, the folder is created, and the path without `~` is returned. A path that is no regular
+    file, or that the system refuses to write, as on a full disk, is an OutputError.
     """
     with staged_file(path) as file:
         file.write(content)
@@ -60,17 +53,7 @@ def write_atomically(path: str | Path, content: bytes) -> Path:
 
 @contextmanager
 def staged_file(path: str | Path) -> Iterator[BinaryIO]:
-    """A new file that replaces another one at the end; after an error the old one is unchanged.
-
-    Args:
-        path: Path as in :func:`write_atomically`.
-
-    Yields:
-        The file, open for writing.
-
-    Raises:
-        OutputError: See :func:`write_atomically`.
-    """
+    """A new file that replaces another one at the end, as in :func:`write_atomically`; an error changes nothing."""
     with refusing("path", path):
         target = _regular_target("path", path)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -92,16 +75,7 @@ def staged_file(path: str | Path) -> Iterator[BinaryIO]:
 def staged_folder(target: Path, replace: bool = False) -> Iterator[Path]:
     """A new folder that gets its name at the end, in one step; after an error it is removed.
 
-    Args:
-        target: Path of the folder, without links.
-        replace: Whether to replace a folder of this name with files in it, by an exchange in one step; otherwise such a
-            folder is an error.
-
-    Yields:
-        Path for its files.
-
-    Raises:
-        OutputError: When the system refuses it.
+    With `replace`, it is exchanged with a folder of this name that has files; otherwise such a folder is an error.
     """
     remedy = "pass a folder in a place that you may write to, with room for it"
     with refusing("folder", target, remedy), temporary_folder(target.parent) as staged:
@@ -115,17 +89,7 @@ def staged_folder(target: Path, replace: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def temporary_folder(beside: Path) -> Iterator[Path]:
-    """A new folder that is removed at the end, or, after a killed process, by the next one.
-
-    Args:
-        beside: Parent folder; created when missing.
-
-    Yields:
-        Path of the folder.
-
-    Raises:
-        OSError: When it cannot be created.
-    """
+    """A new folder, removed at the end, or, after a killed process, by the next one."""
     beside.mkdir(parents=True, exist_ok=True)
     remove_left(beside)
     path, lock = _make_folder(beside)
@@ -137,32 +101,13 @@ def temporary_folder(beside: Path) -> Iterator[Path]:
 
 
 def check_output(name: str, path: str | Path) -> None:
-    """Refuse an output that could not be written, before the work that it is for.
-
-    Args:
-        name: Of the argument, for the message.
-        path: The file to come; its folder is made when missing.
-
-    Raises:
-        OutputError: When it is a folder, device, pipe or socket, or its folder cannot be made or written to.
-    """
+    """Refuse a file that could not be written, before the work that it is for; its folder is made."""
     with refusing(name, path, "pass a file in a folder that you may write to"):
         _check_writable(_regular_target(name, path).parent)
 
 
 def check_output_folder(name: str, folder: str | Path) -> Path:
-    """Refuse a folder that could not be made, before the work that it is for.
-
-    Args:
-        name: Name of the argument, for the message.
-        folder: The folder to come; the folder that it lies in is made when missing.
-
-    Returns:
-        Its path, without links.
-
-    Raises:
-        OutputError: When the system refuses it.
-    """
+    """The path, without links, of a folder that can be made; the folder that it lies in is made."""
     try:
         path = Path(os.path.realpath(os.path.expanduser(folder)))
         _check_writable(path.parent)
@@ -175,16 +120,8 @@ def check_output_folder(name: str, folder: str | Path) -> Path:
 
 
 def check_exchange(name: str, folder: Path) -> None:
-    """Refuse to replace a folder where the file system cannot exchange two folders in one step.
-
-    Args:
-        name: Name of the argument, for the message.
-        folder: The folder that is there, without links.
-
-    Raises:
-        OutputError: When a process that is stopped could leave neither the old folder nor the new one.
-    """
-    made = [_make_folder(folder.parent), _make_folder(folder.parent)]
+    """Refuse to replace a folder where no exchange in one step is possible: a stopped process could leave neither."""
+    made = [_make_folder(folder.parent) for _ in range(2)]
     try:
         _exchange(*(path for path, _ in made))
     except OSError as error:
@@ -209,16 +146,7 @@ def _check_writable(folder: Path) -> None:
 def refusing(
     name: str, path: str | Path, remedy: str = "pass a file in a folder that you may write to, with room for it"
 ) -> Iterator[None]:
-    """Turn errors of the system into an error of an output, on one line.
-
-    Args:
-        name: Name of the argument, for the message.
-        path: Path of the output.
-        remedy: Remedy, for the message.
-
-    Raises:
-        OutputError: In place of an OSError.
-    """
+    """Turn errors of the system into an OutputError, on one line."""
     try:
         yield
     except OutputError:
@@ -229,15 +157,7 @@ def refusing(
 
 
 def check_work_folder(name: str, folder: Path) -> None:
-    """Refuse a folder in which files could not be written, without making it.
-
-    Args:
-        name: Name of the argument, for the message.
-        folder: The folder; it need not exist.
-
-    Raises:
-        OutputError: When it, or a folder above it, is a file, or cannot be written to.
-    """
+    """Refuse a folder in which files could not be written, without making it, also one below a file."""
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not existing.is_dir():
         raise OutputError(f"{name} is {str(folder)!r}, but {str(existing)!r} is a file: pass a folder.")
@@ -246,11 +166,7 @@ def check_work_folder(name: str, folder: Path) -> None:
 
 
 def remove_left(folder: Path) -> None:
-    """Remove the parts of killed processes from a folder; those of live ones are locked.
-
-    Args:
-        folder: Folder of the targets.
-    """
+    """Remove the parts of killed processes from a folder; those of live ones are locked."""
     if sys.platform == "win32":
         return
     with os.scandir(folder) as entries:
@@ -269,22 +185,12 @@ def remove_left(folder: Path) -> None:
 
 
 def new_part(folder: Path, token: str = "", number: int = 0) -> Path:
-    """A path for a part.
-
-    Args:
-        folder: Folder of the target.
-        token: Twelve random hexadecimal digits that several processes share; without them, the digits are new.
-        number: Number of the process, with a token.
-    """
+    """A path for a part, new, or of the process `number` of several that share a token of 12 hexadecimal digits."""
     return folder / f".papa-{token + format(number, '04x') if token else secrets.token_hex(8)}.part"
 
 
 def open_part(path: Path) -> BinaryIO:
-    """Create a file of :func:`new_part`, which must not exist, and lock it until it is closed.
-
-    Raises:
-        OSError: When it cannot be created.
-    """
+    """Create a file of :func:`new_part`, which must not exist, and lock it until it is closed."""
     for _ in range(_TRIES):
         with suppress(FileExistsError):
             file = open(path, "xb")  # noqa: SIM115 (closed by the caller); never follows a link
@@ -311,11 +217,7 @@ def _make_folder(beside: Path) -> tuple[Path, int]:
 
 
 def _exchange(one: Path, other: Path) -> None:
-    """Exchange two files or folders in one step.
-
-    Raises:
-        OSError: When the system or the file system cannot exchange them.
-    """
+    """Exchange two files or folders in one step."""
     if sys.platform == "win32":
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     system = ctypes.CDLL(None, use_errno=True)
@@ -344,12 +246,7 @@ def _lock(handle: int, path: Path) -> bool:
 
 
 def _regular_target(name: str, path: str | Path) -> Path:
-    """The file of an output, with all links resolved.
-
-    Raises:
-        OutputError: When the path is no regular file.
-        OSError: When the path cannot be examined.
-    """
+    """The file of an output, with all links resolved; OutputError where it is no regular file."""
     target = Path(path).expanduser()
     try:
         mode = os.stat(target).st_mode

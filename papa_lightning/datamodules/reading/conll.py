@@ -27,7 +27,7 @@ Places = tuple[int, int]
 
 
 def read_conll(path: Path, word_column: str, tag_column: str, places: Places | None = None) -> Dataset:
-    r"""Read a file with one word a line and its tags beside it; the rows stay on disk, memory-mapped.
+    """Read a file with one word a line and its tags beside it: one row a sentence, memory-mapped.
 
     Columns are separated by tabs, or by blanks if the first word has no tab behind it; an empty line ends a sentence.
     Every line has the same number of columns; with one only, there are no tags. Lines that begin with -DOCSTART- are
@@ -35,28 +35,11 @@ def read_conll(path: Path, word_column: str, tag_column: str, places: Places | N
     of columns than the words. A .conllu file is read by the rules of Universal Dependencies instead: comments, ranges
     of multiword tokens (`8-9`) and empty nodes (`8.1`) are left out.
 
+    `places` are the numbers of the columns of word and tag, from 0, or from -1 backwards. None: the first and the last
+    one, in a .conllu file those of the forms and of the universal parts of speech (UPOS).
+
     Source: Tjong Kim Sang and De Meulder, "Introduction to the CoNLL-2003 Shared Task", 2003;
     https://universaldependencies.org/format.html.
-
-    Args:
-        path: The file, in UTF-8.
-        word_column: Name of the column of words in the result.
-        tag_column: Name of its column of tags.
-        places: Number of the column of the words and of the tags, from 0, or from -1 backwards. None: the first and the
-            last one, in a .conllu file those of the forms and of the universal parts of speech (UPOS).
-
-    Returns:
-        One row a sentence, words and tags as lists of strings.
-
-    Raises:
-        DataError: The file is empty, not in UTF-8, or a line has a wrong number of columns; the message names the line.
-
-    Example:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp(), "train.conll")
-        >>> _ = path.write_text("-DOCSTART- O\n\nEU NNP B-ORG\nrejects VBZ O\n\nPeter NNP B-PER\n")
-        >>> read_conll(path, "tokens", "ner_tags").to_list()
-        [{'tokens': ['EU', 'rejects'], 'ner_tags': ['B-ORG', 'O']}, {'tokens': ['Peter'], 'ner_tags': ['B-PER']}]
     """
     check_not_empty(path)
     check_utf8(path)

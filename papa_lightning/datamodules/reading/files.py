@@ -11,6 +11,7 @@ from datasets.fingerprint import Hasher
 
 from papa_lightning.datamodules.reading.formats import READERS, open_bytes, suffix_of, unreadable
 from papa_lightning.errors import DataError
+from papa_lightning.files.checked import add_file
 
 # Part of the identity of stored rows: raise it when a file is read in another way.
 _VERSION = 1
@@ -24,26 +25,7 @@ _TREEBANK_NAMES = {"train": "-ud-train", "validation": "-ud-dev", "test": "-ud-t
 
 
 def find_split_files(folder: Path, splits: Iterable[str], suffixes: Sequence[str] = tuple(READERS)) -> dict[str, Path]:
-    """Find the file of every split by its exact stem: `train.jsonl`, but not `train_sentences.jsonl`.
-
-    Args:
-        folder: Folder that holds the files.
-        splits: Names of the splits.
-        suffixes: Suffixes that a file may have.
-
-    Returns:
-        Path of the file by name of the split; a split without a file is left out.
-
-    Raises:
-        DataError: The folder does not exist, or a split has several files.
-
-    Example:
-        >>> import tempfile
-        >>> folder = Path(tempfile.mkdtemp())
-        >>> _ = (folder / "train.csv").write_text("sentence,label")
-        >>> {split: path.name for split, path in find_split_files(folder, ["train", "validation"]).items()}
-        {'train': 'train.csv'}
-    """
+    """Path of the file of every split that has one, by its exact stem: `train.jsonl`, not `train_sentences.jsonl`."""
     if not folder.is_dir():
         found = "is a file" if folder.exists() else "does not exist"
         raise DataError(
@@ -52,7 +34,7 @@ def find_split_files(folder: Path, splits: Iterable[str], suffixes: Sequence[str
     files: dict[str, Path] = {}
     for split in splits:
         files_here = sorted(path for path in folder.iterdir() if suffix_of(path) in suffixes)
-        matches = [path for path in files_here if _stem(path) == split or _is_treebank(path, split)]
+        matches = [path for path in files_here if _is_of(path, split)]
         if len(matches) > 1:
             names = ", ".join(path.name for path in matches)
             raise DataError(f"data_dir {str(folder)!r} holds several files for the split {split!r}: {names}: keep one.")
@@ -61,25 +43,14 @@ def find_split_files(folder: Path, splits: Iterable[str], suffixes: Sequence[str
     return files
 
 
-def _is_treebank(path: Path, split: str) -> bool:
-    """Whether a file is a split of a treebank under its own name."""
-    ending = _TREEBANK_NAMES.get(split)
-    return suffix_of(path) == ".conllu" and ending is not None and _stem(path).endswith(ending)
-
-
-def _stem(path: Path) -> str:
-    """Name of a file without the suffixes of format and compression."""
-    return Path(path.name.removesuffix(".gz")).stem
+def _is_of(path: Path, split: str) -> bool:
+    """Whether a file is that of a split, also as a treebank names it."""
+    stem, ending = Path(path.name.removesuffix(".gz")).stem, _TREEBANK_NAMES.get(split)
+    return stem == split or (suffix_of(path) == ".conllu" and ending is not None and stem.endswith(ending))
 
 
 def missing_split(folder: Path, split: str, suffixes: Sequence[str] = tuple(READERS)) -> DataError:
-    """The error for a folder without a file for a split.
-
-    Args:
-        folder: The folder.
-        split: Name of the split.
-        suffixes: Suffixes that its file may have.
-    """
+    """The error for a folder without a file for a split."""
     found = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
     return DataError(
         f"data_dir {str(folder)!r} has no file for the split {split!r}; it holds: {found}. "
@@ -88,32 +59,13 @@ def missing_split(folder: Path, split: str, suffixes: Sequence[str] = tuple(READ
 
 
 def file_names(split: str, suffixes: Sequence[str] = tuple(READERS)) -> str:
-    """Possible names of the file of a split, for messages.
-
-    Example:
-        >>> file_names("train")
-        'train.jsonl, train.json, train.csv, train.tsv or train.parquet'
-    """
+    """Possible names of the file of a split, for messages."""
     *others, last = [split + suffix for suffix in suffixes]
     return f"{', '.join(others)} or {last}"
 
 
 def read_split(path: Path) -> Dataset:
-    """Read the file of one split; the rows stay on disk, memory-mapped.
-
-    A cell of a .csv or .tsv file is text, except whole numbers in the columns `idx` and `id`; values of .jsonl, .json
-    and .parquet files keep their types.
-
-    Args:
-        path: A .jsonl, .json, .csv, .tsv or .parquet file; a text file also compressed, with the suffix .gz.
-
-    Returns:
-        The rows, without any check of their columns.
-
-    Raises:
-        DataError: The file is empty, cannot be read, has no rows, or rows that do not fit its header; the message names
-            the line.
-    """
+    """Read the file of one split, memory-mapped; cells of tables are text, except whole numbers in `idx` and `id`."""
     check_not_empty(path)
     file_format = READERS[suffix_of(path)]
     try:
@@ -126,20 +78,7 @@ def read_split(path: Path) -> Dataset:
 
 
 def load_hub(path: str, config: str | None, revision: str | None, remedy: str) -> Mapping[str, Dataset]:
-    """Load all splits of a data set of the hub; after the first time, from the cache.
-
-    Args:
-        path: Name of the data set.
-        config: Name of its configuration, None for the only one.
-        revision: Branch, tag or commit.
-        remedy: Alternative to the hub, for the message.
-
-    Returns:
-        Memory-mapped rows by name of the split.
-
-    Raises:
-        DataError: The hub cannot be reached, or the data set cannot be loaded.
-    """
+    """Load all splits of a data set of the hub, by name; after the first time, from the cache."""
     try:
         splits: Mapping[str, Dataset] = load_dataset(path, config, revision=revision)
     except Exception as error:  # network, hub and file readers raise many classes
@@ -153,20 +92,7 @@ def load_hub(path: str, config: str | None, revision: str | None, remedy: str) -
 
 
 def store_rows(path: Path, rows: Callable[[], Iterator[dict[str, Any]]], types: Features, *facts: object) -> Dataset:
-    """Store the rows of a file in the cache of the datasets library, under a name made of the bytes of the file.
-
-    Args:
-        path: The file.
-        rows: Function that reads its rows.
-        types: Types of the columns.
-        facts: Further facts that decide on the rows.
-
-    Returns:
-        Memory-mapped rows; the stored ones if a file with the same bytes was read in the same way.
-
-    Raises:
-        DataError: The file cannot be read, has no rows, or changes while it is read.
-    """
+    """Store the rows of a file in the cache of the datasets library, by its bytes and the facts that decide on rows."""
     content = content_hash(path)
 
     def stored() -> Iterator[dict[str, Any]]:
@@ -195,78 +121,35 @@ def _explained(path: Path, error: BaseException) -> DataError:
 
 
 def first_line(error: BaseException) -> str:
-    r"""Return the first line of an error's message, without the full stop; its type if it has no message.
-
-    Args:
-        error: An error of another library, to be quoted in one of ours.
-
-    Returns:
-        One line.
-
-    Example:
-        >>> first_line(OSError("No such file.\nMore words.")), first_line(OSError())
-        ('No such file', 'OSError')
-    """
+    """First line of an error's message, without the full stop; its type if it has no message."""
     return str(error).strip().partition("\n")[0].rstrip(" .:") or type(error).__name__
 
 
 def content_hash(path: str | Path) -> str:
-    """Identity of a file by its bytes, or of a folder by names and bytes of its files.
-
-    Args:
-        path: A file or folder; `~` is the home folder.
-
-    Returns:
-        SHA-256, 64 hexadecimal digits.
-
-    Raises:
-        DataError: There is nothing at the path, or it cannot be read.
-
-    Example:
-        >>> import tempfile
-        >>> folder = Path(tempfile.mkdtemp())
-        >>> _ = (folder / "a.csv").write_text("text"), (folder / "b.csv").write_text("text")
-        >>> content_hash(folder / "a.csv") == content_hash(folder / "b.csv") != content_hash(folder)
-        True
-    """
+    """Identity of a file by its bytes, or of a folder by names and bytes of its files: 64 hexadecimal digits."""
     start = Path(path).expanduser()
     found = hashlib.sha256()
     try:
         if not start.is_dir():
-            _add_bytes(found, start)
+            add_file(found, start)
         else:
             for file in sorted(file for file in start.rglob("*") if file.is_file()):
                 name, size = file.relative_to(start).as_posix(), file.stat().st_size
                 found.update(f"{len(name)} {name} {size} ".encode("utf-8", "surrogateescape"))
-                _add_bytes(found, file)
+                add_file(found, file)
     except OSError as error:
         raise DataError(f"{str(start)!r} cannot be read ({error.strerror}): pass a file or folder that can.") from error
     return found.hexdigest()
 
 
-def _add_bytes(found: Any, path: Path) -> None:
-    """Add the bytes of a file to a hash."""
-    with path.open("rb") as file:
-        while piece := file.read(2**20):
-            found.update(piece)
-
-
 def check_not_empty(path: Path) -> None:
-    """Refuse an empty file.
-
-    Raises:
-        DataError: The file is empty.
-    """
+    """Refuse an empty file."""
     if path.stat().st_size == 0:
         raise DataError(f"{str(path)!r} is an empty file: write at least one row into it, or remove it.")
 
 
 def check_utf8(path: Path) -> None:
-    """Refuse a text file that is not in UTF-8.
-
-    Raises:
-        DataError: The file has other bytes; the message names the line.
-    """
+    """Refuse a text file that is not in UTF-8."""
     try:
         with open_bytes(path) as lines:
             for number, line in enumerate(lines, start=1):  # noqa: B007 (for the message)

@@ -27,13 +27,7 @@ _WHOLE = re.compile(r"-?[0-9]{1,19}(\.0)?")  # pandas writes 5.0 where other row
 
 
 class Format(NamedTuple):
-    """Reader of a file format.
-
-    Args:
-        types: Function that finds the types of the columns of a file.
-        rows: Function that reads the rows of a file, given the types.
-        is_text: Whether the file is text in UTF-8.
-    """
+    """Reader of a file format: types of the columns of a file, its rows given these, and whether it is UTF-8 text."""
 
     types: Callable[[Path], Features]
     rows: Callable[[Path, Features], Iterator[Row]]
@@ -41,22 +35,12 @@ class Format(NamedTuple):
 
 
 def suffix_of(path: Path) -> str:
-    """Suffix of the format of a file, without that of its compression.
-
-    Example:
-        >>> suffix_of(Path("train.csv.gz")), suffix_of(Path("train.csv"))
-        ('.csv', '.csv')
-    """
+    """Suffix of the format of a file, without that of its compression."""
     return Path(path.name.removesuffix(".gz")).suffix
 
 
 def unreadable(path: Path, reason: str) -> DataError:
-    """The error for a file that cannot be read.
-
-    Args:
-        path: The file.
-        reason: Reason, with the line if there is one.
-    """
+    """The error for a file that cannot be read."""
     return DataError(f"{str(path)!r} cannot be read as {suffix_of(path)}: {reason}. Mend the file or write it again.")
 
 
@@ -66,11 +50,7 @@ def open_bytes(path: Path) -> IO[bytes]:
 
 
 def open_text(path: Path) -> IO[str]:
-    r"""Open a text file in UTF-8 with or without a byte order mark, so that its lines end with "\n" only.
-
-    A carriage return inside a line stays where it is; a file without any "\n" is read as one of lines that end with
-    carriage returns.
-    """
+    r"""Open a text file in UTF-8, also with a byte order mark; lines end with "\n", or, if none does, with "\r"."""
     with open_bytes(path) as file:
         has_newlines = any(b"\n" in piece for piece in iter(lambda: file.read(2**20), b""))
     return io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig", newline="\n" if has_newlines else "\r")

@@ -17,16 +17,7 @@ HIDDEN_LABEL = -1
 
 
 def check_columns(found: Sequence[str], needed: Sequence[str], source: str) -> None:
-    """Refuse rows that lack a column.
-
-    Args:
-        found: Names of the columns.
-        needed: Names of the columns that the task reads.
-        source: Source of the rows, for messages.
-
-    Raises:
-        DataError: A column is missing.
-    """
+    """Refuse rows that lack a column that the task reads."""
     missing = [name for name in needed if name not in found]
     if missing:
         raise DataError(
@@ -36,24 +27,7 @@ def check_columns(found: Sequence[str], needed: Sequence[str], source: str) -> N
 
 
 def check_texts(values: Sequence[Any], rows: Sequence[int], column: str, source: str) -> list[str]:
-    """Return the texts of one column, all of them non-empty.
-
-    Args:
-        values: The column's values.
-        rows: Number of each row in its file, from 0.
-        column: Name of the column.
-        source: Source of the rows, for messages.
-
-    Returns:
-        The values as they are.
-
-    Raises:
-        DataError: A value is missing, is no string, or holds nothing but white space.
-
-    Example:
-        >>> check_texts(["a film"], [0], "sentence", "train.jsonl")
-        ['a film']
-    """
+    """The texts of a column, none of them missing or empty; `rows` are their numbers in the file, from 0."""
     for value, row in zip(values, rows, strict=True):
         if not isinstance(value, str):
             found = "missing" if _is_missing(value) else f"{value!r}, not a text"
@@ -67,25 +41,7 @@ def check_texts(values: Sequence[Any], rows: Sequence[int], column: str, source:
 def label_ids(
     values: Sequence[Any], rows: Sequence[int], label_names: Sequence[str], column: str, source: str
 ) -> list[int]:
-    """Return the labels of one column as numbers; see `label_id`.
-
-    Args:
-        values: The column's values.
-        rows: Number of each row in its file, from 0.
-        label_names: Names of the task's labels, by number.
-        column: Name of the column.
-        source: Source of the rows, for messages.
-
-    Returns:
-        One number from 0 to len(label_names) - 1 per row.
-
-    Raises:
-        DataError: A label is missing, out of range, or no name of a label.
-
-    Example:
-        >>> label_ids([1, "negative"], [0, 1], ("negative", "positive"), "label", "train.jsonl")
-        [1, 0]
-    """
+    """The labels of a column as numbers, see `label_id`; `rows` are their numbers in the file, from 0."""
     labels = []
     for value, row in zip(values, rows, strict=True):
         label = label_id(value, label_names)
@@ -102,34 +58,14 @@ def label_ids(
 
 
 def allowed_labels(label_names: Sequence[str]) -> str:
-    """Values that stand for labels, for messages.
-
-    Example:
-        >>> allowed_labels(("no", "yes"))
-        '0 (no), 1 (yes), by number or by name'
-        >>> allowed_labels(("1", "2"))
-        "'1', '2', by name only because names are numbers"
-    """
+    """Values that stand for labels, for messages."""
     if _numbers(tuple(label_names)):
         return f"{', '.join(map(repr, label_names))}, by name only because names are numbers"
     return ", ".join(f"{number} ({name})" for number, name in enumerate(label_names)) + ", by number or by name"
 
 
 def number_column(rows: Dataset, names: Sequence[str], source: str) -> str | None:
-    """Return the first of some columns with only whole numbers; warn of one that has some.
-
-    Args:
-        rows: The rows.
-        names: Names of the columns.
-        source: Source of the rows, for messages.
-
-    Returns:
-        The name, None if there is no such column.
-
-    Example:
-        >>> number_column(Dataset.from_dict({"idx": ["a", "b"], "id": [5, 7]}), ("idx", "id"), "train.csv")
-        'id'
-    """
+    """The first of some columns with only whole numbers; warn of one that has some."""
     for name in names:
         if not str(getattr(rows.features.get(name), "dtype", "")).startswith(("int", "uint", "float")):
             continue
@@ -149,25 +85,10 @@ def number_column(rows: Dataset, names: Sequence[str], source: str) -> str | Non
 
 
 def class_names(feature: Any, label_names: Sequence[str]) -> list[str] | None:
-    """Return the names of the numbers in a column, if the data set numbers its classes.
+    """The names of the numbers in a column, if the data set numbers its classes.
 
     Data sets of the hub number the same labels in different orders. Where a data set has as many names as the task, but
     other ones, the classes are in the order of the task.
-
-    Args:
-        feature: Type of the column in the datasets library, or None.
-        label_names: Names of the task's labels, by number.
-
-    Returns:
-        The names by number, or None.
-
-    Raises:
-        DataError: The data set has other names than the task, and more or fewer.
-
-    Example:
-        >>> from datasets import ClassLabel, List
-        >>> class_names(List(ClassLabel(names=["VERB", "NOUN"])), ("NOUN", "VERB"))
-        ['VERB', 'NOUN']
     """
     names = getattr(getattr(feature, "feature", feature), "names", None)
     if not names or set(names) & set(label_names):
@@ -181,19 +102,7 @@ def class_names(feature: Any, label_names: Sequence[str]) -> list[str] | None:
 
 
 def named(values: Sequence[Any], names: Sequence[str] | None) -> Sequence[Any]:
-    """Replace numbers by names, also in lists; other values stay.
-
-    Args:
-        values: Values of a column.
-        names: Names by number. None: the values stay as they are.
-
-    Returns:
-        The values.
-
-    Example:
-        >>> named([[1, 0], [-1]], ["VERB", "NOUN"])
-        [['NOUN', 'VERB'], [-1]]
-    """
+    """Replace numbers by names, also in lists; other values stay."""
     if names is None:
         return values
     return [
@@ -207,50 +116,23 @@ def named(values: Sequence[Any], names: Sequence[str] | None) -> Sequence[Any]:
 
 
 def is_labelled(values: Sequence[Any], label_names: Sequence[str] = ()) -> bool:
-    """Whether a column holds any label: many test splits are published without.
-
-    Args:
-        values: The column's values.
-        label_names: Names of the task's labels, by number.
-
-    Returns:
-        False if every value is missing or hidden (-1, where no label has that name).
-
-    Example:
-        >>> is_labelled([-1, None]), is_labelled([-1, 0]), is_labelled([-1, None], ("-1", "1"))
-        (False, True, True)
-    """
+    """Whether a column holds any label that is not missing or hidden: many test splits are published without."""
     return not all(_is_missing(value) or is_hidden(value, label_names) for value in values)
 
 
 def is_hidden(value: Any, label_names: Sequence[str], hidden: Sequence[int] = (HIDDEN_LABEL,)) -> bool:
-    """Whether a value marks a secret label.
-
-    Args:
-        value: The label.
-        label_names: Names of the task's labels, by number.
-        hidden: Numbers that mark secret labels where they are no names.
-    """
+    """Whether a value marks a secret label: one of some numbers that are no names of labels."""
     return number_of(value) in hidden and label_id(value, label_names) is None
 
 
 def label_id(value: Any, label_names: Sequence[str]) -> int | None:
-    """Return the number of a label; a value means the same in files with and without types.
+    """The number of a label, None for no label of the task; a value means the same in files with and without types.
 
     A text that is the name of a label is that label. Where names are numbers, an equal number is that name: 1, "1" and
     1.0 are the label "1", whatever its place. Otherwise a whole number is the place of a label. Truth values are the
     labels named "true" and "false", in any case.
 
-    Args:
-        value: The label by number or by name.
-        label_names: Names of the task's labels, by number.
-
-    Returns:
-        The number, or None if it is no label of the task.
-
     Example:
-        >>> label_id("1", ("negative", "positive")), label_id("good", ("negative", "positive"))
-        (1, None)
         >>> label_id(1, ("1", "2", "3")), label_id("2.0", ("1", "2", "3")), label_id(0, ("1", "2", "3"))
         (0, 1, None)
     """
@@ -288,13 +170,5 @@ def _is_missing(value: Any) -> bool:
 
 
 def row_error(source: str, row: int, column: str, found: str, remedy: str) -> DataError:
-    """The error for a bad value; it counts rows from 1.
-
-    Args:
-        source: Source of the rows.
-        row: Number of the row in it, from 0.
-        column: Name of the column.
-        found: Fault of the value, with its verb.
-        remedy: Remedy.
-    """
+    """The error for a bad value; it counts rows from 1."""
     return DataError(f"{source}, row {row + 1}: column {column!r} {found}: {remedy}.")

@@ -30,47 +30,17 @@ PADDING = -1
 
 
 def plain_slots(length: int, max_length: int) -> list[int]:
-    """Slots of the first tokens, with padding at the end.
-
-    slot t takes token t for t < min(length, max_length).
-
-    Args:
-        length: Number of tokens n.
-        max_length: Number of slots T.
-
-    Returns:
-        T entries: indices of tokens, or `PADDING`.
-
-    Example:
-        >>> plain_slots(3, max_length=5)
-        [0, 1, 2, -1, -1]
-        >>> plain_slots(7, max_length=5)
-        [0, 1, 2, 3, 4]
-    """
+    """Slots of n tokens, with padding at the end: slot t takes token t for t < min(n, T)."""
     kept = min(length, max_length)
     return [*range(kept), *_padding(max_length - kept)]
 
 
 def token_slots(input_ids: Sequence[int], separator_id: int, max_length: int) -> list[int]:
-    """Slots with the final separator in the last one, and all other tokens in their places.
+    """Slots with the final separator e in the last one: slot t takes token t for t < min(e, T-1), slot T-1 takes e.
 
-    For one segment, and for token classification, where a word must keep its position:
-    slot t takes token t for t < min(e, T-1), slot T-1 takes the final separator e.
-
-    Args:
-        input_ids: The n token ids of one text with its special tokens, neither padded nor cut.
-        separator_id: Id of the separator.
-        max_length: Number of slots T.
-
-    Returns:
-        T entries: indices of tokens, or `PADDING`.
-
-    Raises:
-        DataError: The tokens do not end with the separator.
+    For one segment, and for token classification, where a word must keep its position.
 
     Example:
-        >>> token_slots([101, 7, 8, 102], separator_id=102, max_length=6)  # CLS x x SEP
-        [0, 1, 2, -1, -1, 3]
         >>> token_slots([101, 7, 8, 9, 5, 102], separator_id=102, max_length=4)
         [0, 1, 2, 5]
     """
@@ -92,23 +62,9 @@ def segment_slots(
     A single segment has s = e: "reference" then keeps min(s, m) tokens before it, "default" min(s, T-1) tokens, as
     `token_slots` does. Pairs are the same in both presets.
 
-    Args:
-        input_ids: The n token ids of one text or pair with its special tokens, not padded.
-        separator_id: Id of the separator.
-        max_length: Number of slots T.
-        preset: How a single segment is cut.
-
-    Returns:
-        T indices of tokens, or `PADDING`.
-
-    Raises:
-        DataError: The tokens do not end with the separator.
-
     Example:
         >>> segment_slots([101, 7, 8, 102, 9, 102], separator_id=102, max_length=10)  # CLS x x SEP x SEP
         [0, 1, 2, -1, -1, 3, 4, -1, -1, 5]
-        >>> segment_slots([101, 7, 8, 9, 5, 102], separator_id=102, max_length=8, preset="reference")
-        [0, 1, 2, 3, -1, -1, -1, 5]
     """
     final = _final_separator(input_ids, separator_id)
     first, middle = list(input_ids).index(separator_id), max_length // 2
@@ -121,49 +77,17 @@ def segment_slots(
 
 
 def place(column: Sequence[int], slots: Sequence[int], fill: int) -> list[int]:
-    """Place one value per token into the slots.
-
-    Args:
-        column: n values, one per token: ids, token types, labels.
-        slots: T entries of one of the functions above.
-        fill: The value of a slot that takes no token.
-
-    Returns:
-        T values.
-
-    Example:
-        >>> place([101, 7, 102], slots=[0, 1, -1, 2], fill=0)
-        [101, 7, 0, 102]
-    """
+    """Place one value per token into the slots; `fill` stands where a slot takes no token."""
     return [fill if index == PADDING else column[index] for index in slots]
 
 
 def mask_of(slots: Sequence[int]) -> list[int]:
-    """Return the attention mask: 1 where a slot takes a token, 0 at padding.
-
-    Args:
-        slots: T entries of one of the functions above.
-
-    Returns:
-        T values, 0 or 1.
-
-    Example:
-        >>> mask_of([0, 1, -1, 2])
-        [1, 1, 0, 1]
-    """
+    """The attention mask: 1 where a slot takes a token, 0 at padding."""
     return [int(index != PADDING) for index in slots]
 
 
 def check_padding(padding: Padding, layout: Layout) -> None:
-    """Refuse to cut padding that is not at the end of the rows.
-
-    Args:
-        padding: Length of the rows.
-        layout: Layout of the rows.
-
-    Raises:
-        DataError: The two do not go together.
-    """
+    """Refuse to cut padding that is not at the end of the rows."""
     if padding == "longest" and layout != "plain":
         raise DataError(
             f"padding is 'longest', but layout={layout!r} puts the last separator on the last of max_length "
@@ -172,20 +96,7 @@ def check_padding(padding: Padding, layout: Layout) -> None:
 
 
 def cut_padding(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Collate rows of T slots into a batch as long as its longest row: padding stands at the end, layout "plain".
-
-    Args:
-        rows: B mappings of tensors, (T,) or scalars, among them `attention_mask`.
-
-    Returns:
-        The columns, (B, longest) or (B,).
-
-    Example:
-        >>> import torch
-        >>> cut_padding([{"attention_mask": torch.tensor([1, 1, 0])}, {"attention_mask": torch.tensor([1, 0, 0])}])
-        {'attention_mask': tensor([[1, 1],
-                [1, 0]])}
-    """
+    """Collate rows of T slots with padding at the end into a batch, (B, longest), as long as its longest row."""
     batch = default_collate(list(rows))
     longest = int(batch["attention_mask"].sum(dim=1).max())
     return {name: values[:, :longest] if values.dim() == 2 else values for name, values in batch.items()}

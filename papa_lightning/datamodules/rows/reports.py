@@ -12,19 +12,7 @@ COUNTERS = ("truncated", "cut_words", "vanished", "repaired", "num_words")
 
 
 def tally(splits: Mapping[str, Dataset], counter: str) -> tuple[int, str]:
-    """Sum of a counter.
-
-    Args:
-        splits: Tokenised rows by name of their file.
-        counter: One of `COUNTERS`.
-
-    Returns:
-        The sum, and its parts by split.
-
-    Example:
-        >>> tally({"train.jsonl": Dataset.from_dict({"repaired": [0, 0, 2]})}, "repaired")
-        (2, 'train.jsonl 2, first in row 3')
-    """
+    """Sum of one of `COUNTERS` over tokenised rows, and its parts by the name of their file."""
     total, places = 0, []
     for name, rows in splits.items():
         counts = rows.data.column(counter).to_numpy().astype(np.int64)
@@ -35,13 +23,7 @@ def tally(splits: Mapping[str, Dataset], counter: str) -> tuple[int, str]:
 
 
 def report_truncation(task: str, splits: Mapping[str, Dataset], setting: str) -> None:
-    """Warn of texts that were cut, and of words of a token task that lost their labels.
-
-    Args:
-        task: Name of the task.
-        splits: Tokenised rows by name of their file.
-        setting: The length and layout.
-    """
+    """Warn of texts that were cut, and of words of a token task that lost their labels."""
     if not splits:
         return
     (cut, places), total = tally(splits, "truncated"), sum(map(len, splits.values()))
@@ -58,15 +40,7 @@ def report_truncation(task: str, splits: Mapping[str, Dataset], setting: str) ->
 def report_missing_splits(
     task: str, role: str, role_splits: Mapping[str, Sequence[str]], names: Mapping[str, str], used: Sequence[str]
 ) -> None:
-    """Warn of an evaluation on another split, or on fewer splits.
-
-    Args:
-        task: Name and source of the task.
-        role: Role of the splits.
-        role_splits: Splits of each role.
-        names: Names of the splits.
-        used: Splits that exist for the role.
-    """
+    """Warn of an evaluation on another split, or on fewer splits; `used` are those that exist for the role."""
     if role == "test" and used[0] not in role_splits["test"]:
         rank_zero_warn(f"{task} has no test split with labels: testing on the validation split.")
     missing = [names[split] for split in role_splits.get(role, ()) if split not in used]
@@ -78,15 +52,7 @@ def report_missing_splits(
 def report_labels(
     task: str, train: Mapping[str, Dataset], others: Mapping[str, Dataset], label_names: Sequence[str], column: str
 ) -> None:
-    """Warn of labels that occur only in training or only in validation rows.
-
-    Args:
-        task: Name of the task.
-        train: Tokenised training rows by name of their file.
-        others: Tokenised rows of validation by name of their file.
-        label_names: Names of the labels, by number.
-        column: Name of the column of labels.
-    """
+    """Warn of labels that occur only in training or only in validation rows."""
     (learned_from,), known = train, _labels(train)
     for name, rows in others.items():
         pairs = ((name, rows, learned_from, known), (learned_from, train[learned_from], name, _labels({name: rows})))

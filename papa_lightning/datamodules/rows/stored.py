@@ -26,17 +26,7 @@ ROWS_VERSION = 4
 
 
 def data_fingerprint(module: TaskDataModule) -> str:
-    """Identity of the data of a module by content: bytes of files, or rows of the hub.
-
-    Args:
-        module: The data module; it need not be set up.
-
-    Returns:
-        SHA-256, 64 hexadecimal digits.
-
-    Raises:
-        DataError: The data cannot be read.
-    """
+    """Identity of the data of a module by content, see `TaskDataModule.fingerprint`; it need not be set up."""
     if module.folder is not None:
         files = find_split_files(module.folder, module.split_names.values(), module.suffixes)
         contents = {name: [suffix_of(path), content_hash(path)] for name, path in files.items()}
@@ -47,20 +37,7 @@ def data_fingerprint(module: TaskDataModule) -> str:
 
 
 def encode_rows(module: TaskDataModule, rows: Dataset, labelled: bool, where: str) -> Dataset:
-    """Check and tokenise rows, with the cache of the datasets library.
-
-    Args:
-        module: The data module.
-        rows: Rows as read.
-        labelled: Whether to read their labels too.
-        where: Source of the rows, for messages.
-
-    Returns:
-        The columns of `TaskDataModule.encode` and `example_id`, without rows whose label is one of `skip_labels`.
-
-    Raises:
-        DataError: A column or a value is missing or not what the task expects, or no row is left.
-    """
+    """Check and tokenise rows, without those of `skip_labels`, with the cache of the datasets library."""
     kept, label, skipped = module.needed_columns(labelled), module.label_column, module.skip_labels
     check_columns(rows.column_names, kept, where)
     ids = number_column(rows, ID_COLUMNS, where)

@@ -9,26 +9,7 @@ from papa_lightning.tag_schemes import Scheme, fit_tags
 
 
 def word_lists(values: Sequence[Any], rows: Sequence[int], column: str, source: str) -> list[list[str]]:
-    """Return the words of one column, at least one a row and none of them empty.
-
-    A cell may be a list, or, as in csv and tsv files, a text: words between blanks, or a JSON list.
-
-    Args:
-        values: The column's values.
-        rows: Number of each row in its file, from 0.
-        column: Name of the column.
-        source: Source of the rows, for messages.
-
-    Returns:
-        One list of words per row.
-
-    Raises:
-        DataError: A row has no words, or something that is no word.
-
-    Example:
-        >>> word_lists([["EU", "rejects"], "EU rejects", '["EU", "rejects"]'], [0, 1, 2], "tokens", "train.csv")
-        [['EU', 'rejects'], ['EU', 'rejects'], ['EU', 'rejects']]
-    """
+    """The words of a column, at least one a row: lists, or texts (words between blanks, or a JSON list)."""
     found = []
     for value, row in zip(values, rows, strict=True):
         words = _cells(value, row, column, source, "words")
@@ -55,26 +36,7 @@ def tag_ids(
     columns: tuple[str, str],
     source: str,
 ) -> list[list[int]]:
-    """Return the tags of one column as numbers; a tag may be given by number or by name.
-
-    Args:
-        values: The column's values: lists, or texts as in `word_lists`.
-        words: The words of each row.
-        rows: Number of each row in its file, from 0.
-        label_names: Names of the task's tags, by number.
-        columns: Names of the columns of words and of tags.
-        source: Source of the rows, for messages.
-
-    Returns:
-        One number from 0 to len(label_names) - 1 per word.
-
-    Raises:
-        DataError: A row has more or fewer tags than words, or something that is no tag of the task.
-
-    Example:
-        >>> tag_ids([["NOUN", 1]], [["dogs", "bark"]], [0], ("NOUN", "VERB"), ("tokens", "upos"), "train.jsonl")
-        [[0, 1]]
-    """
+    """The tags of a column as numbers, one a word; a tag may be given by number or by name."""
     found = []
     for value, row_words, row in zip(values, words, rows, strict=True):
         tags = _cells(value, row, columns[1], source, "tags")
@@ -96,40 +58,14 @@ def tag_ids(
 
 
 def fit_tag_ids(tags: Sequence[int], kept: Sequence[int], label_names: Sequence[str], scheme: Scheme) -> list[int]:
-    """Tags, by number, of the words that are left of a sentence; see `fit_tags`.
-
-    Args:
-        tags: Tags of all words, by number.
-        kept: Numbers of the words that are left.
-        label_names: Names of the tags.
-        scheme: Scheme of the names.
-
-    Returns:
-        One tag for each word that is left; the old one where the task lacks the new one.
-
-    Example:
-        >>> fit_tag_ids([2, 2, 0, 1, 2], range(5), ("O", "B-PER", "I-PER"), "IOB2")
-        [1, 2, 0, 1, 2]
-    """
+    """Tags, by number, of the words that are left of a sentence, see `fit_tags`; the task may lack new ones."""
     names = list(label_names)
     wanted = fit_tags([names[tag] for tag in tags], kept, scheme)
     return [names.index(name) if name in names else tags[word] for name, word in zip(wanted, kept, strict=True)]
 
 
 def has_tags(values: Sequence[Any], label_names: Sequence[str] = ()) -> bool:
-    """Whether a column holds any tag: many test splits are published without.
-
-    Args:
-        values: The column's values.
-        label_names: Names of the task's tags, by number.
-
-    Returns:
-        False if every tag is missing or hidden (-1, -100, or `_` as in CoNLL-U), where no tag has that name.
-
-    Example:
-        >>> has_tags([[-1, -1], None, ["_"]]), has_tags([["O"], None])
-        (False, True)
-    """
+    """Whether a column holds any tag that is not missing or hidden (-1, -100, or `_` as in CoNLL-U, if no names)."""
     missing = {"_", ""} - set(label_names)
     return any(
         not (tag is None or tag in missing or is_hidden(tag, label_names, (HIDDEN_LABEL, -100)))

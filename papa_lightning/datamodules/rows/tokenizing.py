@@ -26,20 +26,7 @@ NO_LABEL = -100
 
 
 def load_tokenizer(name: str, revision: str | None, max_length: int, layout: Layout) -> PreTrainedTokenizerBase:
-    """Load a tokenizer that can make rows of a layout.
-
-    Args:
-        name: Name on the hub, or local folder.
-        revision: Revision on the hub.
-        max_length: Number of slots T of a row.
-        layout: Layout of a row.
-
-    Returns:
-        The tokenizer.
-
-    Raises:
-        DataError: It cannot be loaded, lacks a special token, or takes fewer tokens.
-    """
+    """Load a tokenizer that has the special tokens of a layout and takes T tokens."""
     try:
         tokenizer = from_pretrained(AutoTokenizer, name, revision=revision, truncation_side="right")
     except Exception as error:  # hub, file readers and tokenizers raise many classes
@@ -86,20 +73,10 @@ def separator_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def prepare_for_words(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTokenizerBase:
-    """Prepare a tokenizer for texts that are split into words.
+    """Prepare a tokenizer, in place, for texts that are split into words.
 
     A byte-level tokenizer (RoBERTa, DeBERTa) marks the start of a word by the blank before it. Single words lack it,
     and would be read as the inside of one long word: the tokenizer is set to add it.
-
-    Args:
-        tokenizer: The tokenizer; it is changed.
-        name: Its name, for the message.
-
-    Returns:
-        The same tokenizer.
-
-    Raises:
-        DataError: It cannot assign tokens to words.
     """
     if not tokenizer.is_fast:
         raise DataError(
@@ -137,25 +114,11 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 def tokenize(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[list[str]], max_length: int, layout: Layout, preset: Preset
 ) -> dict[str, list[Any]]:
-    """Turn texts or pairs of texts into rows of exactly T tokens.
+    """Turn n texts, or pairs of texts, into rows of exactly T tokens.
 
     In the layout "plain" and the preset "reference" the tokenizer cuts a text to T tokens (of a pair the longer text
     first), before "segment" aligns the rest. The preset "default" aligns the whole text and cuts each segment to its
-    slots.
-
-    Args:
-        tokenizer: The tokenizer.
-        texts: One or two columns of n texts.
-        max_length: Number of slots T.
-        layout: Layout of a row.
-        preset: Cut of a single text, and whether token types follow their tokens.
-
-    Returns:
-        Columns of n rows: `input_ids`, `attention_mask` and, where the tokenizer makes them, `token_type_ids`, all
-        with T values; `truncated`, one boolean: whether tokens of the text lack a slot.
-
-    Raises:
-        DataError: The tokenizer puts no separator behind the text, which the layout "segment" needs.
+    slots. `truncated` has one boolean a row: whether tokens of the text lack a slot.
     """
 
     def slots_of(input_ids: Sequence[int]) -> list[int]:
@@ -180,26 +143,12 @@ def tokenize_words(
     layout: Layout,
     preset: Preset,
 ) -> dict[str, list[Any]]:
-    """Turn sentences that are split into words into rows of exactly T tokens, with one label per word.
+    """Turn n sentences, split into words, into rows of exactly T tokens, with one label per word.
 
-    The first token of a word carries the word's label, all other slots carry -100. In the layout "segment" only the
-    final separator moves, so that words keep their positions; both presets cut and label the same way.
-
-    Args:
-        tokenizer: A tokenizer of `prepare_for_words`.
-        sentences: n lists of words.
-        labels: n lists of as many labels. None: there are none.
-        max_length: Number of slots T.
-        layout: Layout of a row.
-        preset: Whether token types follow their tokens.
-
-    Returns:
-        The columns of `tokenize`; `word_ids` with T values, the number of the word whose first token is in the slot,
-        elsewhere -100; with labels, `labels` with T values; and three counts per row: `vanished`, words without any
-        token; `cut_words`, words whose first token lacks a slot; `repaired`, 0.
-
-    Raises:
-        DataError: The tokenizer puts no separator behind the text, which the layout "segment" needs.
+    The first token of a word carries the word's label, all other slots carry -100; `word_ids` (n, T) has the number of
+    the word in the same places. In the layout "segment" only the final separator moves, so that words keep their
+    positions; both presets cut and label the same way. Each row counts `vanished`, words without any token,
+    `cut_words`, words whose first token lacks a slot, and `repaired`, 0.
     """
     whole = encoded = tokenizer(list(map(list, sentences)), is_split_into_words=True, verbose=False)
     lengths = [len(input_ids) for input_ids in whole["input_ids"]]
@@ -241,11 +190,7 @@ def _lay_out(
     lengths: Sequence[int],
     preset: Preset,
 ) -> dict[str, list[Any]]:
-    """Place the tokens of n rows into their slots; `lengths` are the numbers of tokens before any cut.
-
-    In the preset "reference" the token types keep their places, as in the published code, so that the second segment
-    loses its type; in "default" they follow their tokens.
-    """
+    """Place the tokens of n rows into their slots; `lengths` are the numbers of tokens before any cut."""
     types = encoded.get("token_type_ids")
     masks = [mask_of(row) for row in slots]
     columns: dict[str, list[Any]] = {
