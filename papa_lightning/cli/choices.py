@@ -26,15 +26,7 @@ _REFERENCE = re.compile(rf":data:`~?({'|'.join(map(re.escape, _CHOICES))})`")
 
 
 def with_choices(text: str) -> str:
-    """A help text with the choices in place of the references to registries.
-
-    Args:
-        text: Help text with references.
-
-    Example:
-        >>> with_choices("one of :data:`papa_lightning.calibration.CONTROLS`").startswith("one of average, uniform")
-        True
-    """
+    """A help text with the choices in place of the references to registries."""
     return _REFERENCE.sub(lambda found: _CHOICES[found[1]](), text)
 
 

@@ -22,15 +22,7 @@ def shipped() -> dict[str, Path]:
 
 
 def shipped_path(name: str, verb: str) -> Path:
-    """Path of a configuration that comes with the package.
-
-    Args:
-        name: Name such as ``sst2.yaml`` or ``study/demo.yaml``.
-        verb: The verb that reads it; the folder of its own configurations is searched first.
-
-    Raises:
-        PapaError: For an unknown name, with similar ones.
-    """
+    """Path of a configuration of the package, as sst2.yaml or study/demo.yaml; the verb's own folder comes first."""
     found = shipped()
     for candidate in (f"{_FOLDERS.get(verb, verb)}/{name}", name):
         if candidate in found:
@@ -47,12 +39,7 @@ def shipped_path(name: str, verb: str) -> Path:
 def locate_configs(words: Sequence[str]) -> list[str]:
     """The words of a command with the paths of its configuration files.
 
-    Args:
-        words: Verb and arguments. After ``--config`` or ``-c`` stands the path of a file, or the name of a
-            configuration of the package; an existing file wins.
-
-    Raises:
-        PapaError: For an unknown name, a file that is not UTF-8 or not YAML, and one that contains itself.
+    After ``--config`` or ``-c`` stands the path of a file, or the name of a configuration of the package; a file wins.
     """
     found, is_value = list(words), False
     for place, word in enumerate(words):

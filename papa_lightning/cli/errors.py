@@ -49,19 +49,12 @@ _LONGEST = 700
 
 @dataclass(frozen=True)
 class Origin:
-    """Message and place of an error, also of one that another process sent as text.
+    """Message, on one line, and place of an error, also of one that another process sent as text."""
 
-    Args:
-        kind: Name of the class.
-        message: Message on one line.
-        frames: File, line and function of each call, the innermost last.
-        meant: Whether it is a PapaError.
-    """
-
-    kind: str
+    kind: str  # name of the class
     message: str
-    frames: Sequence[tuple[str, int, str]]
-    meant: bool
+    frames: Sequence[tuple[str, int, str]]  # file, line and function of each call, the innermost last
+    meant: bool  # a PapaError
 
     @property
     def ours(self) -> bool:
@@ -90,11 +83,7 @@ class Origin:
 
 
 def origin(error: BaseException) -> Origin:
-    """Message and place of an error.
-
-    Args:
-        error: Any error. One of another process has its traceback in its text, or in the text of its cause.
-    """
+    """Message and place of an error."""
     frames = [(frame.filename, frame.lineno or 0, frame.name) for frame in traceback.extract_tb(error.__traceback__)]
     text, sent = str(error), getattr(error.__cause__, "tb", None)
     kind, meant = type(error).__name__, isinstance(error, PapaError)
@@ -107,18 +96,7 @@ def origin(error: BaseException) -> Origin:
 
 
 def error_line(error: BaseException) -> str | None:
-    """The line that the command line prints for an error that is not our fault.
-
-    Args:
-        error: Any error.
-
-    Returns:
-        One line; None for a fault of ours.
-
-    Example:
-        >>> error_line(PapaError("batch_size is 0, but must be at least 1."))
-        'batch_size is 0, but must be at least 1.'
-    """
+    """The line that the command line prints for an error; None for a fault of ours."""
     # Parsers wrap the errors of constructors in these two; any other error has its own reason.
     explained = explanation(error) if isinstance(error, (ValueError, ArgumentError)) else None
     found = origin(explained or error)
@@ -142,14 +120,7 @@ def error_line(error: BaseException) -> str | None:
 
 @contextmanager
 def closing(words: object) -> Iterator[None]:
-    """Turn every error of a command into an exit code and a line on stderr.
-
-    Args:
-        words: Words of the command, for a report.
-
-    Raises:
-        SystemExit: In place of any error. With PAPA_DEBUG=1 in the environment the error itself.
-    """
+    """Turn every error of a command into an exit code and a line on stderr; with PAPA_DEBUG=1, it stays as it is."""
     try:
         yield
         _flush()

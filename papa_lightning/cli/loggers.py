@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from itertools import count
 from pathlib import Path
 
-from papa_lightning.either_lightning import (
-    CSVLogger,
-    L,
-    Logger,
-    SaveConfigCallback,
-    TensorBoardLogger,
-    rank_zero_only,
-)
+from papa_lightning.either_lightning import CSVLogger, L, Logger, SaveConfigCallback, TensorBoardLogger, rank_zero_only
 from papa_lightning.files.writing import write_atomically
 from papa_lightning.lightning_project.run import run_folder
 
 
 def default_loggers(folder: str) -> list[Logger]:
-    """A CSV file, and TensorBoard where it is installed, both in the next ``lightning_logs/version_N``.
+    """A CSV file, and TensorBoard where it is installed, both in the next ``lightning_logs/version_N`` of a folder.
 
     Lightning's default is only one of the two.
-
-    Args:
-        folder: Folder of ``lightning_logs``.
     """
     first = _ReservingCSVLogger(folder)
     loggers: list[Logger] = [first]
@@ -52,24 +41,19 @@ class _ReservingCSVLogger(CSVLogger):
         return self._reserved
 
 
-def _reserve(root: Path, least: int) -> int:
+def _reserve(root: Path, number: int) -> int:
+    """Create the folder of a number, or of the next one that is free."""
     root.mkdir(parents=True, exist_ok=True)
-    for number in count(least):
+    while True:
         try:
             (root / f"version_{number}").mkdir()
+            return number
         except FileExistsError:
-            continue
-        return number
-    raise AssertionError("numbers do not end")
+            number += 1
 
 
 class _TensorBoardBeside(TensorBoardLogger):
-    """TensorBoard logger that writes to the folder of another logger.
-
-    Args:
-        folder: Folder of ``lightning_logs``.
-        beside: The other logger.
-    """
+    """TensorBoard logger that writes to the folder of another logger."""
 
     def __init__(self, folder: str, beside: CSVLogger) -> None:
         super().__init__(folder)

@@ -25,18 +25,11 @@ _NOTES = (
 
 
 def main(args: ArgsType = None) -> object:
-    """Run the command line.
+    """Run the command line, with given arguments or those of the process.
 
-    Args:
-        args: Arguments as a list; None takes those of the process.
-
-    Returns:
-        For given arguments what the verb returns: of a verb of the Trainer the CLI object, with ``trainer``, ``model``
-        and ``datamodule`` as the verb left them. Without given arguments None, which as an exit code means success.
-
-    Raises:
-        SystemExit: In place of any error, see :mod:`papa_lightning.cli.errors`. With PAPA_DEBUG=1 in the environment
-            the error itself, with its traceback.
+    Given arguments, it returns what the verb returns: of a verb of the Trainer the CLI object, which has ``trainer``,
+    ``model`` and ``datamodule`` as the verb left them. Otherwise None, which as an exit code means success. Errors end
+    in :mod:`papa_lightning.cli.errors`.
     """
     words = sys.argv[1:] if args is None else args
     with closing(words):

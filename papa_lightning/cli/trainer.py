@@ -1,8 +1,11 @@
 """The Trainer of the command line: Lightning's, with verbs that write files, and checkpoints that cannot run code."""
 
+# ruff: noqa: D417 (docstrings are the help of the command line, which has no model and no data as arguments)
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from papa_lightning.callbacks import CalibratingCallback, CalibrationRun, ConstantAttention, HeadGates, PredictionWriter
 from papa_lightning.criteria import RankingRun, criterion_from, gates_for, load_trained
@@ -16,7 +19,11 @@ TRAINER_VERBS = ("fit", "validate", "test", "predict", *FILE_VERBS)
 
 
 class PapaTrainer(L.Trainer):
-    """Lightning's Trainer with ``calibrate`` and ``rank``, and with predictions that are written to a file."""
+    """Lightning's Trainer with ``calibrate`` and ``rank``, and with predictions that are written to a file.
+
+    ``safety`` of a verb is ``weights_only``, see :func:`_only_weights`. Scores are not printed: the command line has a
+    table of its own.
+    """
 
     callbacks: list[L.Callback]
 
@@ -27,19 +34,14 @@ class PapaTrainer(L.Trainer):
         val_dataloaders: object = None,
         datamodule: L.LightningDataModule | None = None,
         ckpt_path: str | None = None,
-        weights_only: bool | None = None,
+        **safety: Any,
     ) -> None:
         """Train a task, with calibration first where a callback asks for it.
 
         Args:
-            model: The task.
-            train_dataloaders: As in Lightning's Trainer.
-            val_dataloaders: As in Lightning's Trainer.
-            datamodule: Data module with training and validation data.
             ckpt_path: Checkpoint to resume. The arguments of the task are then those of the checkpoint.
-            weights_only: Always true: a checkpoint that holds more than tensors and plain values is refused.
         """
-        super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, _only_weights(weights_only))
+        super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, _only_weights(**safety))
 
     def calibrate(
         self,
@@ -50,14 +52,12 @@ class PapaTrainer(L.Trainer):
         """Average the attention of the encoder over the training data, and write a constants file.
 
         Args:
-            model: The task, or any module that holds an encoder.
-            datamodule: Data module with training data.
             output: Constants file to write; `fit` takes it as `constants` of ConstantAttention.
         """
         check_output("output", output)
         configured = [callback for callback in self.callbacks if isinstance(callback, CalibratingCallback)]
         calibration = next((one for one in configured if isinstance(one, ConstantAttention)), ConstantAttention())
-        others = [callback for callback in self.callbacks if callback not in configured]
+        others = [one for one in self.callbacks if one not in configured]
         self.callbacks = [*others, CalibrationRun(calibration, output)]
         self.fit(model, datamodule=datamodule)
 
@@ -73,8 +73,6 @@ class PapaTrainer(L.Trainer):
         """Rank the heads of the encoder over the training data, and write a ranking file.
 
         Args:
-            model: The task.
-            datamodule: Data module with training data.
             criterion: Criterion of the ranking: :data:`papa_lightning.criteria.CRITERIA`. gate trains; so does a
                 criterion that needs the loss, where there is no ckpt_path.
             output: Ranking file to write; `fit` takes it as `ranking` of ConstantAttention.
@@ -83,25 +81,23 @@ class PapaTrainer(L.Trainer):
         """
         check_output("output", output)
         configured = [callback for callback in self.callbacks if isinstance(callback, CalibratingCallback)]
-        others = [callback for callback in self.callbacks if callback not in configured]
         calibration = next(iter(configured), ConstantAttention())
         if ckpt_path is not None:
             load_trained(model, ckpt_path, calibration.encoder)
-        run: HeadGates | RankingRun
         if criterion == "gate":
-            run = gates_for(output, constants, configured)
+            run: HeadGates | RankingRun = gates_for(output, constants, configured)
+        elif self.world_size > 1:
+            raise PapaError(
+                f"devices and num_nodes make {self.world_size} processes, but heads are ranked by one: pass "
+                "--trainer.devices 1."
+            )
         else:
-            if self.world_size > 1:
-                raise PapaError(
-                    f"devices and num_nodes make {self.world_size} processes, but heads are ranked by one: pass "
-                    "--trainer.devices 1."
-                )
             train_first = "loss" in criterion_from(criterion).needs and ckpt_path is None
             run = RankingRun(criterion, output, calibration, constants, train_first)
-        self.callbacks = [*others, run]
+        self.callbacks = [*(one for one in self.callbacks if one not in configured), run]
         self.fit(model, datamodule=datamodule)
         if run.ranking is None:
-            raise PapaError(_nothing_done(self, "ranked", output))
+            raise _nothing_ranked(self, output)
 
     def predict(  # type: ignore[override]
         self,
@@ -109,16 +105,13 @@ class PapaTrainer(L.Trainer):
         datamodule: L.LightningDataModule | None = None,
         ckpt_path: str | None = None,
         output: str | None = None,
-        weights_only: bool | None = None,
+        **safety: Any,
     ) -> None:
         """Write the predicted label and the probabilities of every example to a file.
 
         Args:
-            model: The task.
-            datamodule: Data module with data for prediction.
             ckpt_path: Checkpoint of the task.
             output: A .jsonl or .parquet file; None takes predictions.jsonl in the folder of the logs.
-            weights_only: Always true: a checkpoint that holds more than tensors and plain values is refused.
         """
         if output is not None:
             check_output("output", output)
@@ -130,7 +123,7 @@ class PapaTrainer(L.Trainer):
             datamodule=datamodule,
             ckpt_path=ckpt_path,
             return_predictions=False,
-            weights_only=_only_weights(weights_only),
+            weights_only=_only_weights(**safety),
         )
 
     def validate(  # type: ignore[override]
@@ -138,20 +131,15 @@ class PapaTrainer(L.Trainer):
         model: L.LightningModule | None = None,
         datamodule: L.LightningDataModule | None = None,
         ckpt_path: str | None = None,
-        weights_only: bool | None = None,
+        **safety: Any,
     ) -> Sequence[Mapping[str, float]]:
         """Score a task on its validation data.
 
-        Without Lightning's table: the command line prints one of its own.
-
         Args:
-            model: The task.
-            datamodule: Data module with validation data.
             ckpt_path: Checkpoint of the task.
-            weights_only: Always true: a checkpoint that holds more than tensors and plain values is refused.
         """
         return super().validate(
-            model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False, weights_only=_only_weights(weights_only)
+            model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False, weights_only=_only_weights(**safety)
         )
 
     def test(  # type: ignore[override]
@@ -159,35 +147,34 @@ class PapaTrainer(L.Trainer):
         model: L.LightningModule | None = None,
         datamodule: L.LightningDataModule | None = None,
         ckpt_path: str | None = None,
-        weights_only: bool | None = None,
+        **safety: Any,
     ) -> Sequence[Mapping[str, float]]:
         """Score a task on its test data.
 
-        Without Lightning's table: the command line prints one of its own.
-
         Args:
-            model: The task.
-            datamodule: Data module with test data.
             ckpt_path: Checkpoint of the task.
-            weights_only: Always true: a checkpoint that holds more than tensors and plain values is refused.
         """
         return super().test(
-            model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False, weights_only=_only_weights(weights_only)
+            model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False, weights_only=_only_weights(**safety)
         )
 
 
-def _nothing_done(trainer: PapaTrainer, done: str, output: str) -> str:
+def _nothing_ranked(trainer: PapaTrainer, output: str) -> PapaError:
     limits = ("max_epochs", "max_steps", "limit_train_batches")
     found = ", ".join(f"{name} is {getattr(trainer, name)}" for name in limits)
-    return (
-        f"nothing was {done}, and {output!r} is not written: no training began, because of {found}, or of a "
+    return PapaError(
+        f"nothing was ranked, and {output!r} is not written: no training began, because of {found}, or of a "
         "time limit: allow the trainer a step."
     )
 
 
-def _only_weights(asked: bool | None) -> bool:
-    """True: a checkpoint with more than tensors and plain values is never loaded."""
-    if asked is False:
+def _only_weights(weights_only: bool | None = None) -> bool:
+    """True, or an error.
+
+    Args:
+        weights_only: Always true: a checkpoint that holds more than tensors and plain values is refused.
+    """
+    if weights_only is False:
         raise PapaError(
             "weights_only is False, which lets a checkpoint run code: leave it out. Where you trust who wrote the "
             "checkpoint, open it in Python with torch.load(path, weights_only=False), save what are tensors and plain "

@@ -15,7 +15,7 @@ from papa_lightning import callbacks, datamodules, from_scratch, tasks  # noqa: 
 from papa_lightning.callbacks import CalibratingCallback
 from papa_lightning.cli.choices import ChoicesHelpFormatter
 from papa_lightning.cli.loggers import SaveRunConfig, default_loggers
-from papa_lightning.cli.summary import Stopwatch, summarize_fit, summarize_scores
+from papa_lightning.cli.summary import Stopwatch, fit_summary, score_summary
 from papa_lightning.cli.trainer import FILE_VERBS, PapaTrainer
 from papa_lightning.configuration import configuring
 from papa_lightning.criteria import list_ranking
@@ -82,8 +82,7 @@ class PapaCLI(LightningCLI):
     def _check_machines(self) -> None:
         """Refuse several machines without an address, for which Lightning would wait half an hour."""
         nodes = self._get(self.config_init, "trainer")["num_nodes"]
-        known = self.trainer.strategy.launcher is None or "MASTER_ADDR" in os.environ
-        if nodes > 1 and not known:
+        if nodes > 1 and self.trainer.strategy.launcher is not None and "MASTER_ADDR" not in os.environ:
             raise PapaError(
                 f"num_nodes is {nodes}, but nothing says which machines these are: start papa with torchrun or SLURM, "
                 "or set MASTER_ADDR, MASTER_PORT and NODE_RANK on each."
@@ -128,7 +127,7 @@ class PapaCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Print number of constant heads, score, times and paths."""
-        summary = summarize_fit(self.trainer, self.model)  # on every process: the log folder is broadcast
+        summary = fit_summary(self.trainer, self.model)  # on every process: the log folder is broadcast
         if summary is not None:
             rank_zero_only(tell)(summary)
 
@@ -141,22 +140,15 @@ class PapaCLI(LightningCLI):
 
     def after_validate(self) -> None:
         """Print the scores."""
-        rank_zero_only(tell)(summarize_scores(self.trainer, self.model, "val"))
+        rank_zero_only(tell)(score_summary(self.trainer, self.model, "val"))
 
     def after_test(self) -> None:
         """Print the scores."""
-        rank_zero_only(tell)(summarize_scores(self.trainer, self.model, "test"))
+        rank_zero_only(tell)(score_summary(self.trainer, self.model, "test"))
 
 
 def run_trainer(args: ArgsType) -> PapaCLI:
-    """Run a verb of the Trainer.
-
-    Args:
-        args: Its arguments, as for LightningCLI.
-
-    Returns:
-        The CLI object, with ``trainer``, ``model`` and ``datamodule`` as the verb left them.
-    """
+    """Run a verb of the Trainer; the CLI object has ``trainer``, ``model`` and ``datamodule`` as the verb left them."""
     return PapaCLI(
         trainer_class=PapaTrainer,
         trainer_defaults={"callbacks": [Stopwatch()]},
@@ -168,14 +160,7 @@ def run_trainer(args: ArgsType) -> PapaCLI:
 
 
 def check_checkpoint(path: str) -> None:
-    """Refuse a checkpoint that is missing, damaged, or could run code, before anything is created.
-
-    Args:
-        path: Path of a file, "last", or an address, which is checked when it is loaded.
-
-    Raises:
-        PapaError: When it cannot be used.
-    """
+    """Refuse a checkpoint that is missing, damaged, or could run code; "last" and addresses are checked when loaded."""
     if path == "best":
         raise PapaError("ckpt_path is 'best', which only the run that trained knows: pass the path of a checkpoint.")
     if Path(path).expanduser().is_dir():

@@ -20,9 +20,6 @@ def benchmark(*, output: str | None = None, **settings: Any) -> BenchmarkResult:
     Args:
         output: Folder for results, tables and figures; null only prints.
         settings: Fields of BenchmarkSettings.
-
-    Returns:
-        The measurements.
     """
     from papa_lightning.benchmark import BenchmarkSettings, format_result, run_benchmark, write_benchmark
 

@@ -18,9 +18,6 @@ def budget(*, output: str, **settings: Any) -> HeadBudget:
     Args:
         output: Folder for ranking, constants and budget; an existing one is resumed.
         settings: Fields of BudgetSettings.
-
-    Returns:
-        The budget.
     """
     from papa_lightning.study.budget.search import find_budget, format_budget
     from papa_lightning.study.budget.settings import BudgetSettings

@@ -25,9 +25,6 @@ def compact(
         rank: Rank of the heads that no profile describes.
         tolerance: Largest relative error of a head; heads beyond it are of low rank or stay matrices. Without one, all
             heads are profiles.
-
-    Returns:
-        The compact constants.
     """
     from papa_lightning.calibration import AttentionConstants, CompactConstants
     from papa_lightning.calibration.compact.constants import describe_compact

@@ -19,12 +19,6 @@ def configs(name: str | None = None, *, output: str | None = None, replace: bool
         name: Name of a configuration, such as sst2.yaml or study/demo.yaml; without one, all are listed.
         output: File to copy it to.
         replace: Replace an existing file.
-
-    Returns:
-        Names of the configurations that were listed, printed or copied.
-
-    Raises:
-        PapaError: For an unknown name, or an output that exists.
     """
     if name is None:
         if output is not None:

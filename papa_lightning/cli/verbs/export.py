@@ -16,9 +16,6 @@ def export(*, output: str, **settings: Any) -> Path:
     Args:
         output: The folder to make.
         settings: Fields of ExportSettings.
-
-    Returns:
-        Path of the folder.
     """
     from papa_lightning.export.folder import describe_export
     from papa_lightning.export.source import ExportSettings, export_source

@@ -23,20 +23,10 @@ def summary(function: Callable[..., object]) -> str:
 
 
 def parser_of(name: str) -> ArgumentParser:
-    """The parser of a verb.
-
-    Args:
-        name: Name of the verb.
-
-    Raises:
-        PapaError: When there is no such verb.
-    """
+    """The parser of a verb."""
     verb = VERBS[name]
     parser = ArgumentParser(
-        prog=f"papa {name}",
-        exit_on_error=False,
-        description=summary(verb),
-        formatter_class=ChoicesHelpFormatter,
+        prog=f"papa {name}", exit_on_error=False, description=summary(verb), formatter_class=ChoicesHelpFormatter
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the arguments; may be repeated")
     words = [one for one in inspect.signature(verb).parameters.values() if one.kind is one.POSITIONAL_OR_KEYWORD]
@@ -52,15 +42,7 @@ def parser_of(name: str) -> ArgumentParser:
 
 
 def run_verb(name: str, words: Sequence[str]) -> object:
-    """Run a verb.
-
-    Args:
-        name: Name of the verb.
-        words: The rest of the command line.
-
-    Returns:
-        What the verb returns.
-    """
+    """Run a verb with the rest of the command line."""
     parser = parser_of(name)
     arguments = parser.instantiate(parser.parse_args(list(words)))
     return VERBS[name](**{key: value for key, value in vars(arguments).items() if key != "config"})
@@ -68,11 +50,7 @@ def run_verb(name: str, words: Sequence[str]) -> object:
 
 @contextmanager
 def resumable(output: str) -> Iterator[None]:
-    """Say on Ctrl-C that the same command resumes.
-
-    Args:
-        output: Folder with what is finished.
-    """
+    """Say on Ctrl-C that the same command resumes."""
     try:
         yield
     except KeyboardInterrupt as stop:

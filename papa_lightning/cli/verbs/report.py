@@ -14,9 +14,6 @@ def report(folder: str) -> Path:
 
     Args:
         folder: Folder of the study.
-
-    Returns:
-        Path of the page.
     """
     from papa_lightning.study import write_kinds_report, write_report
     from papa_lightning.study.comparison.report import is_kinds_study

@@ -32,9 +32,6 @@ def study(
         dry_run: Only print what would be done, and its size.
         kinds: A study that trains variants of a model instead; without variants, there is none.
         settings: Fields of StudySettings.
-
-    Returns:
-        The table of results; with ``dry_run`` the plan.
     """
     from papa_lightning.study import StudySettings
     from papa_lightning.study.executors import check_num_workers
