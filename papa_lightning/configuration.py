@@ -28,11 +28,7 @@ _SHOW = "PAPA_DEBUG=1 shows the traceback"
 
 @contextmanager
 def configuring() -> Iterator[None]:
-    """Turn errors of the constructors that a configuration names into errors of the configuration.
-
-    Raises:
-        PapaError: With the message of the error, on one line.
-    """
+    """Turn errors of the constructors that a configuration names into a PapaError with their message, on one line."""
     try:
         yield
     except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
@@ -41,10 +37,7 @@ def configuring() -> Iterator[None]:
 
 
 def account(message: str) -> str:
-    """The message of an error of jsonargparse on one line: key, value and expected types.
-
-    Args:
-        message: Message of an error of jsonargparse; any other is joined to one line.
+    """The message of an error of jsonargparse on one line: key, value and expected types; others are only joined.
 
     Example:
         >>> account('''Parser key "trainer.max_epochs":

@@ -47,12 +47,7 @@ RULES: Mapping[Scheme, Rules] = {
 
 
 def matches(patterns: frozenset[str], before: str, tag: str) -> bool:
-    """Whether two neighbouring tags match a pattern of `Rules`.
-
-    Example:
-        >>> matches(RULES["IOB2"].goes_on, "B-PER", "I-PER"), matches(RULES["IOB2"].goes_on, "B-PER", "I-LOC")
-        (True, False)
-    """
+    """Whether two neighbouring tags match a pattern of `Rules`."""
     kinds = "=" if before[2:] == tag[2:] else "!"
     return any(
         all(sign in (found, "*") for sign, found in zip(pattern, (before[0], tag[0], kinds), strict=True))
@@ -66,22 +61,14 @@ def is_tag(name: str, marks: str) -> bool:
 
 
 def scheme_of(label_names: Sequence[str]) -> Scheme | None:
-    """Scheme of tags, recognised by their names.
+    """Scheme of tags, recognised by their names; None for names of no scheme or of several.
 
     With B- and I- alone it is IOB2 if each kind has B-, and IOB1 if each has I-; IOBES and BILOU have B- and E- (L-)
     for the same kinds, and S- (U-).
 
-    Args:
-        label_names: Names of the tags.
-
-    Returns:
-        The scheme, None for names of no scheme or of several.
-
     Example:
         >>> scheme_of(("O", "B-PER", "I-PER")), scheme_of(("O", "I-PER", "I-LOC", "B-LOC")), scheme_of(("O", "I-PER"))
         ('IOB2', 'IOB1', 'IO')
-        >>> scheme_of(("O", "S-PER", "B-PER", "E-PER")), scheme_of(("NOUN", "VERB")), scheme_of(("O", "B-PER", "E-PER"))
-        ('IOBES', None, None)
     """
     if not all(is_tag(name, "BIESLU") for name in label_names):
         return None
@@ -101,12 +88,7 @@ def scheme_of(label_names: Sequence[str]) -> Scheme | None:
 
 
 def looks_tagged(label_names: Sequence[str]) -> bool:
-    """Whether names look like tags of entities: O, and others that begin with a capital letter and a hyphen.
-
-    Example:
-        >>> looks_tagged(("O", "B-PER", "E-PER")), looks_tagged(("O", "other")), looks_tagged(("NOUN", "VERB"))
-        (True, False, False)
-    """
+    """Whether names look like tags of entities: O, and others that begin with a capital letter and a hyphen."""
     others = [name for name in label_names if name != OUTSIDE]
     return len(others) < len(label_names) and bool(others) and all(is_tag(name, name[:1].upper()) for name in others)
 
@@ -120,10 +102,7 @@ class Entity(NamedTuple):
 
 
 def read_entities(tags: Sequence[str]) -> list[Entity]:
-    """Read entities, also from tags that break their scheme: a tag that continues nothing begins an entity.
-
-    Args:
-        tags: Tags of one sentence, of any scheme.
+    """Entities of a sentence, also from tags that break their scheme: a tag that continues nothing begins an entity.
 
     Example:
         >>> read_entities(["I-PER", "I-PER", "B-PER", "O", "S-LOC"])
@@ -150,18 +129,11 @@ _MARKS: Mapping[Scheme, tuple[str, str, str]] = {
 
 
 def write_entities(entities: Sequence[Entity], length: int, scheme: Scheme) -> list[str]:
-    """Write entities as tags.
-
-    Args:
-        entities: Entities in the order of their words.
-        length: Number of words of the sentence.
-        scheme: Scheme of the tags.
+    """Tags of a sentence of `length` words, from its entities in order.
 
     Example:
         >>> write_entities([Entity(0, 2, "PER"), Entity(2, 3, "PER")], 4, "IOBES")
         ['B-PER', 'E-PER', 'S-PER', 'O']
-        >>> write_entities([Entity(0, 2, "PER"), Entity(2, 3, "PER")], 4, "IOB1")
-        ['I-PER', 'I-PER', 'B-PER', 'O']
     """
     tags = [OUTSIDE] * length
     for start, stop, kind in entities:
@@ -174,23 +146,9 @@ def write_entities(entities: Sequence[Entity], length: int, scheme: Scheme) -> l
 
 
 def fit_tags(tags: Sequence[str], kept: Sequence[int], scheme: Scheme) -> list[str]:
-    """Tags of the words that are left of a sentence; the rest of an entity remains an entity.
-
-    Args:
-        tags: Tags of all words.
-        kept: Numbers of the words that are left, in their order.
-        scheme: Scheme of the tags that are returned.
-
-    Returns:
-        One tag for each word that is left.
-
-    Example:
-        >>> fit_tags(["B-LOC", "I-LOC", "O"], [1, 2], "IOB2")
-        ['B-LOC', 'O']
-    """
+    """Tags of the words that are left of a sentence, `kept` by number; the rest of an entity remains an entity."""
     left: list[Entity] = []
     for start, stop, kind in read_entities(tags):
-        places = [place for place, word in enumerate(kept) if start <= word < stop]
-        if places:
+        if places := [place for place, word in enumerate(kept) if start <= word < stop]:
             left.append(Entity(places[0], places[-1] + 1, kind))
     return write_entities(left, len(kept), scheme)

@@ -234,9 +234,6 @@ class TaskDataModule(LightningDataModule, ABC):
 
         Args:
             stage: "fit", "validate", "test", "predict", or None for all of them.
-
-        Raises:
-            DataError: See the class.
         """
         roles = self._resolve(stage)
         for role, used in roles.items():

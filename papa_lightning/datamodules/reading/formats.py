@@ -8,6 +8,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import reduce
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
@@ -158,14 +159,9 @@ def _parse(path: Path, place: str, text: str) -> Any:
         raise unreadable(path, f"{place} is not JSON ({error.msg}, {where}){hint}") from error
     except (ValueError, RecursionError) as error:  # numbers of thousands of digits, deep nesting
         raise unreadable(path, f"{place} is not JSON that can be read ({type(error).__name__}: {error})") from error
-    if re.search(r"\\u[dD][89a-fA-F]", text) and _half_characters(found):
+    if re.search(r"\\u[dD][89a-fA-F]", text) and re.search("[\ud800-\udfff]", json.dumps(found, ensure_ascii=False)):
         raise unreadable(path, f"{place} holds half a character (\\ud800 to \\udfff without its other half)")
     return found
-
-
-def _half_characters(value: Any) -> bool:
-    """Whether any text in a value of JSON cannot be written in UTF-8."""
-    return re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False)) is not None
 
 
 def _checked(path: Path, place: str, row: Any) -> Row:
@@ -200,9 +196,7 @@ def _typed_json_rows(path: Path, types: Features) -> Iterator[Row]:
 def _type_of(value: Any) -> pa.DataType | None:
     """Type of a value of JSON; None where no column of one type can hold it."""
     if isinstance(value, list):
-        entry: pa.DataType | None = pa.null()
-        for one in value:
-            entry = _joint(entry, _type_of(one))
+        entry = reduce(_joint, map(_type_of, value), pa.null())
         return None if entry is None else pa.list_(entry)
     if isinstance(value, int) and not isinstance(value, bool):
         return pa.int64() if value in _INT64 else None

@@ -32,7 +32,7 @@ PADDING = -1
 def plain_slots(length: int, max_length: int) -> list[int]:
     """Slots of n tokens, with padding at the end: slot t takes token t for t < min(n, T)."""
     kept = min(length, max_length)
-    return [*range(kept), *_padding(max_length - kept)]
+    return [*range(kept), *[PADDING] * (max_length - kept)]
 
 
 def token_slots(input_ids: Sequence[int], separator_id: int, max_length: int) -> list[int]:
@@ -46,7 +46,7 @@ def token_slots(input_ids: Sequence[int], separator_id: int, max_length: int) ->
     """
     final = _final_separator(input_ids, separator_id)
     kept = min(final, max_length - 1)
-    return [*range(kept), *_padding(max_length - 1 - kept), final]
+    return [*range(kept), *[PADDING] * (max_length - 1 - kept), final]
 
 
 def segment_slots(
@@ -73,7 +73,7 @@ def segment_slots(
     left = range(min(first, middle))
     right = range(first, min(final, first + max_length - 1 - middle))
     gap_left, gap_right = middle - len(left), max_length - 1 - middle - len(right)
-    return [*left, *_padding(gap_left), *right, *_padding(gap_right), final]
+    return [*left, *[PADDING] * gap_left, *right, *[PADDING] * gap_right, final]
 
 
 def place(column: Sequence[int], slots: Sequence[int], fill: int) -> list[int]:
@@ -100,11 +100,6 @@ def cut_padding(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     batch = default_collate(list(rows))
     longest = int(batch["attention_mask"].sum(dim=1).max())
     return {name: values[:, :longest] if values.dim() == 2 else values for name, values in batch.items()}
-
-
-def _padding(count: int) -> list[int]:
-    """Empty slots."""
-    return [PADDING] * count
 
 
 def _final_separator(input_ids: Sequence[int], separator_id: int) -> int:

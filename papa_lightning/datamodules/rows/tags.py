@@ -17,13 +17,8 @@ def word_lists(values: Sequence[Any], rows: Sequence[int], column: str, source: 
             raise row_error(source, row, column, "is empty", "give the row a text, or remove it")
         for number, word in enumerate(words, start=1):
             if not isinstance(word, str) or not word:
-                raise row_error(
-                    source,
-                    row,
-                    column,
-                    f"has {word!r} as word {number}",
-                    "write a word there, or remove it and its tag",
-                )
+                remedy = "write a word there, or remove it and its tag"
+                raise row_error(source, row, column, f"has {word!r} as word {number}", remedy)
         found.append(words)
     return found
 
@@ -41,13 +36,8 @@ def tag_ids(
     for value, row_words, row in zip(values, words, rows, strict=True):
         tags = _cells(value, row, columns[1], source, "tags")
         if len(tags) != len(row_words):
-            raise row_error(
-                source,
-                row,
-                columns[1],
-                f"has {len(tags)} tags, but column {columns[0]!r} has {len(row_words)} words",
-                "give every word one tag",
-            )
+            wrong = f"has {len(tags)} tags, but column {columns[0]!r} has {len(row_words)} words"
+            raise row_error(source, row, columns[1], wrong, "give every word one tag")
         ids = [label_id(tag, label_names) for tag in tags]
         if None in ids:
             number = ids.index(None)
