@@ -88,9 +88,9 @@ def origin(error: BaseException) -> Origin:
     text, sent = str(error), getattr(error.__cause__, "tb", None)
     kind, meant = type(error).__name__, isinstance(error, PapaError)
     if isinstance(sent, str) and _TRACEBACK in sent:  # from a pool of processes: only the traceback is text
-        frames = _frames(sent)
+        frames, *_ = _sent(sent)
     elif _TRACEBACK in text:  # from a data loader's worker, a forked rank, Ray: all is text
-        frames, (kind, text) = _frames(text), _last(text)
+        frames, kind, text = _sent(text)
         meant = meant or isinstance(getattr(exceptions, kind, None), type)
     return Origin(kind, _one_line(text), frames, meant)
 
@@ -129,18 +129,13 @@ def closing(words: object) -> Iterator[None]:
             _flush()  # of --help
         except OSError as error:
             _leave(error, None)
-        _leave(stop, _signal(stop))
+        # Lightning turns signals into exits, which could pass for success.
+        ended = INTERRUPTED if isinstance(stop.__context__, KeyboardInterrupt) else None
+        _leave(stop, TERMINATED if isinstance(stop, SIGTERMException) else ended)
     except BaseException as error:
         if os.environ.get("PAPA_DEBUG") == "1" or not isinstance(error, (Exception, KeyboardInterrupt)):
             raise
         _leave(error, INTERRUPTED if isinstance(error, KeyboardInterrupt) else None, words)
-
-
-def _signal(stop: SystemExit) -> int | None:
-    """Exit code of a signal that Lightning turned into an exit, which could pass for success."""
-    if isinstance(stop, SIGTERMException):
-        return TERMINATED
-    return INTERRUPTED if isinstance(stop.__context__, KeyboardInterrupt) else None
 
 
 def _leave(error: BaseException, signal: int | None, words: object = None) -> NoReturn:
@@ -203,20 +198,14 @@ def _flush() -> None:
         raise
 
 
-def _frames(text: str) -> list[tuple[str, int, str]]:
-    """The frames of the last traceback in a text."""
-    last = text[text.rindex(_TRACEBACK) :]
-    matches = (_FRAME.match(line) for line in last.splitlines())
-    return [(match.group(1), int(match.group(2)), match.group(3) or "") for match in matches if match]
-
-
-def _last(text: str) -> tuple[str, str]:
-    """Class and message of the last traceback in a text: the lines after its frames, which are indented."""
+def _sent(text: str) -> tuple[list[tuple[str, int, str]], str, str]:
+    """Frames, class and message of the last traceback in a text; the message follows the frames, without indent."""
     lines = text[text.rindex(_TRACEBACK) :].strip().splitlines()
-    end = max(number for number, line in enumerate(lines) if number == 0 or _FRAME.match(line))
-    rest = [line for line in lines[end + 1 :] if not line.startswith("    ")]
+    matches = {number: match for number, line in enumerate(lines) if (match := _FRAME.match(line))}
+    frames = [(match[1], int(match[2]), match[3] or "") for match in matches.values()]
+    rest = [line for line in lines[max(matches, default=0) + 1 :] if not line.startswith("    ")]
     kind, _, message = "\n".join(rest).partition(": ")
-    return kind.rpartition(".")[2].strip(), message
+    return frames, kind.rpartition(".")[2].strip(), message
 
 
 def _is_outer(kind: str) -> bool:

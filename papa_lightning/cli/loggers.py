@@ -16,10 +16,8 @@ def default_loggers(folder: str) -> list[Logger]:
     Lightning's default is only one of the two.
     """
     first = _ReservingCSVLogger(folder)
-    loggers: list[Logger] = [first]
-    if find_spec("tensorboard") or find_spec("tensorboardX"):
-        loggers.append(_TensorBoardBeside(folder, first))
-    return loggers
+    installed = find_spec("tensorboard") or find_spec("tensorboardX")
+    return [first, _TensorBoardBeside(folder, first)] if installed else [first]
 
 
 class _ReservingCSVLogger(CSVLogger):
