@@ -167,16 +167,14 @@ def _report(error: BaseException, words: object) -> str:
     found = origin(error)
     file, line, _ = found.frames[-1]
     fault = f"{found.kind}: {found.message} ({Path(file).relative_to(_HERE)}:{line})"
+    said = f"papa: a fault of papa_lightning, not of the input: {fault}\nPlease report it, with"
     try:
         handle, path = tempfile.mkstemp(prefix="papa-fault-", suffix=".txt")
         with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as report:
             report.write(f"{command}\n\n{facts}\n\n{whole}")
     except OSError:  # no room, or nowhere to write
-        return f"{whole}papa: a fault of papa_lightning, not of the input: {fault}\nPlease report it, with these lines."
-    return (
-        f"papa: a fault of papa_lightning, not of the input: {fault}\n"
-        f"Please report it, with {path}: command, versions and traceback are in it ({_SHOW} here)."
-    )
+        return f"{whole}{said} these lines."
+    return f"{said} {path}: command, versions and traceback are in it ({_SHOW} here)."
 
 
 def _say(text: str) -> None:

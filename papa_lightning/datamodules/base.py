@@ -10,7 +10,7 @@ from datasets import Dataset, List, Value
 from torch.utils.data import DataLoader, default_collate
 from transformers import PreTrainedTokenizerBase
 
-from papa_lightning.checks import as_text, check_choice, check_processes, whole
+from papa_lightning.checks import as_text, check_choice, check_processes, maybe, whole
 from papa_lightning.datamodules.parts import ROLES, Role, batch_loader
 from papa_lightning.datamodules.reading.files import find_split_files, load_hub, missing_split, read_split
 from papa_lightning.datamodules.reading.formats import READERS
@@ -282,14 +282,12 @@ class TaskDataModule(LightningDataModule, ABC):
         for name in ("batch_size", "eval_batch_size"):
             whole(1)(name, getattr(self, name))
         for name in ("max_train_examples", "max_eval_examples"):
-            if getattr(self, name) is not None:
-                whole(1)(name, getattr(self, name))
+            maybe(whole(1))(name, getattr(self, name))
         check_processes("num_workers", self.num_workers, 0)
         if self.num_proc is not None:
             check_processes("num_proc", self.num_proc, 1)
-        check_choice("layout", self.layout, get_args(Layout))
-        check_choice("preset", self.preset, get_args(Preset))
-        check_choice("padding", self.padding, get_args(Padding))
+        for name, choices in (("layout", Layout), ("preset", Preset), ("padding", Padding)):
+            check_choice(name, getattr(self, name), get_args(choices))
         check_padding(self.padding, self.layout)
 
     def _resolve(self, stage: str | None) -> dict[Role, tuple[str, ...]]:
