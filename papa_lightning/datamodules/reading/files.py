@@ -121,7 +121,12 @@ def _explained(path: Path, error: BaseException) -> DataError:
 
 
 def first_line(error: BaseException) -> str:
-    """First line of an error's message, without the full stop; its type if it has no message."""
+    r"""First line of an error's message, without the full stop; its type if it has no message.
+
+    Example:
+        >>> first_line(OSError("No such file.\nMore words.")), first_line(OSError())
+        ('No such file', 'OSError')
+    """
     return str(error).strip().partition("\n")[0].rstrip(" .:") or type(error).__name__
 
 

@@ -102,7 +102,12 @@ def class_names(feature: Any, label_names: Sequence[str]) -> list[str] | None:
 
 
 def named(values: Sequence[Any], names: Sequence[str] | None) -> Sequence[Any]:
-    """Replace numbers by names, also in lists; other values stay."""
+    """Replace numbers by names, also in lists; other values stay.
+
+    Example:
+        >>> named([[1, 0], [-1]], ["VERB", "NOUN"])
+        [['NOUN', 'VERB'], [-1]]
+    """
     if names is None:
         return values
     return [
