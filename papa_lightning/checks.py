@@ -88,11 +88,9 @@ def whole(least: int = 0, most: int = LARGEST) -> Check:
 
     def check(name: str, value: object) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            refuse(
-                name,
-                value,
-                f"a whole number, at least {least}" if most == LARGEST else f"a whole number from {least} to {most}",
-            )
+            too_large = isinstance(value, int) and value > most
+            ends = f" from {least} to {most}" if too_large or most < LARGEST else f", at least {least}"
+            refuse(name, value, f"a whole number{ends}")
         return value
 
     return check
