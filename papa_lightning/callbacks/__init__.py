@@ -1,7 +1,7 @@
 """Callbacks: when an encoder is calibrated, swapped, trained and shown, in a Lightning project that exists already.
 
-One file a callback; what several share is in ``calibrating``. May import the rooms below, among them ``tasks``, and is
-imported by ``criteria``, ``study`` and ``cli``. A new callback gets a file, and a line here.
+One file a callback; what several share is in ``calibrating``. May import ``lightning_project``, ``figures`` and
+the rooms below; is imported by ``tasks`` and above. A new callback gets a file, and a line here.
 """
 
 from papa_lightning.callbacks.attention_images import AttentionImages

@@ -1,11 +1,12 @@
 """The callback that trains a swapped encoder to stay near the original one."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import wraps
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
@@ -15,10 +16,61 @@ from papa_lightning.encoders import restore_attention
 from papa_lightning.encoders.loading import load_encoder
 from papa_lightning.errors import PapaError
 from papa_lightning.lightning_project.encoder import discover_encoder, make_late_encoder
-from papa_lightning.tasks.distillation import Teacher, check_learns
 
 #: Marks the ``training_step`` of this callback, and holds the one that the instance had before.
 _BEFORE = "papa_before"
+
+
+def hidden_state_distance(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor | None) -> Tensor:
+    r"""Mean squared error of hidden states, :math:`\frac1L \sum_l \mathrm{mean}\,(S_l - T_l)^2` over real tokens.
+
+    Args:
+        student: L tensors (B, T, d), one a level.
+        teacher: The same of the original encoder.
+        mask: (B, T), true for a real token, or None.
+
+    Example:
+        >>> states = [torch.tensor([[[1.0], [9.0]]]), torch.tensor([[[3.0], [9.0]]])]
+        >>> hidden_state_distance(states, [torch.zeros(1, 2, 1)] * 2, torch.tensor([[1, 0]]))
+        tensor(5.)
+    """
+    real = slice(None) if mask is None else mask.bool()
+    levels = [(own.float() - other.float())[real].square().mean() for own, other in zip(student, teacher, strict=True)]
+    return torch.stack(levels).mean()
+
+
+class Teacher:
+    """The original encoder, frozen and in evaluation mode, beside a module that trains the swapped one.
+
+    A second copy of the weights, because fine-tuning changes those of the first. No submodule of the trained module, so
+    it is in no checkpoint and DDP does not see it.
+    """
+
+    def __init__(self, encoder: PreTrainedModel) -> None:
+        self.encoder = encoder
+        self.encoder.requires_grad_(False)
+        self.encoder.train(False)
+        self._distances: list[Tensor] = []
+
+    def move_to(self, student: PreTrainedModel, device: torch.device) -> None:
+        """Move the original to a device, in the dtype of the trained encoder."""
+        cast(nn.Module, self.encoder).to(device=device, dtype=student.dtype)
+
+    def compare(self, inputs: Mapping[str, Any], student: Sequence[Tensor]) -> None:
+        """Note the distance of L + 1 hidden states of a batch from the original ones, over all but the embeddings."""
+        with torch.no_grad():
+            teacher = self.encoder(**{**inputs, "output_hidden_states": True, "return_dict": True}).hidden_states
+        self._distances.append(hidden_state_distance(student[1:], teacher[1:], inputs.get("attention_mask")))
+
+    def take(self) -> Tensor:
+        """Mean distance of the batches compared since the last call."""
+        distances, self._distances = self._distances, []
+        if not distances:
+            raise PapaError(
+                "the training step has not called the encoder, so there is nothing to distil: name the one "
+                "that it trains with encoder=..., or leave distillation out."
+            )
+        return torch.stack(distances).mean()
 
 
 class Distillation(Callback):
@@ -26,9 +78,9 @@ class Distillation(Callback):
 
     For encoders whose attention another callback swaps: the loss becomes ``loss + weight * distance``, where the
     distance, logged as ``train/distillation``, is the mean squared error of
-    :func:`~papa_lightning.tasks.distillation.hidden_state_distance` over real tokens and all levels but the embeddings.
-    The original is held in memory too, on the device of the module, but in no checkpoint, and runs beside the encoder
-    in training. The tasks of papa_lightning do the same with their argument ``distillation``.
+    :func:`~papa_lightning.callbacks.distillation.hidden_state_distance` over real tokens and all levels but the
+    embeddings. The original is held in memory too, on the device of the module, but in no checkpoint, and runs beside
+    the encoder in training. The tasks of papa_lightning add it if their argument ``distillation`` is above 0.
 
     Args:
         weight: Weight of the distance in the loss.
@@ -71,7 +123,11 @@ class Distillation(Callback):
         """Watch the encoder, and let the training step of this module add the distance to its loss."""
         student, teacher = discover_encoder(pl_module, self.encoder), self._teacher
         assert teacher is not None, "setup makes the teacher"
-        check_learns(student, f"the weight of Distillation is {self.weight}", "leave the callback out")
+        if not any(parameter.requires_grad for parameter in student.parameters()):
+            raise PapaError(
+                f"the weight of distillation is {self.weight}, but nothing in the encoder learns: swap its attention "
+                "to a kind with parameters, or fine-tune it, or leave distillation out."
+            )
         if not pl_module.automatic_optimization:
             raise PapaError(
                 f"automatic_optimization of {type(pl_module).__name__} is False, so Distillation cannot add to the "

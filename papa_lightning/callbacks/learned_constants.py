@@ -1,109 +1,164 @@
-"""The callback that makes heads constant and trains their constants."""
+"""The callback that trains the constants of swapped heads."""
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-from transformers import PreTrainedModel
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from papa_lightning.attention import MatrixHeads, TokenMixer
-from papa_lightning.callbacks.calibrating import check_rate, refuse_sharding
-from papa_lightning.callbacks.constant_attention import ConstantAttention
-from papa_lightning.either_lightning import L
-from papa_lightning.encoders import HeadSelection, swapped_layers
+from papa_lightning.attention.functional import EPS, accumulation_dtype
+from papa_lightning.attention.zero_mass import first_zero_of_diagonal
+from papa_lightning.callbacks.calibrating import CalibratingCallback, check_rate, refuse_sharding
+from papa_lightning.either_lightning import Callback, L
+from papa_lightning.encoders import swapped_layers
 from papa_lightning.errors import PapaError
-from papa_lightning.lightning_project.encoder import discover_encoder
-from papa_lightning.tasks.regimes import (
-    drop_unknown_gradients,
-    learning_constants,
-    learning_mixers,
-    note_certain_length,
-    project_constants,
-)
+from papa_lightning.lightning_project.encoder import averaged_copies, discover_encoder, make_late_encoder
+from papa_lightning.lightning_project.optimizers import forget_groups, keep_apart, set_up_groups
 
 
-class LearnedConstants(ConstantAttention):
-    """Make heads constant as :class:`~papa_lightning.ConstantAttention` does, and let their constants learn.
+class LearnedConstants(Callback):
+    """Train the constants that another callback, usually ConstantAttention, gives to the heads of an encoder.
 
-    The constants start from the average and are a parameter group of their own, without weight decay. They stay
-    distributions: after every batch each row is cut at 0 and divided by its sum. Rows of which calibration saw nothing
-    stay 0. Use it in place of ConstantAttention; the encoder may be frozen. The tasks of papa_lightning do the same in
-    the regimes with ``constants`` in their names.
+    The constants become a parameter group of their own, without weight decay. They stay distributions: after every
+    optimizer step each row is cut at 0 and divided by its sum. Rows of which calibration saw nothing stay 0. The
+    encoder may be frozen. Encoders that the module has swapped itself work too. The tasks of papa_lightning add this
+    callback in the regimes with ``constants`` in their names.
 
     Args:
-        max_length: T, the longest sequence; as in ConstantAttention.
-        heads: The heads that become constant; as in ConstantAttention.
-        ranking: Path of a :class:`~papa_lightning.HeadRanking` file.
         learning_rate: Learning rate of the constants, whose entries are of the order 1/T. None takes that of the
             optimizer's first group.
-        constants: Path of a constants file to start from instead of calibrating.
         encoder: Attribute that holds the encoder, when the module has several.
-        batch_size: Sequences a batch of the calibration pass; None takes that of the train loader.
-        save_constants: Write the constants of the pass to ``constants.safetensors`` in the logger's folder.
 
     Raises:
-        PapaError: For invalid arguments, strategies that shard the encoder, and heads that have no constants.
+        PapaError: For invalid arguments. When the fit starts: for strategies that shard the encoder, and for an encoder
+            without constants.
 
     Example:
         >>> from lightning import Trainer
-        >>> trainer = Trainer(callbacks=[LearnedConstants(max_length=64, learning_rate=1e-3)], logger=False)
+        >>> from papa_lightning import ConstantAttention
+        >>> callbacks = [ConstantAttention(max_length=64), LearnedConstants(learning_rate=1e-3)]
+        >>> trainer = Trainer(callbacks=callbacks, logger=False)
     """
 
-    def __init__(
-        self,
-        max_length: int | None = None,
-        heads: HeadSelection = "all",
-        ranking: str | None = None,
-        learning_rate: float | None = None,
-        constants: str | None = None,
-        encoder: str | None = None,
-        batch_size: int | None = None,
-        save_constants: bool = True,
-    ) -> None:
-        super().__init__(max_length, heads, ranking, constants, encoder, batch_size, save_constants)
-        self.learning_rate = check_rate(learning_rate)
+    def __init__(self, learning_rate: float | None = None, encoder: str | None = None) -> None:
+        self.learning_rate, self.encoder = check_rate(learning_rate), encoder
+        self._mixers: list[MatrixHeads] = []
+        self._hooks: list[RemovableHandle] = []
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Swap the encoder; refuse strategies that would shard the constants."""
+        """Make the constants parameters, before DDP wraps the module and the optimizers are made."""
+        if stage != "fit":
+            return
         parts = "the constants, so that their rows cannot be kept distributions"
         refuse_sharding(trainer, parts, "train them on one device or with strategy ddp")
-        super().setup(trainer, pl_module, stage)
+        make_late_encoder(trainer, pl_module)
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        for later in callbacks[callbacks.index(self) + 1 :]:
+            if isinstance(later, CalibratingCallback):
+                later.setup(trainer, pl_module, stage)  # the heads have to be swapped by now; it can be called twice
+        for module in (pl_module, *averaged_copies(trainer, pl_module)):
+            train_constants(discover_encoder(module, self.encoder), self.learning_rate)
 
-    def swap(self, encoder: PreTrainedModel, max_length: int) -> None:
-        """Swap to kind "constant", with constants that are parameters; see :meth:`CalibratingCallback.swap`."""
-        super().swap(encoder, max_length)
-        mixers = learning_mixers(swapped_layers(encoder))
-        if not mixers:
-            raise PapaError(f"heads is {self.heads!r}, so there are no constants that could learn: choose some heads.")
-        for mixer in mixers:
-            if not isinstance(mixer.constants, torch.nn.Parameter):
-                mixer.learn_constants()
-
-    def own_parameters(self, layer: TokenMixer) -> Iterable[str]:
-        """The constants; see :meth:`CalibratingCallback.own_parameters`."""
-        return learning_constants(layer)
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Set up the parameter group, and refuse an encoder without constants."""
+        if not learning_mixers(discover_encoder(pl_module, self.encoder)):
+            raise PapaError(
+                "the encoder has no constant heads, so there are no constants that LearnedConstants could train: add "
+                "the callback ConstantAttention, with heads other than none."
+            )
+        set_up_groups(trainer, pl_module)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Calibrate, unless there are constants already, and divide their rows by their sums."""
-        super().on_train_start(trainer, pl_module)
-        if not self._restored:  # a resumed run goes on with the same numbers, to the last bit
-            project_constants(self._mixers(pl_module))
+        """Let every optimizer end its steps with rows that are distributions, before any other callback sees them."""
+        self._remove_hooks()  # a finder of learning rates runs the start of training more than once
+        self._mixers = learning_mixers(discover_encoder(pl_module, self.encoder))
+        self._hooks = [
+            optimizer.register_step_post_hook(lambda *_: project_constants(self._mixers))
+            for optimizer in trainer.optimizers
+        ]
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Divide the rows by their sums before the first step; all callbacks have calibrated by now."""
+        if trainer.global_step == 0:  # a resumed run goes on with the same numbers, to the last bit
+            project_constants(self._mixers)
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """Keep rows of constants that calibration never saw unchanged."""
-        drop_unknown_gradients(self._mixers(pl_module))
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Make the rows of the constants distributions again."""
-        project_constants(self._mixers(pl_module))
+        drop_unknown_gradients(self._mixers)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Look again at which positions have a weight on themselves."""
-        note_certain_length(self._mixers(pl_module))
+        """Look again at which positions have a weight on themselves, because learning may have taken it away."""
+        for mixer in self._mixers:
+            mixer.certain_length = first_zero_of_diagonal(mixer.constants.detach())
 
-    def _mixers(self, pl_module: L.LightningModule) -> list[MatrixHeads]:
-        return learning_mixers(swapped_layers(discover_encoder(pl_module, self.encoder)))
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Let go of the optimizers and of the parameter group."""
+        self._remove_hooks()
+        self._mixers = []
+        forget_groups(pl_module)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Do the same after an error, when the Trainer calls no teardown."""
+        self.teardown(trainer, pl_module, "fit")
+
+    def _remove_hooks(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+
+def learning_mixers(encoder: nn.Module) -> list[MatrixHeads]:
+    """Swapped layers with constants that can learn; an empty parameter would get no gradient and stop DDP."""
+    return [mixer for mixer in swapped_layers(encoder) if isinstance(mixer, MatrixHeads) and mixer.constants.numel()]
+
+
+def train_constants(encoder: nn.Module, learning_rate: float | None) -> None:
+    """Make the constants of an encoder parameters, with a parameter group at this rate, None for that of the rest."""
+    mixers: list[TokenMixer] = [*learning_mixers(encoder)]
+    for mixer in mixers:
+        if not isinstance(mixer.constants, nn.Parameter):
+            mixer.learn_constants()
+    keep_apart(encoder, lambda layer: ("constants",) if layer in mixers else (), learning_rate)
+
+
+def project_rows(constants: Tensor) -> Tensor:
+    r"""Make every row a distribution, :math:`C_{ij} \leftarrow \max(C_{ij}, 0) / \sum_k \max(C_{ik}, 0)`, (..., T, T).
+
+    Dividing changes nothing that the encoder computes, because constant attention divides each row by its mass over the
+    real tokens anyway. A row of zeros, whose query calibration never saw, stays; one whose entries have all fallen
+    below 0 starts again from equal weights for the keys that it had.
+
+    Example:
+        >>> project_rows(torch.tensor([[3.0, -1.0, 1.0], [0.0, 0.0, 0.0], [-2.0, -1.0, 0.0]]))
+        tensor([[0.7500, 0.0000, 0.2500],
+                [0.0000, 0.0000, 0.0000],
+                [0.5000, 0.5000, 0.0000]])
+    """
+    exact = constants.to(accumulation_dtype(constants.dtype))
+    kept = exact.clamp_min(0.0)
+    fallen = kept.sum(dim=-1, keepdim=True) <= EPS
+    kept = torch.where(fallen, (exact != 0).to(exact.dtype), kept)
+    return (kept / kept.sum(dim=-1, keepdim=True).clamp_min(EPS)).to(constants.dtype)
+
+
+@torch.no_grad()
+def project_constants(mixers: Sequence[MatrixHeads]) -> None:
+    """Apply :func:`project_rows` to the constants of the given layers, in place, within the reach of each layer."""
+    for mixer in mixers:
+        mixer.constants.copy_(project_rows(mixer.reach.cut(mixer.constants)))
+
+
+@torch.no_grad()
+def drop_unknown_gradients(mixers: Sequence[MatrixHeads]) -> None:
+    """Set the gradient of rows of zeros to 0.
+
+    Constant attention divides such a row by the smallest number that it allows, so that its gradient is huge and says
+    nothing; clipping by norm would then silence all others.
+    """
+    for mixer in mixers:
+        if mixer.constants.grad is not None:
+            unknown = (mixer.constants == 0).all(dim=-1, keepdim=True)
+            mixer.constants.grad.masked_fill_(unknown, 0.0)

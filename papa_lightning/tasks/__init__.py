@@ -1,6 +1,6 @@
 """Tasks: LightningModules with a pretrained encoder and a probe on its hidden states.
 
-May import ``lightning_project`` and the rooms below; is imported by ``callbacks`` and above. A new task derives from
+May import ``callbacks`` and the rooms below; is imported by ``from_scratch`` and above. A new task derives from
 ``EncoderTask``, or from the nearest task, in a file of its own, with a line here.
 """
 

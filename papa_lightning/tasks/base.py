@@ -11,7 +11,10 @@ from torchmetrics import MetricCollection
 from transformers import PreTrainedModel
 
 from papa_lightning.calibration import AttentionConstants
+from papa_lightning.callbacks.distillation import Distillation
+from papa_lightning.callbacks.learned_constants import LearnedConstants
 from papa_lightning.checks import check_choice
+from papa_lightning.either_lightning import Callback
 from papa_lightning.encoders import (
     HeadSelection,
     accepted_inputs,
@@ -24,8 +27,7 @@ from papa_lightning.encoders import (
 from papa_lightning.encoders.loading import load_encoder
 from papa_lightning.errors import PapaError
 from papa_lightning.ranking import HeadRanking
-from papa_lightning.tasks.batch_checks import check_inputs, main_input
-from papa_lightning.tasks.distillation import Teacher, check_learns
+from papa_lightning.tasks.batch_checks import check_inputs
 from papa_lightning.tasks.evaluation import EvaluatedTask
 from papa_lightning.tasks.recipe import Recipe, Schedule
 from papa_lightning.tasks.regimes import LearningTask, Regime
@@ -57,9 +59,8 @@ class EncoderTask(LearningTask, EvaluatedTask):
     ``"constants"``           frozen  frozen    learn; start from a trained probe's checkpoint
     ========================= ======= ========= =================================================
 
-    Constants that learn stay distributions: at the start of training and after every optimizer step each row is
-    cut at 0 and divided by its sum. Pairs of positions that calibration did not see may learn if they occur; rows of
-    which it saw nothing stay 0, as `ZeroMassWarning` says.
+    Constants that learn stay distributions; see :class:`~papa_lightning.LearnedConstants`, which the task adds to the
+    Trainer.
 
     Args:
         encoder: Name of the encoder on the hub, or a folder written by ``save_pretrained``.
@@ -84,8 +85,8 @@ class EncoderTask(LearningTask, EvaluatedTask):
             `learning_rate`.
         label_names: Names of the classes by number, for predictions and entities.
         distillation: Weight in the loss of the mean squared error between the hidden states of the encoder, whose
-            attention a callback has swapped, and those of the original, which is held in memory too if it is above 0;
-            see :func:`~papa_lightning.tasks.distillation.hidden_state_distance`. Logged as ``train/distillation``.
+            attention a callback has swapped, and those of the original; above 0 the task adds
+            :class:`~papa_lightning.Distillation` to the Trainer.
 
     Attributes:
         encoder: The encoder.
@@ -125,7 +126,7 @@ class EncoderTask(LearningTask, EvaluatedTask):
         self.encoder = self.configure_encoder()
         self._encoder_inputs = accepted_inputs(self.encoder)
         self._vocabulary_checked = False
-        self._teacher: Teacher | None = None
+        self._callbacks: list[Callback] = []
         self.probe = self.configure_probe()
         self.loss = self.configure_loss()
         metric_collection = self.configure_metrics()
@@ -147,6 +148,11 @@ class EncoderTask(LearningTask, EvaluatedTask):
         ):
             if not valid:
                 raise PapaError(f"{name} is {given[name]!r}: pass a value that is {wanted}.")
+        if given["distillation"] > 0 and given["encoder"] is None:
+            raise PapaError(
+                f"distillation is {given['distillation']}, but encoder is None, so there is no original to stay near: "
+                "pass an encoder, or distillation=0."
+            )
         names = given["label_names"]
         if names is not None and (isinstance(names, str) or len(names) != given["num_labels"]):
             raise PapaError(
@@ -233,14 +239,21 @@ class EncoderTask(LearningTask, EvaluatedTask):
             self.encoder.train(False)
         return self
 
+    def configure_callbacks(self) -> list[Callback]:
+        """Callbacks that learn constants and distil, as far as the arguments ask for them."""
+        weight, rate = self.hparams["distillation"], self.hparams["constants_learning_rate"]
+        self._callbacks = [LearnedConstants(rate, encoder="encoder")] if self.learners.constants else []
+        if weight > 0:
+            self._callbacks.append(Distillation(weight, teacher=self.hparams["encoder"], encoder="encoder"))
+        return self._callbacks
+
+    def teardown(self, stage: str) -> None:
+        """Take the callbacks of this task out of the Trainer, whose next run may be of another module."""
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        callbacks[:] = [one for one in callbacks if one not in self._callbacks]
+
     def on_fit_start(self) -> None:
-        """Load the original encoder for distillation."""
-        if self.hparams["distillation"] > 0:
-            if self.hparams["encoder"] is None:
-                raise PapaError("distillation wants an encoder to stay near, but encoder is None: pass distillation=0.")
-            check_learns(self.encoder, f"distillation is {self.hparams['distillation']}", "pass distillation=0")
-            self._teacher = Teacher(self.make_encoder())  # as it was before the first step, also when resuming
-            self._teacher.move_to(self.encoder, self.device)
+        """Put a frozen encoder into train mode, so that Lightning does not warn of it."""
         # Lightning warns of modules in evaluation mode just before on_train_start, so a frozen encoder gets there as
         # late: modules that are in evaluation mode by mistake still bring the warning.
         if self._stays_in_eval_mode:
@@ -248,22 +261,8 @@ class EncoderTask(LearningTask, EvaluatedTask):
 
     def on_train_start(self) -> None:
         """Put a frozen encoder into evaluation mode again."""
-        super().on_train_start()
         if self._stays_in_eval_mode:
             self.encoder.train(False)
-
-    def on_fit_end(self) -> None:
-        """Let go of the original encoder."""
-        self._teacher = None
-
-    def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
-        """Compute and log the loss of a batch; see `EvaluatedTask.training_step`."""
-        loss = super().training_step(batch, batch_idx)
-        if self._teacher is None:
-            return loss
-        distance = self._teacher.take()
-        self.log("train/distillation", distance, batch_size=len(main_input(batch)))
-        return loss + float(self.hparams["distillation"]) * distance
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Swap the encoder for a checkpoint with constants, so that it loads without the callback that made them."""
@@ -302,8 +301,6 @@ class EncoderTask(LearningTask, EvaluatedTask):
         with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
             output = self.encoder(**inputs, output_hidden_states=True, return_dict=True)
         hidden_states: tuple[Tensor, ...] = output.hidden_states
-        if self._teacher is not None and self.training:
-            self._teacher.compare(inputs, hidden_states)
         return hidden_states
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from distributed.processes import in_two_processes
 from projects import LENGTH, Classifier, Sentences
 
-from papa_lightning import Distillation, LearnedConstants
+from papa_lightning import ConstantAttention, Distillation, LearnedConstants
 from papa_lightning.encoders import swapped_layers
 
 
@@ -29,7 +29,7 @@ def fit(devices: int) -> torch.Tensor:
     arguments: dict[str, Any] = {"strategy": "ddp", "devices": 2} if devices == 2 else {"devices": 1}
     run = L.Trainer(
         accelerator="cpu", max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=[LearnedConstants(LENGTH, learning_rate=0.1), Distillation(3.0)],
+        enable_model_summary=False, callbacks=[LearnedConstants(0.1), Distillation(3.0), ConstantAttention(LENGTH)],
         **arguments,
     )  # fmt: skip
     run.fit(module, torch.utils.data.DataLoader(data, batch_size=8 // devices))

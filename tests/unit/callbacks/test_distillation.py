@@ -10,7 +10,7 @@ from projects import LENGTH, Classifier, loaders, trainer
 from torch import Tensor
 
 from papa_lightning import Distillation, PapaError, SwappedAttention
-from papa_lightning.tasks.distillation import hidden_state_distance
+from papa_lightning.callbacks.distillation import hidden_state_distance
 
 
 class Plain(Classifier):
@@ -39,6 +39,17 @@ def fit(module: L.LightningModule, *callbacks: L.Callback, **arguments: Any) -> 
 
 def swapped(**options: Any) -> SwappedAttention:
     return SwappedAttention("aft_full", max_length=LENGTH, **options)
+
+
+def test_distance() -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 3, 2, 4, 5, generator=generator)
+    mask = torch.tensor([[1, 1, 0, 1], [1, 0, 0, 0]])
+    rows = [(level, *place) for level in range(3) for place in ((0, 0), (0, 1), (0, 3), (1, 0))]
+    expected = torch.stack([(student[row] - teacher[row]).square().mean() for row in rows]).mean()
+    torch.testing.assert_close(hidden_state_distance(list(student), list(teacher), mask), expected)
+    whole = hidden_state_distance(list(student), list(teacher), None)
+    torch.testing.assert_close(whole, (student - teacher).square().mean())
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -110,6 +121,6 @@ def test_refusals() -> None:
         fit(Manual(), swapped(), Distillation())
     frozen = Plain()
     frozen.bert.requires_grad_(False)
-    with pytest.raises(PapaError, match=r"the weight of Distillation is 1\.0, but nothing in the encoder learns"):
+    with pytest.raises(PapaError, match=r"the weight of distillation is 1\.0, but nothing in the encoder learns"):
         fit(frozen, Distillation(1.0))
     assert "training_step" not in vars(frozen)

@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from papa_lightning import AttentionConstants, ConstantAttention, SequenceClassificationTask
+from papa_lightning.callbacks.learned_constants import learning_mixers, project_constants, project_rows
 from papa_lightning.encoders import swapped_layers
 from papa_lightning.errors import PapaError
 from papa_lightning.tasks.evaluation import nth_loader, unrepeated_rows
-from papa_lightning.tasks.regimes import REGIMES, project_rows
+from papa_lightning.tasks.regimes import REGIMES
 
 LENGTH = 8
 Make = Callable[..., L.Trainer]
@@ -108,7 +109,7 @@ def test_dividing_rows_by_their_sums_changes_nothing(letters_folder: str, consta
     task = make_task(letters_folder, regime="constants", constants=constants_file)
     batch = next(iter(make_loader()))
     before = task.encode(batch)[-1]
-    task.on_train_start()
+    project_constants(learning_mixers(task.encoder))
     torch.testing.assert_close(task.encode(batch)[-1], before)
 
 
@@ -131,6 +132,18 @@ def test_constants_have_a_group_of_their_own(letters_folder: str, constants_file
     assert (rest["lr"], rest["weight_decay"], own["lr"], own["weight_decay"]) == (0.1, 0.3, 0.2, 0.0)
     (only,) = make_task(letters_folder, regime="constants", **arguments).configure_optimizers().param_groups
     assert (only["lr"], only["weight_decay"], len(only["params"])) == (0.1, 0.0, 2)
+
+
+def test_the_callbacks_leave_the_trainer_with_their_task(
+    letters_folder: str, constants_file: str, quiet_trainer: Make
+) -> None:
+    trainer = quiet_trainer(max_steps=1)
+    for regime in ("probe_constants", "probe"):
+        task = make_task(letters_folder, regime=regime, constants=constants_file)
+        assert len(task.configure_callbacks()) == (regime == "probe_constants")
+        before = list(vars(trainer)["callbacks"])
+        trainer.fit(task, make_loader())
+        assert vars(trainer)["callbacks"] == before
 
 
 def test_layers_without_constant_heads_have_nothing_to_learn(letters_folder: str, constants_file: str) -> None:
@@ -164,13 +177,6 @@ def test_bad_arguments(arguments: dict[str, Any], message: str, letters_folder: 
 def test_frozen_encoders_stay_in_eval_mode(letters_folder: str) -> None:
     for regime, learners in REGIMES.items():
         assert make_task(letters_folder, regime=regime).encoder.training == learners.encoder
-
-
-def test_projection_in_half_precision_and_of_fallen_rows() -> None:
-    rows = torch.tensor([[-1.0, -2.0, 0.0], [0.5, 1.5, 0.0]], dtype=torch.bfloat16)
-    expected = torch.tensor([[0.5, 0.5, 0.0], [0.25, 0.75, 0.0]], dtype=torch.bfloat16)
-    assert torch.equal(project_rows(rows), expected)
-    assert torch.equal(project_rows(expected), expected)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "class_token"])
