@@ -80,5 +80,6 @@ class SwappedAttention(CalibratingCallback):
         return f"{sum(layer.replaces_attention for layer in layers)} of {len(layers)} layers are swapped from now on."
 
     def own_parameters(self, layer: TokenMixer) -> Iterable[str]:
-        """All that the swap added, where it has a learning rate; see :meth:`CalibratingCallback.own_parameters`."""
-        return () if self.learning_rate is None else [name for name, _ in layer.named_parameters()]
+        """All that the swap added, where it has a learning rate, but constants, which LearnedConstants trains."""
+        added = () if self.learning_rate is None else layer.named_parameters()
+        return [name for name, _ in added if name not in layer.constant_tensors]

@@ -10,7 +10,15 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy
 from projects import LENGTH, Classifier, loaders, trainer
 
-from papa_lightning import ConstantAttention, HeadGates, LearnedConstants, PapaError, calibrate, swap_attention
+from papa_lightning import (
+    ConstantAttention,
+    HeadGates,
+    LearnedConstants,
+    PapaError,
+    SwappedAttention,
+    calibrate,
+    swap_attention,
+)
 from papa_lightning.callbacks.learned_constants import project_rows
 from papa_lightning.encoders import swapped_layers
 
@@ -63,14 +71,16 @@ def test_they_travel_in_the_checkpoint(tmp_path: Path) -> None:
     assert torch.equal(other.eval()(batch), whole.eval()(batch))
 
 
-def test_constants_of_gated_heads_and_of_the_project_itself_learn() -> None:
+def test_constants_of_other_kinds_and_of_the_project_itself_learn() -> None:
     module, start = Classifier(), calibrate(Classifier().bert, loaders()["train_dataloaders"], LENGTH)
     swap_attention(module.bert, "constant", constants=start)
-    for one, callbacks in ((Classifier(), [HeadGates(0.1, max_length=LENGTH)]), (module, [])):
+    gates = HeadGates(0.1, max_length=LENGTH)
+    shared = SwappedAttention("shared", {"matrix": "constant"}, 0.1, LENGTH)
+    for one, callbacks in ((Classifier(), [gates]), (Classifier(), [shared]), (module, [])):
         run = trainer(LearnedConstants(0.05), *callbacks, max_epochs=1)
         run.fit(one, **loaders())
         rates = {group["lr"]: len(group["params"]) for group in run.optimizers[0].param_groups[1:]}
-        assert rates == ({0.05: 2, 0.1: 2} if callbacks else {0.05: 2})
+        assert rates == ({0.05: 2, 0.1: 2} if gates in callbacks else {0.05: 2})
         for layer, values in zip(swapped_layers(one.bert), start.values.float(), strict=True):
             assert not torch.allclose(layer.constants, project_rows(values), atol=1e-4)
         assert not any(optimizer._optimizer_step_post_hooks for optimizer in run.optimizers)

@@ -142,6 +142,7 @@ def test_images_of_every_class_of_patch():
             "regime is 'probe', which freezes the encoder, but encoder is None",
         ),
         ({"metrics": ["f1"]}, "metrics is 'f1', but must be one of"),
+        ({"distillation": 1.0}, "distillation is 1.0, but encoder is None"),
         ({"kind": "aft_local", "kind_options": {"window": 9}}, "window is 9"),
     ],
 )

@@ -90,10 +90,12 @@ def test_constants_stay_distributions(
     sums, start = [], [layer.constants.detach().clone() for layer in swapped_layers(task.encoder)]
 
     class Watch(L.Callback):
-        def on_train_batch_end(self, *_: Any) -> None:
+        def on_train_batch_start(self, *_: Any) -> None:
             for layer in swapped_layers(task.encoder):
                 assert (layer.constants >= 0).all()
                 sums.append(layer.constants.detach().sum(dim=-1))
+
+        on_train_batch_end = on_train_batch_start
 
     quiet_trainer(max_epochs=3, callbacks=[Watch()], gradient_clip_val=1.0).fit(task, make_loader(), make_loader())
     expected = torch.ones(4, LENGTH)
