@@ -4,8 +4,6 @@ jsonargparse raises errors whose only content is a text of many lines: no attrib
 type. The patterns below read it, and tests/unit/test_configuration.py holds them to the version that is installed.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Errors that a user of papa_lightning can cause and can mend."""
 
-from __future__ import annotations
-
 from papa_lightning.text import printable
 
 

@@ -1,7 +1,5 @@
 """Registries: the parts of one sort by name, from this package, from other packages and from a running program."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, MutableMapping
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points

@@ -1,7 +1,5 @@
 """Versions, devices and memory: the facts that a measurement depends on."""
 
-from __future__ import annotations
-
 import ctypes
 import gc
 import os

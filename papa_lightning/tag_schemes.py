@@ -1,7 +1,5 @@
 """Schemes of tags that mark entities in sentences: recognition, reading and writing."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 

@@ -1,7 +1,5 @@
 """Additive attention: scores from a sum of query and key instead of their product."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

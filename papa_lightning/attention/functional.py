@@ -4,8 +4,6 @@ Shapes: B sequences, H heads, T tokens, h features a head. A *mask* is (B, T), t
 so no length is derived from it; None: every token is real.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

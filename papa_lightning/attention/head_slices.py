@@ -1,7 +1,5 @@
 """Slices of tensors by head: views where the heads are neighbours, one copy where they are not."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Base class of the kinds of attention, and their position in an encoder."""
 
-from __future__ import annotations
-
 import inspect
 import json
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Bases of the kinds that need no constants, and kind "dynamic"."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

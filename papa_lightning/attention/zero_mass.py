@@ -1,7 +1,5 @@
 """Warning of real tokens that attend to nothing, because calibration saw none of their keys."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Layer sizes of an encoder, which bound its speed as :class:`papa_lightning.attention.Block` says."""
 
-from __future__ import annotations
-
 from transformers import PretrainedConfig
 
 from papa_lightning.attention import Block

@@ -1,7 +1,5 @@
 """Kinds of attention, the stock encoder and the calibration pass, prepared to be timed with a backend."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass

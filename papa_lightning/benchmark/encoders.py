@@ -1,7 +1,5 @@
 """Encoders, inputs and constants of a benchmark."""
 
-from __future__ import annotations
-
 import copy
 import random
 from typing import Any, cast

@@ -1,7 +1,5 @@
 """Figures of a benchmark, and the files that it leaves."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from pathlib import Path

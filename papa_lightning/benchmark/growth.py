@@ -1,7 +1,5 @@
 """Growth of time and memory with the number of tokens, layers or heads: points and fitted exponents."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Measurement of the variants of encoders, one size after the other."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial

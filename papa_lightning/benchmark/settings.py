@@ -1,7 +1,5 @@
 """Settings of a benchmark: encoders, inputs, kinds of attention, and numbers of runs."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field

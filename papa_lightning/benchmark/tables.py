@@ -1,7 +1,5 @@
 """Tables of a benchmark for the terminal and for Markdown."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Running averages of attention matrices: sums over batches and processes, divided once at the end."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Checking the batches of a calibration pass, and running an encoder over them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The calibration pass."""
 
-from __future__ import annotations
-
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Controls to compare an average with; entry points of the group ``papa_lightning.controls`` add others."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace

@@ -3,8 +3,6 @@
 A layer whose heads share one is cheaper: its value and output projections are one (d x d) matrix (kind "folded").
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

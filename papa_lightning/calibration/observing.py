@@ -1,7 +1,5 @@
 """Averaging the attention of an encoder in calls that other code makes of it."""
 
-from __future__ import annotations
-
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping

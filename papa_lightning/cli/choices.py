@@ -4,8 +4,6 @@ A help text names a registry by its reference, such as ``:data:`papa_lightning.c
 registered there, parts of other packages included.
 """
 
-from __future__ import annotations
-
 import re
 from argparse import Action
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Configuration files of a command: where they are found, and whether a parser may read them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path

@@ -4,8 +4,6 @@ The origin of an error decides, not a list of classes: unintended errors of our 
 belong to the input, to other code, or to the machine.
 """
 
-from __future__ import annotations
-
 import inspect
 import os
 import re

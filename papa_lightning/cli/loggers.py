@@ -1,7 +1,5 @@
 """Default loggers of the command line, and the saved configuration of a run."""
 
-from __future__ import annotations
-
 from importlib.util import find_spec
 from pathlib import Path
 

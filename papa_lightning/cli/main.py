@@ -1,7 +1,5 @@
 """The command line: ``papa VERB --config ...``."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Iterator

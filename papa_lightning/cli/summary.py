@@ -1,7 +1,5 @@
 """Summaries that the command line prints after a run."""
 
-from __future__ import annotations
-
 import os
 import time
 from typing import Literal

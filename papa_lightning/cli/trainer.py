@@ -2,8 +2,6 @@
 
 # ruff: noqa: D417 (docstrings are the help of the command line, which has no model and no data as arguments)
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The verbs of a Trainer: fit, validate, test, predict, calibrate and rank, as subcommands of a LightningCLI."""
 
-from __future__ import annotations
-
 import inspect
 import os
 from enum import Enum

@@ -1,7 +1,5 @@
 """Criterion "divergence": divergence of a head's attention from its constant."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import torch

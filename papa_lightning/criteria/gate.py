@@ -1,7 +1,5 @@
 """Criterion "gate": gate logits of the heads after training."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any

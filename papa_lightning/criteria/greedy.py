@@ -1,7 +1,5 @@
 """Criterion "greedy": a search over the loss, in rounds that each make the cheapest heads constant."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial

@@ -1,7 +1,5 @@
 """Criteria "random" and "layer": baselines that measure nothing."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

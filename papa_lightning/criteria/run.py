@@ -1,7 +1,5 @@
 """The run behind ``papa rank``: rank the heads of a task's encoder over its train data, and write the ranking."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from textwrap import shorten
 from typing import Any

@@ -1,7 +1,5 @@
 """Criterion "taylor": first-order change of the loss when a head becomes constant."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial

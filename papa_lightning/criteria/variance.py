@@ -1,7 +1,5 @@
 """Criterion "variance": variance of a head's attention over the calibration data."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Selections of heads, resolved to head numbers a layer."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias

@@ -1,7 +1,5 @@
 """The inputs of an encoder: names, lengths, vocabulary and device."""
 
-from __future__ import annotations
-
 import inspect
 from typing import cast
 

@@ -1,7 +1,5 @@
 """Resolving the arguments of a swap to the kind, the heads and the options of each layer."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias

@@ -1,7 +1,5 @@
 """Loading pretrained encoders by hub name or local folder."""
 
-from __future__ import annotations
-
 import inspect
 import logging
 import os

@@ -1,7 +1,5 @@
 """Swapping an encoder as it was when its state dict was saved."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Swapping the attention of an encoder in place, and back."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar

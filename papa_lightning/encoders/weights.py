@@ -1,7 +1,5 @@
 """The weights of plain and swapped encoders: state dicts of one for the other, and a fingerprint."""
 
-from __future__ import annotations
-
 import hashlib
 import warnings
 from collections.abc import Mapping

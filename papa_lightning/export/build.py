@@ -1,7 +1,5 @@
 """Building an encoder from its configuration and a state dict, without weights that are thrown away."""
 
-from __future__ import annotations
-
 import inspect
 import sys
 from collections.abc import Collection, Mapping

@@ -1,7 +1,5 @@
 """papa.json of an exported encoder: a description, and the sums of the files beside it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Writing an exported encoder: a folder that is whole or not there."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -1,7 +1,5 @@
 """Encoders as graphs: of torch.export, and in ONNX for other runtimes."""
 
-from __future__ import annotations
-
 import importlib.util
 import logging
 import warnings

@@ -1,7 +1,5 @@
 """Reading an exported encoder."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import safetensors.torch

@@ -1,7 +1,5 @@
 """Sources of `papa export`: a pretrained encoder with a constants file, or a checkpoint of a task."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Bars and points at few shares: relative drops of tasks, kinds of constants, encoders."""
 
-from __future__ import annotations
-
 import math
 import string
 from typing import Any

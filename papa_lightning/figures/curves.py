@@ -1,7 +1,5 @@
 """Curves: score and relative change against the share of constant heads, and the score against calibration size."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Maps over layers and heads: scores of rankings, constant matrices, and how well they are covered by data."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

@@ -1,7 +1,5 @@
 """Style of the figures, and their conversion to bytes, without changes of matplotlib's global state."""
 
-from __future__ import annotations
-
 import functools
 import io
 import math

@@ -3,8 +3,6 @@
 A file without a sum was written by hand or by another program. It is read, with all other checks.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -1,7 +1,5 @@
 """Locks of outputs: one process works on an output at a time."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket

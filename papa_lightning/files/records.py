@@ -1,7 +1,5 @@
 """Dataclasses that are stored as JSON files: the type of each field says what its value must be."""
 
-from __future__ import annotations
-
 import math
 import types
 from collections.abc import Hashable, Mapping, Sequence

@@ -5,8 +5,6 @@ processes have no lock, and the next process that writes to the folder removes t
 another way).
 """
 
-from __future__ import annotations
-
 import ctypes
 import errno
 import os

@@ -3,8 +3,6 @@
 Functions that any process can run take plain values: the settings as JSON, the path of the folder.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping

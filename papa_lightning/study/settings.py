@@ -1,7 +1,5 @@
 """Settings of a study: encoders, tasks, criteria, shares, seeds, kinds of constants."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field

@@ -1,7 +1,5 @@
 """Means, intervals and rank correlations of the results of a study."""
 
-from __future__ import annotations
-
 import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence

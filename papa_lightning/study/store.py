@@ -1,7 +1,5 @@
 """The folder of a study, and the hashes that name its files."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil

@@ -1,7 +1,5 @@
 """Training and evaluation of probes on features."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

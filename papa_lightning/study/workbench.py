@@ -1,7 +1,5 @@
 """The workbench: one encoder and one task of a study, loaded."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any

@@ -4,8 +4,6 @@ Blocks of rows see their own and the neighbouring blocks of keys through dense m
 beside it. Farther blocks have the weight 1: their sums are enough. All terms are positive, so that nothing cancels.
 """
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Position biases of attention-free mixing that are made of few parameters."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """Checks of the arguments of attention-free and additive mixing."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from papa_lightning.checks import whole

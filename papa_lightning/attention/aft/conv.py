@@ -1,7 +1,5 @@
 """AFT-conv as pure functions: position biases that depend on the offset alone, over a sequence or over a grid."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import torch

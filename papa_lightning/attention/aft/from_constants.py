@@ -4,8 +4,6 @@ A key weighs ``exp(w_tt')`` over the sum of these, so any shift of a row gives t
 own has ``exp(0) = 1``: there the logarithm is taken of multiples of what pairs stand for.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -4,8 +4,6 @@ Inside, everything is float32 (float64 for float64 input), also under autocast; 
 mask (B, T) is true for a real token, and may have holes. *causal*: a row looks at itself and the rows before it.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

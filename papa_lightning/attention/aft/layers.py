@@ -1,7 +1,5 @@
 """Attention-free layers on plain tensors, with projections of their own: hidden states in, hidden states out."""
 
-from __future__ import annotations
-
 import math
 
 import torch

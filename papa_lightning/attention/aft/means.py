@@ -4,8 +4,6 @@ Shapes in this room: H groups of channels that share a position bias w; *keys* (
 infinity where masked; *values* (B, H, T, h), 0 where masked. a is h (a key a channel) or 1 (a key a group).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, TypeAlias
 

@@ -3,8 +3,6 @@
 Biases that an encoder adds to its scores (T5, DeBERTa, MPNet) and attention dropout have nothing to act on here.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial

@@ -4,8 +4,6 @@ Shapes: B sequences, H heads, T tokens, h features a head. A *profile* is (H, 2 
 weight of the key ``o`` positions before the query. *Columns* are (H, T): alpha(j). A mask is (B, T), or None.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

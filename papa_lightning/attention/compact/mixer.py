@@ -1,7 +1,5 @@
 """Kind "compact": constant heads in a few numbers each, for sequences whose matrices would be too large."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Kind "constant": chosen heads use a fixed matrix, the others stay dynamic."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Kind "folded": one constant matrix for all heads of a layer, whose value and output projections become one."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Kind "gated": every head is a learned mixture of its dynamic and its constant attention."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

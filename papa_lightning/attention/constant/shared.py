@@ -1,7 +1,5 @@
 """Kind "shared": all heads of a layer use one attention matrix."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The calibration pass to compact constants, for lengths at which full ones do not fit in memory."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 

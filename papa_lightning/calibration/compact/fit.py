@@ -4,8 +4,6 @@ The loss of one head, ``sum_ij n_ij (C_ij - rho(i - j) - alpha(j))^2``, needs on
 and columns.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import cast
 

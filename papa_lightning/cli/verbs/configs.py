@@ -1,7 +1,5 @@
 """``papa configs``."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from papa_lightning.cli.configurations import shipped, shipped_path

@@ -1,7 +1,5 @@
 """The registry of verbs, and how a function becomes a command."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

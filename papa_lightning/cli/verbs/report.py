@@ -1,7 +1,5 @@
 """``papa report``."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from papa_lightning.cli.verbs.registry import VERBS

@@ -1,7 +1,5 @@
 """Readers of JSON, tables and Parquet that guess no types, and whose errors name the line."""
 
-from __future__ import annotations
-
 import csv
 import gzip
 import io

@@ -4,8 +4,6 @@ The encoder's loop over the layers passes the number on: a counter would be wron
 that run again for a backward pass, and after a forward that ended with an error.
 """
 
-from __future__ import annotations
-
 from typing import Any, cast
 
 from torch import Tensor, nn

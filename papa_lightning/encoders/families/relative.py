@@ -4,8 +4,6 @@ DeBERTa's scores are ``(Q K^T + c2p + p2c) / sqrt(h (1 + number of terms))`` (He
 original module's own method makes the position terms, a bias of the scores, for the dynamic heads only.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor, nn

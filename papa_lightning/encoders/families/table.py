@@ -1,7 +1,5 @@
 """The supported families of encoders, and where the self-attention of each is."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any

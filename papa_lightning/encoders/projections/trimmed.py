@@ -1,7 +1,5 @@
 """Query and key projections of an exported encoder: the rows of constant heads are gone, and not only skipped."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 

@@ -1,7 +1,5 @@
 """Opening the self-attention of an encoder for observers and mixers, and closing it again."""
 
-from __future__ import annotations
-
 import copy
 import inspect
 import threading

@@ -1,7 +1,5 @@
 """The seam of families that compute attention inside their module, without transformers' attention interface."""
 
-from __future__ import annotations
-
 from typing import ClassVar, cast
 
 from torch import Tensor, nn

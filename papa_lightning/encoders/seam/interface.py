@@ -4,8 +4,6 @@ A swapped attention module gets a configuration of its own that names this funct
 for its masks, its saved configuration, and other encoders that were built from the same object.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping
 from typing import Any, cast

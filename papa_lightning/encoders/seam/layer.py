@@ -1,7 +1,5 @@
 """One self-attention layer of an encoder whose attention is observed or swapped."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias, cast

@@ -1,7 +1,5 @@
 """Checking attention masks, and reading those that encoders hand to their layers."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The slots of the tokens of a batch: from its position ids, or by the rule of its family."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias

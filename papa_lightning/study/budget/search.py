@@ -1,7 +1,5 @@
 """The largest number of constant heads within a loss of the score, confirmed on held-out rows."""
 
-from __future__ import annotations
-
 import json
 import math
 import time

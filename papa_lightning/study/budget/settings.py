@@ -1,7 +1,5 @@
 """Settings of a budget: encoder, task, and the permitted loss of score."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress

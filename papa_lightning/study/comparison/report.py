@@ -1,7 +1,5 @@
 """The page and the figures of a comparison of kinds of attention."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

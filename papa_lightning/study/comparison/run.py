@@ -1,7 +1,5 @@
 """Run of a comparison of kinds: missing trainings are done, and finished ones are kept."""
 
-from __future__ import annotations
-
 import json
 import math
 import time

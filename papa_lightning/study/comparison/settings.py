@@ -1,7 +1,5 @@
 """Settings of a comparison of kinds of attention: a task, its data, variants of the model, steps."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any

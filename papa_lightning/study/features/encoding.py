@@ -1,7 +1,5 @@
 """A tokenised split, and the pass of the encoder over it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,7 +1,5 @@
 """Features: the hidden states that a probe reads, stored, or computed for every batch."""
 
-from __future__ import annotations
-
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator

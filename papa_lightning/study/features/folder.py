@@ -7,8 +7,6 @@
 The folder is written under another name and renamed when it is complete.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import warnings

@@ -4,8 +4,6 @@ The *vectors* of a sequence are the rows that its probe reads; a *place* is a to
 so vectors follow each other without gaps.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The data of a report: what is read from the folder of a study, and the rows that each figure takes."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Sections of the report that are text and tables, and how numbers are written in it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 

@@ -1,7 +1,5 @@
 """Sections of the report with figures of heads, constants and the probe."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

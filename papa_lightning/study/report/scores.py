@@ -1,7 +1,5 @@
 """Sections of the report with figures of scores."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 

@@ -1,7 +1,5 @@
 """Sections of a page: their registration, the blocks that they are made of, and the template that shows them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
