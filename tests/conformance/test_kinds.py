@@ -23,7 +23,7 @@ from conformance.tiny_models import (
 )
 from transformers.models.deberta_v2.modeling_deberta_v2 import DisentangledSelfAttention
 
-from papa_lightning import PapaError, restore_attention, swap_attention
+from papa_lightning import AttentionConstants, CompactConstants, PapaError, restore_attention, swap_attention
 from papa_lightning.attention import KINDS as REGISTERED
 from papa_lightning.encoders import is_calibrated, load_constants, observe_attention, swap_as_saved, swapped_layers
 from papa_lightning.errors import HeadSelectionError
@@ -68,6 +68,33 @@ def test_every_family(name):
     assert _without_gradient(encoder_of(model), inputs) <= unused, "DDP waits for parameters that no loss reaches"
     assert [key for key in model.state_dict() if "papa." not in key] == list(plain(name).state_dict())
     restore_attention(model).zero_grad()
+    assert snapshot(model) == before
+    assert torch.equal(run(model, inputs), expected)
+
+
+def constants_for(mixer):
+    """Constants in the form that a kind takes; None for one that needs none."""
+    if not mixer.needs_constants(mixer.complete_options({}, constants_given=True)):
+        return None
+    constants = make_constants("bert")
+    if mixer.constants_form == "compact":
+        return CompactConstants.fit(constants, width=4)
+    if mixer.constants_form == "equal_matrices":
+        return AttentionConstants(constants.values[:, :1].expand_as(constants.values).clone(), constants.pair_counts)
+    return constants
+
+
+@pytest.mark.parametrize("kind", list(REGISTERED))
+def test_every_registered_kind_ignores_padding_and_is_undone(kind):
+    model, inputs, mixer = build("bert"), make_inputs("bert"), REGISTERED[kind]
+    before, expected = snapshot(model), run(model, inputs)
+    swap("bert", model, kind, constants=constants_for(mixer))
+    found, noise = run(model, inputs), torch.randint(3, 30, inputs["input_ids"].shape)
+    tokens = inputs["input_ids"].where(inputs["attention_mask"].bool(), noise)
+    assert found.isfinite().all()
+    assert_close(real("bert", inputs, run(model, {**inputs, "input_ids": tokens})), real("bert", inputs, found))
+    assert torch.equal(found, expected) == (kind == "dynamic")
+    restore_attention(model)
     assert snapshot(model) == before
     assert torch.equal(run(model, inputs), expected)
 
