@@ -1,7 +1,6 @@
 """Benchmarks: speed and memory of stock and swapped encoders, beside the bound of the arithmetic.
 
-Imports everything below study and export; the command line imports it. A kind of attention with a bound, or with a
-set-up of its own, has an entry in cases; all other registered kinds are measured without one.
+Imports everything below study and export. A kind with a bound or a set-up of its own has an entry in cases.
 """
 
 from papa_lightning.benchmark.bound import block_of

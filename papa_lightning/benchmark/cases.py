@@ -91,10 +91,7 @@ _FITTED = 256
 
 @dataclass(frozen=True)
 class Case:
-    """Set-up of a kind: heads that become constant where others stay dynamic, T tokens, and options of the kind.
-
-    ``constants`` makes them of an encoder, a number of tokens, and whether all heads get the same matrix.
-    """
+    """Set-up of a kind: heads that become constant, T tokens, options; `constants` makes those of an encoder."""
 
     heads: Sequence[tuple[int, int]]
     length: int
@@ -104,15 +101,10 @@ class Case:
 
 @dataclass(frozen=True)
 class Kind:
-    """Variant of the stock encoder that can be timed; ``prepare`` changes a copy of it and returns the pass to time.
-
-    ``saves`` gives the multiply-accumulates per token and channel that a layer saves, from its sizes, the share of
-    replaced heads and the options, or None; it is timed at each share, and with each backend, where these make a
-    difference.
-    """
+    """A variant to time: `prepare` changes a copy of the encoder, `saves` are multiply-adds per token and channel."""
 
     prepare: Callable[[PreTrainedModel, Case, Backend], Pass]
-    saves: Callable[[Block, float, Mapping[str, Any]], float | None]
+    saves: Callable[[Block, float, Mapping[str, Any]], float | None]  # by sizes, share of replaced heads, options
     by_share: bool = False
     by_backend: bool = True
 

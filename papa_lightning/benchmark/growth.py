@@ -41,9 +41,7 @@ class Growth:
 
 
 def growths(table: pd.DataFrame) -> list[Growth]:
-    """Growth of every variant along every axis with enough points.
-
-    All other sizes are those of the first row.
+    """Growth of every variant along every axis with enough points; other sizes are those of the first row.
 
     Args:
         table: Table of :meth:`~papa_lightning.benchmark.results.BenchmarkResult.table`.
@@ -68,8 +66,7 @@ def growths(table: pd.DataFrame) -> list[Growth]:
 def fit_exponent(points: Sequence[tuple[float, float]]) -> tuple[float, float, float]:
     """The exponent of a power law, by least squares between the logarithms.
 
-    Constant costs dominate at small sizes. So only the points from the geometric mean of the smallest and the largest
-    size on count, but at least the last three.
+    Only the points from the geometric mean of the ends on count, at least three: below, constant costs dominate.
 
     Args:
         points: Pairs of size and quantity, ascending, all above 0.

@@ -23,12 +23,7 @@ class Size:
 
 
 def read_input(text: str) -> tuple[int, int]:
-    """Batch and length of an input "BxT".
-
-    Example:
-        >>> read_input("16x128")
-        (16, 128)
-    """
+    """Batch and length of an input "BxT"."""
     found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", str(text).replace(" ", ""))
     if found is None:
         raise PapaError(f"inputs has {text!r}, but an input is sequences x tokens, such as 16x128.")

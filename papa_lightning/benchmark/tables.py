@@ -15,12 +15,7 @@ _HEADER = ("kind", "ms", "spread", "seq/s", "tokens/s", "peak MB", "held MB", "t
 
 
 def variant_name(kind: str, share: float | None, backend: str) -> str:
-    """Kind, share and backend as one name, without the usual backend.
-
-    Example:
-        >>> variant_name("constant", 0.5, "sdpa"), variant_name("stock", None, "compile")
-        ('constant 50 %', 'stock, compile')
-    """
+    """Kind, share and backend as one name, without the usual backend."""
     shown = "" if share is None or math.isnan(share) else f" {100 * share:g} %"
     return f"{kind}{shown}" + ("" if backend == "sdpa" and kind != "stock" else f", {backend}")
 

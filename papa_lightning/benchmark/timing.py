@@ -26,15 +26,7 @@ def interleaved_times(
     synchronize: Callable[[], object] = nothing,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[Key, list[float]]:
-    """Seconds of each run of several functions, in turn, so that a drift of the machine affects all alike.
-
-    Python's garbage collector is off during the runs. `synchronize` waits for the device before `clock` is read.
-
-    Example:
-        >>> ticks = iter(range(100))
-        >>> interleaved_times({"a": lambda: next(ticks), "b": lambda: 0}, 2, warmup=1, clock=lambda: next(ticks))
-        {'a': [2, 2], 'b': [1, 1]}
-    """
+    """Seconds of each run of functions in turn, so that drift affects all alike; without garbage collection."""
     times: dict[Key, list[float]] = {key: [] for key in runs}
     enabled = gc.isenabled()
     gc.collect()
@@ -81,11 +73,6 @@ class Spread:
 
     @classmethod
     def of(cls, numbers: Sequence[float]) -> Spread:
-        """The spread of at least two numbers.
-
-        Example:
-            >>> Spread.of([5.0, 1.0, 2.0, 3.0, 4.0])
-            Spread(median=3.0, low=2.0, high=4.0)
-        """
+        """The spread of at least two numbers."""
         low, median, high = statistics.quantiles(numbers, n=4, method="inclusive")
         return cls(median, low, high)

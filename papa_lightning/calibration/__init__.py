@@ -1,7 +1,6 @@
 """Calibration: averaging attention matrices over data, the resulting constants, and control constants.
 
-May import encoders and attention. A new form of constants is a subclass of EncoderConstants (constants.py) with a pass
-that adds up its own RunningSums (averages.py); compact/ is an example. Controls are registered in controls.py.
+Imports encoders and attention. A form of constants is a subclass of EncoderConstants with its own RunningSums.
 """
 
 from papa_lightning.calibration.averages import AttentionAverages

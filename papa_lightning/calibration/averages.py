@@ -18,11 +18,7 @@ _ON_CPU, _ON_DEVICES = 2**21, 2**26
 
 
 class RunningSums(ABC):
-    """Float64 sums over batches; parts of several processes are added and divided once, whatever their sizes.
-
-    Main memory has the sums where a device has no float64. ``pair_counts`` (T, T) are the sequences in which both
-    positions hold a real token, ``num_sequences`` those with at least one real token.
-    """
+    """Float64 sums over batches; parts of several processes are added and divided once, whatever their sizes."""
 
     #: Names of the attributes that are sums.
     added: ClassVar[tuple[str, ...]] = ("pair_counts", "num_sequences")
@@ -31,10 +27,10 @@ class RunningSums(ABC):
 
     def __init__(self, max_length: int, device: torch.device | str | None = None) -> None:
         device = torch.device("cpu" if device is None else device)
-        self.device = torch.device("cpu") if device.type == "mps" else device
+        self.device = torch.device("cpu") if device.type == "mps" else device  # it has no float64
         self.max_length = max_length
-        self.pair_counts = self.zeros(max_length, max_length)
-        self.num_sequences = self.zeros()
+        self.pair_counts = self.zeros(max_length, max_length)  # sequences in which both positions are real
+        self.num_sequences = self.zeros()  # with at least one real token
 
     def mix(self, layer: int, attention: DynamicAttention, value: Tensor) -> Tensor:
         """Add a layer's attention of a batch, and mix values (B, H, t, h) to (B, t, H, h) with it, in pieces."""

@@ -25,11 +25,7 @@ from papa_lightning.errors import CalibrationError, PapaError
 def run_encoder(
     encoder: nn.Module | SupportedEncoder, batches: Iterable[Mapping[str, Any]], max_length: int
 ) -> Iterator[Tensor]:
-    """Run an encoder over batches for the observers of its layers; its output is discarded.
-
-    Yields the mask (B, slots) of each batch with tokens, in the order of slots and on the encoder's device, after the
-    encoder has run.
-    """
+    """Run an encoder over batches for its layers' observers; yields each mask (B, slots) with tokens afterwards."""
     found = SupportedEncoder.find(encoder)
     model, reading, unread = found.model, ReadBatch.of(found), UnreadMasks()
     # A decoder would cache keys and values that are never used.

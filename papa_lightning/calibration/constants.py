@@ -166,11 +166,7 @@ def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes
 def read_tensors(
     path: Path, form: str, check: Callable[[str], bool], made_by: tuple[str, str, str]
 ) -> tuple[dict[str, Tensor], Any, bool]:
-    """Tensors and metadata of a file of :func:`write_tensors`, or one like it, and whether it has a sum.
-
-    ``check`` tells whether a name may be that of a tensor; ``made_by`` are, for messages, the content of such a file,
-    and the method and the command that write one.
-    """
+    """Tensors and metadata of a file of :func:`write_tensors`, and whether it has a sum; ``check`` tells names."""
     name, (content, method, command) = str(path), made_by
     if not path.is_file():
         raise ConstantsFileError(

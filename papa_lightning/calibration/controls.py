@@ -65,14 +65,11 @@ def _zero(average: AttentionConstants) -> Tensor:
 
 @CONTROLS.register("shuffled")
 def _shuffled(average: AttentionConstants, seed: int) -> Tensor:
-    """``average[l,h,i,p(j)]`` with a random permutation p for each layer, head and row.
-
-    Only columns are permuted that calibration has seen together with the row and that some head of the layer attends
-    to, so that in a causal encoder no weight moves to where attention cannot look.
-    """
+    """``average[l,h,i,p(j)]``, with a random permutation p for each layer, head and row."""
     generator = torch.Generator().manual_seed(seed)
     values = average.values.detach().cpu()
     shuffled = values.clone()
+    # Only these columns are permuted, so that in a causal encoder no weight moves to where attention cannot look.
     seen = (average.pair_counts.cpu() > 0) & (values != 0).any(dim=1)
     for layer, query in seen.any(dim=2).nonzero().tolist():
         columns = seen[layer, query].nonzero().flatten()

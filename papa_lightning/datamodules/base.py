@@ -161,10 +161,7 @@ class TaskDataModule(LightningDataModule, ABC):
         return f"{self.task_name} {self.split_names['train']} ({self.source}{limit})"
 
     def fingerprint(self) -> str:
-        """Identity of the data by content, as 64 hexadecimal digits: bytes of files, or the rows of the hub.
-
-        Arguments, such as `max_length`, do not count.
-        """
+        """Identity of the data by content, not arguments: 64 hexadecimal digits, of files or of the rows of the hub."""
         return data_fingerprint(self)
 
     @abstractmethod
@@ -230,11 +227,7 @@ class TaskDataModule(LightningDataModule, ABC):
             self._tokenized(split)
 
     def setup(self, stage: str | None = None) -> None:
-        """Load the rows of a stage that are not loaded yet.
-
-        Args:
-            stage: "fit", "validate", "test", "predict", or None for all of them.
-        """
+        """Load the rows of a stage ("fit", "validate", "test", "predict", or None for all) that are not loaded yet."""
         roles = self._resolve(stage)
         for role, used in roles.items():
             if role not in self._splits:
@@ -252,11 +245,7 @@ class TaskDataModule(LightningDataModule, ABC):
                 report_labels(self.task_name, train, others, self.label_names, self.label_column)
 
     def report(self, splits: Mapping[str, Dataset]) -> None:
-        """Warn once of the losses in new splits.
-
-        Args:
-            splits: Tokenised rows by name of their file.
-        """
+        """Warn once of the losses in new splits: tokenised rows by name of their file."""
         setting = f"max_length={self.max_length} in layout={self.layout!r}, preset={self.preset!r}"
         report_truncation(self.task_name, splits, setting)
 
@@ -312,11 +301,7 @@ class TaskDataModule(LightningDataModule, ABC):
         )
 
     def needs_labels(self, split: str) -> bool:
-        """Whether the rows of a split must have labels.
-
-        Not in a test split, not for prediction, and not where the module or a callback of the Trainer has
-        `needs_labels = False`, as masked language modelling and calibration have.
-        """
+        """Whether a split must have labels: not for testing or predicting, or if module or callback has it as False."""
         return split not in self.role_splits["test"] and not self._predicts and self._reads_labels
 
     @property

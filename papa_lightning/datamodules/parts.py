@@ -73,22 +73,14 @@ class PartsDataModule(LightningDataModule, ABC):
 
     @abstractmethod
     def part(self, name: Part) -> Rows:
-        """Rows of a part, each a mapping of tensors.
-
-        Raises:
-            DataError: When there are none.
-        """
+        """Rows of a part, each a mapping of tensors; a DataError if there are none."""
 
     def fingerprint(self) -> str:
         """Identity of the data by content, see `TaskDataModule.fingerprint`; here, of data in an installed package."""
         return hashlib.sha256(type(self).__qualname__.encode()).hexdigest()
 
     def setup(self, stage: str | None = None) -> None:
-        """Load the parts of a stage that are not loaded yet.
-
-        Args:
-            stage: "fit", "validate", "test", "predict", or None for all of them.
-        """
+        """Load the parts of a stage ("fit", "validate", "test", "predict", or None for all) that are not loaded yet."""
         check_choice("stage", stage, tuple(ROLES))
         for role in ROLES[stage]:
             part: Part = "test" if role == "predict" else role

@@ -1,7 +1,6 @@
 """Studies: scores of tasks against the share of constant heads, and comparisons of kinds of attention.
 
-Imports everything but export, benchmark and the command line. A section of the report goes to report/, the search for a
-number of heads is budget/, the comparison of kinds comparison/, and stored hidden states are features/.
+Imports everything but export, benchmark and the command line. Parts: report/, budget/, comparison/ and features/.
 """
 
 from papa_lightning.study.comparison.report import write_kinds_report

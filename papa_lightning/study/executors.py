@@ -39,22 +39,7 @@ def run_pieces(
     backend: Backend = "processes",
     name: Callable[[Piece], str] = str,
 ) -> Generator[tuple[Piece, Result], None, None]:
-    """Do pieces of work, and yield each with its result when it is done.
-
-    When a piece fails, or the caller stops, by Ctrl-C or by closing the generator, the workers are killed: their files
-    must be written whole or not at all. Workers end with this process, whatever ends it.
-
-    Args:
-        function: Function of a piece, importable by name; it takes and returns plain values.
-        pieces: The pieces, in the order of their start.
-        num_workers: Number of workers, at most the number of pieces; 1 works in this process.
-        backend: ``"processes"`` of this machine, which share its cores, or ``"ray"``.
-        name: Name of a piece, for messages.
-
-    Raises:
-        StudyError: For a bad `num_workers`, a missing Ray, or, while running, a piece that fails.
-        PieceError: While running, when a piece fails with an error that is neither a PapaError nor of the machine.
-    """
+    """Do pieces of work by an importable function, and yield each when done; a failure or Ctrl-C kills the workers."""
     check_num_workers(num_workers, backend)
     outcomes = _run_on_ray if backend == "ray" else _run_here if num_workers == 1 else _run_in_processes
     return _results(outcomes(function, pieces, num_workers), name)
@@ -83,10 +68,7 @@ def check_num_workers(num_workers: int, backend: Backend = "processes") -> None:
 
 @dataclass(frozen=True)
 class _Outcome(Generic[Result]):
-    """Outcome of a piece, in plain values, because not every error can be sent to another process.
-
-    `meant` tells errors that are a PapaError or of the machine from faults of the code.
-    """
+    """Outcome of a piece in plain values; `meant`: an error is a PapaError or of the machine, no fault of the code."""
 
     result: Result | None = None
     error: str | None = None

@@ -127,9 +127,8 @@ def results_table(cells: Iterable[CellResult]) -> pd.DataFrame:
 
         relative_change = (score - score0) / |score0|
 
-    where score0 is the same metric of the same encoder, task and probe seed at share 0, where criterion and constants
-    do not matter. It is negative where the score fell, also for a score0 below 0, and NaN where score0 is 0 or missing.
-    A Matthews correlation near 0 makes it large without meaning much: look at the differences of scores then.
+    where score0 is the same metric of the same encoder, task and probe seed at share 0. It is negative where the score
+    fell, also for a score0 below 0, NaN where score0 is 0 or missing, and means little for a score0 near 0.
 
     Args:
         cells: The results, in the order of the rows; the task's own score comes first in each.

@@ -66,10 +66,9 @@ class PairPlan:
 class Study:
     """Scores against shares of constant heads, for encoders, tasks, criteria, kinds of constants and seeds.
 
-    Each encoder is calibrated once on each task, its heads are ranked once by each criterion, and then, for every
-    choice of heads, the encoder runs once over the data and the probes of all seeds learn from its hidden states
-    (Hassid et al. 2022, arXiv 2211.03495, for the question and the probe). Finished results are files named by a hash
-    of everything that they depend on: a study that was killed resumes, and changed settings never use an old result.
+    Each encoder is calibrated and its heads are ranked once on each task. For every choice of heads it runs once over
+    the data, and the probes of all seeds learn from its hidden states (Hassid et al. 2022, arXiv 2211.03495). Finished
+    results are named by a hash of all they depend on: a killed study resumes, and never uses an old result.
 
     Args:
         settings: Settings of the study.

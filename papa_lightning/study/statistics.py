@@ -35,12 +35,10 @@ def summarize(table: pd.DataFrame) -> pd.DataFrame:
         mean +- t(0.975, n - 1) * s / sqrt(n)
 
     (Student's t; n probe seeds, s the standard deviation over them.) The changes are paired: taken seed by seed, and
-    then averaged, so that the effect of a seed on both shares cancels. "relative" is the mean of the relative changes
-    of the seeds, since a ratio of means would need another interval.
+    then averaged, so that the effect of a seed on both shares cancels.
 
-    Random rankings ("random:0", "random:1", ...) are one row, "random". Probes of one seed have the same start, those
-    of one ranking the same heads: their pairs are not independent, so that each probe seed's mean over the rankings is
-    one value of n. The interval is that of training the probes anew with the same rankings.
+    Random rankings ("random:0", "random:1", ...) are one row, "random". Each probe seed's mean over them is one value
+    of n, since pairs of seed and ranking are not independent: the interval is that of new probes, not new rankings.
 
     Args:
         table: Result of :func:`~papa_lightning.study.results.results_table`.
@@ -53,7 +51,7 @@ def summarize(table: pd.DataFrame) -> pd.DataFrame:
           interrupted study a probe seed's mean is over the rankings that it has;
         - mean, low, high: the score;
         - difference, difference_low, difference_high: score minus score at share 0;
-        - relative, relative_low, relative_high: the relative change;
+        - relative, relative_low, relative_high: the mean of the relative changes of the seeds;
         - ranking_deviation: standard deviation over the rankings of their mean scores, NaN for a single one.
 
         One seed has a mean and NaN as interval. A score that is NaN, or a seed without a score at share 0, makes
@@ -92,10 +90,7 @@ def _row(rows: pd.DataFrame) -> dict[str, Any]:
 
 
 def mean_interval(values: ArrayLike) -> tuple[float, float, float]:
-    """Mean and 95 % interval by Student's t, ``mean +- t(0.975, n - 1) * s / sqrt(n)``.
-
-    The ends are NaN for a single value; all three are if a value is NaN, or without any.
-    """
+    """Mean and 95 % interval by Student's t; the ends are NaN for one value, all if a value is NaN, or for none."""
     array = np.asarray(values, dtype=np.float64)
     mean = float(array.mean()) if len(array) else math.nan
     if len(array) < 2:
@@ -138,13 +133,11 @@ def rank_correlation(
     over all tasks together. Encoders are ranked within each task, because scores of different tasks cannot be compared
     (one task's 0.5 may be another's 0.9). For one task this is Spearman's rho.
 
-    The interval is the percentile bootstrap over encoders, each with all its tasks, because the results of an encoder
-    on several tasks are not independent. Resamples in which all ranks are tied have no rho and are left out. With
-    few encoders the interval is rough; below 3 encoders there is neither an interval nor a rho.
+    The interval is the percentile bootstrap over encoders, each with all its tasks, whose results are not independent.
+    Resamples in which all ranks are tied are left out. Below 3 encoders there is neither an interval nor a rho.
 
-    A drop that is measured against the same noisy baseline is correlated with it by the noise alone: a baseline score
-    that is high by chance gives a larger drop. Differences between encoders should be large beside the intervals of
-    :func:`summarize` before rho is interpreted.
+    A baseline score that is high by chance gives a larger drop: differences between encoders should be large beside
+    the intervals of :func:`summarize` before rho is interpreted.
 
     Args:
         baseline: Scores at share 0, (encoders,) for one task or (tasks, encoders); NaN where there is none.

@@ -37,17 +37,7 @@ Result = TypeVar("Result", bound=_Hashed)
 
 
 class StudyFolder:
-    """The files of a study, each named by a hash of everything that it depends on, and written whole or not at all.
-
-    ======================== ====================================================
-    ``study.json``           settings, facts about the measurement, paths of files
-    ``cells/``               results, one for each finished probe
-    ``constants/``           averages, one for each pair of encoder and task
-    ``rankings/``            one for each pair and criterion
-    ``features/``            hidden states while their probes train
-    ``results.parquet/csv``  the table
-    ======================== ====================================================
-    """
+    """The files of a study, each named by a hash of everything that it depends on, and written whole or not at all."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser()
@@ -141,23 +131,13 @@ _CONTENT = record({"settings": mapped(anything), "about": mapped(anything), "fil
 
 
 def digest(content: object) -> str:
-    """SHA-256 of plain values, as in JSON, in hexadecimal digits.
-
-    Example:
-        >>> digest({"a": 1, "b": 2.0}) == digest({"b": 2.0, "a": 1})
-        True
-    """
+    """SHA-256 of plain values, as in JSON, in hexadecimal digits."""
     text = json.dumps([STUDY_VERSION, content], sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def with_contents(value: Any) -> Any:
-    """Plain values in which paths of files and folders are replaced by hashes, as contents change and move.
-
-    Example:
-        >>> with_contents({"files": ["no such file"], "unit": "bytes"})
-        {'files': ['no such file'], 'unit': 'bytes'}
-    """
+    """Plain values in which paths of files and folders are replaced by hashes, as contents change and move."""
     if isinstance(value, dict):
         return {name: with_contents(held) for name, held in value.items()}
     if isinstance(value, (list, tuple)):

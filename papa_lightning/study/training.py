@@ -115,28 +115,9 @@ def train_probes(
     settings: ProbeSettings,
     progress: Callable[[int], None] | None = None,
 ) -> list[TrainedProbe]:
-    """Train a probe for each seed, and evaluate it after the last epoch.
-
-    The seed alone determines the initial probe (``task.configure_probe()`` after ``torch.manual_seed(seed)``), the
-    order of the examples, and dropout. So on the CPU, with the same number of threads, a seed gives the same numbers to
-    the bit, whichever other seeds are trained.
-
-    Batches over seeds are slower: each seed has its own order, so that only arithmetic could be shared. Three probes of
-    MiniLM's size at batch 16 with one thread take 11.3 ms a step as one batched product, and 3 x 2.5 ms alone.
-
-    Args:
-        task: Task with the probe, the loss, the metrics and the device. Its encoder and its own probe do not change.
-        train: Features of the training split.
-        evaluations: Features of evaluation sets, the first of which is named ``""``; may be empty.
-        seeds: Seeds of the probes.
-        settings: Recipe of the training.
-        progress: Called after every step with the number of finished steps of all seeds.
-
-    Raises:
-        PapaError: If the features are for another kind of probe, the first evaluation has a name, or the loss is not
-            finite (with epoch and learning rate).
-    """
+    """Train a probe for each seed, which alone sets start, order and dropout; evaluate it after the last epoch."""
     _check(task, train, evaluations)
+    # One probe after the other: each seed has its own order, so that batches over seeds share only arithmetic; slower.
     steps, report = count(1), progress or (lambda done: None)
     trained = []
     for seed in seeds:
@@ -156,12 +137,7 @@ def initial_probe(task: EncoderTask, seed: int) -> Probe:
 
 
 def _train(
-    task: EncoderTask,
-    probe: Probe,
-    train: Features,
-    seed: int,
-    settings: ProbeSettings,
-    step_done: Callable[[], None],
+    task: EncoderTask, probe: Probe, train: Features, seed: int, settings: ProbeSettings, step_done: Callable[[], None]
 ) -> None:
     """Train a probe in place."""
     device = task.device

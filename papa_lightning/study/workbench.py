@@ -28,14 +28,7 @@ _TRAINED_BY = ("learning_rate", "weight_decay", "schedule", "warmup_share", "dro
 
 
 class Bench:
-    """An encoder with the probe of a task, and the task's rows.
-
-    Attributes:
-        data: The data module, set up.
-        task: The task, on the device of the study; its encoder is frozen, in evaluation mode, and not swapped.
-        train: The tokenised training rows.
-        evaluations: The tokenised validation rows by name of the set; the first set is named "".
-    """
+    """An encoder with the probe of a task, and its tokenised rows; the first evaluation set is named ""."""
 
     def __init__(self, settings: StudySettings, encoder: str, task: str) -> None:
         self.settings, self.encoder, self.name = settings, encoder, task

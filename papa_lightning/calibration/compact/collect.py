@@ -18,15 +18,7 @@ from papa_lightning.errors import CalibrationError
 
 
 class CompactAverages(RunningSums):
-    """Float64 sums of attention over diagonals and columns, and over a sample of query rows, up to T of them.
-
-    With ``S_ij = sum over sequences of A[i,j] m_i m_j``:
-
-        diagonals[l,h,w+o] = sum of S_ij over i - j = o        columns[l,h,j] = sum over i of S_ij
-
-    ``sampled`` (L, H, rows, T) are rows of S, ascending and drawn independently of the data. They tell how well the fit
-    describes the average: its loss is a sum over rows.
-    """
+    """Float64 sums of attention over diagonals and columns, and over a sample of query rows, up to T of them."""
 
     added = ("diagonals", "columns", "sampled", *RunningSums.added)
     checked = "columns"
@@ -43,8 +35,8 @@ class CompactAverages(RunningSums):
         super().__init__(max_length, device)
         self.reaches, self.width, layers = tuple(reaches), width, len(reaches)
         order = torch.randperm(max_length, generator=torch.Generator().manual_seed(0))
-        self.rows = order[:num_rows].sort().values
-        self.diagonals = self.zeros(layers, num_heads, 2 * width + 1)
+        self.rows = order[:num_rows].sort().values  # independent of the data: the error of the fit is a sum over rows
+        self.diagonals = self.zeros(layers, num_heads, 2 * width + 1)  # i - j = o at ``w + o``
         self.columns = self.zeros(layers, num_heads, max_length)
         self.sampled = self.zeros(layers, num_heads, len(self.rows), max_length)
 

@@ -1,7 +1,6 @@
 """Fitting ``rho(i - j) + alpha(j)``, never negative, to averaged attention C with pair counts n.
 
-The loss of one head, ``sum_ij n_ij (C_ij - rho(i - j) - alpha(j))^2``, needs only the sums of n C and n over diagonals
-and columns.
+The loss, ``sum_ij n_ij (C_ij - rho(i - j) - alpha(j))^2``, needs only sums over diagonals and columns.
 """
 
 from dataclasses import dataclass
@@ -19,13 +18,7 @@ _MOST_STEPS = 20_000
 
 
 def row_bands(rows: Tensor, first: int, width: int) -> Tensor:
-    """The diagonals of rows (..., R, T) from ``first`` on: (..., R, 2 w + 1), at ``w + o`` row i, column i - o, or 0.
-
-    Example:
-        >>> row_bands(torch.tensor([[1, 2, 3], [4, 5, 6]]), 0, 1)
-        tensor([[2, 1, 0],
-                [6, 5, 4]])
-    """
+    """The diagonals of rows (..., R, T) from ``first`` on: (..., R, 2 w + 1), at ``w + o`` column i - o, or 0."""
     number, length = rows.shape[-2:]
     low, high = first - width, first + number + width
     near = rows[..., max(low, 0) : min(high, length)]
@@ -37,17 +30,13 @@ def row_bands(rows: Tensor, first: int, width: int) -> Tensor:
 
 @dataclass(frozen=True)
 class BandSums:
-    """Sums over ``n C`` and over n, on which the least squares of the heads of one layer depend.
+    """Sums over ``n C`` and over n, on which the least squares of the heads of one layer depend."""
 
-    diagonals (H, 2 w + 1): over the pairs with i - j = o, at ``w + o``; columns (H, T): over i; diagonal_counts and
-    column_counts: the same of n; pair_counts (2 w + 1, T): n itself, at ``w + i - j`` and j.
-    """
-
-    diagonals: Tensor
-    columns: Tensor
-    diagonal_counts: Tensor
+    diagonals: Tensor  # (H, 2 w + 1): over the pairs with i - j = o, at ``w + o``
+    columns: Tensor  # (H, T): over i
+    diagonal_counts: Tensor  # the same of n
     column_counts: Tensor
-    pair_counts: Tensor
+    pair_counts: Tensor  # (2 w + 1, T): n itself, at ``w + i - j`` and j
 
 
 def band_sums(diagonals: Tensor, columns: Tensor, counts: Tensor, reach: Reach) -> BandSums:
@@ -58,16 +47,12 @@ def band_sums(diagonals: Tensor, columns: Tensor, counts: Tensor, reach: Reach) 
 
 
 def fit_profile(sums: BandSums) -> tuple[Tensor, Tensor]:
-    """The profile rho (H, 2 w + 1) and columns alpha (H, T) of least loss among those that are never negative.
-
-    With one of them fixed, each number of the other has a best value of its own. Fixing them in turn lowers a convex
-    loss at every step, and ends at its minimum, because the bound 0 applies to each number separately. Offsets and
-    columns without a pair are 0.
-    """
+    """The profile rho (H, 2 w + 1) and columns alpha (H, T) of least loss that are never negative, 0 where unseen."""
     pairs = sums.pair_counts.double()
     per_offset, per_column = _inverse(sums.diagonal_counts), _inverse(sums.column_counts)
     profile = torch.zeros_like(sums.diagonals, dtype=torch.float64)
     columns = sums.columns.double() * per_column
+    # Each step lowers a convex loss, and the bound 0 applies to each number separately: it ends at the minimum.
     for _ in range(_MOST_STEPS):
         before = profile
         profile = ((sums.diagonals - columns @ pairs.T) * per_offset).clamp_min(0.0)
@@ -82,10 +67,8 @@ def _inverse(counts: Tensor) -> Tensor:
 
 
 def weight_beyond(columns: Tensor, counts: Tensor) -> Tensor:
-    """The weight (H,) of columns that were never seen: the median over those seen half as often as the maximum or more.
-
-    A mean would depend on the first column and on those of separators, which have far larger weights.
-    """
+    """The weight (H,) of unseen columns: the median over those seen half as often as the maximum or more."""
+    # No mean, which would depend on the first column and on separators, whose weights are far larger.
     return columns[:, counts >= counts.max() / 2].median(dim=1).values
 
 
@@ -128,12 +111,9 @@ _TINY = 1e-30
 
 
 def fit_low_rank(values: Tensor, counts: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Factors L and R (H, T, r) of low loss ``sum_ij n_ij (C_ij - (L R^T)_ij)^2`` that are never negative.
-
-    By the multiplicative rule of Lee and Seung (2001, "Algorithms for non-negative matrix factorization") with
-    weights: no step raises the loss, or makes a number negative. It ends in a local minimum, and starts without random
-    numbers from the positive parts of the leading singular vectors (Boutsidis and Gallopoulos 2008).
-    """
+    """Factors L and R (H, T, r) of low loss ``sum_ij n_ij (C_ij - (L R^T)_ij)^2`` that are never negative."""
+    # The multiplicative rule of Lee and Seung (2001), with weights: no step raises the loss. It starts without random
+    # numbers from the leading singular vectors (Boutsidis and Gallopoulos 2008), and ends in a local minimum.
     target, weights = values.double(), counts.double()
     left, right = _start(torch.where(weights > 0, target, 0.0), rank)
     weighted = weights * target

@@ -85,11 +85,7 @@ def number_column(rows: Dataset, names: Sequence[str], source: str) -> str | Non
 
 
 def class_names(feature: Any, label_names: Sequence[str]) -> list[str] | None:
-    """The names of the numbers in a column, if the data set numbers its classes.
-
-    Data sets of the hub number the same labels in different orders. Where a data set has as many names as the task, but
-    other ones, the classes are in the order of the task.
-    """
+    """The names of the numbers in a column, if the data set numbers its classes."""
     names = getattr(getattr(feature, "feature", feature), "names", None)
     if not names or set(names) & set(label_names):
         return list(names) if names else None
@@ -98,7 +94,7 @@ def class_names(feature: Any, label_names: Sequence[str]) -> list[str] | None:
             f"label_names is {list(label_names)!r}, but the data set has {len(names)} classes of other names, "
             f"{', '.join(map(repr, names))}: name those."
         )
-    return list(label_names)
+    return list(label_names)  # as many classes of other names are in the order of the task
 
 
 def named(values: Sequence[Any], names: Sequence[str] | None) -> Sequence[Any]:

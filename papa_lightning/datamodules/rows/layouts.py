@@ -1,11 +1,7 @@
 """Layouts: the assignment of the tokens of a text to the T slots of a padded row.
 
-A layout is written as a list of *slots*: entry t is the index of the token that slot t takes, or `PADDING`. One such
-list places every column of a row: token ids, token types, the labels of a token task. The attention mask is 1 where
-a slot takes a token. In the segment-aligned layout the mask has holes, so nothing may derive a length from it.
-
-The segment-aligned layout puts separators on fixed positions, so that the average of attention matrices over many
-texts means something. Source: "How Much Does Attention Actually Attend?", arXiv 2211.03495.
+A layout is a list of *slots*: entry t is the index of the token that slot t takes, or `PADDING`; masks may have holes.
+The segment-aligned one fixes separators, so that averages of attention mean something (arXiv 2211.03495).
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,14 +32,7 @@ def plain_slots(length: int, max_length: int) -> list[int]:
 
 
 def token_slots(input_ids: Sequence[int], separator_id: int, max_length: int) -> list[int]:
-    """Slots with the final separator e in the last one: slot t takes token t for t < min(e, T-1), slot T-1 takes e.
-
-    For one segment, and for token classification, where a word must keep its position.
-
-    Example:
-        >>> token_slots([101, 7, 8, 9, 5, 102], separator_id=102, max_length=4)
-        [0, 1, 2, 5]
-    """
+    """Slots of one segment, or words: slot t takes token t for t < min(e, T-1), slot T-1 the final separator e."""
     final = _final_separator(input_ids, separator_id)
     kept = min(final, max_length - 1)
     return [*range(kept), *[PADDING] * (max_length - 1 - kept), final]

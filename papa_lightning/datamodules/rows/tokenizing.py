@@ -73,11 +73,7 @@ def separator_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def prepare_for_words(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTokenizerBase:
-    """Prepare a tokenizer, in place, for texts that are split into words.
-
-    A byte-level tokenizer (RoBERTa, DeBERTa) marks the start of a word by the blank before it. Single words lack it,
-    and would be read as the inside of one long word: the tokenizer is set to add it.
-    """
+    """Prepare a tokenizer, in place, for texts that are split into words."""
     if not tokenizer.is_fast:
         raise DataError(
             f"tokenizer {name!r} ({type(tokenizer).__name__}) cannot tell which token belongs to which word, which a "
@@ -85,6 +81,7 @@ def prepare_for_words(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrain
         )
     backend = tokenizer.backend_tokenizer
     content = json.loads(backend.to_str())
+    # Byte-level tokenizers mark the start of a word by the blank before it, which single words lack.
     if _prefix_words(content["pre_tokenizer"]):
         backend.pre_tokenizer = type(backend).from_str(json.dumps(content)).pre_tokenizer
     return tokenizer
@@ -114,19 +111,14 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 def tokenize(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[list[str]], max_length: int, layout: Layout, preset: Preset
 ) -> dict[str, list[Any]]:
-    """Turn n texts, or pairs of texts, into rows of exactly T tokens.
-
-    In the layout "plain" and the preset "reference" the tokenizer cuts a text to T tokens (of a pair the longer text
-    first), before "segment" aligns the rest. The preset "default" aligns the whole text and cuts each segment to its
-    slots. `truncated` has one boolean a row: whether tokens of the text lack a slot.
-    """
+    """Turn n texts, or pairs, into rows of T tokens; `truncated` says of each row whether tokens lack a slot."""
 
     def slots_of(input_ids: Sequence[int]) -> list[int]:
         if layout == "plain":
             return plain_slots(len(input_ids), max_length)
         return segment_slots(input_ids, cast("int", separator_id(tokenizer)), max_length, preset)
 
-    # Long texts are cut and counted here, without a warning of the tokenizer.
+    # Long texts are cut (of a pair the longer text first) and counted here, without a warning of the tokenizer.
     whole = encoded = tokenizer(*texts, verbose=False)
     lengths = [len(input_ids) for input_ids in whole["input_ids"]]
     if (layout == "plain" or preset == "reference") and max(lengths, default=0) > max_length:

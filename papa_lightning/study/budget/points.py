@@ -29,11 +29,7 @@ HELD_OUT = "held_out"
 
 
 def open_split_bench(settings: BudgetSettings) -> tuple[Bench, str]:
-    """Load encoder and task, with selection and held-out rows as evaluation sets, and the latter's origin.
-
-    A labelled test split is held out, and heads are selected on the first validation set. Without one, the latter is
-    halved at random.
-    """
+    """Load encoder and task, with selection and held-out rows as evaluation sets, and the origin of the latter."""
     bench = Bench(settings.study(), ENCODER, TASK)
     validation, test = bench.evaluations[""], _labelled_test(bench.data)
     if test is not None:
@@ -147,10 +143,7 @@ class Points:
 
 
 def largest_within(fits: Callable[[int], bool], total: int) -> int:
-    """The largest number up to `total` that fits, by bisection, if all below a fitting one fit too; 0 if none.
-
-    Otherwise the result still fits and the next larger number that was tried does not.
-    """
+    """The largest number up to `total` that fits, by bisection; 0 if none. The next larger one tried does not fit."""
     low, high = 0, total + 1
     while high - low > 1:
         middle = (low + high) // 2

@@ -62,22 +62,7 @@ def within(drop: Drop, limit: float) -> bool:
 
 
 def find_budget(settings: BudgetSettings, output: str | Path, progress: bool = True) -> HeadBudget:
-    """Find the largest number of heads that can be constant within a loss, confirm it, and write what uses it.
-
-    Everything is compared with probes with all heads dynamic. Bisection over the ranked heads, with newly trained
-    probes at each number, finds the largest one whose mean relative drop over the seeds is within the limit on the
-    selection rows. The same probes are then scored once on the held-out rows.
-
-    Args:
-        settings: Encoder, task and limit.
-        output: Folder for ``ranking.json``, ``constants.safetensors`` and ``budget.json``, and for ``work/``, which
-            keeps finished measurements for other limits and for resuming.
-        progress: Whether to show a progress bar.
-
-    Raises:
-        PapaError: When something cannot be loaded, stored or trained, the score with all heads dynamic is 0, or another
-            process works in the folder.
-    """
+    """Find the largest number of heads that can be constant within a loss, confirm it, and write what uses it."""
     place = Path(output).expanduser()
     check_work_folder("output", place)
     folder = StudyFolder(place / "work")

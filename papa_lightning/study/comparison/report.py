@@ -20,10 +20,7 @@ from papa_lightning.study.store import StudyFolder
 
 
 def one_number(settings: KindsSettings) -> tuple[str, dict[str, float]] | None:
-    """The single argument in which all variants differ, and its value in each; None unless all are positive.
-
-    The name is dotted for nested arguments, such as "kind_options.window".
-    """
+    """The one argument in which all variants differ, dotted if nested, and its values; None unless all are positive."""
     given = {name: dict(_flat(settings.arguments(name) | settings.swap(name))) for name in settings.variants}
     names = {argument for arguments in given.values() for argument in arguments}
     differing = [name for name in names if len({repr(arguments.get(name)) for arguments in given.values()}) > 1]

@@ -42,8 +42,8 @@ _FROM_DATA = ("num_labels", "max_length", "metrics", "label_names")
 class KindsStudy:
     """Scores, speed, memory and size of variants of a model, each trained for the same steps with every seed.
 
-    Finished results are files named by a hash of everything that they depend on: the settings, and the contents of
-    data, pretrained encoders, constants and other files that they name. A comparison that was killed resumes.
+    Finished results are files named by a hash of the settings and of the content of files that these name. A comparison
+    that was killed resumes.
 
     Args:
         settings: Settings of the comparison.
@@ -111,10 +111,7 @@ class KindsStudy:
 
 
 def cell_hashes(settings: KindsSettings, seeds: Sequence[int]) -> dict[tuple[str, int], str]:
-    """Hash of everything that each training depends on; files count by content, so that they may move.
-
-    A training depends on its own variant, and on the reference where parameters are made equal.
-    """
+    """Hash of everything that each training depends on; files count by content, so that they may move."""
     encoders: dict[str, Any] = {}
 
     def contents(arguments: Mapping[str, Any]) -> Any:

@@ -45,14 +45,7 @@ class SplitIndex:
 
 
 class EncodedSplit:
-    """A tokenised split whose hidden states a frozen encoder computes, in batches of any sequences.
-
-    Batches are cut after their last real token, since the rest is padding. In the plain layout that saves most of the
-    work for short sequences. In the segment layout the last separator is on the last slot, so nothing is cut; slots in
-    between are kept, because constant heads depend on the slot.
-
-    `extents` (N,) are the slots after the last token of every sequence that is real or read, int64.
-    """
+    """A split whose hidden states a frozen encoder computes; `extents` (N,) are slots up to the last real or read."""
 
     def __init__(self, task: EncoderTask, rows: Dataset) -> None:
         self.reading = reading_of(task)
@@ -74,6 +67,7 @@ class EncodedSplit:
     def vectors(self, sequences: Tensor) -> Tensor:
         """Run the encoder on sequences (B,): their vectors (rows, width), float32, on the device of the task."""
         batch = _tensors(self._rows[sequences.tolist()])
+        # Padding at the end is cut; slots in between stay, because constant heads depend on the slot.
         longest = max(int(self.extents[sequences].max()), 1)
         inputs = {name: values[:, :longest] for name, values in batch.items() if values.dim() == 2}
         labels = inputs.get("labels", batch["labels"])

@@ -89,26 +89,7 @@ def store_features(
     batch_size: int = 32,
     progress: Callable[[int], None] | None = None,
 ) -> StoredFeatures:
-    """Run the encoder of a task once over a split, and store what its probe reads.
-
-    Only hidden states that are read are stored: all L+1 levels of the real tokens for the layerwise probe, all levels
-    of the labelled tokens for token probes, one vector for each sequence for the other poolings. The folder appears
-    when it is complete. An existing folder is checked and used: its name must identify the encoder and the choice of
-    its heads.
-
-    Args:
-        task: The task; its encoder is frozen, and may be swapped.
-        rows: Tokenised rows, as the data loaders of a `TaskDataModule` hold them: ``loader.dataset``.
-        folder: Folder to be written.
-        dtype: ``"float32"``, or ``"float16"``, half the size, with a relative error of up to 0.0005.
-        budget_bytes: Largest permitted size.
-        batch_size: Sequences of a batch; sequences of similar length go together.
-        progress: Called with the number of finished sequences after every batch.
-
-    Raises:
-        PapaError: If the features are larger than the budget or the free disk space, before anything is written; if the
-            folder holds something else; if the rows do not fit the task; if a hidden state is not finite in the dtype.
-    """
+    """Run the encoder of a task once over a split, and store what its probe reads; an existing folder is reused."""
     check_choice("dtype", dtype, ("float32", "float16"))
     if batch_size < 1:
         raise PapaError(f"batch_size is {batch_size}, but must be at least 1.")

@@ -1,10 +1,6 @@
-"""The folder of stored features: memory-mapped vectors, an index, and a manifest.
+"""The folder of stored features, which gets its name when it is complete.
 
-    vectors.npy         (R, width), float32 or float16
-    index.safetensors   counts (N,), positions, labels
-    manifest.json       format, reading, dtype, and the SHA-256 of the other files
-
-The folder is written under another name and renamed when it is complete.
+vectors.npy (R, width), index.safetensors (counts (N,), positions, labels), manifest.json (with their SHA-256).
 """
 
 import os

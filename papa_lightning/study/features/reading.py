@@ -1,7 +1,6 @@
 """Readings: the hidden states that a kind of probe reads, and how it computes its inputs from them.
 
-The *vectors* of a sequence are the rows that its probe reads; a *place* is a token that is read. Padding is never read,
-so vectors follow each other without gaps.
+The *vectors* of a sequence are the rows that its probe reads, without padding or gaps; a *place* is a token read.
 """
 
 from abc import ABC, abstractmethod
@@ -24,21 +23,13 @@ from papa_lightning.tasks.token_classification import TokenClassificationTask
 
 @dataclass(frozen=True, eq=False)
 class FeatureBatch:
-    """The features of B sequences; vectors, rows and labels are on the device of the probe, the rest on the CPU.
+    """The features of B sequences; vectors, rows and labels are on the device of the probe, the rest on the CPU."""
 
-    Args:
-        vectors: Vectors (R, width), which may include those of other sequences.
-        rows: Rows (r,) of `vectors` that belong to the batch, sequence by sequence; int64.
-        counts: Number of places (B,) of every sequence; int64.
-        positions: Slot (sum of counts,) of every place; int64.
-        labels: Labels (B,) or, for tokens, (sum of counts,); int64.
-    """
-
-    vectors: Tensor
-    rows: Tensor
-    counts: Tensor
-    positions: Tensor
-    labels: Tensor
+    vectors: Tensor  # (R, width), which may include those of other sequences
+    rows: Tensor  # (r,) of `vectors` that belong to the batch, sequence by sequence; int64
+    counts: Tensor  # (B,), places of every sequence; int64
+    positions: Tensor  # (sum of counts,), slot of every place; int64
+    labels: Tensor  # (B,) or, for tokens, (sum of counts,); int64
 
 
 @dataclass(frozen=True)
@@ -107,12 +98,7 @@ class LayerwiseReading(Reading):
         return vectors
 
     def inputs(self, probe: Probe, batch: FeatureBatch) -> Tensor:
-        r"""The weighted sums :math:`[v_0; \dots; v_L]` of `LayerwiseProbe`, without padding.
-
-        `torch.nn.functional.embedding_bag` sums weighted rows where they are, without a copy: 0.95 ms against 1.5 ms
-        for padded sequences and 2.7 ms for one after the other (forward and backward of 16 sequences of 25 tokens, 7
-        levels, d = 384, one thread).
-        """
+        r"""The weighted sums :math:`[v_0; \dots; v_L]`; embedding_bag takes 0.95 ms against 1.5 ms for padded rows."""
         assert isinstance(probe, LayerwiseProbe)
         cells = position_cells(batch.counts, batch.positions, self.levels, self.max_length)
         sizes = batch.counts.repeat_interleave(self.levels)
@@ -193,12 +179,7 @@ READINGS: Mapping[str, Callable[[int, int, int], Reading]] = {
 
 
 def position_cells(counts: Tensor, positions: Tensor, levels: int, max_length: int) -> Tensor:
-    """The place ((L+1) * sum of counts,) of the weight of each vector in the flattened (L+1) x T weights.
-
-    Example:
-        >>> position_cells(torch.tensor([2]), torch.tensor([0, 5]), levels=2, max_length=6)
-        tensor([ 0,  5,  6, 11])
-    """
+    """The place ((L+1) * sum of counts,) of the weight of each vector in the flattened (L+1) x T weights."""
     before = counts.cumsum(0) - counts
     own, first = _spread(torch.stack([counts, before], dim=1), counts * levels)
     place = torch.arange(len(own)) - levels * first
@@ -207,12 +188,7 @@ def position_cells(counts: Tensor, positions: Tensor, levels: int, max_length: i
 
 
 def ranges(starts: Tensor, sizes: Tensor) -> Tensor:
-    """Ranges (sum of sizes,) of numbers, one after the other.
-
-    Example:
-        >>> ranges(torch.tensor([7, 0]), torch.tensor([2, 3]))
-        tensor([7, 8, 0, 1, 2])
-    """
+    """Ranges (sum of sizes,) of numbers, one after the other."""
     shifts = starts - (sizes.cumsum(0) - sizes)
     total = int(sizes.sum())
     return shifts.repeat_interleave(sizes, output_size=total) + torch.arange(total)

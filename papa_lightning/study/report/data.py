@@ -100,11 +100,7 @@ class StudyData:
         return rows.iloc[0] if len(rows) else None
 
     def is_low(self, encoder: str, task: str) -> bool:
-        """Whether the score with all heads dynamic is too low for relative changes to mean anything.
-
-        It is too low if it is missing, if its mean is below :data:`LOW_SCORE`, or if its interval reaches 0 or the
-        chance level of the task.
-        """
+        """Whether the dynamic score is missing, below :data:`LOW_SCORE`, or its interval reaches 0 or chance."""
         found = self.baseline(encoder, task)
         if found is None:
             return True

@@ -12,12 +12,7 @@ from papa_lightning.text import Table
 
 
 def number(value: float, digits: int = 3, *, signed: bool = False) -> str:
-    """A number with a number of decimals: fewer when it is large, more when it would read 0.
-
-    Example:
-        >>> number(0.81249), number(-0.0331, signed=True), number(1234.5), number(0.00004), number(float("nan"))
-        ('0.812', '\u22120.033', '1234.5', '4e\u22125', 'not measured')
-    """
+    """A number with a number of decimals: fewer when it is large, more when it would read 0."""
     if not math.isfinite(value):
         return "not measured"
     if value and abs(value) < 0.5 * 10**-digits:
@@ -28,12 +23,7 @@ def number(value: float, digits: int = 3, *, signed: bool = False) -> str:
 
 
 def percent(value: float, *, signed: bool = True) -> str:
-    """A share as percent with one decimal, and never "-0.0".
-
-    Example:
-        >>> percent(-0.03912), percent(-0.0001), percent(0.5, signed=False)
-        ('\u22123.9 %', '0.0 %', '50.0 %')
-    """
+    """A share as percent with one decimal, and never "-0.0"."""
     if not math.isfinite(value):
         return "not measured"
     rounded = round(100.0 * value, 1) or 0.0
@@ -41,12 +31,7 @@ def percent(value: float, *, signed: bool = True) -> str:
 
 
 def interval(low: float, high: float, relative: bool = False, *, signed: bool = False) -> str:
-    """The ends of a 95 % interval; empty without one.
-
-    Example:
-        >>> interval(-0.011, 0.003, True), interval(float("nan"), float("nan"))
-        ('\u22121.1 to +0.3', '')
-    """
+    """The ends of a 95 % interval; empty without one."""
     if not (math.isfinite(low) and math.isfinite(high)):
         return ""
     first, last = (percent(end)[:-2] if relative else number(end, signed=signed) for end in (low, high))
@@ -54,34 +39,19 @@ def interval(low: float, high: float, relative: bool = False, *, signed: bool = 
 
 
 def share_in_words(share: float) -> str:
-    """A share of the heads in words.
-
-    Example:
-        >>> share_in_words(1.0), share_in_words(0.5), share_in_words(0.875)
-        ('all heads', 'half of the heads', '87.5 % of the heads')
-    """
+    """A share of the heads in words."""
     if share == 1.0:
         return "all heads"
     return "half of the heads" if abs(share - 0.5) < 0.005 else f"{100.0 * share:.3g} % of the heads"
 
 
 def seeds_in_words(count: int) -> str:
-    """A number of seeds in words.
-
-    Example:
-        >>> seeds_in_words(1), seeds_in_words(5)
-        ('one seed', '5 seeds')
-    """
+    """A number of seeds in words."""
     return "one seed" if count == 1 else f"{count} seeds"
 
 
 def telling_shares(shares: Iterable[float]) -> list[float]:
-    """The shares that headlines and bars show: the one next to a half that is neither none nor all, and the largest.
-
-    Example:
-        >>> telling_shares([0.0, 0.4, 0.5, 0.9375, 1.0]), telling_shares([0.0, 1.0]), telling_shares([0.0])
-        ([0.5, 1.0], [1.0], [])
-    """
+    """The shares that headlines and bars show: the one next to a half that is neither none nor all, and the largest."""
     measured = sorted({share for share in shares if share > 0})
     between = [share for share in measured if share < 1.0]
     middle = [min(between, key=lambda share: abs(share - 0.5))] if between else []
@@ -89,10 +59,7 @@ def telling_shares(shares: Iterable[float]) -> list[float]:
 
 
 def finding(data: StudyData, encoder: str, task: str) -> str:
-    """The result of an encoder on a task in one to three sentences.
-
-    Changes are relative, with their interval; they are absolute where the score with all heads dynamic is too low.
-    """
+    """The result in one to three sentences; changes are absolute where the score with all heads dynamic is too low."""
     baseline, rows = data.baseline(encoder, task), data.main_curve(encoder, task)
     if baseline is None:
         return "The score with all heads dynamic has not been measured yet, so changes are not known."

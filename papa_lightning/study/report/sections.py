@@ -73,13 +73,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Section:
-    """A registered section of a page; pages are ordered by `place`.
-
-    Args:
-        needs: Data without which the section is left out: columns of the table of results, or files by name. The data
-            of the page says which of them it ``has``.
-        build: Makes the blocks from the data of the page; no blocks leave the section out.
-    """
+    """A section of a page, ordered by `place`; left out without the data it `needs`, or if `build` makes no blocks."""
 
     title: str
     place: int

@@ -3,6 +3,8 @@
 import pytest
 
 from papa_lightning.benchmark import BenchmarkSettings, ShapeSettings, run_benchmark
+from papa_lightning.benchmark.settings import read_input
+from papa_lightning.benchmark.tables import variant_name
 from papa_lightning.errors import PapaError
 
 
@@ -89,3 +91,9 @@ def test_a_compiler_that_does_not_work_is_one_line():
         broken()
     with pytest.raises(BackendCompilerFailed), compiling([BACKENDS["sdpa"]]):
         broken()
+
+
+def test_an_input_is_read_and_a_variant_named():
+    assert read_input("16x128") == (16, 128)
+    assert variant_name("constant", 0.5, "sdpa") == "constant 50 %"
+    assert variant_name("stock", None, "compile") == "stock, compile"

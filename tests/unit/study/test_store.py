@@ -7,7 +7,7 @@ import pytest
 
 from papa_lightning.errors import OutputError, PapaError, StudyError
 from papa_lightning.files.writing import new_part, open_part
-from papa_lightning.study.store import StudyFolder
+from papa_lightning.study.store import StudyFolder, digest, with_contents
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -96,3 +96,9 @@ def test_a_claim_of_a_folder_is_one_of_the_process_that_has_it(tmp_path: Path) -
     with StudyFolder(tmp_path).claimed():
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_hash_depends_on_values_alone_and_other_texts_than_paths_stay() -> None:
+    assert digest({"a": 1, "b": 2.0}) == digest({"b": 2.0, "a": 1})
+    plain = {"files": ["no such file"], "unit": "bytes"}
+    assert with_contents(plain) == plain
