@@ -90,8 +90,7 @@ class HeadCriterion(ABC):
             inputs: Inputs of the criterion.
 
         Returns:
-            (L, H), float64, on the CPU; the head with the lowest score becomes constant first. Scores that differ by
-            rounding alone are equal.
+            (L, H), float64, on the CPU, lowest for the head that becomes constant first; rounding makes no difference.
 
         Raises:
             PapaError: When something is missing in `inputs` or does not fit, or a score is not finite.
@@ -228,6 +227,5 @@ def per_layer(inputs: RankingInputs) -> list[Tensor]:
     """The constants of each layer, (H, T, T), on the device of the encoder and cut to what its queries can see."""
     base = find_encoder(inputs.encoder)
     assert inputs.constants is not None
-    dtype = torch.promote_types(base.dtype, torch.float32)
-    values = inputs.constants.values.to(base.device, dtype)
+    values = inputs.constants.values.to(base.device, torch.promote_types(base.dtype, torch.float32))
     return [reach.cut(own) for reach, own in zip(attention_reaches(base), values, strict=True)]

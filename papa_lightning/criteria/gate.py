@@ -54,7 +54,10 @@ class LearnedGates(HeadCriterion):
             raise PapaError(
                 "task has another encoder than the one to rank: pass RankingInputs(encoder=task.encoder, ...)."
             )
-        task, device = _copy(inputs.task), find_encoder(inputs.encoder).device
+        memo: dict[int, Any] = {id(one): one for one in inputs.task.parameters() if not one.requires_grad}
+        if inputs.task._trainer is not None:
+            memo[id(inputs.task._trainer)] = None
+        task, device = copy.deepcopy(inputs.task, memo), find_encoder(inputs.encoder).device
         swap_attention(task.encoder, "gated", constants=inputs.constants)
         trainer = L.Trainer(
             accelerator="gpu" if device.type == "cuda" else device.type,
@@ -100,11 +103,3 @@ def gates_for(output: str, constants: str | None, configured: Sequence[Calibrati
             own.max_length, own.encoder, own.batch_size = one.max_length, one.encoder, one.batch_size
     own.output, own.constants = output, constants or own.constants
     return own
-
-
-def _copy(task: Any) -> Any:
-    """A copy of a task that shares its frozen parameters, as a task without a Trainer."""
-    memo: dict[int, Any] = {id(one): one for one in task.parameters() if not one.requires_grad}
-    if task._trainer is not None:
-        memo[id(task._trainer)] = None
-    return copy.deepcopy(task, memo)

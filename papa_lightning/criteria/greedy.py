@@ -29,10 +29,9 @@ class GreedySearch(HeadCriterion):
         loss[l,h] = mean loss with the heads of all rounds before constant, and head h of layer l besides
         score[l,h] = round + loss[l,h] / (1 + loss[l,h]), of the round (from 0) that took the head
 
-    The first round takes the fewest heads and each later one as many more (1 : 2 : 3 ...), so that few rounds do: with
-    8 rounds 144 heads take 816 measurements, and one head a round would take 10,440. Unlike scores of single heads it
-    accounts for heads that can replace each other: the second one costs more once the first is constant. It does not
-    account for interactions of the heads of one round.
+    The first round takes the fewest heads and each later one as many more (1 : 2 : 3 ...): 8 rounds of 144 heads take
+    816 measurements, one head a round 10,440. Unlike scores of single heads it accounts for heads that can replace each
+    other, but not for those of one round.
 
     Args:
         sequences: Number of labelled sequences of a measurement: the first ones of the batches.
@@ -77,7 +76,10 @@ class GreedySearch(HeadCriterion):
         def loss_of(chosen: Sequence[Head]) -> float:
             for layer, here in enumerate(own):
                 here[:] = sorted(head for other, head in chosen if other == layer)
-            return _mean_loss(loss, batches)
+            mean = sum(float(loss(batch)) * _size(batch) for batch in batches) / sum(map(_size, batches))
+            if not math.isfinite(mean) or mean < 0:
+                raise PapaError(f"loss gave a mean of {mean}, but must be finite and not below 0: check the probe.")
+            return mean
 
         mixings = [partial(_mix, here, values) for here, values in zip(own, constants, strict=True)]
         with torch.no_grad(), eval_mode(base), replace_mixing(base, mixings):
@@ -124,10 +126,7 @@ def first_sequences(batches: Iterable[Mapping[str, Any]], sequences: int) -> Ite
 def _search(
     heads: Sequence[Head], rounds: int, loss_of: Callable[[Sequence[Head]], float], precision: float
 ) -> Iterator[tuple[int, Head, float]]:
-    """Round, head and loss of all heads, in the order in which they become constant.
-
-    Losses that differ by no more than ``precision`` of the largest are equal, so that rounding has no influence.
-    """
+    """Round, head and loss of heads as they become constant; losses within `precision` of the largest are equal."""
     chosen: list[Head] = []
     left = list(heads)
     # disable=None shows the bar on a terminal only.
@@ -142,14 +141,6 @@ def _search(
             yield from ((number, head, losses[head]) for head in best)
             chosen += best
             left = [head for head in left if head not in best]
-
-
-def _mean_loss(loss: Callable[[Mapping[str, Any]], Tensor], batches: Sequence[Mapping[str, Any]]) -> float:
-    """Mean loss over all sequences of batches that may differ in size."""
-    mean = sum(float(loss(batch)) * _size(batch) for batch in batches) / sum(map(_size, batches))
-    if not math.isfinite(mean) or mean < 0:
-        raise PapaError(f"loss gave a mean of {mean}, but must be finite and not below 0: check the probe.")
-    return mean
 
 
 def _size(batch: Mapping[str, Any]) -> int:

@@ -80,11 +80,7 @@ def _mix(
 
 
 class OutputProjections:
-    """The output projections W_O of an encoder: in each layer, the linear layer that runs next after the mixing.
-
-    Families give it different names and places, some outside the self-attention module. ``energies`` has, for each
-    layer, the sum of the squared norms of what the projection gave for real tokens.
-    """
+    """Output projections W_O, the linear layers that run next after the mixing, and `energies`, their squared norms."""
 
     def __init__(self, num_layers: int) -> None:
         self.energies = [0.0] * num_layers

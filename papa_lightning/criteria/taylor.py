@@ -107,10 +107,7 @@ def _mix(
 
 @contextmanager
 def _gates(encoder: PreTrainedModel, shape: tuple[int, int]) -> Iterator[nn.Parameter]:
-    """Gates (L, H) of 1 among the parameters of an encoder, for a while.
-
-    Tasks switch gradients off for an encoder none of whose parameters learns, so the gates have to be seen there.
-    """
+    """Gates (L, H) of 1 among the parameters of an encoder, where tasks that freeze it see that something learns."""
     dtype = torch.promote_types(encoder.dtype, torch.float32)
     gates = nn.Parameter(torch.ones(shape, dtype=dtype, device=encoder.device))
     encoder.register_parameter(_NAME, gates)

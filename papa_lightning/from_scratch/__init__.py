@@ -1,8 +1,7 @@
 """Small Transformers trained from random weights with any kind of attention, their tasks and their data.
 
-May import ``tasks`` and ``datamodules`` and the rooms below; is imported by the public names only. A new task derives
-from ``FromScratchTask``, new data from ``PartsDataModule``, each in a file. The model is registered with the Auto
-classes of transformers.
+May import ``tasks``, ``datamodules`` and the rooms below; is imported by the public names only. A new task derives from
+``FromScratchTask``, new data from ``PartsDataModule``, each in a file.
 """
 
 from transformers import AutoConfig, AutoModel

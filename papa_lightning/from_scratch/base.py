@@ -25,8 +25,7 @@ class FromScratchTask(EncoderTask):
         num_layers: L, the number of layers.
         num_heads: H, the number of heads, a divisor of d.
         intermediate_size: Width of the feed-forward layers; None takes 4 d.
-        kind: Kind of attention, for `swap_attention`: one name, or one for each layer. "dynamic" is dot-product
-            attention.
+        kind: Kind of attention for `swap_attention`, or one for each layer; "dynamic" is dot-product attention.
         kind_options: Options of the kind, such as ``{"window": 32}``.
         learning_rate: As for `EncoderTask`, but high enough for random weights.
         regime: As for `EncoderTask`; an encoder that starts from random weights has to learn.
@@ -74,11 +73,7 @@ class FromScratchTask(EncoderTask):
         )
 
     def configure_encoder(self) -> PreTrainedModel:
-        """Make or load the encoder, and swap its attention to `kind`; see `EncoderTask.configure_encoder`.
-
-        Raises:
-            PapaError: Also for both a `kind` and `constants`, or options that nothing takes.
-        """
+        """Make or load the encoder, and swap its attention to `kind`, which refuses `constants` and idle options."""
         encoder, kind, options = super().configure_encoder(), self.hparams["kind"], self.hparams["kind_options"]
         if set([kind] if isinstance(kind, str) else kind) == {"dynamic"}:
             if options:

@@ -25,8 +25,7 @@ class TransformerConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
         dropout: Share of each sublayer's output, and of the embeddings, that training sets to zero.
         attention_dropout: Share of the attention weights that training sets to zero.
         image_size: (height, width) of images in pixels, one number for squares; None: the model takes tokens.
-        patch_size: Side of a patch in pixels. Each patch is a token; there is no class token, so that the tokens are
-            a grid.
+        patch_size: Side of a patch in pixels; each patch is a token, and without a class token they are a grid.
         num_channels: Channels of the images.
         layer_norm_eps: Constant added to variances by the layer norms.
         initializer_range: Standard deviation of the initial weights.

@@ -19,8 +19,7 @@ class DigitsDataModule(PartsDataModule):
     They come with scikit-learn (``pip install "papa-lightning[images]"``), so nothing is fetched. Source: Alpaydin and
     Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998 (its test part).
 
-    Batches have `pixel_values` (B, 1, 8, 8), float32 from -1 to 1, `labels` (B,), and `example_id` (B,), the number
-    of the image in scikit-learn's order.
+    Batches have `pixel_values` (B, 1, 8, 8), float32 from -1 to 1, `labels` (B,), and `example_id` (B,).
 
     Args:
         batch_size: Images in a training batch.

@@ -20,8 +20,7 @@ from papa_lightning.errors import DataError
 Unit = Literal["characters", "bytes"]
 """Unit of a token."""
 
-UNKNOWN = "\N{REPLACEMENT CHARACTER}"
-"""Name of token 0, which stands for all characters that the training part lacks."""
+UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # token 0: all characters that the training part lacks
 
 Numbers = NDArray[np.unsignedinteger[Any]]
 
@@ -36,11 +35,7 @@ class Tokens:
 
 
 def read_tokens(paths: Sequence[Path], unit: Unit, train_share: float) -> Tokens:
-    """Read text files, one after the other, as numbers.
-
-    One file of bytes is mapped into memory and never read as a whole; else one to four bytes a token are held.
-    Characters that the first `train_share` of the text lacks are token 0.
-    """
+    """Text files, one after the other, as numbers; one file of bytes is mapped into memory, never read as a whole."""
     for path in paths:
         if not path.is_file():
             raise DataError(f"files has {str(path)!r}, but there is no such file: pass text files.")
@@ -53,13 +48,7 @@ def read_tokens(paths: Sequence[Path], unit: Unit, train_share: float) -> Tokens
 
 
 def number_characters(text: str, train_share: float) -> Tokens:
-    """Number the characters of a text, in the order of their code points, from 1; unknown ones are 0.
-
-    Example:
-        >>> tokens = number_characters("abba!", train_share=0.8)
-        >>> tokens.numbers.tolist(), tokens.names[1:], tokens.size
-        ([1, 2, 2, 1, 0], ('a', 'b'), 3)
-    """
+    """Number the characters of a text, in the order of their code points, from 1; what the first share lacks is 0."""
     points = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
     known = np.unique(points[: int(len(points) * train_share)])
     places = np.searchsorted(known, points).clip(max=max(len(known) - 1, 0))
@@ -107,8 +96,7 @@ TRAIN_END, VALIDATION_END = 0.9, 0.95
 class TextFileDataModule(PartsDataModule):
     """Characters or bytes of text files: the first 90 % to train on, the next 5 % to validate, the last 5 % to test.
 
-    The split is the one that is usual for enwik8. Each part is cut into blocks of T tokens that do not overlap; tokens
-    at its end that fill no block are left out.
+    Each part is cut into blocks of T tokens that do not overlap; tokens at its end that fill no block are left out.
 
     Batches are mappings of int64 tensors: `input_ids` (B, T), `attention_mask` (B, T) of ones, `labels` (B, T), the
     token that follows each one, and `example_id` (B,), the number of the block in its part.

@@ -145,24 +145,7 @@ class TransformerModel(PreTrainedModel):
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
     ) -> BaseModelOutput | tuple[Any, ...]:
-        """Run the model.
-
-        Args:
-            input_ids: (B, T), tokens.
-            attention_mask: (B, T), 1 for a real token and 0 for padding; None: all are real.
-            inputs_embeds: (B, T, d), in the place of tokens.
-            pixel_values: (B, C, height, width), for a model of images.
-            output_hidden_states: Also return the hidden states of all levels: L+1, the embeddings first, the last one
-                behind the norm at the end.
-            output_attentions: Also return the attention matrices, L of (B, H, T, T); wants the eager implementation.
-            return_dict: False for a tuple.
-
-        Returns:
-            The last hidden states (B, T, d), and the optional outputs.
-
-        Raises:
-            PapaError: For inputs of another type or size than the model takes.
-        """
+        """Last hidden states (B, T, d) of tokens, embeddings or images; if asked L+1 levels, the last one normed."""
         hidden_states = self._embed(input_ids, inputs_embeds, pixel_values)
         inputs: dict[str, Any] = {"inputs_embeds": hidden_states, "attention_mask": attention_mask}
         if self.config.causal:
@@ -216,9 +199,8 @@ Model = TypeVar("Model", bound=nn.Module)
 def resplit_heads(model: Model, heads: int) -> Model:
     """Split the weights of a model into another number of heads, in place.
 
-    Head i of H takes the rows i d/H to (i+1) d/H of the query, key and value projections, so that H heads of size d/H
-    have the same parameters and multiply-accumulates for every H. The number of attention matrices changes, and with it
-    the function, so that a trained model has to be trained further.
+    Head i of H takes the rows i d/H to (i+1) d/H of the query, key and value projections: parameters and
+    multiply-accumulates stay, but the function changes, so that a trained model has to be trained further.
 
     Args:
         model: A :class:`TransformerModel`, or a module that holds one, such as a task.

@@ -1,7 +1,7 @@
 """Tasks: LightningModules with a pretrained encoder and a probe on its hidden states.
 
-May import ``callbacks`` and the rooms below; is imported by ``from_scratch`` and above. A new task derives from
-``EncoderTask``, or from the nearest task, in a file of its own, with a line here.
+May import ``callbacks`` and below; is imported by ``from_scratch`` and above. A new task is a file with a class that
+derives from ``EncoderTask``, or from the nearest task, and a line here.
 """
 
 from papa_lightning.tasks.base import EncoderTask

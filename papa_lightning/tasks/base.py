@@ -44,8 +44,7 @@ class EncoderTask(LearningTask, EvaluatedTask):
     primitive arguments, so that a task can be written in YAML and rebuilt from a checkpoint.
 
     The defaults are those of the published code for a sentence task with a base-size encoder (Hassid et al. 2022, arXiv
-    2211.03495); it trains 15 epochs with a batch size of 16, which Trainer and datamodule set. The linear layers of the
-    probe start as torch initialises them.
+    2211.03495); it trains 15 epochs with a batch size of 16, which Trainer and datamodule set.
 
     The argument `regime` selects the parameters that learn:
 
@@ -59,8 +58,7 @@ class EncoderTask(LearningTask, EvaluatedTask):
     ``"constants"``           frozen  frozen    learn; start from a trained probe's checkpoint
     ========================= ======= ========= =================================================
 
-    Constants that learn stay distributions; see :class:`~papa_lightning.LearnedConstants`, which the task adds to the
-    Trainer.
+    Constants that learn stay distributions: the task adds :class:`~papa_lightning.LearnedConstants` to the Trainer.
 
     Args:
         encoder: Name of the encoder on the hub, or a folder written by ``save_pretrained``.
@@ -166,11 +164,7 @@ class EncoderTask(LearningTask, EvaluatedTask):
             )
 
     def configure_encoder(self) -> PreTrainedModel:
-        """Load the encoder, freeze it if asked, and give its heads constant attention if there are constants.
-
-        Raises:
-            PapaError: If the encoder or a file cannot be loaded, or the encoder has fewer positions than `max_length`.
-        """
+        """Load the encoder, freeze it if asked, and give its heads constant attention if there are constants."""
         encoder = self.make_encoder()
         positions, max_length = position_limit(encoder), self.hparams["max_length"]
         if positions is not None and max_length > positions:
@@ -209,10 +203,7 @@ class EncoderTask(LearningTask, EvaluatedTask):
 
     @abstractmethod
     def configure_probe(self) -> nn.Module:
-        """Build the probe; `encoder` exists by then.
-
-        `forward` calls it with the hidden states, L+1 of (B, T, d), and the attention mask (B, T).
-        """
+        """Build the probe, called with hidden states, L+1 of (B, T, d), and mask (B, T); `encoder` exists by then."""
 
     def configure_loss(self) -> nn.Module:
         """Build the loss, a module that takes the logits (..., C) and the labels (...)."""
@@ -254,8 +245,7 @@ class EncoderTask(LearningTask, EvaluatedTask):
 
     def on_fit_start(self) -> None:
         """Put a frozen encoder into train mode, so that Lightning does not warn of it."""
-        # Lightning warns of modules in evaluation mode just before on_train_start, so a frozen encoder gets there as
-        # late: modules that are in evaluation mode by mistake still bring the warning.
+        # It warns just before on_train_start, and still does of modules that are in evaluation mode by mistake.
         if self._stays_in_eval_mode:
             self.encoder.train()
 
@@ -279,19 +269,16 @@ class EncoderTask(LearningTask, EvaluatedTask):
         """Run the encoder.
 
         Args:
-            batch: `input_ids` (B, T) and `attention_mask` (B, T); `token_type_ids` (B, T) reach an encoder that tells
-                segments apart. Other entries are left alone.
+            batch: `input_ids`, `attention_mask` and, for encoders that tell segments apart, `token_type_ids`, (B, T).
 
         Returns:
             The hidden states: L+1 tensors (B, T, d), the embeddings first.
 
         Raises:
-            PapaError: If the batch lacks an input, has sequences longer than `max_length`, or tokens that the encoder
-                does not know.
+            PapaError: If the batch lacks an input, or has sequences too long or tokens that the encoder does not know.
         """
         check_inputs(batch, self.hparams["max_length"])
-        # Reading values waits for an accelerator, so only the first batch is checked there, which is enough to find a
-        # tokenizer that belongs to another encoder.
+        # Reading values waits for an accelerator; the first batch is enough to find the tokenizer of another encoder.
         if not self._vocabulary_checked or batch["input_ids"].device.type == "cpu":
             check_vocabulary(batch["input_ids"], self.encoder.config.vocab_size)
             self._vocabulary_checked = True

@@ -56,11 +56,7 @@ def check_classes(labels: Tensor, num_labels: int) -> None:
 
 
 def checked_labels(batch: Mapping[str, Tensor], num_labels: int, per_token: bool, look: bool) -> Tensor:
-    """Labels of a batch as int64, (B, T) with `per_token`, where -100 stands for none, else (B,).
-
-    The values are checked with `look` only on an accelerator, which has to be waited for: the first batch of an epoch
-    is enough to find a data set with other classes. On the CPU they always are.
-    """
+    """Labels of a batch as int64, (B, T) or (B,); without `look` an accelerator, which waits, does not check values."""
     if "labels" not in batch:
         raise PapaError(
             f"a batch has no labels, only {', '.join(batch)}: add them to the data set, or use predict, which "

@@ -25,10 +25,7 @@ def is_address(path: str | Path) -> bool:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint of Lightning, with tensors on the CPU, from a file or an address that fsspec knows.
-
-    A CheckpointError says that it is not there, damaged, no checkpoint, or holds more than tensors and plain values.
-    """
+    """Read a checkpoint of Lightning, with tensors on the CPU, from a file or an address that fsspec knows."""
     content, wrong = read_weights(path), None
     if not isinstance(content, dict) or "state_dict" not in content:
         wrong = "it has no state_dict"
@@ -65,11 +62,7 @@ def read_weights(path: str | Path, map_location: Any = "cpu") -> Any:
 
 
 class WeightsOnlyIO(TorchCheckpointIO):
-    """Reader and writer of checkpoints that never runs code in them.
-
-    By default Lightning runs code in a checkpoint at an ``http://`` address, some strategies ignore ``weights_only``,
-    and an address whose last part was fetched before is taken for the same file.
-    """
+    """Runs no code in checkpoints, as Lightning does for ``http://``; tells addresses with the same last part apart."""
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True

@@ -64,12 +64,7 @@ class EntityF1(Metric):
             self.add_state(name, default=torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, predicted: Tensor, labels: Tensor) -> None:
-        """Count the entities of sentences.
-
-        Args:
-            predicted: (B, T), the predicted tags.
-            labels: (B, T), the true tags, -100 at what is no word: it is left out, and words beside it are neighbours.
-        """
+        """Count the entities of predicted and true tags (B, T); places labelled -100 are left out, as if not there."""
         words = labels != UNLABELLED
         sentences = torch.arange(len(labels), device=labels.device)[:, None].expand_as(labels)[words]
         begins, lengths = self._entities(predicted[words], sentences)

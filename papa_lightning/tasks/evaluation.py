@@ -26,13 +26,9 @@ def nth_loader(loaders: Any, index: int) -> Any:
 
 
 def unrepeated_rows(loader: Any, batch_idx: int, rows: int) -> int:
-    """Number of leading rows of a batch that are no repeats.
-
-    torch's DistributedSampler gives all processes equally many examples, by repeating the first ones at the end of the
-    last shares; Lightning uses it to validate and test, whoever made the loader. With one batch more or less on some
-    process collectives would wait for ever, so the repeated row is computed and then left out. With n examples and W
-    processes, process r holds the places r, r + W, ...; at most its last place is n or beyond, a repeat.
-    """
+    """Number of leading rows that are no repeats, which torch's DistributedSampler adds to make all shares equal."""
+    # With one batch less on some process collectives would wait for ever, so a repeat is computed and left out.
+    # Of n examples process r of W holds the places r, r + W, ...; at most its last one is n or beyond, a repeat.
     batches = getattr(loader, "batch_sampler", None)
     sampler = getattr(batches, "sampler", None) or getattr(loader, "sampler", None)
     if not isinstance(sampler, DistributedSampler) or sampler.drop_last or batch_idx < len(loader) - 1:
@@ -50,11 +46,7 @@ Stage = Literal["val", "test"]
 
 
 class EvaluatedTask(LightningModule, ABC):
-    """The part of `EncoderTask` that runs the steps; subclasses implement `score` and `predict`.
-
-    Attributes:
-        scores: Loss and metrics, by stage.
-    """
+    """The part of `EncoderTask` that runs the steps, with `scores` by stage; subclasses have `score` and `predict`."""
 
     scores: nn.ModuleDict
 
@@ -68,35 +60,18 @@ class EvaluatedTask(LightningModule, ABC):
         weights_only: bool | None = True,
         **kwargs: Any,
     ) -> Self:
-        """Load a task from a checkpoint; arguments as in Lightning.
-
-        Code in the checkpoint is run with `weights_only` = False only, which is Lightning's default for addresses.
-        """
+        """Load a task from a checkpoint, as in Lightning, but code in it is run with `weights_only` = False only."""
         return super().load_from_checkpoint(
             checkpoint_path, map_location, hparams_file, strict, weights_only=weights_only, **kwargs
         )
 
     @abstractmethod
     def score(self, batch: Mapping[str, Tensor], batch_idx: int, rows: int | None = None) -> Scored:
-        """Compute loss, predictions and labels of a labelled batch.
-
-        Args:
-            batch: A labelled batch.
-            batch_idx: Its number in the data loader.
-            rows: Number of leading sequences that count; None for all.
-
-        Raises:
-            PapaError: If the batch has no labels, labels that are no classes, or does not fit encoder and probe.
-        """
+        """Loss, predictions and labels of the first `rows` of a labelled batch, None for all; see `Scored`."""
 
     @abstractmethod
     def predict(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Predict the classes of a batch, with or without labels.
-
-        Returns:
-            `labels` (B,) or (B, T), the predicted classes, -100 where there is nothing to predict; `probabilities` in
-            float32, (B, C), (B, T, C) or (B, T).
-        """
+        """Predict `labels`, (B,) or (B, T), -100 for none, and float32 `probabilities`, (B, C), (B, T, C) or (B, T)."""
 
     def check_batch(self, batch: Mapping[str, Tensor]) -> None:
         """Refuse a batch that lacks an input of the encoder or has one of a wrong shape, without reading a value."""
@@ -136,9 +111,8 @@ class EvaluatedTask(LightningModule, ABC):
     def metrics_of(self, stage: Stage, dataloader_idx: int = 0) -> MetricCollection:
         """Return the metrics of one data loader of the stage ``"val"`` or ``"test"``, under their bare names.
 
-        They are logged as ``val/accuracy`` for the first loader, so that `score_name` does not depend on how many there
-        are, and for a further one with its name behind, ``val/accuracy/mismatched``, if the datamodule has
-        `validation_names`, else with its number, ``val/accuracy/dataloader_idx_1``.
+        Logged are ``val/accuracy`` for the first loader, and for further ones ``val/accuracy/mismatched`` where the
+        datamodule has `validation_names`, else ``val/accuracy/dataloader_idx_1``.
         """
         return self._scores(stage).of(dataloader_idx)
 

@@ -39,11 +39,7 @@ def load_masking_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 class TokenMasker:
-    """Masks a share of the real tokens, special ones excepted.
-
-    Of these 80 % become the mask token, 10 % a random one, and 10 % stay.
-    Source: Devlin et al. 2019, arXiv 1810.04805.
-    """
+    """Chooses a share of the real tokens: 80 % are masked, 10 % random, 10 % kept (Devlin et al., arXiv 1810.04805)."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, share: float = 0.15) -> None:
         self.mask_token_id = int(tokenizer.mask_token_id)
@@ -51,11 +47,7 @@ class TokenMasker:
         self._collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=share)
 
     def mask(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Mask tokens of a batch at random, by torch's random state.
-
-        Returns the masked tokens (B, T), and the labels (B, T): the token that stood there where one was chosen, else
-        -100.
-        """
+        """Mask tokens at random, by torch's random state: (B, T), and labels (B, T), the chosen tokens or -100."""
         # The collator works on the CPU, and in place.
         ids = batch["input_ids"].cpu().clone()
         fixed = torch.isin(ids, self._special) | ~batch["attention_mask"].cpu().bool()
@@ -107,12 +99,7 @@ class MaskedLanguageModelingTask(EncoderTask):
     """Whether the data module must have labels."""
 
     def __init__(
-        self,
-        encoder: str,
-        max_length: int = 64,
-        tokenizer: str | None = None,
-        mask_share: float = 0.15,
-        **kwargs: Any,
+        self, encoder: str, max_length: int = 64, tokenizer: str | None = None, mask_share: float = 0.15, **kwargs: Any
     ) -> None:
         if not 0 < mask_share < 1:
             raise PapaError(f"mask_share is {mask_share!r}: pass a value that is a share above 0 and below 1.")

@@ -18,16 +18,7 @@ from papa_lightning.tasks.scores import UNLABELLED
 
 
 class MatthewsCorrCoef(MulticlassMatthewsCorrCoef):
-    r"""Matthews correlation of predicted and true classes; 0 where it is not defined.
-
-    With n sequences, c of them right, :math:`t_k` of true class k and :math:`p_k` predicted as k,
-
-    .. math::
-        \frac{c\, n - \sum_k t_k p_k}{\sqrt{n^2 - \sum_k p_k^2}\; \sqrt{n^2 - \sum_k t_k^2}} .
-
-    A probe that predicts one class for everything scores 0, as in the GLUE benchmark (by scikit-learn); torchmetrics
-    returns another value for two classes, 0.025 on the validation split of CoLA, better than chance.
-    """
+    """Matthews correlation of classes; 0 where undefined, as in GLUE, while torchmetrics can score it above chance."""
 
     def compute(self) -> Tensor:
         """Compute the correlation, a float scalar from -1 to 1, from the confusion matrix."""
@@ -61,29 +52,15 @@ class Labels:
 
 @dataclass(frozen=True)
 class TaskMetric:
-    """A metric of tasks with one label a sequence, or one a token.
-
-    Args:
-        level: "sequence": updated with predicted and true classes (B,); "token": with tags (B, T), -100 for no tag.
-        make: Function from the labels of the task to the metric of torchmetrics.
-        chance: Function from the share of each label, (C,), to the best score of a constant answer, or None if unknown.
-    """
+    """A metric of tasks with one label a sequence, (B,), or one a token, (B, T), -100 for none."""
 
     level: Literal["sequence", "token"]
     make: Callable[[Labels], Metric]
-    chance: Callable[[Tensor], float | None] = lambda shares: None
+    chance: Callable[[Tensor], float | None] = lambda shares: None  # of the share of each label: best constant answer
 
 
 #: Metrics of sequence and token classification by name.
 METRICS: Registry[TaskMetric] = Registry("metric", lambda part: isinstance(part, TaskMetric))
-
-
-def _accuracy(labels: Labels) -> Metric:
-    return MulticlassAccuracy(num_classes=labels.number, average="micro")
-
-
-def _token_accuracy(labels: Labels) -> Metric:
-    return MulticlassAccuracy(num_classes=labels.number, average="micro", ignore_index=UNLABELLED)
 
 
 def _f1(labels: Labels) -> Metric:
@@ -108,21 +85,23 @@ def _always_class_1(shares: Tensor) -> float | None:
     return float(2 * shares[1] / (1 + shares[1])) if len(shares) == 2 else None
 
 
-METRICS["accuracy"] = TaskMetric("sequence", _accuracy, _most_frequent)
+METRICS["accuracy"] = TaskMetric(
+    "sequence", lambda labels: MulticlassAccuracy(num_classes=labels.number, average="micro"), _most_frequent
+)
 METRICS["matthews_corrcoef"] = TaskMetric(
     "sequence", lambda labels: MatthewsCorrCoef(num_classes=labels.number), lambda shares: 0.0
 )
 METRICS["f1"] = TaskMetric("sequence", _f1, _always_class_1)
-METRICS["token_accuracy"] = TaskMetric("token", _token_accuracy, _most_frequent)
+METRICS["token_accuracy"] = TaskMetric(
+    "token",
+    lambda labels: MulticlassAccuracy(num_classes=labels.number, average="micro", ignore_index=UNLABELLED),
+    _most_frequent,
+)
 METRICS["entity_f1"] = TaskMetric("token", _entity_f1, lambda shares: 0.0)
 
 
 def chance_level(metric: str, labels: Tensor) -> float | None:
-    """Best score of a constant answer in a metric, for labels of any shape (-100: no label); None where unknown.
-
-    With p the share of the most frequent label: p for an accuracy, 0 for a correlation and for entities. For the F1 of
-    class 1, which has the share q: 2 q / (1 + q).
-    """
+    """Best score of a constant answer in a metric, for labels of any shape (-100: no label); None where unknown."""
     if metric not in METRICS:
         return None
     known = labels[labels != UNLABELLED]
@@ -130,23 +109,14 @@ def chance_level(metric: str, labels: Tensor) -> float | None:
 
 
 def classification_metrics(names: Sequence[str], num_labels: int) -> MetricCollection:
-    """Metrics of a task with one class a sequence, by name; each is updated with predicted and true classes (B,).
-
-    - ``accuracy``: share of sequences whose class is right.
-    - ``matthews_corrcoef``: `MatthewsCorrCoef`.
-    - ``f1``: with two classes the F1 of class 1, otherwise the mean of the F1 of the classes.
-    """
+    """Metrics by name of predicted and true classes (B,); ``f1`` is that of class 1 of two, or the mean of all."""
     return _collection("sequence", names, Labels(num_labels))
 
 
 def token_metrics(
     names: Sequence[str], num_labels: int, label_names: Sequence[str] | None, scheme: Scheme | None = None
 ) -> MetricCollection:
-    """Metrics of a task with one tag a token, by name; each is updated with predicted and true tags (B, T), or -100.
-
-    - ``token_accuracy``: share of labelled tokens whose tag is right.
-    - ``entity_f1``: `EntityF1`, which needs the names of the tags, and recognises their scheme when it is None.
-    """
+    """Metrics by name of predicted and true tags (B, T), -100 for none; ``entity_f1`` is `EntityF1` of named tags."""
     return _collection("token", names, Labels(num_labels, label_names, scheme))
 
 

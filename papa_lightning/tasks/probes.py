@@ -13,7 +13,7 @@ Pooling = Literal["layerwise", "mean", "class_token"]
 
 
 class Probe(nn.Module):
-    """Base of the probes: ``U dropout(tanh(W f + b)) + c`` of the F features f of a sequence or token."""
+    """Base of the probes: ``U dropout(tanh(W f + b)) + c`` of F features; W, b are `dense` and U, c `classifier`."""
 
     def __init__(self, features: int, hidden_size: int, num_labels: int, dropout: float) -> None:
         super().__init__()
@@ -50,8 +50,6 @@ class LayerwiseProbe(Probe):
 
     Attributes:
         position_weights: (L+1, T), the weight of every position of every level.
-        dense: Linear from (L+1)*d to d.
-        classifier: Linear from d to C.
 
     Example:
         >>> import torch
@@ -68,15 +66,7 @@ class LayerwiseProbe(Probe):
         self.position_weights = nn.Parameter(torch.full((num_levels, max_length), 1 / max_length))
 
     def forward(self, hidden_states: Sequence[Tensor], attention_mask: Tensor) -> Tensor:
-        """Compute the logits (B, C).
-
-        Args:
-            hidden_states: L+1 tensors (B, T, d), the embeddings first; one stacked tensor (L+1, B, T, d) does too.
-            attention_mask: (B, T), 1 for a real token and 0 for padding; it may have holes.
-
-        Raises:
-            PapaError: If the number of levels or the length of the sequences is not what the probe was built for.
-        """
+        """(B, C) of L+1 hidden states (B, T, d), the embeddings first, or stacked; the mask (B, T) may have holes."""
         return self.classify(self._weighted_sums(hidden_states, attention_mask))
 
     def pool(self, hidden_states: Sequence[Tensor], attention_mask: Tensor) -> Tensor:
@@ -127,10 +117,6 @@ class PooledProbe(Probe):
         num_labels: C, the number of classes.
         dropout: Share of the features that training sets to zero.
 
-    Attributes:
-        dense: Linear from d to d.
-        classifier: Linear from d to C.
-
     Example:
         >>> probe = PooledProbe("mean", hidden_size=16, num_labels=2)
         >>> probe([torch.randn(5, 8, 16)], attention_mask=torch.ones(5, 8)).shape
@@ -144,12 +130,7 @@ class PooledProbe(Probe):
         self.pooling = pooling
 
     def forward(self, hidden_states: Sequence[Tensor], attention_mask: Tensor) -> Tensor:
-        """Compute the logits (B, C).
-
-        Args:
-            hidden_states: L+1 tensors (B, T, d); only the last one is read.
-            attention_mask: (B, T), 1 for a real token and 0 for padding; it may have holes.
-        """
+        """Logits (B, C) of the last one of the hidden states (B, T, d); the mask (B, T) may have holes."""
         last = hidden_states[-1].to(self.dense.weight.dtype)
         return self.classify(pool_last(self.pooling, last, attention_mask))
 
@@ -168,10 +149,6 @@ class TokenProbe(Probe):
         num_labels: C, the number of classes.
         dropout: Share of the features that training sets to zero.
 
-    Attributes:
-        dense: Linear from (L+1)*d to d.
-        classifier: Linear from d to C.
-
     Example:
         >>> probe = TokenProbe(num_levels=3, hidden_size=16, num_labels=7)
         >>> probe([torch.randn(5, 8, 16) for _ in range(3)]).shape
@@ -183,15 +160,7 @@ class TokenProbe(Probe):
         self.num_levels = num_levels
 
     def forward(self, hidden_states: Sequence[Tensor], attention_mask: Tensor | None = None) -> Tensor:
-        """Compute the logits (..., C) of every token.
-
-        Args:
-            hidden_states: L+1 tensors (..., d), the embeddings first.
-            attention_mask: Not read; probes of tasks are called with it.
-
-        Raises:
-            PapaError: If the number of levels is not what the probe was built for.
-        """
+        """Logits (..., C) of every token of L+1 hidden states (..., d), the embeddings first; the mask is not read."""
         _check_levels(len(hidden_states), self.num_levels)
         return self.classify(torch.cat([level.to(self.dense.weight.dtype) for level in hidden_states], dim=-1))
 

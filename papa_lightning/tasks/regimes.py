@@ -41,12 +41,7 @@ class LearningTask(LightningModule):
     probe: nn.Module
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build AdamW for all parameters that require a gradient, and a schedule that moves at every step.
-
-        Raises:
-            PapaError: If the schedule needs the number of steps and the Trainer has no limit, or if the regime trains
-                constants and the encoder has none.
-        """
+        """Build AdamW for all parameters that require a gradient, and a schedule that moves at every step."""
         if self.learners.constants and not learning_mixers(self.encoder):
             raise PapaError(
                 f"regime is {self.regime!r}, but the encoder has no constant heads whose constants could learn: add "

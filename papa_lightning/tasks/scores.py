@@ -21,11 +21,7 @@ class Scored:
 
 
 class StageScores(nn.Module):
-    """Loss and metrics of a stage, ``"val"`` or ``"test"``, separate for each data loader.
-
-    All are torchmetrics objects, which Lightning sums over processes once an epoch: the loss too, because the mean that
-    ``self.log(..., sync_dist=True)`` takes is wrong for shards of different size.
-    """
+    """Loss and metrics of a stage for each data loader; Lightning sums both over processes of different shards."""
 
     def __init__(self, stage: str, metrics: MetricCollection) -> None:
         super().__init__()
@@ -35,11 +31,7 @@ class StageScores(nn.Module):
         self._suffixes = [""]
 
     def prepare(self, loaders: int, names: Sequence[str] = ()) -> None:
-        """Make metrics for several loaders, and reset them; no parameters, no saved state.
-
-        The metrics of the first one have plain names also where `names` are given, so that the monitored name does not
-        depend on the number of loaders.
-        """
+        """Make metrics for several loaders, and reset them; names are plain for the first one, which is monitored."""
         for _ in range(len(self.metrics), loaders):
             # In train mode, which the others get back after the evaluation.
             self.metrics.append(self.of(0).clone().train())
@@ -80,18 +72,7 @@ UNLABELLED = -100
 
 
 class LabelledCrossEntropy(nn.Module):
-    """Cross-entropy, averaged over all labelled items; 0 if there are none.
-
-    The mean of torch is NaN then, so that one sentence without a masked token would end a training.
-
-    Example:
-        >>> import torch
-        >>> loss = LabelledCrossEntropy()
-        >>> loss(torch.zeros(1, 3, 2), torch.tensor([[1, -100, 0]]))
-        tensor(0.6931)
-        >>> loss(torch.zeros(0, 2), torch.zeros(0, dtype=torch.long))
-        tensor(0.)
-    """
+    """Cross-entropy, averaged over all labelled items; 0 if there are none, where the mean of torch would be NaN."""
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Compute the loss of logits (..., C) and labels (...), int64: classes from 0 to C-1, or -100 for none."""

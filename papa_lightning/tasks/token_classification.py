@@ -78,15 +78,7 @@ class TokenClassificationTask(EncoderTask):
         return Scored(self.loss(logits, labels), count, logits.argmax(dim=-1), labels)
 
     def predict(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Predict the tag of every word of a batch, with or without labels.
-
-        The words are where `word_ids` (B, T), or else `labels`, are not -100; without either every real token counts as
-        one.
-
-        Returns:
-            `labels` (B, T), the predicted tags, -100 where there is no word, and `probabilities` (B, T, C) in float32;
-            `word_ids` and `num_words` (B,) of the batch, if it has both.
-        """
+        """Predict tags where `word_ids` (B, T), or else `labels`, are not -100; without either at every real token."""
         probabilities = self(batch).float().softmax(dim=-1)
         words = batch["attention_mask"].bool()
         if "word_ids" in batch:
