@@ -41,10 +41,7 @@ class DynamicHeads:
 
     @property
     def suspended(self) -> bool:
-        """Whether every head counts as dynamic for now, so that calibration sees the attention of the original encoder.
-
-        It holds in the thread that set it; forwards of other threads are unaffected.
-        """
+        """Whether every head counts as dynamic, for calibration, in the thread that set it; others are unaffected."""
         return self._suspended_by is not None and runs_in(self._suspended_by)
 
     @suspended.setter
@@ -91,9 +88,8 @@ def runs_in(thread: int) -> bool:
 class DynamicAttention:
     """Attention of the dynamic heads of one layer for one batch, computed on request.
 
-    ``A = softmax(scaling * Q K^T + bias)`` over the real keys, see
-    :func:`~papa_lightning.attention.functional.attention_probabilities`. It can be computed whole, in rows (for
-    sequences whose matrices would not fit in memory), or multiplied with values by PyTorch's fused kernel.
+    It is that of :func:`~papa_lightning.attention.functional.attention_probabilities`, whole, in rows (where matrices
+    would not fit in memory), or multiplied with values by PyTorch's fused kernel.
 
     Args:
         query: (B, dynamic heads, T, h).
@@ -160,8 +156,8 @@ class RowMixing:
 class Slots:
     """Slots of the tokens of a batch, where these differ from the tokens' places in the tensor.
 
-    Constants, position biases and sums are indexed by slot. A mixer gets the tokens in the order of their slots, and
-    its result is put back in the order of the batch, so kinds of attention need not know about slots.
+    A mixer gets tokens in the order of their slots, by which constants, biases and sums are indexed, and its result is
+    put back in the order of the batch.
 
     Args:
         tokens: (B, S), index of the token in each slot; arbitrary in an empty slot.
@@ -184,8 +180,7 @@ class Slots:
         """The attention of the tokens in the order of their slots."""
         bias = attention.bias
         if bias is not None:
-            length = attention.query.shape[2]
-            heads = bias.shape[1] if bias.dim() == 4 else 1
+            length, heads = attention.query.shape[2], bias.shape[1] if bias.dim() == 4 else 1
             bias = _pick_pairs(bias.expand(self.tokens.shape[0], heads, length, length), self.tokens)
         query, key = self.fill(attention.query), self.fill(attention.key)
         return replace(attention, query=query, key=key, mask=self.mask, bias=bias, slots=self)

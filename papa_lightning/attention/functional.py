@@ -49,8 +49,7 @@ def attention_probabilities(
                   [1., 0.]]]])
     """
     scores = torch.matmul(query * scaling, key.transpose(-1, -2)).to(accumulation_dtype(query.dtype))
-    # The lowest finite number, as in transformers: -inf would make a sequence of padding NaN, and through it the
-    # gradient of every gate.
+    # The lowest finite number, as in transformers: -inf would make padding NaN, and with it the gradient of every gate.
     lowest = torch.finfo(scores.dtype).min
     if bias is not None and bias.dtype == torch.bool:
         scores.masked_fill_(~bias, lowest)
@@ -126,8 +125,8 @@ def average_attention(sums: Tensor, counts: Tensor) -> Tensor:
 def normalized_constants(constants: Tensor, mask: Tensor | None) -> Tensor:
     """The explicit form of constant attention, ``A[b,h,i,j] = C[h,i,j] m_i m_j / sum_j C[h,i,j] m_i m_j``.
 
-    It builds a (B, H, T, T) tensor (B = 1 without a mask), so it is only for attention dropout and
-    for returning the matrices. :func:`constant_attention` gives the same product without it.
+    It is only for attention dropout and for returning the matrices; :func:`constant_attention` gives the same product
+    without a tensor of this size.
 
     Args:
         constants: (H, T, T).
@@ -178,9 +177,8 @@ def constant_attention(
 ) -> Tensor:
     """Constant attention as one matrix product a head, ``out = m (C (m V)) / max(C m, eps)``.
 
-    Equal to ``normalized_constants(constants, mask) @ value``, but because C does not depend on the
-    batch, the product is (T x T) by (T x B h) for each head and no (B, H, T, T) tensor exists. The two products with
-    the mask and the mass are the copies into the layout of the matrix product and back, so that they cost nothing.
+    Equal to ``normalized_constants(constants, mask) @ value``, but as C does not depend on the batch, the product is
+    (T x T) by (T x B h) a head. Products with mask and mass are the copies into its layout and back, and cost nothing.
 
     Args:
         constants: (H, T, T), the constants of these heads cut to the length of the batch.
@@ -229,8 +227,7 @@ def constant_attention_of_any_size(constants: Tensor, value: Tensor, mask: Tenso
         extended = extended * mask.to(value.dtype)[:, None, :, None]
     # clone, and not contiguous: that would ask whether the tensor is contiguous already, which depends on its sizes.
     columns = extended.permute(1, 2, 0, 3).clone(memory_format=torch.contiguous_format)
-    mixed = torch.bmm(constants.to(value.dtype), columns.view(heads, length, -1))
-    mixed = mixed.view(heads, length, batch, size + 1)
+    mixed = torch.bmm(constants.to(value.dtype), columns.view(heads, length, -1)).view(heads, length, batch, size + 1)
     mass = mixed[..., size:].clamp_min(EPS)
     result = (mixed[..., :size] / mass).permute(2, 1, 0, 3)
     if mask is not None:
@@ -268,8 +265,7 @@ def dynamic_attention(
 ) -> Tensor:
     """Dot-product attention through PyTorch's fused kernel: mixed values (B, T, H, h) of values (B, H, T, h).
 
-    Queries, keys, mask, scaling and bias are those of :func:`attention_probabilities`; ``dropout`` is the probability
-    with which attention probabilities are dropped.
+    All but ``dropout``, that of the probabilities, are as for :func:`attention_probabilities`.
     """
     allowed = merge_bias(mask, bias)
     mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, dropout_p=dropout, scale=scaling)
@@ -279,8 +275,7 @@ def dynamic_attention(
 def apply_attention(attention: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
     """Explicit attention matrices (B, H, T, T), or (1, H, T, T) of a whole batch, times values (B, H, T, h).
 
-    The result is (B, T, H, h) in the dtype of ``value``; ``dropout`` is the probability with which attention
-    probabilities are dropped, independently for each sequence.
+    The result is (B, T, H, h) in the dtype of ``value``; ``dropout`` is taken independently for each sequence.
     """
     if dropout > 0.0:
         attention = F.dropout(attention.expand(value.shape[0], -1, -1, -1), p=dropout)

@@ -85,8 +85,8 @@ class Place:
 class Block:
     """Sizes of a layer that determine its arithmetic, in multiply-accumulates per token, layer and channel.
 
-    A block of BERT's form costs 4 d for queries, keys, values and the output, 2 i for the feed-forward network (i = 4
-    d), T for the scores and T for the product with the values: 12 d + 2 T. What is not arithmetic does not count.
+    A block of BERT's form costs 4 d for the projections, 2 i for the feed-forward network (i = 4 d), and T each for the
+    scores and the product with the values: 12 d + 2 T. What is not arithmetic does not count.
 
     Args:
         hidden: d, the hidden size.
@@ -143,9 +143,8 @@ class TokenMixer(nn.Module):
     *waiting* and all heads are dynamic. Its kind, its heads and "calibrated" are part of the state dict (extra state),
     so a checkpoint can neither lose them nor be read into a layer with other heads.
 
-    A subclass is registered with ``@KINDS.register("name")``. What it declares below is all that swaps, the benchmark,
-    the conformance tests and the documentation know about it; the defaults suit a kind that replaces any choice of
-    heads and waits for one constant matrix a head.
+    A subclass is registered with ``@KINDS.register("name")``. What it declares below is all that is known about it; the
+    defaults suit a kind that replaces any choice of heads and waits for one constant matrix a head.
 
     Args:
         place: Position in the encoder.
@@ -283,15 +282,8 @@ class TokenMixer(nn.Module):
         return torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: object) -> None:
-        """Restore from :meth:`get_extra_state`.
-
-        Sharded strategies load parameter by parameter, and torch then passes a placeholder, which changes nothing:
-        there, constants come from a file.
-
-        Raises:
-            PapaError: When the state was saved with another kind, other constant heads or another max_length.
-        """
-        if not isinstance(state, Tensor):
+        """Restore from :meth:`get_extra_state`; other kinds, constant heads or max_length are refused."""
+        if not isinstance(state, Tensor):  # a placeholder: sharded strategies load parameter by parameter
             return
         saved = read_extra_state(state)
         if saved["kind"] != self.kind or saved["options"] != self.options():

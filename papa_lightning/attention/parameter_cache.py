@@ -19,10 +19,8 @@ Result = TypeVar("Result")
 class Remembered(Generic[Result]):
     """The last result of a function of parameters, computed again when one of them is replaced or changed.
 
-    A change is a new parameter, new memory, a step of any optimizer if the parameter can be trained, or a write in
-    place that torch counts: load_state_dict, everything under ``torch.no_grad``. Writes through ``parameter.data`` are
-    not counted, so owners also forget when they are set to training or evaluation. Nothing is kept while gradients may
-    flow to the parameters, while they are trained, and in a compiled graph. Copies of the owner begin empty.
+    New memory, steps of any optimizer and writes that torch counts are changes. Nothing is kept where gradients may
+    flow, and in a compiled graph.
     """
 
     def __init__(self) -> None:
@@ -51,7 +49,7 @@ class Remembered(Generic[Result]):
         return held[1]
 
     def forget(self) -> None:
-        """Drop the kept result."""
+        """Drop the kept result; owners do in ``train``, because writes through ``parameter.data`` are not counted."""
         self._held = None
 
     def __reduce__(self) -> tuple[type[Remembered[Result]], tuple[()]]:
@@ -60,11 +58,7 @@ class Remembered(Generic[Result]):
 
 
 class _Steps:
-    """Steps of all optimizers, counted by a hook as long as some kept result could become invalid.
-
-    Fused optimizers write in ways that torch does not count, so a step of any optimizer invalidates results of
-    parameters that can be trained.
-    """
+    """Steps of all optimizers, counted while a result could get stale: fused ones write what torch does not count."""
 
     taken = 0
     _concerned: ClassVar[set[int]] = set()

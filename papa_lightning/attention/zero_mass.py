@@ -30,10 +30,7 @@ def certain_length(own: Tensor, pruned: Tensor) -> int:
 
 
 class ZeroMassWatch:
-    """Warns once, for all layers that share it, when a real query row of a constant head has zero mass.
-
-    Heads that attend to nothing at all are pruned on purpose, and no reason to warn.
-    """
+    """Warns once, for all layers that share it, of real query rows without mass, but not in heads that are all 0."""
 
     def __init__(self) -> None:
         self.warned = False
@@ -41,11 +38,7 @@ class ZeroMassWatch:
     def check(
         self, layer: int, heads: Sequence[int], constants: Tensor, mask: Tensor | None, whole: Tensor | None = None
     ) -> None:
-        """Check the matrices (H, t, t) of some heads of a layer for one batch with a mask (B, t), or None.
-
-        ``whole``, (H, T, T), are the constants before they were cut to the batch, to tell pruned heads from averages
-        that are 0 up to t; None when they were not cut.
-        """
+        """Check (H, t, t) of heads, cut from ``whole`` (H, T, T) unless it is None, for a batch with a mask (B, t)."""
         if self.warned:
             return
         mass = constant_mass(constants.detach(), mask)

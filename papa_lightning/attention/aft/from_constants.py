@@ -19,12 +19,8 @@ def dense_bias(constants: Tensor) -> Tensor:
 
 
 def band_bias(constants: Tensor, window: int, causal: bool) -> Tensor:
-    """Bias (H, T, offsets) of AFT-local, ``w_tt' = log P_tt' - log p_t`` in the window; outside it is 0 by definition.
-
-    p_t is the mean of ``P_tt'`` over the keys outside the window that calibration saw: the least squares fit of a
-    number to them, and the only one that keeps their mass, so that the weights within the window are exactly those of
-    the constants.
-    """
+    """Bias (H, T, offsets) of AFT-local, ``w_tt' = log P_tt' - log p_t`` in the window; by definition 0 outside."""
+    # p_t, the mean of P_tt' over the keys outside that calibration saw, is the one number that keeps their mass.
     shares = _distributions(constants)
     length = shares.shape[-1]
     position = torch.arange(length, device=shares.device)

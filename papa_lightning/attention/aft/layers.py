@@ -26,18 +26,7 @@ class ProjectedMixing(nn.Module):
         self.output = nn.Linear(hidden_size, hidden_size)
 
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Mix the tokens of each sequence.
-
-        Args:
-            hidden: (B, T, d).
-            mask: (B, T), true for a real token, or None: all are real. It may have holes.
-
-        Returns:
-            (B, T, d). The rows of padding have no meaning.
-
-        Raises:
-            PapaError: When shapes do not fit the layer.
-        """
+        """Mix the tokens (B, T, d) of sequences; the mask (B, T) is true for real ones, and other rows are void."""
         if hidden.dim() != 3 or hidden.shape[-1] != self.hidden_size:
             raise PapaError(
                 f"hidden has the shape {tuple(hidden.shape)}, but must be (sequences, tokens, {self.hidden_size})."

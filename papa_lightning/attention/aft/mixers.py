@@ -83,13 +83,7 @@ class AFTSimpleHeads(ScorelessLayer):
 
 
 class BiasedAFTHeads(AFTSimpleHeads):
-    """Base of the kinds with a position bias, which start as in the paper or from constants.
-
-    - ``"paper"``: a = c = 1, b = 0, g = 1, w small: the layer of the paper with the queries and keys of the encoder.
-    - ``"from_constants"``: a = b = c = 0, g = 2, w the logarithm of the calibrated average. The gate ``2 sigmoid(0)``
-      is exactly 1, and the keys have no weight, so the layer starts as the constant layer. All parameters get gradients
-      from the first step, except the encoder's query and key, which get some when a and c have left 0.
-    """
+    """Base of the kinds with a position bias, which start as in the paper or from constants; see `AFTFullHeads`."""
 
     def __init__(self, place: Place, heads: Sequence[int], init: str = "paper", causal: bool | None = None) -> None:
         one_of(*STARTS)("init", init)

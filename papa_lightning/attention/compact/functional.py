@@ -100,12 +100,7 @@ def profile_mass(profile: Tensor, columns: Tensor, mask: Tensor | None, reach: R
 def profile_attention(
     profile: Tensor, columns: Tensor, value: Tensor, mask: Tensor | None = None, reach: Reach | None = None
 ) -> Tensor:
-    """Constant attention of ``C[i,j] = rho(i - j) + alpha(j)`` with values (B, H, T, h): (B, T, H, h), in O(T w).
-
-        out_i = m_i sum_j m_j (rho(i - j) + alpha_j) v_j / mass_i
-
-    Rows of padding queries, and those without mass, are 0.
-    """
+    """Constant attention of ``C[i,j] = rho(i - j) + alpha(j)`` with values (B, H, T, h): (B, T, H, h), in O(T w)."""
     reach = reach or Reach()
     if value.shape[2] <= 2 * (BLOCK + 2 * profile_width(profile)):  # a matrix costs no more than the band
         return constant_attention(expand_profile(profile, columns, reach), value, mask)

@@ -65,11 +65,7 @@ class MatrixHeads(TokenMixer):
         self.certain_length = 0 if self.constants.is_meta else first_zero_of_diagonal(self.constants.detach())
 
     def constants_for(self, value: Tensor) -> Tensor:
-        """The leading part of the constants for a batch of values (B, H, t, h): (constant heads, t, t).
-
-        Raises:
-            PapaError: When the sequences are longer than the constants.
-        """
+        """Constants (constant heads, t, t) for values (B, H, t, h); sequences beyond max_length are refused."""
         length = value.shape[2]
         if length > self.max_length:
             raise PapaError(
@@ -90,10 +86,7 @@ class MatrixHeads(TokenMixer):
     def mix_as_one(
         self, value: Tensor, mask: Tensor | None, dropout: float, need_weights: bool, weights: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Mix the values (B, H, T, h) of all heads with one matrix: ``weights`` (B, 1, T, T), or the constants.
-
-        Dropout drops entries of the matrix for all heads together.
-        """
+        """Mix values (B, H, T, h) by one matrix for all heads, (B, 1, T, T) or constants; dropout is of its entries."""
         batch, heads, length, size = value.shape
         channels = value.transpose(1, 2).reshape(batch, 1, length, heads * size)  # a view of a folded projection
         if weights is None and (need_weights or dropout > 0.0):
@@ -103,10 +96,7 @@ class MatrixHeads(TokenMixer):
         return mixed.reshape(batch, length, heads, size), shown
 
     def mix(self, value: Tensor, mask: Tensor | None, mass: Tensor | None = None) -> Tensor:
-        """Constant attention of values (B, constant heads, T, h): (B, T, constant heads, h).
-
-        ``mass`` are the row sums ``constant_mass(constants, mask)``, where they are known already.
-        """
+        """Values (B, constant heads, T, h) to (B, T, constant heads, h); ``mass`` are the row sums, where known."""
         constants = self.constants_for(value)
         if is_symbolic(value.shape[2]):
             return constant_attention_of_any_size(constants, value, mask)

@@ -19,9 +19,8 @@ class SharedHeads(MatrixHeads):
     """Heads of one layer that share one matrix, the mean of theirs, ``A = 1/H sum_h softmax(s Q_h K_h^T)``.
 
     A dynamic matrix costs what explicit attention costs, O(B H T^2) in memory, and is multiplied with the values of all
-    heads at once. A constant matrix is ``C = 1/H sum_h C_h`` of the calibrated averages, used as constant heads use
-    theirs: no queries, no keys, one (T x T) by (T x B d) product a layer, which is exactly ``C X W`` with
-    ``W = sum_h Wv_h Wo_h``: twelve heads of 64 channels are no more expressive than one of 768.
+    heads at once. A constant matrix is ``C = 1/H sum_h C_h`` of the calibrated averages: no queries or keys, a product
+    a layer, ``C X W`` with ``W = sum_h Wv_h Wo_h``: twelve heads of 64 channels express no more than one of 768.
 
     Args:
         matrix: "dynamic" or "constant"; the latter is the default of a swap that brings constants.
