@@ -1,7 +1,6 @@
 """Callbacks: when an encoder is calibrated, swapped, trained and shown, in a Lightning project that exists already.
 
-One file a callback; what several share is in ``calibrating``. May import ``lightning_project``, ``figures`` and
-the rooms below; is imported by ``tasks`` and above. A new callback gets a file, and a line here.
+One file and a line here a callback. May import ``lightning_project``, ``figures`` and rooms below, not ``tasks``.
 """
 
 from papa_lightning.callbacks.attention_images import AttentionImages

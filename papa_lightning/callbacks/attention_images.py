@@ -46,11 +46,9 @@ def _pixels(png: bytes) -> NDArray[np.uint8]:
 class AttentionImages(Callback):
     """Log the constants of an encoder as images, and its gates as heat maps.
 
-    Beside :class:`~papa_lightning.ConstantAttention` or :class:`~papa_lightning.HeadGates`, in any order, or with a
-    module that swaps its encoder itself. Constants are drawn once a fit as ``attention/constants``; sigmoid(g) of every
-    head, its share of dynamic attention, before the first step and after every few epochs as ``attention/gates``.
-    TensorBoard, Weights & Biases and MLflow show the images; for a CSVLogger they are PNG files in the folder
-    ``images`` of the logs.
+    For encoders that another callback or the module swaps. ``attention/constants`` is drawn once a fit,
+    ``attention/gates``, each head's share sigmoid(g) of dynamic attention, before the first step and after epochs.
+    TensorBoard, Weights & Biases and MLflow show them; a CSVLogger gets PNG files in the folder ``images`` of its logs.
 
     Args:
         every_n_epochs: Epochs between two maps of the gates.

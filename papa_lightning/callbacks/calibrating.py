@@ -1,8 +1,4 @@
-"""Base of the callbacks that need the averaged attention of an encoder: swap, calibrate once, save.
-
-Callbacks that average weights copy the module in their ``setup``, before ours or after it, pair parameters of copy and
-module by order, and save the state of the copy: whatever happens to the module has to happen to the copy as well.
-"""
+"""Base of the callbacks that need the averaged attention of an encoder: swap, calibrate once, save."""
 
 import inspect
 import time
@@ -62,13 +58,7 @@ def refuse_sharding(trainer: L.Trainer, parts: str, remedy: str) -> None:
 
 
 class CalibratingCallback(Callback, ABC):
-    """Base of callbacks that swap an encoder and give it constants once: from a file, a checkpoint or a pass.
-
-    A subclass implements :meth:`swap` and :meth:`outcome`. Arguments as in :class:`~papa_lightning.ConstantAttention`.
-
-    Raises:
-        PapaError: For invalid arguments.
-    """
+    """Base of callbacks that give an encoder constants once; see :class:`~papa_lightning.ConstantAttention`."""
 
     #: Whether a fit replaces constants of another callback from an earlier fit; False where they only start a kind.
     calibrates_anew = True
@@ -189,10 +179,7 @@ class CalibratingCallback(Callback, ABC):
     on_test_start = on_predict_start = on_validation_start
 
     def calibrate(self, trainer: L.Trainer, pl_module: L.LightningModule) -> AttentionConstants:
-        """Run the calibration pass on all processes and give the encoder that :meth:`setup` swapped its constants.
-
-        Returns:
-            The constants, equal on every process.
+        """Run the calibration pass on all processes and give the swapped encoder its constants, equal on all of them.
 
         Raises:
             CalibrationError: If the data or the encoder do not allow it; then nothing is changed or saved.
@@ -219,11 +206,7 @@ class CalibratingCallback(Callback, ABC):
         return constants
 
     def calibration_batches(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Iterable[Mapping[str, Any]]:
-        """Batches for the calibration pass: the encoder's inputs in the train data. Override it for other data.
-
-        Returns:
-            Mappings with input_ids and attention_mask, this process's share; each sequence once over all processes.
-        """
+        """The encoder's inputs for the pass, each sequence once over all processes; to be overridden for other data."""
         encoder, read = discover_encoder(pl_module, self.encoder), self.encoder_inputs
         layers = swapped_layers(encoder)
         length = layers[0].max_length if layers else self.length(trainer, encoder, None)
@@ -233,16 +216,10 @@ class CalibratingCallback(Callback, ABC):
         return CalibrationBatches(trainer, pl_module, encoder, length, self.batch_size, read)
 
     def encoder_inputs(self, batch: Any) -> Mapping[str, Any] | Sequence[Mapping[str, Any]]:
-        """The encoder's inputs in a batch of the train data; to be overridden where the module's step cannot be run.
+        """The encoder's inputs in a batch on its device, a mapping or several; to be overridden where no step can run.
 
-        By default a method of this name of the module is used, if it has one; else the calibration pass runs the
-        module's ``training_step`` and averages over all calls of the encoder.
-
-        Args:
-            batch: As ``training_step`` gets it, on its device.
-
-        Returns:
-            A mapping with input_ids and attention_mask, or pixel_values, or a list of several.
+        Mappings have input_ids and attention_mask, or pixel_values. By default a method of this name of the module is
+        used, if it has one; else the pass runs ``training_step`` and averages over all calls of the encoder.
         """
         raise NotImplementedError
 
@@ -289,9 +266,9 @@ class CalibratingCallback(Callback, ABC):
                 )
 
     def _encoders(self, trainer: L.Trainer, pl_module: L.LightningModule) -> list[PreTrainedModel]:
-        """The module's encoder, and those of its copies."""
-        copies = averaged_copies(trainer, pl_module)
-        return [discover_encoder(module, self.encoder) for module in (pl_module, *copies)]
+        """The module's encoder, and those of its averaged copies, which pair parameters with it by order."""
+        modules = (pl_module, *averaged_copies(trainer, pl_module))
+        return [discover_encoder(module, self.encoder) for module in modules]
 
     def _swapped_encoder(self, pl_module: L.LightningModule) -> PreTrainedModel:
         encoder = discover_encoder(pl_module, self.encoder)
@@ -321,16 +298,13 @@ def _group_sizes(optimizers: Iterable[Iterable[Mapping[str, Any]]]) -> list[list
 def calibrate_in(
     trainer: L.Trainer, encoder: PreTrainedModel, batches: Iterable[Mapping[str, Any]], max_length: int
 ) -> AttentionConstants:
-    """Calibrate an encoder inside a Trainer's run, on all processes and in its precision, without side effects.
+    """Calibrate an encoder in a Trainer's run and precision, without side effects; all processes get equal constants.
 
     Args:
         trainer: A Trainer whose strategy is set up.
         encoder: The bare encoder.
         batches: Mappings with the encoder's inputs, the share of this process.
         max_length: T, the longest sequence.
-
-    Returns:
-        The constants, equal on every process.
     """
     check_max_length(encoder, max_length)
     progress = trainer.is_global_zero and trainer.progress_bar_callback is not None
@@ -340,18 +314,13 @@ def calibrate_in(
         if by_step is not None:
             return by_step.observe(progress)
         with isolate_rng(), trainer.precision_plugin.forward_context():
-            return gather(encoder, _begun(batches), max_length, progress=progress)
+            # A generator may run the module's step before its first batch, which must not be observed.
+            first = next(batches, None) if isinstance(batches, Iterator) else None
+            begun = batches if first is None else chain([first], batches)
+            return gather(encoder, begun, max_length, progress=progress)
 
     averages = all_or_none(trainer, share)
     averages.reduce(lambda tensor: trainer.strategy.reduce(tensor, reduce_op="sum"))
     if by_step is not None and not averages.pair_counts.any():
         raise by_step.not_reached()
     return finish(encoder, averages, describe_data(trainer))
-
-
-def _begun(batches: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
-    """Batches after the first call of next: a generator may run the module's step, which must not be observed."""
-    if not isinstance(batches, Iterator):
-        return batches
-    first = next(batches, None)
-    return batches if first is None else chain([first], batches)

@@ -9,8 +9,7 @@ class CalibrationRun(Callback):
     """Calibrate as ConstantAttention does, write a constants file, and end ``fit`` before it trains.
 
     Args:
-        calibration: The callback whose max_length, encoder, batch_size and methods are used; its constants file is
-            ignored.
+        calibration: The callback whose max_length, encoder, batch_size and methods are used, not its constants file.
         output: Path of the constants file to write.
     """
 

@@ -12,17 +12,14 @@ from papa_lightning.ranking import HeadRanking
 class ConstantAttention(CalibratingCallback):
     """Average the attention of an encoder over the train data, then make heads constant for the rest of the run.
 
-    Works on any LightningModule that holds a supported transformers encoder. In ``setup`` the encoder is swapped in
-    place, all heads dynamic; when training starts, one pass over the train data averages the attention matrices, and
-    the chosen heads become constant. The pass changes no loop counter and no random state. The constants travel in the
-    module's checkpoint: a resumed run does not calibrate again, and validate, test and predict take them from
-    ``ckpt_path`` or from a constants file.
+    Works on any LightningModule with a supported transformers encoder, which ``setup`` swaps in place, all heads
+    dynamic; the chosen ones become constant when training starts, after a pass that changes no counter or random state.
+    The constants travel in checkpoints: a resumed run does not calibrate again; tests take ``ckpt_path`` or a file.
 
     Args:
         max_length: T, the longest sequence. None takes the datamodule's ``max_length``, or else the constants file's;
             for images, the number of tokens that the encoder makes of one.
-        heads: "all"; a list of [layer, head] pairs; a map from layer to heads; or a number (int) or share (float) of
-            heads, which wants a ranking. An empty list only observes.
+        heads: "all"; [layer, head] pairs (none: only observe); a map from layer to heads; a number or share (ranking).
         ranking: Path of a :class:`~papa_lightning.HeadRanking` file.
         constants: Path of a constants file to use instead of calibrating.
         encoder: Attribute that holds the encoder, when the module has several.

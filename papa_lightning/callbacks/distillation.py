@@ -22,12 +22,7 @@ _BEFORE = "papa_before"
 
 
 def hidden_state_distance(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor | None) -> Tensor:
-    r"""Mean squared error of hidden states, :math:`\frac1L \sum_l \mathrm{mean}\,(S_l - T_l)^2` over real tokens.
-
-    Args:
-        student: L tensors (B, T, d), one a level.
-        teacher: The same of the original encoder.
-        mask: (B, T), true for a real token, or None.
+    r"""Mean squared error of L states (B, T, d), :math:`\frac1L \sum_l \mathrm{mean}\,(S_l - T_l)^2` over real tokens.
 
     Example:
         >>> states = [torch.tensor([[[1.0], [9.0]]]), torch.tensor([[[3.0], [9.0]]])]
@@ -40,11 +35,7 @@ def hidden_state_distance(student: Sequence[Tensor], teacher: Sequence[Tensor], 
 
 
 class Teacher:
-    """The original encoder, frozen and in evaluation mode, beside a module that trains the swapped one.
-
-    A second copy of the weights, because fine-tuning changes those of the first. No submodule of the trained module, so
-    it is in no checkpoint and DDP does not see it.
-    """
+    """The original encoder, frozen and in evaluation mode; no submodule, so that no checkpoint and no DDP sees it."""
 
     def __init__(self, encoder: PreTrainedModel) -> None:
         self.encoder = encoder
@@ -76,11 +67,9 @@ class Teacher:
 class Distillation(Callback):
     """Add the distance between the hidden states of an encoder and those of its original to the loss.
 
-    For encoders whose attention another callback swaps: the loss becomes ``loss + weight * distance``, where the
-    distance, logged as ``train/distillation``, is the mean squared error of
-    :func:`~papa_lightning.callbacks.distillation.hidden_state_distance` over real tokens and all levels but the
-    embeddings. The original is held in memory too, on the device of the module, but in no checkpoint, and runs beside
-    the encoder in training. The tasks of papa_lightning add it if their argument ``distillation`` is above 0.
+    For encoders that another callback swaps: the loss becomes ``loss + weight * distance``, with the mean squared error
+    over real tokens and all levels but the embeddings, logged as ``train/distillation``. The original runs beside the
+    encoder on its device, and is in no checkpoint. Tasks add the callback if their ``distillation`` is above 0.
 
     Args:
         weight: Weight of the distance in the loss.
@@ -186,10 +175,7 @@ class Distillation(Callback):
             return None
         inputs = {name: value for name, value in kwargs.items() if name not in self._wanted}
         self._teacher.compare(inputs, output.hidden_states)
-        wanted = {
-            name: getattr(student.config, name, None) if value is None else value
-            for name, value in self._wanted.items()
-        }
+        wanted = {key: getattr(student.config, key, None) if one is None else one for key, one in self._wanted.items()}
         if not wanted["output_hidden_states"]:
             output = type(output)(**{name: value for name, value in output.items() if name != "hidden_states"})
         return output.to_tuple() if wanted["return_dict"] is False else output

@@ -22,16 +22,13 @@ class HeadGates(CalibratingCallback):
 
         A' = sigmoid(g) A + (1 - sigmoid(g)) C_normalised        g: (L, H), starts at 0
 
-    Source: Hassid et al. 2022, arXiv 2211.03495. Works on any LightningModule that holds a supported transformers
-    encoder, frozen or not. In ``setup`` the encoder is swapped in place and waits; when training starts, the constants
-    come from a pass over the train data, unless there is a constants file or a checkpoint has them. The gates get a
-    parameter group of their own in the module's optimizer, without weight decay. When the fit ends, the heads are
-    ranked, over all layers together, the lowest gate first, equally on every process.
+    Source: Hassid et al. 2022, arXiv 2211.03495. Works on any LightningModule with a supported transformers encoder,
+    frozen or not, and gets the constants C as :class:`~papa_lightning.ConstantAttention` does. The gates are a
+    parameter group of their own, without weight decay. The fit ends with the ranking, the lowest gate of all first.
 
     Args:
-        learning_rate: Learning rate of the gates, which schedules move in proportion to that of the rest. None takes
-            that of the optimizer's first group, as in the published code; at the probe's 2e-5 gates move by
-            ten-thousandths (docs/rankings.md compares rates).
+        learning_rate: Learning rate of the gates, scheduled in proportion. None takes that of the optimizer's first
+            group, as published; at the probe's 2e-5 gates move by ten-thousandths (docs/rankings.md compares rates).
         output: Path of the ranking file; None takes ``ranking.json`` in the logger's folder, if there is one
             (``ranking.NAME.json`` for an encoder that is named). A trial run (``fast_dev_run``) writes none.
         max_length: T, the longest sequence; as in :class:`~papa_lightning.ConstantAttention`.

@@ -20,10 +20,9 @@ from papa_lightning.lightning_project.optimizers import forget_groups, keep_apar
 class LearnedConstants(Callback):
     """Train the constants that another callback, usually ConstantAttention, gives to the heads of an encoder.
 
-    The constants become a parameter group of their own, without weight decay. They stay distributions: after every
-    optimizer step each row is cut at 0 and divided by its sum. Rows of which calibration saw nothing stay 0. The
-    encoder may be frozen. Encoders that the module has swapped itself work too. The tasks of papa_lightning add this
-    callback in the regimes with ``constants`` in their names.
+    They become a parameter group of their own, without weight decay, and stay distributions: every optimizer step ends
+    with rows cut at 0 and divided by their sums; rows that calibration never saw stay 0. The encoder may be frozen, or
+    swapped by the module itself. Tasks add this callback in the regimes with ``constants`` in their names.
 
     Args:
         learning_rate: Learning rate of the constants, whose entries are of the order 1/T. None takes that of the
@@ -127,9 +126,7 @@ def train_constants(encoder: nn.Module, learning_rate: float | None) -> None:
 def project_rows(constants: Tensor) -> Tensor:
     r"""Make every row a distribution, :math:`C_{ij} \leftarrow \max(C_{ij}, 0) / \sum_k \max(C_{ik}, 0)`, (..., T, T).
 
-    Dividing changes nothing that the encoder computes, because constant attention divides each row by its mass over the
-    real tokens anyway. A row of zeros, whose query calibration never saw, stays; one whose entries have all fallen
-    below 0 starts again from equal weights for the keys that it had.
+    A row of zeros stays; one whose entries have all fallen below 0 starts again from equal weights for its keys.
 
     Example:
         >>> project_rows(torch.tensor([[3.0, -1.0, 1.0], [0.0, 0.0, 0.0], [-2.0, -1.0, 0.0]]))
@@ -153,11 +150,7 @@ def project_constants(mixers: Sequence[MatrixHeads]) -> None:
 
 @torch.no_grad()
 def drop_unknown_gradients(mixers: Sequence[MatrixHeads]) -> None:
-    """Set the gradient of rows of zeros to 0.
-
-    Constant attention divides such a row by the smallest number that it allows, so that its gradient is huge and says
-    nothing; clipping by norm would then silence all others.
-    """
+    """Set the gradient of rows of zeros to 0: it is huge and says nothing, and clipping would silence all others."""
     for mixer in mixers:
         if mixer.constants.grad is not None:
             unknown = (mixer.constants == 0).all(dim=-1, keepdim=True)

@@ -23,19 +23,16 @@ _NONE = -100
 class PredictionWriter(BasePredictionWriter):
     """Write the predictions of `Trainer.predict`: one row for each example, in the order of the data set.
 
-    Columns: ``example_id``; for a task with one label an example ``label`` and ``probabilities``, one number for each
-    class in the order of the module's `label_names`; for a task with a label a token ``labels`` and ``probabilities``,
-    lists with one entry for each word, null where a word has no token within `max_length`, or for each predicted token
-    where the batches do not tell the words. Labels are names where the module has `label_names`, else numbers.
+    Columns: ``example_id``, and ``label`` and ``probabilities`` of the classes, or for a label a token ``labels`` and
+    ``probabilities`` with an entry for each word, null where it has no token within `max_length`, or for each predicted
+    token where batches tell no words. Labels are names where the module has `label_names`, else numbers.
 
-    Each process writes a part beside the output while it predicts, so that memory holds one batch, and at the end the
-    first process puts them together; with several machines, all of them must see the folder. Several data loaders have
-    a file each, ``predictions-matched.jsonl``: named by the datamodule's `validation_names` if it has as many, else
-    numbered from 0. A trial run (``fast_dev_run``) writes nothing.
+    Each process writes a part beside the output, in a folder that all machines must see, and the first one joins them.
+    Several data loaders have a file each, ``predictions-matched.jsonl``, named by the datamodule's `validation_names`
+    if it has as many, else numbered from 0. A trial run (``fast_dev_run``) writes nothing.
 
     Args:
-        output: A ``.jsonl`` or ``.parquet`` file. None: ``predictions.jsonl`` in the logger's folder, or in the
-            working folder without a logger.
+        output: A ``.jsonl`` or ``.parquet`` file. None: ``predictions.jsonl`` in the logger's or the working folder.
 
     Attributes:
         paths: The files that were written.
@@ -153,11 +150,7 @@ def _targets(trainer: L.Trainer, target: Path) -> list[Path]:
 
 
 def prediction_rows(prediction: Any, label_names: Sequence[str] | None) -> Iterator[dict[str, Any]]:
-    """One row of Python values for each example of a prediction.
-
-    `example_id` (B,), `labels` (B,) or (B, T), -100 where there is none, `probabilities` (B, C), (B, T, C) or (B, T);
-    with `word_ids` (B, T) and `num_words` (B,) there is an entry for each word.
-    """
+    """One row of Python values for each example of a prediction, with an entry for each word if it tells the words."""
     wanted = ("example_id", "labels", "probabilities")
     if not isinstance(prediction, Mapping) or not all(isinstance(prediction.get(name), Tensor) for name in wanted):
         found = ", ".join(map(str, prediction)) if isinstance(prediction, Mapping) else type(prediction).__name__

@@ -14,10 +14,9 @@ from papa_lightning.errors import PapaError
 class SwappedAttention(CalibratingCallback):
     """Swap whole layers of an encoder to a kind of attention for the run: attention-free, additive, shared.
 
-    Works on any LightningModule that holds a supported transformers encoder. The encoder is swapped in ``setup``,
-    before the optimizer is made. Kinds that start from the calibrated average take it from a constants file, or else
-    from one pass over the train data when training starts, as :class:`~papa_lightning.ConstantAttention` does; others
-    need no pass. Everything travels in the module's checkpoint.
+    Works on any LightningModule with a supported transformers encoder, which ``setup`` swaps before the optimizer is
+    made. Kinds that start from the average get it as :class:`~papa_lightning.ConstantAttention` does; others need no
+    pass. Everything travels in the module's checkpoint.
 
     Args:
         kind: As :func:`~papa_lightning.swap_attention` takes it: one for all layers, or a list with one a layer, in

@@ -15,16 +15,14 @@ class Throughput(Callback):
 
     - ``throughput/steps_per_second``: optimizer steps by the wall clock, loading of data included, validation and the
       first `warmup_steps` left out.
-    - ``throughput/step_memory_bytes``: the most that the second training step allocates at a moment beyond what is
-      there before it: what it keeps for the backward pass, and its gradients, without parameters and the state of the
-      optimizer. Exact on CUDA and the CPU; see :class:`~papa_lightning.runtime.AllocationWatch`.
-    - ``throughput/peak_memory_bytes``: the most memory at any moment after that step. On a CUDA device what torch has
-      allocated there, else the resident memory of the whole process, where the system tells (Linux).
+    - ``throughput/step_memory_bytes``: the most that the second step allocates beyond what is there before it, without
+      parameters and optimizer; exact on CUDA and the CPU (:class:`~papa_lightning.runtime.AllocationWatch`).
+    - ``throughput/peak_memory_bytes``: the most memory after that step: what torch has allocated on CUDA, else the
+      resident memory of the process, where the system tells (Linux).
     - ``throughput/parameters``: number of trainable parameters.
 
     Args:
-        warmup_steps: Steps at the beginning whose time does not count: the first ones allocate and compile, and the
-            memory of the second is watched.
+        warmup_steps: Steps at the beginning, which allocate, compile and are watched, whose time does not count.
 
     Attributes:
         facts: The logged values, by name without ``throughput/``; empty before a fit has ended.

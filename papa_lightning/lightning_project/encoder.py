@@ -16,19 +16,14 @@ from papa_lightning.errors import UnsupportedEncoderError
 
 
 def discover_encoder(module: nn.Module, name: str | None = None) -> PreTrainedModel:
-    """The one supported encoder that a module holds.
+    """The one supported encoder that a module holds, bare.
 
     Args:
         module: Usually a LightningModule.
-        name: Attribute of the encoder, with dots for nesting; needed when there are several. Its value may wrap the
-            transformers model: compiled, with adapters, as a sentence-transformers model.
-
-    Returns:
-        The bare encoder.
+        name: Attribute of the encoder, with dots for nesting, needed when there are several; may hold a wrapper of it.
 
     Raises:
-        UnsupportedEncoderError: When there is none, when there are several and no name, or when the one named is
-            not a supported encoder.
+        UnsupportedEncoderError: When there is none, several and no name, or another object of that name.
     """
     if name is None:
         return find_encoder(module)
@@ -43,10 +38,7 @@ def discover_encoder(module: nn.Module, name: str | None = None) -> PreTrainedMo
 
 
 def make_late_encoder(trainer: L.Trainer, module: L.LightningModule) -> None:
-    """Call ``configure_model`` of a module that has one, because its encoder may be made there.
-
-    Lightning calls it only after ``setup`` of the callbacks, and asks that it can be called twice.
-    """
+    """Call a module's ``configure_model``, which may make the encoder; Lightning does so again after ``setup``."""
     if is_overridden("configure_model", module):
         strategy, precision = trainer.strategy, trainer.precision_plugin
         with strategy.tensor_init_context(), strategy.model_sharded_context(), precision.module_init_context():

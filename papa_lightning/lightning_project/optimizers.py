@@ -1,8 +1,4 @@
-"""Parameter groups for what a swap adds to an encoder: a learning rate of their own, and no weight decay.
-
-A callback notes both on the swapped layers in ``setup``; :func:`parameter_groups` reads the note. In projects that do
-not use it :func:`set_up_groups` moves the parameters before a checkpoint restores the optimizers.
-"""
+"""Parameter groups for what a swap adds to an encoder: a learning rate of their own, and no weight decay."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -31,17 +27,15 @@ Named = dict[str, nn.Parameter]
 def parameter_groups(module: nn.Module, **defaults: Any) -> list[dict[str, Any]]:
     """Parameter groups of a module for any optimizer, with what a callback swapped in kept apart.
 
-    Use it in ``configure_optimizers`` of a project with :class:`~papa_lightning.HeadGates` or another callback that has
-    a ``learning_rate``, so that learning rate schedules see the groups that training will have. Without a callback it
-    is one group.
+    Use it in ``configure_optimizers`` beside :class:`~papa_lightning.HeadGates` or another callback with a
+    ``learning_rate``, so that schedules see the groups that training will have. Without a callback it is one group.
 
     Args:
         module: The LightningModule. Parameters that do not require a gradient are left out.
         defaults: Options of the groups, such as ``lr`` and ``weight_decay``.
 
     Returns:
-        First a group with the defaults, if there are such parameters. Then one for each learning rate that a callback
-        or task asked for, without weight decay.
+        A group with the defaults, unless it is empty, then one for each learning rate asked for, without weight decay.
 
     Example:
         >>> from torch.optim import AdamW
@@ -72,11 +66,7 @@ def forget_groups(module: nn.Module) -> None:
 
 
 def set_up_groups(trainer: L.Trainer, module: L.LightningModule) -> None:
-    """Move the parameters of :func:`keep_apart` into groups of their own, unless they have them already.
-
-    The new group is a copy of the optimizer's first one without weight decay, its rates multiplied so that the highest
-    is the learning rate asked for; schedules of torch are extended alike.
-    """
+    """Move the parameters of :func:`keep_apart` into groups of their own, unless they have them; scale schedules."""
     if not trainer.optimizers:
         return
     for rate, named in _parameters_apart(module).items():

@@ -1,7 +1,7 @@
 """Running a step of a LightningModule without side effects, to observe the calls of its encoder."""
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -47,12 +47,7 @@ def trial(trainer: L.Trainer, module: L.LightningModule, hooks: Sequence[Callabl
 
 
 def run_step(trainer: L.Trainer, module: L.LightningModule, batch: Any, *place: int, verb: str = "training") -> bool:
-    """Run the step of a module with a batch, inside :func:`trial`; its result is discarded.
-
-    `place` is the number of the batch and, with several validation loaders, that of its loader. Returns whether the
-    epoch continues: ``on_train_batch_start`` ends it with -1. Errors become a CalibrationError, but for PapaError and
-    lack of memory.
-    """
+    """Run a step in :func:`trial`, `place` being the numbers of batch and loader; returns whether the epoch goes on."""
     step = getattr(module, f"{verb}_step")
     parameters = inspect.signature(step).parameters
     if "dataloader_iter" in parameters:
@@ -66,14 +61,10 @@ def run_step(trainer: L.Trainer, module: L.LightningModule, batch: Any, *place: 
         start = partial(module.on_train_batch_start, batch, place[0])
         if verb == "training" and _run("on_train_batch_start", module, start) == -1:
             return False
-        _run(f"{verb}_step", module, lambda: step(batch, *_taken(parameters.values(), place)))
+        kinds = [one.kind for one in parameters.values() if one.kind is not inspect.Parameter.KEYWORD_ONLY]
+        taken = place if inspect.Parameter.VAR_POSITIONAL in kinds else place[: len(kinds) - 1]  # as Lightning does
+        _run(f"{verb}_step", module, lambda: step(batch, *taken))
     return True
-
-
-def _taken(parameters: Iterable[inspect.Parameter], place: tuple[int, ...]) -> tuple[int, ...]:
-    """The numbers that a step takes, as Lightning passes them."""
-    kinds = [one.kind for one in parameters if one.kind is not inspect.Parameter.KEYWORD_ONLY]
-    return place if inspect.Parameter.VAR_POSITIONAL in kinds else place[: len(kinds) - 1]
 
 
 def _run(name: str, module: nn.Module, function: Callable[[], Any]) -> Any:

@@ -1,8 +1,4 @@
-"""Restoring the state of objects with all that they hold: weights, buffers, metrics, counters, lists, generators.
-
-A calibration pass runs code of the project that is meant to change state. All that can be reached from the given
-objects is recorded before, and gets its attributes, entries and values back afterwards.
-"""
+"""Restoring the state of objects with all that they hold: weights, buffers, metrics, counters, lists, generators."""
 
 import random
 import types
@@ -36,11 +32,7 @@ _LONG = 10_000
 
 @contextmanager
 def unchanged(objects: Iterable[object], besides: Iterable[object] = (), tensors: bool = True) -> Iterator[None]:
-    """Restore objects, and all that can be reached from them but not from `besides`, when the context ends.
-
-    Tensors are copied to main memory meanwhile. Without `tensors` the values of tensors and arrays are not restored;
-    those of data sets and loaders never are, because that would be a second copy of the data.
-    """
+    """Restore objects and all that they reach but `besides`; values of tensors if wanted, but never those of data."""
     kept = _Kept(besides, tensors)
     for one in objects:
         kept.keep(one)
@@ -152,9 +144,7 @@ def _array(one: np.ndarray[Any, Any]) -> Callable[[], None]:
 
 def _generator(one: Any) -> Callable[[], object] | None:
     """Function that restores a random number generator; None for anything else."""
-    if isinstance(one, torch.Generator):
-        return partial(one.set_state, one.get_state())
-    if isinstance(one, np.random.RandomState):
+    if isinstance(one, (torch.Generator, np.random.RandomState)):
         return partial(one.set_state, one.get_state())
     if isinstance(one, random.Random):
         return partial(one.setstate, one.getstate())

@@ -13,10 +13,7 @@ from papa_lightning.files.writing import check_output
 
 
 def run_folder(trainer: L.Trainer) -> Path | None:
-    """Folder for the files of this run, that of the first logger; to be called on every process.
-
-    It may not exist yet. None without a logger, and in a trial run, which leaves nothing behind.
-    """
+    """Folder of this run's first logger, which may not exist yet; None without one and in a trial. On every process."""
     if not trainer.loggers or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return None
     # trainer.log_dir is, for loggers other than these two, the folder of all their runs, which would overwrite each
@@ -66,11 +63,7 @@ def on_first(trainer: L.Trainer, task: Callable[[], T]) -> T:
 
 
 def new_file(trainer: L.Trainer, name: str, encoder: str | None) -> str | None:
-    """Path of a new file in the folder of a run, the same on all processes; None where :func:`run_folder` has none.
-
-    For "constants.safetensors" that name, or ``constants.bert.safetensors`` for an encoder that was named, and
-    ``constants-1.safetensors`` or the next one where an earlier run left such a file.
-    """
+    """Path of a new file NAME, NAME.ENCODER or NAME-1 and so on in :func:`run_folder`, the same on all processes."""
     folder, given = run_folder(trainer), Path(name)
     if folder is None:
         return None

@@ -21,11 +21,7 @@ ReadInputs: TypeAlias = Callable[[Any], Any]
 
 
 class CalibrationBatches:
-    """The inputs of an encoder, from each sequence of the train data once, shared out among the processes.
-
-    They are read from the batches if there is a function for it; else the module's training step runs, and they are the
-    arguments of its calls of the encoder. Order and errors are those of `TrainBatches`; every process must make one.
-    """
+    """The inputs of an encoder, each sequence once over all processes: what `read` finds, or else the step passes."""
 
     def __init__(
         self,

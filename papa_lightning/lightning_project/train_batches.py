@@ -25,12 +25,7 @@ _REMEDY = "override calibration_batches of the callback, or make a constants fil
 
 
 class TrainBatches:
-    """Batches of an epoch of a Trainer's train loader, in the order of the data if it only shuffles them.
-
-    Samplers that select samples (subsets, by weight, whole batches) are drawn from once, on the first process. The
-    loader itself cannot be used under DDP, where samplers repeat samples so that all processes get equally many. Every
-    process must make one of these objects. Batches made by the data keep their size, whatever `batch_size` is.
-    """
+    """Batches of an epoch of the train loader without DDP's repeats, in the order of the data; one on every process."""
 
     def __init__(self, trainer: L.Trainer, batch_size: int | None = None) -> None:
         given, self.limit = trainer.train_dataloader, _limit(trainer)
@@ -127,7 +122,10 @@ def _batches(trainer: L.Trainer, loader: DataLoader[Any]) -> Any:
     batching = loader.batch_sampler
     size = loader.batch_size or getattr(batching, "batch_size", None)
     if batching is not None and (type(batching) is not BatchSampler or not isinstance(size, int)):
-        return _own_batches(trainer, batching)
+        own = [tuple(batch) for batch in islice(batching, _limit(trainer))]
+        if trainer.world_size > 1:
+            own = _shared_out(trainer, own, max(map(len, own), default=1))
+        return [list(batch) for batch in own]
     order = _order(trainer, loader.sampler if batching is None else batching.sampler)
     return order if batching is None else _Chunks(order, cast(int, size), batching.drop_last)
 
@@ -142,17 +140,12 @@ def _order(trainer: L.Trainer, sampler: Any) -> Any:
     inner = getattr(getattr(sampler, "dataset", None), "_sampler", None)
     if isinstance(sampler, DistributedSampler) and inner is not None:  # Lightning's wrapper of the user's sampler
         return _chosen(trainer, inner)[rank::world]
-    if _only_shuffles(sampler):
+    shuffles = type(sampler) is RandomSampler and not sampler.replacement
+    if type(sampler) is SequentialSampler or (shuffles and len(sampler) == len(sampler.data_source)):
         return range(rank, len(sampler), world)
     if world == 1:
         return _chosen(trainer, sampler)
     return [place for (place,) in _shared_out(trainer, [(place,) for place in sampler], 1)]
-
-
-def _only_shuffles(sampler: Any) -> bool:
-    if type(sampler) is RandomSampler:
-        return not sampler.replacement and len(sampler) == len(sampler.data_source)
-    return type(sampler) is SequentialSampler
 
 
 def _chosen(trainer: L.Trainer, sampler: Any) -> Any:
@@ -172,20 +165,8 @@ def _limit_of_endless(trainer: L.Trainer, sampler: Any) -> int | None:
     return None
 
 
-def _own_batches(trainer: L.Trainer, batching: Any) -> list[Any]:
-    """Batches that a batch sampler draws, without those of other processes."""
-    own = [tuple(batch) for batch in islice(batching, _limit(trainer))]
-    if trainer.world_size > 1:
-        own = _shared_out(trainer, own, max(map(len, own), default=1))
-    return [list(batch) for batch in own]
-
-
 def _shared_out(trainer: L.Trainer, own: Sequence[tuple[Any, ...]], size: int) -> list[tuple[Any, ...]]:
-    """Batches of this process among those that custom samplers gave all processes, each sample once.
-
-    If all processes got the same batches, they share them. Samples that two got have filled up the last batches and
-    stay with the first process, if they are too few to have been drawn at random.
-    """
+    """Batches of this process among those of all samplers; few repeats are padding, and stay with the first process."""
     given: list[Any] = [None] * trainer.world_size
     dist.all_gather_object(given, list(own))
     flat = [sorted(place for batch in batches for place in batch) for batches in given]
