@@ -144,7 +144,9 @@ def _array(one: np.ndarray[Any, Any]) -> Callable[[], None]:
 
 def _generator(one: Any) -> Callable[[], object] | None:
     """Function that restores a random number generator; None for anything else."""
-    if isinstance(one, (torch.Generator, np.random.RandomState)):
+    if isinstance(one, torch.Generator):
+        return partial(one.set_state, one.get_state())
+    if isinstance(one, np.random.RandomState):
         return partial(one.set_state, one.get_state())
     if isinstance(one, random.Random):
         return partial(one.setstate, one.getstate())
