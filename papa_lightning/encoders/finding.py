@@ -20,10 +20,7 @@ from papa_lightning.errors import UnsupportedEncoderError
 
 @dataclass(frozen=True, eq=False)
 class SupportedEncoder:
-    """A bare encoder with its family and its self-attention modules, each looked up once.
-
-    Public functions make one and pass it on. It is not kept beyond the call: an encoder may change between calls
-    (adapters, removed layers), and attaching and detaching return a new one.
+    """A bare encoder with its family and modules, looked up once; not kept beyond a call, because an encoder changes.
 
     Args:
         model: The bare encoder, without task head or decoder.

@@ -70,10 +70,7 @@ def describe_lengths(encoder: PreTrainedModel) -> str:
 
 
 def compute_device(module: nn.Module, otherwise: torch.device | None = None) -> torch.device:
-    """The device on which a module computes, also if accelerate loads its weights from elsewhere in each forward.
-
-    ``otherwise`` is that of a part without weights. PapaError when accelerate does not load weights that are on meta.
-    """
+    """Where a module computes, also if accelerate loads its weights; ``otherwise`` without any, PapaError on meta."""
     for part in module.modules():
         hook = part.__dict__.get("_hf_hook")
         for one in getattr(hook, "hooks", (hook,)):
@@ -90,11 +87,7 @@ def compute_device(module: nn.Module, otherwise: torch.device | None = None) -> 
 
 
 def accepted_inputs(encoder: PreTrainedModel) -> tuple[str, ...]:
-    """The inputs of a batch that an encoder takes: arguments of its forward.
-
-    Among pixel_values, input_ids, inputs_embeds, attention_mask, position_ids and token_type_ids; the last only if the
-    encoder has embeddings of segments.
-    """
+    """Names of the inputs that an encoder's forward takes; token_type_ids only if it has embeddings of segments."""
     known = inspect.signature(encoder.forward).parameters
     segments = ("token_type_ids",) if _tells_segments(encoder) else ()
     names = ("pixel_values", "input_ids", "inputs_embeds", "attention_mask", "position_ids", *segments)
@@ -102,11 +95,7 @@ def accepted_inputs(encoder: PreTrainedModel) -> tuple[str, ...]:
 
 
 def _tells_segments(encoder: PreTrainedModel) -> bool:
-    """Whether an encoder has embeddings of a second segment.
-
-    RoBERTa's forward takes token types, but its table has one row. GPT-2 and XLM treat them as words, and add the
-    embeddings of words 0 and 1. XLNet and Funnel have no table, but embeddings of relative segments.
-    """
+    """Whether an encoder has embeddings of a second segment (not RoBERTa, GPT-2, XLM), in a table or relative."""
     size = getattr(encoder.config, "type_vocab_size", None)
     if size is not None:
         return bool(size > 1)

@@ -62,10 +62,7 @@ def plan_layers(
 def plan_whole_layers(
     encoder: PreTrainedModel, kind: Kinds, options: Options | None, constants_given: bool
 ) -> list[LayerPlan]:
-    """The plan of each layer in a swap of all heads, by the arguments of :func:`~papa_lightning.swap_attention`.
-
-    ``constants_given`` says whether the kinds are to start from constants where they can.
-    """
+    """The plan of each layer in a swap of all heads, which start from constants where they can and some are given."""
     num_layers, num_heads = encoder_shape(encoder)
     return plan_layers(kind, options, [tuple(range(num_heads))] * num_layers, num_heads, constants_given)
 

@@ -30,11 +30,7 @@ def from_pretrained(kind: Any, name: str, **options: Any) -> Any:
 
 
 def load_encoder(name: str) -> PreTrainedModel:
-    """Load a pretrained encoder in float32 and eval mode, without task head; of an encoder-decoder, the encoder.
-
-    The pooler is left out, or frozen where that is not possible: hidden states do not depend on it, and
-    DistributedDataParallel stops at parameters without gradient. An encoder that was saved swapped is loaded swapped.
-    """
+    """Load an encoder in float32 and eval mode, without head, decoder or trainable pooler, at which DDP would stop."""
     config = _load_config(name)
     model_class: Any = MODEL_MAPPING.get(type(config), None)
     has_pooler = inspect.isclass(model_class) and "add_pooling_layer" in inspect.signature(model_class).parameters

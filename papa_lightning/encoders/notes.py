@@ -1,8 +1,4 @@
-"""The note in config.json that an encoder is swapped, by which ``from_pretrained`` swaps it again.
-
-It is the entry of a quantisation, because transformers lets one change a model before its weights are read. A
-configuration in memory never has it: other encoders may be built from the same configuration object.
-"""
+"""The note in config.json, a quantisation, by which ``from_pretrained`` swaps an encoder again."""
 
 from __future__ import annotations
 
@@ -77,12 +73,7 @@ def is_noted(folder: str | Path) -> bool:
 
 
 def note_when_saved(encoder: nn.Module, base: PreTrainedModel) -> None:
-    """Let ``save_pretrained`` of every model that a swapped encoder (base) is part of write the note.
-
-    transformers offers no hook for it: a quantizer or an overridden ``save_pretrained`` would have to be on the model
-    that is saved, which the swap may not know. So models that the swap was given save through :func:`_save`; for
-    others, a hook of the encoder's state dict, which is always collected, looks for the running ``save_pretrained``.
-    """
+    """Let the models with a swapped encoder (base) save the note: those known by :func:`_save`, others by a hook."""
     base.register_state_dict_post_hook(_note_running_save)  # type: ignore[no-untyped-call]
     for whole in _models_with(base, encoder):
         whole.save_pretrained = partial(_save, whole)  # type: ignore[method-assign]

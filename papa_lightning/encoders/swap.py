@@ -57,10 +57,9 @@ def swap_attention(
 ) -> Model:
     """Swap what mixes the tokens of an encoder, in place.
 
-    The names of the encoder's own parameters stay; what is added has keys with ``papa.`` in them. The state dict of a
-    plain encoder still loads strictly, and leaves the constants as they are, with a warning. Query and key rows of
-    constant heads are no longer computed, and where a layer has no other heads, those parameters are frozen. A second
-    swap replaces the first. Swap before DistributedDataParallel wraps the model.
+    Own parameters keep their names; keys of what is added have ``papa.`` in them. A plain state dict still loads
+    strictly, with a warning, and leaves the constants. Query and key rows of constant heads are not computed, and are
+    frozen in layers without others. A second swap replaces the first. Swap before DistributedDataParallel wraps it.
 
     Args:
         encoder: A PreTrainedModel, with or without a task head; it is returned.
@@ -123,9 +122,7 @@ def _build(found: SupportedEncoder, plans: Sequence[LayerPlan], length: int, wai
 
 
 def restore_attention(encoder: Model) -> Model:
-    """Undo :func:`swap_attention`: exactly the encoder of before, with the same modules, keys and outputs.
-
-    Parameters keep their present values. An encoder that is not swapped is left as it is.
+    """Undo :func:`swap_attention`: the same modules and keys as before, with present values; nothing if not swapped.
 
     Args:
         encoder: The module that was passed to :func:`swap_attention`; it is returned.
@@ -176,11 +173,7 @@ def leave_out_of_ddp(model: nn.Module) -> None:
 
 @dataclass(frozen=True, eq=False)
 class LeftOut:
-    """The names that DistributedDataParallel is to ignore in a model, read anew each time that it wraps the model.
-
-    Idle parameters get no gradient, for which DDP would wait if they were unfrozen. Constants are equal on all
-    processes, and DDP would send them at every forward.
-    """
+    """Names that DDP is to ignore, read at each wrapping: idle parameters (no gradient), constants (equal anyway)."""
 
     model: nn.Module
     others: tuple[str, ...]  # set by others before
@@ -201,8 +194,7 @@ class LeftOut:
 def learn_constants(encoder: nn.Module, learn: bool = True) -> None:
     """Make the constants of a swapped encoder parameters that learn, or (``learn=False``) fixed buffers again.
 
-    Buffers are not trained when an encoder is unfrozen. To be called before the optimizer is made, and before
-    DistributedDataParallel wraps the model. Keys in the state dict stay. PapaError without constants.
+    To be called before the optimizer is made and DistributedDataParallel wraps the model. PapaError without constants.
     """
     mixers = [mixer for mixer in swapped_layers(encoder) if mixer.constant_tensors]
     if not mixers:
@@ -239,14 +231,7 @@ def _unwanted(kinds: Sequence[str]) -> PapaError:
 
 
 def gate_logits(encoder: nn.Module) -> list[nn.Parameter]:
-    """The gate logits of an encoder that was swapped to kind "gated": one (H,) parameter a layer, in layer order.
-
-    Args:
-        encoder: The encoder, with or without a task head.
-
-    Raises:
-        PapaError: When the encoder has no gates.
-    """
+    """The gate logits of an encoder of kind "gated", one (H,) parameter a layer; PapaError without gates."""
     mixers = [mixer for mixer in swapped_layers(encoder) if isinstance(mixer, GatedHeads)]
     if not mixers:
         raise PapaError('the encoder has no gates: call swap_attention(encoder, "gated", constants=...) first.')

@@ -22,9 +22,7 @@ class PlainStateWarning(UserWarning):
 
 
 def plain_state(state: Mapping[str, Value]) -> dict[str, Value]:
-    """A state dict without what a swap added, for a module whose encoder is not swapped.
-
-    To load a checkpoint together with its constants, see :func:`~papa_lightning.encoders.swap_as_saved`.
+    """A state dict without what a swap added; to keep that see :func:`~papa_lightning.encoders.swap_as_saved`.
 
     Example:
         >>> plain_state({"bert.attention.self.query.bias": 1, "bert.attention.self.papa.constants": 2})
@@ -60,11 +58,7 @@ def _complete(encoder: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -
 
 
 def weights_fingerprint(encoder: PreTrainedModel) -> str | None:
-    """SHA-256 over the names, shapes, dtypes and bytes of the parameters that the hidden states depend on.
-
-    The pooler and what a swap added are left out: an encoder has one fingerprint with and without a task head, swapped
-    or not. None when this process does not hold the weights: sharded ones, or those yet to be made.
-    """
+    """SHA-256 over the parameters but the pooler and what a swap added; None when this process has no weights."""
     if any(isinstance(parameter, DTensor) or parameter.is_meta for parameter in encoder.parameters()):
         return None
     digest = hashlib.sha256()

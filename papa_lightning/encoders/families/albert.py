@@ -1,8 +1,4 @@
-"""ALBERT: one attention module serves several layers. The call says which of them runs, by an argument.
-
-The encoder's loop over the layers passes the number on: a counter would be wrong with several threads, with layers
-that run again for a backward pass, and after a forward that ended with an error.
-"""
+"""ALBERT: one attention module serves several layers; an argument of the call, and no counter, says which runs."""
 
 from typing import Any, cast
 

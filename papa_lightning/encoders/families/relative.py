@@ -1,7 +1,6 @@
 """DeBERTa, MPNet and RoFormer: attention by relative positions, inside the module.
 
-DeBERTa's scores are ``(Q K^T + c2p + p2c) / sqrt(h (1 + number of terms))`` (He et al. 2021, arXiv 2006.03654); the
-original module's own method makes the position terms, a bias of the scores, for the dynamic heads only.
+DeBERTa's scores are ``(Q K^T + c2p + p2c) / sqrt(h (1 + number of terms))`` (He et al. 2021, arXiv 2006.03654).
 """
 
 from typing import Any

@@ -52,8 +52,7 @@ def _relative(config: Any) -> SlotRule:
 class EncoderFamily:
     """The place of the self-attention of a family of encoders, and the way to leave out its heads.
 
-    For a family whose attention dispatches through transformers' attention interface the first two arguments are
-    enough, and often the first.
+    Often the first argument, or two, are enough with transformers' attention interface.
 
     Args:
         attention: Class name of the self-attention module.
@@ -70,10 +69,9 @@ class EncoderFamily:
         note: Remark for users of the family, for the same table.
         value: Attribute of the linear layer that projects to the values; None where it is fused with others.
         output: Path of the linear layer behind the mixed values, from the module, or from its parent with "../".
-        slots: Place from which the slots of the constants are counted, or a function that reads it from the
-            configuration: "tensor", its beginning, where positions are absolute; "mask", the first real token of a
-            sequence, where they are relative; "input_ids", the first that is not the padding token, where such tokens
-            are numbered. The docstring of a function is its text in the table of the documentation.
+        slots: Place from which slots are counted: "tensor", its beginning (absolute positions), "mask", the first real
+            token (relative ones), "input_ids", the first that is not the padding token (numbered ones); or a function
+            of the configuration, its docstring being the text in the documentation.
     """
 
     attention: str

@@ -1,7 +1,4 @@
-"""Query and key projections that compute the dynamic heads only.
-
-Each replaces a layer of the encoder and has the same parameters under the same names, also for optimizers.
-"""
+"""Query and key projections that compute the dynamic heads only; parameters keep their names, also for optimizers."""
 
 from __future__ import annotations
 
@@ -136,10 +133,7 @@ class HeadProjection(CutProjection, nn.Linear):
         return Slices(self.heads.num_heads, tuple(heads))
 
     def forward(self, hidden_states: Tensor, heads: DynamicHeads | None = None) -> Tensor:
-        """Project (B, T, hidden) to the dynamic heads, (B, T, dynamic heads x h); without any, nothing is computed.
-
-        In a module that serves several layers, ``heads`` are those of the layer that runs; None takes the mixer's.
-        """
+        """Project (B, T, hidden) to (B, T, dynamic heads x h), with the heads of the layer that runs or the mixer's."""
         heads = self.heads if heads is None else heads
         if not self.cuts_to(heads):
             return F.linear(hidden_states, self.weight, self.bias)

@@ -45,10 +45,7 @@ class FoldedOutput(FoldedProjection):
 
 
 class FoldedValue(FoldedProjection):
-    """A value projection that gives ``x W^T + Wo bv`` with ``W = Wo Wv``: values in the space of the output.
-
-    Rows of the constant matrix sum to 1, or are 0: so the bias of the values may go through Wo first.
-    """
+    """A value projection that gives ``x W^T + Wo bv`` with ``W = Wo Wv``: rows of constants sum to 1 or are 0."""
 
     holds_values = True
 

@@ -92,11 +92,7 @@ def detach(found: SupportedEncoder) -> SupportedEncoder:
 
 
 def refuse_cache(encoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
-    """Forward pre-hook of an attached encoder: refuse cached keys before they meet keys of fewer heads.
-
-    Here and below ``kwargs`` is None while another thread attaches or detaches, because torch keeps the flag that a
-    hook takes them apart from the hook. The forward is then one of an encoder that is not attached.
-    """
+    """Forward pre-hook: refuse cached keys; here and below kwargs is None while other threads attach or detach."""
     cache = (kwargs or {}).get("past_key_values")
     if cache is None or not hasattr(cache, "get_seq_length") or not cache.get_seq_length():
         return
@@ -112,10 +108,7 @@ def pass_request_on(
 
 
 def align_attentions(encoder: PreTrainedModel, args: tuple[Any, ...], output: Any) -> Any:
-    """Forward hook of an attached encoder: None in the place of the matrices of layers that have none.
-
-    transformers leaves them out, so that the matrices of the following layers would move to the wrong places.
-    """
+    """Forward hook: None for the matrices of layers without any, which transformers leaves out, so that others move."""
     found = _attentions(output)
     if found is None:
         return None
@@ -189,8 +182,7 @@ def replace_mixing(
 ) -> Iterator[SupportedEncoder]:
     """Mix the values of an encoder, swapped or not, by functions of its dynamic attention as it was pretrained.
 
-    Forwards of other threads are not affected. A graph of ``torch.compile`` cannot tell threads apart: use a compiled
-    encoder in one thread only meanwhile. The encoder is yielded with its self-attention opened.
+    It is yielded with opened self-attention. Forwards of other threads are not affected, but for a compiled encoder.
 
     Args:
         encoder: The encoder, with or without a task head.

@@ -90,9 +90,8 @@ class InlineAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Mix the tokens to (B, T, H h), and return that with the attention matrices (B, H, T, T) or None.
 
-        Query and key are (B, dynamic heads, T, h), the value (B, H, T, h). The mask is that which the encoder hands to
-        its layers, the positions come with the call, ``scaling`` is the factor of the scores, to which the bias (B or
-        1, H or dynamic heads, T, T) is added, and ``turn`` is the number of the layer among those of the module.
+        Query and key are (B, dynamic heads, T, h), the value (B, H, T, h), the mask as the encoder gives it, the bias
+        of the scores (B or 1, H or dynamic heads, T, T); ``turn`` numbers the layers of a module.
         """
         qkv, rate = (query, key, value), cast(float, dropout.p) if self.training else 0.0
         mixed, weights = attend(self, qkv, attention_mask, scaling, rate, need_weights, position_bias, positions, turn)

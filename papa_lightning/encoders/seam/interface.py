@@ -1,8 +1,4 @@
-"""The seam of families that dispatch through transformers' attention interface: one function in that interface.
-
-A swapped attention module gets a configuration of its own that names this function. The encoder's own stays as it is,
-for its masks, its saved configuration, and other encoders that were built from the same object.
-"""
+"""The seam of families that dispatch through transformers' attention interface: one function in that interface."""
 
 import sys
 from collections.abc import Mapping

@@ -134,11 +134,7 @@ def attend(
     positions: Positions | None = None,
     turn: int = 0,
 ) -> tuple[Tensor, Tensor | None]:
-    """Mix the tokens of an observed or swapped layer to (B, T, H, h), see :meth:`InlineAttention.attend`.
-
-    Query (B, heads, T, h) and key (B, key heads, T, h) have all heads or the dynamic ones; values (B, value heads, T,
-    h) have fewer than H in grouped-query attention.
-    """
+    """Mix the tokens of an observed or swapped layer to (B, T, H, h), see :meth:`InlineAttention.attend`."""
     layer, (query, key, value) = layer_of(module), query_key_value
     if query.shape[2] != value.shape[2]:
         raise cache_error(f"{query.shape[2]} tokens attend to {value.shape[2]}")

@@ -103,11 +103,7 @@ def first_false(flags: Tensor, values: Tensor) -> Any:
 
 
 def key_mask(attention_mask: Tensor | None) -> Tensor | None:
-    """The padding mask (B, T), true for a real token, in what an encoder hands to its attention; None without padding.
-
-    That is None; (B, T), as for flash attention; or (B, 1, T, T) or (B, 1, 1, T), boolean or additive. In one with a
-    row for each query, a token is real if it may attend to itself.
-    """
+    """The padding mask (B, T), true for a real token, in any that an encoder hands to its attention; None without."""
     if attention_mask is None:
         return None
     if not isinstance(attention_mask, Tensor):

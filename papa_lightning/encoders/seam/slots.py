@@ -37,11 +37,7 @@ Positions: TypeAlias = GivenSlots | NumberedTokens
 
 
 def slots_of(mask: Tensor | None, rule: SlotRule, positions: Positions | None = None) -> Slots | None:
-    """The slots of the tokens of a batch with a mask (B, T), or None where they are the places in the tensor.
-
-    On a CPU, batches in which no sequence begins with padding are left as they are. Elsewhere reading the mask would
-    make the device wait, so that the tokens of every padded batch are put in order. Position ids take precedence.
-    """
+    """The slots of the tokens of a batch with a mask (B, T), or None where they are known to be the places."""
     if isinstance(positions, GivenSlots):
         return positions.slots
     if mask is None or rule == "tensor" or (rule == "input_ids" and positions is None):
