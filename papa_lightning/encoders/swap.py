@@ -231,7 +231,17 @@ def _unwanted(kinds: Sequence[str]) -> PapaError:
 
 
 def gate_logits(encoder: nn.Module) -> list[nn.Parameter]:
-    """The gate logits of an encoder of kind "gated", one (H,) parameter a layer; PapaError without gates."""
+    """Gate logits of an encoder that was swapped to kind "gated".
+
+    Args:
+        encoder: The encoder, with or without a task head.
+
+    Returns:
+        One (H,) parameter a layer, in layer order.
+
+    Raises:
+        PapaError: When the encoder has no gates.
+    """
     mixers = [mixer for mixer in swapped_layers(encoder) if isinstance(mixer, GatedHeads)]
     if not mixers:
         raise PapaError('the encoder has no gates: call swap_attention(encoder, "gated", constants=...) first.')
