@@ -6,7 +6,7 @@ ENCODER := models/all-MiniLM-L6-v2
 # Everything works offline once it is installed; nothing here asks a hub.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo test coverage lint format docs bench release clean
+.PHONY: help demo test lint format docs bench release clean
 help: ## list the commands
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -27,10 +27,7 @@ $(ENCODER)/config.json: $(VENV)/.runtime tools/demo_encoder.py
 demo: $(VENV)/.runtime $(ENCODER)/config.json ## a small study of a real encoder on real text: score against share of constant heads
 	$(BIN)/papa study --config demo.yaml --output studies/demo
 
-test: $(VENV)/.dev ## all tests and doctests
-	$(BIN)/python -m pytest --numprocesses auto
-
-coverage: $(VENV)/.dev ## all tests, with the lines of the package that none reached
+test: $(VENV)/.dev ## all tests and doctests, and the share of lines that they reach
 	$(BIN)/python -m pytest --numprocesses auto --cov --cov-report term
 
 lint: $(VENV)/.dev ## style and types
