@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -97,7 +97,8 @@ class DynamicAttention:
         mask: (B, T), true for a real token, or None; also for the constant heads of the layer.
         scaling: Factor of the scores.
         bias: Bias that the encoder adds to the scores, or a boolean one, true where a query may look.
-        slots: Order of the tokens, where it differs from that of the batch; T is then the number of slots.
+        slots: Slots of the tokens, where they differ from their places in the tensor, for a mixer or
+            :class:`RowMixing` that reads them; others get the tokens in the order of their slots, and None.
 
     Example:
         >>> attention = DynamicAttention(torch.zeros(1, 1, 4, 2), torch.zeros(1, 1, 4, 2), None, 1.0)
@@ -147,9 +148,11 @@ class RowMixing:
 
     Args:
         mix: Function of the attention and the values (B, H, T, h) that returns mixed values (B, T, H, h).
+        reads_slots: Whether it takes the tokens in the order of the batch, with their slots.
     """
 
     mix: Callable[[DynamicAttention, Tensor], Tensor]
+    reads_slots: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,6 +178,7 @@ class Slots:
     places: Tensor
     mask: Tensor
     real: Tensor
+    _pairs: tuple[int, Tensor] | None = field(default=None, init=False, repr=False)
 
     def arrange(self, attention: DynamicAttention) -> DynamicAttention:
         """The attention of the tokens in the order of their slots."""
@@ -183,7 +187,7 @@ class Slots:
             length, heads = attention.query.shape[2], bias.shape[1] if bias.dim() == 4 else 1
             bias = _pick_pairs(bias.expand(self.tokens.shape[0], heads, length, length), self.tokens)
         query, key = self.fill(attention.query), self.fill(attention.key)
-        return replace(attention, query=query, key=key, mask=self.mask, bias=bias, slots=self)
+        return replace(attention, query=query, key=key, mask=self.mask, bias=bias)
 
     def fill(self, tensor: Tensor) -> Tensor:
         """(B, heads, T, h) as (B, heads, S, h)."""
@@ -196,6 +200,19 @@ class Slots:
     def read_pairs(self, matrices: Tensor) -> Tensor:
         """(B, H, S, S) as (B, H, T, T)."""
         return _pick_pairs(matrices, self.places)
+
+    @property
+    def number(self) -> int:
+        """S, the number of slots."""
+        return self.tokens.shape[1]
+
+    def pairs(self, stride: int) -> Tensor:
+        """Index (B, T, T) of each pair of tokens in matrices of slots (stride, stride) that are flattened; int64."""
+        if self._pairs is None or self._pairs[0] != stride:  # the same for all layers
+            pairs = self.places[:, :, None] * stride + self.places[:, None, :]
+            object.__setattr__(self, "_pairs", (stride, pairs))
+        assert self._pairs is not None
+        return self._pairs[1]
 
 
 def slots_from_first(mask: Tensor, numbered: Tensor | None = None) -> Slots:

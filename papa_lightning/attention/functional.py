@@ -11,6 +11,9 @@ from torch import Tensor
 #: Bytes of a floating point number -> integers of the same size.
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
+#: Largest number of entries of constants that are gathered at a time: 8 MB in float32.
+PIECE = 2**21
+
 #: Row sums below this count as zero: such a row stays zero instead of being divided.
 EPS = 1e-12
 
@@ -93,6 +96,24 @@ def clear_padding(attention: Tensor, mask: Tensor, first: int = 0) -> None:
     # those of the integer -1 are 1.
     bits = _BITS[attention.element_size()]
     attention.view(bits).bitwise_and_(-pairs.to(bits))
+
+
+def add_pairs(sums: Tensor, pairs: Tensor, entries: Tensor) -> None:
+    """Add entries of each sequence to the sums of its pairs, ``sums[h, pairs[b, p]] += entries[b, h, p]``, in order.
+
+    Args:
+        sums: (H, S S), float64; written in place.
+        pairs: (B, P), int64, no pair twice in a sequence but where an entry is 0.
+        entries: (B, H, P).
+
+    Example:
+        >>> sums = torch.zeros(1, 3, dtype=torch.float64)
+        >>> add_pairs(sums, torch.tensor([[0, 2], [0, 1]]), torch.ones(2, 1, 2))
+        >>> sums
+        tensor([[2., 1., 1.]], dtype=torch.float64)
+    """
+    for own, added in zip(pairs, entries, strict=True):  # not at once: the order of colliding sums would be open
+        sums.index_add_(1, own, added.to(sums.device, sums.dtype))
 
 
 def pair_counts(mask: Tensor) -> Tensor:
@@ -207,6 +228,42 @@ def constant_attention(
         value = columns.permute(2, 0, 1, 3)
     mixed = matrix_product(constants, value)
     return (_copying_factor(scale, (batch, length, heads)) * mixed).to(value.dtype)
+
+
+def gathered_attention(matrices: Tensor, value: Tensor, pairs: Tensor, mask: Tensor) -> Tensor:
+    """Constant attention of tokens with slots of their own, ``A[b,h,i,j] = C[h, slot_i, slot_j] m_i m_j / mass_i``.
+
+    Equal to :func:`constant_attention` of the tokens in the order of their slots, in n^2 instead of S^2 for n tokens in
+    S slots. The gathered entries exist in pieces of some sequences.
+
+    Args:
+        matrices: (H, S, S), the constants, contiguous.
+        value: (B, H, n, h).
+        pairs: (B, n, n), index of each pair of tokens in a flattened matrix; int64.
+        mask: (B, n), true for a real token.
+
+    Returns:
+        (B, n, H, h) in the dtype of ``value``; rows of padding queries, and real ones without mass, are 0.
+
+    Example:
+        >>> constants = torch.tensor([[[1.0, 9.0, 3.0], [9.0, 9.0, 9.0], [1.0, 9.0, 1.0]]])
+        >>> pairs = torch.tensor([[[0, 2], [6, 8]]])  # slots 0 and 2
+        >>> value = torch.tensor([[[[4.0], [8.0]]]])
+        >>> gathered_attention(constants, value, pairs, torch.ones(1, 2)).flatten()
+        tensor([7., 6.])
+    """
+    (batch, heads, length, size), flat = value.shape, matrices.flatten(1)
+    real, step = mask.to(matrices.dtype), max(1, PIECE // max(1, heads * length * length))
+    dtype = accumulation_dtype(matrices.dtype)
+    parts = []
+    for start in range(0, batch, step):
+        index = pairs[start : start + step].flatten(1)[:, None].expand(-1, heads, -1)
+        gathered = flat.expand(len(index), -1, -1).gather(2, index).view(-1, heads, length, length)
+        gathered = gathered * real[start : start + step, None, None]
+        scale = real[start : start + step, None] / gathered.sum(dim=-1, dtype=dtype).clamp_min(EPS)
+        mixed = torch.matmul(gathered.to(value.dtype), value[start : start + step])
+        parts.append((mixed * scale[..., None]).to(value.dtype).transpose(1, 2))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _copying_factor(factor: Tensor, shape: tuple[int, int, int]) -> Tensor:

@@ -155,6 +155,8 @@ class TokenMixer(nn.Module):
     kind: ClassVar[str]
     #: Reason, for messages, why the kind replaces all heads of a layer; empty where heads can be chosen.
     whole_layer: ClassVar[str] = ""
+    #: Whether it takes tokens in the order of the batch, with their slots, instead of in the order of the slots.
+    reads_slots: ClassVar[bool] = False
     #: Whether its dynamic heads have scores, to which an encoder may add a bias of positions.
     uses_scores: ClassVar[bool] = True
     #: Its constants: tensors that are no parameters, so that nothing that unfreezes an encoder makes them learn.

@@ -8,8 +8,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from papa_lightning.attention import DynamicAttention
-from papa_lightning.attention.functional import apply_attention, average_attention, clear_padding, pair_counts
+from papa_lightning.attention import DynamicAttention, Slots
+from papa_lightning.attention.functional import (
+    add_pairs,
+    apply_attention,
+    average_attention,
+    clear_padding,
+    pair_counts,
+)
 from papa_lightning.errors import CalibrationError
 
 #: Number of attention probabilities that exist at a time: few enough for the caches of a CPU (8 MB in float32), and
@@ -24,6 +30,8 @@ class RunningSums(ABC):
     added: ClassVar[tuple[str, ...]] = ("pair_counts", "num_sequences")
     #: Name of the sums (L, H, ...) in which NaN and infinity show.
     checked: ClassVar[str]
+    #: Whether it adds up attention of tokens in the order of the batch, by their slots.
+    reads_slots: ClassVar[bool] = False
 
     def __init__(self, max_length: int, device: torch.device | str | None = None) -> None:
         device = torch.device("cpu" if device is None else device)
@@ -41,11 +49,11 @@ class RunningSums(ABC):
             mixed[:, first : first + rows.shape[2]] = apply_attention(rows, value)
             if attention.mask is not None:
                 clear_padding(rows, attention.mask, first)
-            self.add_rows(layer, first, rows)
+            self.add_rows(layer, first, rows, attention.slots)
         return mixed
 
     @abstractmethod
-    def add_rows(self, layer: int, first: int, rows: Tensor) -> None:
+    def add_rows(self, layer: int, first: int, rows: Tensor, slots: Slots | None = None) -> None:
         """Add the rows (B, H, rows, t) from ``first`` on of a layer's attention of a batch, 0 at padding."""
 
     def check_finite(self) -> None:
@@ -118,6 +126,7 @@ class AttentionAverages(RunningSums):
 
     added = ("sums", "pair_counts", "squares", "num_sequences")
     checked = "sums"
+    reads_slots = True
 
     def __init__(
         self, num_layers: int, num_heads: int, max_length: int, device: torch.device | str | None = None
@@ -132,10 +141,14 @@ class AttentionAverages(RunningSums):
             clear_padding(attention, mask)
         self.add_rows(layer, 0, attention)
 
-    def add_rows(self, layer: int, first: int, rows: Tensor) -> None:
+    def add_rows(self, layer: int, first: int, rows: Tensor, slots: Slots | None = None) -> None:
         """See :meth:`RunningSums.add_rows`."""
         last, length = first + rows.shape[2], rows.shape[3]
-        self.sums[layer, :, first:last, :length] += rows.sum(dim=0).to(self.sums.device, torch.float64)
+        if slots is None:
+            self.sums[layer, :, first:last, :length] += rows.sum(dim=0).to(self.sums.device, torch.float64)
+        else:
+            pairs = slots.pairs(self.max_length)[:, first:last].flatten(1).to(self.sums.device)
+            add_pairs(self.sums[layer].view(rows.shape[1], -1), pairs, rows.flatten(2))
         # Norms of rows need no second tensor of the size of the matrices, and are exact enough in float32; over whole
         # matrices they would not be.
         norms = torch.linalg.vector_norm(rows, dim=-1).to(self.squares.device, torch.float64)

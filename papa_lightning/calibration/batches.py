@@ -4,10 +4,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from papa_lightning.encoders import (
+    PackedSequences,
+    Packer,
+    Packing,
     ReadBatch,
     SupportedEncoder,
     accepted_inputs,
@@ -17,28 +21,69 @@ from papa_lightning.encoders import (
     check_vocabulary,
     compute_device,
     takes_images,
+    trimmed,
 )
 from papa_lightning.encoders.seam.masks import can_look, is_true_everywhere
 from papa_lightning.errors import CalibrationError, PapaError
 
 
+#: Bytes of tokens that are packed together, from as many batches as they take.
+_POOL = 2**24
+
+
 def run_encoder(
-    encoder: nn.Module | SupportedEncoder, batches: Iterable[Mapping[str, Any]], max_length: int
+    encoder: nn.Module | SupportedEncoder,
+    batches: Iterable[Mapping[str, Any]],
+    max_length: int,
+    packing: Packing | None = None,
 ) -> Iterator[Tensor]:
-    """Run an encoder over batches for its layers' observers; yields each mask (B, slots) with tokens afterwards."""
+    """Run an encoder over batches for its layers' observers; yields masks (B, slots) of real tokens afterwards.
+
+    Packed, it runs over batches of its own, of sequences of similar length, from the same sequences.
+    """
     found = SupportedEncoder.find(encoder)
-    model, reading, unread = found.model, ReadBatch.of(found), UnreadMasks()
+    packer, settings, device = Packer.of(found), packing or Packing(), compute_device(found.model)
     # A decoder would cache keys and values that are never used.
-    options = {"use_cache": False} if "use_cache" in reading.names else {}
-    device = compute_device(model)
+    options = {"use_cache": False} if "use_cache" in packer.reading.names else {}
+    pool: list[tuple[PackedSequences, Tensor]] = []
+
+    def run_pool() -> Iterator[Tensor]:
+        if not pool:
+            return
+        packed = PackedSequences.join([part for part, _ in pool])
+        length = max(by_slot.shape[1] for _, by_slot in pool)
+        masks = torch.cat([F.pad(by_slot, (0, length - by_slot.shape[1])) for _, by_slot in pool])
+        pool.clear()
+        for group in packed.groups(settings.tokens(device)):
+            found.model(**packed.batch(group).inputs, **options)
+            yield masks[group]
+
+    for inputs, by_slot in _read(packer, batches, max_length, device):
+        packed = packer.pack(inputs) if settings.enabled else None
+        if packed is None:
+            found.model(**(trimmed(inputs) if settings.enabled else inputs), **options)
+            yield by_slot
+            continue
+        if pool and pool[0][0].tokens.keys() != packed.tokens.keys():
+            yield from run_pool()
+        pool.append((packed, by_slot))
+        if sum(part.nbytes for part, _ in pool) >= _POOL:
+            yield from run_pool()
+    yield from run_pool()
+
+
+def _read(
+    packer: Packer, batches: Iterable[Mapping[str, Any]], max_length: int, device: torch.device
+) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+    """The arguments of an encoder in each batch with tokens, on its device, and the mask (B, slots) of real tokens."""
+    unread = UnreadMasks()
     for number, batch in enumerate(batches):
-        inputs, mask = checked_inputs(model, batch, number, max_length)
+        inputs, mask = checked_inputs(packer.encoder.model, batch, number, max_length)
         if mask.numel() > 0:
             on_device = {name: tensor.to(device) for name, tensor in inputs.items()}
-            by_slot = mask_by_slot(reading, on_device, number, max_length)
-            model(**on_device, **options)
+            by_slot = mask_by_slot(packer.reading, on_device, number, max_length)
             unread.add(mask)
-            yield by_slot
+            yield on_device, by_slot
     unread.check()
 
 

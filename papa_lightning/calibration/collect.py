@@ -18,6 +18,7 @@ from papa_lightning.calibration.averages import AttentionAverages, RunningSums
 from papa_lightning.calibration.batches import run_encoder
 from papa_lightning.calibration.constants import AttentionConstants, plain_metadata
 from papa_lightning.encoders import (
+    Packing,
     SupportedEncoder,
     compute_device,
     describe_lengths,
@@ -104,11 +105,18 @@ def gather(
     return averages
 
 
-def add_up(found: SupportedEncoder, sums: RunningSums, batches: Iterable[Mapping[str, Any]], progress: bool) -> None:
+def add_up(
+    found: SupportedEncoder,
+    sums: RunningSums,
+    batches: Iterable[Mapping[str, Any]],
+    progress: bool,
+    packing: Packing | None = None,
+) -> None:
     """Run an encoder over batches, in eval mode and without gradients, and add up its attention."""
-    mixings = [RowMixing(partial(sums.mix, layer)) for layer in range(found.num_layers)]
+    mixings = [RowMixing(partial(sums.mix, layer), sums.reads_slots) for layer in range(found.num_layers)]
     with torch.no_grad(), eval_mode(found.model), replace_mixing(found, mixings) as attached:
-        for number, mask in enumerate(run_encoder(attached, progress_bar(batches, progress), sums.max_length)):
+        masks = run_encoder(attached, progress_bar(batches, progress), sums.max_length, packing)
+        for number, mask in enumerate(masks):
             sums.add_mask(mask)
             if number == 0:  # a broken encoder fails at once, not after hours; later batches are checked at the end
                 sums.check_finite()

@@ -136,7 +136,7 @@ def observe(encoder: PreTrainedModel, max_length: int) -> Iterator[EncoderCalls]
     found = SupportedEncoder.find(encoder)
     sums = AttentionAverages(found.num_layers, found.num_heads, max_length, compute_device(encoder))
     calls = EncoderCalls(found, sums)
-    mixings = [RowMixing(partial(calls.mix, layer)) for layer in range(found.num_layers)]
+    mixings = [RowMixing(partial(calls.mix, layer), sums.reads_slots) for layer in range(found.num_layers)]
     with watch_calls(encoder, calls.call), replace_mixing(found, mixings):
         yield calls
         calls.masks.check()

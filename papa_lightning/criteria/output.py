@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from papa_lightning.attention import DynamicAttention, RowMixing
-from papa_lightning.attention.functional import apply_attention, constant_attention
+from papa_lightning.attention.functional import apply_attention, constant_attention, gathered_attention
 from papa_lightning.calibration import eval_mode
 from papa_lightning.calibration.batches import run_encoder
 from papa_lightning.criteria.base import CRITERIA, HeadCriterion, RankingInputs, per_layer
@@ -46,7 +46,7 @@ class OutputChange(HeadCriterion):
         layers, heads = encoder_shape(base)
         found = OutputProjections(layers)
         moments: list[Tensor | float] = [0.0] * layers
-        mixings = [RowMixing(partial(_mix, found, moments, layer, own)) for layer, own in enumerate(per_layer(inputs))]
+        mixings = [RowMixing(partial(_mix, found, moments, layer, own), reads_slots=True) for layer, own in enumerate(per_layer(inputs))]
         with torch.no_grad(), eval_mode(base), replace_mixing(base, mixings), found.watching(base):
             for _ in run_encoder(base, inputs.batches, inputs.constants.max_length):
                 pass
@@ -67,15 +67,16 @@ def _mix(
     """Mix the values of one layer dynamically, and add up what would change; see RowMixing."""
     length, mask, slots = value.shape[2], attention.mask, attention.slots
     mixed = apply_attention(attention.matrices(), value)
-    change = mixed - constant_attention(constants[:, :length, :length], value, mask)
+    if slots is None:
+        constant = constant_attention(constants[:, :length, :length], value, mask)
+    else:
+        constant = gathered_attention(constants, value, slots.pairs(constants.shape[-1]), slots.real)
+    change = mixed - constant
     if mask is not None:
         change = change.masked_fill(~mask.bool()[:, :, None, None], 0.0)
     tokens = change.flatten(0, 1).transpose(0, 1)  # (H, B T, h); its Gram matrix and that of W_O give the squares
     moments[layer] += torch.bmm(tokens.transpose(1, 2), tokens).double()
-    if slots is None:
-        found.expect(layer, mask, mixed)
-    else:  # the projection gets the tokens in the order of the batch
-        found.expect(layer, slots.real, slots.read(mixed))
+    found.expect(layer, mask, mixed)
     return mixed
 
 

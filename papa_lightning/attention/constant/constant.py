@@ -37,16 +37,16 @@ class ConstantHeads(MatrixHeads):
         self, attention: DynamicAttention, value: Tensor, dropout: float = 0.0, need_weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """See :meth:`TokenMixer.forward`."""
-        constants, mask = self.constants_for(value), attention.mask
-        self.warn_of_empty_rows(value, mask)
+        mask = attention.mask
+        self.warn_of_empty_rows(value, mask, attention.slots)
         if need_weights:
-            return shown_mixing(self, constants, attention, value, dropout)
+            return shown_mixing(self, self.constants_for(value), attention, value, dropout)
         # Chosen in the layout of the matrix product: heads that are no neighbours are copied, and then only once.
         fixed = take_heads(value.permute(1, 2, 0, 3), self.constant_heads, dim=0).permute(2, 0, 1, 3)
         if dropout > 0.0:  # the one case that needs every sequence's own matrix
-            mixed = apply_attention(normalized_constants(constants, mask), fixed, dropout)
+            mixed = apply_attention(normalized_constants(self.constants_for(value), mask), fixed, dropout)
         else:
-            mixed = self.mix(fixed, mask)
+            mixed = self.mix(fixed, mask, slots=attention.slots)
         return with_dynamic(self, [(self.constant_heads, mixed)], attention, value, dropout), None
 
 

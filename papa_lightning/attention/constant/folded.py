@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from papa_lightning.attention.constant.matrices import MatrixHeads, check_matrices
-from papa_lightning.attention.dynamic import DynamicAttention
+from papa_lightning.attention.dynamic import DynamicAttention, Slots
 from papa_lightning.attention.functional import EPS, constant_mass, is_symbolic
 from papa_lightning.attention.mixer import KINDS, Block, KindFacts, Place
 from papa_lightning.errors import PapaError
@@ -62,10 +62,12 @@ class FoldedHeads(MatrixHeads):
             self.constants.copy_(values[:1])
         self._set_calibrated(True)
 
-    def mix(self, value: Tensor, mask: Tensor | None, mass: Tensor | None = None) -> Tensor:
+    def mix(
+        self, value: Tensor, mask: Tensor | None, mass: Tensor | None = None, slots: Slots | None = None
+    ) -> Tensor:
         """See :meth:`MatrixHeads.mix`, for values (B, 1, T, d); nothing is copied into another layout."""
-        if is_symbolic(value.shape[2]):
-            return super().mix(value, mask, mass)
+        if slots is not None or is_symbolic(value.shape[2]):
+            return super().mix(value, mask, mass, slots)
         channels = value[:, 0]
         if mask is None:
             return shared_product(self.normalized_for(value), channels)[:, :, None]
@@ -78,5 +80,5 @@ class FoldedHeads(MatrixHeads):
         self, attention: DynamicAttention, value: Tensor, dropout: float = 0.0, need_weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """See :meth:`TokenMixer.forward`; the values are those of the folded projection, or of the heads."""
-        self.warn_of_empty_rows(value, attention.mask)
-        return self.mix_as_one(value, attention.mask, dropout, need_weights)
+        self.warn_of_empty_rows(value, attention.mask, attention.slots)
+        return self.mix_as_one(attention, value, dropout, need_weights)

@@ -54,5 +54,5 @@ class GatedHeads(MatrixHeads):
                 normalized_constants(self.constants_for(value), attention.mask),
             )
             return apply_attention(weights, value, dropout), weights
-        constant = self.mix(value, attention.mask)
+        constant = self.mix(value, attention.mask, slots=attention.slots)
         return gate_mixture(self.gate_logits[:, None], attention.mix(value), constant), None

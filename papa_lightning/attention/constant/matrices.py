@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from papa_lightning.attention.dynamic import DynamicAttention, Slots
 from papa_lightning.attention.functional import (
     apply_attention,
     constant_attention,
     constant_attention_of_any_size,
+    gathered_attention,
     is_symbolic,
     matrix_product,
     normalized_constants,
@@ -35,6 +37,7 @@ class MatrixHeads(TokenMixer):
     """
 
     constant_tensors = ("constants",)
+    reads_slots = True
     constants: Tensor
 
     def __init__(self, place: Place, heads: Sequence[int]) -> None:
@@ -66,7 +69,10 @@ class MatrixHeads(TokenMixer):
 
     def constants_for(self, value: Tensor) -> Tensor:
         """Constants (constant heads, t, t) for values (B, H, t, h); sequences beyond max_length are refused."""
-        length = value.shape[2]
+        return self.constants_of(value.shape[2])
+
+    def constants_of(self, length: int) -> Tensor:
+        """Constants (constant heads, t, t) for t slots; more than max_length are refused."""
         if length > self.max_length:
             raise PapaError(
                 f"the sequences are {length} tokens long, but the constants are for max_length {self.max_length}: "
@@ -77,32 +83,53 @@ class MatrixHeads(TokenMixer):
             return leading
         return self._cut.recall(lambda: self.reach.cut(leading), [self.constants], length, self.training)
 
-    def warn_of_empty_rows(self, value: Tensor, mask: Tensor | None) -> None:
+    def warn_of_empty_rows(self, value: Tensor, mask: Tensor | None, slots: Slots | None) -> None:
         """Warn of real rows of a batch of values (B, H, t, h) that attend to nothing, where there can be some."""
-        if value.shape[2] > self.certain_length and not torch.compiler.is_compiling():
-            constants = self.constants_for(value)
+        length, mask = (value.shape[2], mask) if slots is None else (slots.number, slots.mask)
+        if length > self.certain_length and not torch.compiler.is_compiling():
+            constants = self.constants_of(length)
             self.watch.check(self.layer, self.constant_heads[: len(constants)], constants, mask, self.constants)
 
     def mix_as_one(
-        self, value: Tensor, mask: Tensor | None, dropout: float, need_weights: bool, weights: Tensor | None = None
+        self,
+        attention: DynamicAttention,
+        value: Tensor,
+        dropout: float,
+        need_weights: bool,
+        weights: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Mix values (B, H, T, h) by one matrix for all heads, (B, 1, T, T) or constants; dropout is of its entries."""
-        batch, heads, length, size = value.shape
+        (batch, heads, length, size), mask = value.shape, attention.mask
         channels = value.transpose(1, 2).reshape(batch, 1, length, heads * size)  # a view of a folded projection
         if weights is None and (need_weights or dropout > 0.0):
             weights = normalized_constants(self.constants_for(value), mask)
-        mixed = self.mix(channels, mask) if weights is None else apply_attention(weights, channels, dropout)
+        if weights is None:
+            mixed = self.mix(channels, mask, slots=attention.slots)
+        else:
+            mixed = apply_attention(weights, channels, dropout)
         shown = weights.expand(batch, heads, -1, -1) if weights is not None and need_weights else None
         return mixed.reshape(batch, length, heads, size), shown
 
-    def mix(self, value: Tensor, mask: Tensor | None, mass: Tensor | None = None) -> Tensor:
+    def mix(
+        self, value: Tensor, mask: Tensor | None, mass: Tensor | None = None, slots: Slots | None = None
+    ) -> Tensor:
         """Values (B, constant heads, T, h) to (B, T, constant heads, h); ``mass`` are the row sums, where known."""
+        if slots is not None:
+            return self._mix_slots(value, slots)
         constants = self.constants_for(value)
         if is_symbolic(value.shape[2]):
             return constant_attention_of_any_size(constants, value, mask)
         if mask is not None:
             return constant_attention(constants, value, mask, mass)
         return matrix_product(self.normalized_for(value), value)
+
+    def _mix_slots(self, value: Tensor, slots: Slots) -> Tensor:
+        """Mix values (B, heads, n, h) of tokens in S slots: n^2 gathered entries a sequence, or a product of S^2."""
+        self.constants_of(slots.number)  # refuses slots beyond max_length
+        if value.shape[2] >= slots.number:
+            return slots.read(self.mix(slots.fill(value), slots.mask))
+        pairs = slots.pairs(self.max_length)
+        return gathered_attention(self.constants_of(self.max_length), value, pairs, slots.real)
 
     def normalized_for(self, value: Tensor) -> Tensor:
         """Constants of :meth:`constants_for` with rows that sum to 1, for a batch without padding."""

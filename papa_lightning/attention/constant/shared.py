@@ -81,5 +81,5 @@ class SharedHeads(MatrixHeads):
         if self.matrix == "dynamic":
             weights = attention.matrices().mean(dim=1, keepdim=True)
         else:
-            self.warn_of_empty_rows(value, attention.mask)
-        return self.mix_as_one(value, attention.mask, dropout, need_weights, weights)
+            self.warn_of_empty_rows(value, attention.mask, attention.slots)
+        return self.mix_as_one(attention, value, dropout, need_weights, weights)

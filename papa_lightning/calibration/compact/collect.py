@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from papa_lightning.attention import CompactLayer, Reach
+from papa_lightning.attention import CompactLayer, Reach, Slots
 from papa_lightning.attention.functional import average_attention
 from papa_lightning.calibration.averages import RunningSums
 from papa_lightning.calibration.collect import add_up, check_max_length, describe_pass
@@ -40,7 +40,7 @@ class CompactAverages(RunningSums):
         self.columns = self.zeros(layers, num_heads, max_length)
         self.sampled = self.zeros(layers, num_heads, len(self.rows), max_length)
 
-    def add_rows(self, layer: int, first: int, rows: Tensor) -> None:
+    def add_rows(self, layer: int, first: int, rows: Tensor, slots: Slots | None = None) -> None:
         """See :meth:`RunningSums.add_rows`."""
         device, length = self.columns.device, rows.shape[3]
         bands = row_bands(rows, first, self.width).sum(dim=(0, 2))

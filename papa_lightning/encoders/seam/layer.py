@@ -1,7 +1,7 @@
 """One self-attention layer of an encoder whose attention is observed or swapped."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias, cast
 
 import torch
@@ -152,8 +152,18 @@ def attend(
     slots = slots_of(attention.mask, layer.slots, positions)
     if slots is None:
         return _mix(module, turn, attention, value, dropout, need_weights)
+    if _reads_slots(module, turn, explicit=need_weights or dropout > 0.0):
+        return _mix(module, turn, replace(attention, slots=slots), value, dropout, need_weights)
     mixed, weights = _mix(module, turn, slots.arrange(attention), slots.fill(value), dropout, need_weights)
     return slots.read(mixed), None if weights is None else slots.read_pairs(weights)
+
+
+def _reads_slots(module: nn.Module, turn: int, explicit: bool) -> bool:
+    """Whether a layer takes tokens in the order of the batch with their slots; one with explicit matrices does not."""
+    if layer_of(module).watched:
+        mixing = layer_of(module).mixings[turn]
+        return isinstance(mixing, RowMixing) and mixing.reads_slots
+    return mixers_of(module)[turn].reads_slots and not explicit and not torch.compiler.is_compiling()
 
 
 def _mix(

@@ -1,0 +1,216 @@
+"""Packing: the real tokens of sequences moved together, so that an encoder computes nothing for padding.
+
+A token keeps its position id and its slot, which decide on its position embedding and on its entries of constants. A
+batch has sequences of similar length, and is bounded by tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from papa_lightning.attention import slots_at
+from papa_lightning.checks import boolean, whole
+from papa_lightning.encoders.finding import SupportedEncoder
+from papa_lightning.encoders.inputs import takes_images
+from papa_lightning.encoders.seam.batch import ReadBatch
+from papa_lightning.encoders.seam.layer import is_touched
+from papa_lightning.encoders.seam.slots import POSITIONS, GivenSlots, slots_of
+
+#: Tokens of a batch by default: as many as keep a CPU, or another device, busy.
+_ON_CPU, _ON_DEVICES = 2048, 32768
+#: A batch of at least this many tokens ends where sequences get shorter than this share of its longest.
+_ENOUGH, _SIMILAR = 512, 0.8
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Settings of packing.
+
+    Args:
+        enabled: Whether to pack, where that is exact.
+        tokens_per_batch: Largest number of tokens in a batch, with the padding of its shorter sequences, but at least
+            one sequence; None takes 2,048 on a CPU and 32,768 on other devices.
+
+    Raises:
+        PapaError: For other values.
+    """
+
+    enabled: bool = True
+    tokens_per_batch: int | None = None
+
+    def __post_init__(self) -> None:
+        boolean("packing", self.enabled)
+        if self.tokens_per_batch is not None:
+            whole(1)("tokens_per_batch", self.tokens_per_batch)
+
+    def tokens(self, device: torch.device) -> int:
+        """The tokens of a batch on a device."""
+        default = _ON_CPU if device.type == "cpu" else _ON_DEVICES
+        return default if self.tokens_per_batch is None else self.tokens_per_batch
+
+
+@dataclass(frozen=True, eq=False)
+class PackedBatch:
+    """A batch of B sequences with n columns each.
+
+    Args:
+        inputs: Arguments of the encoder by name, (B, n, ...).
+        sequences: (B,), the numbers of its sequences among those that were packed.
+        mask: (B, n), true for a real token; padding is at the end.
+        columns: (B, n), the column of each token before it was packed; 0 for padding.
+    """
+
+    inputs: dict[str, Any]
+    sequences: Tensor
+    mask: Tensor
+    columns: Tensor
+
+    def put(self, states: Tensor, unpacked: Tensor) -> None:
+        """Write states (B, n, d) of the tokens where they were before packing, in (N, T, d) of all sequences."""
+        source = self.mask.flatten().nonzero().squeeze(1)
+        target = (self.sequences[:, None] * unpacked.shape[1] + self.columns).flatten()[source]
+        unpacked.view(-1, unpacked.shape[2]).index_copy_(0, target, states.flatten(0, 1).index_select(0, source))
+
+
+@dataclass(frozen=True, eq=False)
+class PackedSequences:
+    """The real tokens of N sequences, one sequence after the other.
+
+    Args:
+        counts: (N,), tokens of each sequence; int64.
+        tokens: Arguments of the encoder by name, (R, ...) for all R tokens.
+        columns: (R,), the column of each token before it was packed.
+        slots: (R,), the slot of each token; None for an encoder that is neither swapped nor observed.
+    """
+
+    counts: Tensor
+    tokens: Mapping[str, Tensor]
+    columns: Tensor
+    slots: Tensor | None
+
+    @classmethod
+    def join(cls, parts: Sequence[PackedSequences]) -> PackedSequences:
+        """Sequences of several batches of one encoder, with the same arguments, as one."""
+        tokens = {name: torch.cat([part.tokens[name] for part in parts]) for name in parts[0].tokens}
+        slots = [part.slots for part in parts if part.slots is not None]
+        counts, columns = (torch.cat([getattr(part, name) for part in parts]) for name in ("counts", "columns"))
+        return cls(counts, tokens, columns, torch.cat(slots) if slots else None)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(held.nbytes for held in (*self.tokens.values(), self.columns, self.counts))
+
+    def groups(self, tokens: int) -> list[Tensor]:
+        """The numbers of the sequences of each batch, see :func:`similar_lengths`."""
+        return similar_lengths(self.counts, tokens)
+
+    def batch(self, sequences: Tensor) -> PackedBatch:
+        """The batch of some sequences, by their numbers (B,)."""
+        counts = self.counts[sequences]
+        starts = (self.counts.cumsum(0) - self.counts)[sequences]
+        order = torch.arange(max(1, int(counts.max())), device=counts.device)
+        mask = order < counts[:, None]
+        index = (starts[:, None] + order).where(mask, 0)
+        inputs: dict[str, Any] = {name: _padded(held[index], mask) for name, held in self.tokens.items()}
+        inputs["attention_mask"] = mask.long()
+        columns = _padded(self.columns[index], mask)
+        if bool(((columns == order) | ~mask).all()):  # only padding at the end was cut, which every encoder allows
+            inputs.pop("position_ids", None)
+        elif self.slots is not None:
+            places = _padded(self.slots[index], mask)
+            inputs[POSITIONS] = GivenSlots(slots_at(places, mask, int(places.max()) + 1))
+        return PackedBatch(inputs, sequences, mask, columns)
+
+
+def similar_lengths(counts: Tensor, tokens: int) -> list[Tensor]:
+    """Batches of sequences of similar length, the longest first, from their numbers of tokens (N,).
+
+    A batch has at most ``tokens`` tokens with its padding, but at least one sequence. Sequences of one length stay in
+    their order.
+
+    Example:
+        >>> similar_lengths(torch.tensor([2, 5, 2, 4]), tokens=10)
+        [tensor([1, 3]), tensor([0, 2])]
+    """
+    order = counts.argsort(descending=True, stable=True)
+    lengths, batches, first = counts[order].clamp_min(1).tolist(), list[Tensor](), 0
+    for place, length in enumerate(lengths):
+        size = (place - first) * lengths[first]
+        full = size + lengths[first] > tokens
+        if place > first and (full or (size >= _ENOUGH and length < _SIMILAR * lengths[first])):
+            batches.append(order[first:place])
+            first = place
+    return [*batches, order[first:]] if lengths else []
+
+
+def _padded(held: Tensor, mask: Tensor) -> Tensor:
+    """Entries (B, n, ...) with 0 at padding."""
+    return held.masked_fill(~mask.view(*mask.shape, *[1] * (held.dim() - 2)), 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Packer:
+    """Packs batches of one encoder; made for one call, because an encoder changes.
+
+    Args:
+        encoder: The encoder, swapped or not.
+        reading: The hook that reads its batches.
+    """
+
+    encoder: SupportedEncoder
+    reading: ReadBatch
+
+    @classmethod
+    def of(cls, encoder: nn.Module | SupportedEncoder) -> Packer:
+        """The packer of an encoder.
+
+        Raises:
+            UnsupportedEncoderError: When there is no supported encoder.
+        """
+        found = SupportedEncoder.find(encoder)
+        return cls(found, ReadBatch.of(found))
+
+    def pack(self, inputs: Mapping[str, Any]) -> PackedSequences | None:
+        """The real tokens of a batch, or None where an encoder would compute other states for them than unpacked.
+
+        Args:
+            inputs: Arguments of the encoder by name, (B, T, ...), with an attention_mask of 0 and 1.
+
+        Raises:
+            PapaError: For position_ids that do not suit the encoder.
+        """
+        given = inputs.get("attention_mask")
+        if takes_images(self.encoder.model) or not isinstance(given, Tensor) or given.dim() != 2:
+            return None
+        mask = given != 0
+        rises = (mask[:, 1:] > mask[:, :-1]).sum(dim=1)  # how often a real token stands behind padding
+        if bool(rises.any()) and not self._moves(holes=bool((rises + mask[:, 0] > 1).any())):
+            return None
+        named = {name: held for name, held in inputs.items() if name != "attention_mask"}
+        if self._moves(holes=False):
+            named["position_ids"] = self.reading.position_ids(inputs)
+        columns = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
+        slots = None
+        if is_touched(self.encoder.modules[0]):
+            found = slots_of(mask, self.reading.rule, self.reading.read(inputs, None))
+            slots = (columns if found is None else found.places)[mask]
+        tokens = {name: held.expand(*mask.shape, *held.shape[2:])[mask] for name, held in named.items()}
+        return PackedSequences(mask.sum(dim=1), tokens, columns[mask], slots)
+
+    def _moves(self, holes: bool) -> bool:
+        """Whether real tokens may change their places in the tensor; with holes between them or only before them."""
+        windows = any(reach.before is not None or reach.after not in (None, 0) for reach in self.reading.reaches)
+        return self.reading.takes_position_ids and not (windows and holes)
+
+
+def trimmed(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The arguments of an encoder, (B, T, ...), without the columns of padding at the end of all sequences."""
+    mask = inputs["attention_mask"]
+    length = max(1, int(((mask != 0) * torch.arange(1, mask.shape[1] + 1, device=mask.device)).max()))
+    return {name: held[:, :length] for name, held in inputs.items()}
