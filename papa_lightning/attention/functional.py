@@ -252,7 +252,7 @@ def gathered_attention(matrices: Tensor, value: Tensor, pairs: Tensor, mask: Ten
         >>> gathered_attention(constants, value, pairs, torch.ones(1, 2)).flatten()
         tensor([7., 6.])
     """
-    (batch, heads, length, size), flat = value.shape, matrices.flatten(1)
+    (batch, heads, length, _), flat = value.shape, matrices.flatten(1)
     real, step = mask.to(matrices.dtype), max(1, PIECE // max(1, heads * length * length))
     dtype = accumulation_dtype(matrices.dtype)
     parts = []

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from papa_lightning.encoders import (
+    PackedBatch,
     PackedSequences,
     Packer,
     Packing,
@@ -21,11 +22,9 @@ from papa_lightning.encoders import (
     check_vocabulary,
     compute_device,
     takes_images,
-    trimmed,
 )
 from papa_lightning.encoders.seam.masks import can_look, is_true_everywhere
 from papa_lightning.errors import CalibrationError, PapaError
-
 
 #: Bytes of tokens that are packed together, from as many batches as they take.
 _POOL = 2**24
@@ -39,51 +38,77 @@ def run_encoder(
 ) -> Iterator[Tensor]:
     """Run an encoder over batches for its layers' observers; yields masks (B, slots) of real tokens afterwards.
 
-    Packed, it runs over batches of its own, of sequences of similar length, from the same sequences.
+    Packed, it runs over batches of its own, made of the same sequences; the first batch is run by itself, so that a
+    broken encoder shows at once.
     """
     found = SupportedEncoder.find(encoder)
     packer, settings, device = Packer.of(found), packing or Packing(), compute_device(found.model)
     # A decoder would cache keys and values that are never used.
     options = {"use_cache": False} if "use_cache" in packer.reading.names else {}
-    pool: list[tuple[PackedSequences, Tensor]] = []
+    pool = _Pool()
 
     def run_pool() -> Iterator[Tensor]:
-        if not pool:
-            return
-        packed = PackedSequences.join([part for part, _ in pool])
-        length = max(by_slot.shape[1] for _, by_slot in pool)
-        masks = torch.cat([F.pad(by_slot, (0, length - by_slot.shape[1])) for _, by_slot in pool])
-        pool.clear()
-        for group in packed.groups(settings.tokens(device)):
-            found.model(**packed.batch(group).inputs, **options)
-            yield masks[group]
+        for batch, masks in pool.empty(settings.tokens(device)):
+            found.model(**batch.arguments(device), **options)
+            yield masks
 
-    for inputs, by_slot in _read(packer, batches, max_length, device):
+    read = _read(packer, batches, max_length, None if settings.enabled else device)
+    for number, (inputs, by_slot) in enumerate(read):
         packed = packer.pack(inputs) if settings.enabled else None
         if packed is None:
-            found.model(**(trimmed(inputs) if settings.enabled else inputs), **options)
+            found.model(**{name: held.to(device) for name, held in inputs.items()}, **options)
             yield by_slot
             continue
-        if pool and pool[0][0].tokens.keys() != packed.tokens.keys():
+        if not pool.takes(packed):
             yield from run_pool()
-        pool.append((packed, by_slot))
-        if sum(part.nbytes for part, _ in pool) >= _POOL:
+        pool.add(packed, by_slot)
+        if number == 0 or pool.nbytes >= _POOL:
             yield from run_pool()
     yield from run_pool()
 
 
+class _Pool:
+    """Packed sequences of several batches, with their masks (B, slots)."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[PackedSequences, Tensor]] = []
+        self.nbytes = 0
+
+    def takes(self, packed: PackedSequences) -> bool:
+        """Whether sequences have the same inputs as those in the pool."""
+        return not self._parts or self._parts[0][0].tokens.keys() == packed.tokens.keys()
+
+    def add(self, packed: PackedSequences, by_slot: Tensor) -> None:
+        """Add the sequences of a batch."""
+        self._parts.append((packed, by_slot))
+        self.nbytes += packed.nbytes
+
+    def empty(self, tokens: int) -> Iterator[tuple[PackedBatch, Tensor]]:
+        """Take everything out, as batches of sequences of similar length and their masks."""
+        parts, self._parts, self.nbytes = self._parts, [], 0
+        if not parts:
+            return
+        packed, length = PackedSequences.join([part for part, _ in parts]), max(mask.shape[1] for _, mask in parts)
+        masks = torch.cat([F.pad(mask, (0, length - mask.shape[1])) for _, mask in parts])
+        for group in packed.groups(tokens):
+            yield packed.batch(group), masks[group]
+
+
 def _read(
-    packer: Packer, batches: Iterable[Mapping[str, Any]], max_length: int, device: torch.device
+    packer: Packer, batches: Iterable[Mapping[str, Any]], max_length: int, device: torch.device | None
 ) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-    """The arguments of an encoder in each batch with tokens, on its device, and the mask (B, slots) of real tokens."""
+    """The arguments of an encoder in each batch with tokens, and the mask (B, slots) of real tokens.
+
+    They are on a device, or for None on the CPU, where packing reads their values without a wait for each.
+    """
     unread = UnreadMasks()
     for number, batch in enumerate(batches):
         inputs, mask = checked_inputs(packer.encoder.model, batch, number, max_length)
         if mask.numel() > 0:
-            on_device = {name: tensor.to(device) for name, tensor in inputs.items()}
-            by_slot = mask_by_slot(packer.reading, on_device, number, max_length)
+            moved = {name: tensor.to(device or "cpu") for name, tensor in inputs.items()}
+            by_slot = mask_by_slot(packer.reading, moved, number, max_length)
             unread.add(mask)
-            yield on_device, by_slot
+            yield moved, by_slot
     unread.check()
 
 

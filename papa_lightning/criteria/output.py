@@ -46,7 +46,10 @@ class OutputChange(HeadCriterion):
         layers, heads = encoder_shape(base)
         found = OutputProjections(layers)
         moments: list[Tensor | float] = [0.0] * layers
-        mixings = [RowMixing(partial(_mix, found, moments, layer, own), reads_slots=True) for layer, own in enumerate(per_layer(inputs))]
+        mixings = [
+            RowMixing(partial(_mix, found, moments, layer, own), reads_slots=True)
+            for layer, own in enumerate(per_layer(inputs))
+        ]
         with torch.no_grad(), eval_mode(base), replace_mixing(base, mixings), found.watching(base):
             for _ in run_encoder(base, inputs.batches, inputs.constants.max_length):
                 pass

@@ -29,7 +29,7 @@ from papa_lightning.encoders.inputs import (
 )
 from papa_lightning.encoders.layer_plan import Kinds, LayerPlan, Options, plan_whole_layers
 from papa_lightning.encoders.notes import LostSwapWarning, SwapNote, is_noted
-from papa_lightning.encoders.packing import PackedSequences, Packer, Packing, trimmed
+from papa_lightning.encoders.packing import PackedBatch, PackedSequences, Packer, Packing
 from papa_lightning.encoders.projections.cut import (
     CutProjection,
     FusedConv1D,
@@ -68,6 +68,7 @@ __all__ = [
     "LayerPlan",
     "LostSwapWarning",
     "Options",
+    "PackedBatch",
     "PackedSequences",
     "Packer",
     "Packing",
@@ -108,6 +109,5 @@ __all__ = [
     "swap_attention",
     "swapped_layers",
     "takes_images",
-    "trimmed",
     "weights_fingerprint",
 ]

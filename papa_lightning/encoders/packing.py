@@ -56,19 +56,29 @@ class Packing:
 
 @dataclass(frozen=True, eq=False)
 class PackedBatch:
-    """A batch of B sequences with n columns each.
+    """A batch of B sequences with n columns each, padded at the end.
 
     Args:
-        inputs: Arguments of the encoder by name, (B, n, ...).
+        tokens: Arguments of the encoder by name, (B, n, ...).
         sequences: (B,), the numbers of its sequences among those that were packed.
-        mask: (B, n), true for a real token; padding is at the end.
+        mask: (B, n), true for a real token.
         columns: (B, n), the column of each token before it was packed; 0 for padding.
+        slots: (B, n), the slot of each token; None where the encoder knows it.
     """
 
-    inputs: dict[str, Any]
+    tokens: Mapping[str, Tensor]
     sequences: Tensor
     mask: Tensor
     columns: Tensor
+    slots: Tensor | None
+
+    def arguments(self, device: torch.device | None = None) -> dict[str, Any]:
+        """The arguments of the encoder, on a device."""
+        mask = self.mask.to(device)
+        given: dict[str, Any] = {name: held.to(device) for name, held in self.tokens.items()}
+        if self.slots is not None:
+            given[POSITIONS] = GivenSlots(slots_at(self.slots.to(device), mask, int(self.slots.max()) + 1))
+        return {**given, "attention_mask": mask.long()}
 
     def put(self, states: Tensor, unpacked: Tensor) -> None:
         """Write states (B, n, d) of the tokens where they were before packing, in (N, T, d) of all sequences."""
@@ -117,15 +127,13 @@ class PackedSequences:
         order = torch.arange(max(1, int(counts.max())), device=counts.device)
         mask = order < counts[:, None]
         index = (starts[:, None] + order).where(mask, 0)
-        inputs: dict[str, Any] = {name: _padded(held[index], mask) for name, held in self.tokens.items()}
-        inputs["attention_mask"] = mask.long()
+        tokens = {name: _padded(held[index], mask) for name, held in self.tokens.items()}
         columns = _padded(self.columns[index], mask)
+        slots = None if self.slots is None else _padded(self.slots[index], mask)
         if bool(((columns == order) | ~mask).all()):  # only padding at the end was cut, which every encoder allows
-            inputs.pop("position_ids", None)
-        elif self.slots is not None:
-            places = _padded(self.slots[index], mask)
-            inputs[POSITIONS] = GivenSlots(slots_at(places, mask, int(places.max()) + 1))
-        return PackedBatch(inputs, sequences, mask, columns)
+            slots = None
+            tokens.pop("position_ids", None)
+        return PackedBatch(tokens, sequences, mask, columns, slots)
 
 
 def similar_lengths(counts: Tensor, tokens: int) -> list[Tensor]:
@@ -189,6 +197,8 @@ class Packer:
         if takes_images(self.encoder.model) or not isinstance(given, Tensor) or given.dim() != 2:
             return None
         mask = given != 0
+        if not bool(mask.any()):
+            return None
         rises = (mask[:, 1:] > mask[:, :-1]).sum(dim=1)  # how often a real token stands behind padding
         if bool(rises.any()) and not self._moves(holes=bool((rises + mask[:, 0] > 1).any())):
             return None
@@ -207,10 +217,3 @@ class Packer:
         """Whether real tokens may change their places in the tensor; with holes between them or only before them."""
         windows = any(reach.before is not None or reach.after not in (None, 0) for reach in self.reading.reaches)
         return self.reading.takes_position_ids and not (windows and holes)
-
-
-def trimmed(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The arguments of an encoder, (B, T, ...), without the columns of padding at the end of all sequences."""
-    mask = inputs["attention_mask"]
-    length = max(1, int(((mask != 0) * torch.arange(1, mask.shape[1] + 1, device=mask.device)).max()))
-    return {name: held[:, :length] for name, held in inputs.items()}

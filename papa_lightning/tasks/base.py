@@ -3,6 +3,7 @@
 import copy
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Literal, TypeVar, cast, get_args
 
 import torch
@@ -17,6 +18,9 @@ from papa_lightning.checks import check_choice
 from papa_lightning.either_lightning import Callback
 from papa_lightning.encoders import (
     HeadSelection,
+    PackedSequences,
+    Packer,
+    Packing,
     accepted_inputs,
     check_vocabulary,
     position_limit,
@@ -25,7 +29,7 @@ from papa_lightning.encoders import (
     swapped_layers,
 )
 from papa_lightning.encoders.loading import load_encoder
-from papa_lightning.errors import PapaError
+from papa_lightning.errors import PapaError, UnsupportedEncoderError
 from papa_lightning.ranking import HeadRanking
 from papa_lightning.tasks.batch_checks import check_inputs
 from papa_lightning.tasks.evaluation import EvaluatedTask
@@ -85,6 +89,8 @@ class EncoderTask(LearningTask, EvaluatedTask):
         distillation: Weight in the loss of the mean squared error between the hidden states of the encoder, whose
             attention a callback has swapped, and those of the original; above 0 the task adds
             :class:`~papa_lightning.Distillation` to the Trainer.
+        packing: Whether an encoder in evaluation mode runs over the real tokens alone, where that gives the same hidden
+            states.
 
     Attributes:
         encoder: The encoder.
@@ -115,6 +121,7 @@ class EncoderTask(LearningTask, EvaluatedTask):
         constants_learning_rate: float | None = None,
         label_names: Sequence[str] | None = None,
         distillation: float = 0.0,
+        packing: bool = True,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -136,7 +143,7 @@ class EncoderTask(LearningTask, EvaluatedTask):
     def _check_arguments(self) -> None:
         given = self.hparams
         check_choice("preset", given["preset"], get_args(Preset))
-        _ = self.regime, self.recipe  # refuse wrong arguments of theirs
+        _ = self.regime, self.recipe, Packing(given["packing"])  # refuse wrong arguments of theirs
         rate = given["constants_learning_rate"]
         for name, valid, wanted in (
             ("num_labels", given["num_labels"] >= 2, "at least 2"),
@@ -272,23 +279,56 @@ class EncoderTask(LearningTask, EvaluatedTask):
             batch: `input_ids`, `attention_mask` and, for encoders that tell segments apart, `token_type_ids`, (B, T).
 
         Returns:
-            The hidden states: L+1 tensors (B, T, d), the embeddings first.
+            The hidden states: L+1 tensors (B, T, d), the embeddings first. Those of padding mean nothing, and are 0
+            where the batch was packed.
 
         Raises:
             PapaError: If the batch lacks an input, or has sequences too long or tokens that the encoder does not know.
         """
+        inputs = self._checked_inputs(batch)
+        packed = self.pack(inputs)
+        if packed is None:
+            return self.run_encoder(inputs)
+        # A criterion that follows gradients through the encoder, or a callback, counts on one run a batch.
+        whole = torch.arange(len(packed.counts), device=packed.counts.device)
+        groups = [whole] if self._encoder_learns else packed.groups(Packing().tokens(self.device))
+        levels: list[Tensor] = []
+        for group in groups:
+            part = packed.batch(group)
+            states = self.run_encoder(part.arguments())
+            levels = levels or [level.new_zeros(*batch["input_ids"].shape, level.shape[-1]) for level in states]
+            for own, level in zip(states, levels, strict=True):
+                part.put(own, level)
+        return tuple(levels)
+
+    def pack(self, inputs: Mapping[str, Tensor]) -> PackedSequences | None:
+        """The real tokens of the encoder's inputs; None where it is to run over these as they are."""
+        if not self.hparams["packing"] or self.encoder.training or torch.compiler.is_compiling():
+            return None
+        with suppress(UnsupportedEncoderError):
+            return Packer.of(self.encoder).pack(inputs)
+        return None
+
+    def run_encoder(self, inputs: Mapping[str, Any]) -> tuple[Tensor, ...]:
+        """The hidden states, L+1 tensors (B, T, d), of the encoder's inputs, packed or not; see :meth:`encode`."""
+        with torch.set_grad_enabled(self._encoder_learns):
+            output = self.encoder(**inputs, output_hidden_states=True, return_dict=True)
+        hidden_states: tuple[Tensor, ...] = output.hidden_states
+        return hidden_states
+
+    @property
+    def _encoder_learns(self) -> bool:
+        """Whether gradients flow into the encoder; looked at anew, because gates or constants may join it later."""
+        return torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.encoder.parameters())
+
+    def _checked_inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The inputs of the encoder in a batch."""
         check_inputs(batch, self.hparams["max_length"])
         # Reading values waits for an accelerator; the first batch is enough to find the tokenizer of another encoder.
         if not self._vocabulary_checked or batch["input_ids"].device.type == "cpu":
             check_vocabulary(batch["input_ids"], self.encoder.config.vocab_size)
             self._vocabulary_checked = True
-        inputs = {name: batch[name] for name in self._encoder_inputs if name in batch}
-        # Checked at every call, because trainable gates or constants may join a frozen encoder after __init__.
-        learns = any(parameter.requires_grad for parameter in self.encoder.parameters())
-        with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
-            output = self.encoder(**inputs, output_hidden_states=True, return_dict=True)
-        hidden_states: tuple[Tensor, ...] = output.hidden_states
-        return hidden_states
+        return {name: batch[name] for name in self._encoder_inputs if name in batch}
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Compute the logits of the probe for a batch, from the entries that `encode` reads."""

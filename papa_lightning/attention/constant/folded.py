@@ -62,9 +62,7 @@ class FoldedHeads(MatrixHeads):
             self.constants.copy_(values[:1])
         self._set_calibrated(True)
 
-    def mix(
-        self, value: Tensor, mask: Tensor | None, mass: Tensor | None = None, slots: Slots | None = None
-    ) -> Tensor:
+    def mix(self, value: Tensor, mask: Tensor | None, mass: Tensor | None = None, slots: Slots | None = None) -> Tensor:
         """See :meth:`MatrixHeads.mix`, for values (B, 1, T, d); nothing is copied into another layout."""
         if slots is not None or is_symbolic(value.shape[2]):
             return super().mix(value, mask, mass, slots)

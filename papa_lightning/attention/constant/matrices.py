@@ -110,9 +110,7 @@ class MatrixHeads(TokenMixer):
         shown = weights.expand(batch, heads, -1, -1) if weights is not None and need_weights else None
         return mixed.reshape(batch, length, heads, size), shown
 
-    def mix(
-        self, value: Tensor, mask: Tensor | None, mass: Tensor | None = None, slots: Slots | None = None
-    ) -> Tensor:
+    def mix(self, value: Tensor, mask: Tensor | None, mass: Tensor | None = None, slots: Slots | None = None) -> Tensor:
         """Values (B, constant heads, T, h) to (B, T, constant heads, h); ``mass`` are the row sums, where known."""
         if slots is not None:
             return self._mix_slots(value, slots)

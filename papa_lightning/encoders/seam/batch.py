@@ -121,7 +121,7 @@ class ReadBatch:
             return cast(Tensor, given).expand_as(mask)
         tokens = inputs.get("input_ids")
         if self.rule == "input_ids" and tokens is not None:
-            numbered = (tokens != self.padding).long()
+            numbered = tokens.ne(self.padding or 0).long()
             return numbered.cumsum(dim=1) * numbered + self.first - 1
         return (torch.arange(mask.shape[1], device=mask.device) + self.first).expand_as(mask)
 
