@@ -37,6 +37,8 @@ def calibrate(
     metadata: Mapping[str, Any] | None = None,
     all_reduce: Callable[[Tensor], Tensor] | None = None,
     progress: bool = False,
+    packing: bool = True,
+    tokens_per_batch: int | None = None,
 ) -> AttentionConstants:
     """Average the attention matrices of an encoder over data, ``C = sums / counts``.
 
@@ -54,6 +56,10 @@ def calibrate(
         metadata: Entries of the result's metadata beside model, sizes and versions, e.g. tokenizer, layout, data.
         all_reduce: Function that sums a tensor over processes, when several calibrate together, each its own share.
         progress: Whether to show a progress bar.
+        packing: Whether the encoder runs over the real tokens alone, in batches of sequences of similar length, where
+            that is exact (docs/packing.md); the averages are the same but for rounding.
+        tokens_per_batch: Largest number of tokens in such a batch; None takes 2,048 on a CPU and 32,768 on other
+            devices.
 
     Returns:
         The constants, on the CPU; values in float32, or float64 for an encoder in float64.
@@ -76,8 +82,10 @@ def calibrate(
     """
     found = SupportedEncoder.find(encoder)
     check_max_length(found.model, max_length)
-    noted = plain_metadata({} if metadata is None else metadata)  # refused now, not after hours
-    averages = gather(found, batches, max_length, progress=progress)
+    settings = Packing(packing, tokens_per_batch)
+    # Metadata are refused now, not after hours.
+    noted = plain_metadata({**(metadata or {}), **settings.noted(compute_device(found.model))})
+    averages = gather(found, batches, max_length, progress=progress, packing=settings)
     if all_reduce is not None:
         averages.reduce(all_reduce)
     return finish(found, averages, noted)
@@ -97,11 +105,12 @@ def gather(
     max_length: int,
     *,
     progress: bool = False,
+    packing: Packing | None = None,
 ) -> AttentionAverages:
     """The sums of :func:`calibrate` over the batches of this process (there may be none), not reduced or divided."""
     found = SupportedEncoder.find(encoder)
     averages = AttentionAverages(found.num_layers, found.num_heads, max_length, compute_device(found.model))
-    add_up(found, averages, batches, progress)
+    add_up(found, averages, batches, progress, packing)
     return averages
 
 

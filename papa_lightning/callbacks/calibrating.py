@@ -14,6 +14,8 @@ from papa_lightning.attention import TokenMixer
 from papa_lightning.calibration import AttentionAverages, AttentionConstants, check_max_length, finish, gather
 from papa_lightning.either_lightning import Callback, L, TrainerFn, is_a, isolate_rng, rank_zero_info
 from papa_lightning.encoders import (
+    Packing,
+    compute_device,
     image_length,
     is_calibrated,
     leave_out_of_ddp,
@@ -71,13 +73,14 @@ class CalibratingCallback(Callback, ABC):
         batch_size: int | None = None,
         save_constants: bool = True,
         learning_rate: float | None = None,
+        packing: bool = True,
     ) -> None:
         for name, value in (("max_length", max_length), ("batch_size", batch_size)):
             if value is not None and value < 1:
                 raise PapaError(f"{name} is {value}, but must be at least 1.")
         self.learning_rate = check_rate(learning_rate)
         self.max_length, self.constants, self.encoder = max_length, constants, encoder
-        self.batch_size, self.save_constants = batch_size, save_constants
+        self.batch_size, self.save_constants, self.packing = batch_size, save_constants, Packing(packing).enabled
         #: Seconds that the calibration pass took, None before it ran.
         self.calibration_seconds: float | None = None
         #: Path of the constants file, written or read.
@@ -189,7 +192,8 @@ class CalibratingCallback(Callback, ABC):
         start = time.perf_counter()
         # Before the pass, so that a folder that cannot be written to does not cost its time.
         path = new_file(trainer, "constants.safetensors", self.encoder) if self.save_constants else None
-        constants = calibrate_in(trainer, encoder, self.calibration_batches(trainer, pl_module), length)
+        batches = self.calibration_batches(trainer, pl_module)
+        constants = calibrate_in(trainer, encoder, batches, length, self.packing_in(pl_module))
         for own in self._encoders(trainer, pl_module):
             load_constants(own, constants)
             self._note(own, described(constants, trainer))
@@ -204,6 +208,10 @@ class CalibratingCallback(Callback, ABC):
             logger.log_metrics(facts, step=trainer.global_step)
         rank_zero_info(f"Calibrated on {sequences} sequences in {seconds:.1f} s: {self.outcome(encoder)}")
         return constants
+
+    def packing_in(self, pl_module: L.LightningModule) -> Packing:
+        """The settings of packing, which a task of this package can turn off as well."""
+        return Packing(self.packing and pl_module.hparams.get("packing") is not False)
 
     def calibration_batches(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Iterable[Mapping[str, Any]]:
         """The encoder's inputs for the pass, each sequence once over all processes; to be overridden for other data."""
@@ -296,7 +304,11 @@ def _group_sizes(optimizers: Iterable[Iterable[Mapping[str, Any]]]) -> list[list
 
 
 def calibrate_in(
-    trainer: L.Trainer, encoder: PreTrainedModel, batches: Iterable[Mapping[str, Any]], max_length: int
+    trainer: L.Trainer,
+    encoder: PreTrainedModel,
+    batches: Iterable[Mapping[str, Any]],
+    max_length: int,
+    packing: Packing,
 ) -> AttentionConstants:
     """Calibrate an encoder in a Trainer's run and precision, without side effects; all processes get equal constants.
 
@@ -305,6 +317,7 @@ def calibrate_in(
         encoder: The bare encoder.
         batches: Mappings with the encoder's inputs, the share of this process.
         max_length: T, the longest sequence.
+        packing: Settings of packing; where the step of the module runs, it calls the encoder as it is.
     """
     check_max_length(encoder, max_length)
     progress = trainer.is_global_zero and trainer.progress_bar_callback is not None
@@ -317,10 +330,11 @@ def calibrate_in(
             # A generator may run the module's step before its first batch, which must not be observed.
             first = next(batches, None) if isinstance(batches, Iterator) else None
             begun = batches if first is None else chain([first], batches)
-            return gather(encoder, begun, max_length, progress=progress)
+            return gather(encoder, begun, max_length, progress=progress, packing=packing)
 
     averages = all_or_none(trainer, share)
     averages.reduce(lambda tensor: trainer.strategy.reduce(tensor, reduce_op="sum"))
     if by_step is not None and not averages.pair_counts.any():
         raise by_step.not_reached()
-    return finish(encoder, averages, describe_data(trainer))
+    noted = Packing(packing.enabled and by_step is None, packing.tokens_per_batch).noted(compute_device(encoder))
+    return finish(encoder, averages, {**describe_data(trainer), **noted})

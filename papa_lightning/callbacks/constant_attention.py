@@ -25,6 +25,7 @@ class ConstantAttention(CalibratingCallback):
         encoder: Attribute that holds the encoder, when the module has several.
         batch_size: Sequences a batch of the pass; None takes that of the train loader.
         save_constants: Write the constants to ``constants.safetensors`` in the logger's folder.
+        packing: Whether the pass runs the encoder over the real tokens alone, where that is exact.
 
     Raises:
         PapaError: For invalid arguments.
@@ -43,8 +44,9 @@ class ConstantAttention(CalibratingCallback):
         encoder: str | None = None,
         batch_size: int | None = None,
         save_constants: bool = True,
+        packing: bool = True,
     ) -> None:
-        super().__init__(max_length, constants, encoder, batch_size, save_constants)
+        super().__init__(max_length, constants, encoder, batch_size, save_constants, packing=packing)
         if isinstance(heads, (int, float)) and heads not in (0, 1.0) and ranking is None:
             raise HeadSelectionError(
                 f"heads is {heads!r}, a number or share of heads, but ranking is None: pass the path of a HeadRanking "

@@ -36,6 +36,7 @@ class HeadGates(CalibratingCallback):
         encoder: Attribute that holds the encoder, when the module has several.
         batch_size: Sequences a batch of the calibration pass; None takes that of the train loader.
         save_constants: Write the constants to ``constants.safetensors`` in the logger's folder.
+        packing: Whether the pass runs the encoder over the real tokens alone, where that is exact.
 
     Attributes:
         ranking: After a fit, the :class:`~papa_lightning.HeadRanking`; its scores are the gate logits g.
@@ -58,8 +59,9 @@ class HeadGates(CalibratingCallback):
         encoder: str | None = None,
         batch_size: int | None = None,
         save_constants: bool = True,
+        packing: bool = True,
     ) -> None:
-        super().__init__(max_length, constants, encoder, batch_size, save_constants, learning_rate)
+        super().__init__(max_length, constants, encoder, batch_size, save_constants, learning_rate, packing=packing)
         self.output = output
         self.ranking: HeadRanking | None = None
         self.ranking_path: str | None = None

@@ -30,6 +30,7 @@ class SwappedAttention(CalibratingCallback):
         encoder: Attribute that holds the encoder, when the module has several.
         batch_size: Sequences a batch of the calibration pass; None takes that of the train loader.
         save_constants: Write the constants of a pass to ``constants.safetensors`` in the logger's folder.
+        packing: Whether the pass runs the encoder over the real tokens alone, where that is exact.
 
     Raises:
         PapaError: For invalid arguments; those that depend on the encoder when ``setup`` sees it.
@@ -52,8 +53,9 @@ class SwappedAttention(CalibratingCallback):
         encoder: str | None = None,
         batch_size: int | None = None,
         save_constants: bool = True,
+        packing: bool = True,
     ) -> None:
-        super().__init__(max_length, constants, encoder, batch_size, save_constants, learning_rate)
+        super().__init__(max_length, constants, encoder, batch_size, save_constants, learning_rate, packing=packing)
         self.kind, self.options = kind, options
 
     def swap(self, encoder: PreTrainedModel, max_length: int) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from papa_lightning.calibration import AttentionConstants
-from papa_lightning.encoders import attention_reaches, encoder_shape, find_encoder
+from papa_lightning.encoders import Packing, attention_reaches, encoder_shape, find_encoder
 from papa_lightning.errors import PapaError
 from papa_lightning.ranking import UNITS, HeadRanking, merge_ties
 from papa_lightning.registry import Registry
@@ -33,6 +33,8 @@ class RankingInputs:
             is taken; every criterion iterates over them anew.
         loss: Function of a labelled batch that returns its mean loss, computed through `encoder`.
         task: Task that holds `encoder`; a copy of it is trained.
+        packing: Settings of packing for criteria that run the encoder themselves, None for the defaults; a task has
+            its own.
     """
 
     encoder: nn.Module
@@ -40,6 +42,7 @@ class RankingInputs:
     batches: Iterable[Mapping[str, Any]] | None = None
     loss: Callable[[Mapping[str, Any]], Tensor] | None = None
     task: EncoderTask | None = None
+    packing: Packing | None = None
 
 
 class HeadCriterion(ABC):

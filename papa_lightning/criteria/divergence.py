@@ -48,7 +48,7 @@ class AttentionDivergence(HeadCriterion):
         observers = [partial(_add, sums[layer], constants) for layer, constants in enumerate(floored)]
         rows = 0
         with torch.no_grad(), eval_mode(base), observe_attention(base, observers):
-            for mask in run_encoder(base, inputs.batches, length):
+            for mask in run_encoder(base, inputs.batches, length, inputs.packing):
                 rows += int(mask.bool().sum())
         if rows == 0:
             raise PapaError("batches has no real token: pass at least one batch whose attention_mask has ones.")

@@ -51,7 +51,7 @@ class OutputChange(HeadCriterion):
             for layer, own in enumerate(per_layer(inputs))
         ]
         with torch.no_grad(), eval_mode(base), replace_mixing(base, mixings), found.watching(base):
-            for _ in run_encoder(base, inputs.batches, inputs.constants.max_length):
+            for _ in run_encoder(base, inputs.batches, inputs.constants.max_length, inputs.packing):
                 pass
         if not all(energy > 0 for energy in found.energies):
             raise PapaError("batches has no real token: pass at least one batch whose attention_mask has ones.")

@@ -1,6 +1,7 @@
 """The run behind ``papa rank``: rank the heads of a task's encoder over its train data, and write the ranking."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from textwrap import shorten
 from typing import Any
 
@@ -52,14 +53,15 @@ class RankingRun(Callback):
         """Rank with the train data of a Trainer, and write the file, except in a fast_dev_run."""
         encoder = discover_encoder(pl_module, self.calibration.encoder)
         batches = self.calibration.calibration_batches(trainer, pl_module)
-        constants = self.constants
+        constants, packing = self.constants, self.calibration.packing_in(pl_module)
         if constants is None and "constants" in self.needs:
-            constants = calibrate_in(trainer, encoder, batches, self.calibration.length(trainer, encoder, None))
+            length = self.calibration.length(trainer, encoder, None)
+            constants = calibrate_in(trainer, encoder, batches, length, packing)
         if isinstance(batches, CalibrationBatches) and batches.read is None:
             batches = batches.recorded()
-        inputs = RankingInputs(encoder, constants, batches)
+        inputs = RankingInputs(encoder, constants, batches, packing=packing)
         if isinstance(pl_module, EncoderTask):
-            inputs = task_inputs(pl_module, constants, batches)
+            inputs = replace(task_inputs(pl_module, constants, batches), packing=packing)
         with eval_mode(pl_module), trainer.precision_plugin.forward_context():
             self.ranking = rank_heads(self.criterion, inputs)
         if trainer.fast_dev_run:  # type: ignore[attr-defined]

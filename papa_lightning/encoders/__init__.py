@@ -29,7 +29,7 @@ from papa_lightning.encoders.inputs import (
 )
 from papa_lightning.encoders.layer_plan import Kinds, LayerPlan, Options, plan_whole_layers
 from papa_lightning.encoders.notes import LostSwapWarning, SwapNote, is_noted
-from papa_lightning.encoders.packing import PackedBatch, PackedSequences, Packer, Packing
+from papa_lightning.encoders.packing import PackedBatch, PackedSequences, Packer, Packing, similar_lengths
 from papa_lightning.encoders.projections.cut import (
     CutProjection,
     FusedConv1D,
@@ -105,6 +105,7 @@ __all__ = [
     "replace_mixing",
     "restore_attention",
     "select_heads",
+    "similar_lengths",
     "swap_as_saved",
     "swap_attention",
     "swapped_layers",

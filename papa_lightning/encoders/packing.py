@@ -53,6 +53,10 @@ class Packing:
         default = _ON_CPU if device.type == "cpu" else _ON_DEVICES
         return default if self.tokens_per_batch is None else self.tokens_per_batch
 
+    def noted(self, device: torch.device) -> dict[str, Any]:
+        """The entry of metadata: tokens of a batch on a device, or None where nothing is packed."""
+        return {"packing": {"tokens_per_batch": self.tokens(device)} if self.enabled else None}
+
 
 @dataclass(frozen=True, eq=False)
 class PackedBatch:

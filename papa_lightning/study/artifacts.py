@@ -48,7 +48,15 @@ def average_of(folder: StudyFolder, bench: Bench, sequences: int | None = None) 
         rows = rows.select(order[:sequences].tolist())
     noted = {"tokenizer": without_path(bench.data.tokenizer_name), "data": bench.data.description, "kind": kind}
     noted |= {"layout": bench.data.layout, "preset": bench.data.preset}
-    made = calibrate(bench.task.encoder, bench.batches(rows), bench.data.max_length, metadata=noted)
+    packs = bench.settings.packs
+    made = calibrate(
+        bench.task.encoder,
+        bench.batches(rows),
+        bench.data.max_length,
+        metadata=noted,
+        packing=packs.enabled,
+        tokens_per_batch=packs.tokens_per_batch,
+    )
     made.save(path)
     return AttentionConstants.load(path)
 
@@ -91,6 +99,7 @@ def ranking_of(folder: StudyFolder, bench: Bench, criterion: str) -> HeadRanking
         batches=bench.batches() if {"loss", "task"}.isdisjoint(wanted.needs) else bench.padded_batches(),
         loss=probe_loss(folder, bench) if "loss" in wanted.needs else None,
         task=bench.task,
+        packing=bench.settings.packs,
     )
     rank_heads(criterion, inputs).save(path)
     return HeadRanking.load(path)
@@ -125,12 +134,18 @@ def features_of(
         yield live[0], dict(zip(evaluations, live[1:], strict=True))
         return
     left, stored = int(settings.budget_gigabytes * 1e9), list[StoredFeatures]()
-    size = bench.settings.calibration_batch_size
+    size, packs = bench.settings.calibration_batch_size, bench.settings.packs
     # Two processes may need the same hidden states, and must not remove each other's.
     with nullcontext(folder.features(key)) if settings.keep else folder.temporary_features() as place:
         for name, rows in splits.items():
             new = store_features(
-                bench.task, rows, place / name, dtype=settings.storage, budget_bytes=left, batch_size=size
+                bench.task,
+                rows,
+                place / name,
+                dtype=settings.storage,
+                budget_bytes=left,
+                batch_size=size,
+                tokens_per_batch=packs.tokens(bench.task.device),
             )
             stored.append(new)
             left -= new.nbytes

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 from papa_lightning.calibration import constants_kind
 from papa_lightning.checks import check_choice
 from papa_lightning.criteria import criterion_from
+from papa_lightning.encoders import Packing
 from papa_lightning.errors import PapaError
 from papa_lightning.study.training import ProbeSettings
 from papa_lightning.tasks.probes import Pooling
@@ -59,7 +60,10 @@ class StudySettings:
         pooling: The probe of sentence tasks; see :class:`~papa_lightning.SequenceClassificationTask`.
         probe: Recipe of the probes.
         features: Storage of the hidden states.
-        calibration_batch_size: Sequences of a batch wherever the encoder runs.
+        packing: Whether the encoder runs over the real tokens alone, where that is exact.
+        tokens_per_batch: Largest number of tokens in a packed batch; None takes 2,048 on a CPU and 32,768 on other
+            devices.
+        calibration_batch_size: Sequences of a batch wherever the encoder runs without packing.
         device: Device of all computations; ``"auto"`` is an accelerator where there is one.
 
     Raises:
@@ -76,6 +80,8 @@ class StudySettings:
     pooling: Pooling = "layerwise"
     probe: ProbeSettings = field(default_factory=ProbeSettings)
     features: FeatureSettings = field(default_factory=FeatureSettings)
+    packing: bool = True
+    tokens_per_batch: int | None = None
     calibration_batch_size: int = 32
     device: str = "auto"
 
@@ -100,8 +106,14 @@ class StudySettings:
         for name, task in self.tasks.items():
             _check_task(name, task)
         check_choice("pooling", self.pooling, get_args(Pooling))
+        _ = self.packs  # refuse wrong values
         if self.calibration_batch_size < 1:
             raise PapaError(f"calibration_batch_size is {self.calibration_batch_size}, but must be at least 1.")
+
+    @property
+    def packs(self) -> Packing:
+        """The settings of packing."""
+        return Packing(self.packing, self.tokens_per_batch)
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as plain values of JSON."""

@@ -1,6 +1,6 @@
 """The workbench: one encoder and one task of a study, loaded."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -25,6 +25,25 @@ from papa_lightning.tasks.metrics import chance_level
 
 #: Settings of the probe that the task shares: the criterion "gate" trains a copy of the task.
 _TRAINED_BY = ("learning_rate", "weight_decay", "schedule", "warmup_share", "dropout")
+
+
+#: Rows that are read at once.
+_READ = 1024
+
+
+class RowBatches:
+    """Batches (B, T) of tokenised rows in order, read without a sample of each row; every iteration begins anew."""
+
+    def __init__(self, rows: Dataset, size: int) -> None:
+        self._rows, self._size = rows.with_format("torch"), size
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return -(-len(self._rows) // self._size)
+
+    def __iter__(self) -> Iterator[Mapping[str, Tensor]]:
+        """The batches."""
+        return (self._rows[start : start + self._size] for start in range(0, len(self._rows), self._size))
 
 
 class Bench:
@@ -57,6 +76,7 @@ class Bench:
             "metrics": list(self.data.metrics),
             "computed": {
                 "batch_size": self.settings.calibration_batch_size,
+                **self.settings.packs.noted(self.task.device),
                 "device": self.task.device.type,
                 "versions": computing_versions(),
             },
@@ -75,10 +95,12 @@ class Bench:
 
     def batches(self, rows: Dataset | None = None) -> Iterable[Mapping[str, Tensor]]:
         """Batches of training rows in order, as calibration takes them; all rows by default."""
+        rows = self.train if rows is None else rows
+        if self.settings.packing:  # which makes batches of its own: these are the rows that are read at once
+            return RowBatches(rows, _READ)
         # Padding at the end can be cut without a change of the numbers.
         collate = cut_padding if self.data.layout == "plain" else default_collate
-        size = self.settings.calibration_batch_size
-        return DataLoader(self.train if rows is None else rows, batch_size=size, collate_fn=collate)
+        return DataLoader(rows, batch_size=self.settings.calibration_batch_size, collate_fn=collate)
 
     def padded_batches(self, rows: Dataset | None = None) -> Iterable[Mapping[str, Tensor]]:
         """Batches of rows in order with all padding, as the probes of sentences take them."""
@@ -135,6 +157,7 @@ def make_task(data: TaskDataModule, encoder: str, settings: StudySettings) -> En
         "max_length": data.max_length,
         "metrics": list(data.metrics),
         "label_names": list(data.label_names),
+        "packing": settings.packing,
         **{name: getattr(settings.probe, name) for name in _TRAINED_BY},
     }
     if isinstance(data, TokenDataModule):

@@ -285,7 +285,7 @@ class EncoderTask(LearningTask, EvaluatedTask):
         Raises:
             PapaError: If the batch lacks an input, or has sequences too long or tokens that the encoder does not know.
         """
-        inputs = self._checked_inputs(batch)
+        inputs = self.inputs_of(batch)
         packed = self.pack(inputs)
         if packed is None:
             return self.run_encoder(inputs)
@@ -321,8 +321,8 @@ class EncoderTask(LearningTask, EvaluatedTask):
         """Whether gradients flow into the encoder; looked at anew, because gates or constants may join it later."""
         return torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.encoder.parameters())
 
-    def _checked_inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The inputs of the encoder in a batch."""
+    def inputs_of(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The inputs of the encoder in a batch, checked; see :meth:`encode`."""
         check_inputs(batch, self.hparams["max_length"])
         # Reading values waits for an accelerator; the first batch is enough to find the tokenizer of another encoder.
         if not self._vocabulary_checked or batch["input_ids"].device.type == "cpu":

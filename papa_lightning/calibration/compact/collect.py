@@ -13,7 +13,7 @@ from papa_lightning.calibration.collect import add_up, check_max_length, describ
 from papa_lightning.calibration.compact.constants import CompactConstants, check_width, profile_layer
 from papa_lightning.calibration.compact.fit import band_sums, profile_rows, relative_error, row_bands
 from papa_lightning.calibration.constants import plain_metadata
-from papa_lightning.encoders import SupportedEncoder, compute_device
+from papa_lightning.encoders import Packing, SupportedEncoder, compute_device
 from papa_lightning.errors import CalibrationError
 
 
@@ -62,6 +62,8 @@ def calibrate_compact(
     metadata: Mapping[str, Any] | None = None,
     all_reduce: Callable[[Tensor], Tensor] | None = None,
     progress: bool = False,
+    packing: bool = True,
+    tokens_per_batch: int | None = None,
 ) -> CompactConstants:
     """Calibrate straight to compact constants, all heads of form "profile".
 
@@ -79,6 +81,8 @@ def calibrate_compact(
         metadata: As for :func:`~papa_lightning.calibrate`.
         all_reduce: As for :func:`~papa_lightning.calibrate`.
         progress: Whether to show a progress bar.
+        packing: As for :func:`~papa_lightning.calibrate`.
+        tokens_per_batch: As for :func:`~papa_lightning.calibrate`.
 
     Returns:
         The constants, on the CPU, in float32, or float64 for an encoder in float64.
@@ -98,11 +102,12 @@ def calibrate_compact(
     check_max_length(found.model, max_length)
     check_width("width", width, CalibrationError)
     check_width("error_rows", error_rows, CalibrationError)
-    noted = plain_metadata({} if metadata is None else metadata)
+    settings = Packing(packing, tokens_per_batch)
+    noted = plain_metadata({**(metadata or {}), **settings.noted(compute_device(found.model))})
     averages = CompactAverages(
         found.reaches, found.num_heads, max_length, min(width, max_length - 1), error_rows, compute_device(found.model)
     )
-    add_up(found, averages, batches, progress)
+    add_up(found, averages, batches, progress, settings)
     if all_reduce is not None:
         averages.reduce(all_reduce)
     averages.check_sequences()

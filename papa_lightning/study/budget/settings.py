@@ -36,7 +36,10 @@ class BudgetSettings:
         pooling: The probe of sentence tasks; see :class:`~papa_lightning.SequenceClassificationTask`.
         probe: Recipe of the probes.
         features: Storage of the hidden states.
-        calibration_batch_size: Sequences of a batch wherever the encoder runs.
+        packing: Whether the encoder runs over the real tokens alone, where that is exact.
+        tokens_per_batch: Largest number of tokens in a packed batch; None takes 2,048 on a CPU and 32,768 on other
+            devices.
+        calibration_batch_size: Sequences of a batch wherever the encoder runs without packing.
         device: Device of all computations; ``"auto"`` is an accelerator where there is one.
 
     Raises:
@@ -54,6 +57,8 @@ class BudgetSettings:
     pooling: Pooling = "layerwise"
     probe: ProbeSettings = field(default_factory=ProbeSettings)
     features: FeatureSettings = field(default_factory=FeatureSettings)
+    packing: bool = True
+    tokens_per_batch: int | None = None
     calibration_batch_size: int = 32
     device: str = "auto"
 
@@ -73,7 +78,16 @@ class BudgetSettings:
 
     def study(self) -> StudySettings:
         """The settings of a study of the same encoder on the same task."""
-        same = ("seeds", "pooling", "probe", "features", "calibration_batch_size", "device")
+        same = (
+            "seeds",
+            "pooling",
+            "probe",
+            "features",
+            "packing",
+            "tokens_per_batch",
+            "calibration_batch_size",
+            "device",
+        )
         return StudySettings(
             encoders={ENCODER: self.encoder},
             tasks={TASK: self.task},

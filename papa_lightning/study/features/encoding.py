@@ -1,6 +1,6 @@
 """A tokenised split, and the pass of the encoder over it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,6 +9,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from papa_lightning.calibration.collect import eval_mode
+from papa_lightning.encoders import similar_lengths
 from papa_lightning.errors import PapaError
 from papa_lightning.study.features.reading import reading_of
 from papa_lightning.tasks.base import EncoderTask
@@ -45,7 +46,12 @@ class SplitIndex:
 
 
 class EncodedSplit:
-    """A split whose hidden states a frozen encoder computes; `extents` (N,) are slots up to the last real or read."""
+    """A split whose hidden states a frozen encoder computes.
+
+    Attributes:
+        lengths: (N,), real tokens of each sequence; int64.
+        extents: (N,), slots up to the last token that is real or read; int64.
+    """
 
     def __init__(self, task: EncoderTask, rows: Dataset) -> None:
         self.reading = reading_of(task)
@@ -54,7 +60,8 @@ class EncodedSplit:
             raise PapaError("rows is empty: a probe needs at least one example.")
         self._task = task
         self._rows = rows.with_format("numpy", columns=[name for name in _COLUMNS if name in rows.column_names])
-        self.index, self.extents = self._scan()
+        self.index, self.lengths, self.extents, only_real = self._scan()
+        self._packs = only_real and self._can_pack()
         if len(self.index.positions) == 0:
             raise PapaError(
                 f"rows has {len(rows)} sequences, but no token that the probe could read: pass sequences with real "
@@ -67,15 +74,8 @@ class EncodedSplit:
     def vectors(self, sequences: Tensor) -> Tensor:
         """Run the encoder on sequences (B,): their vectors (rows, width), float32, on the device of the task."""
         batch = _tensors(self._rows[sequences.tolist()])
-        # Padding at the end is cut; slots in between stay, because constant heads depend on the slot.
-        longest = max(int(self.extents[sequences].max()), 1)
-        inputs = {name: values[:, :longest] for name, values in batch.items() if values.dim() == 2}
-        labels = inputs.get("labels", batch["labels"])
-        places = self.reading.places(inputs["attention_mask"], labels).to(self._task.device)
-        on_device = {name: values.to(self._task.device) for name, values in inputs.items()}
         with torch.no_grad(), eval_mode(self._task.encoder):
-            levels = self._task.encode(on_device)
-            vectors = self.reading.collect(levels, on_device["attention_mask"], places).float()
+            vectors = self._packed(batch) if self._packs else self._padded(batch)
         if not bool(vectors.isfinite().all()):
             raise PapaError(
                 f"the encoder gives NaN or infinite hidden states for one of the sequences "
@@ -83,20 +83,57 @@ class EncodedSplit:
             )
         return vectors
 
-    def _scan(self) -> tuple[SplitIndex, Tensor]:
-        """Read and check masks and labels of the whole split."""
-        parts: list[tuple[Tensor, ...]] = []
+    def batches(self, batch_size: int, tokens_per_batch: int) -> Sequence[Tensor]:
+        """The numbers of the sequences of each batch, of at most so many sequences, or packed, of so many tokens."""
+        # The longest first: a lack of memory shows at once.
+        if self._packs:
+            return similar_lengths(self.lengths, tokens_per_batch)
+        return torch.split(self.extents.argsort(descending=True, stable=True), batch_size)
+
+    def _packed(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """The vectors of a batch, from its real tokens alone."""
+        packed = self._task.pack(self._task.inputs_of(batch))
+        if packed is None:
+            return self._padded(batch)
+        part, labels = packed.batch(torch.arange(len(packed.counts))), batch["labels"]
+        places = self.reading.places(batch["attention_mask"], labels).gather(1, part.columns) & part.mask
+        device = self._task.device
+        levels = self._task.run_encoder(part.arguments(device))
+        return self.reading.collect(levels, part.mask.to(device), places.to(device)).float()
+
+    def _padded(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """The vectors of a batch, without the padding at the end of all sequences."""
+        mask = batch["attention_mask"].bool()
+        places = self.reading.places(mask, batch["labels"])
+        longest = max(int((torch.arange(1, mask.shape[1] + 1) * (mask | places)).max()), 1)
+        # Slots in between stay, because constant heads depend on the slot.
+        inputs = {name: values[:, :longest] for name, values in batch.items() if values.dim() == 2}
+        on_device = {name: values.to(self._task.device) for name, values in inputs.items()}
+        levels = self._task.run_encoder(self._task.inputs_of(on_device))
+        places = places[:, :longest].to(self._task.device)
+        return self.reading.collect(levels, on_device["attention_mask"], places).float()
+
+    def _can_pack(self) -> bool:
+        """Whether the encoder can run over real tokens alone; it may be swapped, but not change, while the split lives."""
+        first = _tensors(self._rows[:1])
+        with eval_mode(self._task.encoder):
+            return self._task.pack(self._task.inputs_of(first)) is not None
+
+    def _scan(self) -> tuple[SplitIndex, Tensor, Tensor, bool]:
+        """Read and check masks and labels of the whole split; also whether all tokens that are read are real."""
+        parts, only_real = list[tuple[Tensor, ...]](), True
         for start in range(0, len(self._rows), _CHUNK):
             batch = _tensors(self._rows[start : start + _CHUNK])
             check_inputs(batch, self.reading.max_length)
             labels = checked_labels(batch, self._task.hparams["num_labels"], self.reading.per_token, look=True)
             mask = batch["attention_mask"].bool()
             places = self.reading.places(mask, labels)
-            needed = torch.arange(1, mask.shape[1] + 1) * (mask | places)
-            labels = labels[places] if self.reading.per_token else labels
-            parts.append((places.sum(dim=1), places.nonzero()[:, 1].int(), labels, needed.max(dim=1).values))
-        counts, positions, labels, extents = (torch.cat(columns) for columns in zip(*parts, strict=True))
-        return SplitIndex(counts, positions, labels), extents
+            needed = (torch.arange(1, mask.shape[1] + 1) * (mask | places)).max(dim=1).values
+            labels, counts = labels[places] if self.reading.per_token else labels, places.sum(dim=1)
+            parts.append((counts, places.nonzero()[:, 1].int(), labels, mask.sum(dim=1), needed))
+            only_real = only_real and not bool((places & ~mask).any())
+        counts, positions, labels, lengths, extents = (torch.cat(columns) for columns in zip(*parts, strict=True))
+        return SplitIndex(counts, positions, labels), lengths, extents, only_real
 
 
 def _tensors(columns: Mapping[str, object]) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from papa_lightning.checks import check_choice
+from papa_lightning.encoders import Packing
 from papa_lightning.errors import PapaError
 from papa_lightning.study.features.encoding import EncodedSplit, SplitIndex
 from papa_lightning.study.features.folder import Dtype, check_room, read_folder, table_bytes, write_folder
@@ -87,6 +88,7 @@ def store_features(
     dtype: Dtype = "float32",
     budget_bytes: int,
     batch_size: int = 32,
+    tokens_per_batch: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> StoredFeatures:
     """Run the encoder of a task once over a split, and store what its probe reads; an existing folder is reused."""
@@ -108,8 +110,7 @@ def store_features(
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         each, starts, counts, done = split.reading.rows_per_place, split.index.starts, split.index.counts, 0
-        # The longest first: a lack of memory shows at once.
-        for sequences in torch.split(split.extents.argsort(descending=True, stable=True), batch_size):
+        for sequences in split.batches(batch_size, Packing(tokens_per_batch=tokens_per_batch).tokens(task.device)):
             yield ranges(starts[sequences] * each, counts[sequences] * each), split.vectors(sequences)
             done += len(sequences)
             if progress is not None:
