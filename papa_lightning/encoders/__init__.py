@@ -30,6 +30,7 @@ from papa_lightning.encoders.inputs import (
 from papa_lightning.encoders.layer_plan import Kinds, LayerPlan, Options, plan_whole_layers
 from papa_lightning.encoders.notes import LostSwapWarning, SwapNote, is_noted
 from papa_lightning.encoders.packing import PackedBatch, PackedSequences, Packer, Packing, similar_lengths
+from papa_lightning.encoders.position_ids import native_position_ids
 from papa_lightning.encoders.projections.cut import (
     CutProjection,
     FusedConv1D,
@@ -97,6 +98,7 @@ __all__ = [
     "learn_constants",
     "leave_out_of_ddp",
     "load_constants",
+    "native_position_ids",
     "observe_attention",
     "plain_state",
     "plan_whole_layers",

@@ -74,7 +74,7 @@ class ReadBatch:
             return None
         if inputs.get("position_ids") is None:
             positions = self._numbered(inputs)
-            kwargs = self._count_positions(inputs, kwargs)
+            kwargs = self.count_positions(inputs, kwargs)
         elif self.differs:
             positions = self.read(inputs, self._length)
         return args, kwargs if positions is None else {**kwargs, POSITIONS: positions}
@@ -136,7 +136,7 @@ class ReadBatch:
             return None
         return NumberedTokens(tokens != self.padding)
 
-    def _count_positions(self, inputs: Mapping[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    def count_positions(self, inputs: Mapping[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
         """The arguments with position ids: kinds without scores depend on rotary positions, not on differences."""
         mask = inputs.get("attention_mask")
         if self.rule != "mask" or not self.passes_on or "position_ids" not in self.names or mask is None:
