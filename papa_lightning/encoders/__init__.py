@@ -4,6 +4,7 @@ May import torch, transformers and the attention room. A family of encoders is a
 attention to a mixer in seam/, another layout of query and key weights in projections/.
 """
 
+from papa_lightning.encoders.families.places import PlacedArgument
 from papa_lightning.encoders.families.table import FAMILIES, EncoderFamily, register_family
 from papa_lightning.encoders.finding import (
     SupportedEncoder,
@@ -28,6 +29,7 @@ from papa_lightning.encoders.inputs import (
     takes_images,
 )
 from papa_lightning.encoders.layer_plan import Kinds, LayerPlan, Options, plan_whole_layers
+from papa_lightning.encoders.moved import exact_when_packed, moved_tokens
 from papa_lightning.encoders.notes import LostSwapWarning, SwapNote, is_noted
 from papa_lightning.encoders.packing import PackedBatch, PackedSequences, Packer, Packing, similar_lengths
 from papa_lightning.encoders.position_ids import native_position_ids
@@ -73,6 +75,7 @@ __all__ = [
     "PackedSequences",
     "Packer",
     "Packing",
+    "PlacedArgument",
     "PlainStateWarning",
     "ReadBatch",
     "SupportedEncoder",
@@ -88,6 +91,7 @@ __all__ = [
     "compute_device",
     "describe_lengths",
     "encoder_shape",
+    "exact_when_packed",
     "find_encoder",
     "fits_positions",
     "gate_logits",
@@ -98,6 +102,7 @@ __all__ = [
     "learn_constants",
     "leave_out_of_ddp",
     "load_constants",
+    "moved_tokens",
     "native_position_ids",
     "observe_attention",
     "plain_state",

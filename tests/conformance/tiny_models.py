@@ -242,9 +242,9 @@ def implementations(name):
 IMPLEMENTATIONS = [(name, implementation) for name in NAMES for implementation in implementations(name)]
 
 
-def build(name, implementation=None, auto=AutoModel, seed=0, dropout=0.0, dtype=torch.float64):
+def build(name, implementation=None, auto=AutoModel, seed=0, dropout=0.0, dtype=torch.float64, **options):
     """A model in eval mode; its weights are large enough for attention that is far from uniform."""
-    config = make_config(name, **{CASES[name].dropout: dropout})
+    config = make_config(name, **{CASES[name].dropout: dropout}, **options)
     model = auto.from_config(config, attn_implementation=implementation or implementations(name)[0]).double()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -5,6 +5,7 @@ DeBERTa's scores are ``(Q K^T + c2p + p2c) / sqrt(h (1 + number of terms))`` (He
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.models.deberta import modeling_deberta as v1
 from transformers.models.deberta_v2 import modeling_deberta_v2 as v2
@@ -13,6 +14,7 @@ from transformers.models.roformer.modeling_roformer import RoFormerSelfAttention
 
 from papa_lightning.encoders.projections.cut import InterleavedProjection
 from papa_lightning.encoders.seam.inline import InlineAttention
+from papa_lightning.encoders.seam.slots import POSITIONS, Positions
 from papa_lightning.errors import UnsupportedEncoderError
 
 
@@ -40,6 +42,7 @@ class SwappedDebertaSelfAttention(InlineAttention, v1.DisentangledSelfAttention)
         query_states: Tensor | None = None,
         relative_pos: Any = None,
         rel_embeddings: Any = None,
+        papa_positions: Positions | None = None,
     ) -> Any:
         """Attention of one layer; arguments and results are those of the original."""
         if self.is_stock:
@@ -52,7 +55,28 @@ class SwappedDebertaSelfAttention(InlineAttention, v1.DisentangledSelfAttention)
         if self.relative_attention and terms and query.shape[1] and self.uses_scores:
             positions = self.pos_dropout(rel_embeddings)
             bias = self.disentangled_att_bias(query * scaling, key, relative_pos, positions, 1 + terms)
-        return self.attend(query, key, value, attention_mask.bool(), scaling, self.dropout, output_attentions, bias)
+        return self.attend(
+            query, key, value, attention_mask.bool(), scaling, self.dropout, output_attentions, bias, papa_positions
+        )
+
+    def disentangled_att_bias(
+        self, query_layer: Tensor, key_layer: Tensor, relative_pos: Tensor, rel_embeddings: Tensor, scale_factor: int
+    ) -> Any:
+        """The position terms; the original's distances end at the number of tokens, those of moved tokens do not."""
+        if relative_pos.dim() == 3:
+            return super().disentangled_att_bias(query_layer, key_layer, relative_pos, rel_embeddings, scale_factor)
+        middle = self.max_relative_positions
+        span = min(int(relative_pos.max()) + 1, middle)
+        table, score = rel_embeddings[None, middle - span : middle + span], torch.zeros_like(query_layer[..., :1])
+        distances = relative_pos.expand(-1, query_layer.shape[1], -1, -1)
+        if "c2p" in self.pos_att_type:
+            terms = query_layer @ self.transpose_for_scores(self.pos_proj(table)).transpose(2, 3)
+            score = score + terms.gather(3, (span + distances).clamp(0, 2 * span - 1))
+        if "p2c" in self.pos_att_type:
+            positions = self.transpose_for_scores(self.pos_q_proj(table))
+            terms = key_layer @ (positions / v1.scaled_size_sqrt(positions, scale_factor)).transpose(2, 3)
+            score = score + terms.gather(3, (span - distances).clamp(0, 2 * span - 1)).transpose(2, 3)
+        return score
 
     def _project(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if isinstance(self.in_proj, InterleavedProjection) and self.in_proj.cuts:
@@ -88,6 +112,7 @@ class SwappedDebertaV2SelfAttention(InlineAttention, v2.DisentangledSelfAttentio
         query_states: Tensor | None = None,
         relative_pos: Any = None,
         rel_embeddings: Any = None,
+        papa_positions: Positions | None = None,
     ) -> Any:
         """Attention of one layer; arguments and results are those of the original."""
         if self.is_stock:
@@ -103,7 +128,9 @@ class SwappedDebertaV2SelfAttention(InlineAttention, v2.DisentangledSelfAttentio
             positions = self.pos_dropout(rel_embeddings)
             bias = self.disentangled_attention_bias(*folded, relative_pos, positions, 1 + terms)
             bias = bias.unflatten(0, query.shape[:2])
-        return self.attend(query, key, value, attention_mask.bool(), scaling, self.dropout, output_attentions, bias)
+        return self.attend(
+            query, key, value, attention_mask.bool(), scaling, self.dropout, output_attentions, bias, papa_positions
+        )
 
 
 class SwappedMPNetSelfAttention(InlineAttention, MPNetSelfAttention):
@@ -122,8 +149,9 @@ class SwappedMPNetSelfAttention(InlineAttention, MPNetSelfAttention):
             return super().forward(hidden_states, attention_mask, position_bias, output_attentions, **kwargs)
         query, key = self.split_dynamic(self.q(hidden_states)), self.split_dynamic(self.k(hidden_states))
         value, scaling = self.split_heads(self.v(hidden_states)), self.attention_head_size**-0.5
+        positions = kwargs.get(POSITIONS)
         mixed, weights = self.attend(
-            query, key, value, attention_mask, scaling, self.dropout, output_attentions, position_bias
+            query, key, value, attention_mask, scaling, self.dropout, output_attentions, position_bias, positions
         )
         return (self.o(mixed), weights) if output_attentions else (self.o(mixed),)
 
@@ -146,13 +174,15 @@ class SwappedRoFormerSelfAttention(InlineAttention, RoFormerSelfAttention):
             others = (encoder_hidden_states, past_key_values, output_attentions)
             return super().forward(hidden_states, attention_mask, sinusoidal_pos, *others, **kwargs)
         query, key = self.split_dynamic(self.query(hidden_states)), self.split_dynamic(self.key(hidden_states))
-        value = self.split_heads(self.value(hidden_states))
+        value, positions = self.split_heads(self.value(hidden_states)), kwargs.get(POSITIONS)
         if sinusoidal_pos is not None:
             rotate = self.apply_rotary_position_embeddings
-            if not self.uses_scores:
+            if positions is None and not self.uses_scores:
                 sinusoidal_pos = self.by_slot(sinusoidal_pos, attention_mask)
             query, key = rotate(sinusoidal_pos, query, key)
             if self.rotary_value:
                 value, _ = rotate(sinusoidal_pos, value, value)
         scaling = self.attention_head_size**-0.5
-        return self.attend(query, key, value, attention_mask, scaling, self.dropout, output_attentions)
+        return self.attend(
+            query, key, value, attention_mask, scaling, self.dropout, output_attentions, positions=positions
+        )

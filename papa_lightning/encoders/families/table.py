@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from papa_lightning.attention import Reach
+from papa_lightning.encoders.families import places
 from papa_lightning.encoders.families.albert import SwappedAlbertAttention, layers_in_order
 from papa_lightning.encoders.families.relative import (
     SwappedDebertaSelfAttention,
@@ -48,6 +49,16 @@ def _relative(config: Any) -> SlotRule:
     return "tensor" if getattr(config, "position_biased_input", True) else "mask"
 
 
+def _opened(encoder: Any) -> bool:
+    """yes; with padding between tokens, while it is swapped or observed"""  # noqa: D415
+    return any(isinstance(module, SwappedDebertaSelfAttention) for module in encoder.modules())
+
+
+def _without_convolution(encoder: Any) -> bool:
+    """yes; with `conv_kernel_size`, without padding between tokens"""  # noqa: D415
+    return encoder.encoder.conv is None
+
+
 @dataclass(frozen=True)
 class EncoderFamily:
     """The place of the self-attention of a family of encoders, and the way to leave out its heads.
@@ -72,6 +83,11 @@ class EncoderFamily:
         slots: Place from which slots are counted: "tensor", its beginning (absolute positions), "mask", the first real
             token (relative ones), "input_ids", the first that is not the padding token (numbered ones); or a function
             of the configuration, its docstring being the text in the documentation.
+        packs: Whether hidden states stay the same when real tokens are moved together in the tensor, with their
+            position ids and ``by_place``; or a function that says so of an encoder for sequences with padding between
+            tokens, its docstring being the text in the documentation.
+        by_place: Function of the encoder and the places (B, n) from which tokens were moved, that gives an argument
+            which the encoder would else make from the order of the tensor; None where there is no such argument.
     """
 
     attention: str
@@ -88,6 +104,8 @@ class EncoderFamily:
     value: str | None = "value"
     output: str = "../output.dense"
     slots: SlotRule | Callable[[Any], SlotRule] = "tensor"
+    packs: bool | Callable[[Any], bool] = False
+    by_place: Callable[[Any, Tensor], places.PlacedArgument] | None = None
 
     def slot_rule(self, config: Any) -> SlotRule:
         """The place from which an encoder of this configuration counts slots."""
@@ -115,13 +133,14 @@ def _separate(attention: str, title: str, names: str = "q_proj k_proj v_proj o_p
     """A family with projections to queries, keys, values and the output in its attention module, by their names."""
     query, key, value, output = names.split()
     projections = {query: cut.HeadProjection, key: cut.HeadProjection}
-    return EncoderFamily(attention, projections, title=title, value=value, output=output, **others)
+    packed = {"packs": True, **others}
+    return EncoderFamily(attention, projections, title=title, value=value, output=output, **packed)
 
 
 def _grouped(attention: str, title: str, note: str = _CAUSAL, **others: Any) -> EncoderFamily:
     """A family with grouped-query attention and rotary positions."""
     projections = {"q_proj": cut.HeadProjection, "k_proj": cut.GroupedKeyProjection}
-    return EncoderFamily(attention, projections, title=title, note=note, value=None, slots="mask", **others)
+    return EncoderFamily(attention, projections, title=title, note=note, value=None, slots="mask", packs=True, **others)
 
 
 #: The supported families by the model_type of the configuration. Families of other packages are entry points.
@@ -135,11 +154,12 @@ FAMILIES.update(
             title="ALBERT",
             note="one module serves its layers",
             output="dense",
+            packs=True,
         ),
-        "bart": _separate("BartAttention", "BART", "q_proj k_proj v_proj out_proj", note=_ENCODER_ONLY),
-        "bert": EncoderFamily("BertSelfAttention", title="BERT"),
-        "bert-generation": EncoderFamily("BertGenerationSelfAttention", title="BertGeneration"),
-        "camembert": EncoderFamily("CamembertSelfAttention", title="CamemBERT", slots="input_ids"),
+        "bart": _separate("BartAttention", "BART", "q_proj k_proj v_proj out_proj", note=_ENCODER_ONLY, packs=False),
+        "bert": EncoderFamily("BertSelfAttention", title="BERT", packs=True),
+        "bert-generation": EncoderFamily("BertGenerationSelfAttention", title="BertGeneration", packs=True),
+        "camembert": EncoderFamily("CamembertSelfAttention", title="CamemBERT", slots="input_ids", packs=True),
         "deberta": EncoderFamily(
             "DisentangledSelfAttention",
             {"in_proj": cut.InterleavedProjection, "pos_proj": cut.HeadProjection, "pos_q_proj": cut.HeadProjection},
@@ -150,6 +170,8 @@ FAMILIES.update(
             note="without talking heads",
             value=None,
             slots=_relative,
+            packs=_opened,
+            by_place=places.deberta,
         ),
         "deberta-v2": EncoderFamily(
             "DisentangledSelfAttention",
@@ -159,15 +181,19 @@ FAMILIES.update(
             title="DeBERTa v2, v3",
             value="value_proj",
             slots=_relative,
+            packs=_without_convolution,
+            by_place=places.deberta_v2,
         ),
-        "deit": _separate("DeiTAttention", "DeiT"),
-        "dinov2": _separate("Dinov2Attention", "DINOv2"),
+        "deit": _separate("DeiTAttention", "DeiT", packs=False),
+        "dinov2": _separate("Dinov2Attention", "DINOv2", packs=False),
         "distilbert": _separate("DistilBertSelfAttention", "DistilBERT", "q_lin k_lin v_lin out_lin"),
-        "electra": EncoderFamily("ElectraSelfAttention", title="ELECTRA"),
-        "ernie": EncoderFamily("ErnieSelfAttention", title="ERNIE"),
-        "esm": EncoderFamily("EsmSelfAttention", title="ESM-2", slots=_absolute_or_rotary),
+        "electra": EncoderFamily("ElectraSelfAttention", title="ELECTRA", packs=True),
+        "ernie": EncoderFamily("ErnieSelfAttention", title="ERNIE", packs=True),
+        "esm": EncoderFamily("EsmSelfAttention", title="ESM-2", slots=_absolute_or_rotary, packs=True),
         "eurobert": _grouped("EuroBertAttention", "EuroBERT", note=""),
-        "gpt2": EncoderFamily("GPT2Attention", {"c_attn": cut.FusedConv1D}, title="GPT-2", note=_CAUSAL, value=None),
+        "gpt2": EncoderFamily(
+            "GPT2Attention", {"c_attn": cut.FusedConv1D}, title="GPT-2", note=_CAUSAL, value=None, packs=True
+        ),
         "gte": _separate("GteAttention", "GTE", slots="mask"),
         "jina_embeddings_v3": _separate("JinaEmbeddingsV3Attention", "Jina embeddings v3", slots="mask"),
         "llama": _grouped("LlamaAttention", "Llama"),
@@ -179,6 +205,7 @@ FAMILIES.update(
             note="local layers keep to their window",
             value=None,
             slots="mask",
+            packs=True,
         ),
         "mpnet": _separate(
             "MPNetSelfAttention",
@@ -188,18 +215,25 @@ FAMILIES.update(
             inline=SwappedMPNetSelfAttention,
             note="the encoder still makes its position bias, once a pass",
             slots="mask",  # not "input_ids", because its layers do not get the tokens; the same where padding is masked
+            by_place=places.mpnet,
         ),
         "nomic_bert": _separate("NomicBertAttention", "Nomic BERT", slots="mask"),
         "papa_transformer": _separate(
             "TransformerAttention",
             "papa_lightning.from_scratch",
             note="trained from scratch; causal or not, tokens or images",
+            packs=False,
         ),
         "qwen2": _grouped("Qwen2Attention", "Qwen2"),
         "qwen3": _grouped("Qwen3Attention", "Qwen3", query_parameters=("q_norm.weight", "k_norm.weight")),
-        "roberta": EncoderFamily("RobertaSelfAttention", title="RoBERTa", slots="input_ids"),
+        "roberta": EncoderFamily("RobertaSelfAttention", title="RoBERTa", slots="input_ids", packs=True),
         "roformer": EncoderFamily(
-            "RoFormerSelfAttention", inline=SwappedRoFormerSelfAttention, title="RoFormer", slots=_rotary_scores
+            "RoFormerSelfAttention",
+            inline=SwappedRoFormerSelfAttention,
+            title="RoFormer",
+            slots=_rotary_scores,
+            packs=True,
+            by_place=places.roformer,
         ),
         "t5": _separate(
             "T5Attention",
@@ -208,9 +242,10 @@ FAMILIES.update(
             position_parameters=("block.0.layer.0.SelfAttention.relative_attention_bias.",),
             note=f"{_ENCODER_ONLY}; it still makes its position bias, once a pass",
             slots="mask",
+            by_place=places.t5,
         ),
-        "vit": _separate("ViTAttention", "ViT"),
-        "xlm-roberta": EncoderFamily("XLMRobertaSelfAttention", title="XLM-RoBERTa", slots="input_ids"),
+        "vit": _separate("ViTAttention", "ViT", packs=False),
+        "xlm-roberta": EncoderFamily("XLMRobertaSelfAttention", title="XLM-RoBERTa", slots="input_ids", packs=True),
     }
 )
 

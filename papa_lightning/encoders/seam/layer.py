@@ -11,7 +11,7 @@ from transformers import PretrainedConfig
 from papa_lightning.attention import DynamicAttention, DynamicHeads, Reach, RowMixing, TokenMixer, runs_in
 from papa_lightning.attention.head_slices import take_heads
 from papa_lightning.encoders.seam.masks import key_mask, reach_bias, refuse_other_masks
-from papa_lightning.encoders.seam.slots import Positions, SlotRule, slots_of
+from papa_lightning.encoders.seam.slots import GivenSlots, Positions, SlotRule, slots_of
 from papa_lightning.errors import PapaError
 
 #: Function of the attention matrices (B, H, T, T) and the mask (B, T) of one layer; may overwrite the matrices. Tokens
@@ -148,7 +148,8 @@ def attend(
         bias = pick_heads(position_bias, heads.dynamic)
     attention = DynamicAttention(query, key, key_mask(attention_mask), scaling, bias)
     if not layer.watched and mixers_of(module)[turn].checks_mask and not torch.compiler.is_compiling():
-        refuse_other_masks(attention_mask, layer.reach)
+        given = positions.slots if isinstance(positions, GivenSlots) else None
+        refuse_other_masks(attention_mask, layer.reach, None if given is None else given.places)
     slots = slots_of(attention.mask, layer.slots, positions)
     if slots is None:
         return _mix(module, turn, attention, value, dropout, need_weights)

@@ -143,15 +143,25 @@ def score_bias(
     return position_bias.masked_fill(~mask, lowest) if mask.dtype == torch.bool else position_bias + mask
 
 
-def refuse_other_masks(attention_mask: Tensor | None, reach: Reach) -> None:
-    """Refuse a mask that is not one of padding."""
+def allowed_pairs(reach: Reach, places: Tensor) -> Tensor:
+    """The pairs (B, T, T) within the reach of a layer of tokens at these places (B, T)."""
+    distances = places[:, :, None] - places[:, None, :]
+    allowed = torch.ones_like(distances, dtype=torch.bool)
+    if reach.before is not None:
+        allowed &= distances <= reach.before
+    return allowed if reach.after is None else allowed & (distances >= -reach.after)
+
+
+def refuse_other_masks(attention_mask: Tensor | None, reach: Reach, places: Tensor | None = None) -> None:
+    """Refuse a mask that is not one of padding; a window is counted in the places (B, T) of tokens, if given."""
     if not isinstance(attention_mask, Tensor) or attention_mask.dim() != 4:
         return
     if attention_mask.shape[1:3] == (1, 1) and reach.unlimited:
         return
     real = key_mask(attention_mask)
     assert real is not None
-    expected = real[:, None, None, :] & reach.allowed(real.shape[1], real.device)
+    within = reach.allowed(real.shape[1], real.device) if places is None else allowed_pairs(reach, places)[:, None]
+    expected = real[:, None, None, :] & within
     # Rows of padding are ignored, because encoders differ in them.
     if not ((_allowed(attention_mask) == expected) | ~real[:, None, :, None]).all():
         raise PapaError(

@@ -174,6 +174,7 @@ def test_the_table():
         family = FAMILIES[model_type]
         assert row.split(" | ")[2] == ("all" if family.value else 'all but "folded"')
         assert all(f"`{name}`" in row for name in FAMILIES[model_type].projections)
+        assert row.split(" | ")[5].startswith("yes" if family.packs else "no")
     assert all(family.title for family in FAMILIES.values())
     golden = {path.name.split("_")[0] for path in (ROOT / "tests" / "golden" / "data").glob("*-model.safetensors")}
     assert set(TABLE["GOLDEN"]) == golden
