@@ -49,7 +49,8 @@ def run_encoder(
 
     def run_pool() -> Iterator[Tensor]:
         for batch, masks in pool.empty(settings.tokens(device)):
-            found.model(**batch.arguments(device), **options)
+            with batch.prepared(device) as arguments:
+                found.model(**arguments, **options)
             yield masks
 
     read = _read(packer, batches, max_length, None if settings.enabled else device)

@@ -6,7 +6,8 @@ batch has sequences of similar length, and is bounded by tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,8 @@ from papa_lightning.attention import slots_at
 from papa_lightning.checks import boolean, whole
 from papa_lightning.encoders.finding import SupportedEncoder
 from papa_lightning.encoders.inputs import takes_images
+from papa_lightning.encoders.moved import exact_when_packed, moved_tokens
+from papa_lightning.encoders.position_ids import native_position_ids
 from papa_lightning.encoders.seam.batch import ReadBatch
 from papa_lightning.encoders.seam.layer import is_touched
 from papa_lightning.encoders.seam.slots import POSITIONS, GivenSlots, slots_of
@@ -63,26 +66,37 @@ class PackedBatch:
     """A batch of B sequences with n columns each, padded at the end.
 
     Args:
+        packer: What packed it.
         tokens: Arguments of the encoder by name, (B, n, ...).
         sequences: (B,), the numbers of its sequences among those that were packed.
         mask: (B, n), true for a real token.
         columns: (B, n), the column of each token before it was packed; 0 for padding.
-        slots: (B, n), the slot of each token; None where the encoder knows it.
+        slots: (B, n), the slot of each token; None for an encoder that is neither swapped nor observed.
     """
 
+    packer: Packer
     tokens: Mapping[str, Tensor]
     sequences: Tensor
     mask: Tensor
     columns: Tensor
     slots: Tensor | None
 
-    def arguments(self, device: torch.device | None = None) -> dict[str, Any]:
-        """The arguments of the encoder, on a device."""
-        mask = self.mask.to(device)
+    @contextmanager
+    def prepared(self, device: torch.device) -> Iterator[dict[str, Any]]:
+        """The arguments of the encoder on a device; within, its layers know the slots and places of the tokens."""
+        mask, columns = self.mask.to(device), self.columns.to(device)
         given: dict[str, Any] = {name: held.to(device) for name, held in self.tokens.items()}
+        given["attention_mask"] = mask.long()
+        order = torch.arange(self.mask.shape[1], device=self.mask.device)
+        if bool(((self.columns == order) | ~self.mask).all()):  # only padding at the end was cut
+            yield {name: held for name, held in given.items() if name != "position_ids"}
+            return
+        positions = None
         if self.slots is not None:
-            given[POSITIONS] = GivenSlots(slots_at(self.slots.to(device), mask, int(self.slots.max()) + 1))
-        return {**given, "attention_mask": mask.long()}
+            positions = GivenSlots(slots_at(self.slots.to(device), mask, int(self.slots.max()) + 1))
+            given[POSITIONS] = positions
+        with moved_tokens(self.packer.encoder, columns, mask, positions):
+            yield given
 
     def put(self, states: Tensor, unpacked: Tensor) -> None:
         """Write states (B, n, d) of the tokens where they were before packing, in (N, T, d) of all sequences."""
@@ -96,12 +110,14 @@ class PackedSequences:
     """The real tokens of N sequences, one sequence after the other.
 
     Args:
+        packer: What packed them.
         counts: (N,), tokens of each sequence; int64.
         tokens: Arguments of the encoder by name, (R, ...) for all R tokens.
         columns: (R,), the column of each token before it was packed.
         slots: (R,), the slot of each token; None for an encoder that is neither swapped nor observed.
     """
 
+    packer: Packer
     counts: Tensor
     tokens: Mapping[str, Tensor]
     columns: Tensor
@@ -113,7 +129,7 @@ class PackedSequences:
         tokens = {name: torch.cat([part.tokens[name] for part in parts]) for name in parts[0].tokens}
         slots = [part.slots for part in parts if part.slots is not None]
         counts, columns = (torch.cat([getattr(part, name) for part in parts]) for name in ("counts", "columns"))
-        return cls(counts, tokens, columns, torch.cat(slots) if slots else None)
+        return cls(parts[0].packer, counts, tokens, columns, torch.cat(slots) if slots else None)
 
     @property
     def nbytes(self) -> int:
@@ -132,12 +148,8 @@ class PackedSequences:
         mask = order < counts[:, None]
         index = (starts[:, None] + order).where(mask, 0)
         tokens = {name: _padded(held[index], mask) for name, held in self.tokens.items()}
-        columns = _padded(self.columns[index], mask)
         slots = None if self.slots is None else _padded(self.slots[index], mask)
-        if bool(((columns == order) | ~mask).all()):  # only padding at the end was cut, which every encoder allows
-            slots = None
-            tokens.pop("position_ids", None)
-        return PackedBatch(tokens, sequences, mask, columns, slots)
+        return PackedBatch(self.packer, tokens, sequences, mask, _padded(self.columns[index], mask), slots)
 
 
 def similar_lengths(counts: Tensor, tokens: int) -> list[Tensor]:
@@ -204,20 +216,15 @@ class Packer:
         if not bool(mask.any()):
             return None
         rises = (mask[:, 1:] > mask[:, :-1]).sum(dim=1)  # how often a real token stands behind padding
-        if bool(rises.any()) and not self._moves(holes=bool((rises + mask[:, 0] > 1).any())):
+        if bool(rises.any()) and not exact_when_packed(self.encoder, holes=bool((rises + mask[:, 0] > 1).any())):
             return None
         named = {name: held for name, held in inputs.items() if name != "attention_mask"}
-        if self._moves(holes=False):
-            named["position_ids"] = self.reading.position_ids(inputs)
+        if "position_ids" in self.reading.names:
+            named["position_ids"] = native_position_ids(self.encoder, inputs)
         columns = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
         slots = None
         if is_touched(self.encoder.modules[0]):
             found = slots_of(mask, self.reading.rule, self.reading.read(inputs, None))
             slots = (columns if found is None else found.places)[mask]
-        tokens = {name: held.expand(*mask.shape, *held.shape[2:])[mask] for name, held in named.items()}
-        return PackedSequences(mask.sum(dim=1), tokens, columns[mask], slots)
-
-    def _moves(self, holes: bool) -> bool:
-        """Whether real tokens may change their places in the tensor; with holes between them or only before them."""
-        windows = any(reach.before is not None or reach.after not in (None, 0) for reach in self.reading.reaches)
-        return self.reading.takes_position_ids and not (windows and holes)
+        tokens = {name: held[mask] for name, held in named.items()}
+        return PackedSequences(self, mask.sum(dim=1), tokens, columns[mask], slots)

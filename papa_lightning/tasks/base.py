@@ -295,7 +295,8 @@ class EncoderTask(LearningTask, EvaluatedTask):
         levels: list[Tensor] = []
         for group in groups:
             part = packed.batch(group)
-            states = self.run_encoder(part.arguments())
+            with part.prepared(self.device) as arguments:
+                states = self.run_encoder(arguments)
             levels = levels or [level.new_zeros(*batch["input_ids"].shape, level.shape[-1]) for level in states]
             for own, level in zip(states, levels, strict=True):
                 part.put(own, level)

@@ -6,7 +6,7 @@ import inspect
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,8 +70,8 @@ class ReadBatch:
         if not torch.compiler.is_compiling():
             self._check(encoder, inputs)
         positions: Positions | None = None
-        if POSITIONS in kwargs:  # of a packed batch
-            return None
+        if POSITIONS in kwargs:  # of a packed batch, whose layers hear of them from the encoder or otherwise
+            return args, {name: held for name, held in kwargs.items() if self.passes_on or name != POSITIONS}
         if inputs.get("position_ids") is None:
             positions = self._numbered(inputs)
             kwargs = self.count_positions(inputs, kwargs)
@@ -107,23 +107,6 @@ class ReadBatch:
                 "position_ids out, or call restore_attention(encoder) first."
             )
         return None
-
-    @property
-    def takes_position_ids(self) -> bool:
-        """Whether position ids alone tell the encoder and its layers the positions of tokens."""
-        return self.passes_on and "position_ids" in self.names
-
-    def position_ids(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """The position ids (B, T) that the encoder gives the tokens of a batch with an attention_mask (B, T)."""
-        kwargs = self._count_positions(inputs, dict(inputs)) if inputs.get("position_ids") is None else inputs
-        mask, given = inputs["attention_mask"], kwargs.get("position_ids")
-        if given is not None:
-            return cast(Tensor, given).expand_as(mask)
-        tokens = inputs.get("input_ids")
-        if self.rule == "input_ids" and tokens is not None:
-            numbered = tokens.ne(self.padding or 0).long()
-            return numbered.cumsum(dim=1) * numbered + self.first - 1
-        return (torch.arange(mask.shape[1], device=mask.device) + self.first).expand_as(mask)
 
     def mask_by_slot(self, mask: Tensor, positions: Positions | None) -> Tensor:
         """The mask (B, T) of a batch, true for a real token, in the order of slots (B, S), for sums over attention."""

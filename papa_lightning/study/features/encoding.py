@@ -98,7 +98,8 @@ class EncodedSplit:
         part, labels = packed.batch(torch.arange(len(packed.counts))), batch["labels"]
         places = self.reading.places(batch["attention_mask"], labels).gather(1, part.columns) & part.mask
         device = self._task.device
-        levels = self._task.run_encoder(part.arguments(device))
+        with part.prepared(device) as arguments:
+            levels = self._task.run_encoder(arguments)
         return self.reading.collect(levels, part.mask.to(device), places.to(device)).float()
 
     def _padded(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -114,7 +115,7 @@ class EncodedSplit:
         return self.reading.collect(levels, on_device["attention_mask"], places).float()
 
     def _can_pack(self) -> bool:
-        """Whether the encoder can run over real tokens alone; it may be swapped, but not change, while the split lives."""
+        """Whether the encoder can run over real tokens alone, by the first row: all have one layout."""
         first = _tensors(self._rows[:1])
         with eval_mode(self._task.encoder):
             return self._task.pack(self._task.inputs_of(first)) is not None
