@@ -20,6 +20,7 @@ from papa_lightning.encoders.seam.slots import POSITIONS, Positions
 def exact_when_packed(found: SupportedEncoder, holes: bool = True) -> bool:
     """Whether real tokens that are moved together keep their hidden states, given their position ids and places.
 
+    They need their mask too, without which transformers takes position ids that jump for several texts in one row.
     Cutting padding at the end needs none of this: no token moves.
 
     Args:
