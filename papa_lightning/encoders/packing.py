@@ -72,6 +72,7 @@ class PackedBatch:
         mask: (B, n), true for a real token.
         columns: (B, n), the column of each token before it was packed; 0 for padding.
         slots: (B, n), the slot of each token; None for an encoder that is neither swapped nor observed.
+        numbered: Whether position ids were given, so that the encoder would number its tokens otherwise.
     """
 
     packer: Packer
@@ -80,6 +81,7 @@ class PackedBatch:
     mask: Tensor
     columns: Tensor
     slots: Tensor | None
+    numbered: bool
 
     @contextmanager
     def prepared(self, device: torch.device) -> Iterator[dict[str, Any]]:
@@ -88,7 +90,8 @@ class PackedBatch:
         given: dict[str, Any] = {name: held.to(device) for name, held in self.tokens.items()}
         given["attention_mask"] = mask.long()
         order = torch.arange(self.mask.shape[1], device=self.mask.device)
-        if bool(((self.columns == order) | ~self.mask).all()):  # only padding at the end was cut
+        cut = bool(((self.columns == order) | ~self.mask).all())  # only padding at the end
+        if cut and not self.numbered:
             yield {name: held for name, held in given.items() if name != "position_ids"}
             return
         positions = None
@@ -115,6 +118,7 @@ class PackedSequences:
         tokens: Arguments of the encoder by name, (R, ...) for all R tokens.
         columns: (R,), the column of each token before it was packed.
         slots: (R,), the slot of each token; None for an encoder that is neither swapped nor observed.
+        numbered: Whether position ids were given.
     """
 
     packer: Packer
@@ -122,6 +126,7 @@ class PackedSequences:
     tokens: Mapping[str, Tensor]
     columns: Tensor
     slots: Tensor | None
+    numbered: bool
 
     @classmethod
     def join(cls, parts: Sequence[PackedSequences]) -> PackedSequences:
@@ -129,7 +134,8 @@ class PackedSequences:
         tokens = {name: torch.cat([part.tokens[name] for part in parts]) for name in parts[0].tokens}
         slots = [part.slots for part in parts if part.slots is not None]
         counts, columns = (torch.cat([getattr(part, name) for part in parts]) for name in ("counts", "columns"))
-        return cls(parts[0].packer, counts, tokens, columns, torch.cat(slots) if slots else None)
+        numbered = any(part.numbered for part in parts)
+        return cls(parts[0].packer, counts, tokens, columns, torch.cat(slots) if slots else None, numbered)
 
     @property
     def nbytes(self) -> int:
@@ -149,7 +155,8 @@ class PackedSequences:
         index = (starts[:, None] + order).where(mask, 0)
         tokens = {name: _padded(held[index], mask) for name, held in self.tokens.items()}
         slots = None if self.slots is None else _padded(self.slots[index], mask)
-        return PackedBatch(self.packer, tokens, sequences, mask, _padded(self.columns[index], mask), slots)
+        columns = _padded(self.columns[index], mask)
+        return PackedBatch(self.packer, tokens, sequences, mask, columns, slots, self.numbered)
 
 
 def similar_lengths(counts: Tensor, tokens: int) -> list[Tensor]:
@@ -227,4 +234,5 @@ class Packer:
             found = slots_of(mask, self.reading.rule, self.reading.read(inputs, None))
             slots = (columns if found is None else found.places)[mask]
         tokens = {name: held[mask] for name, held in named.items()}
-        return PackedSequences(self, mask.sum(dim=1), tokens, columns[mask], slots)
+        numbered = inputs.get("position_ids") is not None
+        return PackedSequences(self, mask.sum(dim=1), tokens, columns[mask], slots, numbered)

@@ -7,6 +7,7 @@ from conformance.tiny_models import plain, swapped
 
 from papa_lightning.calibration import gather
 from papa_lightning.encoders import Packer, Packing, SupportedEncoder
+from papa_lightning.encoders.inputs import first_position
 
 #: Families that must be packed, with holes too.
 NAMED = ["bert", "roberta", "albert", "electra", "distilbert", "gpt2", "llama", "modernbert", "esm", "nomic_bert"]
@@ -53,6 +54,15 @@ def test_a_plain_encoder(name):
 @pytest.mark.parametrize("name", MOVABLE)
 def test_a_swapped_encoder(name, mode):
     assert check(swapped(name, mode), name) == len(LAYOUTS)
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "llama", "gpt2"])
+def test_given_position_ids_stay_with_their_tokens(name):
+    """Also where only padding at the end is cut."""
+    inputs, first = {key: held[:, :6] for key, held in padded(name, "plain").items()}, first_position(plain(name))
+    inputs["position_ids"] = torch.arange(first + 3, first + 9)[None]
+    packed, whole = (gather(plain(name), [inputs], T, packing=Packing(enabled)) for enabled in (True, False))
+    torch.testing.assert_close(packed.sums, whole.sums, **CLOSE)
 
 
 @pytest.mark.parametrize("name", MOVABLE)
