@@ -5,8 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from papa_lightning.attention import functional
 from papa_lightning.attention.functional import (
     accumulation_dtype,
+    add_pairs,
     apply_attention,
     attention_probabilities,
     average_attention,
@@ -15,6 +17,7 @@ from papa_lightning.attention.functional import (
     constant_mass,
     dynamic_attention,
     gate_mixture,
+    gathered_attention,
     masked_attention_sum,
     normalized_constants,
     pair_counts,
@@ -105,6 +108,58 @@ def test_constant_attention_ignores_what_stands_at_padding(kind):
     assert_close(result, constant_attention(constants, value, mask), **EXACT)
     if mask is not None:
         assert torch.equal(result[~mask.bool()], torch.zeros_like(result[~mask.bool()]))
+
+
+def make_pairs(batch, slots, tokens, mask):
+    """Slots (B, n), ascending, of the tokens of each sequence, their mask, and the index of each pair."""
+    generator = torch.Generator().manual_seed(batch * 10 + tokens)
+    places = torch.stack([torch.randperm(slots, generator=generator)[:tokens].sort().values for _ in range(batch)])
+    real = torch.ones(batch, tokens, dtype=torch.bool) if mask is None else mask.bool()
+    return places, real, places[:, :, None] * slots + places[:, None, :]
+
+
+@pytest.mark.parametrize("piece", [1, 2 * 3 * 25, 2**21])
+@pytest.mark.parametrize("kind", MASKS)
+def test_gathered_attention_is_that_of_the_slots(kind, piece, monkeypatch):
+    """Also in pieces of one sequence, of two, and of all."""
+    monkeypatch.setattr(functional, "PIECE", piece)
+    constants, _ = make_case((5, 3, 9, 4))
+    _, value = make_case((5, 3, 5, 4), seed=1)
+    places, real, pairs = make_pairs(5, 9, 5, make_mask(kind, 5, 5))
+    spread, mask = torch.zeros(5, 3, 9, 4, dtype=torch.float64), torch.zeros(5, 9, dtype=torch.bool)
+    for row in range(5):
+        spread[row][:, places[row]] = value[row]
+        mask[row, places[row]] = real[row]
+    expected, _ = explicit(constants, spread, mask)
+    expected = torch.stack([own[where] for own, where in zip(expected, places, strict=True)])
+    result = gathered_attention(constants, value, pairs, real)
+    assert result.shape == (5, 5, 3, 4)
+    assert_close(result, expected, **EXACT)
+
+
+def test_gathered_attention_in_lower_precision_and_backward():
+    constants, value = make_case((4, 2, 6, 3), dtype=torch.float32)
+    _, real, pairs = make_pairs(4, 6, 6, make_mask("holes", 4, 6))
+    half = gathered_attention(constants.bfloat16(), value.bfloat16(), pairs, real)
+    assert half.dtype == torch.bfloat16
+    assert_close(half.float(), gathered_attention(constants, value, pairs, real), atol=0.05, rtol=0.05)
+    own = [tensor.double().requires_grad_() for tensor in (constants[:, :3, :3] + 0.5, value[:2, :, :2])]
+    _, real, pairs = make_pairs(2, 3, 2, None)
+    assert torch.autograd.gradcheck(lambda first, second: gathered_attention(first, second, pairs, real), own)
+
+
+def test_pairs_are_added_in_order():
+    sums = torch.ones(2, 9, dtype=torch.float64)
+    _, real, pairs = make_pairs(6, 3, 2, None)
+    entries = torch.rand(6, 2, 2, 2)
+    expected = sums.view(2, 3, 3).clone()
+    for row, column in [(i, j) for i in range(2) for j in range(2)]:
+        for batch in range(6):
+            query, key = divmod(int(pairs[batch, row, column]), 3)
+            expected[:, query, key] += entries[batch, :, row, column]
+    add_pairs(sums, pairs.flatten(1), entries.flatten(2))
+    assert_close(sums.view(2, 3, 3), expected, **EXACT)
+    assert real.all()
 
 
 def test_row_without_mass_is_zero_not_nan():
