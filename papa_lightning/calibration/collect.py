@@ -83,8 +83,8 @@ def calibrate(
     found = SupportedEncoder.find(encoder)
     check_max_length(found.model, max_length)
     settings = Packing(packing, tokens_per_batch)
-    # Metadata are refused now, not after hours.
-    noted = plain_metadata({**(metadata or {}), **settings.noted(compute_device(found.model))})
+    noted = plain_metadata({} if metadata is None else metadata)  # refused now, not after hours
+    noted |= settings.noted(compute_device(found.model))
     averages = gather(found, batches, max_length, progress=progress, packing=settings)
     if all_reduce is not None:
         averages.reduce(all_reduce)

@@ -56,7 +56,7 @@ def moved_tokens(
     arguments = [] if family.by_place is None else [family.by_place(found.model, places)]
     arguments += _windows(found, places, mask)
     if positions is not None and family.inline is not None and not family.inline.hears_positions:
-        touched = [module for module in family.attention_modules(found.model) if is_touched(module)]
+        touched = [module for module in found.distinct_modules if is_touched(module)]
         arguments.append(PlacedArgument(touched, POSITIONS, lambda module: positions))
     with ExitStack() as hooks:
         for argument in arguments:
@@ -79,7 +79,7 @@ def _giving(argument: PlacedArgument) -> Any:
 
 def _windows(found: SupportedEncoder, places: Tensor, mask: Tensor) -> list[PlacedArgument]:
     """The masks of layers with a window, which transformers counts in the tensor; one mask for all of one window."""
-    modules = {module: found.family.reach(module) for module in found.family.attention_modules(found.model)}
+    modules = dict(zip(found.modules, found.reaches, strict=True))
     reaches = dict.fromkeys(reach for reach in modules.values() if reach.before is not None)
     real = mask.bool()[:, None, None, :]
     return [

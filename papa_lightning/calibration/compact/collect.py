@@ -103,7 +103,7 @@ def calibrate_compact(
     check_width("width", width, CalibrationError)
     check_width("error_rows", error_rows, CalibrationError)
     settings = Packing(packing, tokens_per_batch)
-    noted = plain_metadata({**(metadata or {}), **settings.noted(compute_device(found.model))})
+    noted = plain_metadata({} if metadata is None else metadata) | settings.noted(compute_device(found.model))
     averages = CompactAverages(
         found.reaches, found.num_heads, max_length, min(width, max_length - 1), error_rows, compute_device(found.model)
     )

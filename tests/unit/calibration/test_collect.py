@@ -24,6 +24,7 @@ from unit.encoders.tiny_encoders import (
 )
 
 from papa_lightning import AttentionConstants, calibrate, swap_attention
+from papa_lightning.calibration import batches as batches_module
 from papa_lightning.calibration import check_max_length, describe_model, eval_mode, gather
 from papa_lightning.errors import CalibrationError, ConstantsFileError, PapaError
 
@@ -241,12 +242,15 @@ def test_no_gradient_is_recorded():
     model.encoder.layer[0].register_forward_hook(
         lambda module, args, output: seen.append((torch.is_grad_enabled(), module.training))
     )
-    constants = calibrate(model.train(), make_batches(), LENGTH)
+    constants = calibrate(model.train(), make_batches(), LENGTH, packing=False)
     assert seen == [(False, False)] * 3
+    calibrate(model.train(), make_batches(), LENGTH)
+    assert set(seen) == {(False, False)}
     assert not constants.values.requires_grad
 
 
-def test_batches_are_read_once_and_one_at_a_time():
+def test_batches_are_read_once_and_one_at_a_time(monkeypatch):
+    """Packed, the first is run alone, and then as many are read as their tokens take up a bounded memory."""
     model, open_batches = build(), []
 
     def batches():
@@ -256,6 +260,15 @@ def test_batches_are_read_once_and_one_at_a_time():
 
     seen = []
     model.register_forward_hook(lambda module, args, output: seen.append(len(open_batches)))
+    calibrate(model, batches(), LENGTH, packing=False)
+    assert seen == [1, 2, 3, 4]
+    seen.clear()
+    open_batches.clear()
+    calibrate(model, batches(), LENGTH)
+    assert (seen[0], set(seen)) == (1, {1, 4})
+    monkeypatch.setattr(batches_module, "_POOL", 1)
+    seen.clear()
+    open_batches.clear()
     calibrate(model, batches(), LENGTH)
     assert seen == [1, 2, 3, 4]
 

@@ -8,6 +8,7 @@ from unit.encoders.tiny_encoders import HEADS, LENGTH, build, make_inputs
 
 from papa_lightning.calibration import averages as averages_module
 from papa_lightning.calibration import gather
+from papa_lightning.encoders import Packing
 
 
 class Watch(TorchDispatchMode):
@@ -26,9 +27,9 @@ class Watch(TorchDispatchMode):
         return result
 
 
-def watched(model, batches, length):
+def watched(model, batches, length, packing=False):
     with Watch() as watch:
-        gather(model, batches, length)
+        gather(model, batches, length, packing=Packing(packing))
     return watch
 
 
@@ -53,6 +54,7 @@ def test_no_tensor_is_as_large_as_the_attention_of_a_batch(monkeypatch):
     monkeypatch.setattr(averages_module, "_ON_CPU", 64 * HEADS * LENGTH)
     others = max(64 * LENGTH * 37, 3 * HEADS * LENGTH * LENGTH)  # inner layer of the encoder; the sums
     assert watched(model, [batch], LENGTH).largest == others < everything
+    assert watched(model, [batch], LENGTH, packing=True).largest <= others
 
 
 @torch.no_grad()
@@ -65,3 +67,4 @@ def test_the_pass_asks_for_no_answer_that_the_encoder_does_not_ask_for():
         for batch in batches:
             model(**batch)
     assert watched(model, batches, LENGTH).asked == plain.asked
+    assert watched(model, batches, LENGTH, packing=True).asked < 20 * len(batches)  # of tokens, on the CPU

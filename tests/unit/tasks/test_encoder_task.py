@@ -113,6 +113,7 @@ def test_attributes_and_hyperparameters(bert: str) -> None:
         "constants_learning_rate": None,
         "label_names": None,
         "distillation": 0.0,
+        "packing": True,
         "pooling": "layerwise",
     }
 
@@ -129,6 +130,7 @@ def test_attributes_and_hyperparameters(bert: str) -> None:
         ({"preset": "published"}, "preset is 'published', but must be one of 'default', 'reference'"),
         ({"schedule": "step"}, "schedule is 'step', but must be one of 'constant', 'linear', 'cosine'"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0"),
+        ({"packing": "yes"}, "packing is 'yes'"),
         ({"weight_decay": -1.0}, "weight_decay is -1.0"),
         ({"warmup_share": 1.5}, "warmup_share is 1.5"),
         ({"dropout": 1.0}, "dropout is 1.0"),
@@ -351,3 +353,63 @@ def test_every_trainable_parameter_learns_beside_constants(bert: str, constants_
 def test_constants_of_another_length(bert: str, constants_file: str) -> None:
     with pytest.raises(PapaError, match=r"max_length 8.*max_length is 9"):
         make_task(bert, constants=constants_file, max_length=9)
+
+
+def padded_batch(layout: str) -> dict[str, Tensor]:
+    """Sequences of several lengths in a layout, and one without a token."""
+    mask = (torch.arange(LENGTH) < torch.tensor([[3], [LENGTH], [1], [5], [0]])).long()
+    if layout == "left":
+        mask = mask.flip(1)
+    if layout == "segment":
+        mask[:4, -1] = 1
+    ids = torch.randint(3, VOCABULARY, (5, LENGTH), generator=torch.Generator().manual_seed(0))
+    return {"input_ids": ids.where(mask == 1, 1), "attention_mask": mask, "token_type_ids": torch.zeros_like(mask)}
+
+
+@pytest.mark.parametrize("heads", [None, "all", [(0, 1), (1, 2)]])
+@pytest.mark.parametrize("layout", ["plain", "left", "segment"])
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_packed_states_are_those_of_padded_ones(
+    name: str, layout: str, heads: Any, constants_file: str, request: pytest.FixtureRequest
+) -> None:
+    given = {} if heads is None else {"constants": constants_file, "heads": heads}
+    encoder = request.getfixturevalue(name)
+    packed, padded = (make_task(encoder, packing=packing, **given).eval() for packing in (True, False))
+    shapes: list[tuple[int, ...]] = []
+    packed.encoder.register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    batch = padded_batch(layout)
+    real = batch["attention_mask"].bool()
+    with torch.no_grad():
+        for own, level in zip(packed.encode(batch), padded.encode(batch), strict=True):
+            torch.testing.assert_close(own[real], level[real], atol=1e-5, rtol=0)
+            assert (own[~real] == 0).all()
+        torch.testing.assert_close(packed(batch)[:4], padded(batch)[:4], atol=1e-5, rtol=0)
+    assert shapes
+    assert all(columns <= LENGTH for _, columns in shapes)
+
+
+def test_packed_batches_are_small_and_several_only_without_gradients(bert: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("papa_lightning.encoders.packing._ON_CPU", 6)
+    task, seen = make_task(bert).eval(), list[tuple[int, ...]]()
+    task.encoder.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    batch = padded_batch("segment")
+    task.encode(batch)
+    assert seen == [(1, 8), (1, 6), (1, 4), (2, 2)]
+    seen.clear()
+    task.encoder.requires_grad_(True)  # a criterion counts on one run
+    task.encode(batch)[-1].sum().backward()
+    assert seen == [(5, 8)]
+    assert task.encoder.embeddings.word_embeddings.weight.grad is not None
+
+
+def test_an_encoder_in_train_mode_is_not_packed(bert: str) -> None:
+    task = make_task(bert, freeze_encoder=False).train()
+    assert task.pack(task.inputs_of(padded_batch("segment"))) is None
+    task.eval()
+    assert task.pack(task.inputs_of(padded_batch("segment"))) is not None
+    frozen = make_task(bert).train()
+    assert frozen.pack(frozen.inputs_of(padded_batch("segment"))) is not None

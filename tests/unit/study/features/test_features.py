@@ -135,13 +135,42 @@ def _noting_lengths(encode: Any, lengths: list[int], batch: Any) -> Any:
 def test_padding_is_cut_where_it_stands_at_the_end(encoder: str, tmp_path: Path) -> None:
     seen: dict[str, list[int]] = {}
     for layout in cases.LAYOUTS:
-        task, rows = cases.make_task(encoder, "layerwise"), cases.make_rows(8, "layerwise", layout)
+        task, rows = cases.make_task(encoder, "layerwise", packing=False), cases.make_rows(8, "layerwise", layout)
         lengths = seen.setdefault(layout, [])
-        task.encode = partial(_noting_lengths, task.encode, lengths)
+        task.run_encoder = partial(_noting_lengths, task.run_encoder, lengths)
         store(task, rows, tmp_path / layout, batch_size=2)
     longest = sorted(cases.make_rows(8, "layerwise").with_format("torch")[:]["attention_mask"].sum(1).tolist())[::-1]
     assert seen["plain"] == longest[::2]
     assert seen["segment"] == [cases.LENGTH] * 4
+
+
+@pytest.mark.parametrize("heads", [None, SOME_HEADS, "all"])
+@pytest.mark.parametrize("layout", cases.LAYOUTS)
+@pytest.mark.parametrize("kind", cases.KINDS)
+def test_packed_features_are_those_of_padded_rows(
+    encoder: str, tmp_path: Path, kind: str, layout: str, heads: Any
+) -> None:
+    rows, tables = cases.make_rows(13, kind, layout), []
+    for packing in (True, False):
+        task, seen = cases.make_task(encoder, kind, heads, packing=packing), list[int]()
+        task.run_encoder = partial(_noting_lengths, task.run_encoder, seen)
+        tables.append(store(task, rows, tmp_path / str(packing), tokens_per_batch=20)._table)
+        assert len(seen) > 3
+        assert packing or layout == "plain" or set(seen) == {cases.LENGTH}
+        assert not packing or seen == sorted(seen, reverse=True)
+    torch.testing.assert_close(*tables, atol=1e-5, rtol=0)
+
+
+def test_a_reading_of_padding_is_not_packed(encoder: str, tmp_path: Path) -> None:
+    """A label at a token that the mask leaves out, whose hidden state only a padded batch has."""
+    task, rows = cases.make_task(encoder, "tokens"), cases.make_rows(6, "tokens", "segment")
+    columns = {name: [list(row) for row in rows[name]] for name in rows.column_names}
+    columns["labels"][2][cases.LENGTH - 2] = 1
+    columns["attention_mask"][2][cases.LENGTH - 2] = 0
+    changed, seen = Dataset.from_dict(columns), list[int]()
+    task.run_encoder = partial(_noting_lengths, task.run_encoder, seen)
+    store(task, changed, tmp_path / "f")
+    assert set(seen) == {cases.LENGTH}
 
 
 def test_modes_and_random_numbers_are_left_alone(encoder: str, tmp_path: Path) -> None:
@@ -158,9 +187,13 @@ def test_modes_and_random_numbers_are_left_alone(encoder: str, tmp_path: Path) -
 
 def test_progress_counts_sequences(encoder: str, tmp_path: Path) -> None:
     done: list[int] = []
-    task = cases.make_task(encoder, "mean")
-    store(task, cases.make_rows(9, "mean"), tmp_path / "f", batch_size=4, progress=done.append)
+    rows = cases.make_rows(9, "mean")
+    task = cases.make_task(encoder, "mean", packing=False)
+    store(task, rows, tmp_path / "f", batch_size=4, progress=done.append)
     assert done == [4, 8, 9]
+    done.clear()
+    store(cases.make_task(encoder, "mean"), rows, tmp_path / "g", tokens_per_batch=1, progress=done.append)
+    assert done == list(range(1, 10))
 
 
 def test_budget_is_checked_before_anything_is_written(
