@@ -64,7 +64,7 @@ class FoldedHeads(MatrixHeads):
 
     def mix(self, value: Tensor, mask: Tensor | None, mass: Tensor | None = None, slots: Slots | None = None) -> Tensor:
         """See :meth:`MatrixHeads.mix`, for values (B, 1, T, d); nothing is copied into another layout."""
-        if slots is not None or is_symbolic(value.shape[2]):
+        if slots is not None or any(map(is_symbolic, value.shape)):
             return super().mix(value, mask, mass, slots)
         channels = value[:, 0]
         if mask is None:

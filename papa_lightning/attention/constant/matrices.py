@@ -115,7 +115,7 @@ class MatrixHeads(TokenMixer):
         if slots is not None:
             return self._mix_slots(value, slots)
         constants = self.constants_for(value)
-        if is_symbolic(value.shape[2]):
+        if is_symbolic(value.shape[2]) or (mask is not None and is_symbolic(value.shape[0])):
             return constant_attention_of_any_size(constants, value, mask)
         if mask is not None:
             return constant_attention(constants, value, mask, mass)

@@ -27,6 +27,7 @@ KINDS = {
 
 
 def swapped_to(kind):
+    """A tiny BERT of one kind, in float32."""
     encoder = copy.deepcopy(encoder_of(plain("bert", None, torch.float32)))
     return swap_attention(encoder, kind, **KINDS[kind]).eval()
 
@@ -48,6 +49,17 @@ def test_layers_of_different_kinds(tmp_path):
     loaded = load_exported_encoder(export_encoder(encoder, tmp_path / "exported"))
     assert [layer.kind for layer in swapped_layers(loaded)] == ["constant", "dynamic", "aft_simple"]
     assert torch.equal(last(loaded, inputs), last(encoder, inputs))
+
+
+def test_images_of_folded_heads():
+    """Their length is known to a graph, but not their number."""
+    encoder = copy.deepcopy(encoder_of(plain("vit", None, torch.float32)))
+    swap_attention(encoder, "folded", constants=merge_constants(make_constants("vit")))
+    program = export_program(encoder.eval()).module()
+    for batch in (1, 3):
+        inputs = make_inputs("vit", batch, dtype=torch.float32)
+        with torch.no_grad():
+            assert torch.allclose(program(**inputs), last(encoder, inputs), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("kinds", ["shared", ["shared", "dynamic", "constant"], ["dynamic", "gated", "additive"]])
