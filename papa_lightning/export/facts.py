@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from papa_lightning.checks import filled, listed, record, text, whole
+from papa_lightning.checks import filled, listed, maybe, record, text, whole
 from papa_lightning.encoders import SupportedEncoder
 from papa_lightning.errors import ExportError
 from papa_lightning.export.build import count_parameters
@@ -19,7 +19,10 @@ FACTS, CONFIG, WEIGHTS, GRAPH = "papa.json", "config.json", "model.safetensors",
 
 @dataclass(frozen=True)
 class Facts:
-    """The content of papa.json: for each layer its kind and constant heads, for each file beside it the SHA-256."""
+    """The content of papa.json: for each layer its kind and constant heads, for each file beside it the SHA-256.
+
+    The first position id is None where there is no model.onnx that takes position_ids.
+    """
 
     papa_lightning: str
     encoder: str
@@ -29,6 +32,7 @@ class Facts:
     heads: list[list[int]]
     parameters: dict[str, int]
     files: dict[str, str]
+    first_position_id: int | None = None
 
     def as_bytes(self) -> bytes:
         """The content of the file."""
@@ -87,5 +91,7 @@ _CONTENT = record(
         "heads": listed(listed(whole())),
         "parameters": record(dict.fromkeys(("whole", "left_out", "added", "saved"), whole())),
         "files": record(dict.fromkeys((CONFIG, WEIGHTS), text)),
-    }
+        "first_position_id": maybe(whole()),
+    },
+    may_lack=("first_position_id",),
 )

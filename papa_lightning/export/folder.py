@@ -16,7 +16,7 @@ from papa_lightning.encoders.projections.trimmed import trimmed_state
 from papa_lightning.errors import ExportError, PapaError
 from papa_lightning.export.build import transient_buffers
 from papa_lightning.export.facts import CONFIG, FACTS, GRAPH, WEIGHTS, Facts, facts_of, is_export, read_facts
-from papa_lightning.export.graphs import check_onnx, export_onnx
+from papa_lightning.export.graphs import check_wanted, export_onnx, first_position_id
 from papa_lightning.export.load import load_exported_encoder
 from papa_lightning.files.checked import file_sum
 from papa_lightning.files.writing import check_exchange, check_output_folder, staged_folder
@@ -50,6 +50,7 @@ def export_encoder(
     *,
     replace: bool = False,
     onnx: bool = False,
+    position_ids: bool = False,
 ) -> Path:
     """Write a swapped encoder to a folder, without the query and key weights of its constant heads.
 
@@ -63,12 +64,13 @@ def export_encoder(
         tokenizer: Tokenizer of the encoder.
         replace: Whether an earlier export in this place may be replaced; other folders never are.
         onnx: Whether to write model.onnx too, see :func:`export_onnx`.
+        position_ids: Whether model.onnx has the input position_ids too, see :func:`export_program`.
 
     Raises:
-        ExportError: When the encoder is not swapped or not as transformers builds it, or the folder is taken.
+        ExportError: When the encoder is not swapped or not as transformers builds it, the folder is taken, packages for
+            ``onnx`` are missing, or model.onnx cannot have position_ids.
         OutputError: When the folder cannot be written.
         UnsupportedEncoderError: For a model that is not a supported encoder.
-        PapaError: When ``onnx`` is asked for and its packages are missing.
 
     Example:
         >>> import tempfile, torch
@@ -82,7 +84,9 @@ def export_encoder(
         >>> loaded.encoder.layer[0].attention.self.query.weight.shape
         torch.Size([0, 8])
     """
+    check_wanted(onnx, position_ids)
     found = SupportedEncoder.find(encoder)
+    first = first_position_id(found) if position_ids else None
     if not is_calibrated(found.model):
         raise ExportError(
             "the encoder has no constants: call swap_attention(encoder, ..., constants=...), or load a checkpoint that "
@@ -90,11 +94,9 @@ def export_encoder(
         )
     if getattr(found.model.config, "quantization_config", None) is not None:
         raise ExportError("the encoder is quantized, which cannot be exported: export it before it is quantized.")
-    if onnx:
-        check_onnx()
     target = check_target("output_dir", output_dir, replace)
     with staged_folder(target, replace) as folder:
-        _write_encoder(found, folder)
+        _write_encoder(found, folder, first)
         if tokenizer is not None:
             _write_tokenizer(tokenizer, folder)
         try:
@@ -103,12 +105,12 @@ def export_encoder(
             reason = error.__cause__ if error.__cause__ is not None else error
             raise ExportError(f"the encoder cannot be exported, because it would not load: {reason}") from error
         if onnx:
-            export_onnx(loaded, folder / GRAPH)
+            export_onnx(loaded, folder / GRAPH, position_ids)
         check_target("output_dir", target, replace)  # another process may have been faster
     return target
 
 
-def _write_encoder(found: SupportedEncoder, folder: Path) -> None:
+def _write_encoder(found: SupportedEncoder, folder: Path, first: int | None) -> None:
     encoder = found.model
     whole = trimmed_state(found) | transient_buffers(encoder)
     state = {name: held.detach().cpu().contiguous() for name, held in _once(whole).items()}
@@ -124,7 +126,7 @@ def _write_encoder(found: SupportedEncoder, folder: Path) -> None:
     content = _without_paths(json.loads(encoder.config.to_json_string()))
     (folder / CONFIG).write_bytes((json.dumps(content, indent=2) + "\n").encode())
     sums = {name: file_sum(folder / name) for name in (CONFIG, WEIGHTS)}
-    facts = Facts(__version__, type(encoder).__name__, files=sums, **facts_of(found, state))
+    facts = Facts(__version__, type(encoder).__name__, files=sums, first_position_id=first, **facts_of(found, state))
     (folder / FACTS).write_bytes(facts.as_bytes())
 
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.fx.experimental import _config as shapes
 from transformers import PreTrainedModel
 
-from papa_lightning.encoders import SupportedEncoder, accepted_inputs, takes_images
+from papa_lightning.encoders import ReadBatch, SupportedEncoder, accepted_inputs, takes_images
 from papa_lightning.errors import ExportError
 
 #: Inputs of a graph, in this order.
-_TEXT = ("input_ids", "attention_mask", "token_type_ids")
+_TEXT = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 
 
 class HiddenStates(nn.Module):
@@ -34,16 +34,17 @@ class HiddenStates(nn.Module):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,
     ) -> Tensor:
         """Last hidden states (B, T, d) of tokens, each input (B, T), or of images (B, channels, height, width)."""
-        text = dict(zip(_TEXT, (input_ids, attention_mask, token_type_ids), strict=True))
+        text = dict(zip(_TEXT, (input_ids, attention_mask, token_type_ids, position_ids), strict=True))
         given = {name: held for name, held in {**text, "pixel_values": pixel_values}.items() if held is not None}
         result: Tensor = self.encoder(**given, **self.options, return_dict=True).last_hidden_state
         return result
 
 
-def export_program(encoder: nn.Module) -> torch.export.ExportedProgram:
+def export_program(encoder: nn.Module, position_ids: bool = False) -> torch.export.ExportedProgram:
     """A swapped encoder as a graph of ``torch.export``, for any batch size and any length up to that of its constants.
 
     Its inputs are input_ids, attention_mask and, where the encoder has segments, token_type_ids, each (B, T), or
@@ -51,13 +52,21 @@ def export_program(encoder: nn.Module) -> torch.export.ExportedProgram:
     graph cannot refuse others. The stock attention of transformers needs at least two tokens, and so do graphs of
     partly constant encoders. ``program.module()`` runs the program, ``torch.export.save`` writes it.
 
+    With position_ids, the slot of a real token is its position id minus the first that the encoder has (RoBERTa:
+    ``padding_idx + 1``, most: 0), wherever it stands, so that the real tokens of each row can be moved together, in
+    their order. A graph cannot refuse ids that are no slots: those of a row must differ, lie within the constants, rise
+    from token to token in causal layers, and by one a token in layers with a window. Those of padding are free, but
+    must be positions that the encoder has.
+
     Args:
         encoder: A swapped and calibrated encoder, or one of :func:`load_exported_encoder`, in evaluation mode.
+        position_ids: Whether the graph has the input position_ids (B, T) too; it is then required.
 
     Raises:
-        ExportError: When the encoder has no constants, is in training mode, or cannot be a graph.
+        ExportError: When the encoder has no constants, is in training mode, cannot be a graph, or its layers do not
+            hear of position ids.
     """
-    module, inputs, sizes = _parts(encoder)
+    module, inputs, sizes = _parts(encoder, position_ids)
     # A graph for sizes of 1 too, as the ONNX export of torch makes it.
     with _quiet(), shapes.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
         try:
@@ -66,7 +75,7 @@ def export_program(encoder: nn.Module) -> torch.export.ExportedProgram:
             raise _no_graph(error) from error
 
 
-def export_onnx(encoder: nn.Module, path: str | Path) -> Path:
+def export_onnx(encoder: nn.Module, path: str | Path, position_ids: bool = False) -> Path:
     """Write a swapped encoder as an ONNX file, for any batch size and any length up to that of its constants.
 
     Inputs and output are those of :func:`export_program`, with the axes "batch" and "length"; a length of 1 is served
@@ -75,13 +84,13 @@ def export_onnx(encoder: nn.Module, path: str | Path) -> Path:
     Args:
         encoder: A swapped and calibrated encoder, in evaluation mode.
         path: The file. Weights of more than 2 GB are in a second file beside it.
+        position_ids: Whether the graph has the input position_ids too, see :func:`export_program`.
 
     Raises:
-        ExportError: When the encoder has no constants, is in training mode, or cannot be a graph, or packages are
-            missing.
+        ExportError: As :func:`export_program`, and when packages are missing.
     """
     check_onnx()
-    module, inputs, sizes = _parts(encoder)
+    module, inputs, sizes = _parts(encoder, position_ids)
     names = {name: {axis: "length" if axis else "batch" for axis in sizes[name]} for name in inputs}
     options: Any = {"input_names": list(inputs), "output_names": ["last_hidden_state"], "verbose": False}
     with _quiet():
@@ -94,6 +103,17 @@ def export_onnx(encoder: nn.Module, path: str | Path) -> Path:
     return Path(path)
 
 
+def check_wanted(onnx: bool, position_ids: bool) -> None:
+    """Refuse to begin without the packages that ``onnx`` needs, and ``position_ids`` without a graph to take them."""
+    if onnx:
+        check_onnx()
+    elif position_ids:
+        raise ExportError(
+            "position_ids is True, but onnx is False, so that there is no graph to take them: pass onnx=True (--onnx "
+            "true), or leave position_ids out. An encoder that is loaded takes them anyway."
+        )
+
+
 def check_onnx() -> None:
     """Refuse to begin without the packages that ONNX files are written with."""
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
@@ -104,9 +124,21 @@ def check_onnx() -> None:
         )
 
 
-def _parts(encoder: nn.Module) -> tuple[nn.Module, dict[str, Tensor], dict[str, Any]]:
+def first_position_id(found: SupportedEncoder) -> int:
+    """The position id of the first slot; ExportError for an encoder whose layers do not hear of position ids."""
+    reader = ReadBatch.of(found)
+    if not reader.takes_position_ids:
+        raise ExportError(
+            f"position_ids is True, but the layers of {type(found.model).__name__} do not hear of position ids: leave "
+            "position_ids out, for a graph that takes batches as the tokenizer pads them."
+        )
+    return reader.first
+
+
+def _parts(encoder: nn.Module, position_ids: bool) -> tuple[nn.Module, dict[str, Tensor], dict[str, Any]]:
     """The module, an example of its inputs, and the dynamic ones of their sizes."""
     found = SupportedEncoder.find(encoder)
+    first = first_position_id(found) if position_ids else None
     base, mixers = found.model, found.mixers
     if base.training or not mixers or not all(mixer.calibrated for mixer in mixers):
         state = "in training mode" if base.training else "not swapped, or has no constants"
@@ -124,9 +156,11 @@ def _parts(encoder: nn.Module) -> tuple[nn.Module, dict[str, Tensor], dict[str, 
     # Neither 1 nor the longest: a graph must not be made for either alone.
     example = torch.ones(2, longest - 1 if longest > 2 else longest, dtype=torch.int64, device=base.device)
     length = {1: torch.export.Dim.DYNAMIC(min=1, max=longest)} if longest > 2 else {}
-    # GPT-2 takes the argument too, but for embeddings of words: zeros would change what it computes.
+    # GPT-2 takes token_type_ids too, but for embeddings of words: zeros would change what it computes.
     names = set(accepted_inputs(base)) - (set() if getattr(base.config, "type_vocab_size", 0) else {"token_type_ids"})
-    inputs = {name: example * (name != "token_type_ids") for name in _TEXT if name in names}
+    inputs = {name: example * (name != "token_type_ids") for name in _TEXT if name in names - {"position_ids"}}
+    if first is not None:
+        inputs["position_ids"] = example.cumsum(dim=1) - 1 + first
     return HiddenStates(base), inputs, {name: {0: batch, **length} for name in inputs}
 
 

@@ -10,7 +10,7 @@ from papa_lightning.encoders import HeadSelection, is_noted, swap_as_saved, swap
 from papa_lightning.encoders.loading import from_pretrained, load_encoder
 from papa_lightning.errors import ExportError
 from papa_lightning.export.folder import check_target, export_encoder
-from papa_lightning.export.graphs import check_onnx
+from papa_lightning.export.graphs import check_wanted
 from papa_lightning.ranking import HeadRanking
 from papa_lightning.tasks.checkpoints import read_checkpoint
 
@@ -32,6 +32,7 @@ class ExportSettings:
         ckpt_path: Checkpoint of a task of papa_lightning, with constants in it or with a constants file.
         tokenizer: Name or folder of the tokenizer; null takes that of the encoder, where it has one.
         onnx: Whether to write model.onnx too.
+        position_ids: Whether model.onnx has the input position_ids too, so that a server can pack.
         replace: Whether to replace an earlier export.
     """
 
@@ -43,6 +44,7 @@ class ExportSettings:
     ckpt_path: str | None = None
     tokenizer: str | None = None
     onnx: bool = False
+    position_ids: bool = False
     replace: bool = False
 
     def __post_init__(self) -> None:
@@ -57,8 +59,7 @@ class ExportSettings:
 def export_source(settings: ExportSettings, output: str) -> Path:
     """Load the encoder of the settings, and export it to a folder, which is checked before anything is loaded."""
     check_target("output", output, settings.replace)
-    if settings.onnx:
-        check_onnx()
+    check_wanted(settings.onnx, settings.position_ids)
     if settings.ckpt_path is None:
         assert settings.encoder is not None
         name, encoder = settings.encoder, load_encoder(settings.encoder)
@@ -66,7 +67,8 @@ def export_source(settings: ExportSettings, output: str) -> Path:
     else:
         name, encoder = _from_checkpoint(settings, settings.ckpt_path)
     tokenizer = _load_tokenizer(name, settings.tokenizer)
-    return export_encoder(encoder, output, tokenizer, replace=settings.replace, onnx=settings.onnx)
+    options = {"replace": settings.replace, "onnx": settings.onnx, "position_ids": settings.position_ids}
+    return export_encoder(encoder, output, tokenizer, **options)
 
 
 def _swap(encoder: PreTrainedModel, settings: ExportSettings) -> None:

@@ -61,6 +61,22 @@ def test_an_encoder_with_constants(
     assert "holds an export already" in capsys.readouterr().err
 
 
+def test_a_graph_that_takes_position_ids(
+    encoder_folder: str, constants: AttentionConstants, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    main(["export", "--encoder", encoder_folder, "--constants", str(tmp_path / "constants.safetensors"),
+          "--output", str(tmp_path / "exported"), "--onnx", "true", "--position_ids", "true"])  # fmt: skip
+    assert "4 of 4 heads" in capsys.readouterr().out
+    assert json.loads((tmp_path / "exported" / "papa.json").read_bytes())["first_position_id"] == 0
+    session = runtime.InferenceSession(tmp_path / "exported" / "model.onnx")
+    packed = {name: values[1:, :9] for name, values in INPUTS.items()}
+    packed |= {"token_type_ids": torch.zeros(1, 9).long(), "position_ids": torch.arange(9)[None]}
+    (found,) = session.run(None, {one.name: packed[one.name].numpy() for one in session.get_inputs()})
+    expected = last(load_exported_encoder(tmp_path / "exported"))[1:, :9]
+    assert torch.allclose(torch.from_numpy(found), expected, rtol=0, atol=1e-5)
+
+
 def test_the_checkpoint_of_a_task(encoder_folder: str, data_folder: str, tmp_path: Path) -> None:
     done = main([
         "fit", "--config", str(CONFIGS / "defaults.yaml"), "--config", str(CONFIGS / "sst2.yaml"),
@@ -90,6 +106,7 @@ def test_the_checkpoint_of_a_task(encoder_folder: str, data_folder: str, tmp_pat
     (["--ckpt_path", "STRANGER"], "no checkpoint of a task"),
     (["--ckpt_path", "PLAIN"], "has no constants"),
     (["--encoder", "ENCODER", "--constants", "CONSTANTS", "--heads", "0.5"], "no ranking says"),
+    (["--encoder", "ENCODER", "--constants", "CONSTANTS", "--position_ids", "true"], "onnx is False"),
     (["--encoder", "ENCODER", "--constants", "CONSTANTS", "--tokenizer", "no-such-tokenizer"], "cannot be loaded"),
 ])  # fmt: skip
 def test_what_is_refused(

@@ -84,6 +84,11 @@ class ReadBatch:
         """Whether a layer of the encoder differs from the original, or is observed."""
         return self._is_observed or any(mixer.replaces_attention for mixer in self._mixers())
 
+    @property
+    def takes_position_ids(self) -> bool:
+        """Whether the encoder has the argument position_ids, and its layers hear of them."""
+        return self.passes_on and "position_ids" in self.names
+
     def read(self, inputs: Mapping[str, Any], length: int | None) -> Positions | None:
         """The positions of the tokens of a batch on one device; None where they are the places in the tensor.
 
@@ -122,7 +127,7 @@ class ReadBatch:
     def count_positions(self, inputs: Mapping[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
         """The arguments with position ids: kinds without scores depend on rotary positions, not on differences."""
         mask = inputs.get("attention_mask")
-        if self.rule != "mask" or not self.passes_on or "position_ids" not in self.names or mask is None:
+        if self.rule != "mask" or not self.takes_position_ids or mask is None:
             return kwargs
         if not any(mixer.replaces_attention and not mixer.uses_scores for mixer in self._mixers()):
             return kwargs
