@@ -155,7 +155,8 @@ class TokenMixer(nn.Module):
     kind: ClassVar[str]
     #: Reason, for messages, why the kind replaces all heads of a layer; empty where heads can be chosen.
     whole_layer: ClassVar[str] = ""
-    #: Whether it takes tokens in the order of the batch, with their slots, instead of in the order of the slots.
+    #: Whether it takes tokens in the order of the batch, with their slots, instead of in the order of the slots; not
+    #: inherited, because a subclass may mix in another way.
     reads_slots: ClassVar[bool] = False
     #: Whether its dynamic heads have scores, to which an encoder may add a bias of positions.
     uses_scores: ClassVar[bool] = True

@@ -24,6 +24,7 @@ class ConstantHeads(MatrixHeads):
     See :class:`~papa_lightning.attention.MatrixHeads` for arguments and shapes.
     """
 
+    reads_slots = True
     facts = KindFacts(
         "chosen heads: `C V`, C the calibrated average", "none that learn", "T² d, no queries and keys", "the average"
     )
@@ -46,7 +47,7 @@ class ConstantHeads(MatrixHeads):
         if dropout > 0.0:  # the one case that needs every sequence's own matrix
             mixed = apply_attention(normalized_constants(self.constants_for(value), mask), fixed, dropout)
         else:
-            mixed = self.mix(fixed, mask, slots=attention.slots)
+            mixed = self.mix_tokens(fixed, attention)
         return with_dynamic(self, [(self.constant_heads, mixed)], attention, value, dropout), None
 
 

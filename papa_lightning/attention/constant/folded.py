@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from papa_lightning.attention.constant.matrices import MatrixHeads, check_matrices
-from papa_lightning.attention.dynamic import DynamicAttention, Slots
+from papa_lightning.attention.dynamic import DynamicAttention
 from papa_lightning.attention.functional import EPS, constant_mass, is_symbolic
 from papa_lightning.attention.mixer import KINDS, Block, KindFacts, Place
 from papa_lightning.errors import PapaError
@@ -33,6 +33,7 @@ class FoldedHeads(MatrixHeads):
 
     constants_form = "equal_matrices"
     depends_on_backend = False
+    reads_slots = True
     facts = KindFacts(
         "`C X W` with one C, W the sum over the heads of `W_v W_o`",
         "none that learn",
@@ -62,10 +63,10 @@ class FoldedHeads(MatrixHeads):
             self.constants.copy_(values[:1])
         self._set_calibrated(True)
 
-    def mix(self, value: Tensor, mask: Tensor | None, mass: Tensor | None = None, slots: Slots | None = None) -> Tensor:
+    def mix(self, value: Tensor, mask: Tensor | None, mass: Tensor | None = None) -> Tensor:
         """See :meth:`MatrixHeads.mix`, for values (B, 1, T, d); nothing is copied into another layout."""
-        if slots is not None or any(map(is_symbolic, value.shape)):
-            return super().mix(value, mask, mass, slots)
+        if any(map(is_symbolic, value.shape)):
+            return super().mix(value, mask, mass)
         channels = value[:, 0]
         if mask is None:
             return shared_product(self.normalized_for(value), channels)[:, :, None]

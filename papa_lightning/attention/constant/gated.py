@@ -27,6 +27,7 @@ class GatedHeads(MatrixHeads):
         gate_logits: (H,), g in the formula, a trainable parameter that starts at 0: half dynamic, half constant.
     """
 
+    reads_slots = True
     facts = KindFacts("`(sigmoid(g) A + (1 - sigmoid(g)) C) V`", "H gates", "more than attention", "the average")
     whole_layer = "puts a gate on every head"
 
@@ -54,5 +55,5 @@ class GatedHeads(MatrixHeads):
                 normalized_constants(self.constants_for(value), attention.mask),
             )
             return apply_attention(weights, value, dropout), weights
-        constant = self.mix(value, attention.mask, slots=attention.slots)
+        constant = self.mix_tokens(value, attention)
         return gate_mixture(self.gate_logits[:, None], attention.mix(value), constant), None

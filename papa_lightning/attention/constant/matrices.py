@@ -37,7 +37,6 @@ class MatrixHeads(TokenMixer):
     """
 
     constant_tensors = ("constants",)
-    reads_slots = True
     constants: Tensor
 
     def __init__(self, place: Place, heads: Sequence[int]) -> None:
@@ -103,17 +102,12 @@ class MatrixHeads(TokenMixer):
         channels = value.transpose(1, 2).reshape(batch, 1, length, heads * size)  # a view of a folded projection
         if weights is None and (need_weights or dropout > 0.0):
             weights = normalized_constants(self.constants_for(value), mask)
-        if weights is None:
-            mixed = self.mix(channels, mask, slots=attention.slots)
-        else:
-            mixed = apply_attention(weights, channels, dropout)
+        mixed = self.mix_tokens(channels, attention) if weights is None else apply_attention(weights, channels, dropout)
         shown = weights.expand(batch, heads, -1, -1) if weights is not None and need_weights else None
         return mixed.reshape(batch, length, heads, size), shown
 
-    def mix(self, value: Tensor, mask: Tensor | None, mass: Tensor | None = None, slots: Slots | None = None) -> Tensor:
+    def mix(self, value: Tensor, mask: Tensor | None, mass: Tensor | None = None) -> Tensor:
         """Values (B, constant heads, T, h) to (B, T, constant heads, h); ``mass`` are the row sums, where known."""
-        if slots is not None:
-            return self._mix_slots(value, slots)
         constants = self.constants_for(value)
         if is_symbolic(value.shape[2]) or (mask is not None and is_symbolic(value.shape[0])):
             return constant_attention_of_any_size(constants, value, mask)
@@ -121,11 +115,14 @@ class MatrixHeads(TokenMixer):
             return constant_attention(constants, value, mask, mass)
         return matrix_product(self.normalized_for(value), value)
 
-    def _mix_slots(self, value: Tensor, slots: Slots) -> Tensor:
-        """Mix values (B, heads, n, h) of tokens in S slots: n^2 gathered entries a sequence, or a product of S^2."""
-        self.constants_of(slots.number)  # refuses slots beyond max_length
+    def mix_tokens(self, value: Tensor, attention: DynamicAttention) -> Tensor:
+        """Mix as :meth:`mix`; n tokens in S slots by n^2 gathered entries, or where these are not fewer, by slot."""
+        slots = attention.slots
+        if slots is None:
+            return self.mix(value, attention.mask)
         if value.shape[2] >= slots.number:
             return slots.read(self.mix(slots.fill(value), slots.mask))
+        self.constants_of(slots.number)  # refuses slots beyond max_length
         pairs = slots.pairs(self.max_length)
         return gathered_attention(self.constants_of(self.max_length), value, pairs, slots.real)
 

@@ -32,6 +32,7 @@ class SharedHeads(MatrixHeads):
         PapaError: For another matrix.
     """
 
+    reads_slots = True
     facts = KindFacts(
         "`A V` with one A, the mean of the heads' softmax(s Q K^T); or `C V`, C the mean of their averages",
         "none that learn",

@@ -164,7 +164,8 @@ def _reads_slots(module: nn.Module, turn: int, explicit: bool) -> bool:
     if layer_of(module).watched:
         mixing = layer_of(module).mixings[turn]
         return isinstance(mixing, RowMixing) and mixing.reads_slots
-    return mixers_of(module)[turn].reads_slots and not explicit and not torch.compiler.is_compiling()
+    reads = bool(vars(type(mixers_of(module)[turn])).get("reads_slots", False))
+    return reads and not explicit and not torch.compiler.is_compiling()
 
 
 def _mix(
