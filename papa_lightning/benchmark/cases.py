@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from papa_lightning.attention import KINDS, Block, UntouchedLayer
 from papa_lightning.calibration import AttentionConstants, CompactConstants, gather
-from papa_lightning.encoders import HeadSelection, find_encoder, swap_attention
+from papa_lightning.encoders import HeadSelection, Packing, find_encoder, swap_attention
 from papa_lightning.errors import PapaError
 
 Batches: TypeAlias = Sequence[Mapping[str, Tensor]]
@@ -111,7 +111,7 @@ class Kind:
 
 def _calibration(encoder: PreTrainedModel, case: Case, backend: Backend) -> Pass:
     base = find_encoder(encoder)
-    return lambda batches: gather(base, batches, case.length)
+    return lambda batches: gather(base, batches, case.length, packing=Packing(enabled=False))
 
 
 def _swapped(encoder: PreTrainedModel, case: Case, backend: Backend, name: str) -> Pass:

@@ -220,6 +220,7 @@ class Study:
             **machine_facts(find_device(settings.device)),
             "dtype": "float32",
             "features": settings.features.storage,
+            **settings.packs.noted(find_device(settings.device)),
             "probe": asdict(settings.probe) | {"pooling": settings.pooling},
             "seeds": list(settings.seeds),
             "pairs": [{"encoder": plan.encoder, "task": plan.task, **plan.about} for plan in plans],

@@ -166,6 +166,18 @@ def test_stored_features_give_the_numbers_of_the_running_encoder(config: dict[st
     same_numbers(done, live)
 
 
+def test_packing_changes_no_number_but_is_never_mixed(config: dict[str, Any], done: pd.DataFrame) -> None:
+    padded = run(config | {"packing": False}, output="padded")
+    few = run(config | {"tokens_per_batch": 16}, output="few")
+    for other in (padded, few):
+        same_numbers(done, other)
+        assert not set(done.hash) & set(other.hash)
+    facts = [json.loads(Path(folder, "study.json").read_text())["about"] for folder in ("padded", "few")]
+    assert [one["packing"] for one in facts] == [None, {"tokens_per_batch": 16}]
+    constants = AttentionConstants.load(next(Path("few/constants").iterdir()))
+    assert constants.metadata["packing"] == {"tokens_per_batch": 16}
+
+
 def test_kept_features_serve_further_seeds(config: dict[str, Any]) -> None:
     kept = {"features": {"keep": True}}
     run(config | kept)

@@ -138,6 +138,7 @@ def _about(bench: Bench, settings: BudgetSettings, held_out: str) -> dict[str, A
         "held_out": held_out,
         "dtype": "float32",
         "features": settings.features.storage,
+        **bench.settings.packs.noted(bench.task.device),
     }
 
 

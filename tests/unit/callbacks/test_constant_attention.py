@@ -53,6 +53,31 @@ def test_fit_calibrates_once_and_makes_all_heads_constant() -> None:
         torch.testing.assert_close(layer.constants.detach(), values, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize(("packing", "of_module"), [(True, None), (False, None), (True, False), (True, True)])
+def test_packing_is_a_switch_of_the_callback_or_of_a_task(
+    packing: bool, of_module: bool | None, tmp_path: Path
+) -> None:
+    class WithInputs(Classifier):
+        def encoder_inputs(self, batch: Any) -> Any:
+            return batch
+
+    module = WithInputs()
+    if of_module is not None:
+        module.save_hyperparameters({"packing": of_module})
+    expected, lengths = expected_constants(module), list[int]()
+    module.bert.register_forward_pre_hook(
+        lambda module, args, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    callback = Counting(max_length=LENGTH, packing=packing)
+    trainer(callback, logger=CSVLogger(tmp_path), limit_val_batches=0).fit(module, loaders()["train_dataloaders"])
+    assert callback.constants_path is not None
+    found = AttentionConstants.load(callback.constants_path)
+    torch.testing.assert_close(found.values, expected.values, atol=1e-6, rtol=0)
+    assert torch.equal(found.pair_counts, expected.pair_counts)
+    packed = packing and of_module is not False
+    assert found.metadata["packing"] == ({"tokens_per_batch": 2048} if packed else None)
+
+
 def test_a_second_fit_does_not_calibrate_again() -> None:
     module, callback = Classifier(), Counting(max_length=LENGTH)
     trainer(callback).fit(module, **loaders())

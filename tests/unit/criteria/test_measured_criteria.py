@@ -9,6 +9,7 @@ from conformance.tiny_models import CASES, HEADS, encode, encoder_of, make_input
 
 from papa_lightning import AttentionConstants, PapaError, calibrate, restore_attention
 from papa_lightning.criteria import CRITERIA, RankingInputs, criterion_from, rank_heads
+from papa_lightning.encoders import Packing
 
 #: Case -> where transformers has the output projection of a layer.
 PROJECTIONS = {
@@ -280,3 +281,14 @@ def test_what_is_missing_is_named(criterion: str) -> None:
         inputs = RankingInputs(model_of("bert"), **{name: value for name, value in given.items() if name != missing})
         with pytest.raises(PapaError, match=rf"criterion '{criterion}' needs {missing}, but {missing} is None"):
             rank_heads(criterion, inputs)
+
+
+@pytest.mark.parametrize("criterion", ["divergence", "output"])
+@FAMILIES
+def test_packed_scores_are_those_of_padded_batches(name: str, criterion: str) -> None:
+    model, constants, batches = model_of(name), constants_of(name), two_batches(name)
+    packed, padded = (
+        criterion_from(criterion).measure(RankingInputs(model, constants, batches, packing=Packing(enabled, 16)))
+        for enabled in (True, False)
+    )
+    assert_close(packed, padded, **EXACT)

@@ -48,6 +48,8 @@ def test_settings_survive_json() -> None:
         ({"constants": ["other:cola"]}, ["other:cola", "tasks", "sst2"]),
         ({"pooling": "max"}, ["pooling", "'max'", "layerwise"]),
         ({"calibration_batch_size": 0}, ["calibration_batch_size", "0"]),
+        ({"packing": 1}, ["packing", "1"]),
+        ({"tokens_per_batch": 0}, ["tokens_per_batch", "0"]),
     ],
 )
 def test_bad_settings_are_refused_by_name(changes: dict[str, Any], words: list[str]) -> None:
