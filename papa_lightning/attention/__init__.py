@@ -42,7 +42,7 @@ from papa_lightning.attention.mixer import (
     kinds_table,
     read_extra_state,
 )
-from papa_lightning.attention.zero_mass import ZeroMassWarning, ZeroMassWatch
+from papa_lightning.attention.zero_mass import ZeroMassRecord, ZeroMassWarning, ZeroMassWatch
 
 __all__ = [
     "KINDS",
@@ -76,6 +76,7 @@ __all__ = [
     "Slots",
     "TokenMixer",
     "UntouchedLayer",
+    "ZeroMassRecord",
     "ZeroMassWarning",
     "ZeroMassWatch",
     "additive_attention",

@@ -59,10 +59,29 @@ class ZeroMassWatch:
         rows = empty.any(dim=0).nonzero().tolist()
         affected = sorted({heads[head] for head, _ in rows})
         positions = sorted({position for _, position in rows})
-        warnings.warn(
+        self.report(
             f"layer {layer}, heads {affected}: real tokens at positions {positions} attend to nothing, because "
-            "calibration saw none of the keys they may attend to; their attention output is 0. Calibrate on sequences "
-            "that reach these positions, or cut the input. (Reported once; other layers may be affected too.)",
-            ZeroMassWarning,
-            stacklevel=2,
+            "calibration saw none of the keys they may attend to; their attention output is 0. Fill the constants "
+            "(fill_unseen=True of a callback, or constants.filled()), calibrate on sequences that reach these "
+            "positions, or cut the input. (Reported once; other layers may be affected too.)"
         )
+
+    def report(self, text: str) -> None:
+        """Give the warning."""
+        warnings.warn(text, ZeroMassWarning, stacklevel=3)
+
+
+class ZeroMassRecord(ZeroMassWatch):
+    """Keeps the text of the warning, for a run that swaps many times and warns at its end.
+
+    Attributes:
+        text: The text, "" as long as there is none.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text = ""
+
+    def report(self, text: str) -> None:
+        """Keep the text."""
+        self.text = text

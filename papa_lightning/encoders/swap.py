@@ -54,6 +54,7 @@ def swap_attention(
     ranking: HeadRanking | None = None,
     max_length: int | None = None,
     options: Options | None = None,
+    watch: ZeroMassWatch | None = None,
 ) -> Model:
     """Swap what mixes the tokens of an encoder, in place.
 
@@ -75,6 +76,8 @@ def swap_attention(
             sequence; None means all positions of the encoder.
         options: Further arguments of the kind, as primitives: {"window": 32}. Where kinds differ by layer, each
             layer takes the options that its kind has; or a list with one map a layer.
+        watch: The watch for real tokens that attend to nothing, for several swaps that warn once together; None makes
+            one that warns once a swap.
 
     Raises:
         UnsupportedEncoderError: For a model that is not a supported encoder; the message lists those that are.
@@ -95,7 +98,8 @@ def swap_attention(
     found = SupportedEncoder.find(encoder)
     selection = select_heads(heads, found.num_layers, found.num_heads, ranking)
     plans = plan_layers(kind, options, selection, found.num_heads, constants is not None)
-    built = _build(found, plans, _length(found, plans, constants, max_length), waits=constants is None)
+    length = _length(found, plans, constants, max_length)
+    built = _build(found, plans, length, watch or ZeroMassWatch(), waits=constants is None)
     if constants is not None:
         for mixer, plan, piece in zip(built, plans, constants.by_layer(), strict=True):
             if plan.needs_constants:
@@ -108,9 +112,11 @@ def swap_attention(
     return encoder
 
 
-def _build(found: SupportedEncoder, plans: Sequence[LayerPlan], length: int, waits: bool) -> list[TokenMixer]:
+def _build(
+    found: SupportedEncoder, plans: Sequence[LayerPlan], length: int, watch: ZeroMassWatch, waits: bool
+) -> list[TokenMixer]:
     """The mixers, one a layer, made before the encoder is changed."""
-    watch, built = ZeroMassWatch(), list[TokenMixer]()
+    built: list[TokenMixer] = []
     for layer, (plan, module, reach) in enumerate(zip(plans, found.modules, found.reaches, strict=True)):
         dtype, device = _dtype_and_device(module, found, waits)
         place = Place(layer, found.num_heads, length, found.head_size, dtype, device, watch, reach)

@@ -15,6 +15,7 @@ from papa_lightning.attention import (
     DynamicHeads,
     GatedHeads,
     Place,
+    ZeroMassRecord,
     ZeroMassWarning,
     ZeroMassWatch,
 )
@@ -156,6 +157,17 @@ def test_watch_names_layer_heads_and_positions_once():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         watch.check(6, [4, 9], constants, None)
+
+
+def test_a_record_keeps_the_first_text_and_warns_of_nothing():
+    constants, record = torch.ones(1, 4, 4), ZeroMassRecord()
+    assert record.text == ""
+    constants[0, 2] = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        record.check(5, [7], constants, None)
+        record.check(6, [7], constants, None)
+    assert record.text.startswith("layer 5, heads [7]: real tokens at positions [2] attend to nothing")
 
 
 def test_watch_is_silent_about_padding():

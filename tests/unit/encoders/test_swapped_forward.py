@@ -32,7 +32,7 @@ from unit.encoders.tiny_encoders import (
 )
 
 from papa_lightning import AttentionConstants, calibrate, gate_logits, swap_attention
-from papa_lightning.attention import ZeroMassWarning
+from papa_lightning.attention import ZeroMassWarning, ZeroMassWatch
 from papa_lightning.encoders import load_constants
 from papa_lightning.encoders.seam.masks import key_mask
 from papa_lightning.errors import PapaError
@@ -342,6 +342,16 @@ def test_warning_of_rows_that_calibration_did_not_reach():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert torch.equal(run(model, inputs).last_hidden_state, result)  # reported once
+
+
+def test_swaps_with_one_watch_warn_once_together():
+    model, inputs, watch = build(), make_inputs(), ZeroMassWatch()
+    short = {name: tensor[:, :6] for name, tensor in inputs.items()}
+    constants = calibrate(model, [short], max_length=LENGTH)
+    with pytest.warns(ZeroMassWarning) as caught:
+        for heads in ([(0, 1)], [(1, 0), (2, 3)]):
+            run(swap_attention(model, "constant", constants=constants, heads=heads, watch=watch), inputs)
+    assert len(caught) == 1
 
 
 def test_constants_of_wide_tensors_are_not_copied_to_other_encoders():
