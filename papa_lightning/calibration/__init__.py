@@ -15,7 +15,12 @@ from papa_lightning.calibration.collect import (
 )
 from papa_lightning.calibration.compact.collect import calibrate_compact
 from papa_lightning.calibration.compact.constants import CompactConstants
-from papa_lightning.calibration.constants import AttentionConstants, ConstantsMismatchWarning, EncoderConstants
+from papa_lightning.calibration.constants import (
+    AttentionConstants,
+    ConstantsMismatchWarning,
+    EncoderConstants,
+    describe_filling,
+)
 from papa_lightning.calibration.controls import CONTROLS, ConstantsKind, constants_kind, control_constants
 from papa_lightning.calibration.merging import cluster_heads, folded_kinds, head_distances, merge_constants
 from papa_lightning.calibration.observing import observe
@@ -34,6 +39,7 @@ __all__ = [
     "cluster_heads",
     "constants_kind",
     "control_constants",
+    "describe_filling",
     "describe_model",
     "eval_mode",
     "finish",

@@ -69,10 +69,10 @@ def _shuffled(average: AttentionConstants, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     values = average.values.detach().cpu()
     shuffled = values.clone()
-    # Only these columns are permuted, so that in a causal encoder no weight moves to where attention cannot look.
-    seen = (average.pair_counts.cpu() > 0) & (values != 0).any(dim=1)
-    for layer, query in seen.any(dim=2).nonzero().tolist():
-        columns = seen[layer, query].nonzero().flatten()
+    # Only columns with a weight are permuted, so that in a causal encoder none moves to where attention cannot look.
+    used = (values != 0).any(dim=1)
+    for layer, query in used.any(dim=2).nonzero().tolist():
+        columns = used[layer, query].nonzero().flatten()
         weights = values[layer, :, query][:, columns]
         order = torch.rand(weights.shape, generator=generator, dtype=torch.float64).argsort(dim=1)
         shuffled[layer, :, query][:, columns] = weights.gather(1, order)

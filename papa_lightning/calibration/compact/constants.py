@@ -15,14 +15,12 @@ from papa_lightning.attention import CompactLayer, Reach
 from papa_lightning.attention.compact.layer import FORMS, PARTS
 from papa_lightning.calibration.compact.fit import (
     BandSums,
-    band_sums,
+    average_sums,
     clip_reach,
+    fit_all_columns,
     fit_low_rank,
-    fit_profile,
     infer_reach,
     relative_error,
-    row_bands,
-    weight_beyond,
 )
 from papa_lightning.calibration.constants import (
     DTYPES,
@@ -211,10 +209,8 @@ class CompactConstants(EncoderConstants):
 
 def profile_layer(sums: BandSums, reach: Reach, dtype: torch.dtype) -> CompactLayer:
     """All heads of a layer as profiles on the CPU, fitted to sums over their attention."""
-    profile, columns = fit_profile(sums)
-    beyond, length = weight_beyond(columns, sums.column_counts), columns.shape[1]
-    columns = torch.where(sums.column_counts > 0, columns, beyond[:, None])
-    parts = {"profile": profile, "columns": columns, "beyond": beyond, **_empty(length)}
+    profile, columns, beyond = fit_all_columns(sums)
+    parts = {"profile": profile, "columns": columns, "beyond": beyond, **_empty(columns.shape[1])}
     return CompactLayer(
         ("profile",) * len(profile), reach=reach, **{name: part.to("cpu", dtype) for name, part in parts.items()}
     )
@@ -232,9 +228,7 @@ def _fit_layer(
     """The constants of one layer and the error of each head."""
     reach = infer_reach(values, counts)
     seen = reach.cut(counts.double())
-    totals = seen * values
-    sums = band_sums(row_bands(totals, 0, width).sum(dim=-2), totals.sum(dim=1), counts.double(), reach)
-    layer = profile_layer(sums, reach, values.dtype)
+    layer = profile_layer(average_sums(values, counts, width, reach), reach, values.dtype)
     errors = relative_error(values, layer.expand(), seen)
     if tolerance is None or bool((errors <= tolerance).all()):
         return layer, errors

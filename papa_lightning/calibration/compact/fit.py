@@ -46,6 +46,12 @@ def band_sums(diagonals: Tensor, columns: Tensor, counts: Tensor, reach: Reach) 
     return BandSums(diagonals, columns, pairs.sum(dim=1), counts.sum(dim=0), pairs)
 
 
+def average_sums(values: Tensor, counts: Tensor, width: int, reach: Reach) -> BandSums:
+    """The sums of the fit, from the averages (H, T, T) of a layer and the pair counts (T, T)."""
+    totals = reach.cut(counts.double()) * values
+    return band_sums(row_bands(totals, 0, width).sum(dim=-2), totals.sum(dim=1), counts.double(), reach)
+
+
 def fit_profile(sums: BandSums) -> tuple[Tensor, Tensor]:
     """The profile rho (H, 2 w + 1) and columns alpha (H, T) of least loss that are never negative, 0 where unseen."""
     pairs = sums.pair_counts.double()
@@ -64,6 +70,13 @@ def fit_profile(sums: BandSums) -> tuple[Tensor, Tensor]:
 
 def _inverse(counts: Tensor) -> Tensor:
     return torch.where(counts > 0, 1.0 / counts.double().clamp_min(1e-300), 0.0)
+
+
+def fit_all_columns(sums: BandSums) -> tuple[Tensor, Tensor, Tensor]:
+    """Profile and columns of :func:`fit_profile`, those that were never seen of the weight beyond, which comes last."""
+    profile, columns = fit_profile(sums)
+    beyond = weight_beyond(columns, sums.column_counts)
+    return profile, torch.where(sums.column_counts > 0, columns, beyond[:, None]), beyond
 
 
 def weight_beyond(columns: Tensor, counts: Tensor) -> Tensor:
