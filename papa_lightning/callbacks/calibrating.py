@@ -36,6 +36,7 @@ from papa_lightning.lightning_project.encoder import (
     origin_text,
     warn_of_other_data,
 )
+from papa_lightning.lightning_project.filling import constants_in_use, log_filling, presets_of
 from papa_lightning.lightning_project.optimizers import forget_groups, keep_apart, set_up_groups
 from papa_lightning.lightning_project.run import all_or_none, new_file
 from papa_lightning.lightning_project.sequences import CalibrationBatches
@@ -73,6 +74,7 @@ class CalibratingCallback(Callback, ABC):
         batch_size: int | None = None,
         save_constants: bool = True,
         learning_rate: float | None = None,
+        fill_unseen: bool | None = None,
         packing: bool = True,
     ) -> None:
         for name, value in (("max_length", max_length), ("batch_size", batch_size)):
@@ -80,7 +82,8 @@ class CalibratingCallback(Callback, ABC):
                 raise PapaError(f"{name} is {value}, but must be at least 1.")
         self.learning_rate = check_rate(learning_rate)
         self.max_length, self.constants, self.encoder = max_length, constants, encoder
-        self.batch_size, self.save_constants, self.packing = batch_size, save_constants, Packing(packing).enabled
+        self.batch_size, self.save_constants, self.fill_unseen = batch_size, save_constants, fill_unseen
+        self.packing = Packing(packing).enabled
         #: Seconds that the calibration pass took, None before it ran.
         self.calibration_seconds: float | None = None
         #: Path of the constants file, written or read.
@@ -117,11 +120,13 @@ class CalibratingCallback(Callback, ABC):
         check_max_length(encoder, length)
         if constants is not None and not is_calibrated(encoder):
             warn_of_other_data(constants, describe_data(trainer))
+        waiting = []
         for own in self._encoders(trainer, pl_module):
             self.swap(own, length)
-            if constants is not None and (not is_calibrated(own) or self._of_another(trainer, own)):
-                load_constants(own, constants)
-                self._note(own, f"those of the file {self.constants}")
+            if not is_calibrated(own) or self._of_another(trainer, own):
+                waiting.append(own)
+        if constants is not None and waiting:
+            self._give(waiting, self.in_use(trainer, pl_module, constants), f"those of the file {self.constants}")
         leave_out_of_ddp(pl_module)
         if stage == "fit":
             keep_apart(encoder, self.own_parameters, self.learning_rate)
@@ -184,6 +189,9 @@ class CalibratingCallback(Callback, ABC):
     def calibrate(self, trainer: L.Trainer, pl_module: L.LightningModule) -> AttentionConstants:
         """Run the calibration pass on all processes and give the swapped encoder its constants, equal on all of them.
 
+        Returns:
+            The average as it is, which is also what the file has.
+
         Raises:
             CalibrationError: If the data or the encoder do not allow it; then nothing is changed or saved.
         """
@@ -194,9 +202,8 @@ class CalibratingCallback(Callback, ABC):
         path = new_file(trainer, "constants.safetensors", self.encoder) if self.save_constants else None
         batches = self.calibration_batches(trainer, pl_module)
         constants = calibrate_in(trainer, encoder, batches, length, self.packing_in(pl_module))
-        for own in self._encoders(trainer, pl_module):
-            load_constants(own, constants)
-            self._note(own, described(constants, trainer))
+        used = self.in_use(trainer, pl_module, constants)
+        self._give(self._encoders(trainer, pl_module), used, described(constants, trainer))
         self.calibration_seconds = time.perf_counter() - start
         if path is not None:
             self.constants_path = path
@@ -212,6 +219,14 @@ class CalibratingCallback(Callback, ABC):
     def packing_in(self, pl_module: L.LightningModule) -> Packing:
         """The settings of packing, which a task of this package can turn off as well."""
         return Packing(self.packing and pl_module.hparams.get("packing") is not False)
+
+    def in_use(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, constants: AttentionConstants
+    ) -> AttentionConstants:
+        """The constants that heads get of an average, see `fill_unseen`; the log says how many pairs were filled."""
+        used = constants_in_use(constants, self.fill_unseen, *presets_of(trainer, pl_module))
+        log_filling(used)
+        return used
 
     def calibration_batches(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Iterable[Mapping[str, Any]]:
         """The encoder's inputs for the pass, each sequence once over all processes; to be overridden for other data."""
@@ -286,6 +301,11 @@ class CalibratingCallback(Callback, ABC):
                 "Make it in __init__, or let configure_model return early when it is there already."
             )
         return encoder
+
+    def _give(self, encoders: Iterable[PreTrainedModel], constants: AttentionConstants, origin: str) -> None:
+        for encoder in encoders:
+            load_constants(encoder, constants)
+            self._note(encoder, origin)
 
     def _note(self, encoder: PreTrainedModel, text: str) -> None:
         self._name = self._name or uuid.uuid4().hex

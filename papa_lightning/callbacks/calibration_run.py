@@ -19,6 +19,7 @@ class CalibrationRun(Callback):
     def __init__(self, calibration: ConstantAttention, output: str) -> None:
         calibration.constants = None
         calibration.save_constants = False
+        calibration.fill_unseen = False  # the file has the average as it is, and no head is used
         self.calibration, self.output, self._calibrated = calibration, output, False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

@@ -24,7 +24,10 @@ class ConstantAttention(CalibratingCallback):
         constants: Path of a constants file to use instead of calibrating.
         encoder: Attribute that holds the encoder, when the module has several.
         batch_size: Sequences a batch of the pass; None takes that of the train loader.
-        save_constants: Write the constants to ``constants.safetensors`` in the logger's folder.
+        save_constants: Write the average to ``constants.safetensors`` in the logger's folder.
+        fill_unseen: Whether heads get the average with pairs of positions filled that calibration saw rarely or never,
+            see :meth:`AttentionConstants.filled <papa_lightning.AttentionConstants.filled>`. None: in the preset
+            "default" of the module and the datamodule, not where one has another preset or neither has any.
         packing: Whether the pass runs the encoder over the real tokens alone, where that is exact.
 
     Raises:
@@ -44,9 +47,12 @@ class ConstantAttention(CalibratingCallback):
         encoder: str | None = None,
         batch_size: int | None = None,
         save_constants: bool = True,
+        fill_unseen: bool | None = None,
         packing: bool = True,
     ) -> None:
-        super().__init__(max_length, constants, encoder, batch_size, save_constants, packing=packing)
+        super().__init__(
+            max_length, constants, encoder, batch_size, save_constants, fill_unseen=fill_unseen, packing=packing
+        )
         if isinstance(heads, (int, float)) and heads not in (0, 1.0) and ranking is None:
             raise HeadSelectionError(
                 f"heads is {heads!r}, a number or share of heads, but ranking is None: pass the path of a HeadRanking "

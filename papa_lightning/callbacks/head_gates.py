@@ -35,7 +35,8 @@ class HeadGates(CalibratingCallback):
         constants: Path of a constants file to use instead of calibrating.
         encoder: Attribute that holds the encoder, when the module has several.
         batch_size: Sequences a batch of the calibration pass; None takes that of the train loader.
-        save_constants: Write the constants to ``constants.safetensors`` in the logger's folder.
+        save_constants: Write the average to ``constants.safetensors`` in the logger's folder.
+        fill_unseen: Whether constants are filled; as in :class:`~papa_lightning.ConstantAttention`.
         packing: Whether the pass runs the encoder over the real tokens alone, where that is exact.
 
     Attributes:
@@ -59,9 +60,19 @@ class HeadGates(CalibratingCallback):
         encoder: str | None = None,
         batch_size: int | None = None,
         save_constants: bool = True,
+        fill_unseen: bool | None = None,
         packing: bool = True,
     ) -> None:
-        super().__init__(max_length, constants, encoder, batch_size, save_constants, learning_rate, packing=packing)
+        super().__init__(
+            max_length,
+            constants,
+            encoder,
+            batch_size,
+            save_constants,
+            learning_rate,
+            fill_unseen=fill_unseen,
+            packing=packing,
+        )
         self.output = output
         self.ranking: HeadRanking | None = None
         self.ranking_path: str | None = None

@@ -21,7 +21,7 @@ class LearnedConstants(Callback):
     """Train the constants that another callback, usually ConstantAttention, gives to the heads of an encoder.
 
     They become a parameter group of their own, without weight decay, and stay distributions: every optimizer step ends
-    with rows cut at 0 and divided by their sums; rows that calibration never saw stay 0. The encoder may be frozen, or
+    with rows cut at 0 and divided by their sums; rows of zeros stay so. The encoder may be frozen, or
     swapped by the module itself. Tasks add this callback in the regimes with ``constants`` in their names.
 
     Args:
@@ -85,7 +85,7 @@ class LearnedConstants(Callback):
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Keep rows of constants that calibration never saw unchanged."""
+        """Keep rows of constants that are 0 unchanged."""
         drop_unknown_gradients(self._mixers)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -29,7 +29,8 @@ class SwappedAttention(CalibratingCallback):
         constants: Path of a constants file to start from instead of calibrating.
         encoder: Attribute that holds the encoder, when the module has several.
         batch_size: Sequences a batch of the calibration pass; None takes that of the train loader.
-        save_constants: Write the constants of a pass to ``constants.safetensors`` in the logger's folder.
+        save_constants: Write the average of a pass to ``constants.safetensors`` in the logger's folder.
+        fill_unseen: Whether the average is filled; as in :class:`~papa_lightning.ConstantAttention`.
         packing: Whether the pass runs the encoder over the real tokens alone, where that is exact.
 
     Raises:
@@ -53,9 +54,19 @@ class SwappedAttention(CalibratingCallback):
         encoder: str | None = None,
         batch_size: int | None = None,
         save_constants: bool = True,
+        fill_unseen: bool | None = None,
         packing: bool = True,
     ) -> None:
-        super().__init__(max_length, constants, encoder, batch_size, save_constants, learning_rate, packing=packing)
+        super().__init__(
+            max_length,
+            constants,
+            encoder,
+            batch_size,
+            save_constants,
+            learning_rate,
+            fill_unseen=fill_unseen,
+            packing=packing,
+        )
         self.kind, self.options = kind, options
 
     def swap(self, encoder: PreTrainedModel, max_length: int) -> None:

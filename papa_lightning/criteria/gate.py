@@ -101,5 +101,6 @@ def gates_for(output: str, constants: str | None, configured: Sequence[Calibrati
         own = HeadGates(GATE_LEARNING_RATE, save_constants=False)
         for one in configured[:1]:
             own.max_length, own.encoder, own.batch_size = one.max_length, one.encoder, one.batch_size
+            own.fill_unseen = one.fill_unseen
     own.output, own.constants = output, constants or own.constants
     return own

@@ -57,6 +57,8 @@ class RankingRun(Callback):
         if constants is None and "constants" in self.needs:
             length = self.calibration.length(trainer, encoder, None)
             constants = calibrate_in(trainer, encoder, batches, length, packing)
+        if constants is not None:  # criteria compare with what will be swapped in
+            constants = self.calibration.in_use(trainer, pl_module, constants)
         if isinstance(batches, CalibrationBatches) and batches.read is None:
             batches = batches.recorded()
         inputs = RankingInputs(encoder, constants, batches, packing=packing)

@@ -11,6 +11,7 @@ from papa_lightning.encoders.loading import from_pretrained, load_encoder
 from papa_lightning.errors import ExportError
 from papa_lightning.export.folder import check_target, export_encoder
 from papa_lightning.export.graphs import check_wanted
+from papa_lightning.lightning_project.filling import constants_in_use, log_filling
 from papa_lightning.ranking import HeadRanking
 from papa_lightning.tasks.checkpoints import read_checkpoint
 
@@ -34,6 +35,8 @@ class ExportSettings:
         onnx: Whether to write model.onnx too.
         position_ids: Whether model.onnx has the input position_ids too, so that a server can pack.
         replace: Whether to replace an earlier export.
+        fill_unseen: Whether an average is filled at pairs of positions that calibration saw rarely or never, as in
+            ConstantAttention; null: an average of a calibration is, but not for a checkpoint of the preset "reference".
     """
 
     encoder: str | None = None
@@ -46,6 +49,7 @@ class ExportSettings:
     onnx: bool = False
     position_ids: bool = False
     replace: bool = False
+    fill_unseen: bool | None = None
 
     def __post_init__(self) -> None:
         swapped = self.encoder is not None and is_noted(self.encoder)
@@ -63,7 +67,7 @@ def export_source(settings: ExportSettings, output: str) -> Path:
     if settings.ckpt_path is None:
         assert settings.encoder is not None
         name, encoder = settings.encoder, load_encoder(settings.encoder)
-        _swap(encoder, settings)
+        _swap(encoder, settings, "default")
     else:
         name, encoder = _from_checkpoint(settings, settings.ckpt_path)
     tokenizer = _load_tokenizer(name, settings.tokenizer)
@@ -71,12 +75,16 @@ def export_source(settings: ExportSettings, output: str) -> Path:
     return export_encoder(encoder, output, tokenizer, **options)
 
 
-def _swap(encoder: PreTrainedModel, settings: ExportSettings) -> None:
+def _swap(encoder: PreTrainedModel, settings: ExportSettings, preset: object) -> None:
     if settings.constants is None:  # the encoder was saved with its own
         return
     ranking = None if settings.ranking is None else HeadRanking.load(settings.ranking)
-    sort = CompactConstants if settings.kind == "compact" else AttentionConstants
-    constants = sort.load(settings.constants)
+    constants: AttentionConstants | CompactConstants
+    if settings.kind == "compact":
+        constants = CompactConstants.load(settings.constants)
+    else:
+        constants = constants_in_use(AttentionConstants.load(settings.constants), settings.fill_unseen, preset)
+        log_filling(constants)
     swap_attention(encoder, settings.kind, constants=constants, heads=settings.heads, ranking=ranking)
 
 
@@ -107,7 +115,7 @@ def _from_checkpoint(settings: ExportSettings, path: str) -> tuple[str, PreTrain
             "the encoder that the task was trained with."
         ) from error
     if not saved:
-        _swap(encoder, settings)
+        _swap(encoder, settings, arguments.get("preset", "default"))
     return name, encoder
 
 

@@ -30,6 +30,7 @@ from papa_lightning.encoders import (
 )
 from papa_lightning.encoders.loading import load_encoder
 from papa_lightning.errors import PapaError, UnsupportedEncoderError
+from papa_lightning.lightning_project.filling import constants_in_use, log_filling
 from papa_lightning.ranking import HeadRanking
 from papa_lightning.tasks.batch_checks import check_inputs
 from papa_lightning.tasks.evaluation import EvaluatedTask
@@ -71,14 +72,16 @@ class EncoderTask(LearningTask, EvaluatedTask):
         metrics: Names of the metrics; the first one gives `score_name`.
         freeze_encoder: Without a `regime`: True means ``"probe"``, False ``"fine_tune"``.
         preset: Mode of a frozen encoder while the probe trains. ``"default"``: evaluation mode, so that its features
-            are the same in every epoch. ``"reference"``: train mode with dropout, like the published code.
+            are the same in every epoch. ``"reference"``: train mode with dropout, like the published code. Callbacks
+            fill constants in the preset ``"default"`` only.
         learning_rate: Learning rate of AdamW, after the warm-up.
         weight_decay: Weight decay of AdamW.
         schedule: Learning rate after the warm-up: constant, or falling to 0 along a line or half a cosine.
         warmup_share: Share of all optimizer steps over which the learning rate rises from 0.
         dropout: Dropout of the probe.
         constants: File of attention constants for `max_length`; the `heads` use them from the start, without any
-            callback.
+            callback. In the preset ``"default"`` they are filled, see :meth:`AttentionConstants.filled
+            <papa_lightning.AttentionConstants.filled>`.
         heads: With `constants`: ``"all"``, a list of (layer, head), a map from layer to heads, or a share or a number
             of heads, which wants a `ranking`.
         ranking: File of a head ranking.
@@ -183,11 +186,14 @@ class EncoderTask(LearningTask, EvaluatedTask):
         if not self.learners.encoder:
             encoder.requires_grad_(False)
         if self.hparams["constants"] is not None:
+            average = AttentionConstants.load(self.hparams["constants"], max_length=max_length)
+            constants = constants_in_use(average, None, self.hparams["preset"])
+            log_filling(constants)
             ranking = self.hparams["ranking"]
             swap_attention(
                 encoder,
                 "constant",
-                constants=AttentionConstants.load(self.hparams["constants"], max_length=max_length),
+                constants=constants,
                 heads=self.hparams["heads"],
                 ranking=HeadRanking.load(ranking) if ranking is not None else None,
             )

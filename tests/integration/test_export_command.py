@@ -11,6 +11,7 @@ from papa_lightning import (
     AttentionConstants,
     HeadRanking,
     SequenceClassificationTask,
+    calibrate,
     load_exported_encoder,
     swap_attention,
 )
@@ -75,6 +76,21 @@ def test_a_graph_that_takes_position_ids(
     (found,) = session.run(None, {one.name: packed[one.name].numpy() for one in session.get_inputs()})
     expected = last(load_exported_encoder(tmp_path / "exported"))[1:, :9]
     assert torch.allclose(torch.from_numpy(found), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("given", "filled"), [([], True), (["--fill_unseen", "false"], False)])
+def test_an_average_is_filled_as_the_studies_fill_it(
+    given: list[str], filled: bool, encoder_folder: str, tmp_path: Path
+) -> None:
+    encoder = AutoModel.from_pretrained(encoder_folder)
+    average = calibrate(encoder, [{name: values[:, :6] for name, values in INPUTS.items()}], LENGTH)
+    path = average.save(tmp_path / "average.safetensors")
+    main([
+        "export", "--encoder", encoder_folder, "--constants", str(path), "--output", str(tmp_path / "exported"), *given
+    ])  # fmt: skip
+    swap_attention(encoder, "constant", constants=average.filled() if filled else average)
+    found = last(load_exported_encoder(tmp_path / "exported"))
+    assert torch.equal(found, last(encoder.eval()))
 
 
 def test_the_checkpoint_of_a_task(encoder_folder: str, data_folder: str, tmp_path: Path) -> None:

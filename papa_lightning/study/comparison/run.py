@@ -24,6 +24,7 @@ from papa_lightning.encoders.loading import check_plain, load_encoder
 from papa_lightning.errors import PapaError
 from papa_lightning.files.writing import write_atomically
 from papa_lightning.from_scratch import FromScratchTask
+from papa_lightning.lightning_project.filling import constants_in_use
 from papa_lightning.runtime import computing_versions, find_device, release_memory, versions
 from papa_lightning.study.comparison.report import write_kinds_report
 from papa_lightning.study.comparison.results import KindResult, kinds_table
@@ -215,6 +216,8 @@ def _make(settings: KindsSettings, variant: str, data: L.LightningDataModule, **
     task: EncoderTask = build(EncoderTask, "kinds.model", {**settings.model, "init_args": arguments})
     if swap.get("kind", "dynamic") != "dynamic":
         constants = None if "constants" not in swap else AttentionConstants.load(swap["constants"])
+        if constants is not None:
+            constants = constants_in_use(constants, None, task.hparams["preset"])
         length = task.hparams["max_length"]
         options = swap.get("kind_options")
         swap_attention(task.encoder, swap["kind"], constants=constants, max_length=length, options=options)

@@ -348,10 +348,13 @@ def test_swaps_with_one_watch_warn_once_together():
     model, inputs, watch = build(), make_inputs(), ZeroMassWatch()
     short = {name: tensor[:, :6] for name, tensor in inputs.items()}
     constants = calibrate(model, [short], max_length=LENGTH)
-    with pytest.warns(ZeroMassWarning) as caught:
-        for heads in ([(0, 1)], [(1, 0), (2, 3)]):
-            run(swap_attention(model, "constant", constants=constants, heads=heads, watch=watch), inputs)
-    assert len(caught) == 1
+    swap_attention(model, "constant", constants=constants, heads=[(0, 1)], watch=watch)
+    with pytest.warns(ZeroMassWarning, match=r"layer 0, heads \[1\]"):
+        run(model, inputs)
+    swap_attention(model, "constant", constants=constants, heads=[(1, 0), (2, 3)], watch=watch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(model, inputs)
 
 
 def test_constants_of_wide_tensors_are_not_copied_to_other_encoders():

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 
-from papa_lightning.calibration import AttentionConstants
+from papa_lightning.calibration import AttentionConstants, calibrate
+from papa_lightning.encoders import swapped_layers
 from papa_lightning.errors import PapaError
 from papa_lightning.ranking import HeadRanking
 from papa_lightning.tasks import LayerwiseProbe, SequenceClassificationTask
@@ -332,6 +333,18 @@ def test_constants_file_needs_no_callback(bert: str, constants_file: str, tmp_pa
     trainer.save_checkpoint(tmp_path / "task.ckpt")
     loaded = SequenceClassificationTask.load_from_checkpoint(tmp_path / "task.ckpt")
     assert torch.equal(loaded.eval()(batch), task.eval()(batch))
+
+
+@pytest.mark.parametrize("preset", ["default", "reference"])
+def test_an_average_is_filled_in_the_default_preset_only(bert: str, preset: str, tmp_path: Path) -> None:
+    batch = make_batch()
+    short = {name: batch[name][:, :5] for name in ("input_ids", "attention_mask", "token_type_ids")}
+    average = calibrate(BertModel.from_pretrained(bert), [short], max_length=LENGTH)
+    assert (average.pair_counts[5:] == 0).all()
+    task = make_task(bert, constants=str(average.save(tmp_path / "constants.safetensors")), preset=preset)
+    expected = average.filled() if preset == "default" else average
+    for layer, values in zip(swapped_layers(task.encoder), expected.values, strict=True):
+        assert torch.equal(layer.constants, values)
 
 
 def test_ranking_chooses_the_constant_heads(bert: str, constants_file: str, tmp_path: Path) -> None:
