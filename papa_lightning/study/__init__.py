@@ -9,7 +9,7 @@ from papa_lightning.study.comparison.run import KindsStudy
 from papa_lightning.study.comparison.settings import KindsSettings
 from papa_lightning.study.report.page import write_report
 from papa_lightning.study.results import CellResult, load_table, results_table
-from papa_lightning.study.run import PairPlan, Study, format_groups, format_plan
+from papa_lightning.study.run import PairPlan, Study, format_filling, format_groups, format_plan
 from papa_lightning.study.settings import FeatureSettings, StudySettings
 from papa_lightning.study.statistics import format_summary, rank_correlation, summarize
 from papa_lightning.study.training import ProbeSettings
@@ -24,6 +24,7 @@ __all__ = [
     "ProbeSettings",
     "Study",
     "StudySettings",
+    "format_filling",
     "format_groups",
     "format_plan",
     "format_summary",

@@ -5,7 +5,8 @@ Functions that any process can run take plain values: the settings as JSON, the 
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import lru_cache
@@ -14,9 +15,10 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from papa_lightning.attention import ZeroMassWarning
 from papa_lightning.calibration import AttentionConstants, calibrate, constants_kind, control_constants, without_path
 from papa_lightning.criteria import RankingInputs, criterion_from, rank_heads
-from papa_lightning.encoders import encoder_shape, restore_attention, swap_attention
+from papa_lightning.encoders import HeadSelection, encoder_shape, restore_attention, swap_attention
 from papa_lightning.errors import StudyError
 from papa_lightning.ranking import HeadRanking
 from papa_lightning.runtime import versions
@@ -61,11 +63,11 @@ def average_of(folder: StudyFolder, bench: Bench, sequences: int | None = None) 
     return AttentionConstants.load(path)
 
 
-def constants_of(folder: StudyFolder, bench: Bench, kind: str) -> AttentionConstants:
-    """The constants of a kind, as in the settings."""
+def constants_of(folder: StudyFolder, bench: Bench, kind: str = "average") -> AttentionConstants:
+    """The constants of a kind, as in the settings, as heads use them: averages are filled, controls made from those."""
     parsed = constants_kind(kind)
     if parsed.sequences is not None:
-        return average_of(folder, bench, parsed.sequences)
+        return average_of(folder, bench, parsed.sequences).filled()
     if parsed.other_task is not None:
         other = Bench(bench.settings, bench.encoder, parsed.other_task)
         if other.data.max_length != bench.data.max_length:
@@ -73,8 +75,8 @@ def constants_of(folder: StudyFolder, bench: Bench, kind: str) -> AttentionConst
                 f"constants has {kind!r}, but task {parsed.other_task!r} has max_length {other.data.max_length}, and "
                 f"task {bench.name!r} has {bench.data.max_length}: give both the same."
             )
-        return average_of(folder, other)
-    return control_constants(kind, average_of(folder, bench))
+        return average_of(folder, other).filled()
+    return control_constants(kind, average_of(folder, bench).filled())
 
 
 def ranking_key(bench: Bench, criterion: str) -> str:
@@ -95,7 +97,7 @@ def ranking_of(folder: StudyFolder, bench: Bench, criterion: str) -> HeadRanking
     bench.task.probe.load_state_dict(initial_probe(bench.task, bench.settings.seeds[0]).state_dict())
     inputs = RankingInputs(
         encoder=bench.task.encoder,
-        constants=average_of(folder, bench) if "constants" in wanted.needs else None,
+        constants=constants_of(folder, bench) if "constants" in wanted.needs else None,
         batches=bench.batches() if {"loss", "task"}.isdisjoint(wanted.needs) else bench.padded_batches(),
         loss=probe_loss(folder, bench) if "loss" in wanted.needs else None,
         task=bench.task,
@@ -115,11 +117,24 @@ def chosen_heads(folder: StudyFolder, bench: Bench, choice: Choice) -> Iterator[
     constants = constants_of(folder, bench, choice.kind)
     every = [(layer, head) for layer in range(layers) for head in range(heads)]
     chosen = every if choice.criterion is None else ranking_of(folder, bench, choice.criterion).first(choice.share)
-    swap_attention(bench.task.encoder, "constant", constants=constants, heads=chosen)
-    try:
+    with swapped(bench, constants, chosen):
         yield len(chosen)
+
+
+@contextmanager
+def swapped(bench: Bench, constants: AttentionConstants, heads: HeadSelection) -> Iterator[None]:
+    """Make heads of the encoder constant inside a ``with`` block."""
+    swap_attention(bench.task.encoder, "constant", constants=constants, heads=heads, watch=bench.zero_mass)
+    try:
+        yield
     finally:
         restore_attention(bench.task.encoder)
+
+
+def warn_of_zero_mass(texts: Iterable[str]) -> None:
+    """Give the first warning that benches kept, if any did."""
+    if text := next(filter(None, texts), None):
+        warnings.warn(text, ZeroMassWarning, stacklevel=3)
 
 
 @contextmanager
@@ -197,8 +212,8 @@ def prepare(settings: str, output: str, pair: tuple[str, str]) -> None:
             ranking_of(folder, bench, criterion)
 
 
-def run_group(settings: str, output: str, group: Group) -> None:
-    """Train the probes of one choice of heads, and write their results."""
+def run_group(settings: str, output: str, group: Group) -> str:
+    """Train the probes of one choice of heads, and write their results; returns the text of its zero mass warning."""
     start, bench, folder = time.perf_counter(), open_bench(settings, group.encoder, group.task), StudyFolder(output)
     with chosen_heads(folder, bench, group.choice) as constant:
         key = features_key(bench, group.choice)
@@ -210,6 +225,7 @@ def run_group(settings: str, output: str, group: Group) -> None:
         key = cell_key(bench, group.choice, probe.seed)
         seconds = shared / len(trained) + probe.seconds
         cell_result(bench, group.choice, (constant, layers * heads), probe, seconds, key).save(folder.cell(key))
+    return bench.zero_mass.text
 
 
 def cell_result(

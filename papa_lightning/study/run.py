@@ -12,10 +12,19 @@ from typing import Any
 import pandas as pd
 from tqdm.auto import tqdm
 
+from papa_lightning.calibration import AttentionConstants, describe_filling
 from papa_lightning.criteria import criterion_from
 from papa_lightning.errors import StudyError
 from papa_lightning.runtime import find_device, machine_facts
-from papa_lightning.study.artifacts import average_key, cell_key, open_bench, prepare, ranking_key, run_group
+from papa_lightning.study.artifacts import (
+    average_key,
+    cell_key,
+    open_bench,
+    prepare,
+    ranking_key,
+    run_group,
+    warn_of_zero_mass,
+)
 from papa_lightning.study.cells import Choice, Group, cells_of, choices, pairs
 from papa_lightning.study.executors import Backend, check_num_workers, do_pieces
 from papa_lightning.study.results import CellResult, results_table, save_table
@@ -131,14 +140,15 @@ class Study:
                     disable=not progress,
                     dynamic_ncols=True,
                 ) as bar:
-                    self._work(plans, partial(do_pieces, num_workers=num_workers, backend=backend), bar)
+                    texts = self._work(plans, partial(do_pieces, num_workers=num_workers, backend=backend), bar)
             finally:
                 open_bench.cache_clear()
                 self.folder.clear(keep)  # left by stopped workers
+            warn_of_zero_mass(texts)
             return self.table(plans)
 
-    def _work(self, plans: Sequence[PairPlan], do: Callable[..., None], bar: tqdm[Any]) -> None:
-        """Make constants and rankings, and train the probes."""
+    def _work(self, plans: Sequence[PairPlan], do: Callable[..., Any], bar: tqdm[Any]) -> list[str]:
+        """Make constants and rankings, and train the probes; texts of zero mass warnings, of which some may be ""."""
         given = self._json, str(self.folder.path)
         plan_of = {(plan.encoder, plan.task): plan for plan in plans}
         cost = {pair: plan.preparation * plan.examples for pair, plan in plan_of.items() if plan.groups}
@@ -153,7 +163,9 @@ class Study:
             bar.update(plan.group_cost * plan.examples)
             self.table(plans)
 
-        do(partial(run_group, *given), [group for plan in plans for group in plan.groups], trained)
+        groups = [group for plan in plans for group in plan.groups]
+        texts: list[str] = do(partial(run_group, *given), groups, trained)
+        return texts
 
     def table(self, plans: Iterable[PairPlan]) -> pd.DataFrame:
         """Collect the finished cells into the table, and write it.
@@ -225,6 +237,22 @@ class Study:
             "seeds": list(settings.seeds),
             "pairs": [{"encoder": plan.encoder, "task": plan.task, **plan.about} for plan in plans],
         }
+
+
+def format_filling(folder: StudyFolder, plans: Sequence[PairPlan]) -> list[str]:
+    """A line for each pair of whose average pairs of positions were filled that calibration never saw.
+
+    Args:
+        folder: Folder of the study.
+        plans: Result of :meth:`Study.plan`, after the run.
+    """
+    lines = []
+    for plan in plans:
+        for file in plan.files["constants"]:
+            path = folder.path / file["path"]
+            line = describe_filling(AttentionConstants.load(path).filled()) if path.exists() else ""
+            lines += [f"{line} ({plan.encoder}, {plan.task})"] * bool(line)
+    return lines
 
 
 def format_plan(plans: Sequence[PairPlan]) -> Blocks:

@@ -23,6 +23,7 @@ from papa_lightning.files.writing import check_work_folder, remove_left, tempora
 
 _FORMAT = "papa_lightning.study/1"
 #: Part of every hash: raise it when the same settings would give other numbers than before.
+#: 2: encoders run over real tokens alone, and constants are filled where calibration saw few sequences or none.
 STUDY_VERSION = 2
 #: Kinds of files that study.json names, and the field that distinguishes the files of one pair.
 NAMED = {"constants": "kind", "rankings": "criterion"}

@@ -9,6 +9,7 @@ from jsonargparse import ArgumentParser
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
+from papa_lightning.attention import ZeroMassRecord
 from papa_lightning.configuration import account
 from papa_lightning.datamodules.base import TaskDataModule
 from papa_lightning.datamodules.rows.layouts import cut_padding
@@ -47,11 +48,16 @@ class RowBatches:
 
 
 class Bench:
-    """An encoder with the probe of a task, and its tokenised rows; the first evaluation set is named ""."""
+    """An encoder with the probe of a task, and its tokenised rows; the first evaluation set is named "".
+
+    Attributes:
+        zero_mass: The watch of all its swaps.
+    """
 
     def __init__(self, settings: StudySettings, encoder: str, task: str) -> None:
         self.settings, self.encoder, self.name = settings, encoder, task
         self._seen: dict[str, str] = {}
+        self.zero_mass = ZeroMassRecord()
         folder = settings.encoders[encoder]
         check_plain(folder)
         self.data = make_data(task, settings.tasks[task], folder)

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import lightning as L
 import pytest
+import torch
 import yaml
 from transformers import AutoModel
 
 from papa_lightning import PapaError, SST2DataModule, calibrate
 from papa_lightning.cli.main import main
+from papa_lightning.encoders import swapped_layers
 from papa_lightning.study.comparison.run import make_variant
 from papa_lightning.study.comparison.settings import KindsSettings
 
@@ -94,3 +96,17 @@ def test_a_pretrained_encoder_without_the_constants_that_its_kind_needs(encoder_
     )
     with pytest.raises(PapaError, match=r"kinds\.variants\.mine has kind .* but no constants: .*constants: FILE"):
         make_variant(settings, "mine", L.LightningDataModule())
+
+
+def test_a_pretrained_encoder_gets_filled_constants(encoder_folder, tmp_path):
+    mask = torch.ones(2, 16, dtype=torch.long) * (torch.arange(16) < 9)
+    average = calibrate(AutoModel.from_pretrained(encoder_folder), [{"input_ids": mask, "attention_mask": mask}], 16)
+    task = {"encoder": str(encoder_folder), "num_labels": 2, "max_length": 16, "freeze_encoder": False}
+    settings = KindsSettings(
+        model={"class_path": "SequenceClassificationTask", "init_args": task},
+        data={"class_path": "SST2DataModule"},
+        variants={"mine": {"kind": "constant", "constants": str(average.save(tmp_path / "constants.safetensors"))}},
+    )
+    layers = swapped_layers(make_variant(settings, "mine", L.LightningDataModule()).encoder)
+    assert all(torch.equal(one.constants, own) for one, own in zip(layers, average.filled().values, strict=True))
+    assert not torch.equal(layers[0].constants, average.values[0])

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ import pytest
 import torch
 import yaml
 from command_runs import start
+from integration.conftest import write_rows
 
 from papa_lightning import AttentionConstants, HeadRanking, study
+from papa_lightning.attention import ZeroMassWarning
 from papa_lightning.cli.main import main
 from papa_lightning.errors import ResultFileError
 from papa_lightning.study import ProbeSettings, Study, StudySettings, load_table
@@ -40,6 +43,15 @@ def draw_report(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 @pytest.fixture
 def config(encoder_folder: str, data_folder: str) -> dict[str, Any]:
     return small_study(encoder_folder, data_folder)
+
+
+@pytest.fixture
+def longer_data(tmp_path: Path) -> str:
+    """Sentences of which those of the validation are longer than all others."""
+    for split, words in (("train", 4), ("validation", 9)):
+        rows = [{"sentence": "a " * words + "film", "label": number % 2, "idx": number} for number in range(12)]
+        write_rows(tmp_path / f"{split}.jsonl", rows)
+    return str(tmp_path)
 
 
 def small_study(encoder: str, data: str) -> dict[str, Any]:
@@ -94,6 +106,33 @@ def test_every_cell_is_in_the_table_and_the_report(
     for entry in noted["files"]["rankings"]:
         assert len(HeadRanking.load(f"out/{entry['path']}").heads) == 4
     assert not list(Path("out/features").iterdir())
+
+
+def test_a_line_at_the_end_says_what_was_filled_and_nothing_warns(
+    config: dict[str, Any], longer_data: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config["tasks"] = {"sst2": _task("SST2DataModule", longer_data)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ZeroMassWarning)
+        run(config | {"criteria": ["variance", "random"], "constants": ["average", "shuffled", "sequences:2"]})
+    lines = capsys.readouterr().out.splitlines()
+    (place,) = [number for number, line in enumerate(lines) if "never saw" in line]
+    average = AttentionConstants.load(next(Path("out/constants").glob("*average*")))
+    unseen = int((average.pair_counts == 0).sum())
+    assert unseen > 0
+    assert "filled" not in average.metadata
+    assert lines[place] == f"filled {unseen} of 576 position pairs, which calibration never saw (tiny, sst2)"
+    assert lines[place + 1].startswith("results  ")
+
+
+def test_what_cannot_be_filled_is_warned_of_once_a_run(
+    config: dict[str, Any], longer_data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(AttentionConstants, "filled", lambda self: self)
+    config["tasks"] = {"sst2": _task("SST2DataModule", longer_data)}
+    with pytest.warns(ZeroMassWarning, match=r"real tokens at positions \[.*\] attend to nothing") as caught:
+        run(config | {"criteria": ["variance", "random"]})
+    assert sum(one.category is ZeroMassWarning for one in caught) == 1
 
 
 def test_all_heads_are_the_same_heads_for_every_criterion(config: dict[str, Any]) -> None:

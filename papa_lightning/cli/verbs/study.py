@@ -45,7 +45,15 @@ def study(
 
 
 def _study_shares(settings: StudySettings, output: str, num_workers: int, backend: Backend, dry_run: bool) -> object:
-    from papa_lightning.study import Study, format_groups, format_plan, format_summary, summarize, write_report
+    from papa_lightning.study import (
+        Study,
+        format_filling,
+        format_groups,
+        format_plan,
+        format_summary,
+        summarize,
+        write_report,
+    )
 
     one = Study(settings, output)
     if dry_run:
@@ -56,7 +64,7 @@ def _study_shares(settings: StudySettings, output: str, num_workers: int, backen
         plans = one.plan()
         tell(format_plan(plans))
         table = one.run(plans, num_workers=num_workers, backend=backend)
-        tell(format_summary(summarize(table)))
+        tell(format_summary(summarize(table)), *format_filling(one.folder, plans))
         tell(f"results  {one.folder.path / 'results.csv'}\nreport   {write_report(one.folder.path)}")
     return table
 

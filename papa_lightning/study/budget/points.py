@@ -12,10 +12,9 @@ from datasets import Dataset
 
 from papa_lightning.calibration import AttentionConstants
 from papa_lightning.datamodules.base import TaskDataModule
-from papa_lightning.encoders import restore_attention, swap_attention
 from papa_lightning.errors import StudyError
 from papa_lightning.ranking import HeadRanking
-from papa_lightning.study.artifacts import average_key, cell_result, features_of
+from papa_lightning.study.artifacts import average_key, cell_result, features_of, swapped
 from papa_lightning.study.budget.settings import ENCODER, TASK, BudgetSettings
 from papa_lightning.study.cells import Choice
 from papa_lightning.study.results import CellResult
@@ -128,16 +127,15 @@ class Points:
         if missing:
             total, start = len(self._ranking.heads), time.perf_counter()
             choice = Choice(heads / total, self._ranking.criterion, "average")
-            swap_attention(bench.task.encoder, "constant", constants=self._constants, heads=chosen)
-            try:
-                with features_of(self._folder, bench, seen, bench.evaluations) as (train, evaluations):
-                    shared = (time.perf_counter() - start) / len(missing)
-                    for probe in train_probes(bench.task, train, evaluations, missing, settings.probe):
-                        key = keys[probe.seed]
-                        result = cell_result(bench, choice, (heads, total), probe, shared + probe.seconds, key)
-                        result.save(self._folder.cell(key))
-            finally:
-                restore_attention(bench.task.encoder)
+            with (
+                swapped(bench, self._constants, chosen),
+                features_of(self._folder, bench, seen, bench.evaluations) as (train, evaluations),
+            ):
+                shared = (time.perf_counter() - start) / len(missing)
+                for probe in train_probes(bench.task, train, evaluations, missing, settings.probe):
+                    key = keys[probe.seed]
+                    result = cell_result(bench, choice, (heads, total), probe, shared + probe.seconds, key)
+                    result.save(self._folder.cell(key))
         results = tuple(self._folder.result(key, CellResult.load) for key in keys.values())
         return Point(heads, results, bench.data.metrics[0])
 

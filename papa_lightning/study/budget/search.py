@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from papa_lightning.calibration import without_path
+from papa_lightning.calibration import describe_filling, without_path
 from papa_lightning.criteria import GreedySearch, RankingInputs, rank_heads
 from papa_lightning.files.locking import claimed
 from papa_lightning.files.records import without_nan
 from papa_lightning.files.writing import check_work_folder, write_atomically
 from papa_lightning.ranking import HeadRanking
 from papa_lightning.runtime import find_device, machine_facts
-from papa_lightning.study.artifacts import average_of, probe_loss, ranking_of
+from papa_lightning.study.artifacts import average_of, constants_of, probe_loss, ranking_of, warn_of_zero_mass
 from papa_lightning.study.budget.points import HELD_OUT, Drop, Point, Points, largest_within, open_split_bench
 from papa_lightning.study.budget.settings import BudgetSettings
 from papa_lightning.study.executors import interruptible
@@ -74,17 +74,20 @@ def find_budget(settings: BudgetSettings, output: str | Path, progress: bool = T
 def _plan(settings: BudgetSettings, output: Path, folder: StudyFolder, progress: bool) -> HeadBudget:
     start = time.perf_counter()
     bench, held_out = open_split_bench(settings)
-    constants, ranking = average_of(folder, bench), _ranking(folder, bench, settings)
-    points = Points(folder, bench, constants, ranking)
+    average, ranking = average_of(folder, bench), _ranking(folder, bench, settings)
+    used = average.filled()
+    points = Points(folder, bench, used, ranking)
     heads = _search(points, len(ranking.heads), settings.limit, progress)
+    warn_of_zero_mass([bench.zero_mass.text])
     about = _about(bench, settings, held_out) | {"seconds": round(time.perf_counter() - start, 1)}
+    about |= {"filled": describe_filling(used).removeprefix("filled ")}
     drops = points.drop(heads), points.drop(heads, held_out=True)
     measured = tuple(points.measured[number] for number in sorted(points.measured))
     plan = HeadBudget(settings, heads, ranking, *drops, measured, about)
     # The old budget.json goes first and the new one comes last: it never stands beside files of another budget.
     (output / BUDGET_FILE).unlink(missing_ok=True)
     ranking.save(output / RANKING_FILE)
-    constants.save(output / CONSTANTS_FILE)
+    average.save(output / CONSTANTS_FILE)
     content = json.dumps(without_nan(_content(plan)), indent=1, allow_nan=False)
     write_atomically(output / BUDGET_FILE, content.encode())
     return plan
@@ -118,7 +121,7 @@ def _ranking(folder: StudyFolder, bench: Bench, settings: BudgetSettings) -> Hea
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(settings.split_seed))
         inputs = RankingInputs(
             encoder=bench.task.encoder,
-            constants=average_of(folder, bench),
+            constants=constants_of(folder, bench),
             batches=bench.padded_batches(rows.select(order[: settings.search_sequences].tolist())),
             loss=probe_loss(folder, bench),
         )
@@ -169,15 +172,16 @@ def _content(plan: HeadBudget) -> dict[str, Any]:
 
 
 def format_budget(plan: HeadBudget, output: str | Path) -> str:
-    """The result of a search in four lines: what was found, whether it was confirmed, the files, and their use."""
+    """The result of a search in lines: what was found, whether it was confirmed, pairs filled, files, and their use."""
     folder = Path(output)
     ranking, constants, budget = (str(folder / name) for name in (RANKING_FILE, CONSTANTS_FILE, BUDGET_FILE))
     use = (
-        f'swap_attention(encoder, "constant", constants=AttentionConstants.load({constants!r}), heads={plan.heads}, '
-        f"ranking=HeadRanking.load({ranking!r}))"
+        f'swap_attention(encoder, "constant", constants=AttentionConstants.load({constants!r}).filled(), '
+        f"heads={plan.heads}, ranking=HeadRanking.load({ranking!r}))"
     )
-    files = f"{ranking}, {constants}, {budget}"
-    lines = {"found": _found(plan), "held out": _held_out(plan), "files": files}
+    lines = {"found": _found(plan), "held out": _held_out(plan), "filled": plan.about["filled"] if plan.heads else ""}
+    lines = {name: line for name, line in lines.items() if line}
+    lines["files"] = f"{ranking}, {constants}, {budget}"
     lines["use"] = use if plan.heads else "leave the encoder as it is"
     return str(Table(("", ""), list(lines.items()), left=2))
 

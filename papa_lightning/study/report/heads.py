@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from papa_lightning.calibration import AttentionConstants
+from papa_lightning.calibration import AttentionConstants, describe_filling
 from papa_lightning.criteria import CRITERIA
 from papa_lightning.errors import PapaError
 from papa_lightning.figures.curves import level_curves
@@ -63,8 +63,10 @@ def constants_section(data: StudyData, figures: Figures) -> list[Block]:
         caption = (
             f"{about}. Left: number of the T x T entries by the number of sequences that they average. Right: number "
             "of sequences in which a position holds a real token. Entries with few sequences are noisy, those with "
-            "none are 0."
+            "none are 0. Heads use entries that lean on a profile, the more the fewer their sequences"
         )
+        line = describe_filling(constants.filled())
+        caption += f"; {line}." if line else "."
         histogram = coverage_histograms(constants.pair_counts, title)
         histograms.append(figures.add(histogram, ["coverage", *names], caption))
     return [Drawings(grids, wide=True), Drawings(histograms)] if grids else []

@@ -233,7 +233,7 @@ def test_a_choice_that_does_not_hold_is_said_not_to(known, encoder_folder, data_
     plan = plan_in(tmp_path, encoder_folder, data_folder)
     assert plan.heads == 5  # nothing is chosen by the held-out rows
     assert plan.confirmed is False
-    found, held_out, files, use = format_budget(plan, tmp_path).splitlines()
+    found, held_out, filled, files, use = format_budget(plan, tmp_path).splitlines()
     assert found == (
         "found     within 10 %: 5 of 8 heads (62.5 %) by criterion variance; accuracy falls by 10 % on the "
         "selection data (3 examples, 3 seeds)"
@@ -242,6 +242,8 @@ def test_a_choice_that_does_not_hold_is_said_not_to(known, encoder_folder, data_
         "held out  NOT confirmed: accuracy falls by 15 % (5 points above 10 %; 95 % interval over seeds 15 % to "
         "15 %; 4 examples, half of the validation split, drawn with seed 0)"
     )
+    unseen = int((AttentionConstants.load(tmp_path / "constants.safetensors").pair_counts == 0).sum())
+    assert filled.split()[1] == str(unseen)
     assert str(tmp_path / "budget.json") in files
     assert "heads=5" in use
     assert plan_of(tmp_path)["held_out"]["confirmed"] is False
@@ -274,7 +276,7 @@ def test_where_no_head_fits_the_choice_is_empty(known, encoder_folder, data_fold
 
 def swap_files(encoder, folder, heads):
     constants, ranking = (
-        AttentionConstants.load(folder / "constants.safetensors"),
+        AttentionConstants.load(folder / "constants.safetensors").filled(),
         HeadRanking.load(folder / "ranking.json"),
     )
     return swap_attention(encoder, "constant", constants=constants, heads=heads, ranking=ranking)

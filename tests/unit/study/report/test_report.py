@@ -7,9 +7,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 from unit.study.synthetic_study import Shape as StudyShape
 from unit.study.synthetic_study import make_cells, make_ranking, write_study
 
+from papa_lightning.calibration import AttentionConstants
 from papa_lightning.errors import ConstantsFileError, PapaError, RankingFileError, ResultFileError, StudyError
 from papa_lightning.ranking import HeadRanking
 from papa_lightning.study.report.data import read_study
@@ -86,6 +88,17 @@ def test_every_section_is_there(full):
         f"{n}.{end}" for n in names for end in ("png", "svg")
     }
     assert page.count("figure") == page.count("figcaption") == page.count("svg") == len(names)
+
+
+def test_the_averages_say_what_heads_use_of_them(full, tmp_path):
+    assert "lean on a profile, the more the fewer their sequences." in full[1].text
+    folder = shutil.copytree(full[0], tmp_path / "copy")
+    (path,) = (folder / "constants").iterdir()
+    short = AttentionConstants.load(path)
+    seen = (torch.arange(16) < 12)[:, None] & (torch.arange(16) < 12)
+    AttentionConstants(short.values * seen, short.pair_counts * seen).save(path)
+    page = Page(write_report(folder).read_text("utf-8"))
+    assert "their sequences; filled 112 of 256 position pairs, which calibration never saw." in page.text
 
 
 @pytest.mark.parametrize(
