@@ -28,7 +28,7 @@ class RankingInputs:
 
     Args:
         encoder: The encoder, swapped or not, with or without a task head. It is left exactly as it was.
-        constants: Constants of this encoder.
+        constants: Constants of this encoder, as its heads would get them.
         batches: Mappings with the encoder's inputs as for :func:`~papa_lightning.calibrate`, with labels where a loss
             is taken; every criterion iterates over them anew.
         loss: Function of a labelled batch that returns its mean loss, computed through `encoder`.

@@ -6,8 +6,8 @@ from papa_lightning.either_lightning import L, rank_zero_info
 
 def presets_of(trainer: L.Trainer, module: L.LightningModule) -> list[object]:
     """The presets of a module and of the Trainer's datamodule, None where they have none."""
-    datamodule = getattr(trainer, "datamodule", None)
-    return [module.hparams.get("preset"), getattr(datamodule, "preset", None)]
+    parts = (getattr(module, "hparams", None), getattr(trainer, "datamodule", None))
+    return [getattr(part, "preset", None) for part in parts]
 
 
 def constants_in_use(constants: AttentionConstants, fill: bool | None, *presets: object) -> AttentionConstants:
