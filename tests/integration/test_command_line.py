@@ -57,7 +57,10 @@ def test_a_share_or_a_number_of_heads_on_the_command_line(amount: str, tiny: lis
     assert [layer.constant_heads for layer in swapped_layers(cli.model.encoder)] == [(0,), (1,)]
 
 
-def test_calibrate_writes_a_file_that_fit_uses(tiny: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("preset", ["default", "reference"])
+def test_calibrate_writes_a_file_that_fit_uses(preset: str, tiny: list[str], tmp_path: Path) -> None:
+    """The default preset fills the average, of which the file has the exact numbers."""
+    tiny = [*tiny, "--data.preset", preset, "--model.preset", preset]
     cli = papa("calibrate", *tiny, "--output", "out/constants.safetensors")
     assert cli.trainer.global_step == 0
     constants = AttentionConstants.load("out/constants.safetensors")
@@ -68,7 +71,8 @@ def test_calibrate_writes_a_file_that_fit_uses(tiny: list[str], tmp_path: Path) 
     assert str(tmp_path) not in str(constants.metadata)
     assert not Path("lightning_logs").exists()
     used = papa("fit", *tiny, "--trainer.callbacks.constants", "out/constants.safetensors")
-    for layer, values in zip(swapped_layers(used.model.encoder), constants.values, strict=True):
+    expected = constants.filled() if preset == "default" else constants
+    for layer, values in zip(swapped_layers(used.model.encoder), expected.values, strict=True):
         assert torch.equal(layer.constants, values)
 
 
