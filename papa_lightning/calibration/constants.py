@@ -278,7 +278,7 @@ class AttentionConstants(EncoderConstants):
         """Constants whose entries of few or no sequences lean on a profile of their head.
 
             filled[l,h,i,j] = (n_ij C[l,h,i,j] + k P[l,h,i,j]) / (n_ij + k)
-            P[l,h,i,j]      = rho[l,h](i - j) + alpha[l,h](j), at most 1
+            P[l,h,i,j]      = rho[l,h,i-j] + alpha[l,h,j], at most 1
 
         n are the pair counts. P is the profile of :class:`~papa_lightning.CompactConstants`, fitted by least squares
         weighted with n: rho up to 4 positions away and 0 beyond, so that no offset lacks a value; a column that was
