@@ -346,8 +346,11 @@ def describe_filling(constants: AttentionConstants) -> str:
         >>> print(describe_filling(AttentionConstants(0.5 * counts.expand(1, 1, 2, 2), counts).filled()))
         filled 3 of 4 position pairs, which calibration never saw
     """
-    pairs: int = constants.metadata.get("filled", {}).get("pairs", 0)
-    return f"filled {pairs:,} of {constants.max_length**2:,} position pairs, which calibration never saw" * (pairs > 0)
+    noted = constants.metadata.get("filled")
+    pairs = noted.get("pairs") if isinstance(noted, Mapping) else None
+    if not isinstance(pairs, int) or pairs == 0:
+        return ""
+    return f"filled {pairs:,} of {constants.max_length**2:,} position pairs, which calibration never saw"
 
 
 def _check_range(values: Tensor) -> None:

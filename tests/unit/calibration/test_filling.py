@@ -147,6 +147,11 @@ def test_sums_are_those_of_float64_and_the_same_again(dtype: torch.dtype) -> Non
     assert torch.equal(found.values, rounded.filled().values)
 
 
+@pytest.mark.parametrize("noted", [3, "yes", [], {}, {"pairs": "many"}, None])
+def test_metadata_of_others_under_the_same_name_say_nothing(noted: Any) -> None:
+    assert describe_filling(AttentionConstants(torch.ones(1, 1, 2, 2), torch.ones(2, 2), {"filled": noted})) == ""
+
+
 def test_controls_hold_for_the_pairs_that_were_filled() -> None:
     filled = synthetic(Reach(after=0)).filled()
     shuffled = control_constants("shuffled", filled)
