@@ -27,6 +27,7 @@ from papa_lightning.study.features.features import Features, LiveFeatures, Store
 from papa_lightning.study.results import CellResult
 from papa_lightning.study.settings import settings_from
 from papa_lightning.study.store import StudyFolder, digest
+from papa_lightning.study.timing import Part
 from papa_lightning.study.training import TrainedProbe, initial_probe, train_probes
 from papa_lightning.study.workbench import Bench
 
@@ -51,14 +52,15 @@ def average_of(folder: StudyFolder, bench: Bench, sequences: int | None = None) 
     noted = {"tokenizer": without_path(bench.data.tokenizer_name), "data": bench.data.description, "kind": kind}
     noted |= {"layout": bench.data.layout, "preset": bench.data.preset}
     packs = bench.settings.packs
-    made = calibrate(
-        bench.task.encoder,
-        bench.batches(rows),
-        bench.data.max_length,
-        metadata=noted,
-        packing=packs.enabled,
-        tokens_per_batch=packs.tokens_per_batch,
-    )
+    with bench.watch.part("encoder"):
+        made = calibrate(
+            bench.task.encoder,
+            bench.batches(rows),
+            bench.data.max_length,
+            metadata=noted,
+            packing=packs.enabled,
+            tokens_per_batch=packs.tokens_per_batch,
+        )
     made.save(path)
     return AttentionConstants.load(path)
 
@@ -69,7 +71,7 @@ def constants_of(folder: StudyFolder, bench: Bench, kind: str = "average") -> At
     if parsed.sequences is not None:
         return average_of(folder, bench, parsed.sequences).filled()
     if parsed.other_task is not None:
-        other = Bench(bench.settings, bench.encoder, parsed.other_task)
+        other = Bench(bench.settings, bench.encoder, parsed.other_task, bench.watch)
         if other.data.max_length != bench.data.max_length:
             raise StudyError(
                 f"constants has {kind!r}, but task {parsed.other_task!r} has max_length {other.data.max_length}, and "
@@ -103,7 +105,8 @@ def ranking_of(folder: StudyFolder, bench: Bench, criterion: str) -> HeadRanking
         task=bench.task,
         packing=bench.settings.packs,
     )
-    rank_heads(criterion, inputs).save(path)
+    with bench.watch.part("encoder"):
+        rank_heads(criterion, inputs).save(path)
     return HeadRanking.load(path)
 
 
@@ -145,7 +148,7 @@ def features_of(
     settings, splits = bench.settings.features, {"train": bench.train}
     splits |= {f"evaluation-{name}": rows for name, rows in evaluations.items()}
     if settings.storage == "none":
-        live = [LiveFeatures(bench.task, rows) for rows in splits.values()]
+        live = [LiveFeatures(bench.task, rows, bench.watch) for rows in splits.values()]
         yield live[0], dict(zip(evaluations, live[1:], strict=True))
         return
     left, stored = int(settings.budget_gigabytes * 1e9), list[StoredFeatures]()
@@ -153,15 +156,17 @@ def features_of(
     # Two processes may need the same hidden states, and must not remove each other's.
     with nullcontext(folder.features(key)) if settings.keep else folder.temporary_features() as place:
         for name, rows in splits.items():
-            new = store_features(
-                bench.task,
-                rows,
-                place / name,
-                dtype=settings.storage,
-                budget_bytes=left,
-                batch_size=size,
-                tokens_per_batch=packs.tokens(bench.task.device),
-            )
+            with bench.watch.part("storing"):
+                new = store_features(
+                    bench.task,
+                    rows,
+                    place / name,
+                    dtype=settings.storage,
+                    budget_bytes=left,
+                    batch_size=size,
+                    tokens_per_batch=packs.tokens(bench.task.device),
+                    watch=bench.watch,
+                )
             stored.append(new)
             left -= new.nbytes
         yield stored[0], dict(zip(evaluations, stored[1:], strict=True))
@@ -171,7 +176,8 @@ def probe_loss(folder: StudyFolder, bench: Bench) -> Callable[[Mapping[str, Tens
     """Function from a labelled batch to its mean loss with a probe that was trained with all heads dynamic."""
     settings = bench.settings
     half = settings.features.storage == "float16"
-    with features_of(folder, bench, digest([bench.identity, "loss", half]), {}) as (train, _):
+    key = digest([bench.identity, "loss", half])
+    with features_of(folder, bench, key, {}) as (train, _), bench.watch.part("probes"):
         (trained,) = train_probes(bench.task, train, {}, settings.seeds[:1], settings.probe)
     bench.task.probe.load_state_dict(trained.probe.state_dict())
 
@@ -203,29 +209,36 @@ def cell_key(bench: Bench, choice: Choice, seed: int) -> str:
     return digest([features_key(bench, choice), asdict(settings.probe), settings.pooling, seed])
 
 
-def prepare(settings: str, output: str, pair: tuple[str, str]) -> None:
-    """Calibrate an encoder on a task and make its rankings, where they do not exist."""
+def prepare(settings: str, output: str, pair: tuple[str, str]) -> dict[Part, float]:
+    """Calibrate an encoder on a task and make its rankings, where they do not exist; returns the seconds by part."""
     bench, folder = open_bench(settings, *pair), StudyFolder(output)
-    average_of(folder, bench)
-    for criterion in dict.fromkeys(choice.criterion for choice in choices(bench.settings)):
-        if criterion is not None:
-            ranking_of(folder, bench, criterion)
+    with bench.watch.part("other"):
+        average_of(folder, bench)
+        for criterion in dict.fromkeys(choice.criterion for choice in choices(bench.settings)):
+            if criterion is not None:
+                ranking_of(folder, bench, criterion)
+    return bench.watch.take()
 
 
-def run_group(settings: str, output: str, group: Group) -> str:
-    """Train the probes of one choice of heads, and write their results; returns the text of its zero mass warning."""
+def run_group(settings: str, output: str, group: Group) -> tuple[dict[Part, float], str]:
+    """Train the probes of one choice of heads, and write their results.
+
+    Returns:
+        The seconds by part, and the text of the zero mass warning or "".
+    """
     start, bench, folder = time.perf_counter(), open_bench(settings, group.encoder, group.task), StudyFolder(output)
-    with chosen_heads(folder, bench, group.choice) as constant:
+    with bench.watch.part("other"), chosen_heads(folder, bench, group.choice) as constant:
         key = features_key(bench, group.choice)
         with features_of(folder, bench, key, bench.evaluations) as (train, evaluations):
             shared = time.perf_counter() - start
-            trained = train_probes(bench.task, train, evaluations, group.seeds, bench.settings.probe)
+            with bench.watch.part("probes"):
+                trained = train_probes(bench.task, train, evaluations, group.seeds, bench.settings.probe)
     layers, heads = encoder_shape(bench.task.encoder)
     for probe in trained:
         key = cell_key(bench, group.choice, probe.seed)
         seconds = shared / len(trained) + probe.seconds
         cell_result(bench, group.choice, (constant, layers * heads), probe, seconds, key).save(folder.cell(key))
-    return bench.zero_mass.text
+    return bench.watch.take(), bench.zero_mass.text
 
 
 def cell_result(

@@ -46,15 +46,12 @@ def run_pieces(
 
 
 def do_pieces(
-    function: Callable[[Piece], Result], pieces: Sequence[Piece], done: Callable[[Piece], object], **how: Any
-) -> list[Result]:
-    """Do pieces of work as :func:`run_pieces`, and call `done` with each that is finished; the results of all."""
-    found = []
+    function: Callable[[Piece], Result], pieces: Sequence[Piece], done: Callable[[Piece, Result], object], **how: Any
+) -> None:
+    """Do pieces of work as :func:`run_pieces`, and call `done` with each that is finished and its result."""
     with closing(run_pieces(function, pieces, **how)) as results:
         for piece, result in results:
-            done(piece)
-            found.append(result)
-    return found
+            done(piece, result)
 
 
 def check_num_workers(num_workers: int, backend: Backend = "processes") -> None:

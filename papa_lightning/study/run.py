@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -30,7 +31,9 @@ from papa_lightning.study.executors import Backend, check_num_workers, do_pieces
 from papa_lightning.study.results import CellResult, results_table, save_table
 from papa_lightning.study.settings import StudySettings
 from papa_lightning.study.store import NAMED, StudyFolder
-from papa_lightning.text import Blocks, Table
+from papa_lightning.study.timing import Part, Stopwatch, time_table
+from papa_lightning.study.workbench import Bench
+from papa_lightning.text import Blocks, Table, tell
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,7 @@ class Study:
         self.folder.check()
         self._json = json.dumps(settings.as_dict())
         self._finished: dict[str, CellResult] = {}
+        self._watch, self._planning = Stopwatch(), 0.0
 
     def plan(self) -> list[PairPlan]:
         """Load every encoder and task, and find the missing results.
@@ -100,7 +104,14 @@ class Study:
             PapaError: When an encoder or data cannot be loaded.
         """
         open_bench.cache_clear()
-        return [self._plan_pair(encoder, task) for encoder, task in pairs(self.settings)]
+        self._watch, start, plans = Stopwatch(), time.perf_counter(), []
+        for encoder, task in pairs(self.settings):
+            bench = open_bench(self._json, encoder, task)
+            with bench.watch.part("other"):
+                plans.append(self._plan_pair(bench))
+            self._watch.add(bench.watch.take())
+        self._planning = time.perf_counter() - start
+        return plans
 
     def run(
         self,
@@ -109,7 +120,7 @@ class Study:
         backend: Backend = "processes",
         progress: bool = True,
     ) -> pd.DataFrame:
-        """Compute the missing results.
+        """Compute the missing results; with a progress bar, a table at its end says where the time went.
 
         Args:
             plans: Result of :meth:`plan`, just made; None plans first.
@@ -126,7 +137,7 @@ class Study:
         """
         check_num_workers(num_workers, backend)
         with self.folder.claimed():
-            plans = self.plan() if plans is None else plans
+            plans, start = self.plan() if plans is None else plans, time.perf_counter()
             files = {name: [file for plan in plans for file in plan.files[name]] for name in NAMED}
             keep = self.settings.features.keep
             self.folder.clear(keep)
@@ -145,6 +156,9 @@ class Study:
                 open_bench.cache_clear()
                 self.folder.clear(keep)  # left by stopped workers
             warn_of_zero_mass(texts)
+            seconds, wall = self._watch.take(), self._planning + time.perf_counter() - start
+            if progress and "probes" in seconds:
+                tell(time_table(seconds, wall, num_workers))
             return self.table(plans)
 
     def _work(self, plans: Sequence[PairPlan], do: Callable[..., Any], bar: tqdm[Any]) -> list[str]:
@@ -153,9 +167,18 @@ class Study:
         plan_of = {(plan.encoder, plan.task): plan for plan in plans}
         cost = {pair: plan.preparation * plan.examples for pair, plan in plan_of.items() if plan.groups}
         name = "encoder {0[0]}, task {0[1]}".format
-        do(partial(prepare, *given), list(cost), lambda pair: bar.update(cost[pair]), name=name)
 
-        def trained(group: Group) -> None:
+        def prepared(pair: tuple[str, str], seconds: dict[Part, float]) -> None:
+            self._watch.add(seconds)
+            bar.update(cost[pair])
+
+        do(partial(prepare, *given), list(cost), prepared, name=name)
+
+        texts: list[str] = []
+
+        def trained(group: Group, measured: tuple[dict[Part, float], str]) -> None:
+            self._watch.add(measured[0])
+            texts.append(measured[1])
             plan = plan_of[group.encoder, group.task]
             if any(self._result(plan.keys[group.choice, seed]) is None for seed in group.seeds):
                 raise StudyError(f"{group}: encoder or data have changed since the plan was made: run it again.")
@@ -163,8 +186,7 @@ class Study:
             bar.update(plan.group_cost * plan.examples)
             self.table(plans)
 
-        groups = [group for plan in plans for group in plan.groups]
-        texts: list[str] = do(partial(run_group, *given), groups, trained)
+        do(partial(run_group, *given), [group for plan in plans for group in plan.groups], trained)
         return texts
 
     def table(self, plans: Iterable[PairPlan]) -> pd.DataFrame:
@@ -193,8 +215,8 @@ class Study:
             self._finished[key] = self.folder.result(key, CellResult.load)
         return self._finished[key]
 
-    def _plan_pair(self, encoder: str, task: str) -> PairPlan:
-        bench = open_bench(self._json, encoder, task)
+    def _plan_pair(self, bench: Bench) -> PairPlan:
+        encoder, task = bench.encoder, bench.name
         chosen, seeds = choices(self.settings), self.settings.seeds
         keys = {(choice, seed): cell_key(bench, choice, seed) for choice in chosen for seed in seeds}
         left = {one: tuple(seed for seed in seeds if self._result(keys[one, seed]) is None) for one in chosen}

@@ -20,6 +20,7 @@ from papa_lightning.errors import PapaError, explanation
 from papa_lightning.runtime import computing_versions, find_device
 from papa_lightning.study.settings import StudySettings
 from papa_lightning.study.store import digest, encoder_identity, rows_digest
+from papa_lightning.study.timing import Stopwatch
 from papa_lightning.tasks import SequenceClassificationTask, TokenClassificationTask
 from papa_lightning.tasks.base import EncoderTask
 from papa_lightning.tasks.metrics import chance_level
@@ -52,13 +53,18 @@ class Bench:
 
     Attributes:
         zero_mass: The watch of all its swaps.
+        watch: Seconds of the work with it.
     """
 
-    def __init__(self, settings: StudySettings, encoder: str, task: str) -> None:
+    def __init__(self, settings: StudySettings, encoder: str, task: str, watch: Stopwatch | None = None) -> None:
         self.settings, self.encoder, self.name = settings, encoder, task
+        self.watch = watch or Stopwatch()
         self._seen: dict[str, str] = {}
         self.zero_mass = ZeroMassRecord()
-        folder = settings.encoders[encoder]
+        with self.watch.part("loading"):
+            self._load(settings.encoders[encoder], settings, task)
+
+    def _load(self, folder: str, settings: StudySettings, task: str) -> None:
         check_plain(folder)
         self.data = make_data(task, settings.tasks[task], folder)
         self.data.setup("fit")
@@ -96,7 +102,7 @@ class Bench:
     def seen_on(self, task: str) -> str:
         """Hash of everything that a calibration on another task of the study depends on."""
         if task not in self._seen:
-            self._seen[task] = Bench(self.settings, self.encoder, task).seen
+            self._seen[task] = Bench(self.settings, self.encoder, task, self.watch).seen
         return self._seen[task]
 
     def batches(self, rows: Dataset | None = None) -> Iterable[Mapping[str, Tensor]]:

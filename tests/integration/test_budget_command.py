@@ -37,7 +37,8 @@ def test_the_printed_line_makes_the_heads_constant(
     search: str, tiny: list[str], encoder_folder: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main([*tiny, "--within", "40%", "--search", search, "--search_sequences", "4"])
-    found, held_out, files, use = capsys.readouterr().out.splitlines()
+    *times, found, held_out, files, use = capsys.readouterr().out.splitlines()
+    assert "probes (training, evaluation)" in "\n".join(times)
     plan = json.loads(Path("out/budget.json").read_text())
     assert f"within 40 %: {plan['heads']} of 4 heads" in found
     assert held_out.startswith("held out  confirmed: accuracy ") == plan["held_out"]["confirmed"]

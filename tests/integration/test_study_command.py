@@ -146,7 +146,9 @@ def test_the_second_run_does_nothing(
 ) -> None:
     times = {path: path.stat().st_mtime_ns for path in Path("out").glob("c*/*")}
     second = run(config)
-    assert "\n0 probes to train" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "\n0 probes to train" in printed
+    assert "Time: " not in printed
     assert {path: path.stat().st_mtime_ns for path in Path("out").glob("c*/*")} == times
     pd.testing.assert_frame_equal(done, second)
 
@@ -200,6 +202,22 @@ def test_a_dry_run_writes_nothing(config: dict[str, Any], capsys: pytest.Capture
     assert not Path("out").exists()
 
 
+@pytest.mark.parametrize("storage", ["float32", "none"])
+def test_the_parts_of_a_run_take_its_time(
+    storage: str, config: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config["criteria"] = ["taylor"]  # which trains a probe of its own
+    run(config | {"features": {"storage": storage}})
+    lines = capsys.readouterr().out.splitlines()
+    place = next(number for number, line in enumerate(lines) if line.startswith("Time: "))
+    wall = float(lines[place].split()[1])
+    parts = {line.split()[0]: float(line.split()[-3]) for line in lines[place + 2 : place + 7]}
+    assert list(parts) == ["loading", "encoder", "storing", "probes", "other"]
+    assert sum(parts.values()) <= wall + 0.3  # figures are rounded
+    assert sum(parts.values()) >= 0.2 * wall  # what else there is writes the table
+    assert storage != "none" or parts["storing"] == 0
+
+
 def test_stored_features_give_the_numbers_of_the_running_encoder(config: dict[str, Any], done: pd.DataFrame) -> None:
     live = run(config | {"features": {"storage": "none"}}, output="live")
     same_numbers(done, live)
@@ -239,11 +257,15 @@ def test_rankings_that_learn_depend_neither_on_the_process_nor_on_others(config:
 
 @pytest.mark.distributed
 @pytest.mark.usefixtures("quick_workers")
-def test_two_workers_give_the_table_of_one(config: dict[str, Any], encoder_folders: dict[str, str]) -> None:
+def test_two_workers_give_the_table_of_one(
+    config: dict[str, Any], encoder_folders: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
     config["encoders"]["other"] = encoder_folders["roberta"]
     one = run(config, output="one")
+    capsys.readouterr()
     two = run(config, "--num_workers", "2", output="two")
     same_numbers(one, two)
+    assert "its parts are summed over 2 workers" in capsys.readouterr().out
 
 
 class Killed(BaseException):

@@ -30,7 +30,8 @@ HELD_OUT = "held_out"
 def open_split_bench(settings: BudgetSettings) -> tuple[Bench, str]:
     """Load encoder and task, with selection and held-out rows as evaluation sets, and the origin of the latter."""
     bench = Bench(settings.study(), ENCODER, TASK)
-    validation, test = bench.evaluations[""], _labelled_test(bench.data)
+    with bench.watch.part("loading"):
+        validation, test = bench.evaluations[""], _labelled_test(bench.data)
     if test is not None:
         bench.evaluations = {"": validation, HELD_OUT: test}
         return bench, "the test split"
@@ -132,7 +133,9 @@ class Points:
                 features_of(self._folder, bench, seen, bench.evaluations) as (train, evaluations),
             ):
                 shared = (time.perf_counter() - start) / len(missing)
-                for probe in train_probes(bench.task, train, evaluations, missing, settings.probe):
+                with bench.watch.part("probes"):
+                    trained = train_probes(bench.task, train, evaluations, missing, settings.probe)
+                for probe in trained:
                     key = keys[probe.seed]
                     result = cell_result(bench, choice, (heads, total), probe, shared + probe.seconds, key)
                     result.save(self._folder.cell(key))

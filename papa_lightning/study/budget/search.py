@@ -24,8 +24,9 @@ from papa_lightning.study.budget.settings import BudgetSettings
 from papa_lightning.study.executors import interruptible
 from papa_lightning.study.statistics import counted
 from papa_lightning.study.store import StudyFolder, digest
+from papa_lightning.study.timing import time_table
 from papa_lightning.study.workbench import Bench
-from papa_lightning.text import Table
+from papa_lightning.text import Table, tell
 
 _FORMAT = "papa_lightning.head_budget/1"
 #: Tolerance for the rounding of scores in float32: 99 of 100 must count as a loss of 1 %.
@@ -74,12 +75,16 @@ def find_budget(settings: BudgetSettings, output: str | Path, progress: bool = T
 def _plan(settings: BudgetSettings, output: Path, folder: StudyFolder, progress: bool) -> HeadBudget:
     start = time.perf_counter()
     bench, held_out = open_split_bench(settings)
-    average, ranking = average_of(folder, bench), _ranking(folder, bench, settings)
-    used = average.filled()
-    points = Points(folder, bench, used, ranking)
-    heads = _search(points, len(ranking.heads), settings.limit, progress)
+    with bench.watch.part("other"):
+        average, ranking = average_of(folder, bench), _ranking(folder, bench, settings)
+        used = average.filled()
+        points = Points(folder, bench, used, ranking)
+        heads = _search(points, len(ranking.heads), settings.limit, progress)
     warn_of_zero_mass([bench.zero_mass.text])
-    about = _about(bench, settings, held_out) | {"seconds": round(time.perf_counter() - start, 1)}
+    wall, seconds = time.perf_counter() - start, bench.watch.take()
+    if progress and "probes" in seconds:
+        tell(time_table(seconds, wall))
+    about = _about(bench, settings, held_out) | {"seconds": round(wall, 1)}
     about |= {"filled": describe_filling(used).removeprefix("filled ")}
     drops = points.drop(heads), points.drop(heads, held_out=True)
     measured = tuple(points.measured[number] for number in sorted(points.measured))

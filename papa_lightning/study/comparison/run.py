@@ -88,7 +88,7 @@ class KindsStudy:
             missing = [(*cell, hashes[cell]) for cell in self._missing(hashes)]
             with tqdm(total=len(missing), desc="Training", unit="model", disable=not progress) as bar:
 
-                def trained(cell: object) -> None:
+                def trained(cell: object, seconds: float) -> None:
                     bar.update()
                     self._table(hashes.values())
 

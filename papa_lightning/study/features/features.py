@@ -15,6 +15,7 @@ from papa_lightning.errors import PapaError
 from papa_lightning.study.features.encoding import EncodedSplit, SplitIndex
 from papa_lightning.study.features.folder import Dtype, check_room, read_folder, table_bytes, write_folder
 from papa_lightning.study.features.reading import FeatureBatch, Reading, ranges
+from papa_lightning.study.timing import Stopwatch
 from papa_lightning.tasks.base import EncoderTask
 
 
@@ -44,13 +45,15 @@ class Features(ABC):
 class LiveFeatures(Features):
     """Features that are not stored: the encoder runs for every batch, in evaluation mode."""
 
-    def __init__(self, task: EncoderTask, rows: Dataset) -> None:
-        self._split = EncodedSplit(task, rows)
+    def __init__(self, task: EncoderTask, rows: Dataset, watch: Stopwatch | None = None) -> None:
+        self._split, self._watch = EncodedSplit(task, rows), watch or Stopwatch()
         self.reading, self.index = self._split.reading, self._split.index
 
     def batch(self, sequences: Tensor, device: torch.device) -> FeatureBatch:
         """The features, computed."""
-        return self._of(sequences, self._split.vectors(sequences).to(device))
+        with self._watch.part("encoder"):
+            vectors = self._split.vectors(sequences).to(device)
+        return self._of(sequences, vectors)
 
 
 class StoredFeatures(Features):
@@ -90,8 +93,10 @@ def store_features(
     batch_size: int = 32,
     tokens_per_batch: int | None = None,
     progress: Callable[[int], None] | None = None,
+    watch: Stopwatch | None = None,
 ) -> StoredFeatures:
     """Run the encoder of a task once over a split, and store what its probe reads; an existing folder is reused."""
+    watch = watch or Stopwatch()
     check_choice("dtype", dtype, ("float32", "float16"))
     if batch_size < 1:
         raise PapaError(f"batch_size is {batch_size}, but must be at least 1.")
@@ -111,7 +116,9 @@ def store_features(
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         each, starts, counts, done = split.reading.rows_per_place, split.index.starts, split.index.counts, 0
         for sequences in split.batches(batch_size, Packing(tokens_per_batch=tokens_per_batch).tokens(task.device)):
-            yield ranges(starts[sequences] * each, counts[sequences] * each), split.vectors(sequences)
+            with watch.part("encoder"):
+                vectors = split.vectors(sequences)
+            yield ranges(starts[sequences] * each, counts[sequences] * each), vectors
             done += len(sequences)
             if progress is not None:
                 progress(done)
