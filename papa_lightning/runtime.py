@@ -4,8 +4,8 @@ import ctypes
 import gc
 import os
 import platform
-from collections.abc import Callable, Hashable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from importlib.metadata import version
 from itertools import accumulate
@@ -61,6 +61,17 @@ def cpu_name() -> str:
             if name.strip() == "model name" and value.strip():
                 return value.strip()
     return platform.processor() or platform.machine()
+
+
+@contextmanager
+def threads_of_torch(number: int | None) -> Iterator[None]:
+    """Compute with a number of threads inside the ``with`` block; None does not change it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class AllocationWatch:

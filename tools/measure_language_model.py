@@ -24,8 +24,8 @@ from transformers import PreTrainedModel
 from papa_lightning import TransformerConfig, TransformerModel, swap_attention
 from papa_lightning.benchmark.cases import use_backend
 from papa_lightning.benchmark.encoders import copy_of
-from papa_lightning.benchmark.timing import interleaved_times, synchronizer, threads_of_torch
-from papa_lightning.runtime import peak_bytes
+from papa_lightning.benchmark.timing import interleaved_times, synchronizer
+from papa_lightning.runtime import peak_bytes, threads_of_torch
 
 #: By name: the attention of transformers that is used, or the kind that is swapped in with its options.
 KINDS = {

@@ -13,10 +13,10 @@ from papa_lightning.benchmark.bound import block_of
 from papa_lightning.benchmark.encoders import choose_heads, copy_of, make_batches, make_stock, random_constants
 from papa_lightning.benchmark.results import BenchmarkResult, Measurement
 from papa_lightning.benchmark.settings import BenchmarkSettings, Size
-from papa_lightning.benchmark.timing import Spread, interleaved_times, synchronizer, threads_of_torch
+from papa_lightning.benchmark.timing import Spread, interleaved_times, synchronizer
 from papa_lightning.calibration import without_path
 from papa_lightning.encoders import encoder_shape
-from papa_lightning.runtime import find_device, held_bytes, machine_facts, peak_bytes
+from papa_lightning.runtime import find_device, held_bytes, machine_facts, peak_bytes, threads_of_torch
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -45,17 +44,6 @@ def interleaved_times(
         if enabled:
             gc.enable()
     return times
-
-
-@contextmanager
-def threads_of_torch(number: int | None) -> Iterator[None]:
-    """Compute with a number of threads inside the ``with`` block; None does not change it."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def synchronizer(device: torch.device) -> Callable[[], object]:

@@ -2,20 +2,28 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
+from threading import Event, Lock
 from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from papa_lightning.errors import PapaError
-from papa_lightning.study.features.features import Features
+from papa_lightning.runtime import threads_of_torch
+from papa_lightning.study.features.features import Features, StoredFeatures
 from papa_lightning.study.features.reading import FeatureBatch, reading_of
 from papa_lightning.tasks.base import EncoderTask
 from papa_lightning.tasks.probes import Probe
 from papa_lightning.tasks.recipe import Recipe
 from papa_lightning.tasks.scores import UNLABELLED, Scored, StageScores
+
+#: Weights up to which a probe trains on one thread: a step takes 2 to 5 ms, in which threads wait more than they gain.
+_ONE_THREAD = 2_000_000
+#: Weights of all probes that train at the same time: 100 MB, as much as a batch takes in the encoder before them.
+_AT_ONCE = 6_000_000
 
 
 class SeededDropout(nn.Module):
@@ -99,7 +107,10 @@ class ProbeSettings(Recipe):
 
 @dataclass(frozen=True, eq=False)
 class TrainedProbe:
-    """A probe after its last epoch, with loss and metrics by name; ``accuracy/NAME`` for another set."""
+    """A probe after its last epoch, with loss and metrics by name; ``accuracy/NAME`` for another set.
+
+    `seconds` is its share of the time for all probes that were trained with it.
+    """
 
     seed: int
     scores: dict[str, float]
@@ -117,16 +128,44 @@ def train_probes(
 ) -> list[TrainedProbe]:
     """Train a probe for each seed, which alone sets start, order and dropout; evaluate it after the last epoch."""
     _check(task, train, evaluations)
-    # One probe after the other: each seed has its own order, so that batches over seeds share only arithmetic; slower.
-    steps, report = count(1), progress or (lambda done: None)
-    trained = []
-    for seed in seeds:
-        start = time.perf_counter()
-        probe = initial_probe(task, seed)
-        _train(task, probe, train, seed, settings, lambda: report(next(steps)))
-        scores = evaluate_probe(task, probe, evaluations, settings.batch_size, task.device)
-        trained.append(TrainedProbe(seed, scores, probe.eval(), time.perf_counter() - start))
-    return trained
+    start, steps, report = time.perf_counter(), count(1), progress or (lambda done: None)
+    lock, stopped = Lock(), Event()
+
+    def step_done() -> None:
+        if stopped.is_set():
+            raise CancelledError
+        with lock:
+            report(next(steps))
+
+    def trained(seed: int) -> tuple[Probe, dict[str, float]]:
+        with lock:  # it uses the global random state
+            probe = initial_probe(task, seed)
+        _train(task, probe, train, seed, settings, step_done)
+        return probe.eval(), evaluate_probe(task, probe, evaluations, settings.batch_size, task.device)
+
+    workers = _side_by_side(task, [train, *evaluations.values()], len(seeds))
+    if workers == 0:
+        found = list(map(trained, seeds))
+    else:
+        with threads_of_torch(1), ThreadPoolExecutor(workers) as pool:
+            try:
+                found = list(pool.map(trained, seeds))
+            except BaseException:
+                stopped.set()
+                raise
+    seconds = (time.perf_counter() - start) / max(len(found), 1)
+    return [TrainedProbe(seed, scores, probe, seconds) for seed, (probe, scores) in zip(seeds, found, strict=True)]
+
+
+def _side_by_side(task: EncoderTask, features: Sequence[Features], seeds: int) -> int:
+    """Number of probes that train at the same time on a thread each; 0: one after the other, on all threads."""
+    # One module for all seeds would be no faster than one after the other: it has as much to multiply, and its weights,
+    # gradients and moments (50 MB for three times a million weights) leave the cache.
+    weights = sum(parameter.numel() for parameter in task.probe.parameters())
+    stored = all(isinstance(one, StoredFeatures) for one in features)  # else the encoder runs, on all threads
+    if task.device.type != "cpu" or not stored or weights > _ONE_THREAD:
+        return 0
+    return max(1, min(seeds, torch.get_num_threads(), _AT_ONCE // weights))
 
 
 def initial_probe(task: EncoderTask, seed: int) -> Probe:

@@ -1,8 +1,8 @@
-"""Peak memory of PyTorch."""
+"""Peak memory and threads of PyTorch."""
 
 import torch
 
-from papa_lightning.runtime import AllocationWatch, peak_bytes
+from papa_lightning.runtime import AllocationWatch, peak_bytes, threads_of_torch
 
 CPU = torch.device("cpu")
 
@@ -28,3 +28,12 @@ def test_another_profiler_is_left_alone():
         torch.ones(3)
     assert "aten::ones" in {event.key for event in outer.key_averages()}
     assert AllocationWatch(CPU).stop() is None
+
+
+def test_threads_are_set_and_set_back():
+    before = torch.get_num_threads()
+    with threads_of_torch(before + 1):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+    with threads_of_torch(None):
+        assert torch.get_num_threads() == before

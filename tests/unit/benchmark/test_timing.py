@@ -6,7 +6,7 @@ import itertools
 import pytest
 import torch
 
-from papa_lightning.benchmark.timing import Spread, interleaved_times, synchronizer, threads_of_torch
+from papa_lightning.benchmark.timing import Spread, interleaved_times, synchronizer
 
 
 @pytest.fixture(autouse=True)
@@ -74,15 +74,6 @@ def test_it_is_on_again_after_an_error():
 def test_median_and_quartiles():
     spread = Spread.of([7.0, 1.0, 100.0, 3.0, 5.0, 2.0, 6.0])
     assert (spread.median, spread.low, spread.high) == (5.0, 2.5, 6.5)
-
-
-def test_threads_are_set_and_set_back():
-    before = torch.get_num_threads()
-    with threads_of_torch(before + 1):
-        assert torch.get_num_threads() == before + 1
-    assert torch.get_num_threads() == before
-    with threads_of_torch(None):
-        assert torch.get_num_threads() == before
 
 
 def test_the_cpu_needs_no_waiting_and_cuda_does(monkeypatch):

@@ -1,6 +1,9 @@
 """Training of probes on features: what a seed gives, and that it is what the Trainer's path gives."""
 
-from collections.abc import Callable
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from transformers import get_scheduler
 from unit.study import feature_cases as cases
 
 from papa_lightning.errors import PapaError
+from papa_lightning.runtime import threads_of_torch
 from papa_lightning.study.features.features import LiveFeatures, StoredFeatures, store_features
 from papa_lightning.study.training import ProbeSettings, SeededDropout, TrainedProbe, initial_probe, train_probes
 
@@ -126,6 +130,60 @@ def test_a_seed_gives_the_same_bits_alone_and_together(encoder: str, tmp_path: P
     assert_same(again[1], together[0])
     weights = [trained.probe.dense.weight for trained in together]
     assert not torch.equal(weights[0], weights[1])
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    with threads_of_torch(2):
+        yield
+
+
+def test_numbers_do_not_depend_on_the_number_of_threads(encoder: str, tmp_path: Path) -> None:
+    task = cases.make_task(encoder, "layerwise")
+    train = store(task, cases.make_rows(13, "layerwise"), tmp_path / "f")
+    several = []
+    for number in (1, 2, 3):
+        with threads_of_torch(number):
+            several.append(train_probes(task, train, {"": train}, [0, 1, 2], settings()))
+            assert torch.get_num_threads() == number
+    for found in several[1:]:
+        for one, other in zip(several[0], found, strict=True):
+            assert_same(one, other)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_small_probes_on_stored_features_train_side_by_side(encoder: str, tmp_path: Path) -> None:
+    task = cases.make_task(encoder, "mean")
+    rows = cases.make_rows(8, "mean")
+    stored, live = store(task, rows, tmp_path / "f"), LiveFeatures(task, rows)
+    seen: list[tuple[int, int]] = []
+
+    def note(done: int) -> None:
+        seen.append((threading.get_ident(), torch.get_num_threads()))
+
+    train_probes(task, stored, {}, [0, 1, 2], settings(), progress=note)
+    assert threading.get_ident() not in {thread for thread, _ in seen}
+    assert {number for _, number in seen} == {1}
+    seen.clear()
+    train_probes(task, live, {}, [0, 1, 2], settings(), progress=note)
+    assert set(seen) == {(threading.get_ident(), 2)}
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_an_interruption_ends_all_seeds_at_once(encoder: str, tmp_path: Path) -> None:
+    task = cases.make_task(encoder, "mean")
+    train = store(task, cases.make_rows(8, "mean"), tmp_path / "f")
+    done: list[int] = []
+
+    def interrupt(number: int) -> None:
+        done.append(number)
+        if number == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train_probes(task, train, {}, [0, 1, 2], settings(max_epochs=10_000), progress=interrupt)
+    assert len(done) < 20_000
+    assert torch.get_num_threads() == 2
 
 
 def test_random_numbers_and_the_probe_of_the_task_are_left_alone(encoder: str) -> None:
