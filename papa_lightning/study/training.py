@@ -158,14 +158,16 @@ def train_probes(
 
 
 def _side_by_side(task: EncoderTask, features: Sequence[Features], seeds: int) -> int:
-    """Number of probes that train at the same time on a thread each; 0: one after the other, on all threads."""
+    """Number of probes that train at the same time, each on a thread; 0: one after the other, on all threads."""
     # One module for all seeds would be no faster than one after the other: it has as much to multiply, and its weights,
     # gradients and moments (50 MB for three times a million weights) leave the cache.
     weights = sum(parameter.numel() for parameter in task.probe.parameters())
     stored = all(isinstance(one, StoredFeatures) for one in features)  # else the encoder runs, on all threads
     if task.device.type != "cpu" or not stored or weights > _ONE_THREAD:
         return 0
-    return max(1, min(seeds, torch.get_num_threads(), _AT_ONCE // weights))
+    threads = torch.get_num_threads()
+    rest = seeds % threads > 0  # one more at a time, so that no thread is idle while the last probes train
+    return min(seeds, threads + rest, _AT_ONCE // weights)
 
 
 def initial_probe(task: EncoderTask, seed: int) -> Probe:

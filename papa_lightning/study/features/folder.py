@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, BinaryIO, Literal
 
 import numpy as np
 import safetensors
@@ -81,16 +81,19 @@ def write_folder(
     shape = (len(index.positions) * reading.rows_per_place, reading.width)
     try:
         with staged_folder(folder) as unfinished:
-            table = _new_table(unfinished / _VECTORS, shape, dtype)
-            for rows, vectors in batches:
-                stored = vectors.to(getattr(torch, dtype)).cpu()
-                if not bool(stored.isfinite().all()):
-                    raise PapaError(
-                        f"dtype is {dtype!r}, but a hidden state is {float(vectors.abs().max()):.3g}, beyond its range "
-                        'of 65504: pass dtype="float32".'
-                    )
-                table[rows.numpy()] = stored.numpy()
-            table.flush()
+            vectors_file = unfinished / _VECTORS
+            first = np.lib.format.open_memmap(vectors_file, mode="w+", dtype=np.dtype(dtype), shape=shape).offset
+            with vectors_file.open("r+b") as file:
+                if hasattr(os, "posix_fallocate"):  # a full disk ends the run before the encoder has worked
+                    os.posix_fallocate(file.fileno(), 0, vectors_file.stat().st_size)
+                for rows, vectors in batches:
+                    stored = vectors.to(getattr(torch, dtype)).cpu()
+                    if stored.dtype != vectors.dtype and not bool(stored.isfinite().all()):
+                        raise PapaError(
+                            f"dtype is {dtype!r}, but a hidden state is {float(vectors.abs().max()):.3g}, beyond its "
+                            'range of 65504: pass dtype="float32".'
+                        )
+                    _write_rows(file, first, rows, stored)
             counts, positions, labels = (tensor.contiguous() for tensor in index.tensors())
             content = safetensors.torch.save({"counts": counts, "positions": positions, "labels": labels})
             (unfinished / _INDEX).write_bytes(content)
@@ -102,13 +105,13 @@ def write_folder(
             raise
 
 
-def _new_table(path: Path, shape: tuple[int, int], dtype: Dtype) -> np.memmap[Any, Any]:
-    """An empty table in a file of its final size."""
-    table = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
-    if hasattr(os, "posix_fallocate"):  # a full disk would otherwise end the process where a page is first written
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    return table
+def _write_rows(file: BinaryIO, first: int, rows: Tensor, stored: Tensor) -> None:
+    """Write rows (r,) of a table whose first one is at a place of its file; a memory map takes four times as long."""
+    ends = (rows.diff() != 1).nonzero().flatten() + 1
+    for numbers, values in zip(rows.tensor_split(ends), stored.tensor_split(ends), strict=True):
+        if len(numbers) > 0:
+            file.seek(first + int(numbers[0]) * values[0].nbytes)
+            file.write(values.contiguous().numpy().data)
 
 
 def read_folder(folder: Path) -> tuple[Reading, SplitIndex, Tensor]:
