@@ -2,7 +2,7 @@
 
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -57,11 +57,11 @@ class LiveFeatures(Features):
 
 
 class StoredFeatures(Features):
-    """Features in a folder, memory-mapped; :func:`store_features` makes them."""
+    """Features in a folder, memory-mapped; :func:`store_features` makes them, and knows the sums of its files."""
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, sums: Mapping[str, str] | None = None) -> None:
         self.folder = Path(folder).expanduser()
-        self.reading, self.index, self._table = read_folder(self.folder)
+        self.reading, self.index, self._table = read_folder(self.folder, sums or {})
         self.nbytes = self._table.nbytes
 
     @property
@@ -123,5 +123,4 @@ def store_features(
             if progress is not None:
                 progress(done)
 
-    write_folder(folder, split.reading, split.index, dtype, batches())
-    return StoredFeatures(folder)
+    return StoredFeatures(folder, write_folder(folder, split.reading, split.index, dtype, batches()))

@@ -76,8 +76,11 @@ def check_room(needed: int, budget: int, folder: Path) -> None:
 
 def write_folder(
     folder: Path, reading: Reading, index: SplitIndex, dtype: Dtype, batches: Iterable[tuple[Tensor, Tensor]]
-) -> None:
-    """Write a folder of features, whole or not at all, from rows (r,) of the table and their vectors (r, width)."""
+) -> dict[str, str]:
+    """Write a folder of features, whole or not at all, from rows (r,) of the table and their vectors (r, width).
+
+    Returns the sums of its files; none when another process has written the folder at the same time.
+    """
     shape = (len(index.positions) * reading.rows_per_place, reading.width)
     try:
         with staged_folder(folder) as unfinished:
@@ -103,6 +106,8 @@ def write_folder(
     except OutputError:
         if not folder.exists():  # else another process was faster, and its files are as good
             raise
+        return {}
+    return sums
 
 
 def _write_rows(file: BinaryIO, first: int, rows: Tensor, stored: Tensor) -> None:
@@ -114,15 +119,15 @@ def _write_rows(file: BinaryIO, first: int, rows: Tensor, stored: Tensor) -> Non
             file.write(values.contiguous().numpy().data)
 
 
-def read_folder(folder: Path) -> tuple[Reading, SplitIndex, Tensor]:
-    """Read a folder of features: reading, index, and vectors (R, width), which stay on the disk."""
+def read_folder(folder: Path, sums: Mapping[str, str]) -> tuple[Reading, SplitIndex, Tensor]:
+    """Read a folder of features: reading, index, and vectors (R, width), which stay on the disk; `sums` are known."""
     if not folder.is_dir():
         raise PapaError(f"folder is {str(folder)!r}, which does not exist: make it with store_features.")
     remedy = "remove it, and store the features again"
     try:
         manifest = read_record(folder / _MANIFEST, _FORMAT, _Manifest, PapaError, "manifest", remedy)
         for name, found in manifest.files.items():
-            if file_sum(folder / name) != found:
+            if (sums.get(name) or file_sum(folder / name)) != found:
                 raise ValueError(f"{name} has another SHA-256 than the manifest says")
         described = manifest.reading
         sizes = (described.levels, described.max_length, described.hidden_size)

@@ -15,6 +15,7 @@ from datasets import Dataset
 from unit.study import feature_cases as cases
 
 from papa_lightning.errors import OutputError, PapaError
+from papa_lightning.files.checked import file_sum
 from papa_lightning.study.features import features as features_module
 from papa_lightning.study.features.encoding import EncodedSplit
 from papa_lightning.study.features.features import LiveFeatures, StoredFeatures, store_features
@@ -258,6 +259,22 @@ def test_what_exists_is_taken_if_it_fits(encoder: str, tmp_path: Path, monkeypat
             store(other_task, other_rows, tmp_path / "f", dtype=dtype)
     monkeypatch.setattr(features_module, "write_folder", None)  # called, it would be an error
     assert torch.equal(store(task, rows, tmp_path / "f").index.labels, first.index.labels)
+
+
+def test_files_are_summed_once_when_written_and_again_when_opened(
+    encoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summed: list[str] = []
+
+    def note(path: Path) -> str:
+        summed.append(path.name)
+        return file_sum(path)
+
+    monkeypatch.setattr("papa_lightning.study.features.folder.file_sum", note)
+    store(cases.make_task(encoder, "mean"), cases.make_rows(5, "mean"), tmp_path / "f")
+    assert summed == ["vectors.npy", "index.safetensors"]
+    StoredFeatures(tmp_path / "f")
+    assert summed == ["vectors.npy", "index.safetensors"] * 2
 
 
 def truncate(folder: Path) -> None:
