@@ -213,8 +213,7 @@ def test_the_parts_of_a_run_take_its_time(
     wall = float(lines[place].split()[1])
     parts = {line.split()[0]: float(line.split()[-3]) for line in lines[place + 2 : place + 7]}
     assert list(parts) == ["loading", "encoder", "storing", "probes", "other"]
-    assert sum(parts.values()) <= wall + 0.3  # figures are rounded
-    assert sum(parts.values()) >= 0.2 * wall  # what else there is writes the table
+    assert sum(parts.values()) <= wall + 0.3  # nothing counts twice; figures are rounded
     assert storage != "none" or parts["storing"] == 0
 
 
@@ -227,7 +226,7 @@ def test_packing_changes_no_number_but_is_never_mixed(config: dict[str, Any], do
     padded = run(config | {"packing": False}, output="padded")
     few = run(config | {"tokens_per_batch": 16}, output="few")
     for other in (padded, few):
-        same_numbers(done, other)
+        same_numbers(done.drop(columns="hash"), other.drop(columns="hash"))
         assert not set(done.hash) & set(other.hash)
     facts = [json.loads(Path(folder, "study.json").read_text())["about"] for folder in ("padded", "few")]
     assert [one["packing"] for one in facts] == [None, {"tokens_per_batch": 16}]
