@@ -22,6 +22,7 @@ from papa_lightning.encoders.moved import exact_when_packed, moved_tokens
 from papa_lightning.encoders.position_ids import native_position_ids
 from papa_lightning.encoders.seam.batch import ReadBatch
 from papa_lightning.encoders.seam.layer import is_touched
+from papa_lightning.encoders.seam.masks import can_look, is_true_everywhere
 from papa_lightning.encoders.seam.slots import POSITIONS, GivenSlots, slots_of
 
 #: Tokens of a batch by default: as many as keep a CPU, or another device, busy.
@@ -180,6 +181,16 @@ def similar_lengths(counts: Tensor, tokens: int) -> list[Tensor]:
     return [*batches, order[first:]] if lengths else []
 
 
+def _real_tokens(given: object) -> Tensor | None:
+    """The mask (B, T), true for a real token; None without a token, or for other masks, which an encoder may refuse."""
+    if not isinstance(given, Tensor) or given.dim() != 2:
+        return None
+    mask = given != 0
+    if can_look(given) and not is_true_everywhere((given == 1) | ~mask):
+        return None
+    return mask if bool(mask.any()) else None
+
+
 def _padded(held: Tensor, mask: Tensor) -> Tensor:
     """Entries (B, n, ...) with 0 at padding."""
     return held.masked_fill(~mask.view(*mask.shape, *[1] * (held.dim() - 2)), 0)
@@ -216,11 +227,11 @@ class Packer:
         Raises:
             PapaError: For position_ids that do not suit the encoder.
         """
-        given = inputs.get("attention_mask")
-        if takes_images(self.encoder.model) or not isinstance(given, Tensor) or given.dim() != 2:
+        # A compiled encoder would be compiled anew for every shape.
+        if takes_images(self.encoder.model) or self.encoder.model._compiled_call_impl is not None:
             return None
-        mask = given != 0
-        if not bool(mask.any()):
+        mask = _real_tokens(inputs.get("attention_mask"))
+        if mask is None:
             return None
         rises = (mask[:, 1:] > mask[:, :-1]).sum(dim=1)  # how often a real token stands behind padding
         if bool(rises.any()) and not exact_when_packed(self.encoder, holes=bool((rises + mask[:, 0] > 1).any())):

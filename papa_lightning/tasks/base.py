@@ -310,7 +310,9 @@ class EncoderTask(LearningTask, EvaluatedTask):
 
     def pack(self, inputs: Mapping[str, Tensor]) -> PackedSequences | None:
         """The real tokens of the encoder's inputs; None where it is to run over these as they are."""
-        if not self.hparams["packing"] or self.encoder.training or torch.compiler.is_compiling():
+        # It would be compiled anew for each shape; torch.compile keeps a module under this name.
+        compiled = hasattr(self.encoder, "_orig_mod") or torch.compiler.is_compiling()
+        if not self.hparams["packing"] or self.encoder.training or compiled or self._distils:
             return None
         with suppress(UnsupportedEncoderError):
             return Packer.of(self.encoder).pack(inputs)
@@ -327,6 +329,12 @@ class EncoderTask(LearningTask, EvaluatedTask):
     def _encoder_learns(self) -> bool:
         """Whether gradients flow into the encoder; looked at anew, because gates or constants may join it later."""
         return torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.encoder.parameters())
+
+    @property
+    def _distils(self) -> bool:
+        """Whether a teacher runs on the arguments of the encoder, which would not hear where tokens stood."""
+        callbacks = [] if self._trainer is None else self.trainer.callbacks  # type: ignore[attr-defined]
+        return self._encoder_learns and any(isinstance(one, Distillation) for one in callbacks)
 
     def inputs_of(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The inputs of the encoder in a batch, checked; see :meth:`encode`."""

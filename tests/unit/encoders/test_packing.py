@@ -77,7 +77,10 @@ def test_inputs_that_cannot_be_packed():
     assert packer.pack({"input_ids": inputs["input_ids"]}) is None
     assert packer.pack({**inputs, "attention_mask": torch.zeros(4, LENGTH)}) is None
     assert packer.pack({**inputs, "attention_mask": torch.zeros(4, 1, LENGTH, LENGTH)}) is None
+    assert packer.pack({**inputs, "attention_mask": 2 * inputs["attention_mask"]}) is None
     assert packer.pack({name: held[:0] for name, held in inputs.items()}) is None
+    model.compile()
+    assert packer.pack(inputs) is None
     with pytest.raises(UnsupportedEncoderError):
         Packer.of(torch.nn.Linear(2, 2))
 

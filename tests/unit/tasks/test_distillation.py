@@ -85,3 +85,16 @@ def test_the_weight_counts_and_zero_is_nothing(folder: str, quiet_trainer: Any) 
 def test_refusals(folder: str, quiet_trainer: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(PapaError, match=message):
         fit(make(folder, **options), quiet_trainer, 1, kind="dynamic")
+
+
+def test_nothing_is_packed_while_a_teacher_runs_on_the_same_inputs(folder: str, quiet_trainer: Any) -> None:
+    """It would not hear from where tokens were moved."""
+    packed, task = list[bool](), make(folder, distillation=1.0)
+    original = task.pack
+    task.pack = lambda inputs: packed.append(original(inputs) is not None)
+    fit(task, quiet_trainer, 1)
+    assert packed == [False]
+    task.eval()
+    with torch.no_grad():
+        task(next(iter(DataLoader(make_data(), batch_size=8))))
+    assert packed == [False, True]

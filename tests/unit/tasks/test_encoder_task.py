@@ -427,3 +427,9 @@ def test_an_encoder_in_train_mode_is_not_packed(bert: str) -> None:
     assert task.pack(task.inputs_of(padded_batch("segment"))) is not None
     frozen = make_task(bert).train()
     assert frozen.pack(frozen.inputs_of(padded_batch("segment"))) is not None
+
+
+def test_a_compiled_encoder_is_not_packed(bert: str) -> None:
+    task = make_task(bert).eval()
+    task.encoder = torch.compile(task.encoder)
+    assert task.pack(task.inputs_of(padded_batch("segment"))) is None
