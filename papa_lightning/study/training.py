@@ -1,10 +1,11 @@
 """Training and evaluation of probes on features."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import count
+from itertools import chain, count
 from threading import Event, Lock
 from typing import ClassVar, cast
 
@@ -137,37 +138,55 @@ def train_probes(
         with lock:
             report(next(steps))
 
-    def trained(seed: int) -> tuple[Probe, dict[str, float]]:
+    found: dict[int, tuple[Probe, dict[str, float]]] = {}
+
+    def run(seed: int) -> Iterator[None]:
         with lock:  # it uses the global random state
             probe = initial_probe(task, seed)
-        _train(task, probe, train, seed, settings, step_done)
-        return probe.eval(), evaluate_probe(task, probe, evaluations, settings.batch_size, task.device)
+        yield from _train(task, probe, train, seed, settings, step_done)
+        scores = evaluate_probe(task, probe, evaluations, settings.batch_size, task.device)
+        found[seed] = probe.eval(), scores
 
-    workers = _side_by_side(task, [train, *evaluations.values()], len(seeds))
-    if workers == 0:
-        found = list(map(trained, seeds))
+    at_once = _number_at_once(task, [train, *evaluations.values()])
+    if at_once == 0:
+        deque(chain.from_iterable(map(run, seeds)), maxlen=0)
     else:
-        with threads_of_torch(1), ThreadPoolExecutor(workers) as pool:
-            try:
-                found = list(pool.map(trained, seeds))
-            except BaseException:
-                stopped.set()
-                raise
-    seconds = (time.perf_counter() - start) / max(len(found), 1)
-    return [TrainedProbe(seed, scores, probe, seconds) for seed, (probe, scores) in zip(seeds, found, strict=True)]
+        _in_threads(list(map(run, seeds)), at_once, stopped)
+    seconds = (time.perf_counter() - start) / max(len(seeds), 1)
+    return [TrainedProbe(seed, found[seed][1], found[seed][0], seconds) for seed in seeds]
 
 
-def _side_by_side(task: EncoderTask, features: Sequence[Features], seeds: int) -> int:
-    """Number of probes that train at the same time, each on a thread; 0: one after the other, on all threads."""
+def _number_at_once(task: EncoderTask, features: Sequence[Features]) -> int:
+    """Number of probes in training at the same time, on one thread each; 0: one after the other, on all threads."""
     # One module for all seeds would be no faster than one after the other: it has as much to multiply, and its weights,
     # gradients and moments (50 MB for three times a million weights) leave the cache.
     weights = sum(parameter.numel() for parameter in task.probe.parameters())
     stored = all(isinstance(one, StoredFeatures) for one in features)  # else the encoder runs, on all threads
-    if task.device.type != "cpu" or not stored or weights > _ONE_THREAD:
-        return 0
-    threads = torch.get_num_threads()
-    rest = seeds % threads > 0  # one more at a time, so that no thread is idle while the last probes train
-    return min(seeds, threads + rest, _AT_ONCE // weights)
+    return _AT_ONCE // weights if task.device.type == "cpu" and stored and weights <= _ONE_THREAD else 0
+
+
+def _in_threads(runs: Sequence[Iterator[None]], at_once: int, stopped: Event) -> None:
+    """Do runs on a thread for each that torch may use, some runs at the same time."""
+    workers = torch.get_num_threads()
+    with threads_of_torch(1), ThreadPoolExecutor(workers) as pool:
+        try:
+            for first in range(0, len(runs), at_once):
+                waiting = deque(runs[first : first + at_once])
+                list(pool.map(_take_turns, [waiting] * min(workers, len(waiting))))
+        except BaseException:
+            stopped.set()
+            raise
+
+
+def _take_turns(waiting: deque[Iterator[None]]) -> None:
+    """Go on with runs that threads share, an epoch each in turn: all threads have work until the last epoch."""
+    while waiting:
+        try:
+            run = waiting.popleft()
+        except IndexError:  # another thread was faster
+            return
+        if next(run, "ended") is None:
+            waiting.append(run)
 
 
 def initial_probe(task: EncoderTask, seed: int) -> Probe:
@@ -179,8 +198,8 @@ def initial_probe(task: EncoderTask, seed: int) -> Probe:
 
 def _train(
     task: EncoderTask, probe: Probe, train: Features, seed: int, settings: ProbeSettings, step_done: Callable[[], None]
-) -> None:
-    """Train a probe in place."""
+) -> Iterator[None]:
+    """Train a probe in place; it pauses after every epoch."""
     device = task.device
     # Generators of the order of the examples and of dropout, so that dropout does not change the order.
     seeds = torch.randint(2**62, (2,), generator=torch.Generator().manual_seed(seed)).tolist()
@@ -208,6 +227,7 @@ def _train(
                 f"the loss of seed {seed} is not finite in epoch {epoch + 1} with learning_rate="
                 f"{settings.learning_rate}: pass a smaller one."
             )
+        yield
     probe.dropout = nn.Dropout(settings.dropout)
 
 

@@ -17,6 +17,7 @@ from unit.study import feature_cases as cases
 
 from papa_lightning.errors import PapaError
 from papa_lightning.runtime import threads_of_torch
+from papa_lightning.study import training
 from papa_lightning.study.features.features import LiveFeatures, StoredFeatures, store_features
 from papa_lightning.study.training import ProbeSettings, SeededDropout, TrainedProbe, initial_probe, train_probes
 
@@ -167,6 +168,24 @@ def test_small_probes_on_stored_features_train_side_by_side(encoder: str, tmp_pa
     seen.clear()
     train_probes(task, live, {}, [0, 1, 2], settings(), progress=note)
     assert set(seen) == {(threading.get_ident(), 2)}
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_seeds_take_turns_and_no_more_begin_than_fit(
+    encoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = cases.make_task(encoder, "mean")
+    train = store(task, cases.make_rows(8, "mean"), tmp_path / "f")
+    weights = sum(parameter.numel() for parameter in task.probe.parameters())
+    begun: list[int] = []
+    make = training.initial_probe
+    monkeypatch.setattr(training, "_AT_ONCE", 2 * weights)
+    monkeypatch.setattr(training, "initial_probe", lambda task, seed: begun.append(seed) or make(task, seed))
+    at_step: list[int] = []
+    found = train_probes(task, train, {}, [3, 1, 2], settings(), progress=lambda done: at_step.append(len(begun)))
+    assert [one.seed for one in found] == [3, 1, 2]
+    assert sorted(begun) == [1, 2, 3]
+    assert max(at_step[: 2 * settings().steps(8)]) == 2
 
 
 @pytest.mark.usefixtures("two_threads")
