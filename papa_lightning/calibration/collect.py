@@ -58,7 +58,7 @@ def calibrate(
         progress: Whether to show a progress bar.
         packing: Whether the encoder runs over the real tokens alone, in batches of sequences of similar length, where
             that is exact (docs/packing.md); the averages are the same but for rounding.
-        tokens_per_batch: Largest number of tokens in such a batch; None takes 2,048 on a CPU and 32,768 on other
+        tokens_per_batch: Largest number of tokens in such a batch; None takes 1,536 on a CPU and 32,768 on other
             devices.
 
     Returns:

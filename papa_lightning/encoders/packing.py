@@ -25,8 +25,8 @@ from papa_lightning.encoders.seam.layer import is_touched
 from papa_lightning.encoders.seam.masks import can_look, is_true_everywhere
 from papa_lightning.encoders.seam.slots import POSITIONS, GivenSlots, slots_of
 
-#: Tokens of a batch by default: as many as keep a CPU, or another device, busy.
-_ON_CPU, _ON_DEVICES = 2048, 32768
+#: Tokens of a batch by default: as many as keep a CPU busy, no more than 32 sequences of 48 tokens; other devices.
+_ON_CPU, _ON_DEVICES = 1536, 32768
 #: A batch of at least this many tokens ends where sequences get shorter than this share of its longest.
 _ENOUGH, _SIMILAR = 512, 0.8
 
@@ -38,7 +38,7 @@ class Packing:
     Args:
         enabled: Whether to pack, where that is exact.
         tokens_per_batch: Largest number of tokens in a batch, with the padding of its shorter sequences, but at least
-            one sequence; None takes 2,048 on a CPU and 32,768 on other devices.
+            one sequence; None takes 1,536 on a CPU and 32,768 on other devices.
 
     Raises:
         PapaError: For other values.

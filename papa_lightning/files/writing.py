@@ -70,15 +70,17 @@ def staged_file(path: str | Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def staged_folder(target: Path, replace: bool = False) -> Iterator[Path]:
+def staged_folder(target: Path, replace: bool = False, durable: bool = True) -> Iterator[Path]:
     """A new folder that gets its name at the end, in one step; after an error it is removed.
 
     With `replace`, it is exchanged with a folder of this name that has files; otherwise such a folder is an error.
+    Without `durable`, its files need not be on the disk by then, for what nothing reads after a loss of power.
     """
     remedy = "pass a folder in a place that you may write to, with room for it"
     with refusing("folder", target, remedy), temporary_folder(target.parent) as staged:
         yield staged
-        _settle(staged)
+        if durable:
+            _settle(staged)
         if replace and target.is_dir() and any(target.iterdir()):
             _exchange(staged, target)
         else:

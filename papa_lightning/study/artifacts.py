@@ -165,6 +165,7 @@ def features_of(
                     budget_bytes=left,
                     batch_size=size,
                     tokens_per_batch=packs.tokens(bench.task.device),
+                    kept=settings.keep,
                     watch=bench.watch,
                 )
             stored.append(new)

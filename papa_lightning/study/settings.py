@@ -61,7 +61,7 @@ class StudySettings:
         probe: Recipe of the probes.
         features: Storage of the hidden states.
         packing: Whether the encoder runs over the real tokens alone, where that is exact.
-        tokens_per_batch: Largest number of tokens in a packed batch; None takes 2,048 on a CPU and 32,768 on other
+        tokens_per_batch: Largest number of tokens in a packed batch; None takes 1,536 on a CPU and 32,768 on other
             devices.
         calibration_batch_size: Sequences of a batch wherever the encoder runs without packing.
         device: Device of all computations; ``"auto"`` is an accelerator where there is one.

@@ -92,10 +92,14 @@ def store_features(
     budget_bytes: int,
     batch_size: int = 32,
     tokens_per_batch: int | None = None,
+    kept: bool = True,
     progress: Callable[[int], None] | None = None,
     watch: Stopwatch | None = None,
 ) -> StoredFeatures:
-    """Run the encoder of a task once over a split, and store what its probe reads; an existing folder is reused."""
+    """Run the encoder of a task once over a split, and store what its probe reads; an existing folder is reused.
+
+    Features that are `kept` for later runs have sums, and are on the disk when this returns.
+    """
     watch = watch or Stopwatch()
     check_choice("dtype", dtype, ("float32", "float16"))
     if batch_size < 1:
@@ -123,4 +127,4 @@ def store_features(
             if progress is not None:
                 progress(done)
 
-    return StoredFeatures(folder, write_folder(folder, split.reading, split.index, dtype, batches()))
+    return StoredFeatures(folder, write_folder(folder, split.reading, split.index, dtype, batches(), kept))

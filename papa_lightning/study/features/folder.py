@@ -1,6 +1,6 @@
 """The folder of stored features, which gets its name when it is complete.
 
-vectors.npy (R, width), index.safetensors (counts (N,), positions, labels), manifest.json (with their SHA-256).
+vectors.npy (R, width), index.safetensors (counts (N,), positions, labels), manifest.json (with their SHA-256, if kept).
 """
 
 import os
@@ -30,6 +30,7 @@ Dtype = Literal["float32", "float16"]
 
 _FORMAT = "papa_lightning.features/1"
 _VECTORS, _INDEX, _MANIFEST = "vectors.npy", "index.safetensors", "manifest.json"
+_SUMS = dict.fromkeys((_VECTORS, _INDEX), text)
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class _Manifest:
 
     reading: _Described
     dtype: Dtype
-    files: Annotated[Mapping[str, str], record(dict.fromkeys((_VECTORS, _INDEX), text))]
+    files: Annotated[Mapping[str, str], record(_SUMS, may_lack=_SUMS)]
 
 
 def table_bytes(reading: Reading, index: SplitIndex, dtype: Dtype) -> int:
@@ -75,15 +76,21 @@ def check_room(needed: int, budget: int, folder: Path) -> None:
 
 
 def write_folder(
-    folder: Path, reading: Reading, index: SplitIndex, dtype: Dtype, batches: Iterable[tuple[Tensor, Tensor]]
+    folder: Path,
+    reading: Reading,
+    index: SplitIndex,
+    dtype: Dtype,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    kept: bool,
 ) -> dict[str, str]:
     """Write a folder of features, whole or not at all, from rows (r,) of the table and their vectors (r, width).
 
-    Returns the sums of its files; none when another process has written the folder at the same time.
+    Returns the sums of its files; none when another process has written the folder at the same time, or it is not to be
+    kept for later runs.
     """
     shape = (len(index.positions) * reading.rows_per_place, reading.width)
     try:
-        with staged_folder(folder) as unfinished:
+        with staged_folder(folder, durable=kept) as unfinished:
             vectors_file = unfinished / _VECTORS
             first = np.lib.format.open_memmap(vectors_file, mode="w+", dtype=np.dtype(dtype), shape=shape).offset
             with vectors_file.open("r+b") as file:
@@ -100,7 +107,7 @@ def write_folder(
             counts, positions, labels = (tensor.contiguous() for tensor in index.tensors())
             content = safetensors.torch.save({"counts": counts, "positions": positions, "labels": labels})
             (unfinished / _INDEX).write_bytes(content)
-            sums = {name: file_sum(unfinished / name) for name in (_VECTORS, _INDEX)}
+            sums = {name: file_sum(unfinished / name) for name in (_VECTORS, _INDEX) if kept}
             described = _Described(reading.name, reading.levels, reading.max_length, reading.hidden_size)
             write_record(unfinished / _MANIFEST, _FORMAT, _Manifest(described, dtype, sums))
     except OutputError:

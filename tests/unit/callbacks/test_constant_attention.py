@@ -75,7 +75,7 @@ def test_packing_is_a_switch_of_the_callback_or_of_a_task(
     torch.testing.assert_close(found.values, expected.values, atol=1e-6, rtol=0)
     assert torch.equal(found.pair_counts, expected.pair_counts)
     packed = packing and of_module is not False
-    assert found.metadata["packing"] == ({"tokens_per_batch": 2048} if packed else None)
+    assert found.metadata["packing"] == ({"tokens_per_batch": 1536} if packed else None)
 
 
 def test_a_second_fit_does_not_calibrate_again() -> None:

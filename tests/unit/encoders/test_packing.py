@@ -99,7 +99,7 @@ def test_wrong_settings(arguments, message):
 
 
 def test_settings_are_noted():
-    assert Packing().noted(CPU) == {"packing": {"tokens_per_batch": 2048}}
+    assert Packing().noted(CPU) == {"packing": {"tokens_per_batch": 1536}}
     assert Packing(tokens_per_batch=7).noted(torch.device("meta")) == {"packing": {"tokens_per_batch": 7}}
     assert Packing(enabled=False).noted(CPU) == {"packing": None}
     assert Packing().tokens(torch.device("meta")) == 32768
