@@ -108,7 +108,8 @@ class Bench:
     def batches(self, rows: Dataset | None = None) -> Iterable[Mapping[str, Tensor]]:
         """Batches of training rows in order, as calibration takes them; all rows by default."""
         rows = self.train if rows is None else rows
-        if self.settings.packing:  # which makes batches of its own: these are the rows that are read at once
+        first = self.task.inputs_of(next(iter(RowBatches(rows, 1))))
+        if self.task.pack(first) is not None:  # then calibration makes batches of its own of what is read at once
             return RowBatches(rows, _READ)
         # Padding at the end can be cut without a change of the numbers.
         collate = cut_padding if self.data.layout == "plain" else default_collate

@@ -164,8 +164,9 @@ def _reads_slots(module: nn.Module, turn: int, explicit: bool) -> bool:
     if layer_of(module).watched:
         mixing = layer_of(module).mixings[turn]
         return isinstance(mixing, RowMixing) and mixing.reads_slots
-    reads = bool(vars(type(mixers_of(module)[turn])).get("reads_slots", False))
-    return reads and not explicit and not torch.compiler.is_compiling()
+    if explicit or torch.compiler.is_compiling():
+        return False
+    return bool(vars(type(mixers_of(module)[turn])).get("reads_slots", False))
 
 
 def _mix(

@@ -93,7 +93,8 @@ def test_a_model_learns_then_its_heads_are_calibrated_ranked_and_frozen(data, tm
     trained = LanguageModelingTask(
         data.num_labels, 8, encoder=str(tmp_path / "trained"), regime="probe", learning_rate=0.01
     )
-    trainer = quiet_trainer(max_steps=2, callbacks=[ConstantAttention(heads=[(1, 0)], save_constants=False)])
+    average = ConstantAttention(heads=[(1, 0)], save_constants=False, fill_unseen=False)  # whose rows sum to 1
+    trainer = quiet_trainer(max_steps=2, callbacks=[average])
     trainer.fit(trained, datamodule=data)
     values = swapped_layers(trained.encoder)[1].constants
     assert values.shape == (1, 8, 8)
