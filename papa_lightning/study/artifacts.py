@@ -164,7 +164,7 @@ def features_of(
                     dtype=settings.storage,
                     budget_bytes=left,
                     batch_size=size,
-                    tokens_per_batch=packs.tokens(bench.task.device),
+                    tokens_per_batch=packs.tokens_per_batch,
                     kept=settings.keep,
                     watch=bench.watch,
                 )

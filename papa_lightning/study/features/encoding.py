@@ -9,7 +9,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from papa_lightning.calibration.collect import eval_mode
-from papa_lightning.encoders import similar_lengths
+from papa_lightning.encoders import Packing, similar_lengths
 from papa_lightning.errors import PapaError
 from papa_lightning.study.features.reading import reading_of
 from papa_lightning.tasks.base import EncoderTask
@@ -83,11 +83,16 @@ class EncodedSplit:
             )
         return vectors
 
-    def batches(self, batch_size: int, tokens_per_batch: int) -> Sequence[Tensor]:
-        """The numbers of the sequences of each batch, of at most so many sequences, or packed, of so many tokens."""
+    def batches(self, batch_size: int, tokens_per_batch: int | None) -> Sequence[Tensor]:
+        """The numbers of the sequences of each batch, of at most so many sequences, or packed, of so many tokens.
+
+        With None for the tokens, a packed batch is no larger than the largest of ``batch_size`` sequences.
+        """
         # The longest first: a lack of memory shows at once.
         if self._packs:
-            return similar_lengths(self.lengths, tokens_per_batch)
+            largest = batch_size * max(int(self.lengths.max()), 1)
+            tokens = min(Packing().tokens(self._task.device), largest) if tokens_per_batch is None else tokens_per_batch
+            return similar_lengths(self.lengths, tokens)
         return torch.split(self.extents.argsort(descending=True, stable=True), batch_size)
 
     def _packed(self, batch: Mapping[str, Tensor]) -> Tensor:

@@ -9,8 +9,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from papa_lightning.checks import check_choice
-from papa_lightning.encoders import Packing
+from papa_lightning.checks import check_choice, whole
 from papa_lightning.errors import PapaError
 from papa_lightning.study.features.encoding import EncodedSplit, SplitIndex
 from papa_lightning.study.features.folder import Dtype, check_room, read_folder, table_bytes, write_folder
@@ -104,6 +103,8 @@ def store_features(
     check_choice("dtype", dtype, ("float32", "float16"))
     if batch_size < 1:
         raise PapaError(f"batch_size is {batch_size}, but must be at least 1.")
+    if tokens_per_batch is not None:
+        whole(1)("tokens_per_batch", tokens_per_batch)
     split = EncodedSplit(task, rows)
     folder = Path(folder).expanduser()
     if folder.exists():
@@ -119,7 +120,7 @@ def store_features(
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         each, starts, counts, done = split.reading.rows_per_place, split.index.starts, split.index.counts, 0
-        for sequences in split.batches(batch_size, Packing(tokens_per_batch=tokens_per_batch).tokens(task.device)):
+        for sequences in split.batches(batch_size, tokens_per_batch):
             with watch.part("encoder"):
                 vectors = split.vectors(sequences)
             yield ranges(starts[sequences] * each, counts[sequences] * each), vectors

@@ -162,6 +162,25 @@ def test_packed_features_are_those_of_padded_rows(
     torch.testing.assert_close(*tables, atol=1e-5, rtol=0)
 
 
+def test_packed_batches_are_no_larger_than_padded_ones(encoder: str, tmp_path: Path) -> None:
+    """Where the number of tokens is not given; else it is what bounds them."""
+    task, rows, seen = cases.make_task(encoder, "mean"), cases.make_rows(30, "mean"), list[int]()
+    original = task.run_encoder
+
+    def noting(inputs: Any) -> Any:
+        seen.append(inputs["input_ids"].numel())
+        return original(inputs)
+
+    task.run_encoder = noting
+    store(task, rows, tmp_path / "f", batch_size=2)
+    assert max(seen) <= 2 * cases.LENGTH
+    seen.clear()
+    store(task, rows, tmp_path / "g", batch_size=2, tokens_per_batch=10_000)
+    assert len(seen) == 1
+    with pytest.raises(PapaError, match="tokens_per_batch is 0"):
+        store(task, rows, tmp_path / "h", tokens_per_batch=0)
+
+
 def test_a_reading_of_padding_is_not_packed(encoder: str, tmp_path: Path) -> None:
     """A label at a token that the mask leaves out, whose hidden state only a padded batch has."""
     task, rows = cases.make_task(encoder, "tokens"), cases.make_rows(6, "tokens", "segment")
