@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -178,7 +178,6 @@ class Slots:
     places: Tensor
     mask: Tensor
     real: Tensor
-    _pairs: tuple[int, Tensor] | None = field(default=None, init=False, repr=False)
 
     def arrange(self, attention: DynamicAttention) -> DynamicAttention:
         """The attention of the tokens in the order of their slots."""
@@ -205,14 +204,6 @@ class Slots:
     def number(self) -> int:
         """S, the number of slots."""
         return self.tokens.shape[1]
-
-    def pairs(self, stride: int) -> Tensor:
-        """Index (B, T, T) of each pair of tokens in matrices of slots (stride, stride) that are flattened; int64."""
-        if self._pairs is None or self._pairs[0] != stride:  # the same for all layers
-            pairs = self.places[:, :, None] * stride + self.places[:, None, :]
-            object.__setattr__(self, "_pairs", (stride, pairs))
-        assert self._pairs is not None
-        return self._pairs[1]
 
 
 def slots_from_first(mask: Tensor, numbered: Tensor | None = None) -> Slots:

@@ -11,7 +11,7 @@ from torch import Tensor
 #: Bytes of a floating point number -> integers of the same size.
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
-#: Largest number of entries of constants that are gathered at a time: 8 MB in float32.
+#: Largest number of entries of constants that are gathered at a time, but at least a row a head: 8 MB in float32.
 PIECE = 2**21
 
 #: Row sums below this count as zero: such a row stays zero instead of being divided.
@@ -230,16 +230,16 @@ def constant_attention(
     return (_copying_factor(scale, (batch, length, heads)) * mixed).to(value.dtype)
 
 
-def gathered_attention(matrices: Tensor, value: Tensor, pairs: Tensor, mask: Tensor) -> Tensor:
+def gathered_attention(matrices: Tensor, value: Tensor, places: Tensor, mask: Tensor) -> Tensor:
     """Constant attention of tokens with slots of their own, ``A[b,h,i,j] = C[h, slot_i, slot_j] m_i m_j / mass_i``.
 
     Equal to :func:`constant_attention` of the tokens in the order of their slots, in n^2 instead of S^2 for n tokens in
-    S slots. The gathered entries exist in pieces of some sequences.
+    S slots. The gathered entries exist in pieces of some sequences, or some queries of one.
 
     Args:
         matrices: (H, S, S), the constants, contiguous.
         value: (B, H, n, h).
-        pairs: (B, n, n), index of each pair of tokens in a flattened matrix; int64.
+        places: (B, n), the slot of each token; int64.
         mask: (B, n), true for a real token.
 
     Returns:
@@ -247,23 +247,38 @@ def gathered_attention(matrices: Tensor, value: Tensor, pairs: Tensor, mask: Ten
 
     Example:
         >>> constants = torch.tensor([[[1.0, 9.0, 3.0], [9.0, 9.0, 9.0], [1.0, 9.0, 1.0]]])
-        >>> pairs = torch.tensor([[[0, 2], [6, 8]]])  # slots 0 and 2
         >>> value = torch.tensor([[[[4.0], [8.0]]]])
-        >>> gathered_attention(constants, value, pairs, torch.ones(1, 2)).flatten()
+        >>> gathered_attention(constants, value, torch.tensor([[0, 2]]), torch.ones(1, 2)).flatten()
         tensor([7., 6.])
     """
-    (batch, heads, length, _), flat = value.shape, matrices.flatten(1)
-    real, step = mask.to(matrices.dtype), max(1, PIECE // max(1, heads * length * length))
-    dtype = accumulation_dtype(matrices.dtype)
+    (batch, heads, length, _), slots = value.shape, matrices.shape[-1]
+    sequences = max(1, PIECE // max(1, heads * length * length))
+    queries = max(1, PIECE // max(1, heads * length * sequences))
+    flat, real, dtype = matrices.flatten(1), mask.to(matrices.dtype), accumulation_dtype(matrices.dtype)
     parts = []
-    for start in range(0, batch, step):
-        index = pairs[start : start + step].flatten(1)[:, None].expand(-1, heads, -1)
-        gathered = flat.expand(len(index), -1, -1).gather(2, index).view(-1, heads, length, length)
-        gathered = gathered * real[start : start + step, None, None]
-        scale = real[start : start + step, None] / gathered.sum(dim=-1, dtype=dtype).clamp_min(EPS)
-        mixed = torch.matmul(gathered.to(value.dtype), value[start : start + step])
-        parts.append((mixed * scale[..., None]).to(value.dtype).transpose(1, 2))
+    for start in range(0, batch, sequences):
+        own, known, values = (one[start : start + sequences] for one in (places, real, value))
+        rows = []
+        for first in range(0, length, queries):
+            pairs = pair_index(own, slots, first, first + queries).flatten(1)[:, None].expand(-1, heads, -1)
+            gathered = flat.expand(len(own), -1, -1).gather(2, pairs).view(len(own), heads, -1, length)
+            gathered = gathered * known[:, None, None]
+            mass = gathered.sum(dim=-1, dtype=dtype).clamp_min(EPS)
+            scale = (known[:, None, first : first + queries] / mass)[..., None]
+            rows.append((torch.matmul(gathered.to(values.dtype), values) * scale).to(values.dtype).transpose(1, 2))
+        parts.append(rows[0] if len(rows) == 1 else torch.cat(rows, dim=1))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def pair_index(places: Tensor, slots: int, first: int = 0, last: int | None = None) -> Tensor:
+    """Index (B, queries, n) of pairs of tokens with slots (B, n), of some queries, in a flattened (S, S) matrix.
+
+    Example:
+        >>> pair_index(torch.tensor([[0, 2]]), slots=3)
+        tensor([[[0, 2],
+                 [6, 8]]])
+    """
+    return places[:, first:last, None] * slots + places[:, None]
 
 
 def _copying_factor(factor: Tensor, shape: tuple[int, int, int]) -> Tensor:

@@ -15,6 +15,7 @@ from papa_lightning.attention.functional import (
     average_attention,
     clear_padding,
     pair_counts,
+    pair_index,
 )
 from papa_lightning.errors import CalibrationError
 
@@ -147,7 +148,7 @@ class AttentionAverages(RunningSums):
         if slots is None:
             self.sums[layer, :, first:last, :length] += rows.sum(dim=0).to(self.sums.device, torch.float64)
         else:
-            pairs = slots.pairs(self.max_length)[:, first:last].flatten(1).to(self.sums.device)
+            pairs = pair_index(slots.places, self.max_length, first, last).flatten(1).to(self.sums.device)
             add_pairs(self.sums[layer].view(rows.shape[1], -1), pairs, rows.flatten(2))
         # Norms of rows need no second tensor of the size of the matrices, and are exact enough in float32; over whole
         # matrices they would not be.

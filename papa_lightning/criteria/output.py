@@ -73,7 +73,7 @@ def _mix(
     if slots is None:
         constant = constant_attention(constants[:, :length, :length], value, mask)
     else:
-        constant = gathered_attention(constants, value, slots.pairs(constants.shape[-1]), slots.real)
+        constant = gathered_attention(constants, value, slots.places, slots.real)
     change = mixed - constant
     if mask is not None:
         change = change.masked_fill(~mask.bool()[:, :, None, None], 0.0)

@@ -123,8 +123,7 @@ class MatrixHeads(TokenMixer):
         if value.shape[2] >= slots.number:
             return slots.read(self.mix(slots.fill(value), slots.mask))
         self.constants_of(slots.number)  # refuses slots beyond max_length
-        pairs = slots.pairs(self.max_length)
-        return gathered_attention(self.constants_of(self.max_length), value, pairs, slots.real)
+        return gathered_attention(self.constants_of(self.max_length), value, slots.places, slots.real)
 
     def normalized_for(self, value: Tensor) -> Tensor:
         """Constants of :meth:`constants_for` with rows that sum to 1, for a batch without padding."""
