@@ -1,4 +1,4 @@
-"""Attention in pretrained encoders: finding, swapping, restoring and observing it.
+"""Attention in pretrained encoders: finding, swapping, restoring and observing it; packing of their batches.
 
 May import torch, transformers and the attention room. A family of encoders is added in families/, another way to hand
 attention to a mixer in seam/, another layout of query and key weights in projections/.
