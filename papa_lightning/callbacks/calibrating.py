@@ -218,7 +218,7 @@ class CalibratingCallback(Callback, ABC):
 
     def packing_in(self, pl_module: L.LightningModule) -> Packing:
         """The settings of packing, which a task of this package can turn off as well."""
-        return Packing(self.packing and pl_module.hparams.get("packing") is not False)
+        return Packing(self.packing and getattr(pl_module, "packing", None) is not False)
 
     def in_use(
         self, trainer: L.Trainer, pl_module: L.LightningModule, constants: AttentionConstants

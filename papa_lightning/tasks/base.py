@@ -127,7 +127,9 @@ class EncoderTask(LearningTask, EvaluatedTask):
         packing: bool = True,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
+        # A way of computing, which a checkpoint must not decide for the run that loads it.
+        self.packing = Packing(packing).enabled
+        self.save_hyperparameters(ignore="packing")
         # On the command line Lightning saves the configured values, not those that a subclass sets by itself.
         self.hparams.update(num_labels=num_labels, max_length=max_length, metrics=metrics, label_names=label_names)
         self._check_arguments()
@@ -146,7 +148,7 @@ class EncoderTask(LearningTask, EvaluatedTask):
     def _check_arguments(self) -> None:
         given = self.hparams
         check_choice("preset", given["preset"], get_args(Preset))
-        _ = self.regime, self.recipe, Packing(given["packing"])  # refuse wrong arguments of theirs
+        _ = self.regime, self.recipe  # refuse wrong arguments of theirs
         rate = given["constants_learning_rate"]
         for name, valid, wanted in (
             ("num_labels", given["num_labels"] >= 2, "at least 2"),
@@ -312,7 +314,7 @@ class EncoderTask(LearningTask, EvaluatedTask):
         """The real tokens of the encoder's inputs; None where it is to run over these as they are."""
         # It would be compiled anew for each shape; torch.compile keeps a module under this name.
         compiled = hasattr(self.encoder, "_orig_mod") or torch.compiler.is_compiling()
-        if not self.hparams["packing"] or self.encoder.training or compiled or self._distils:
+        if not self.packing or self.encoder.training or compiled or self._distils:
             return None
         with suppress(UnsupportedEncoderError):
             return Packer.of(self.encoder).pack(inputs)

@@ -63,7 +63,7 @@ def test_packing_is_a_switch_of_the_callback_or_of_a_task(
 
     module = WithInputs()
     if of_module is not None:
-        module.save_hyperparameters({"packing": of_module})
+        module.packing = of_module
     expected, lengths = expected_constants(module), list[int]()
     module.bert.register_forward_pre_hook(
         lambda module, args, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True

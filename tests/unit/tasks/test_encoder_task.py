@@ -114,7 +114,6 @@ def test_attributes_and_hyperparameters(bert: str) -> None:
         "constants_learning_rate": None,
         "label_names": None,
         "distillation": 0.0,
-        "packing": True,
         "pooling": "layerwise",
     }
 
