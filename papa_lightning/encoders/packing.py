@@ -238,7 +238,7 @@ class Packer:
             return None
         named = {name: held for name, held in inputs.items() if name != "attention_mask"}
         if "position_ids" in self.reading.names:
-            named["position_ids"] = native_position_ids(self.encoder, inputs)
+            named["position_ids"] = native_position_ids(self.reading, inputs)
         columns = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
         slots = None
         if is_touched(self.encoder.modules[0]):

@@ -6,30 +6,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from papa_lightning.encoders.finding import SupportedEncoder
-from papa_lightning.encoders.inputs import first_position
 from papa_lightning.encoders.seam.batch import ReadBatch
 from papa_lightning.errors import PapaError
 
 
-def native_position_ids(found: SupportedEncoder, inputs: Mapping[str, Any]) -> Tensor:
+def native_position_ids(reading: ReadBatch, inputs: Mapping[str, Any]) -> Tensor:
     """Position ids (B, T) that an encoder would give the tokens of a batch; those of the batch where it has some.
 
     They are the places in the tensor; in families like RoBERTa the numbers of the tokens that are no padding tokens;
     and in rotary encoders swapped to kinds without scores the slots.
 
     Args:
-        found: The encoder.
+        reading: The hook that reads the batches of the encoder, attached or not.
         inputs: Batch, with input_ids (B, T) or inputs_embeds (B, T, d), and its attention_mask.
 
     Raises:
         PapaError: When the batch has neither.
 
     Example:
+        >>> from papa_lightning.encoders import SupportedEncoder
         >>> from transformers import RobertaConfig, RobertaModel
         >>> sizes = {"vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
         >>> found = SupportedEncoder.find(RobertaModel(RobertaConfig(pad_token_id=1, **sizes)))
-        >>> native_position_ids(found, {"input_ids": torch.tensor([[1, 5, 6], [7, 8, 1]])})
+        >>> reading = ReadBatch.of(found)
+        >>> native_position_ids(reading, {"input_ids": torch.tensor([[1, 5, 6], [7, 8, 1]])})
         tensor([[1, 2, 3],
                 [2, 3, 1]])
     """
@@ -39,10 +39,10 @@ def native_position_ids(found: SupportedEncoder, inputs: Mapping[str, Any]) -> T
         raise PapaError(f"the batch has {', '.join(inputs) or 'nothing'}, but position ids are those of input_ids.")
     given: Tensor | None = inputs.get("position_ids")
     if given is None:
-        given = ReadBatch.of(found).count_positions(inputs, {}).get("position_ids")
+        given = reading.count_positions(inputs, {}).get("position_ids")
     if given is not None:
         return given.expand(shaped.shape[:2])
-    first = first_position(found.model)
+    first = reading.first
     if first and tokens is not None:
         numbered = (tokens != first - 1).long()  # the table of positions has the padding token's id as padding_idx
         return numbered.cumsum(dim=1) * numbered + first - 1

@@ -10,6 +10,7 @@ from conformance.tiny_models import CASES, NAMES, VOCABULARY, build, implementat
 from papa_lightning import swap_attention
 from papa_lightning.attention import slots_at
 from papa_lightning.encoders import (
+    ReadBatch,
     accepted_inputs,
     exact_when_packed,
     moved_tokens,
@@ -69,7 +70,7 @@ def run_packed(model, inputs, attached, told=True):
     packed = {key: tensor.gather(1, places) for key, tensor in inputs.items()}
     given = positions_of(found, inputs, places, packed["attention_mask"]) if attached else None
     if "position_ids" in accepted_inputs(found.model):
-        packed["position_ids"] = native_position_ids(found, inputs).gather(1, places)
+        packed["position_ids"] = native_position_ids(ReadBatch.of(found), inputs).gather(1, places)
     marked = {**packed, POSITIONS: given} if attached else packed
     with moved_tokens(found, places, packed["attention_mask"], given) if told else nullcontext():
         return torch.stack(found.model(**marked, output_hidden_states=True).hidden_states), places

@@ -5,7 +5,7 @@ import torch
 from conformance.tiny_models import LENGTH, build
 
 from papa_lightning import PapaError, swap_attention
-from papa_lightning.encoders import native_position_ids
+from papa_lightning.encoders import ReadBatch, native_position_ids
 from papa_lightning.encoders.finding import SupportedEncoder
 
 #: The padding token, of which one is real here, and one between the others is not.
@@ -22,7 +22,7 @@ def inputs_of(name):
 def test_ids_are_those_of_the_encoder(name):
     """Passing them changes nothing at real tokens."""
     model, inputs = build(name, pad_token_id=PADDING[name]), inputs_of(name)
-    ids = native_position_ids(SupportedEncoder.find(model), inputs)
+    ids = native_position_ids(ReadBatch.of(SupportedEncoder.find(model)), inputs)
     numbers = [[2, 3, 1, 4], [1, 1, 2, 3]] if name in NUMBERED else [[0, 1, 2, 3]] * 2
     assert ids.tolist() == numbers
     with torch.no_grad():
@@ -35,7 +35,7 @@ def test_embeddings_are_numbered_through(name):
     """Which of them are padding, no encoder can tell."""
     model = build(name, pad_token_id=PADDING[name])
     vectors = model.get_input_embeddings()(inputs_of(name)["input_ids"])
-    ids = native_position_ids(SupportedEncoder.find(model), {"inputs_embeds": vectors})
+    ids = native_position_ids(ReadBatch.of(SupportedEncoder.find(model)), {"inputs_embeds": vectors})
     assert ids.tolist() == [[2, 3, 4, 5] if name == "roberta" else [0, 1, 2, 3]] * 2
     with torch.no_grad():
         hidden = [model(inputs_embeds=vectors, **more).last_hidden_state for more in ({}, {"position_ids": ids})]
@@ -45,18 +45,18 @@ def test_embeddings_are_numbered_through(name):
 def test_ids_of_the_batch_stay():
     found, inputs = SupportedEncoder.find(build("roberta")), inputs_of("roberta")
     ids = torch.tensor([[4, 5, 6, 7]])
-    assert native_position_ids(found, {**inputs, "position_ids": ids}).tolist() == ids.tolist() * 2
+    assert native_position_ids(ReadBatch.of(found), {**inputs, "position_ids": ids}).tolist() == ids.tolist() * 2
     own = torch.tensor([[4, 5, 6, 7], [3, 2, 1, 0]])
-    assert torch.equal(native_position_ids(found, {**inputs, "position_ids": own}), own)
+    assert torch.equal(native_position_ids(ReadBatch.of(found), {**inputs, "position_ids": own}), own)
 
 
 def test_rotary_encoders_without_scores_count_slots():
     model = swap_attention(build("llama"), "aft_simple", max_length=LENGTH)
-    ids = native_position_ids(SupportedEncoder.find(model), inputs_of("llama"))
+    ids = native_position_ids(ReadBatch.of(SupportedEncoder.find(model)), inputs_of("llama"))
     assert ids[0].tolist() == [0, 1, 2, 3]
     assert ids[1, 2:].tolist() == [0, 1]
 
 
 def test_a_batch_without_tokens():
     with pytest.raises(PapaError, match="the batch has attention_mask, but position ids are those of input_ids"):
-        native_position_ids(SupportedEncoder.find(build("bert")), {"attention_mask": torch.ones(1, 3)})
+        native_position_ids(ReadBatch.of(SupportedEncoder.find(build("bert"))), {"attention_mask": torch.ones(1, 3)})
