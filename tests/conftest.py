@@ -8,6 +8,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 # The tests are of the CPU, where numbers repeat to the last bit, also on a machine with a GPU.
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+# Kernels for GPUs run on the CPU here, in Triton's interpreter; `make gpu` names a GPU, and runs tests/gpu on it.
+if not os.environ["CUDA_VISIBLE_DEVICES"]:
+    os.environ["TRITON_INTERPRET"] = "1"
 
 from collections.abc import Iterator
 
