@@ -32,6 +32,7 @@ from papa_lightning.attention.dynamic import (
     slots_at,
     slots_from_first,
 )
+from papa_lightning.attention.functional import fused_mask
 from papa_lightning.attention.mixer import (
     KINDS,
     Block,
@@ -39,6 +40,7 @@ from papa_lightning.attention.mixer import (
     Place,
     Reach,
     TokenMixer,
+    declares,
     kinds_table,
     read_extra_state,
 )
@@ -86,6 +88,8 @@ __all__ = [
     "aft_full",
     "aft_local",
     "aft_simple",
+    "declares",
+    "fused_mask",
     "kinds_table",
     "read_extra_state",
     "runs_in",

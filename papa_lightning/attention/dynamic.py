@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from papa_lightning.attention.functional import attention_probabilities, dynamic_attention
+from papa_lightning.attention.head_slices import take_heads
 
 #: Number of attention probabilities that exist at a time: 32 MB in float32.
 CHUNK = 2**23
@@ -99,6 +100,8 @@ class DynamicAttention:
         bias: Bias that the encoder adds to the scores, or a boolean one, true where a query may look.
         slots: Slots of the tokens, where they differ from their places in the tensor, for a mixer or
             :class:`RowMixing` that reads them; others get the tokens in the order of their slots, and None.
+        fused: The mask as a fused kernel of a device reads it, where that is known; only without a bias.
+        value_heads: The heads in the order of the values, for a mixer that reorders values; None: ascending.
 
     Example:
         >>> attention = DynamicAttention(torch.zeros(1, 1, 4, 2), torch.zeros(1, 1, 4, 2), None, 1.0)
@@ -114,6 +117,8 @@ class DynamicAttention:
     scaling: float
     bias: Tensor | None = None
     slots: Slots | None = None
+    fused: Tensor | None = None
+    value_heads: tuple[int, ...] | None = None
 
     def matrices(self) -> Tensor:
         """The probabilities, (B, dynamic heads, T, T), float32 or float64."""
@@ -139,7 +144,13 @@ class DynamicAttention:
 
     def mix(self, value: Tensor, dropout: float = 0.0) -> Tensor:
         """Mixed values (B, T, dynamic heads, h) of values (B, dynamic heads, T, h), by PyTorch's fused kernel."""
-        return dynamic_attention(self.query, self.key, value, self.mask, self.scaling, dropout, self.bias)
+        return dynamic_attention(self.query, self.key, value, self.mask, self.scaling, dropout, self.bias, self.fused)
+
+    def values_of(self, value: Tensor, heads: Sequence[int], dim: int = 1) -> Tensor:
+        """The values of some heads, ascending, of values of all, which are along a dimension."""
+        if self.value_heads is not None:
+            heads = [self.value_heads.index(head) for head in heads]
+        return take_heads(value, heads, dim)
 
 
 @dataclass(frozen=True)
@@ -186,7 +197,7 @@ class Slots:
             length, heads = attention.query.shape[2], bias.shape[1] if bias.dim() == 4 else 1
             bias = _pick_pairs(bias.expand(self.tokens.shape[0], heads, length, length), self.tokens)
         query, key = self.fill(attention.query), self.fill(attention.key)
-        return replace(attention, query=query, key=key, mask=self.mask, bias=bias)
+        return replace(attention, query=query, key=key, mask=self.mask, bias=bias, fused=None)
 
     def fill(self, tensor: Tensor) -> Tensor:
         """(B, heads, T, h) as (B, heads, S, h)."""

@@ -326,6 +326,22 @@ def merge_bias(mask: Tensor | None, bias: Tensor | None) -> Tensor | None:
     return bias & real if bias.dtype == torch.bool else bias.masked_fill(~real, torch.finfo(bias.dtype).min)
 
 
+def fused_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A padding mask (B, T) as fused kernels of devices read it, (B, 1, T, T): 0, or the lowest number of a dtype.
+
+    A boolean mask is turned into such numbers in every call, and rows of other lengths than multiples of 16 are copied.
+
+    Example:
+        >>> fused_mask(torch.tensor([[True, False]]), torch.float32)[0, 0]
+        tensor([[ 0.0000e+00, -3.4028e+38],
+                [ 0.0000e+00, -3.4028e+38]])
+    """
+    batch, length = mask.shape
+    added = torch.zeros(batch, (length + 15) // 16 * 16, dtype=dtype, device=mask.device)[:, :length]
+    added = added.masked_fill_(~mask.bool(), torch.finfo(dtype).min)
+    return added[:, None, None].expand(batch, 1, length, length)
+
+
 def dynamic_attention(
     query: Tensor,
     key: Tensor,
@@ -334,12 +350,14 @@ def dynamic_attention(
     scaling: float,
     dropout: float = 0.0,
     bias: Tensor | None = None,
+    fused: Tensor | None = None,
 ) -> Tensor:
     """Dot-product attention through PyTorch's fused kernel: mixed values (B, T, H, h) of values (B, H, T, h).
 
-    All but ``dropout``, that of the probabilities, are as for :func:`attention_probabilities`.
+    All but ``dropout``, that of the probabilities, and ``fused``, the :func:`fused_mask` of the mask where there is no
+    bias, are as for :func:`attention_probabilities`.
     """
-    allowed = merge_bias(mask, bias)
+    allowed = merge_bias(mask, bias) if fused is None else fused
     mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, dropout_p=dropout, scale=scaling)
     return mixed.transpose(1, 2)
 

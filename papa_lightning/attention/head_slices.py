@@ -1,6 +1,7 @@
 """Slices of tensors by head: views where the heads are neighbours, one copy where they are not."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -18,9 +19,27 @@ def head_runs(heads: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def take_heads(tensor: Tensor, heads: Sequence[int], dim: int, width: int = 1) -> Tensor:
-    """Slices of ascending heads along a dimension of ``width`` entries a head: a view of neighbours, else a copy."""
-    parts = [tensor.narrow(dim, first * width, number * width) for first, number in head_runs(heads)]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)
+    """Slices of heads along a dimension of ``width`` entries a head: a view of neighbours in order, else a copy."""
+    runs = head_runs(heads)
+    if len(runs) == 1:
+        return tensor.narrow(dim, runs[0][0] * width, runs[0][1] * width)
+    if tensor.device.type == "cpu":
+        return torch.cat([tensor.narrow(dim, first * width, number * width) for first, number in runs], dim=dim)
+    # One kernel, also backward, where each run would have one of its own.
+    by_head = tensor if width == 1 else torch.unflatten(tensor, dim, (-1, width))
+    taken = by_head.index_select(dim, head_index(tuple(heads), tensor.device))
+    return taken if width == 1 else taken.flatten(dim, dim + 1)
+
+
+def head_index(heads: tuple[int, ...], device: torch.device) -> Tensor:
+    """The numbers of heads as a tensor on a device, which is kept: making one lets a device wait."""
+    return torch.tensor(heads, device=device) if torch.compiler.is_compiling() else _kept_index(heads, device)
+
+
+@lru_cache(maxsize=4096)
+def _kept_index(heads: tuple[int, ...], device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(heads, device=device)
 
 
 def merge_heads(parts: Sequence[tuple[Sequence[int], Tensor]], dim: int) -> Tensor:

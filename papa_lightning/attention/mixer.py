@@ -158,6 +158,8 @@ class TokenMixer(nn.Module):
     #: Whether it takes tokens in the order of the batch, with their slots, instead of in the order of the slots; not
     #: inherited, because a subclass may mix in another way.
     reads_slots: ClassVar[bool] = False
+    #: Whether it takes values in another order of the heads, see :class:`DynamicAttention`; not inherited either.
+    reorders_values: ClassVar[bool] = False
     #: Whether its dynamic heads have scores, to which an encoder may add a bias of positions.
     uses_scores: ClassVar[bool] = True
     #: Its constants: tensors that are no parameters, so that nothing that unfreezes an encoder makes them learn.
@@ -307,6 +309,11 @@ class TokenMixer(nn.Module):
                 f"max_length={saved['max_length']}."
             )
         self._set_calibrated(saved["calibrated"])
+
+
+def declares(mixer: TokenMixer, name: str) -> bool:
+    """Whether the class of a mixer itself sets a flag that is not inherited."""
+    return bool(vars(type(mixer)).get(name, False))
 
 
 def read_extra_state(state: Tensor) -> Mapping[str, Any]:

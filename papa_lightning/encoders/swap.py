@@ -7,7 +7,15 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import nn
 
-from papa_lightning.attention import DynamicHeads, FoldedHeads, GatedHeads, Place, TokenMixer, ZeroMassWatch
+from papa_lightning.attention import (
+    DynamicHeads,
+    FoldedHeads,
+    GatedHeads,
+    Place,
+    TokenMixer,
+    ZeroMassWatch,
+    declares,
+)
 from papa_lightning.encoders.families.table import EncoderFamily
 from papa_lightning.encoders.finding import SupportedEncoder, swapped_layers
 from papa_lightning.encoders.head_selection import HeadSelection, select_heads
@@ -16,6 +24,7 @@ from papa_lightning.encoders.layer_plan import Kinds, LayerPlan, Options, plan_l
 from papa_lightning.encoders.notes import note_when_saved, stop_noting
 from papa_lightning.encoders.projections.cut import CutProjection
 from papa_lightning.encoders.projections.folded import check_folding, fold, unfold
+from papa_lightning.encoders.projections.joint import order_values
 from papa_lightning.encoders.projections.trimmed import is_trimmed, left_out_error
 from papa_lightning.encoders.seam.attaching import attach, detach
 from papa_lightning.encoders.seam.layer import Frozen, freeze, is_touched, layer_of, mixers_of, thaw
@@ -154,6 +163,7 @@ def _restore(encoder: nn.Module, found: SupportedEncoder) -> SupportedEncoder:
             if isinstance(part, CutProjection):
                 module.set_submodule(path, part.original())
         del module.papa
+        layer_of(module).value = ""
         thaw(module, layer_of(module).frozen)
     thaw(base, vars(base).pop(_FROZEN, Frozen()))
     refuse_plain_states(base)
@@ -315,6 +325,9 @@ def _install(found: SupportedEncoder, mixers: Sequence[TokenMixer]) -> None:
         layer_of(module).frozen = freeze(module, _unused(own, found.family))
         if isinstance(own[0], FoldedHeads):
             fold(found, module, own[0].heads)
+        elif len(own) == 1 and found.family.value in module._modules and declares(own[0], "reorders_values"):
+            layer_of(module).value = found.family.value
+            order_values(module, found.family.value, heads, tuple(found.family.projections)[:2])
     if not any(mixer.uses_scores and mixer.dynamic_when_calibrated() for mixer in mixers):
         vars(found.model)[_FROZEN] = freeze(found.model, found.family.position_parameters)
 

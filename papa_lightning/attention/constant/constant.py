@@ -25,6 +25,7 @@ class ConstantHeads(MatrixHeads):
     """
 
     reads_slots = True
+    reorders_values = True
     facts = KindFacts(
         "chosen heads: `C V`, C the calibrated average", "none that learn", "T² d, no queries and keys", "the average"
     )
@@ -38,17 +39,18 @@ class ConstantHeads(MatrixHeads):
         self, attention: DynamicAttention, value: Tensor, dropout: float = 0.0, need_weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """See :meth:`TokenMixer.forward`."""
-        mask = attention.mask
-        self.warn_of_empty_rows(value, mask, attention.slots)
+        self.warn_of_empty_rows(value, attention.mask, attention.slots)
         if need_weights:
-            return shown_mixing(self, self.constants_for(value), attention, value, dropout)
+            by_head = attention.values_of(value, range(value.shape[1]))
+            return shown_mixing(self, self.constants_for(value), attention, by_head, dropout)
+        dynamic = self.heads.dynamic
+        mixed = attention.mix(attention.values_of(value, dynamic), dropout) if dynamic else None
         # Chosen in the layout of the matrix product: heads that are no neighbours are copied, and then only once.
-        fixed = take_heads(value.permute(1, 2, 0, 3), self.constant_heads, dim=0).permute(2, 0, 1, 3)
+        fixed = attention.values_of(value.permute(1, 2, 0, 3), self.constant_heads, dim=0).permute(2, 0, 1, 3)
         if dropout > 0.0:  # the one case that needs every sequence's own matrix
-            mixed = apply_attention(normalized_constants(self.constants_for(value), mask), fixed, dropout)
-        else:
-            mixed = self.mix_tokens(fixed, attention)
-        return with_dynamic(self, [(self.constant_heads, mixed)], attention, value, dropout), None
+            matrices = normalized_constants(self.constants_for(value), attention.mask)
+            return self.merge(apply_attention(matrices, fixed, dropout), mixed), None
+        return self.mix_beside(fixed, attention, mixed), None
 
 
 def with_dynamic(

@@ -18,10 +18,12 @@ from papa_lightning.attention.functional import (
     matrix_product,
     normalized_constants,
 )
+from papa_lightning.attention.head_slices import merge_heads
 from papa_lightning.attention.mixer import Place, TokenMixer
 from papa_lightning.attention.parameter_cache import Remembered
 from papa_lightning.attention.zero_mass import first_zero_of_diagonal
 from papa_lightning.errors import PapaError
+from papa_lightning.kernels import usable
 
 
 class MatrixHeads(TokenMixer):
@@ -72,15 +74,19 @@ class MatrixHeads(TokenMixer):
 
     def constants_of(self, length: int) -> Tensor:
         """Constants (constant heads, t, t) for t slots; more than max_length are refused."""
+        self.check_length(length)
+        leading = self.constants[:, :length, :length]
+        if self.reach.unlimited:
+            return leading
+        return self._cut.recall(lambda: self.reach.cut(leading), [self.constants], length, self.training)
+
+    def check_length(self, length: int) -> None:
+        """Refuse more slots than max_length."""
         if length > self.max_length:
             raise PapaError(
                 f"the sequences are {length} tokens long, but the constants are for max_length {self.max_length}: "
                 f"cut the sequences to {self.max_length} tokens, or calibrate with a larger max_length."
             )
-        leading = self.constants[:, :length, :length]
-        if self.reach.unlimited:
-            return leading
-        return self._cut.recall(lambda: self.reach.cut(leading), [self.constants], length, self.training)
 
     def warn_of_empty_rows(self, value: Tensor, mask: Tensor | None, slots: Slots | None) -> None:
         """Warn of real rows of a batch of values (B, H, t, h) that attend to nothing, where there can be some."""
@@ -106,6 +112,53 @@ class MatrixHeads(TokenMixer):
         shown = weights.expand(batch, heads, -1, -1) if weights is not None and need_weights else None
         return mixed.reshape(batch, length, heads, size), shown
 
+    def mix_beside(self, value: Tensor, attention: DynamicAttention, dynamic: Tensor | None) -> Tensor:
+        """Mixed values (B, T, H, h) of all heads, from values (B, constant heads, T, h) and the dynamic heads' mixed.
+
+        Args:
+            value: Values of the constant heads.
+            attention: Attention of the layer, with the mask of the batch and the slots of its tokens.
+            dynamic: (B, T, dynamic heads, h), or None without any.
+        """
+        if self._uses_kernel(value, attention.mask):
+            return self._product(value, attention, self.constant_heads, dynamic)
+        return self.merge(self.mix_tokens(value, attention), dynamic)
+
+    def merge(self, fixed: Tensor, dynamic: Tensor | None) -> Tensor:
+        """Mixed values (B, T, H, h) of all heads, from those of the constant and of the dynamic ones."""
+        if dynamic is None:
+            return fixed
+        return merge_heads([(self.constant_heads, fixed), (self.heads.dynamic, dynamic)], dim=2)
+
+    def _uses_kernel(self, value: Tensor, mask: Tensor | None) -> bool:
+        """Whether the product is that of the kernel: where it runs, and is faster."""
+        if not usable(value, self.constants):
+            return False
+        from papa_lightning.kernels.constant import faster
+
+        return faster(value, mask)
+
+    def _product(
+        self, value: Tensor, attention: DynamicAttention, heads: Sequence[int], dynamic: Tensor | None = None
+    ) -> Tensor:
+        """Values of constant heads mixed by the kernel, at the places of ``heads`` beside the dynamic ones."""
+        from papa_lightning.kernels.constant import constant_product
+
+        slots, length = attention.slots, value.shape[2]
+        self.check_length(length if slots is None else slots.number)
+        constants = self.constants[:, :length, :length] if slots is None else self.constants
+        return constant_product(
+            constants,
+            value,
+            attention.mask if slots is None else slots.real,
+            heads,
+            value.shape[1] + (0 if dynamic is None else dynamic.shape[2]),
+            dynamic,
+            self.reach.before,
+            self.reach.after,
+            None if slots is None else slots.places,
+        )
+
     def mix(self, value: Tensor, mask: Tensor | None, mass: Tensor | None = None) -> Tensor:
         """Values (B, constant heads, T, h) to (B, T, constant heads, h); ``mass`` are the row sums, where known."""
         constants = self.constants_for(value)
@@ -118,6 +171,8 @@ class MatrixHeads(TokenMixer):
     def mix_tokens(self, value: Tensor, attention: DynamicAttention) -> Tensor:
         """Mix as :meth:`mix`; n tokens in S slots by n^2 gathered entries, or where these are not fewer, by slot."""
         slots = attention.slots
+        if self._uses_kernel(value, attention.mask):
+            return self._product(value, attention, range(value.shape[1]))
         if slots is None:
             return self.mix(value, attention.mask)
         if value.shape[2] >= slots.number:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,9 @@ from transformers.pytorch_utils import Conv1D
 from papa_lightning.attention import DynamicHeads
 from papa_lightning.attention.head_slices import take_heads
 from papa_lightning.attention.parameter_cache import Remembered
+
+if TYPE_CHECKING:
+    from papa_lightning.encoders.projections.joint import JointProjection
 
 #: The computed rows of a layer's weight and bias.
 Rows: TypeAlias = "tuple[Tensor, Tensor | None]"
@@ -84,7 +87,7 @@ class CutProjection:
 
     def original(self) -> nn.Module:
         """The layer that this one replaced, with the parameters as they are now (moved, cast or trained)."""
-        added = ("heads", "_rows", "_original", "_place")
+        added = ("heads", "_rows", "_original", "_place", "joint")
         self._original.__dict__.update({name: held for name, held in self.__dict__.items() if name not in added})
         return self._original
 
@@ -107,14 +110,15 @@ class CutProjection:
 
     def rows(self, heads: Sequence[int]) -> Rows:
         """Weight and bias for the given heads, copied only when one of the tensors has changed."""
+        layer = cast(nn.Linear, self)
+        held = [layer.weight] if layer.bias is None else [layer.weight, layer.bias]
+        return self._rows.recall(lambda: self.cut_rows(heads), held, tuple(heads), layer.training)
+
+    def cut_rows(self, heads: Sequence[int]) -> Rows:
+        """Weight and bias for the given heads, copied anew."""
         layer, slices = cast(nn.Linear, self), self.slices(heads)
         bias = cast("Tensor | None", layer.bias)
-
-        def choose() -> Rows:
-            return slices.cut(layer.weight, self.rows_dim), None if bias is None else slices.cut(bias, 0)
-
-        held = [layer.weight] if bias is None else [layer.weight, bias]
-        return self._rows.recall(choose, held, slices.kept, layer.training)
+        return slices.cut(layer.weight, self.rows_dim), None if bias is None else slices.cut(bias, 0)
 
     def train(self: Cut, mode: bool = True) -> Cut:
         """See :meth:`torch.nn.Module.train`; the kept rows are taken out anew afterwards."""
@@ -128,6 +132,9 @@ class CutProjection:
 class HeadProjection(CutProjection, nn.Linear):
     """A linear layer to H heads that computes the dynamic heads only."""
 
+    #: What computes it together with the other projections of its layer.
+    joint: JointProjection | None = None
+
     def slices(self, heads: Sequence[int]) -> Slices:
         """See :meth:`CutProjection.slices`: one slice a head."""
         return Slices(self.heads.num_heads, tuple(heads))
@@ -139,7 +146,13 @@ class HeadProjection(CutProjection, nn.Linear):
             return F.linear(hidden_states, self.weight, self.bias)
         if not heads.dynamic:
             return hidden_states.new_empty(*hidden_states.shape[:-1], 0)
-        return F.linear(hidden_states, *self.rows(heads.dynamic))
+        held = self.joint.take(self, hidden_states) if self.joint is not None and heads is self.heads else None
+        return F.linear(hidden_states, *self.rows(heads.dynamic)) if held is None else held
+
+    def _forget(self) -> None:
+        super()._forget()
+        if self.joint is not None:
+            self.joint.forget()
 
 
 class GroupedKeyProjection(HeadProjection):

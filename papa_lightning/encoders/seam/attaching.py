@@ -17,6 +17,7 @@ from papa_lightning.attention import RowMixing
 from papa_lightning.attention.functional import apply_attention
 from papa_lightning.encoders.finding import SupportedEncoder
 from papa_lightning.encoders.seam.batch import ReadBatch
+from papa_lightning.encoders.seam.forward import CurrentBatch
 from papa_lightning.encoders.seam.inline import adopt, refuse_own_forward, release
 from papa_lightning.encoders.seam.interface import IMPLEMENTATION, check_implementation, wants_weights
 from papa_lightning.encoders.seam.layer import (
@@ -44,9 +45,9 @@ def attach(found: SupportedEncoder) -> SupportedEncoder:
         else:
             refuse_own_forward(module)
             inline.check(module)
-    paths = {module: path for path, module in encoder.named_modules()}
+    paths, batch = {module: path for path, module in encoder.named_modules()}, CurrentBatch()
     for module in found.distinct_modules:
-        layer = TouchedLayer(found.family.reach(module), found.slot_rule)
+        layer = TouchedLayer(found.family.reach(module), found.slot_rule, batch)
         if inline is None:
             layer.config = _config_of(module)
             vars(module)[LAYER] = layer  # first, because other threads may be on their way through the module

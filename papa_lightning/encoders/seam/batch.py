@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from papa_lightning.attention import Reach, TokenMixer
 from papa_lightning.encoders.finding import SupportedEncoder
 from papa_lightning.encoders.inputs import first_position
-from papa_lightning.encoders.seam.layer import layer_of, mixers_of
+from papa_lightning.encoders.seam.layer import is_touched, layer_of, mixers_of
 from papa_lightning.encoders.seam.masks import can_look, check_mask, is_true_everywhere, key_mask
 from papa_lightning.encoders.seam.slots import POSITIONS, NumberedTokens, PositionRule, Positions, SlotRule, slots_of
 from papa_lightning.errors import PapaError
@@ -69,6 +69,9 @@ class ReadBatch:
         inputs = {**dict(zip(self.names, args, strict=False)), **kwargs} if args else kwargs
         if not torch.compiler.is_compiling():
             self._check(encoder, inputs)
+            mask = inputs.get("attention_mask")
+            if is_touched(self.modules[0]):  # else another thread has detached
+                layer_of(self.modules[0]).batch.begin(foreign=isinstance(mask, Tensor) and mask.dim() != 2)
         positions: Positions | None = None
         if POSITIONS in kwargs:  # of a packed batch, whose layers hear of them from the encoder or otherwise
             return args, {name: held for name, held in kwargs.items() if self.passes_on or name != POSITIONS}

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from papa_lightning.attention import DynamicAttention, DynamicHeads, Reach, RowMixing, TokenMixer, runs_in
+from papa_lightning.attention import DynamicAttention, DynamicHeads, Reach, RowMixing, TokenMixer, declares, runs_in
 from papa_lightning.attention.head_slices import take_heads
-from papa_lightning.encoders.seam.masks import key_mask, reach_bias, refuse_other_masks
-from papa_lightning.encoders.seam.slots import GivenSlots, Positions, SlotRule, slots_of
+from papa_lightning.encoders.projections.joint import ValueProjection
+from papa_lightning.encoders.seam.forward import CurrentBatch
+from papa_lightning.encoders.seam.masks import can_look, reach_bias, refuse_other_masks
+from papa_lightning.encoders.seam.slots import GivenSlots, Positions, SlotRule
 from papa_lightning.errors import PapaError
 
 #: Function of the attention matrices (B, H, T, T) and the mask (B, T) of one layer; may overwrite the matrices. Tokens
@@ -62,11 +64,14 @@ class TouchedLayer:
 
     reach: Reach
     slots: SlotRule = "tensor"
+    batch: CurrentBatch = field(default_factory=CurrentBatch)  # shared by all layers
+    value: str = ""  # name of the projection that gives the values of dynamic heads first
     config: PretrainedConfig | None = None  # shared with the encoder, where it was replaced
     frozen: Frozen = field(default_factory=Frozen)
     mixings: list[Mixing | RowMixing] = field(default_factory=list)  # one a layer of the module, while observed
     watcher: int = 0  # the thread that observes; forwards of others are not affected
     warned: bool = False  # of layers without attention matrices
+    checked: bool = False  # whether the masks that its encoder makes were checked on a device
 
     @property
     def watched(self) -> bool:
@@ -146,17 +151,38 @@ def attend(
     bias = reach_bias(attention_mask, layer.reach, value.shape[2], value.device)
     if position_bias is not None:
         bias = pick_heads(position_bias, heads.dynamic)
-    attention = DynamicAttention(query, key, key_mask(attention_mask), scaling, bias)
-    if not layer.watched and mixers_of(module)[turn].checks_mask and not torch.compiler.is_compiling():
-        given = positions.slots if isinstance(positions, GivenSlots) else None
-        refuse_other_masks(attention_mask, layer.reach, None if given is None else given.places)
-    slots = slots_of(attention.mask, layer.slots, positions)
+    mask = layer.batch.key_mask(attention_mask)
+    if not layer.watched and mixers_of(module)[turn].checks_mask:
+        _check_mask(layer, attention_mask, positions)
+    fused = layer.batch.fused_mask(mask, query.dtype) if bias is None else None
+    attention = DynamicAttention(query, key, mask, scaling, bias, fused=fused, value_heads=_value_heads(module, layer))
+    slots = layer.batch.slots(mask, layer.slots, positions)
     if slots is None:
         return _mix(module, turn, attention, value, dropout, need_weights)
     if _reads_slots(module, turn, explicit=need_weights or dropout > 0.0):
         return _mix(module, turn, replace(attention, slots=slots), value, dropout, need_weights)
     mixed, weights = _mix(module, turn, slots.arrange(attention), slots.fill(value), dropout, need_weights)
     return slots.read(mixed), None if weights is None else slots.read_pairs(weights)
+
+
+def _check_mask(layer: TouchedLayer, attention_mask: Tensor | None, positions: Positions | None) -> None:
+    """Refuse a mask that is not one of padding; on a device once, or where the caller made it, because it waits."""
+    if torch.compiler.is_compiling() or not isinstance(attention_mask, Tensor):
+        return
+    if not can_look(attention_mask):
+        if layer.checked and not layer.batch.foreign:
+            return
+        if attention_mask.is_cuda and torch.cuda.is_current_stream_capturing():
+            return
+        layer.checked = True
+    given = positions.slots if isinstance(positions, GivenSlots) else None
+    refuse_other_masks(attention_mask, layer.reach, None if given is None else given.places)
+
+
+def _value_heads(module: nn.Module, layer: TouchedLayer) -> tuple[int, ...] | None:
+    """The heads in the order of the values that a module gets from its projection; None: ascending."""
+    projection = module._modules.get(layer.value)
+    return projection.order() if isinstance(projection, ValueProjection) else None
 
 
 def _reads_slots(module: nn.Module, turn: int, explicit: bool) -> bool:
@@ -166,7 +192,7 @@ def _reads_slots(module: nn.Module, turn: int, explicit: bool) -> bool:
         return isinstance(mixing, RowMixing) and mixing.reads_slots
     if explicit or torch.compiler.is_compiling():
         return False
-    return bool(vars(type(mixers_of(module)[turn])).get("reads_slots", False))
+    return declares(mixers_of(module)[turn], "reads_slots")
 
 
 def _mix(

@@ -190,7 +190,7 @@ class ProjectionSpy:
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_only_dynamic_heads_get_queries_and_keys(model_type, monkeypatch):
     model = build(model_type)
-    heads = [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1)]
+    heads = [(0, 0), (0, 1), (0, 2), (0, 3), (1, 2), (1, 3)]  # the last of layer 1: values of others would be copied
     swap_attention(model, "constant", constants=make_constants(), heads=heads)
     spy = ProjectionSpy(monkeypatch, model)
     run(model, make_inputs())
