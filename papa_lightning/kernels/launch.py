@@ -22,18 +22,23 @@ def usable(*tensors: Tensor) -> bool:
         False
     """
     device = tensors[0].device
-    return (
-        device.type == "cuda"
-        and all(one.device == device and one.dtype in _DTYPES for one in tensors)
-        and _compiles(device.index)
-        and not torch.compiler.is_exporting()
-        and not any(torch._C._functorch.is_functorch_wrapped_tensor(one) for one in tensors)
+    if device.type != "cuda" or not _compiles(device.index or 0) or torch.compiler.is_exporting():
+        return False
+    if not all(one.device == device and one.dtype in _DTYPES for one in tensors):
+        return False
+    return torch.compiler.is_compiling() or not any(
+        torch._C._functorch.is_functorch_wrapped_tensor(one) for one in tensors
     )
 
 
-@cache
+@torch.compiler.assume_constant_result  # torch.compile asks once, and does not trace it
 def _compiles(index: int) -> bool:
-    """Whether Triton compiles for a GPU (of NVIDIA or AMD) by its number."""
-    if find_spec("triton") is None:
+    """Whether Triton compiles for a GPU by its number."""
+    return _found(index)
+
+
+@cache
+def _found(index: int) -> bool:
+    if find_spec("triton") is None or not torch.cuda.is_available():
         return False
     return torch.version.hip is not None or torch.cuda.get_device_capability(index) >= _CAPABILITY
