@@ -1,0 +1,429 @@
+"""The constant product as one Triton kernel: tokens mixed by fixed matrices, with a mask, reach, slots and gradients.
+
+Attention without queries, keys and softmax. Without a mask a program mixes values of several sequences, since their
+matrix is the same; with one, a program is of one sequence, and passes over padding at its ends. The gradient of values
+is the same product with the matrices transposed. Products are taken in the dtype of the values and summed in float32;
+those of float32 values are exact, or in TF32 where ``torch.backends.cuda.matmul`` allows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from papa_lightning.errors import PapaError
+from papa_lightning.kernels.constant_blocks import constants_gradient, mix
+
+#: Reach without a limit.
+_FAR = 2**30
+#: Shared memory of a program with large blocks, in bytes; GPUs with less get smaller ones.
+_ROOM = 160 * 1024
+#: Heads that fit in the bits of an integer.
+_BITS = 64
+
+
+class Blocks(NamedTuple):
+    """Size of the block that a program computes, ``rows`` by ``columns`` with ``keys`` at a time, and how it does."""
+
+    rows: int
+    columns: int
+    keys: int
+    warps: int
+    stages: int
+
+    def settings(self) -> dict[str, int]:
+        """Arguments of a launch."""
+        rows, columns, keys, warps, stages = self
+        return {"ROWS": rows, "COLUMNS": columns, "KEYS": keys, "num_warps": warps, "num_stages": stages}
+
+
+def constant_product(
+    constants: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    heads: Sequence[int],
+    num_heads: int,
+    dynamic: Tensor | None = None,
+    before: int | None = None,
+    after: int | None = None,
+    places: Tensor | None = None,
+) -> Tensor:
+    """Values mixed by constants, beside the mixed values of the other heads, in the order of the heads.
+
+    ``out[b, i, heads[c]] = m[b, i] * sum_j C[c, i, j] m[b, j] V[b, c, j] / max(sum_j C[c, i, j] m[b, j], 1e-12)``.
+    Rows of padding, and real ones without mass, are 0; so is the gradient of constants in rows without mass.
+
+    Args:
+        constants: (C, T, T) of C heads, or (1, T, T) of all of them; any strides. With ``places`` (C, S, S) or
+            (1, S, S), for S slots.
+        value: (B, C, T, h), in the order of ``heads``; float16, bfloat16 or float32, any strides.
+        mask: (B, T) boolean, true for a real token; None: all are.
+        heads: Numbers of the heads with constants, ascending.
+        num_heads: Number of all heads; at most 64 if not all are constant.
+        dynamic: (B, T, num_heads - C, h), mixed values of the other heads, ascending; any strides. None if there are
+            none.
+        before: Number of positions before a query that it reaches; None: all.
+        after: Number of positions after a query that it reaches; None: all.
+        places: (B, T) int64, the slot of each token; None: its number. Reach is of slots.
+
+    Returns:
+        (B, T, num_heads, h), contiguous, in the dtype of ``value``.
+
+    Raises:
+        PapaError: The shapes do not fit, there are too many heads, or constants of slots require a gradient.
+    """
+    _check(constants, value, mask, heads, num_heads, dynamic, places)
+    bits = 0
+    if dynamic is not None:
+        for head in heads:
+            bits |= 1 << head
+        if bits >= 2 ** (_BITS - 1):
+            bits -= 2**_BITS  # an integer of the operator has a sign
+    keep_mass = torch.is_grad_enabled() and (constants.requires_grad or value.requires_grad)
+    behind, ahead = _FAR if before is None else before, _FAR if after is None else after
+    given = (constants, value, mask, dynamic, places, bits, num_heads, behind, ahead, keep_mass)
+    mixed: Tensor = _PRODUCT(*given)[0]
+    return mixed
+
+
+def faster(value: Tensor, mask: Tensor | None) -> bool:
+    """Whether :func:`constant_product` takes less time than the form in plain torch, as was measured on an H200.
+
+    In half precision it does at every length. In float32 the matrix products of cuBLAS are faster than exact ones of
+    Triton.
+
+    Args:
+        value: (B, C, T, h).
+        mask: (B, T), or None.
+
+    Example:
+        >>> faster(torch.zeros(1, 1, 2, 16, dtype=torch.bfloat16), None)
+        True
+    """
+    return value.dtype != torch.float32
+
+
+def _check(
+    constants: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    heads: Sequence[int],
+    num_heads: int,
+    dynamic: Tensor | None,
+    places: Tensor | None,
+) -> None:
+    """Refuse shapes that do not fit, which a kernel would read beyond the ends of."""
+    batch, count, length, size = value.shape
+    matrices, slots, keys = constants.shape
+    if matrices not in (1, count) or slots != keys or (slots != length if places is None else slots < 1):
+        raise PapaError(
+            f"constants has shape {tuple(constants.shape)}, but values {tuple(value.shape)} need ({count} or 1, "
+            f"{length}, {length}): cut the constants to the heads and the length of the batch."
+        )
+    for name, tensor in (("mask", mask), ("places", places)):
+        if tensor is not None and tensor.shape != (batch, length):
+            raise PapaError(
+                f"{name} has shape {tuple(tensor.shape)}, but must be ({batch}, {length}): pass that of the batch."
+            )
+    others = (batch, length, num_heads - count, size)
+    if (
+        len(heads) != count
+        or (dynamic is None) != (count == num_heads)
+        or (dynamic is not None and dynamic.shape != others)
+    ):
+        found = None if dynamic is None else tuple(dynamic.shape)
+        raise PapaError(
+            f"dynamic is {found}, but {len(heads)} of {num_heads} heads have constants and values have shape "
+            f"{tuple(value.shape)}: pass the mixed values of all other heads, {others}, or None if there are none."
+        )
+    if dynamic is not None and num_heads > _BITS:
+        raise PapaError(f"num_heads is {num_heads}, but must be at most {_BITS}: use the form in plain torch.")
+    if places is not None and constants.requires_grad and torch.is_grad_enabled():
+        raise PapaError("constants require a gradient, but places has none to give: use the form in plain torch.")
+
+
+def _product(
+    constants: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dynamic: Tensor | None,
+    places: Tensor | None,
+    bits: int,
+    num_heads: int,
+    before: int,
+    after: int,
+    keep_mass: bool,
+) -> tuple[Tensor, Tensor]:
+    """The operator: mixed values, and the mass (B or 1, C, T) if it is kept, else nothing."""
+    mixed, mass = _results(constants, value, mask, dynamic, places, bits, num_heads, before, after, keep_mass)
+    kept = mass if keep_mass else None
+    _launch(constants, value, mixed, dynamic, mask, places, kept, bits, before, after, transposed=False)
+    return mixed, mass
+
+
+def _results(
+    constants: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dynamic: Tensor | None,
+    places: Tensor | None,
+    bits: int,
+    num_heads: int,
+    before: int,
+    after: int,
+    keep_mass: bool,
+) -> tuple[Tensor, Tensor]:
+    """Memory for the results of the operator; also what torch.compile takes in its place."""
+    batch, count, length, size = value.shape
+    masses = (1 if mask is None and places is None else batch, count, length) if keep_mass else (0,)
+    return value.new_empty(batch, length, num_heads, size), value.new_empty(masses, dtype=torch.float32)
+
+
+def _gradient(
+    grad: Tensor,
+    constants: Tensor,
+    mask: Tensor | None,
+    places: Tensor | None,
+    mass: Tensor,
+    bits: int,
+    before: int,
+    after: int,
+) -> tuple[Tensor, Tensor]:
+    """The operator's gradients of values and of the values of other heads, (B, T, heads, h) both."""
+    own, others = _gradient_results(grad, constants, mask, places, mass, bits, before, after)
+    extra = others if others.shape[2] else None
+    turned, source = constants.transpose(1, 2), grad.transpose(1, 2)
+    _launch(turned, source, own, extra, mask, places, mass, bits, after, before, transposed=True)
+    return own, others
+
+
+def _gradient_results(
+    grad: Tensor,
+    constants: Tensor,
+    mask: Tensor | None,
+    places: Tensor | None,
+    mass: Tensor,
+    bits: int,
+    before: int,
+    after: int,
+) -> tuple[Tensor, Tensor]:
+    """Memory for the gradients, in the layout of a projection."""
+    batch, length, num_heads, size = grad.shape
+    count = mass.shape[1]
+    return grad.new_empty(batch, length, count, size), grad.new_empty(batch, length, num_heads - count, size)
+
+
+def _constants_gradient(
+    grad: Tensor,
+    constants: Tensor,
+    value: Tensor,
+    mixed: Tensor,
+    mask: Tensor | None,
+    mass: Tensor,
+    bits: int,
+    before: int,
+    after: int,
+) -> Tensor:
+    """The operator's gradient of constants, (C, T, T), summed sequence by sequence."""
+    batch, count, length, size = value.shape
+    result = _constants_gradient_results(grad, constants, value, mixed, mask, mass, bits, before, after)
+    num_heads, blocks = grad.shape[2], gradient_blocks(value)
+    grid = (triton.cdiv(length, blocks.rows) * triton.cdiv(length, blocks.keys), count)
+    with torch.cuda.device_of(value):
+        constants_gradient[grid](
+            *(grad, value, mixed, mask, mass, result, bits, batch, length, before, after),
+            *(grad.stride(0), grad.stride(2), grad.stride(1), grad.stride(3)),
+            *(*value.stride(), *_strides(mask, 2), 0 if mass.shape[0] == 1 else mass.stride(0)),
+            HEADS=num_heads,
+            SIZE=size,
+            ALL=count == num_heads,
+            LOCAL=min(before, after) < length - 1,
+            PRECISION=_precision(value),
+            **blocks.settings(),
+        )
+    return result
+
+
+def _constants_gradient_results(
+    grad: Tensor,
+    constants: Tensor,
+    value: Tensor,
+    mixed: Tensor,
+    mask: Tensor | None,
+    mass: Tensor,
+    bits: int,
+    before: int,
+    after: int,
+) -> Tensor:
+    """Memory for the gradient of constants."""
+    count, length = value.shape[1:3]
+    return constants.new_empty(count, length, length)
+
+
+def _launch(
+    constants: Tensor,
+    source: Tensor,
+    result: Tensor,
+    extra: Tensor | None,
+    mask: Tensor | None,
+    places: Tensor | None,
+    mass: Tensor | None,
+    bits: int,
+    before: int,
+    after: int,
+    transposed: bool,
+) -> None:
+    """Mix (B, heads, T, h) into (B, T, heads, h) by one kernel, or back where constants are transposed."""
+    batch, source_heads, length, size = source.shape
+    result_heads, merged = result.shape[2], mask is None and places is None
+    blocks = product_blocks(source, merged, length)
+    room = -(-size // 16) * 16  # columns of a sequence, so that whole ones of 32 bytes are read
+    groups = triton.cdiv(batch * room, blocks.columns) if merged else batch * triton.cdiv(size, blocks.columns)
+    grid = (triton.cdiv(length, blocks.rows) * groups, max(source_heads, result_heads))
+    row_end, key_end = (length, length) if places is not None else _readable(constants, length)
+    others = (0, 0, 0, 0) if extra is None else (extra.stride(0), extra.stride(2), extra.stride(1), extra.stride(3))
+    with torch.cuda.device_of(source):
+        mix[grid](
+            *(constants, source, result, extra, mask, places, mass, bits, batch, length, row_end, key_end),
+            *(before, after, 0 if constants.shape[0] == 1 else constants.stride(0), *constants.stride()[1:]),
+            *(*source.stride(), *others, *_strides(mask, 2), *_strides(places, 2)),
+            0 if mass is None or mass.shape[0] == 1 else mass.stride(0),
+            HEADS=result_heads,
+            SIZE=size,
+            WIDTH=room,
+            ALL=extra is None,
+            TRANSPOSED=transposed,
+            MERGED=merged,
+            LOCAL=min(before, after) < constants.shape[1] - 1,
+            CHUNK=_chunk(mask, length),
+            PRECISION=_precision(source),
+            **blocks.settings(),
+        )
+
+
+def _strides(tensor: Tensor | None, dimensions: int) -> tuple[int, ...]:
+    """Strides of a tensor, or zeros for None."""
+    return (0,) * dimensions if tensor is None else tensor.stride()
+
+
+def _readable(constants: Tensor, length: int) -> tuple[int, int]:
+    """Rows and columns of constants that a kernel may read: those, or up to a multiple of 16 in a longer buffer.
+
+    What is read beyond the length is multiplied by 0. Without it, only lengths that are multiples of 16 could be read
+    in steps of 16 bytes.
+    """
+    more = -(-length // 16) * 16
+    matrices, _, _ = constants.shape
+    first, *steps = constants.stride()
+    if more == length or min(steps) != 1 or max(steps) < more:
+        return length, length
+    last = constants.storage_offset() + (matrices - 1) * first + (length - 1) * max(steps) + more
+    if last * constants.element_size() > constants.untyped_storage().nbytes():
+        return length, length
+    return (length, more) if steps[1] == 1 else (more, length)
+
+
+def _chunk(mask: Tensor | None, length: int) -> int:
+    """Length of the pieces in which a mask is searched for its ends; 0: not at all, as for one block of rows."""
+    return 0 if mask is None or length <= 128 else 512
+
+
+def _precision(value: Tensor) -> str:
+    """How products of float32 are taken: as torch may take its own."""
+    if value.dtype != torch.float32:
+        return "ieee"  # says nothing there
+    # torch before 2.9 has the second setting only; later ones refuse to read it once the first was written.
+    allowed = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
+    allowed = allowed == "tf32" if allowed is not None else torch.backends.cuda.matmul.allow_tf32
+    return "tf32" if allowed else "ieee"
+
+
+@cache
+def _is_roomy(device: torch.device) -> bool:
+    """Whether a program may have the shared memory of large blocks."""
+    if device.type != "cuda":
+        return False
+    return int(getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0)) >= _ROOM
+
+
+def product_blocks(source: Tensor, merged: bool, length: int) -> Blocks:
+    """Blocks of the product for sources (B, heads, T, h); ``merged`` if their columns are of several sequences."""
+    batch, _, _, size = source.shape
+    columns = max(16, triton.next_power_of_2(batch * size if merged else size))
+    rows, keys = (min(block, max(16, triton.next_power_of_2(length))) for block in (128, 64))
+    if source.dtype == torch.float32:
+        return Blocks(min(rows, 64), min(columns, 64), min(keys, 32), 4, 2)
+    if not _is_roomy(source.device):
+        return Blocks(rows, min(columns, 64), min(keys, 32), 4, 2)
+    if merged and columns >= 256 and length >= 256:
+        return Blocks(rows, 256, keys, 8, 3)
+    return Blocks(rows, min(columns, 128), keys, 8 if columns >= 128 else 4, 3)
+
+
+def gradient_blocks(value: Tensor) -> Blocks:
+    """Blocks of the gradient of constants for values (B, C, T, h): of queries, features and keys."""
+    _, _, length, size = value.shape
+    side = min(64, max(16, triton.next_power_of_2(length)))
+    columns = min(64, max(16, triton.next_power_of_2(size)))
+    if value.dtype == torch.float32:
+        return Blocks(side, min(columns, 32), side, 4, 1)
+    return Blocks(side, columns, side, 4, 2)
+
+
+def _set_up(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    """Keep what gradients need."""
+    constants, value, mask, _, places, bits, _, before, after, _ = inputs
+    mixed, mass = output
+    learned = ctx.needs_input_grad[0]
+    ctx.save_for_backward(constants, value if learned else None, mixed if learned else None, mask, places, mass)
+    ctx.settings = (bits, before, after)
+
+
+def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Gradients of constants, values and the values of other heads."""
+    constants, value, mixed, mask, places, mass = ctx.saved_tensors
+    settings, needed = ctx.settings, ctx.needs_input_grad
+    own, others = _GRADIENT(grad, constants, mask, places, mass, *settings)
+    learned = None
+    if needed[0]:
+        learned = _CONSTANTS_GRADIENT(grad, constants, value, mixed, mask, mass, *settings)
+        learned = learned.sum(0, keepdim=True) if constants.shape[0] < len(learned) else learned
+    return learned, own.transpose(1, 2), None, others if needed[3] else None, *(None,) * 6
+
+
+def _register(name: str, signature: str, compute: Any, results: Any) -> Any:
+    """An operator of the package; ``torch.library.custom_op`` would take twice as long a call."""
+    name = f"papa_lightning::{name}"
+    torch.library.define(name, signature)
+    torch.library.impl(name, "CompositeExplicitAutograd")(compute)
+    torch.library.register_fake(name)(results)
+    return getattr(torch.ops.papa_lightning, name.partition("::")[2]).default
+
+
+_PRODUCT = _register(
+    "constant_product",
+    "(Tensor constants, Tensor value, Tensor? mask, Tensor? dynamic, Tensor? places, int bits, int num_heads, "
+    "int before, int after, bool keep_mass) -> (Tensor, Tensor)",
+    _product,
+    _results,
+)
+_GRADIENT = _register(
+    "constant_product_gradient",
+    "(Tensor grad, Tensor constants, Tensor? mask, Tensor? places, Tensor mass, int bits, int before, int after)"
+    " -> (Tensor, Tensor)",
+    _gradient,
+    _gradient_results,
+)
+_CONSTANTS_GRADIENT = _register(
+    "constant_product_constants_gradient",
+    "(Tensor grad, Tensor constants, Tensor value, Tensor mixed, Tensor? mask, Tensor mass, int bits, int before, "
+    "int after) -> Tensor",
+    _constants_gradient,
+    _constants_gradient_results,
+)
+torch.library.register_autograd("papa_lightning::constant_product", _backward, setup_context=_set_up)

@@ -1,0 +1,325 @@
+"""The constant product in the interpreter, beside the functional core in float64."""
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from papa_lightning.attention.functional import constant_attention, gathered_attention
+from papa_lightning.attention.mixer import Reach
+from papa_lightning.errors import PapaError
+from papa_lightning.kernels import constant as kernel
+from papa_lightning.kernels.constant import constant_product, faster
+
+assert_close = torch.testing.assert_close
+EVERYWHERE = Reach()
+#: Largest relative error of results, by dtype.
+ERRORS = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def bfloat16_products():
+    """Products of bfloat16 in the interpreter, which would multiply their bits."""
+    if torch.cuda.is_available():
+        yield
+        return
+    from triton.runtime.interpreter import InterpreterBuilder, tl
+
+    own = InterpreterBuilder.create_dot
+
+    def create_dot(builder, left, right, *further):
+        if left.dtype.scalar == tl.bfloat16:
+            left, right = (builder.create_fp_ext(one, tl.float32) for one in (left, right))
+        return own(builder, left, right, *further)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(InterpreterBuilder, "create_dot", create_dot)
+        yield
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Several blocks of rows, columns and keys, and of the search for the ends of a mask, in short sequences."""
+    monkeypatch.setattr(kernel, "product_blocks", lambda *_: kernel.Blocks(16, 32, 16, 4, 1))
+    monkeypatch.setattr(kernel, "gradient_blocks", lambda _: kernel.Blocks(16, 16, 16, 4, 1))
+    monkeypatch.setattr(kernel, "_chunk", lambda mask, _: 0 if mask is None else 16)
+
+
+class Case(NamedTuple):
+    """Arguments of the product."""
+
+    constants: Tensor
+    value: Tensor
+    mask: Tensor | None
+    heads: tuple[int, ...]
+    num_heads: int
+    dynamic: Tensor | None
+    reach: Reach
+    places: Tensor | None
+
+    def run(self):
+        return constant_product(*self[:6], self.reach.before, self.reach.after, self.places)
+
+    def learned(self):
+        """What gets gradients."""
+        found = (self.value, self.dynamic, self.constants)
+        return [one for one in found if one is not None and one.requires_grad]
+
+    def expected(self):
+        """The same by the functional core, in float64."""
+        count = self.value.shape[1]
+        matrices = self.reach.cut(self.constants.double()).expand(count, -1, -1)
+        if self.places is None:
+            mixed = constant_attention(matrices, self.value.double(), self.mask)
+        else:
+            real = torch.ones_like(self.places) if self.mask is None else self.mask
+            mixed = gathered_attention(matrices.contiguous(), self.value.double(), self.places, real)
+        others = iter(() if self.dynamic is None else self.dynamic.double().unbind(2))
+        own = dict(zip(self.heads, mixed.unbind(2), strict=True))
+        return torch.stack([own[head] if head in own else next(others) for head in range(self.num_heads)], dim=2)
+
+
+def make_case(
+    batch=2,
+    length=21,
+    size=16,
+    heads=(0, 2),
+    num_heads=3,
+    dtype=torch.float32,
+    padded=True,
+    reach=EVERYWHERE,
+    slots=False,
+    single=False,
+    seed=0,
+):
+    """Values in a projection, constants in a longer buffer, dynamic values as of attention, and a mask with holes."""
+    generator = torch.Generator().manual_seed(seed)
+    count, long = len(heads), length + 5
+    buffer = 0.05 + torch.rand(1 if single else count, long, long, generator=generator)
+    constants = (buffer if slots else buffer[:, :length, :length]).to(dtype)
+    projection = torch.randn(batch, length, count + 1, size, generator=generator).to(dtype)
+    value = projection[:, :, 1:].transpose(1, 2)
+    dynamic = torch.randn(batch, num_heads - count, length, size, generator=generator).to(dtype).transpose(1, 2)
+    mask = None
+    if padded:
+        mask = torch.rand(batch, length, generator=generator) > 0.3
+        mask[-1, length // 2 :] = False
+    places = None
+    if slots:
+        places = torch.stack([torch.randperm(long, generator=generator)[:length] for _ in range(batch)])
+    return Case(
+        constants.requires_grad_(not slots),
+        value.requires_grad_(),
+        mask,
+        heads,
+        num_heads,
+        dynamic.requires_grad_() if count < num_heads else None,
+        reach,
+        places,
+    )
+
+
+def check(case):
+    """Results and gradients are those of the functional core, each up to the rounding of its largest number."""
+    result, expected = case.run(), case.expected()
+    assert result.is_contiguous()
+    assert result.dtype == case.value.dtype
+    grad = torch.randn(result.shape, generator=torch.Generator().manual_seed(1)).to(result.dtype)
+    known = expected.detach() if case.mask is None else expected.detach() * case.mask[..., None, None]
+    grad[:, :, case.heads] *= (known[:, :, case.heads].abs().sum(-1, keepdim=True) > 0).to(grad.dtype)
+    found = [result, *torch.autograd.grad(result, case.learned(), grad)]
+    wanted = [expected, *torch.autograd.grad(expected, case.learned(), grad.double())]
+    for one, other in zip(found, wanted, strict=True):
+        largest = max(1.0, float(other.detach().abs().max()))
+        assert_close(one.double(), other, rtol=0.0, atol=ERRORS[case.value.dtype] * largest, check_dtype=False)
+
+
+@st.composite
+def cases(draw):
+    num_heads = draw(st.integers(1, 4))
+    heads = draw(st.lists(st.integers(0, num_heads - 1), min_size=1, unique=True).map(sorted).map(tuple))
+    limits = st.one_of(st.none(), st.integers(0, 12))
+    return make_case(
+        batch=draw(st.integers(1, 3)),
+        length=draw(st.integers(1, 40)),
+        size=draw(st.sampled_from([16, 20, 32, 48])),
+        heads=heads,
+        num_heads=num_heads,
+        dtype=draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16])),
+        padded=draw(st.booleans()),
+        reach=Reach(draw(limits), draw(limits)),
+        slots=draw(st.booleans()),
+        single=draw(st.booleans()),
+        seed=draw(st.integers(0, 9)),
+    )
+
+
+@pytest.mark.usefixtures("small_blocks")
+@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(case=cases())
+def test_the_product_and_its_gradients_are_those_of_the_functional_core(case):
+    check(case)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"length": 70, "size": 80, "padded": False},
+        {"length": 33, "size": 256, "heads": (0,), "num_heads": 1, "dtype": torch.float16},
+        {"length": 140, "size": 16, "heads": (1,), "num_heads": 2, "reach": Reach(9, 0), "batch": 1},
+        {"length": 1, "padded": False},
+    ],
+)
+def test_blocks_of_every_size_give_the_product(settings):
+    check(make_case(**settings))
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_one_matrix_mixes_more_channels_than_a_block_has():
+    check(make_case(size=72, heads=(0,), num_heads=1, single=True))
+
+
+def test_constants_may_have_another_dtype_and_their_mass_is_exact():
+    case = make_case(dtype=torch.bfloat16, padded=False)
+    constants, value = torch.full((2, 21, 21), 1.003).requires_grad_(), torch.ones(2, 2, 21, 16, dtype=torch.bfloat16)
+    mixed = case._replace(constants=constants, value=value).run()[:, :, case.heads]
+    # The nearest number of bfloat16 is 1: it is what is multiplied, but not what is summed.
+    assert torch.equal(mixed, torch.full_like(mixed, 1 / 1.003))
+    assert torch.autograd.grad(mixed.float().sum(), constants)[0].dtype == torch.float32
+
+
+def test_rows_of_padding_and_rows_without_mass_are_zero_and_padding_may_hold_anything():
+    case = make_case(padded=False)
+    mask = torch.ones(2, 21, dtype=torch.bool)
+    mask[0, 15:] = mask[1] = False
+    constants = case.constants.detach().clone()
+    constants[0, 3] = 0.0
+    constants.requires_grad_()
+    value = case.value.detach().clone()
+    value[~mask[:, None].expand(-1, 2, -1)] = float("nan")
+    case = case._replace(mask=mask, constants=constants, value=value.requires_grad_())
+    result = case.run()[:, :, case.heads]
+    gradients = torch.autograd.grad(result.sum(), (value, constants))
+    assert bool(result.isfinite().all())
+    assert not result[0, 15:].any()
+    assert not result[1].any()
+    assert not result[0, 3, 0].any()
+    assert result[0, 3, 1].all()
+    assert all(bool(one.isfinite().all()) for one in gradients)
+    assert not gradients[1][0, 3].any()
+    assert not gradients[0][1].any()
+
+
+def test_numbers_repeat_to_the_last_bit():
+    case = make_case()
+    first, again = case.run(), case.run()
+    assert torch.equal(first, again)
+    gradients = [torch.autograd.grad(one.square().sum(), case.learned()) for one in (first, again)]
+    assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
+
+
+def test_up_to_64_heads_have_a_bit_and_any_number_may_be_constant():
+    check(make_case(batch=1, length=3, heads=(0, 31, 63), num_heads=64))
+    assert make_case(batch=1, length=2, heads=tuple(range(66)), num_heads=66).run().shape[2] == 66
+
+
+def test_values_may_lie_in_memory_in_any_order():
+    case = make_case(padded=False)
+    value = case.value.detach().permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0).requires_grad_()
+    constants = case.constants.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
+    check(case._replace(value=value, constants=constants))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_operator_is_what_torch_expects():
+    case = make_case(length=5, batch=1)
+    given = (case.constants, case.value, case.mask, case.dynamic, None, 0b101, 3, 2**30, 2**30, True)
+    torch.library.opcheck(torch.ops.papa_lightning.constant_product.default, given)
+
+
+def test_a_compiled_graph_takes_the_operator_as_one():
+    case = make_case(length=6)
+
+    def layer(value, constants):
+        return case._replace(value=value * 2.0, constants=constants).run().square().sum()
+
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for one, other in zip(
+        torch.autograd.grad(compiled(case.value, case.constants), (case.value, case.constants)),
+        torch.autograd.grad(layer(case.value, case.constants), (case.value, case.constants)),
+        strict=True,
+    ):
+        assert_close(one, other)
+
+
+def test_no_mass_is_kept_where_no_gradient_is_taken(monkeypatch):
+    case, kept = make_case(), []
+    own = kernel._PRODUCT
+    monkeypatch.setattr(kernel, "_PRODUCT", lambda *given: kept.append(own(*given)[1].numel()) or own(*given))
+    case.run()
+    with torch.no_grad():
+        case.run()
+    with torch.inference_mode():
+        case.run()
+    assert kept == [2 * 2 * 21, 0, 0]
+
+
+@pytest.fixture
+def matmul():
+    """Torch's settings of matrix products, which are put back."""
+    own = torch.backends.cuda.matmul
+    before = getattr(own, "fp32_precision", None)
+    yield own
+    own.allow_tf32 = False
+    if before is not None:
+        own.fp32_precision = before
+
+
+def test_tf32_is_used_where_torch_uses_it(matmul):
+    value = torch.zeros(1, 1, 2, 16)
+    matmul.allow_tf32 = False
+    assert kernel._precision(value) == "ieee"
+    matmul.allow_tf32 = True
+    assert kernel._precision(value) == "tf32"
+    assert kernel._precision(value.half()) == "ieee"
+    if hasattr(matmul, "fp32_precision"):
+        matmul.fp32_precision = "ieee"
+        assert kernel._precision(value) == "ieee"
+
+
+def test_constants_are_read_beyond_the_length_only_inside_their_buffer():
+    buffer = torch.zeros(3, 32, 32)
+    assert kernel._readable(buffer[:, :20, :20], 20) == (20, 32)
+    assert kernel._readable(buffer[:, :20, :20].transpose(1, 2), 20) == (32, 20)
+    assert kernel._readable(buffer, 32) == (32, 32)
+    assert kernel._readable(torch.zeros(3, 20, 20), 20) == (20, 20)
+    assert kernel._readable(buffer.flatten()[12:].as_strided((3, 20, 20), (1024, 32, 1)), 20) == (20, 32)
+    assert kernel._readable(buffer[:, 12:, 12:], 20) == (20, 20)
+
+
+def test_the_kernel_is_faster_in_half_precision():
+    value = torch.zeros(1, 1, 2, 16)
+    assert faster(value.bfloat16(), None)
+    assert faster(value.half(), torch.ones(1, 2, dtype=torch.bool))
+    assert not faster(value, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"constants": torch.zeros(2, 20, 20)}, r"constants has shape \(2, 20, 20\)"),
+        ({"constants": torch.zeros(3, 21, 21)}, r"need \(2 or 1, 21, 21\)"),
+        ({"mask": torch.ones(2, 20)}, r"mask has shape \(2, 20\), but must be \(2, 21\)"),
+        ({"places": torch.ones(2, 20)}, "places has shape"),
+        ({"places": torch.zeros(2, 21, dtype=torch.int64)}, "constants require a gradient"),
+        ({"dynamic": None}, "dynamic is None, but 2 of 3 heads"),
+        ({"heads": (0,)}, "1 of 3 heads"),
+        ({"num_heads": 66, "dynamic": torch.zeros(2, 21, 64, 16)}, "num_heads is 66"),
+    ],
+)
+def test_what_does_not_fit_is_refused(changes, message):
+    with pytest.raises(PapaError, match=message):
+        make_case()._replace(**changes).run()
