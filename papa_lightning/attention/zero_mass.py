@@ -101,7 +101,7 @@ class _Flag:
         self.empty, self.layer, self.heads = empty, layer, heads
         self._found = torch.empty((), dtype=torch.bool, pin_memory=True)
         self._found.copy_(empty.any(), non_blocking=True)
-        self._arrival = torch.cuda.Event()
+        self._arrival = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._arrival.record()
 
     @property

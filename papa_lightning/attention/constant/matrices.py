@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,6 +25,9 @@ from papa_lightning.attention.parameter_cache import Remembered
 from papa_lightning.attention.zero_mass import first_zero_of_diagonal
 from papa_lightning.errors import PapaError
 from papa_lightning.kernels import usable
+
+#: Heads that the kernel can tell apart: bits of an integer.
+MOST_HEADS = 64
 
 
 class MatrixHeads(TokenMixer):
@@ -120,7 +124,7 @@ class MatrixHeads(TokenMixer):
             attention: Attention of the layer, with the mask of the batch and the slots of its tokens.
             dynamic: (B, T, dynamic heads, h), or None without any.
         """
-        if self._uses_kernel(value, attention.mask):
+        if self._uses_kernel(value, attention):
             return self._product(value, attention, self.constant_heads, dynamic)
         return self.merge(self.mix_tokens(value, attention), dynamic)
 
@@ -130,13 +134,15 @@ class MatrixHeads(TokenMixer):
             return fixed
         return merge_heads([(self.constant_heads, fixed), (self.heads.dynamic, dynamic)], dim=2)
 
-    def _uses_kernel(self, value: Tensor, mask: Tensor | None) -> bool:
-        """Whether the product is that of the kernel: where it runs, and is faster."""
-        if not usable(value, self.constants):
+    def _uses_kernel(self, value: Tensor, attention: DynamicAttention) -> bool:
+        """Whether the product is that of the kernel: where it runs, has the gradients, and is faster."""
+        if not usable(value, self.constants) or self.heads.num_heads > MOST_HEADS:
+            return False
+        if attention.slots is not None and self.constants.requires_grad and torch.is_grad_enabled():
             return False
         from papa_lightning.kernels.constant import faster
 
-        return faster(value, mask)
+        return faster(value, attention.mask)
 
     def _product(
         self, value: Tensor, attention: DynamicAttention, heads: Sequence[int], dynamic: Tensor | None = None
@@ -146,18 +152,14 @@ class MatrixHeads(TokenMixer):
 
         slots, length = attention.slots, value.shape[2]
         self.check_length(length if slots is None else slots.number)
-        constants = self.constants[:, :length, :length] if slots is None else self.constants
-        return constant_product(
-            constants,
-            value,
-            attention.mask if slots is None else slots.real,
-            heads,
-            value.shape[1] + (0 if dynamic is None else dynamic.shape[2]),
-            dynamic,
-            self.reach.before,
-            self.reach.after,
-            None if slots is None else slots.places,
-        )
+        all_heads = len(heads) + (0 if dynamic is None else dynamic.shape[2])
+        reach = (self.reach.before, self.reach.after)
+        if slots is not None:
+            return constant_product(
+                self.constants, value, slots.real, heads, all_heads, dynamic, *reach, places=slots.places
+            )
+        constants = self.constants[:, :length, :length]
+        return constant_product(constants, value, attention.mask, heads, all_heads, dynamic, *reach)
 
     def mix(self, value: Tensor, mask: Tensor | None, mass: Tensor | None = None) -> Tensor:
         """Values (B, constant heads, T, h) to (B, T, constant heads, h); ``mass`` are the row sums, where known."""
@@ -171,12 +173,13 @@ class MatrixHeads(TokenMixer):
     def mix_tokens(self, value: Tensor, attention: DynamicAttention) -> Tensor:
         """Mix as :meth:`mix`; n tokens in S slots by n^2 gathered entries, or where these are not fewer, by slot."""
         slots = attention.slots
-        if self._uses_kernel(value, attention.mask):
+        if self._uses_kernel(value, attention):
             return self._product(value, attention, range(value.shape[1]))
         if slots is None:
             return self.mix(value, attention.mask)
         if value.shape[2] >= slots.number:
-            return slots.read(self.mix(slots.fill(value), slots.mask))
+            by_slot = replace(attention, mask=slots.mask, slots=None)
+            return slots.read(self.mix_tokens(slots.fill(value), by_slot))
         self.constants_of(slots.number)  # refuses slots beyond max_length
         return gathered_attention(self.constants_of(self.max_length), value, slots.places, slots.real)
 

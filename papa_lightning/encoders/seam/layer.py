@@ -15,6 +15,7 @@ from papa_lightning.encoders.seam.forward import CurrentBatch
 from papa_lightning.encoders.seam.masks import can_look, reach_bias, refuse_other_masks
 from papa_lightning.encoders.seam.slots import GivenSlots, Positions, SlotRule
 from papa_lightning.errors import PapaError
+from papa_lightning.kernels import usable
 
 #: Function of the attention matrices (B, H, T, T) and the mask (B, T) of one layer; may overwrite the matrices. Tokens
 #: are in the order of their slots, here and in a mixing.
@@ -159,7 +160,7 @@ def attend(
     slots = layer.batch.slots(mask, layer.slots, positions)
     if slots is None:
         return _mix(module, turn, attention, value, dropout, need_weights)
-    if _reads_slots(module, turn, explicit=need_weights or dropout > 0.0):
+    if _reads_slots(module, turn, value, explicit=need_weights or dropout > 0.0):
         return _mix(module, turn, replace(attention, slots=slots), value, dropout, need_weights)
     mixed, weights = _mix(module, turn, slots.arrange(attention), slots.fill(value), dropout, need_weights)
     return slots.read(mixed), None if weights is None else slots.read_pairs(weights)
@@ -185,12 +186,12 @@ def _value_heads(module: nn.Module, layer: TouchedLayer) -> tuple[int, ...] | No
     return projection.order() if isinstance(projection, ValueProjection) else None
 
 
-def _reads_slots(module: nn.Module, turn: int, explicit: bool) -> bool:
+def _reads_slots(module: nn.Module, turn: int, value: Tensor, explicit: bool) -> bool:
     """Whether a layer takes tokens in the order of the batch with their slots; one with explicit matrices does not."""
     if layer_of(module).watched:
         mixing = layer_of(module).mixings[turn]
         return isinstance(mixing, RowMixing) and mixing.reads_slots
-    if explicit or torch.compiler.is_compiling():
+    if explicit or (torch.compiler.is_compiling() and not usable(value)):
         return False
     return declares(mixers_of(module)[turn], "reads_slots")
 
