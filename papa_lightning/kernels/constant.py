@@ -9,37 +9,18 @@ those of float32 values are exact, or in TF32 where ``torch.backends.cuda.matmul
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from papa_lightning.errors import PapaError
-from papa_lightning.kernels.constant_blocks import constants_gradient, mix
+from papa_lightning.kernels.constant_launch import launch_gradient, launch_product
 
 #: Reach without a limit.
 _FAR = 2**30
-#: Shared memory of a program with large blocks, in bytes; GPUs with less get smaller ones.
-_ROOM = 160 * 1024
 #: Heads that fit in the bits of an integer.
 _BITS = 64
-
-
-class Blocks(NamedTuple):
-    """Size of the block that a program computes, ``rows`` by ``columns`` with ``keys`` at a time, and how it does."""
-
-    rows: int
-    columns: int
-    keys: int
-    warps: int
-    stages: int
-
-    def settings(self) -> dict[str, int]:
-        """Arguments of a launch."""
-        rows, columns, keys, warps, stages = self
-        return {"ROWS": rows, "COLUMNS": columns, "KEYS": keys, "num_warps": warps, "num_stages": stages}
 
 
 def constant_product(
@@ -162,7 +143,7 @@ def _product(
     """The operator: mixed values, and the mass (B or 1, C, T) if it is kept, else nothing."""
     mixed, mass = _results(constants, value, mask, dynamic, places, bits, num_heads, before, after, keep_mass)
     kept = mass if keep_mass else None
-    _launch(constants, value, mixed, dynamic, mask, places, kept, bits, before, after, transposed=False)
+    launch_product(constants, value, mixed, dynamic, mask, places, kept, bits, before, after, transposed=False)
     return mixed, mass
 
 
@@ -198,7 +179,7 @@ def _gradient(
     own, others = _gradient_results(grad, constants, mask, places, mass, bits, before, after)
     extra = others if others.shape[2] else None
     turned, source = constants.transpose(1, 2), grad.transpose(1, 2)
-    _launch(turned, source, own, extra, mask, places, mass, bits, after, before, transposed=True)
+    launch_product(turned, source, own, extra, mask, places, mass, bits, after, before, transposed=True)
     return own, others
 
 
@@ -230,22 +211,8 @@ def _constants_gradient(
     after: int,
 ) -> Tensor:
     """The operator's gradient of constants, (C, T, T), summed sequence by sequence."""
-    batch, count, length, size = value.shape
     result = _constants_gradient_results(grad, constants, value, mixed, mask, mass, bits, before, after)
-    num_heads, blocks = grad.shape[2], gradient_blocks(value)
-    grid = (triton.cdiv(length, blocks.rows) * triton.cdiv(length, blocks.keys), count)
-    with torch.cuda.device_of(value):
-        constants_gradient[grid](
-            *(grad, value, mixed, mask, mass, result, bits, batch, length, before, after),
-            *(grad.stride(0), grad.stride(2), grad.stride(1), grad.stride(3)),
-            *(*value.stride(), *_strides(mask, 2), 0 if mass.shape[0] == 1 else mass.stride(0)),
-            HEADS=num_heads,
-            SIZE=size,
-            ALL=count == num_heads,
-            LOCAL=min(before, after) < length - 1,
-            PRECISION=_precision(value),
-            **blocks.settings(),
-        )
+    launch_gradient(grad, value, mixed, mask, mass, result, bits, before, after)
     return result
 
 
@@ -263,116 +230,6 @@ def _constants_gradient_results(
     """Memory for the gradient of constants."""
     count, length = value.shape[1:3]
     return constants.new_empty(count, length, length)
-
-
-def _launch(
-    constants: Tensor,
-    source: Tensor,
-    result: Tensor,
-    extra: Tensor | None,
-    mask: Tensor | None,
-    places: Tensor | None,
-    mass: Tensor | None,
-    bits: int,
-    before: int,
-    after: int,
-    transposed: bool,
-) -> None:
-    """Mix (B, heads, T, h) into (B, T, heads, h) by one kernel, or back where constants are transposed."""
-    batch, source_heads, length, size = source.shape
-    result_heads, merged = result.shape[2], mask is None and places is None
-    blocks = product_blocks(source, merged, length)
-    room = -(-size // 16) * 16  # columns of a sequence, so that whole ones of 32 bytes are read
-    groups = triton.cdiv(batch * room, blocks.columns) if merged else batch * triton.cdiv(size, blocks.columns)
-    grid = (triton.cdiv(length, blocks.rows) * groups, max(source_heads, result_heads))
-    row_end, key_end = (length, length) if places is not None else _readable(constants, length)
-    others = (0, 0, 0, 0) if extra is None else (extra.stride(0), extra.stride(2), extra.stride(1), extra.stride(3))
-    with torch.cuda.device_of(source):
-        mix[grid](
-            *(constants, source, result, extra, mask, places, mass, bits, batch, length, row_end, key_end),
-            *(before, after, 0 if constants.shape[0] == 1 else constants.stride(0), *constants.stride()[1:]),
-            *(*source.stride(), *others, *_strides(mask, 2), *_strides(places, 2)),
-            0 if mass is None or mass.shape[0] == 1 else mass.stride(0),
-            HEADS=result_heads,
-            SIZE=size,
-            WIDTH=room,
-            ALL=extra is None,
-            TRANSPOSED=transposed,
-            MERGED=merged,
-            LOCAL=min(before, after) < constants.shape[1] - 1,
-            CHUNK=_chunk(mask, length),
-            PRECISION=_precision(source),
-            **blocks.settings(),
-        )
-
-
-def _strides(tensor: Tensor | None, dimensions: int) -> tuple[int, ...]:
-    """Strides of a tensor, or zeros for None."""
-    return (0,) * dimensions if tensor is None else tensor.stride()
-
-
-def _readable(constants: Tensor, length: int) -> tuple[int, int]:
-    """Rows and columns of constants that a kernel may read: those, or up to a multiple of 16 in a longer buffer.
-
-    What is read beyond the length is multiplied by 0. Without it, only lengths that are multiples of 16 could be read
-    in steps of 16 bytes.
-    """
-    more = -(-length // 16) * 16
-    matrices, _, _ = constants.shape
-    first, *steps = constants.stride()
-    if more == length or min(steps) != 1 or max(steps) < more:
-        return length, length
-    last = constants.storage_offset() + (matrices - 1) * first + (length - 1) * max(steps) + more
-    if last * constants.element_size() > constants.untyped_storage().nbytes():
-        return length, length
-    return (length, more) if steps[1] == 1 else (more, length)
-
-
-def _chunk(mask: Tensor | None, length: int) -> int:
-    """Length of the pieces in which a mask is searched for its ends; 0: not at all, as for one block of rows."""
-    return 0 if mask is None or length <= 128 else 512
-
-
-def _precision(value: Tensor) -> str:
-    """How products of float32 are taken: as torch may take its own."""
-    if value.dtype != torch.float32:
-        return "ieee"  # says nothing there
-    # torch before 2.9 has the second setting only; later ones refuse to read it once the first was written.
-    allowed = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
-    allowed = allowed == "tf32" if allowed is not None else torch.backends.cuda.matmul.allow_tf32
-    return "tf32" if allowed else "ieee"
-
-
-@cache
-def _is_roomy(device: torch.device) -> bool:
-    """Whether a program may have the shared memory of large blocks."""
-    if device.type != "cuda":
-        return False
-    return int(getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0)) >= _ROOM
-
-
-def product_blocks(source: Tensor, merged: bool, length: int) -> Blocks:
-    """Blocks of the product for sources (B, heads, T, h); ``merged`` if their columns are of several sequences."""
-    batch, _, _, size = source.shape
-    columns = max(16, triton.next_power_of_2(batch * size if merged else size))
-    rows, keys = (min(block, max(16, triton.next_power_of_2(length))) for block in (128, 64))
-    if source.dtype == torch.float32:
-        return Blocks(min(rows, 64), min(columns, 64), min(keys, 32), 4, 2)
-    if not _is_roomy(source.device):
-        return Blocks(rows, min(columns, 64), min(keys, 32), 4, 2)
-    if merged and columns >= 256 and length >= 256:
-        return Blocks(rows, 256, keys, 8, 3)
-    return Blocks(rows, min(columns, 128), keys, 8 if columns >= 128 else 4, 3)
-
-
-def gradient_blocks(value: Tensor) -> Blocks:
-    """Blocks of the gradient of constants for values (B, C, T, h): of queries, features and keys."""
-    _, _, length, size = value.shape
-    side = min(64, max(16, triton.next_power_of_2(length)))
-    columns = min(64, max(16, triton.next_power_of_2(size)))
-    if value.dtype == torch.float32:
-        return Blocks(side, min(columns, 32), side, 4, 1)
-    return Blocks(side, columns, side, 4, 2)
 
 
 def _set_up(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

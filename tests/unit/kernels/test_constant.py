@@ -12,7 +12,9 @@ from papa_lightning.attention.functional import constant_attention, gathered_att
 from papa_lightning.attention.mixer import Reach
 from papa_lightning.errors import PapaError
 from papa_lightning.kernels import constant as kernel
+from papa_lightning.kernels import constant_launch
 from papa_lightning.kernels.constant import constant_product, faster
+from papa_lightning.kernels.constant_launch import Blocks, precision, readable
 
 assert_close = torch.testing.assert_close
 EVERYWHERE = Reach()
@@ -43,9 +45,11 @@ def bfloat16_products():
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Several blocks of rows, columns and keys, and of the search for the ends of a mask, in short sequences."""
-    monkeypatch.setattr(kernel, "product_blocks", lambda *_: kernel.Blocks(16, 32, 16, 4, 1))
-    monkeypatch.setattr(kernel, "gradient_blocks", lambda _: kernel.Blocks(16, 16, 16, 4, 1))
-    monkeypatch.setattr(kernel, "_chunk", lambda mask, _: 0 if mask is None else 16)
+    monkeypatch.setattr(constant_launch, "product_blocks", lambda *_: Blocks(16, 32, 16, 4, 1))
+    monkeypatch.setattr(constant_launch, "gradient_blocks", lambda _: Blocks(16, 16, 16, 4, 1))
+    monkeypatch.setattr(constant_launch, "_CHUNK", 16)
+    monkeypatch.setattr(constant_launch, "_SHORT", 16)
+    monkeypatch.setattr(constant_launch, "_plan", constant_launch._plan.__wrapped__)
 
 
 class Case(NamedTuple):
@@ -281,23 +285,23 @@ def matmul():
 def test_tf32_is_used_where_torch_uses_it(matmul):
     value = torch.zeros(1, 1, 2, 16)
     matmul.allow_tf32 = False
-    assert kernel._precision(value) == "ieee"
+    assert precision(value) == "ieee"
     matmul.allow_tf32 = True
-    assert kernel._precision(value) == "tf32"
-    assert kernel._precision(value.half()) == "ieee"
+    assert precision(value) == "tf32"
+    assert precision(value.half()) == "ieee"
     if hasattr(matmul, "fp32_precision"):
         matmul.fp32_precision = "ieee"
-        assert kernel._precision(value) == "ieee"
+        assert precision(value) == "ieee"
 
 
 def test_constants_are_read_beyond_the_length_only_inside_their_buffer():
     buffer = torch.zeros(3, 32, 32)
-    assert kernel._readable(buffer[:, :20, :20], 20) == (20, 32)
-    assert kernel._readable(buffer[:, :20, :20].transpose(1, 2), 20) == (32, 20)
-    assert kernel._readable(buffer, 32) == (32, 32)
-    assert kernel._readable(torch.zeros(3, 20, 20), 20) == (20, 20)
-    assert kernel._readable(buffer.flatten()[12:].as_strided((3, 20, 20), (1024, 32, 1)), 20) == (20, 32)
-    assert kernel._readable(buffer[:, 12:, 12:], 20) == (20, 20)
+    assert readable(buffer[:, :20, :20], 20) == (20, 32)
+    assert readable(buffer[:, :20, :20].transpose(1, 2), 20) == (32, 20)
+    assert readable(buffer, 32) == (32, 32)
+    assert readable(torch.zeros(3, 20, 20), 20) == (20, 20)
+    assert readable(buffer.flatten()[12:].as_strided((3, 20, 20), (1024, 32, 1)), 20) == (20, 32)
+    assert readable(buffer[:, 12:, 12:], 20) == (20, 20)
 
 
 def test_the_kernel_is_faster_in_half_precision():
