@@ -65,10 +65,20 @@ def constant_product(
             bits |= 1 << head
         if bits >= 2 ** (_BITS - 1):
             bits -= 2**_BITS  # an integer of the operator has a sign
-    keep_mass = torch.is_grad_enabled() and (constants.requires_grad or value.requires_grad)
     behind, ahead = _FAR if before is None else before, _FAR if after is None else after
-    given = (constants, value, mask, dynamic, places, bits, num_heads, behind, ahead, keep_mass)
-    mixed: Tensor = _PRODUCT(*given)[0]
+    given = (constants, value, mask, dynamic, places, bits, num_heads, behind, ahead)
+    learned = torch.is_grad_enabled() and (
+        constants.requires_grad or value.requires_grad or (dynamic is not None and dynamic.requires_grad)
+    )
+    mixed: Tensor
+    if torch.compiler.is_compiling() or type(value) is not Tensor:
+        mixed = _PRODUCT(*given, learned)[0]
+    elif learned:  # not through the dispatcher, which takes longer than a launch
+        mixed = _Product.apply(*given, True)[0]
+    else:
+        batch, _, length, size = value.shape
+        mixed = value.new_empty(batch, length, num_heads, size)
+        launch_product(constants, value, mixed, dynamic, mask, places, None, bits, behind, ahead, transposed=False)
     return mixed
 
 
@@ -245,16 +255,32 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, 
     """Gradients of constants, values and the values of other heads."""
     constants, value, mixed, mask, places, mass = ctx.saved_tensors
     settings, needed = ctx.settings, ctx.needs_input_grad
-    own, others = _GRADIENT(grad, constants, mask, places, mass, *settings)
+    plain = type(grad) is Tensor
+    own, others = (_gradient if plain else _GRADIENT)(grad, constants, mask, places, mass, *settings)
     learned = None
     if needed[0]:
-        learned = _CONSTANTS_GRADIENT(grad, constants, value, mixed, mask, mass, *settings)
+        compute = _constants_gradient if plain else _CONSTANTS_GRADIENT
+        learned = compute(grad, constants, value, mixed, mask, mass, *settings)
         learned = learned.sum(0, keepdim=True) if constants.shape[0] < len(learned) else learned
     return learned, own.transpose(1, 2), None, others if needed[3] else None, *(None,) * 6
 
 
+class _Product(torch.autograd.Function):
+    """The operator without the dispatcher."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        """Mix, and keep what gradients need."""
+        output = _product(*inputs)
+        ctx.mark_non_differentiable(output[1])
+        _set_up(ctx, inputs, output)
+        return output
+
+    backward = staticmethod(_backward)
+
+
 def _register(name: str, signature: str, compute: Any, results: Any) -> Any:
-    """An operator of the package; ``torch.library.custom_op`` would take twice as long a call."""
+    """An operator of the package."""
     name = f"papa_lightning::{name}"
     torch.library.define(name, signature)
     torch.library.impl(name, "CompositeExplicitAutograd")(compute)

@@ -1,8 +1,8 @@
 """Programs of the constant product: blocks of mixed tokens, and blocks of the gradient of its matrices.
 
 Names of strides end in the letter of their dimension: matrix ``c`` or sequence ``b``, head ``h``, row ``i`` and column
-``j`` or token ``t``, feature ``d``. Rows are queries and columns keys, or the other way about in the product for a
-gradient, whose matrices are transposed.
+``j`` or token ``t``; features, and tokens of a mask, are neighbours, since every argument takes time at a launch. Rows
+are queries and columns keys, or the other way about in the product for a gradient, whose matrices are transposed.
 """
 # ruff: noqa: N803 - what is known when a kernel is compiled has capitals
 
@@ -41,7 +41,7 @@ def _head(bits, rank, HEADS: tl.constexpr, ALL: tl.constexpr):
 
 
 @triton.jit
-def _bounds(mask, mask_t, length, first, before, after, LOCAL: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr):
+def _bounds(mask, length, first, before, after, LOCAL: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr):
     """Keys that the rows from ``first`` on need: those in reach, between the first real token and the last."""
     low = 0
     high = length
@@ -50,7 +50,7 @@ def _bounds(mask, mask_t, length, first, before, after, LOCAL: tl.constexpr, CHU
         high = 0
         for start in range(0, length, CHUNK):
             t = start + tl.arange(0, CHUNK)
-            real = tl.load(mask + t * mask_t, mask=t < length, other=0) != 0
+            real = tl.load(mask + t, mask=t < length, other=0) != 0
             low = tl.minimum(low, tl.min(tl.where(real, t, length)))
             high = tl.maximum(high, tl.max(tl.where(real, t + 1, 0)))
         high = tl.where((low < first + ROWS) & (high > first), high, low)  # no key, where no row is real
@@ -68,16 +68,16 @@ def _near(i, j, before, after):
 
 @triton.jit
 def _mix_rows(
-    constants, source, own, mask, places, mass, i, first, writes_mass, length, row_end, key_end, before, after,
-    constants_i, constants_j, source_t, mask_t, places_t,
+    constants, source, own, mask, places, mass, i, first, writes_mass, length, end, before, after,
+    constants_i, constants_j, source_t,
     TRANSPOSED: tl.constexpr, LOCAL: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """Rows of a matrix times columns of the source, by the addresses of these, divided by the mass of each row."""
-    low, high = _bounds(mask, mask_t, length, first, before, after, LOCAL and places is None, CHUNK, ROWS)
+    low, high = _bounds(mask, length, first, before, after, LOCAL and places is None, CHUNK, ROWS)
     slots = i
     if places is not None:
-        slots = tl.load(places + i * places_t, mask=i < length, other=0).to(tl.int32)
+        slots = tl.load(places + i, mask=i < length, other=0).to(tl.int32)
     matrix_rows = constants + slots.to(tl.int64) * constants_i
     total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
     sums = tl.zeros((ROWS,), dtype=tl.float32)
@@ -85,13 +85,14 @@ def _mix_rows(
         j = start + tl.arange(0, KEYS)
         keys = j
         if places is not None:
-            keys = tl.load(places + j * places_t, mask=j < length, other=0).to(tl.int32)
-        pairs = matrix_rows[:, None] + keys.to(tl.int64)[None, :] * constants_j
-        c = tl.load(pairs, mask=(i < row_end)[:, None] & (j < key_end)[None, :], other=0.0)
+            keys = tl.load(places + j, mask=j < length, other=0).to(tl.int32)
+        readable = (i < (end if TRANSPOSED else length))[:, None] & (j < (length if TRANSPOSED else end))[None, :]
+        c = tl.load(matrix_rows[:, None] + keys.to(tl.int64)[None, :] * constants_j, mask=readable, other=0.0)
         real = j < length
         if mask is not None:
-            real = tl.load(mask + j * mask_t, mask=real, other=0) != 0
-        v = tl.load(source[None, :] + j.to(tl.int64)[:, None] * source_t, mask=real[:, None] & own[None, :], other=0.0)
+            real = tl.load(mask + j, mask=real, other=0) != 0
+        at_source = source[None, :] + j.to(tl.int64)[:, None] * source_t
+        v = tl.load(at_source, mask=real[:, None] & own[None, :], other=0.0)
         if LOCAL:
             c = tl.where(_near(slots, keys, before, after), c, 0.0)
         if TRANSPOSED:
@@ -105,79 +106,77 @@ def _mix_rows(
         if mass is not None:
             tl.store(mass + i, sums, mask=i < tl.where(writes_mass, length, 0))
     if mask is not None:
-        scale = tl.where(tl.load(mask + i * mask_t, mask=i < length, other=0) != 0, scale, 0.0)
+        scale = tl.where(tl.load(mask + i, mask=i < length, other=0) != 0, scale, 0.0)
     return total * scale[:, None]
 
 
-@triton.jit(do_not_specialize=["bits", "batch", "length", "before", "after", "mask_b", "places_b", "mass_b"])
+@triton.jit(do_not_specialize=["bits", "batch", "length", "before", "after", "mask_b", "places_b"])
 def mix(
-    constants, source, result, others, mask, places, mass, bits, batch, length, row_end, key_end, before, after,
-    constants_c, constants_i, constants_j, source_b, source_h, source_t, source_d,
-    others_b, others_h, others_t, others_d, mask_b, mask_t, places_b, places_t, mass_b,
-    HEADS: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr, ALL: tl.constexpr, TRANSPOSED: tl.constexpr,
-    MERGED: tl.constexpr, LOCAL: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, KEYS: tl.constexpr,
+    constants, source, result, others, mask, places, mass, bits, batch, length, end, before, after,
+    constants_c, constants_i, constants_j, source_b, source_h, source_t, others_b, others_h, others_t, mask_b, places_b,
+    HEADS: tl.constexpr, COUNT: tl.constexpr, SIZE: tl.constexpr, TRANSPOSED: tl.constexpr, LOCAL: tl.constexpr,
+    CHUNK: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """A block of the result, (B, T, HEADS, SIZE): mixed tokens, or a copy of others for a head that is not constant.
+    """A block of the result, (B, T, heads, SIZE): mixed tokens, or a copy of others for a head that is not constant.
 
-    MERGED: a block has columns of several sequences, WIDTH each. TRANSPOSED: the source is a gradient with all heads,
-    the result that of the constant ones, and copies go from the source to the others.
+    COUNT of HEADS are constant. Without mask and places, a block has columns of several sequences. TRANSPOSED: the
+    source is a gradient with all heads, the result that of the constant ones, and copies go from the source to others.
     """
     head = tl.program_id(1)
-    constant, rank = _sort(bits, head, ALL)
+    constant, rank = _sort(bits, head, others is None)
     blocks = tl.cdiv(length, ROWS)
     group = tl.program_id(0) // blocks
     first = (tl.program_id(0) % blocks) * ROWS
     i = first + tl.arange(0, ROWS)
-    if MERGED:
+    rows = i.to(tl.int64)[:, None]
+    if mask is None and places is None:
         column = group * COLUMNS + tl.arange(0, COLUMNS)
-        b = (column // WIDTH).to(tl.int64)
-        d = column % WIDTH
+        width: tl.constexpr = (SIZE + 15) // 16 * 16  # whole ones of 32 bytes are read
+        b = (column // width).to(tl.int64)
+        d = column % width
         own = (b < batch) & (d < SIZE)
         writes_mass = group == 0
+        number = rank.to(tl.int64)
     else:
-        b = (group // ((SIZE + COLUMNS - 1) // COLUMNS)).to(tl.int64)
-        part = group % ((SIZE + COLUMNS - 1) // COLUMNS)
-        d = part * COLUMNS + tl.arange(0, COLUMNS)
+        parts: tl.constexpr = (SIZE + COLUMNS - 1) // COLUMNS
+        b = (group // parts).to(tl.int64)
+        d = (group % parts) * COLUMNS + tl.arange(0, COLUMNS)
         own = d < SIZE
-        writes_mass = part == 0
+        writes_mass = group % parts == 0
+        number = b * COUNT + rank
         mask = mask if mask is None else mask + b * mask_b
         places = places if places is None else places + b * places_b
-        mass = mass if mass is None else mass + b * mass_b
-    source += b * source_b + d * source_d + (head if TRANSPOSED else rank) * source_h
-    result += (b * length * HEADS + (rank if TRANSPOSED else head)) * SIZE + d
+    source += b * source_b + d + (head if TRANSPOSED else rank) * source_h
+    result += (b * length * (COUNT if TRANSPOSED else HEADS) + (rank if TRANSPOSED else head)) * SIZE + d
     inside = (i < length)[:, None] & own[None, :]
-    at = result[None, :] + i.to(tl.int64)[:, None] * (HEADS * SIZE)
+    at = result[None, :] + rows * ((COUNT if TRANSPOSED else HEADS) * SIZE)
     if constant:
         total = _mix_rows(
             constants + rank.to(tl.int64) * constants_c, source, own, mask, places,
-            mass if mass is None else mass + rank.to(tl.int64) * length,
-            i, first, writes_mass, length, row_end, key_end, before, after,
-            constants_i, constants_j, source_t, mask_t, places_t,
+            mass if mass is None else mass + number * length,
+            i, first, writes_mass, length, end, before, after, constants_i, constants_j, source_t,
             TRANSPOSED, LOCAL, CHUNK, PRECISION, ROWS, COLUMNS, KEYS,
         )  # fmt: skip
         tl.store(at, total.to(result.dtype.element_ty), mask=inside)
     elif others is not None:
-        at_others = (others + b * others_b + rank * others_h + d * others_d)[None, :] + i.to(tl.int64)[
-            :, None
-        ] * others_t
+        at_others = (others + b * others_b + rank * others_h + d)[None, :] + rows * others_t
         if TRANSPOSED:
-            copied = tl.load(source[None, :] + i.to(tl.int64)[:, None] * source_t, mask=inside)
+            copied = tl.load(source[None, :] + rows * source_t, mask=inside)
             tl.store(at_others, copied.to(others.dtype.element_ty), mask=inside)
         else:
             tl.store(at, tl.load(at_others, mask=inside).to(result.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["bits", "batch", "length", "before", "after", "mask_b", "mass_b"])
+@triton.jit(do_not_specialize=["bits", "batch", "length", "before", "after", "mask_b"])
 def constants_gradient(
     grad, value, mixed, mask, mass, result, bits, batch, length, before, after,
-    grad_b, grad_h, grad_t, grad_d, value_b, value_h, value_t, value_d, mask_b, mask_t, mass_b,
-    HEADS: tl.constexpr, SIZE: tl.constexpr, ALL: tl.constexpr, LOCAL: tl.constexpr, PRECISION: tl.constexpr,
+    grad_b, grad_h, grad_t, value_b, value_h, value_t, mask_b,
+    HEADS: tl.constexpr, COUNT: tl.constexpr, SIZE: tl.constexpr, LOCAL: tl.constexpr, PRECISION: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """A block of ``sum_b m_i m_j / mass_bi (g_bi . V_bj - g_bi . out_bi)``, sequence by sequence, (C, T, T)."""
     rank = tl.program_id(1)
-    head = _head(bits, rank, HEADS, ALL)
+    head = _head(bits, rank, HEADS, COUNT == HEADS)
     blocks = tl.cdiv(length, KEYS)
     first_row = (tl.program_id(0) // blocks) * ROWS
     first_key = (tl.program_id(0) % blocks) * KEYS
@@ -194,15 +193,16 @@ def constants_gradient(
         b = tl.cast(step // parts, tl.int64)
         d = ((step % parts) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
         inside = (i < length)[:, None] & (d < SIZE)
-        g = tl.load(grad + b * grad_b + head * grad_h + rows * grad_t + d * grad_d, mask=inside, other=0.0)
+        g = tl.load(grad + b * grad_b + head * grad_h + rows * grad_t + d, mask=inside, other=0.0)
         o = tl.load(mixed + ((b * length + rows) * HEADS + head) * SIZE + d, mask=inside, other=0.0)
-        sums = tl.load(mass + b * mass_b + rank * length + i, mask=i < length, other=0.0)
+        number = rank if mask is None else b * COUNT + rank
+        sums = tl.load(mass + number * length + i, mask=i < length, other=0.0)
         scale = tl.where(sums < EPS, 0.0, 1.0 / tl.maximum(sums, EPS))
         real = j < length
         if mask is not None:
-            real = tl.load(mask + b * mask_b + j * mask_t, mask=real, other=0) != 0
-            scale = tl.where(tl.load(mask + b * mask_b + i * mask_t, mask=i < length, other=0) != 0, scale, 0.0)
-        at_value = value + b * value_b + rank * value_h + keys * value_t + d * value_d
+            real = tl.load(mask + b * mask_b + j, mask=real, other=0) != 0
+            scale = tl.where(tl.load(mask + b * mask_b + i, mask=i < length, other=0) != 0, scale, 0.0)
+        at_value = value + b * value_b + rank * value_h + keys * value_t + d
         v = tl.load(at_value, mask=real[:, None] & (d < SIZE), other=0.0)
         scaled = g.to(tl.float32) * scale[:, None]
         total = tl.dot(scaled.to(v.dtype), tl.trans(v), total, input_precision=PRECISION)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from functools import cache, lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from papa_lightning.kernels.constant_blocks import constants_gradient, mix
+
+Some = TypeVar("Some", Tensor, Tensor | None)
 
 #: Shared memory of a program with large blocks, in bytes; GPUs with less get smaller ones.
 _ROOM = 160 * 1024
@@ -78,17 +80,19 @@ def launch_product(
         after: Reach of a row of ``constants``.
         transposed: Whether the source is a gradient.
     """
-    shape = _Shape.of(source)
+    shape, merged = _Shape.of(source), mask is None and places is None
     local = min(before, after) < constants.shape[1] - 1
-    merged = mask is None and places is None
-    programs, settings = _plan(shape, result.shape[2], merged, mask is not None, others is None, local, transposed)
-    row_end, key_end = (shape.length, shape.length) if places is not None else readable(constants, shape.length)
+    grid, settings = _plan(shape, result.shape[2], merged, mask is not None, local, transposed)
+    source, mask, places = _close(source), _close(mask), _close(places)
+    others_b, others_t, others_h = (0, 0, 0) if others is None else others.stride()[:3]
+    own_c, own_i, own_j = constants.stride()
     with torch.cuda.device_of(source):
-        mix[programs, max(shape.heads, result.shape[2])](
-            *(constants, source, result, others, mask, places, mass, bits, shape.batch, shape.length, row_end, key_end),
-            *(before, after, 0 if constants.shape[0] == 1 else constants.stride(0), *constants.stride()[1:]),
-            *(*source.stride(), *_by_head(others), *_by_token(mask), *_by_token(places)),
-            0 if mass is None or mass.shape[0] == 1 else mass.stride(0),
+        mix[grid](
+            *(constants, source, result, others, mask, places, mass, bits, shape.batch, shape.length),
+            shape.length if places is not None else readable(constants, shape.length, 1 if transposed else 2),
+            *(before, after, 0 if constants.shape[0] == 1 else own_c, own_i, own_j, *source.stride()[:3]),
+            *(others_b, others_h, others_t, 0 if mask is None else mask.stride(0)),
+            0 if places is None else places.stride(0),
             PRECISION=precision(source),
             **settings,
         )
@@ -107,49 +111,39 @@ def launch_gradient(
 ) -> None:
     """Write the gradient of constants, (C, T, T), from that of the result, the values and the result."""
     batch, count, length, size = value.shape
-    num_heads, blocks = grad.shape[2], gradient_blocks(_Shape.of(value))
+    blocks = gradient_blocks(_Shape.of(value))
     programs = -(-length // blocks.rows) * -(-length // blocks.keys)
+    grad, value, mask = _close(grad), _close(value), _close(mask)
+    grad_b, grad_t, grad_h = grad.stride()[:3]
     with torch.cuda.device_of(value):
         constants_gradient[programs, count](
             *(grad, value, mixed, mask, mass, result, bits, batch, length, before, after),
-            *(*_by_head(grad), *value.stride(), *_by_token(mask), 0 if mass.shape[0] == 1 else mass.stride(0)),
-            HEADS=num_heads,
+            *(grad_b, grad_h, grad_t, *value.stride()[:3], 0 if mask is None else mask.stride(0)),
+            HEADS=grad.shape[2],
+            COUNT=count,
             SIZE=size,
-            ALL=count == num_heads,
             LOCAL=min(before, after) < length - 1,
             PRECISION=precision(value),
             **blocks.settings(),
         )
 
 
-def _by_head(tensor: Tensor | None) -> tuple[int, int, int, int]:
-    """Strides of (B, T, heads, h) as of (B, heads, T, h); zeros for None, of which nothing is read."""
-    if tensor is None:
-        return 0, 0, 0, 0
-    batch, token, head, feature = tensor.stride()
-    return batch, head, token, feature
+def _close(tensor: Some) -> Some:
+    """A tensor whose entries along the last dimension are neighbours, which all but odd ones are."""
+    return tensor if tensor is None or tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def _by_token(tensor: Tensor | None) -> tuple[int, ...]:
-    """Strides of (B, T); zeros for None."""
-    return (0, 0) if tensor is None else tensor.stride()
-
-
-def readable(constants: Tensor, length: int) -> tuple[int, int]:
-    """Rows and columns of constants that a kernel may read: those, or up to a multiple of 16 in a longer buffer.
+def readable(constants: Tensor, length: int, dim: int) -> int:
+    """End of what a kernel may read of constants (C, T, T) along a dimension: the length, or a multiple of 16 beyond.
 
     What is read beyond the length is multiplied by 0. Without it, only lengths that are multiples of 16 could be read
     in steps of 16 bytes.
     """
-    more = -(-length // 16) * 16
-    matrices, _, _ = constants.shape
-    first, *steps = constants.stride()
-    if more == length or min(steps) != 1 or max(steps) < more:
-        return length, length
-    last = constants.storage_offset() + (matrices - 1) * first + (length - 1) * max(steps) + more
-    if last * constants.element_size() > constants.untyped_storage().nbytes():
-        return length, length
-    return (length, more) if steps[1] == 1 else (more, length)
+    more, step = -(-length // 16) * 16, constants.stride(3 - dim)
+    if more == length or constants.stride(dim) != 1 or step < more:
+        return length
+    last = constants.storage_offset() + (len(constants) - 1) * constants.stride(0) + (length - 1) * step + more
+    return more if last * constants.element_size() <= constants.untyped_storage().nbytes() else length
 
 
 def precision(value: Tensor) -> str:
@@ -164,20 +158,18 @@ def precision(value: Tensor) -> str:
 
 @lru_cache(maxsize=1024)
 def _plan(
-    shape: _Shape, heads: int, merged: bool, padded: bool, alone: bool, local: bool, transposed: bool
-) -> tuple[int, dict[str, int]]:
-    """Number of programs a head, and what they are compiled with; kept, because it takes longer than a launch."""
+    shape: _Shape, heads: int, merged: bool, padded: bool, local: bool, transposed: bool
+) -> tuple[tuple[int, int], dict[str, int]]:
+    """The grid of programs, and what they are compiled with; kept, because finding it takes longer than a launch."""
     blocks = product_blocks(shape, merged)
-    width = -(-shape.size // 16) * 16  # columns of a sequence, so that whole ones of 32 bytes are read
-    columns = -(-(shape.batch * width if merged else shape.size) // blocks.columns)
-    programs = -(-shape.length // blocks.rows) * (columns if merged else shape.batch * columns)
-    return programs, {
-        "HEADS": heads,
+    columns = -(-(shape.batch * -(-shape.size // 16) * 16 if merged else shape.size) // blocks.columns)
+    programs = -(-shape.length // blocks.rows) * columns * (1 if merged else shape.batch)
+    every, count = (shape.heads, heads) if transposed else (heads, shape.heads)
+    return (programs, every), {
+        "HEADS": every,
+        "COUNT": count,
         "SIZE": shape.size,
-        "WIDTH": width,
-        "ALL": alone,
         "TRANSPOSED": transposed,
-        "MERGED": merged,
         "LOCAL": local,
         "CHUNK": _CHUNK if padded and shape.length > _SHORT else 0,
         **blocks.settings(),

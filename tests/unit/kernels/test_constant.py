@@ -7,6 +7,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from papa_lightning.attention.functional import constant_attention, gathered_attention
 from papa_lightning.attention.mixer import Reach
@@ -244,6 +245,13 @@ def test_the_operator_is_what_torch_expects():
     torch.library.opcheck(torch.ops.papa_lightning.constant_product.default, given)
 
 
+def test_stand_ins_of_tensors_go_through_the_operator():
+    with FakeTensorMode() as mode:
+        fakes = [mode.from_tensor(one.detach()) for one in make_case()[:2]]
+        mixed = constant_product(*fakes, None, (0, 1), 2)
+    assert mixed.shape == (2, 21, 2, 16)
+
+
 def test_a_compiled_graph_takes_the_operator_as_one():
     case = make_case(length=6)
 
@@ -261,14 +269,14 @@ def test_a_compiled_graph_takes_the_operator_as_one():
 
 def test_no_mass_is_kept_where_no_gradient_is_taken(monkeypatch):
     case, kept = make_case(), []
-    own = kernel._PRODUCT
-    monkeypatch.setattr(kernel, "_PRODUCT", lambda *given: kept.append(own(*given)[1].numel()) or own(*given))
-    case.run()
+    own = kernel.launch_product
+    monkeypatch.setattr(kernel, "launch_product", lambda *given, **how: kept.append(given[6]) or own(*given, **how))
+    assert torch.equal(case.run(), case.run())
     with torch.no_grad():
         case.run()
     with torch.inference_mode():
         case.run()
-    assert kept == [2 * 2 * 21, 0, 0]
+    assert [one is None for one in kept] == [False, False, True, True]
 
 
 @pytest.fixture
@@ -296,12 +304,13 @@ def test_tf32_is_used_where_torch_uses_it(matmul):
 
 def test_constants_are_read_beyond_the_length_only_inside_their_buffer():
     buffer = torch.zeros(3, 32, 32)
-    assert readable(buffer[:, :20, :20], 20) == (20, 32)
-    assert readable(buffer[:, :20, :20].transpose(1, 2), 20) == (32, 20)
-    assert readable(buffer, 32) == (32, 32)
-    assert readable(torch.zeros(3, 20, 20), 20) == (20, 20)
-    assert readable(buffer.flatten()[12:].as_strided((3, 20, 20), (1024, 32, 1)), 20) == (20, 32)
-    assert readable(buffer[:, 12:, 12:], 20) == (20, 20)
+    assert readable(buffer[:, :20, :20], 20, 2) == 32
+    assert readable(buffer[:, :20, :20].transpose(1, 2), 20, 1) == 32
+    assert readable(buffer[:, :20, :20].transpose(1, 2), 20, 2) == 20
+    assert readable(buffer, 32, 2) == 32
+    assert readable(torch.zeros(3, 20, 20), 20, 2) == 20
+    assert readable(buffer.flatten()[12:].as_strided((3, 20, 20), (1024, 32, 1)), 20, 2) == 32
+    assert readable(buffer[:, 12:, 12:], 20, 2) == 20
 
 
 def test_the_kernel_is_faster_in_half_precision():
