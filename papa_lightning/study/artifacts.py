@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import lru_cache
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -23,7 +24,7 @@ from papa_lightning.errors import StudyError
 from papa_lightning.ranking import HeadRanking
 from papa_lightning.runtime import versions
 from papa_lightning.study.cells import Choice, Group, choices
-from papa_lightning.study.features.features import Features, LiveFeatures, StoredFeatures, store_features
+from papa_lightning.study.features.features import Features, LiveFeatures, resident_features, store_features
 from papa_lightning.study.results import CellResult
 from papa_lightning.study.settings import settings_from
 from papa_lightning.study.store import StudyFolder, digest
@@ -151,26 +152,26 @@ def features_of(
         live = [LiveFeatures(bench.task, rows, bench.watch) for rows in splits.values()]
         yield live[0], dict(zip(evaluations, live[1:], strict=True))
         return
-    left, stored = int(settings.budget_gigabytes * 1e9), list[StoredFeatures]()
-    size, packs = bench.settings.calibration_batch_size, bench.settings.packs
+    left, found, packs = int(settings.budget_gigabytes * 1e9), list[Features](), bench.settings.packs
+    how: dict[str, Any] = {
+        "dtype": settings.storage,
+        "batch_size": bench.settings.calibration_batch_size,
+        "tokens_per_batch": packs.tokens_per_batch,
+        "watch": bench.watch,
+    }
     # Two processes may need the same hidden states, and must not remove each other's.
     with nullcontext(folder.features(key)) if settings.keep else folder.temporary_features() as place:
         for name, rows in splits.items():
             with bench.watch.part("storing"):
-                new = store_features(
-                    bench.task,
-                    rows,
-                    place / name,
-                    dtype=settings.storage,
-                    budget_bytes=left,
-                    batch_size=size,
-                    tokens_per_batch=packs.tokens_per_batch,
-                    kept=settings.keep,
-                    watch=bench.watch,
-                )
-            stored.append(new)
-            left -= new.nbytes
-        yield stored[0], dict(zip(evaluations, stored[1:], strict=True))
+                new: Features | None = None if settings.keep else resident_features(bench.task, rows, **how)
+                if new is None:
+                    stored = store_features(
+                        bench.task, rows, place / name, budget_bytes=left, kept=settings.keep, **how
+                    )
+                    left -= stored.nbytes
+                    new = stored.near(bench.task.device)
+            found.append(new)
+        yield found[0], dict(zip(evaluations, found[1:], strict=True))
 
 
 def probe_loss(folder: StudyFolder, bench: Bench) -> Callable[[Mapping[str, Tensor]], Tensor]:

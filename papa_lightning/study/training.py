@@ -1,5 +1,6 @@
 """Training and evaluation of probes on features."""
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,8 +15,10 @@ from torch import Tensor, nn
 
 from papa_lightning.errors import PapaError
 from papa_lightning.runtime import threads_of_torch
-from papa_lightning.study.features.features import Features, StoredFeatures
+from papa_lightning.study.draws import SeededDropout, generators
+from papa_lightning.study.features.features import Features, ResidentFeatures, StoredFeatures
 from papa_lightning.study.features.reading import FeatureBatch, reading_of
+from papa_lightning.study.stacked import StackedProbes, train_stacked
 from papa_lightning.tasks.base import EncoderTask
 from papa_lightning.tasks.probes import Probe
 from papa_lightning.tasks.recipe import Recipe
@@ -25,46 +28,39 @@ from papa_lightning.tasks.scores import UNLABELLED, Scored, StageScores
 _ONE_THREAD = 2_000_000
 #: Weights of all probes that train at the same time: 100 MB, as much as a batch takes in the encoder before them.
 _AT_ONCE = 6_000_000
+#: Sequences that are evaluated at once where their features are on the device.
+_EVALUATED = 1024
 
 
-class SeededDropout(nn.Module):
-    """Dropout with its own generator on the CPU: it drops the same features whatever else is random."""
-
-    def __init__(self, share: float, generator: torch.Generator) -> None:
-        super().__init__()
-        self.share = share
-        self.generator = generator
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Drop entries in training mode, and divide the others by 1 - share."""
-        if not self.training or self.share == 0:
-            return features
-        kept = torch.empty(features.shape).bernoulli_(1 - self.share, generator=self.generator).div_(1 - self.share)
-        return features * kept.to(features.device, features.dtype)
-
-
-def evaluate_probe(
-    task: EncoderTask, probe: Probe, evaluations: Mapping[str, Features], batch_size: int, device: torch.device
-) -> dict[str, float]:
-    """Loss and metrics of a probe, as in validation with the Trainer; ``accuracy/NAME`` for another set."""
+def evaluate_probes(
+    task: EncoderTask, probes: Sequence[Probe], evaluations: Mapping[str, Features], batch_size: int
+) -> list[dict[str, float]]:
+    """Loss and metrics of each probe, as in validation with the Trainer; ``accuracy/NAME`` for another set."""
     if not evaluations:
-        return {}
-    probe.eval()
-    scores = StageScores("val", task.configure_metrics()).to(device)
-    scores.prepare(len(evaluations), list(evaluations))
+        return [{} for _ in probes]
+    scores = [StageScores("val", task.configure_metrics()) for _ in probes]
+    for probe, own in zip(probes, scores, strict=True):
+        probe.eval()
+        own.prepare(len(evaluations), list(evaluations))
     for number, features in enumerate(evaluations.values()):
+        size = _EVALUATED if isinstance(features, ResidentFeatures) else batch_size
         with torch.no_grad():
-            for sequences in torch.split(torch.arange(len(features)), batch_size):
-                batch = features.batch(sequences, device)
-                logits = probe.classify(features.reading.inputs(probe, batch))
-                scores.update(_scored(task, logits, batch, features.reading.per_token), number)
-    logged = [one for number in range(len(evaluations)) for one in scores.logged(number).items()]
+            for sequences in torch.split(torch.arange(len(features)), size):
+                batch = features.batch(sequences, task.device)
+                for probe, own in zip(probes, scores, strict=True):
+                    logits = probe.classify(features.reading.inputs(probe, batch))
+                    own.update(_scored(task, logits, batch, features.reading.per_token), number)
+    return [_values(own, len(evaluations)) for own in scores]
+
+
+def _values(scores: StageScores, sets: int) -> dict[str, float]:
+    logged = [one for number in range(sets) for one in scores.logged(number).items()]
     return {name.removeprefix("val/"): float(cast(Tensor, metric.compute())) for name, metric in logged}
 
 
 def _scored(task: EncoderTask, logits: Tensor, batch: FeatureBatch, per_token: bool) -> Scored:
-    predicted, labels = logits.argmax(dim=-1), batch.labels
-    loss = task.loss(logits, labels)
+    """Loss, predictions and labels of a batch, on the CPU: metrics read values again and again."""
+    loss, predicted, labels = (one.cpu() for one in (task.loss(logits, batch.labels), logits.argmax(-1), batch.labels))
     if per_token:  # a row for each sequence: entities must not span sentences
         predicted, labels = (
             torch.nn.utils.rnn.pad_sequence(list(torch.split(column, batch.counts.tolist())), True, UNLABELLED)
@@ -105,6 +101,14 @@ class ProbeSettings(Recipe):
         """Number of steps of one probe for a number of training examples."""
         return self.max_epochs * -(-examples // self.batch_size)
 
+    def learning_rates(self, examples: int) -> Tensor:
+        """The learning rate (steps,) of every step of one probe, float64."""
+        steps = self.steps(examples)
+        if not self.has_schedule:
+            return torch.full((steps,), self.learning_rate, dtype=torch.float64)
+        (factor,) = self.make_schedule(self.make_optimizer(nn.Linear(1, 1)), steps).lr_lambdas
+        return self.learning_rate * torch.tensor([factor(step) for step in range(steps)], dtype=torch.float64)
+
 
 @dataclass(frozen=True, eq=False)
 class TrainedProbe:
@@ -129,8 +133,50 @@ def train_probes(
 ) -> list[TrainedProbe]:
     """Train a probe for each seed, which alone sets start, order and dropout; evaluate it after the last epoch."""
     _check(task, train, evaluations)
-    start, steps, report = time.perf_counter(), count(1), progress or (lambda done: None)
-    lock, stopped = Lock(), Event()
+    start, report = time.perf_counter(), progress or (lambda done: None)
+    # On a GPU a step of a probe is launches and waits: one module for all seeds has as many as one seed alone.
+    if isinstance(train, ResidentFeatures) and StackedProbes.takes(task.probe):
+        found = _train_stacked(task, train, evaluations, seeds, settings, report)
+    else:
+        found = _train_each(task, train, evaluations, seeds, settings, report)
+    seconds = (time.perf_counter() - start) / max(len(seeds), 1)
+    return [TrainedProbe(seed, scores, probe, seconds) for seed, (probe, scores) in zip(seeds, found, strict=True)]
+
+
+_Found = list[tuple[Probe, dict[str, float]]]
+
+
+def _train_stacked(
+    task: EncoderTask,
+    train: ResidentFeatures,
+    evaluations: Mapping[str, Features],
+    seeds: Sequence[int],
+    settings: ProbeSettings,
+    report: Callable[[int], None],
+) -> _Found:
+    """Train and evaluate all probes as one module; `report` gets the number of steps given to the device."""
+    probes, done, epochs = [initial_probe(task, seed) for seed in seeds], 0, count()
+    for steps, losses in train_stacked(task.loss, probes, train, seeds, settings):
+        done += steps * len(seeds)
+        report(done)
+        if losses is not None:
+            epoch = next(epochs)
+            for seed, loss in zip(seeds, losses, strict=True):
+                _check_loss(loss, seed, epoch, settings)
+    scores = evaluate_probes(task, probes, evaluations, settings.batch_size)
+    return list(zip([probe.eval() for probe in probes], scores, strict=True))
+
+
+def _train_each(
+    task: EncoderTask,
+    train: Features,
+    evaluations: Mapping[str, Features],
+    seeds: Sequence[int],
+    settings: ProbeSettings,
+    report: Callable[[int], None],
+) -> _Found:
+    """Train and evaluate each probe by itself."""
+    steps, lock, stopped = count(1), Lock(), Event()
 
     def step_done() -> None:
         if stopped.is_set():
@@ -144,7 +190,7 @@ def train_probes(
         with lock:  # it uses the global random state
             probe = initial_probe(task, seed)
         yield from _train(task, probe, train, seed, settings, step_done)
-        scores = evaluate_probe(task, probe, evaluations, settings.batch_size, task.device)
+        (scores,) = evaluate_probes(task, [probe], evaluations, settings.batch_size)
         found[seed] = probe.eval(), scores
 
     at_once = _number_at_once(task, [train, *evaluations.values()])
@@ -152,8 +198,7 @@ def train_probes(
         deque(chain.from_iterable(map(run, seeds)), maxlen=0)
     else:
         _in_threads(list(map(run, seeds)), at_once, stopped)
-    seconds = (time.perf_counter() - start) / max(len(seeds), 1)
-    return [TrainedProbe(seed, found[seed][1], found[seed][0], seconds) for seed in seeds]
+    return [found[seed] for seed in seeds]
 
 
 def _number_at_once(task: EncoderTask, features: Sequence[Features]) -> int:
@@ -201,9 +246,7 @@ def _train(
 ) -> Iterator[None]:
     """Train a probe in place; it pauses after every epoch."""
     device = task.device
-    # Generators of the order of the examples and of dropout, so that dropout does not change the order.
-    seeds = torch.randint(2**62, (2,), generator=torch.Generator().manual_seed(seed)).tolist()
-    order, dropped = (torch.Generator().manual_seed(one) for one in seeds)
+    order, dropped = generators(seed)
     probe.dropout = SeededDropout(settings.dropout, dropped)
     probe.requires_grad_(True).train()
     # One kernel a step: 0.65 ms against 2.1 ms for a probe of a million weights, one thread.
@@ -222,13 +265,17 @@ def _train(
                 schedule.step()
             total += loss.detach()
             step_done()
-        if not bool(total.isfinite()):  # once an epoch, because reading a value synchronizes an accelerator
-            raise PapaError(
-                f"the loss of seed {seed} is not finite in epoch {epoch + 1} with learning_rate="
-                f"{settings.learning_rate}: pass a smaller one."
-            )
+        _check_loss(float(total), seed, epoch, settings)  # once an epoch, because reading makes an accelerator wait
         yield
     probe.dropout = nn.Dropout(settings.dropout)
+
+
+def _check_loss(total: float, seed: int, epoch: int, settings: ProbeSettings) -> None:
+    if not math.isfinite(total):
+        raise PapaError(
+            f"the loss of seed {seed} is not finite in epoch {epoch + 1} with learning_rate={settings.learning_rate}: "
+            "pass a smaller one."
+        )
 
 
 def _check(task: EncoderTask, train: Features, evaluations: Mapping[str, Features]) -> None:

@@ -71,6 +71,11 @@ class EncodedSplit:
     def __len__(self) -> int:
         return len(self.extents)
 
+    @property
+    def device(self) -> torch.device:
+        """The device of the task."""
+        return self._task.device
+
     def vectors(self, sequences: Tensor) -> Tensor:
         """Run the encoder on sequences (B,): their vectors (rows, width), float32, on the device of the task."""
         batch = _tensors(self._rows[sequences.tolist()])
@@ -86,12 +91,13 @@ class EncodedSplit:
     def batches(self, batch_size: int, tokens_per_batch: int | None) -> Sequence[Tensor]:
         """The numbers of the sequences of each batch, of at most so many sequences, or packed, of so many tokens.
 
-        With None for the tokens, a packed batch is no larger than the largest of ``batch_size`` sequences.
+        With None for the tokens, a packed batch on a CPU is no larger than the largest of ``batch_size`` sequences.
         """
         # The longest first: a lack of memory shows at once.
         if self._packs:
-            largest = batch_size * max(int(self.lengths.max()), 1)
-            tokens = min(Packing().tokens(self._task.device), largest) if tokens_per_batch is None else tokens_per_batch
+            tokens = Packing(tokens_per_batch=tokens_per_batch).tokens(self.device)
+            if tokens_per_batch is None and self.device.type == "cpu":
+                tokens = min(tokens, batch_size * max(int(self.lengths.max()), 1))
             return similar_lengths(self.lengths, tokens)
         return torch.split(self.extents.argsort(descending=True, stable=True), batch_size)
 

@@ -1,21 +1,36 @@
-"""Features: the hidden states that a probe reads, stored, or computed for every batch."""
+"""Features: the hidden states that a probe reads, stored, in the memory of a GPU, or computed for every batch."""
+
+from __future__ import annotations
 
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor
 
 from papa_lightning.checks import check_choice, whole
 from papa_lightning.errors import PapaError
 from papa_lightning.study.features.encoding import EncodedSplit, SplitIndex
-from papa_lightning.study.features.folder import Dtype, check_room, read_folder, table_bytes, write_folder
+from papa_lightning.study.features.folder import (
+    Dtype,
+    check_room,
+    read_folder,
+    rounded,
+    table_bytes,
+    write_folder,
+)
 from papa_lightning.study.features.reading import FeatureBatch, Reading, ranges
 from papa_lightning.study.timing import Stopwatch
 from papa_lightning.tasks.base import EncoderTask
+from papa_lightning.tasks.scores import UNLABELLED
+
+#: Share of the free memory of a GPU that features may take; batches of the encoder and probes take the rest.
+_SHARE_OF_FREE = 0.6
 
 
 class Features(ABC):
@@ -31,6 +46,11 @@ class Features(ABC):
     @abstractmethod
     def batch(self, sequences: Tensor, device: torch.device) -> FeatureBatch:
         """The features of sequences (B,) of the split, on the device of a probe."""
+
+    def _rows(self, sequences: Tensor) -> Tensor:
+        """The rows of sequences in a table of all vectors of the split."""
+        each = self.reading.rows_per_place
+        return ranges(self.index.starts[sequences] * each, self.index.counts[sequences] * each)
 
     def _of(self, sequences: Tensor, vectors: Tensor, rows: Tensor | None = None) -> FeatureBatch:
         """The batch of vectors, all of which or `rows` of which are those of the sequences."""
@@ -70,16 +90,99 @@ class StoredFeatures(Features):
 
     def batch(self, sequences: Tensor, device: torch.device) -> FeatureBatch:
         """The features, read."""
-        each = self.reading.rows_per_place
-        rows = ranges(self.index.starts[sequences] * each, self.index.counts[sequences] * each)
+        rows = self._rows(sequences)
         if device.type == "cpu" and self._table.dtype == torch.float32:  # read where they are, without a copy
             return self._of(sequences, self._table, rows)
         return self._of(sequences, self._table.index_select(0, rows).to(device).float())
+
+    def near(self, device: torch.device) -> Features:
+        """The features in the memory of a GPU that has room for them, else as they are."""
+        return self.on(device) if _has_room(device, self.reading, self.index) else self
+
+    def on(self, device: torch.device) -> ResidentFeatures:
+        """The features in the memory of a device."""
+        table = torch.zeros(len(self._table) + 1, self.reading.width, device=device)
+        table[:-1] = self._table.to(device)
+        return ResidentFeatures(self.reading, self.index, table)
 
     def remove(self) -> None:
         """Delete the folder; the features are unusable afterwards."""
         self._table = torch.empty(0)
         shutil.rmtree(self.folder, ignore_errors=True)  # another process may have been faster
+
+
+class ResidentFeatures(Features):
+    """Features in the memory of a device, from where the probes of all seeds read them at once.
+
+    Args:
+        reading: The reading.
+        index: Places and labels of the sequences.
+        table: (R + 1, width), float32: the vectors, and a row of 0.
+    """
+
+    def __init__(self, reading: Reading, index: SplitIndex, table: Tensor) -> None:
+        self.reading, self.index, self.table = reading, index, table
+        self.counts = index.counts.to(table.device)
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """The label (U + 1,) of every unit of the reading; -100 for none."""
+        return F.pad(self.index.labels, (0, 1), value=UNLABELLED).to(self.table.device)
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """The rows (U + 1, K) that every unit of the reading reads."""
+        return self.reading.unit_rows(self.counts, self.index.positions.to(self.table.device))
+
+    def batch(self, sequences: Tensor, device: torch.device) -> FeatureBatch:
+        """The features, read where they are."""
+        return self._of(sequences, self.table, self._rows(sequences).to(self.table.device))
+
+
+def _has_room(device: torch.device, reading: Reading, index: SplitIndex) -> bool:
+    """Whether a device is a GPU with memory for features and for work beside them."""
+    return is_gpu(device) and table_bytes(reading, index, "float32") <= _SHARE_OF_FREE * free_bytes(device)
+
+
+def is_gpu(device: torch.device) -> bool:
+    """Whether features are best kept in the memory of a device."""
+    return device.type == "cuda"
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes of memory of a GPU that are free, or that torch holds without use."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def resident_features(
+    task: EncoderTask,
+    rows: Dataset,
+    *,
+    dtype: Dtype = "float32",
+    batch_size: int = 32,
+    tokens_per_batch: int | None = None,
+    watch: Stopwatch | None = None,
+) -> ResidentFeatures | None:
+    """Run the encoder of a task once over a split, and leave what its probe reads on its GPU.
+
+    None where there is no GPU, or no room; numbers are rounded to the dtype, as if they were stored.
+    """
+    if not is_gpu(task.device):
+        return None
+    split = EncodedSplit(task, rows)
+    if not _has_room(task.device, split.reading, split.index):
+        return None
+    return collect_features(split, encoded(split, batch_size, tokens_per_batch, watch or Stopwatch()), dtype)
+
+
+def collect_features(split: EncodedSplit, batches: Iterable[tuple[Tensor, Tensor]], dtype: Dtype) -> ResidentFeatures:
+    """The features of a split on the device of its task, from rows (r,) of the table and their vectors, rounded."""
+    rows, device = len(split.index.positions) * split.reading.rows_per_place, split.device
+    table = torch.zeros(rows + 1, split.reading.width, device=device)
+    for numbers, vectors in batches:
+        table.index_copy_(0, numbers.to(device), rounded(vectors, dtype).float())
+    return ResidentFeatures(split.reading, split.index, table)
 
 
 def store_features(
@@ -117,15 +220,23 @@ def store_features(
             )
         return stored
     check_room(table_bytes(split.reading, split.index, dtype), budget_bytes, folder)
+    batches = encoded(split, batch_size, tokens_per_batch, watch, progress)
+    return StoredFeatures(folder, write_folder(folder, split.reading, split.index, dtype, batches, kept))
 
-    def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        each, starts, counts, done = split.reading.rows_per_place, split.index.starts, split.index.counts, 0
-        for sequences in split.batches(batch_size, tokens_per_batch):
-            with watch.part("encoder"):
-                vectors = split.vectors(sequences)
-            yield ranges(starts[sequences] * each, counts[sequences] * each), vectors
-            done += len(sequences)
-            if progress is not None:
-                progress(done)
 
-    return StoredFeatures(folder, write_folder(folder, split.reading, split.index, dtype, batches(), kept))
+def encoded(
+    split: EncodedSplit,
+    batch_size: int,
+    tokens_per_batch: int | None,
+    watch: Stopwatch,
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Run the encoder of a task once over a split: rows (r,) of the table of all vectors, and the vectors."""
+    each, starts, counts, done = split.reading.rows_per_place, split.index.starts, split.index.counts, 0
+    for sequences in split.batches(batch_size, tokens_per_batch):
+        with watch.part("encoder"):
+            vectors = split.vectors(sequences)
+        yield ranges(starts[sequences] * each, counts[sequences] * each), vectors
+        done += len(sequences)
+        if progress is not None:
+            progress(done)

@@ -75,6 +75,17 @@ def check_room(needed: int, budget: int, folder: Path) -> None:
         )
 
 
+def rounded(vectors: Tensor, dtype: Dtype) -> Tensor:
+    """Vectors in a dtype, whose range they must be in."""
+    found = vectors.to(getattr(torch, dtype))
+    if found.dtype != vectors.dtype and not bool(found.isfinite().all()):
+        raise PapaError(
+            f"dtype is {dtype!r}, but a hidden state is {float(vectors.abs().max()):.3g}, beyond its range of 65504: "
+            'pass dtype="float32".'
+        )
+    return found
+
+
 def write_folder(
     folder: Path,
     reading: Reading,
@@ -97,13 +108,7 @@ def write_folder(
                 if hasattr(os, "posix_fallocate"):  # a full disk ends the run before the encoder has worked
                     os.posix_fallocate(file.fileno(), 0, vectors_file.stat().st_size)
                 for rows, vectors in batches:
-                    stored = vectors.to(getattr(torch, dtype)).cpu()
-                    if stored.dtype != vectors.dtype and not bool(stored.isfinite().all()):
-                        raise PapaError(
-                            f"dtype is {dtype!r}, but a hidden state is {float(vectors.abs().max()):.3g}, beyond its "
-                            'range of 65504: pass dtype="float32".'
-                        )
-                    _write_rows(file, first, rows, stored)
+                    _write_rows(file, first, rows, rounded(vectors, dtype).cpu())
             counts, positions, labels = (tensor.contiguous() for tensor in index.tensors())
             content = safetensors.torch.save({"counts": counts, "positions": positions, "labels": labels})
             (unfinished / _INDEX).write_bytes(content)

@@ -69,6 +69,26 @@ class Reading(ABC):
         """The inputs (B, F) or, for tokens, (sum of counts, F) of the probe's `classify`."""
         return batch.vectors.index_select(0, batch.rows)
 
+    # For several probes at once, batches have one shape. A *unit* is what has a label, a sequence or a place, by its
+    # number; the number of all U units stands for none. Row R of a table of R + 1 vectors is 0.
+
+    def sizes(self, sequences: Tensor, counts: Tensor) -> Tensor:
+        """The number of units (...) of batches of sequences (..., B), of which N of `counts` (N,) stands for none."""
+        return (sequences < len(counts)).sum(dim=-1)
+
+    def units(self, sequences: Tensor, counts: Tensor, width: int) -> Tensor:
+        """The units (..., width) of batches of sequences (..., B), in their order, then U."""
+        return sequences
+
+    def unit_rows(self, counts: Tensor, positions: Tensor) -> Tensor:
+        """The rows (U + 1, K) of the table that each unit reads, R for none."""
+        units = (len(positions) if self.per_token else len(counts)) + 1
+        return torch.arange(units, device=counts.device)[:, None]
+
+    def stacked_inputs(self, table: Tensor, rows: Tensor, position_weights: Tensor | None) -> Tensor:
+        """The inputs (S, pieces, n, F / pieces) of S probes from the rows (S, n, K) of their units."""
+        return table.index_select(0, rows.flatten()).view(len(rows), 1, -1, table.shape[1])
+
 
 @dataclass(frozen=True)
 class LayerwiseReading(Reading):
@@ -107,6 +127,35 @@ class LayerwiseReading(Reading):
         starts = (sizes.cumsum(0) - sizes).to(device)
         sums = F.embedding_bag(batch.rows, batch.vectors, starts, mode="sum", per_sample_weights=weights)
         return sums.view(len(batch.counts), self.levels * self.hidden_size)
+
+    def unit_rows(self, counts: Tensor, positions: Tensor) -> Tensor:
+        """Row by slot (N + 1, (L+1) T), so that the rows of a unit meet the weights of their slots."""
+        before = counts.cumsum(0) - counts
+        sequences = torch.arange(len(counts), device=counts.device)
+        own, first, sequence = _spread(torch.stack([counts, before, sequences], dim=1), counts)
+        level = torch.arange(self.levels, device=counts.device)
+        place = torch.arange(len(positions), device=counts.device)
+        total = self.levels * len(positions)
+        rows = torch.full((len(counts) + 1, self.levels, self.max_length), total, device=counts.device)
+        # The levels of a sequence follow each other, see `collect`.
+        rows[sequence, :, positions.long()] = ((self.levels - 1) * first + place)[:, None] + level * own[:, None]
+        return rows.flatten(1)
+
+    def stacked_inputs(self, table: Tensor, rows: Tensor, position_weights: Tensor | None) -> Tensor:
+        r"""A level :math:`v_k` is a piece; every unit reads all slots, most of which may be rows of 0."""
+        assert position_weights is not None
+        shape = (len(rows), self.levels, rows.shape[1], self.max_length)
+        by_level = rows.view(len(rows), -1, self.levels, self.max_length).transpose(1, 2)
+        weights = position_weights[:, :, None].expand(shape)
+        # Sums and gradients in a fixed order: no row of the table and no weight is added to by two threads.
+        sums = F.embedding_bag(
+            by_level.reshape(-1, self.max_length),
+            table,
+            mode="sum",
+            per_sample_weights=weights.reshape(-1, self.max_length),
+            padding_idx=len(table) - 1,
+        )
+        return sums.view(*shape[:3], self.hidden_size)
 
 
 @dataclass(frozen=True)
@@ -150,6 +199,20 @@ class TokenReading(Reading):
     def collect(self, hidden_states: Sequence[Tensor], attention_mask: Tensor, places: Tensor) -> Tensor:
         """All levels of a token as one vector."""
         return torch.cat([level[places] for level in hidden_states], dim=-1)
+
+    def sizes(self, sequences: Tensor, counts: Tensor) -> Tensor:
+        """The places of the sequences."""
+        return F.pad(counts, (0, 1))[sequences].sum(dim=-1)
+
+    def units(self, sequences: Tensor, counts: Tensor, width: int) -> Tensor:
+        """The places of the sequences, one sequence after the other."""
+        own = F.pad(counts, (0, 1))[sequences]
+        ends = own.cumsum(dim=-1)
+        shift = F.pad(counts.cumsum(0) - counts, (0, 1))[sequences] - (ends - own)
+        place = torch.arange(width, device=counts.device).expand(*ends.shape[:-1], width)
+        number = torch.searchsorted(ends, place.contiguous(), right=True)  # of the sequence in its batch
+        found = shift.gather(-1, number.clamp_max(ends.shape[-1] - 1)) + place
+        return found.where(number < ends.shape[-1], counts.sum())
 
 
 def reading_of(task: EncoderTask) -> Reading:

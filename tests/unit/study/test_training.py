@@ -18,8 +18,9 @@ from unit.study import feature_cases as cases
 from papa_lightning.errors import PapaError
 from papa_lightning.runtime import threads_of_torch
 from papa_lightning.study import training
+from papa_lightning.study.draws import SeededDropout
 from papa_lightning.study.features.features import LiveFeatures, StoredFeatures, store_features
-from papa_lightning.study.training import ProbeSettings, SeededDropout, TrainedProbe, initial_probe, train_probes
+from papa_lightning.study.training import ProbeSettings, TrainedProbe, initial_probe, train_probes
 
 HALF = [(0, 0), (0, 1), (1, 2), (1, 3)]
 FAST = {"max_epochs": 3, "learning_rate": 1e-2, "batch_size": 4}

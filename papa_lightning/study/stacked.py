@@ -1,0 +1,228 @@
+"""Training of the probes of several seeds as one module, on features in the memory of their device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from papa_lightning.study.draws import draw_kept, draw_orders, generators
+from papa_lightning.study.features.features import ResidentFeatures
+from papa_lightning.tasks.probes import LayerwiseProbe, Probe
+
+if TYPE_CHECKING:
+    from papa_lightning.study.training import ProbeSettings
+
+#: Bytes of the dropout masks that are drawn at once, while the device works with those before them.
+_DRAWN = 2**26
+#: Steps before a CUDA graph is captured, in which libraries set themselves up and the optimizer makes its moments.
+_EAGER = 3
+
+
+class StackedProbes(nn.Module):
+    """The probes of S seeds as one module; an optimizer that works number by number changes them as it would each.
+
+    Args:
+        probes: The probes, for which :meth:`takes` holds.
+    """
+
+    def __init__(self, probes: Sequence[Probe]) -> None:
+        super().__init__()
+        views = [self._views(probe) for probe in probes]
+        for name in views[0]:
+            stacked = torch.stack([own[name].detach() for own in views])
+            self.register_parameter(name, nn.Parameter(stacked))
+
+    @staticmethod
+    def takes(probe: nn.Module) -> bool:
+        """Whether a probe computes what this module computes."""
+        if not isinstance(probe, Probe) or type(probe).classify is not Probe.classify:
+            return False
+        return len(list(probe.parameters())) == len(StackedProbes._views(probe))
+
+    @staticmethod
+    def _views(probe: Probe) -> dict[str, Tensor]:
+        """The parameters of a probe as they are stacked: weights transposed, so that they can be cut in pieces."""
+        views = {
+            "dense_weight": probe.dense.weight.T,
+            "dense_bias": probe.dense.bias[None],
+            "classifier_weight": probe.classifier.weight.T,
+            "classifier_bias": probe.classifier.bias[None],
+        }
+        return views | {"position_weights": probe.position_weights} if isinstance(probe, LayerwiseProbe) else views
+
+    def forward(self, inputs: Tensor, kept: Tensor | None) -> Tensor:
+        """Logits (S, n, C) of inputs (S, pieces, n, F / pieces); `kept` (S, n, d) is 0 for what dropout drops.
+
+        A product of some 16 rows with one long sum would leave most of a GPU idle: each piece has a sum of its own.
+        """
+        seeds, pieces, number, size = inputs.shape
+        weights = self.get_parameter("dense_weight").view(seeds * pieces, size, -1)
+        sums = torch.bmm(inputs.flatten(0, 1), weights).view(seeds, pieces, number, -1).sum(dim=1)
+        hidden = torch.tanh(sums + self.get_parameter("dense_bias"))
+        hidden = hidden if kept is None else hidden * kept
+        classifier = self.get_parameter("classifier_weight")
+        return torch.baddbmm(self.get_parameter("classifier_bias"), hidden, classifier)
+
+    def put(self, probes: Sequence[Probe]) -> None:
+        """Write the parameters into the probes."""
+        for number, probe in enumerate(probes):
+            for name, view in self._views(probe).items():
+                view.detach().copy_(self.get_parameter(name)[number])
+
+
+def train_stacked(
+    loss: nn.Module, probes: Sequence[Probe], train: ResidentFeatures, seeds: Sequence[int], settings: ProbeSettings
+) -> Iterator[tuple[int, list[float] | None]]:
+    """Train the probes of some seeds in place.
+
+    Yields numbers of steps that were given to the device, with the sums of the losses of the seeds after an epoch.
+    """
+    module = StackedProbes(probes)
+    tables = _Tables(train, seeds, settings, probes[0].dense.out_features)
+    step: Callable[[], None] = _Step(torch.vmap(loss), module, train, tables, settings)
+    if tables.device.type == "cuda":
+        step = _Graphed(step)
+    for steps, ends in tables.stretches():
+        for _ in range(steps):
+            step()
+        yield steps, tables.take_losses() if ends else None
+    module.put(probes)
+
+
+class _Tables:
+    """What the steps of a training read and add to, on the device, always in the same place; for a stretch of steps."""
+
+    def __init__(self, train: ResidentFeatures, seeds: Sequence[int], settings: ProbeSettings, features: int) -> None:
+        self._train, self._dropout, self.device = train, settings.dropout, train.table.device
+        orders, self._drawn_by = zip(*map(generators, seeds), strict=True)
+        drawn = draw_orders(orders, len(train), settings.max_epochs, settings.batch_size)
+        self._sizes = train.reading.sizes(drawn, train.index.counts)
+        self._orders = drawn.to(self.device)
+        self._rates = settings.learning_rates(len(train)).to(self.device, torch.float32).view(self._orders.shape[:2])
+        shape = (len(seeds), int(self._sizes.max()), features)
+        self._length = max(1, min(self._orders.shape[1], _DRAWN // (shape[0] * shape[1] * shape[2])))
+        self.at = torch.zeros(1, dtype=torch.int64, device=self.device)
+        self.losses = torch.zeros(len(seeds), device=self.device)
+        self.rates = torch.zeros(self._length, device=self.device)
+        self.units = torch.zeros(self._length, *shape[:2], dtype=torch.int64, device=self.device)
+        self.kept: Tensor | None = None
+        if self._dropout > 0:
+            self.kept = torch.zeros(self._length, *shape, dtype=torch.uint8, device=self.device)
+
+    def stretches(self) -> Iterator[tuple[int, bool]]:
+        """Fill the tables again and again; yields the number of their steps, and whether the epoch ends with them."""
+        steps = self._orders.shape[1]
+        parts = [
+            (epoch, slice(first, min(first + self._length, steps)))
+            for epoch in range(len(self._orders))
+            for first in range(0, steps, self._length)
+        ]
+        for (epoch, part), _ in zip(parts, self._masks(parts), strict=True):
+            orders = self._orders[epoch, part]
+            self.units[: len(orders)] = self._train.reading.units(orders, self._train.counts, self.units.shape[2])
+            self.rates[: len(orders)] = self._rates[epoch, part]
+            self.at.zero_()
+            yield len(orders), part.stop == steps
+
+    def take_losses(self) -> list[float]:
+        """The sums of the losses of each seed since the last call; waits for the device."""
+        found: list[float] = self.losses.tolist()
+        self.losses.zero_()
+        return found
+
+    def _masks(self, parts: Sequence[tuple[int, slice]]) -> Iterator[None]:
+        """Fill the dropout masks for each part of the training; a thread draws the next while a GPU works."""
+        kept = self.kept
+        if kept is None:
+            yield from [None] * len(parts)
+            return
+        cuda = self.device.type == "cuda"
+        ahead = [torch.zeros(kept.shape, dtype=torch.uint8, pin_memory=cuda) for _ in range(2)]
+        copied = [torch.cuda.Event() for _ in ahead] if cuda else []  # type: ignore[no-untyped-call]
+
+        def draw(number: int) -> Tensor:
+            epoch, part = parts[number]
+            sizes = self._sizes[epoch, part]
+            drawn = ahead[number % 2][: len(sizes)]
+            draw_kept(drawn, sizes, self._dropout, self._drawn_by)
+            return drawn
+
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(draw, 0)
+            for number in range(len(parts)):
+                drawn = waiting.result()
+                if number + 1 < len(parts):
+                    if number > 0 and cuda:  # before its memory is drawn into
+                        copied[(number + 1) % 2].synchronize()
+                    waiting = pool.submit(draw, number + 1)
+                kept[: len(drawn)].copy_(drawn, non_blocking=True)
+                if cuda:
+                    copied[number % 2].record()
+                yield None
+
+
+class _Step:
+    """A step of all seeds, without arguments: it reads its number, and all else, from the tables."""
+
+    def __init__(
+        self,
+        losses: Callable[[Tensor, Tensor], Tensor],
+        module: StackedProbes,
+        train: ResidentFeatures,
+        tables: _Tables,
+        settings: ProbeSettings,
+    ) -> None:
+        self._losses, self._module, self._train, self._tables = losses, module, train, tables
+        self._divisor = 1 - settings.dropout
+        self._rate = torch.zeros((), device=tables.device)
+        # One kernel for all weights; a rate on the device can change inside a graph.
+        fused = tables.device.type in ("cpu", "cuda") or None
+        self._optimizer = settings.make_optimizer(module, fused)
+        for group in self._optimizer.param_groups:
+            group.update(lr=self._rate, capturable=tables.device.type == "cuda")
+
+    def __call__(self) -> None:
+        """Do the next step of the tables."""
+        tables, train = self._tables, self._train
+        units = tables.units.index_select(0, tables.at)[0]
+        rows = train.rows.index_select(0, units.flatten()).view(*units.shape, -1)
+        inputs = train.reading.stacked_inputs(train.table, rows, getattr(self._module, "position_weights", None))
+        kept = None
+        if tables.kept is not None:
+            kept = tables.kept.index_select(0, tables.at)[0].float().div_(self._divisor)
+        labels = train.labels.index_select(0, units.flatten()).view(units.shape)
+        losses = self._losses(self._module(inputs, kept), labels)
+        self._rate.copy_(tables.rates.index_select(0, tables.at)[0])
+        self._optimizer.zero_grad()
+        losses.sum().backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        tables.losses += losses.detach()
+        tables.at += 1
+
+
+class _Graphed:
+    """A function without arguments on a GPU, whose kernels are launched together from the fourth call on."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self._function, self._graph = function, torch.cuda.CUDAGraph()
+        self._stream, self._calls = torch.cuda.Stream(), 0  # type: ignore[no-untyped-call]
+
+    def __call__(self) -> None:
+        """Call the function, or launch its kernels again."""
+        if self._calls < _EAGER:
+            self._calls += 1
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                self._function()
+            torch.cuda.current_stream().wait_stream(self._stream)
+            return
+        if self._calls == _EAGER:
+            self._calls += 1
+            # Other threads may go on to use the GPU: nothing here depends on what they do.
+            with torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local"):
+                self._function()
+        self._graph.replay()
