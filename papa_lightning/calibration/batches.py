@@ -48,7 +48,7 @@ def run_encoder(
     pool = _Pool()
 
     def run_pool() -> Iterator[Tensor]:
-        for batch, masks in pool.empty(settings.tokens(device)):
+        for batch, masks in pool.empty(settings.tokens(device), device):
             with batch.prepared(device) as arguments:
                 found.model(**arguments, **options)
             yield masks
@@ -84,15 +84,16 @@ class _Pool:
         self._parts.append((packed, by_slot))
         self.nbytes += packed.nbytes
 
-    def empty(self, tokens: int) -> Iterator[tuple[PackedBatch, Tensor]]:
-        """Take everything out, as batches of sequences of similar length and their masks."""
+    def empty(self, tokens: int, device: torch.device) -> Iterator[tuple[PackedBatch, Tensor]]:
+        """Take everything out, as batches of sequences of similar length on a device, and their masks."""
         parts, self._parts, self.nbytes = self._parts, [], 0
         if not parts:
             return
         packed, length = PackedSequences.join([part for part, _ in parts]), max(mask.shape[1] for _, mask in parts)
         masks = torch.cat([F.pad(mask, (0, length - mask.shape[1])) for _, mask in parts])
+        moved = packed.to(device)
         for group in packed.groups(tokens):
-            yield packed.batch(group), masks[group]
+            yield moved.batch(group), masks[group]
 
 
 def _read(

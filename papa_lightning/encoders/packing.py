@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -73,7 +73,8 @@ class PackedBatch:
         mask: (B, n), true for a real token.
         columns: (B, n), the column of each token before it was packed; 0 for padding.
         slots: (B, n), the slot of each token; None for an encoder that is neither swapped nor observed.
-        numbered: Whether position ids were given, so that the encoder would number its tokens otherwise.
+        span: Number of slots up to that of the last token of all.
+        moved: Whether a token has moved, or position ids were given: the encoder would number its tokens otherwise.
     """
 
     packer: Packer
@@ -82,7 +83,8 @@ class PackedBatch:
     mask: Tensor
     columns: Tensor
     slots: Tensor | None
-    numbered: bool
+    span: int
+    moved: bool
 
     @contextmanager
     def prepared(self, device: torch.device) -> Iterator[dict[str, Any]]:
@@ -90,14 +92,12 @@ class PackedBatch:
         mask, columns = self.mask.to(device), self.columns.to(device)
         given: dict[str, Any] = {name: held.to(device) for name, held in self.tokens.items()}
         given["attention_mask"] = mask.long()
-        order = torch.arange(self.mask.shape[1], device=self.mask.device)
-        cut = bool(((self.columns == order) | ~self.mask).all())  # only padding at the end
-        if cut and not self.numbered:
+        if not self.moved:
             yield {name: held for name, held in given.items() if name != "position_ids"}
             return
         positions = None
         if self.slots is not None:
-            positions = GivenSlots(slots_at(self.slots.to(device), mask, int(self.slots.max()) + 1))
+            positions = GivenSlots(slots_at(self.slots.to(device), mask, self.span))
             given[POSITIONS] = positions
         with moved_tokens(self.packer.encoder, columns, mask, positions):
             yield given
@@ -113,30 +113,46 @@ class PackedBatch:
 class PackedSequences:
     """The real tokens of N sequences, one sequence after the other.
 
+    What decides on shapes and arguments is on the CPU, so that no batch waits for the device of the tokens.
+
     Args:
         packer: What packed them.
-        counts: (N,), tokens of each sequence; int64.
+        counts: (N,), tokens of each sequence; int64, on the CPU.
+        moved: (N,), whether a token of a sequence stood behind padding, or position ids were given; on the CPU.
+        spans: (N,), the number of slots up to that of the last token; on the CPU.
         tokens: Arguments of the encoder by name, (R, ...) for all R tokens.
         columns: (R,), the column of each token before it was packed.
         slots: (R,), the slot of each token; None for an encoder that is neither swapped nor observed.
-        numbered: Whether position ids were given.
     """
 
     packer: Packer
     counts: Tensor
+    moved: Tensor
+    spans: Tensor
     tokens: Mapping[str, Tensor]
     columns: Tensor
     slots: Tensor | None
-    numbered: bool
 
     @classmethod
     def join(cls, parts: Sequence[PackedSequences]) -> PackedSequences:
         """Sequences of several batches of one encoder, with the same arguments, as one."""
         tokens = {name: torch.cat([part.tokens[name] for part in parts]) for name in parts[0].tokens}
         slots = [part.slots for part in parts if part.slots is not None]
-        counts, columns = (torch.cat([getattr(part, name) for part in parts]) for name in ("counts", "columns"))
-        numbered = any(part.numbered for part in parts)
-        return cls(parts[0].packer, counts, tokens, columns, torch.cat(slots) if slots else None, numbered)
+        counts, moved, spans, columns = (
+            torch.cat([getattr(part, name) for part in parts]) for name in ("counts", "moved", "spans", "columns")
+        )
+        return cls(parts[0].packer, counts, moved, spans, tokens, columns, torch.cat(slots) if slots else None)
+
+    def to(self, device: torch.device) -> PackedSequences:
+        """The tokens on a device; each tensor goes to a GPU as a whole, from pinned memory."""
+
+        def sent(held: Tensor) -> Tensor:
+            pinned = device.type == "cuda" and held.device.type == "cpu"
+            return (held.pin_memory() if pinned else held).to(device, non_blocking=pinned)
+
+        tokens = {name: sent(held) for name, held in self.tokens.items()}
+        slots = None if self.slots is None else sent(self.slots)
+        return replace(self, tokens=tokens, columns=sent(self.columns), slots=slots)
 
     @property
     def nbytes(self) -> int:
@@ -149,15 +165,17 @@ class PackedSequences:
 
     def batch(self, sequences: Tensor) -> PackedBatch:
         """The batch of some sequences, by their numbers (B,)."""
-        counts = self.counts[sequences]
+        counts, device = self.counts[sequences], self.columns.device
         starts = (self.counts.cumsum(0) - self.counts)[sequences]
-        order = torch.arange(max(1, int(counts.max())), device=counts.device)
-        mask = order < counts[:, None]
-        index = (starts[:, None] + order).where(mask, 0)
+        order = torch.arange(max(1, int(counts.max())), device=device)
+        own, first, numbers = torch.stack([counts, starts, sequences]).to(device).unbind()  # one copy
+        mask = order < own[:, None]
+        index = (first[:, None] + order).where(mask, 0)
         tokens = {name: _padded(held[index], mask) for name, held in self.tokens.items()}
         slots = None if self.slots is None else _padded(self.slots[index], mask)
         columns = _padded(self.columns[index], mask)
-        return PackedBatch(self.packer, tokens, sequences, mask, columns, slots, self.numbered)
+        span, moved = int(self.spans[sequences].max()), bool(self.moved[sequences].any())
+        return PackedBatch(self.packer, tokens, numbers, mask, columns, slots, span, moved)
 
 
 def similar_lengths(counts: Tensor, tokens: int) -> list[Tensor]:
@@ -239,11 +257,14 @@ class Packer:
         named = {name: held for name, held in inputs.items() if name != "attention_mask"}
         if "position_ids" in self.reading.names:
             named["position_ids"] = native_position_ids(self.reading, inputs)
-        columns = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
+        columns = places = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
         slots = None
         if is_touched(self.encoder.modules[0]):
             found = slots_of(mask, self.reading.rule, self.reading.read(inputs, None))
-            slots = (columns if found is None else found.places)[mask]
+            places = columns if found is None else found.places
+            slots = places[mask]
+        moved = torch.ones_like(rises) if inputs.get("position_ids") is not None else rises
+        # Read at once, because reading makes a device wait.
+        known = torch.stack([mask.sum(dim=1), moved, places.where(mask, 0).amax(dim=1) + 1]).cpu()
         tokens = {name: held[mask] for name, held in named.items()}
-        numbered = inputs.get("position_ids") is not None
-        return PackedSequences(self, mask.sum(dim=1), tokens, columns[mask], slots, numbered)
+        return PackedSequences(self, known[0], known[1] > 0, known[2], tokens, columns[mask], slots)
