@@ -70,6 +70,7 @@ class PackedBatch:
         packer: What packed it.
         tokens: Arguments of the encoder by name, (B, n, ...).
         sequences: (B,), the numbers of its sequences among those that were packed.
+        index: (B, n), the number of each token among all that were packed; 0 for padding.
         mask: (B, n), true for a real token.
         columns: (B, n), the column of each token before it was packed; 0 for padding.
         slots: (B, n), the slot of each token; None for an encoder that is neither swapped nor observed.
@@ -80,6 +81,7 @@ class PackedBatch:
     packer: Packer
     tokens: Mapping[str, Tensor]
     sequences: Tensor
+    index: Tensor
     mask: Tensor
     columns: Tensor
     slots: Tensor | None
@@ -175,7 +177,7 @@ class PackedSequences:
         slots = None if self.slots is None else _padded(self.slots[index], mask)
         columns = _padded(self.columns[index], mask)
         span, moved = int(self.spans[sequences].max()), bool(self.moved[sequences].any())
-        return PackedBatch(self.packer, tokens, numbers, mask, columns, slots, span, moved)
+        return PackedBatch(self.packer, tokens, numbers, index, mask, columns, slots, span, moved)
 
 
 def similar_lengths(counts: Tensor, tokens: int) -> list[Tensor]:

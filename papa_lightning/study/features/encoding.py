@@ -9,7 +9,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from papa_lightning.calibration.collect import eval_mode
-from papa_lightning.encoders import Packing, similar_lengths
+from papa_lightning.encoders import PackedSequences, Packing, similar_lengths
 from papa_lightning.errors import PapaError
 from papa_lightning.study.features.reading import reading_of
 from papa_lightning.tasks.base import EncoderTask
@@ -78,9 +78,8 @@ class EncodedSplit:
 
     def vectors(self, sequences: Tensor) -> Tensor:
         """Run the encoder on sequences (B,): their vectors (rows, width), float32, on the device of the task."""
-        batch = _tensors(self._rows[sequences.tolist()])
         with torch.no_grad(), eval_mode(self._task.encoder):
-            vectors = self._packed(batch) if self._packs else self._padded(batch)
+            vectors = self._packed(sequences) if self._packs else self._padded(self._read(sequences))
         if not bool(vectors.sum().isfinite()) and not bool(vectors.isfinite().all()):  # a sum is faster
             raise PapaError(
                 f"the encoder gives NaN or infinite hidden states for one of the sequences "
@@ -101,17 +100,43 @@ class EncodedSplit:
             return similar_lengths(self.lengths, tokens)
         return torch.split(self.extents.argsort(descending=True, stable=True), batch_size)
 
-    def _packed(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """The vectors of a batch, from its real tokens alone."""
-        packed = self._task.pack(self._task.inputs_of(batch))
-        if packed is None:
-            return self._padded(batch)
-        part, labels = packed.batch(torch.arange(len(packed.counts))), batch["labels"]
-        places = self.reading.places(batch["attention_mask"], labels).gather(1, part.columns) & part.mask
-        device = self._task.device
-        with part.prepared(device) as arguments:
+    def _read(self, sequences: Tensor) -> dict[str, Tensor]:
+        return _tensors(self._rows[sequences.tolist()])
+
+    def _packed(self, sequences: Tensor) -> Tensor:
+        """The vectors of sequences, from their real tokens alone."""
+        if self._moved is not None:
+            return self._run(*self._moved, sequences)
+        batch = self._read(sequences)
+        packed = self._pack(batch)
+        return self._padded(batch) if packed is None else self._run(*packed, torch.arange(len(sequences)))
+
+    @cached_property
+    def _moved(self) -> tuple[PackedSequences, Tensor] | None:
+        """All rows packed, and which tokens are read, on the device of the task; None where each batch is packed."""
+        if not moves_at_once(self.device):
+            return None
+        parts = []
+        for start in range(0, len(self._rows), _CHUNK):
+            packed = self._pack(_tensors(self._rows[start : start + _CHUNK]))
+            if packed is None:
+                return None
+            parts.append(packed)
+        tokens = PackedSequences.join([part for part, _ in parts])
+        return tokens.to(self.device), torch.cat([read for _, read in parts]).to(self.device)
+
+    def _pack(self, batch: Mapping[str, Tensor]) -> tuple[PackedSequences, Tensor] | None:
+        """The real tokens (R,) of a batch, and whether each is read; None where they cannot be packed."""
+        packed, mask = self._task.pack(self._task.inputs_of(batch)), batch["attention_mask"].bool()
+        return None if packed is None else (packed, self.reading.places(mask, batch["labels"])[mask])
+
+    def _run(self, packed: PackedSequences, read: Tensor, sequences: Tensor) -> Tensor:
+        """The vectors of some of the packed sequences."""
+        part = packed.batch(sequences)
+        with part.prepared(self.device) as arguments:
             levels = self._task.run_encoder(arguments)
-        return self.reading.collect(levels, part.mask.to(device), places.to(device)).float()
+        places = read[part.index] & part.mask
+        return self.reading.collect(levels, part.mask.to(self.device), places.to(self.device)).float()
 
     def _padded(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The vectors of a batch, without the padding at the end of all sequences."""
@@ -146,6 +171,11 @@ class EncodedSplit:
             only_real = only_real and not bool((places & ~mask).any())
         counts, positions, labels, lengths, extents = (torch.cat(columns) for columns in zip(*parts, strict=True))
         return SplitIndex(counts, positions, labels), lengths, extents, only_real
+
+
+def moves_at_once(device: torch.device) -> bool:
+    """Whether all tokens of a split go to a device at once; on a CPU they are there."""
+    return device.type != "cpu"
 
 
 def _tensors(columns: Mapping[str, object]) -> dict[str, Tensor]:

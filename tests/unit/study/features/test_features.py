@@ -16,6 +16,7 @@ from unit.study import feature_cases as cases
 
 from papa_lightning.errors import OutputError, PapaError
 from papa_lightning.files.checked import file_sum
+from papa_lightning.study.features import encoding
 from papa_lightning.study.features import features as features_module
 from papa_lightning.study.features.encoding import EncodedSplit
 from papa_lightning.study.features.features import LiveFeatures, StoredFeatures, store_features
@@ -160,6 +161,27 @@ def test_packed_features_are_those_of_padded_rows(
         assert packing or layout == "plain" or set(seen) == {cases.LENGTH}
         assert not packing or seen == sorted(seen, reverse=True)
     torch.testing.assert_close(*tables, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("heads", [None, SOME_HEADS])
+@pytest.mark.parametrize("layout", cases.LAYOUTS)
+@pytest.mark.parametrize("kind", cases.KINDS)
+def test_rows_that_move_to_the_device_at_once(
+    encoder: str, monkeypatch: pytest.MonkeyPatch, kind: str, layout: str, heads: Any
+) -> None:
+    task, rows, numbers = cases.make_task(encoder, kind, heads), cases.make_rows(13, kind, layout), [7, 0, 12, 3]
+    each = EncodedSplit(task, rows).vectors(torch.tensor(numbers))
+    monkeypatch.setattr(encoding, "moves_at_once", lambda device: True)
+    monkeypatch.setattr(encoding, "_CHUNK", 5)
+    reads, split = list[int](), EncodedSplit(task, rows)
+    pack = task.pack
+    task.pack = lambda inputs: reads.append(len(inputs["input_ids"])) or pack(inputs)
+    torch.testing.assert_close(split.vectors(torch.tensor(numbers)), each, atol=1e-6, rtol=0)
+    assert reads == [5, 5, 3]
+    split.vectors(torch.tensor([1]))
+    assert len(reads) == 3
+    task.pack = lambda inputs: None
+    torch.testing.assert_close(EncodedSplit(task, rows).vectors(torch.tensor(numbers)), each, atol=1e-5, rtol=0)
 
 
 def test_packed_batches_are_no_larger_than_padded_ones(encoder: str, tmp_path: Path) -> None:
