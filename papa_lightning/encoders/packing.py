@@ -146,15 +146,10 @@ class PackedSequences:
         return cls(parts[0].packer, counts, moved, spans, tokens, columns, torch.cat(slots) if slots else None)
 
     def to(self, device: torch.device) -> PackedSequences:
-        """The tokens on a device; each tensor goes to a GPU as a whole, from pinned memory."""
-
-        def sent(held: Tensor) -> Tensor:
-            pinned = device.type == "cuda" and held.device.type == "cpu"
-            return (held.pin_memory() if pinned else held).to(device, non_blocking=pinned)
-
-        tokens = {name: sent(held) for name, held in self.tokens.items()}
-        slots = None if self.slots is None else sent(self.slots)
-        return replace(self, tokens=tokens, columns=sent(self.columns), slots=slots)
+        """The tokens on a device."""
+        tokens = {name: _sent(held, device) for name, held in self.tokens.items()}
+        slots = None if self.slots is None else _sent(self.slots, device)
+        return replace(self, tokens=tokens, columns=_sent(self.columns, device), slots=slots)
 
     @property
     def nbytes(self) -> int:
@@ -166,11 +161,11 @@ class PackedSequences:
         return similar_lengths(self.counts, tokens)
 
     def batch(self, sequences: Tensor) -> PackedBatch:
-        """The batch of some sequences, by their numbers (B,)."""
+        """The batch of some sequences, by their numbers (B,), which are on the CPU."""
         counts, device = self.counts[sequences], self.columns.device
         starts = (self.counts.cumsum(0) - self.counts)[sequences]
         order = torch.arange(max(1, int(counts.max())), device=device)
-        own, first, numbers = torch.stack([counts, starts, sequences]).to(device).unbind()  # one copy
+        own, first, numbers = _sent(torch.stack([counts, starts, sequences]), device).unbind()
         mask = order < own[:, None]
         index = (first[:, None] + order).where(mask, 0)
         tokens = {name: _padded(held[index], mask) for name, held in self.tokens.items()}
@@ -209,6 +204,12 @@ def _real_tokens(given: object) -> Tensor | None:
     if can_look(given) and not is_true_everywhere((given == 1) | ~mask):
         return None
     return mask if bool(mask.any()) else None
+
+
+def _sent(held: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device; a GPU takes it from pinned memory, for which nothing waits."""
+    pinned = device.type == "cuda" and held.device.type == "cpu"
+    return (held.pin_memory() if pinned else held).to(device, non_blocking=pinned)
 
 
 def _padded(held: Tensor, mask: Tensor) -> Tensor:
