@@ -7,6 +7,7 @@ import pickle
 import signal
 import threading
 import traceback
+import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -64,6 +65,21 @@ def check_num_workers(num_workers: int, backend: Backend = "processes") -> None:
             f"num_workers is {num_workers}, but this machine has {os.cpu_count()} cores, and every worker holds an "
             f'encoder: pass at most {most_processes()}, or backend="ray" for a cluster.'
         )
+
+
+def useful_workers(num_workers: int, backend: Backend, device: torch.device) -> int:
+    """Number of workers that a study is no slower with: one on a GPU, with a warning.
+
+    Processes take turns with a GPU, and each has an encoder and hidden states in its memory.
+    """
+    if num_workers == 1 or backend != "processes" or device.type != "cuda":
+        return num_workers
+    warnings.warn(
+        f"num_workers is {num_workers}, but all of them would take turns with one GPU, which is slower than one alone: "
+        'one works. Pass 1, or device="cpu".',
+        stacklevel=3,
+    )
+    return 1
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from papa_lightning.study.artifacts import (
     warn_of_zero_mass,
 )
 from papa_lightning.study.cells import Choice, Group, cells_of, choices, pairs
-from papa_lightning.study.executors import Backend, check_num_workers, do_pieces
+from papa_lightning.study.executors import Backend, check_num_workers, do_pieces, useful_workers
 from papa_lightning.study.results import CellResult, results_table, save_table
 from papa_lightning.study.settings import StudySettings
 from papa_lightning.study.store import NAMED, StudyFolder
@@ -124,7 +124,8 @@ class Study:
 
         Args:
             plans: Result of :meth:`plan`, just made; None plans first.
-            num_workers: Number of worker processes. They end with this process, also when it is killed.
+            num_workers: Number of worker processes. They end with this process, also when it is killed. On a GPU one
+                works, whatever the number.
             backend: Where the workers run.
             progress: Whether to show a progress bar.
 
@@ -136,6 +137,7 @@ class Study:
                 loaded, stored or trained. Finished results are kept.
         """
         check_num_workers(num_workers, backend)
+        num_workers = useful_workers(num_workers, backend, find_device(self.settings.device))
         with self.folder.claimed():
             plans, start = self.plan() if plans is None else plans, time.perf_counter()
             files = {name: [file for plan in plans for file in plan.files[name]] for name in NAMED}

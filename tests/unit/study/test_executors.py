@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -265,3 +266,14 @@ def test_what_waits_on_ray_is_cancelled_when_a_piece_fails(monkeypatch: pytest.M
         next(running)
     assert len(cancelled) == 2
     assert all(force for _, force in cancelled)
+
+
+def test_one_process_works_on_a_gpu() -> None:
+    gpu = torch.device("cuda")
+    with pytest.warns(UserWarning, match="num_workers is 3, but all of them would take turns with one GPU"):
+        assert executors.useful_workers(3, "processes", gpu) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert executors.useful_workers(1, "processes", gpu) == 1
+        assert executors.useful_workers(3, "ray", gpu) == 3
+        assert executors.useful_workers(3, "processes", torch.device("cpu")) == 3
