@@ -183,7 +183,7 @@ class _Step:
         fused = tables.device.type in ("cpu", "cuda") or None
         self._optimizer = settings.make_optimizer(module, fused)
         for group in self._optimizer.param_groups:
-            group.update(lr=self._rate, capturable=tables.device.type == "cuda")
+            group["lr"] = self._rate
 
     def __call__(self) -> None:
         """Do the next step of the tables."""
@@ -197,6 +197,8 @@ class _Step:
         labels = train.labels.index_select(0, units.flatten()).view(units.shape)
         losses = self._losses(self._module(inputs, kept), labels)
         self._rate.copy_(tables.rates.index_select(0, tables.at)[0])
+        for group in self._optimizer.param_groups:  # which warns of steps outside of a graph that could be in one
+            group["capturable"] = tables.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
         self._optimizer.zero_grad()
         losses.sum().backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
