@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from papa_lightning.study.draws import draw_kept, draw_orders, generators
 from papa_lightning.study.features.features import ResidentFeatures
+from papa_lightning.tasks.base import EncoderTask
 from papa_lightning.tasks.probes import LayerwiseProbe, Probe
+from papa_lightning.tasks.scores import LabelledCrossEntropy
 
 if TYPE_CHECKING:
     from papa_lightning.study.training import ProbeSettings
@@ -26,25 +28,18 @@ class StackedProbes(nn.Module):
     """The probes of S seeds as one module; an optimizer that works number by number changes them as it would each.
 
     Args:
-        probes: The probes, for which :meth:`takes` holds.
+        probes: The probes, of a task for which :func:`can_stack` holds.
     """
 
     def __init__(self, probes: Sequence[Probe]) -> None:
         super().__init__()
-        views = [self._views(probe) for probe in probes]
+        views = [self.views(probe) for probe in probes]
         for name in views[0]:
             stacked = torch.stack([own[name].detach() for own in views])
             self.register_parameter(name, nn.Parameter(stacked))
 
     @staticmethod
-    def takes(probe: nn.Module) -> bool:
-        """Whether a probe computes what this module computes."""
-        if not isinstance(probe, Probe) or type(probe).classify is not Probe.classify:
-            return False
-        return len(list(probe.parameters())) == len(StackedProbes._views(probe))
-
-    @staticmethod
-    def _views(probe: Probe) -> dict[str, Tensor]:
+    def views(probe: Probe) -> dict[str, Tensor]:
         """The parameters of a probe as they are stacked: weights transposed, so that they can be cut in pieces."""
         views = {
             "dense_weight": probe.dense.weight.T,
@@ -70,12 +65,20 @@ class StackedProbes(nn.Module):
     def put(self, probes: Sequence[Probe]) -> None:
         """Write the parameters into the probes."""
         for number, probe in enumerate(probes):
-            for name, view in self._views(probe).items():
+            for name, view in self.views(probe).items():
                 view.detach().copy_(self.get_parameter(name)[number])
 
 
+def can_stack(task: EncoderTask) -> bool:
+    """Whether the probe and the loss of a task are those that this module computes."""
+    probe = task.probe
+    if not isinstance(probe, Probe) or type(probe).classify is not Probe.classify:
+        return False
+    return type(task.loss) is LabelledCrossEntropy and len(list(probe.parameters())) == len(StackedProbes.views(probe))
+
+
 def train_stacked(
-    loss: nn.Module, probes: Sequence[Probe], train: ResidentFeatures, seeds: Sequence[int], settings: ProbeSettings
+    probes: Sequence[Probe], train: ResidentFeatures, seeds: Sequence[int], settings: ProbeSettings
 ) -> Iterator[tuple[int, list[float] | None]]:
     """Train the probes of some seeds in place.
 
@@ -83,7 +86,7 @@ def train_stacked(
     """
     module = StackedProbes(probes)
     tables = _Tables(train, seeds, settings, probes[0].dense.out_features)
-    step: Callable[[], None] = _Step(torch.vmap(loss), module, train, tables, settings)
+    step: Callable[[], None] = _Step(module, train, tables, settings)
     if tables.device.type == "cuda":
         step = _Graphed(step)
     for steps, ends in tables.stretches():
@@ -169,14 +172,9 @@ class _Step:
     """A step of all seeds, without arguments: it reads its number, and all else, from the tables."""
 
     def __init__(
-        self,
-        losses: Callable[[Tensor, Tensor], Tensor],
-        module: StackedProbes,
-        train: ResidentFeatures,
-        tables: _Tables,
-        settings: ProbeSettings,
+        self, module: StackedProbes, train: ResidentFeatures, tables: _Tables, settings: ProbeSettings
     ) -> None:
-        self._losses, self._module, self._train, self._tables = losses, module, train, tables
+        self._module, self._train, self._tables, self._loss = module, train, tables, LabelledCrossEntropy()
         self._divisor = 1 - settings.dropout
         self._rate = torch.zeros((), device=tables.device)
         # One kernel for all weights; a rate on the device can change inside a graph.
@@ -195,7 +193,7 @@ class _Step:
         if tables.kept is not None:
             kept = tables.kept.index_select(0, tables.at)[0].float().div_(self._divisor)
         labels = train.labels.index_select(0, units.flatten()).view(units.shape)
-        losses = self._losses(self._module(inputs, kept), labels)
+        losses = self._loss.of_each(self._module(inputs, kept), labels)
         self._rate.copy_(tables.rates.index_select(0, tables.at)[0])
         for group in self._optimizer.param_groups:  # which warns of steps outside of a graph that could be in one
             group["capturable"] = tables.device.type == "cuda" and torch.cuda.is_current_stream_capturing()

@@ -18,7 +18,7 @@ from papa_lightning.runtime import threads_of_torch
 from papa_lightning.study.draws import SeededDropout, generators
 from papa_lightning.study.features.features import Features, ResidentFeatures, StoredFeatures
 from papa_lightning.study.features.reading import FeatureBatch, reading_of
-from papa_lightning.study.stacked import StackedProbes, train_stacked
+from papa_lightning.study.stacked import can_stack, train_stacked
 from papa_lightning.tasks.base import EncoderTask
 from papa_lightning.tasks.probes import Probe
 from papa_lightning.tasks.recipe import Recipe
@@ -135,7 +135,7 @@ def train_probes(
     _check(task, train, evaluations)
     start, report = time.perf_counter(), progress or (lambda done: None)
     # On a GPU a step of a probe is launches and waits: one module for all seeds has as many as one seed alone.
-    if isinstance(train, ResidentFeatures) and StackedProbes.takes(task.probe):
+    if isinstance(train, ResidentFeatures) and can_stack(task):
         found = _train_stacked(task, train, evaluations, seeds, settings, report)
     else:
         found = _train_each(task, train, evaluations, seeds, settings, report)
@@ -156,7 +156,7 @@ def _train_stacked(
 ) -> _Found:
     """Train and evaluate all probes as one module; `report` gets the number of steps given to the device."""
     probes, done, epochs = [initial_probe(task, seed) for seed in seeds], 0, count()
-    for steps, losses in train_stacked(task.loss, probes, train, seeds, settings):
+    for steps, losses in train_stacked(probes, train, seeds, settings):
         done += steps * len(seeds)
         report(done)
         if losses is not None:

@@ -78,3 +78,8 @@ class LabelledCrossEntropy(nn.Module):
         """Compute the loss of logits (..., C) and labels (...), int64: classes from 0 to C-1, or -100 for none."""
         total = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=UNLABELLED, reduction="sum")
         return total / (labels != UNLABELLED).sum().clamp_min(1)
+
+    def of_each(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Compute the losses (S,) of S batches at once, of logits (S, N, C) and labels (S, N)."""
+        items = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=UNLABELLED, reduction="none")
+        return items.view(labels.shape).sum(dim=1) / (labels != UNLABELLED).sum(dim=1).clamp_min(1)

@@ -91,14 +91,19 @@ def test_another_probe_trains_by_itself(encoder: str, tmp_path: Path) -> None:
 
     task = cases.make_task(encoder, "mean")
     train = store(task, 10, "mean", tmp_path)
-    assert stacked.StackedProbes.takes(task.probe)
+    assert stacked.can_stack(task)
     task.configure_probe = lambda: Doubled("mean", cases.HIDDEN, 3)
     task.probe = task.configure_probe()
-    assert not stacked.StackedProbes.takes(task.probe)
-    assert not stacked.StackedProbes.takes(torch.nn.Linear(2, 2))
+    assert not stacked.can_stack(task)
     each, resident = (train_probes(task, one, {}, SEEDS, settings()) for one in (train, train.on(CPU)))
     for one, other in zip(each, resident, strict=True):
         assert_close(one, other)
+    task = cases.make_task(encoder, "mean")
+    task.loss = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
+    assert not stacked.can_stack(task)
+    task = cases.make_task(encoder, "mean")
+    task.probe = torch.nn.Linear(2, 2)
+    assert not stacked.can_stack(task)
 
 
 def test_draws_are_those_of_seeded_dropout() -> None:
