@@ -88,7 +88,7 @@ def train_stacked(
     tables = _Tables(train, seeds, settings, probes[0].dense.out_features)
     step: Callable[[], None] = _Step(module, train, tables, settings)
     if tables.device.type == "cuda":
-        step = _Graphed(step)
+        step = _Graphed(step, tables.device)
     for steps, ends in tables.stretches():
         for _ in range(steps):
             step()
@@ -164,7 +164,7 @@ class _Tables:
                     waiting = pool.submit(draw, number + 1)
                 kept[: len(drawn)].copy_(drawn, non_blocking=True)
                 if cuda:
-                    copied[number % 2].record()
+                    copied[number % 2].record(torch.cuda.current_stream(self.device))
                 yield None
 
 
@@ -207,18 +207,19 @@ class _Step:
 class _Graphed:
     """A function without arguments on a GPU, whose kernels are launched together from the fourth call on."""
 
-    def __init__(self, function: Callable[[], None]) -> None:
-        self._function, self._graph = function, torch.cuda.CUDAGraph()
-        self._stream, self._calls = torch.cuda.Stream(), 0  # type: ignore[no-untyped-call]
+    def __init__(self, function: Callable[[], None], device: torch.device) -> None:
+        self._function, self._graph, self._device = function, torch.cuda.CUDAGraph(), device
+        self._stream, self._calls = torch.cuda.Stream(device), 0  # type: ignore[no-untyped-call]
 
     def __call__(self) -> None:
         """Call the function, or launch its kernels again."""
         if self._calls < _EAGER:
             self._calls += 1
-            self._stream.wait_stream(torch.cuda.current_stream())
+            outside = torch.cuda.current_stream(self._device)
+            self._stream.wait_stream(outside)
             with torch.cuda.stream(self._stream):
                 self._function()
-            torch.cuda.current_stream().wait_stream(self._stream)
+            outside.wait_stream(self._stream)
             return
         if self._calls == _EAGER:
             self._calls += 1

@@ -24,6 +24,8 @@ _PARTS: Mapping[Part, str] = {
 class Stopwatch:
     """Seconds of the parts of some work. While an inner part runs, the outer one stands still: nothing counts twice.
 
+    A part that works on a GPU must end by reading a result, or the next one would pay for its work.
+
     Example:
         >>> watch = Stopwatch()
         >>> with watch.part("storing"):

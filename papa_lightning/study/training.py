@@ -135,7 +135,7 @@ def train_probes(
     _check(task, train, evaluations)
     start, report = time.perf_counter(), progress or (lambda done: None)
     # On a GPU a step of a probe is launches and waits: one module for all seeds has as many as one seed alone.
-    if isinstance(train, ResidentFeatures) and can_stack(task):
+    if seeds and isinstance(train, ResidentFeatures) and can_stack(task):
         found = _train_stacked(task, train, evaluations, seeds, settings, report)
     else:
         found = _train_each(task, train, evaluations, seeds, settings, report)
