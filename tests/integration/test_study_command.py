@@ -21,8 +21,9 @@ from papa_lightning import AttentionConstants, HeadRanking, study
 from papa_lightning.attention import ZeroMassWarning
 from papa_lightning.cli.main import main
 from papa_lightning.errors import ResultFileError
-from papa_lightning.study import ProbeSettings, Study, StudySettings, load_table
+from papa_lightning.study import ProbeSettings, Study, StudySettings, load_table, stacked, training
 from papa_lightning.study import artifacts as work
+from papa_lightning.study.features import features
 
 CONFIGS = Path(__file__).parents[2] / "papa_lightning" / "configs" / "study"
 
@@ -220,6 +221,24 @@ def test_the_parts_of_a_run_take_its_time(
 def test_stored_features_give_the_numbers_of_the_running_encoder(config: dict[str, Any], done: pd.DataFrame) -> None:
     live = run(config | {"features": {"storage": "none"}}, output="live")
     same_numbers(done, live)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_features_in_the_memory_of_a_device_give_the_numbers_of_files(
+    config: dict[str, Any], done: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, keep: bool
+) -> None:
+    together = list[int]()
+
+    def train(probes: Any, *how: Any) -> Any:
+        together.append(len(probes))
+        return stacked.train_stacked(probes, *how)
+
+    monkeypatch.setattr(training, "train_stacked", train)
+    monkeypatch.setattr(features, "is_gpu", lambda device: True)
+    monkeypatch.setattr(features, "free_bytes", lambda device: 10**9)
+    same_numbers(run(config | {"features": {"keep": keep}}, output="other"), done)
+    assert together == [2, 2, 2]
+    assert bool(list(Path("other/features").glob("*/train"))) == keep
 
 
 def test_packing_changes_no_number_but_is_never_mixed(config: dict[str, Any], done: pd.DataFrame) -> None:
