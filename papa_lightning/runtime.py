@@ -4,6 +4,9 @@ import ctypes
 import gc
 import os
 import platform
+import re
+import shutil
+import subprocess
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -41,15 +44,41 @@ def find_device(name: str) -> torch.device:
 def machine_facts(device: torch.device) -> dict[str, Any]:
     """Processor, device, threads, system and versions behind a measurement; no path and no name of a machine."""
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    gpu = {"gpu": _gpu_facts(device)} if device.type == "cuda" else {}
     return {
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "device": device.type if device.type == "cpu" else f"{device.type} ({kind})",
+        **gpu,
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
         "versions": versions(),
     }
+
+
+def _gpu_facts(device: torch.device) -> dict[str, str]:
+    """Capability, memory, CUDA or HIP, and what the machine tells of the driver and the clock of a GPU."""
+    properties = torch.cuda.get_device_properties(device)
+    found = {
+        "capability": f"{properties.major}.{properties.minor}",
+        "memory": f"{properties.total_memory / 1e9:.0f} GB",
+        **({"CUDA": torch.version.cuda} if torch.version.cuda else {"HIP": str(torch.version.hip)}),
+    }
+    asked = ("driver_version", "clocks.sm", "clocks.max.sm")
+    with suppress(OSError, subprocess.SubprocessError, ValueError):
+        tool = shutil.which("nvidia-smi") or ""
+        words = [tool, f"--id=GPU-{properties.uuid}", f"--query-gpu={','.join(asked)}", "--format=csv,noheader"]
+        printed = subprocess.run(words, capture_output=True, text=True, timeout=10, check=True).stdout
+        driver, clock, highest = (part.strip() for part in printed.split(","))
+        return found | {"driver": driver, "clock": f"{clock} of {highest}"}
+    with suppress(OSError):
+        text = Path("/proc/driver/nvidia/version").read_text()
+        if number := re.search(r"\d+\.\d+(\.\d+)?", text):
+            found["driver"] = number[0]
+    with suppress(ImportError, RuntimeError, AttributeError):  # it needs a package that few have
+        found["clock"] = f"{torch.cuda.clock_rate(device)} MHz"
+    return found
 
 
 def cpu_name() -> str:

@@ -1,8 +1,12 @@
-"""Peak memory and threads of PyTorch."""
+"""Peak memory and threads of PyTorch, and the facts of a machine."""
 
+import subprocess
+from types import SimpleNamespace
+
+import pytest
 import torch
 
-from papa_lightning.runtime import AllocationWatch, peak_bytes, threads_of_torch
+from papa_lightning.runtime import AllocationWatch, machine_facts, peak_bytes, threads_of_torch
 
 CPU = torch.device("cpu")
 
@@ -37,3 +41,47 @@ def test_threads_are_set_and_set_back():
     assert torch.get_num_threads() == before
     with threads_of_torch(None):
         assert torch.get_num_threads() == before
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A machine that seems to have a GPU."""
+    properties = SimpleNamespace(major=9, minor=0, total_memory=150 * 10**9, uuid="1234")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    return torch.device("cuda", 0)
+
+
+def test_driver_and_clock_of_a_gpu(gpu, monkeypatch):
+    asked = []
+
+    def run(words, **options):
+        asked.extend(words)
+        return SimpleNamespace(stdout="580.82.07, 1755 MHz, 1980 MHz\n")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    facts = machine_facts(gpu)
+    assert facts["device"] == "cuda (NVIDIA H200)"
+    assert facts["gpu"] == {
+        "capability": "9.0",
+        "memory": "150 GB",
+        "CUDA": "13.0",
+        "driver": "580.82.07",
+        "clock": "1755 MHz of 1980 MHz",
+    }
+    assert "--id=GPU-1234" in asked
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(), subprocess.TimeoutExpired("nvidia-smi", 10), ValueError()])
+def test_a_machine_that_tells_little_of_its_gpu(gpu, monkeypatch, error):
+    def run(words, **options):
+        raise error
+
+    def clock(device):
+        raise ModuleNotFoundError("pynvml")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(torch.cuda, "clock_rate", clock)
+    assert {"capability", "memory", "CUDA"} <= set(machine_facts(gpu)["gpu"])
+    assert "gpu" not in machine_facts(CPU)
