@@ -6,7 +6,7 @@ ENCODER := models/all-MiniLM-L6-v2
 # Everything works offline once it is installed; nothing here asks a hub.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo test lint format docs bench release clean
+.PHONY: help demo test lint format docs bench gpu release clean
 help: ## list the commands
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -56,6 +56,10 @@ bench: $(VENV)/.runtime ## time and memory against the stock encoder: tables and
 	for name in $(BENCHMARKS); do \
 		$(BIN)/papa benchmark --config $$name.yaml --output build/benchmark/$$name || exit 1; \
 	done
+
+gpu: $(VENV)/.dev ## on a GPU: the tests that need one, then its times: one table in build/benchmark/gpu
+	CUDA_VISIBLE_DEVICES=$${CUDA_VISIBLE_DEVICES:-0} $(BIN)/python -m pytest -m gpu tests/gpu
+	CUDA_VISIBLE_DEVICES=$${CUDA_VISIBLE_DEVICES:-0} $(BIN)/papa benchmark --config gpu.yaml --output build/benchmark/gpu
 
 $(VENV)/.release: $(VENV)/.runtime
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[release]'

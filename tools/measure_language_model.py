@@ -22,7 +22,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from papa_lightning import TransformerConfig, TransformerModel, swap_attention
-from papa_lightning.benchmark.cases import use_backend
+from papa_lightning.benchmark.backends import use_backend
 from papa_lightning.benchmark.encoders import copy_of
 from papa_lightning.benchmark.timing import interleaved_times, synchronizer
 from papa_lightning.runtime import peak_bytes, threads_of_torch

@@ -13,6 +13,7 @@ from papa_lightning.calibration import AttentionConstants
 from papa_lightning.encoders import describe_lengths, encoder_shape, find_encoder, fits_positions, takes_images
 from papa_lightning.encoders.loading import load_plain_encoder
 from papa_lightning.errors import PapaError
+from papa_lightning.from_scratch import TransformerConfig
 
 #: Options that make an encoder of a type the published one, beside the common sizes.
 _OPTIONS: dict[str, dict[str, object]] = {
@@ -25,6 +26,7 @@ _OPTIONS: dict[str, dict[str, object]] = {
         "share_att_key": True,
         "norm_rel_ebd": "layer_norm",
     },
+    TransformerConfig.model_type: {"causal": True},
 }
 _VOCABULARY = 1000
 
@@ -40,7 +42,8 @@ def make_stock(settings: BenchmarkSettings, size: Size, device: torch.device) ->
             f"inputs has {size.batch}x{size.length}, but the encoder's sequences must be {describe_lengths(encoder)}: "
             "pass shorter ones."
         )
-    nn.Module.to(encoder, device=device, dtype=getattr(torch, settings.dtype))
+    dtype = torch.float32 if settings.dtype == "bf16-mixed" else getattr(torch, settings.dtype)
+    nn.Module.to(encoder, device=device, dtype=dtype)
     nn.Module.eval(encoder)
     return encoder
 
@@ -67,8 +70,10 @@ def _with_random_weights(settings: BenchmarkSettings, size: Size) -> PreTrainedM
 
 
 def copy_of(encoder: PreTrainedModel) -> PreTrainedModel:
-    """A copy of an encoder that shares its parameters and buffers, to save memory."""
-    shared: dict[int, object] = {id(tensor): tensor for tensor in (*encoder.parameters(), *encoder.buffers())}
+    """A copy of an encoder whose parameters and buffers have the same memory; what one freezes, the other learns."""
+    shared: dict[int, object] = {id(tensor): tensor for tensor in encoder.buffers()}
+    for one in encoder.parameters():
+        shared[id(one)] = nn.Parameter(one.detach(), one.requires_grad)
     return copy.deepcopy(encoder, shared)
 
 
@@ -77,7 +82,7 @@ def make_batches(
 ) -> list[dict[str, Tensor]]:
     """Batches of random tokens with padding at the end, in sequences whose lengths are spread evenly."""
     generator = torch.Generator().manual_seed(settings.seed)
-    shortest = round(size.length * (1 - 2 * settings.padding))
+    shortest = round(size.length * (1 - 2 * size.padding))
     lengths = torch.linspace(size.length, max(shortest, 1), size.batch).round()
     mask = (torch.arange(size.length) < lengths[:, None]).long()
     shape = (size.batch, size.length)
@@ -101,5 +106,5 @@ def random_constants(encoder: PreTrainedModel, length: int, shared: bool, seed: 
     layers, heads = encoder_shape(encoder)
     # All layers share the matrices and copy them: at T = 4096 those of twelve heads are 0.8 GB.
     scores = torch.randn(1, 1 if shared else heads, length, length, generator=torch.Generator().manual_seed(seed))
-    values = torch.softmax(scores, dim=-1).expand(layers, heads, length, length)
+    values = torch.softmax(scores.to(encoder.device), dim=-1).expand(layers, heads, length, length)
     return AttentionConstants(values, torch.ones(length, length))

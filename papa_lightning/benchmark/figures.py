@@ -14,17 +14,17 @@ from matplotlib.ticker import EngFormatter, LogLocator
 
 from papa_lightning.benchmark.growth import AXES, QUANTITIES, Growth, growths
 from papa_lightning.benchmark.results import BenchmarkResult
-from papa_lightning.benchmark.tables import markdown, variant_name
+from papa_lightning.benchmark.tables import input_name, markdown, variant_name
 from papa_lightning.figures import style
 from papa_lightning.files.writing import write_atomically
 
 _SHAPE = ["encoder", "hidden", "layers", "heads"]
-_VARIANT = ["kind", "share", "backend"]
+_VARIANT = ["kind", "share", "backend", "work"]
 _UNITS = {"seconds": "s", "memory": "B"}
 
 
 def write_benchmark(result: BenchmarkResult, folder: str | Path) -> list[Path]:
-    """Write results, a Markdown table, and a figure of growth where there are points for it, else of speed.
+    """Write results, a Markdown table, and without sections a figure: growth where there are points for it, or speed.
 
     Args:
         result: Result of :func:`~papa_lightning.benchmark.run_benchmark`.
@@ -35,6 +35,8 @@ def write_benchmark(result: BenchmarkResult, folder: str | Path) -> list[Path]:
     """
     folder, table = Path(folder), result.table()
     written = [*result.save(folder), write_atomically(folder / "results.md", markdown(result).encode())]
+    if result.settings.get("sections"):  # other sizes and dtypes, which one figure does not compare
+        return written
     if found := growths(table):
         name, figure = "growth", growth_figure(found)
     elif (table["kind"] != "stock").any():
@@ -51,7 +53,7 @@ def write_benchmark(result: BenchmarkResult, folder: str | Path) -> list[Path]:
 @style.styled
 def speed_figure(table: pd.DataFrame) -> Figure:
     """Speed relative to the stock encoder: a panel for each shape, a bar for each variant, the bound as a mark."""
-    rows = table[~((table["kind"] == "stock") & (table["backend"] == "sdpa"))]
+    rows = table[~((table["kind"] == "stock") & (table["speed"] == 1))]
     shapes = list(rows.groupby(_SHAPE, sort=False))
     names = list(dict.fromkeys(variant_name(*values) for values in rows[_VARIANT].itertuples(index=False)))
     figure = style.new_figure(max(5.6, 1.2 + 3.4 * len(shapes)), 4.2)
@@ -60,19 +62,19 @@ def speed_figure(table: pd.DataFrame) -> Figure:
         _bars(axes, own, names)
         encoder, hidden, layers, heads = shape
         axes.set_title(style.label(f"{encoder}, d {hidden}, {layers} layers, {heads} heads", 44))
-    panels[0].set_ylabel("times as fast as stock sdpa")
+    panels[0].set_ylabel("times as fast as the stock encoder")
     handles: list[Any] = [Line2D([], [], color=style.series_style(i)["color"], linewidth=7) for i in range(len(names))]
     handles += [Line2D([], [], color=style.INK, linewidth=2), style.reference_line(panels[0], 1.0)]
-    style.legend_below(figure, handles, [*names, "bound of the arithmetic", "stock sdpa"])
+    style.legend_below(figure, handles, [*names, "bound of the arithmetic", "stock encoder"])
     return figure
 
 
 def _bars(axes: Axes, rows: pd.DataFrame, names: Sequence[str]) -> None:
-    inputs = list(dict.fromkeys(zip(rows["batch"], rows["length"], strict=True)))
+    inputs = list(dict.fromkeys(map(_input_of, rows.itertuples(index=False))))
     width = 0.8 / len(names)
     for row in rows.itertuples(index=False):
-        index = names.index(variant_name(row.kind, row.share, row.backend))
-        x = inputs.index((row.batch, row.length)) + (index - (len(names) - 1) / 2) * width
+        index = names.index(variant_name(row.kind, row.share, row.backend, row.work))
+        x = inputs.index(_input_of(row)) + (index - (len(names) - 1) / 2) * width
         limits = [np.array([value]) for value in (row.speed, row.speed_low, row.speed_high)]
         colour, bars = style.series_style(index)["color"], style.interval_bars(*limits)
         axes.bar(x, row.speed, 0.9 * width, color=colour, yerr=bars, ecolor=style.INK, capsize=2)
@@ -81,9 +83,13 @@ def _bars(axes: Axes, rows: pd.DataFrame, names: Sequence[str]) -> None:
             axes.plot(ends, [row.bound] * 2, color=style.INK, linewidth=2, solid_capstyle="butt")
     if axes is not axes.figure.axes[0]:
         style.reference_line(axes, 1.0)
-    axes.set_xticks(range(len(inputs)), [f"{batch} x {length}" for batch, length in inputs])
+    axes.set_xticks(range(len(inputs)), inputs)
     axes.set_xlabel("sequences x tokens")
     axes.grid(visible=False, axis="x")
+
+
+def _input_of(row: Any) -> str:
+    return input_name(row.batch, row.length, row.padding)
 
 
 @style.styled

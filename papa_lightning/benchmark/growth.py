@@ -11,8 +11,8 @@ from scipy.stats import linregress
 AXES: Mapping[str, str] = {"length": "tokens T", "layers": "layers L", "heads": "heads H"}
 #: Names of the quantities that grow.
 QUANTITIES: Mapping[str, str] = {"seconds": "time of a batch", "memory": "memory above the encoder"}
-_SIZES = ("encoder", "hidden", "layers", "heads", "batch", "length")
-_VARIANT = ["kind", "share", "backend"]
+_SIZES = ("encoder", "hidden", "layers", "heads", "batch", "length", "padding")
+_VARIANT = ["kind", "share", "backend", "work"]
 #: Fewest points of a fit: a line through two has no error.
 LEAST_POINTS = 3
 
@@ -24,7 +24,7 @@ class Growth:
     Args:
         axis: "length", "layers" or "heads".
         quantity: "seconds", or "memory": peak of a pass plus what the kind keeps.
-        variant: Kind, share (None for a kind without shares) and backend.
+        variant: Kind, share (None for a kind without shares), backend and work.
         points: Pairs of size and quantity, ascending.
         exponent: Exponent e of ``quantity ~ size^e``, fitted over the upper part of the sizes.
         error: Standard error of the exponent.
@@ -33,7 +33,7 @@ class Growth:
 
     axis: str
     quantity: str
-    variant: tuple[str, float | None, str]
+    variant: tuple[str, float | None, str, str]
     points: Sequence[tuple[float, float]]
     exponent: float
     error: float
@@ -54,8 +54,8 @@ def growths(table: pd.DataFrame) -> list[Growth]:
     for axis in AXES:
         others = [name for name in _SIZES if name != axis]
         rows = table[(table[others] == base[others]).all(axis=1)]
-        for (kind, share, backend), own in rows.groupby(_VARIANT, sort=False, dropna=False):
-            variant = kind, None if math.isnan(share) else share, backend
+        for (kind, share, backend, work), own in rows.groupby(_VARIANT, sort=False, dropna=False):
+            variant = kind, None if math.isnan(share) else share, backend, work
             for quantity in QUANTITIES:
                 points = sorted((float(x), float(y)) for x, y in zip(own[axis], own[quantity], strict=True) if y > 0)
                 if len(points) >= LEAST_POINTS:

@@ -1,20 +1,22 @@
 """Measurement of the variants of encoders, one size after the other."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 
 import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from papa_lightning.benchmark import cases
+from papa_lightning.benchmark.backends import BACKENDS, REFERENCE, Way, Work, check_backend, compiling, use_backend
 from papa_lightning.benchmark.bound import block_of
+from papa_lightning.benchmark.cases import Case, kind_of, sums_bytes
 from papa_lightning.benchmark.encoders import choose_heads, copy_of, make_batches, make_stock, random_constants
 from papa_lightning.benchmark.results import BenchmarkResult, Measurement
 from papa_lightning.benchmark.settings import BenchmarkSettings, Size
+from papa_lightning.benchmark.study_times import time_study
 from papa_lightning.benchmark.timing import Spread, interleaved_times, synchronizer
-from papa_lightning.calibration import without_path
+from papa_lightning.calibration import AttentionConstants, without_path
 from papa_lightning.encoders import encoder_shape
 from papa_lightning.runtime import find_device, held_bytes, machine_facts, peak_bytes, threads_of_torch
 
@@ -26,32 +28,32 @@ class Variant:
     kind: str
     share: float | None
     backend: str
-
-    def __str__(self) -> str:
-        share = "" if self.share is None else f" {100 * self.share:g} %"
-        return f"{self.kind}{share}, {self.backend}"
+    work: Work
 
 
-STOCK = Variant("stock", None, cases.REFERENCE)
-
-
-def variants(settings: BenchmarkSettings) -> list[Variant]:
-    """The variants that are measured at each size, the reference first."""
-    found = [STOCK, *(Variant("stock", None, backend) for backend in settings.backends)]
+def variants(settings: BenchmarkSettings, size: Size) -> list[Variant]:
+    """The variants that are measured at a size, for each kind of work the reference first."""
+    backends = [name for name in settings.backends if not (name == "flash" and size.padding)]
+    # What has no dynamic attention is the same with any kernel for that.
+    modes = [REFERENCE, *(name for name in backends if BACKENDS[name].mode != "eager")]
+    found = [Variant("stock", None, backend, work) for work in settings.work for backend in [REFERENCE, *backends]]
     for name in settings.kinds:
-        kind = cases.kind_of(name)
-        for share in settings.shares if kind.by_share else [None]:
-            for backend in settings.backends if kind.by_backend else [cases.REFERENCE]:
-                found.append(Variant(name, None if share is None else float(share), backend))
+        kind = kind_of(name)
+        shares = [float(share) for share in settings.shares] if kind.by_share else [None]
+        ways = [(work, backend) for work in settings.work for backend in (backends if kind.by_backend else modes)]
+        if not kind.has_way:
+            ways = [("forward", REFERENCE)]
+            found.append(Variant("stock", None, REFERENCE, "forward"))
+        found += [Variant(name, share, backend, work) for share in shares for work, backend in ways]
     return list(dict.fromkeys(found))
 
 
 def run_benchmark(settings: BenchmarkSettings, progress: bool = True) -> BenchmarkResult:
-    """Measure all variants of all sizes.
+    """Measure all variants of all sizes, section by section, and then the study if there is one.
 
     At each size every variant is made from the same stock encoder, whose parameters all share. The memory of its first
     pass is measured (of a compiled variant, of its second). Then all run in turn, first to warm up and then for their
-    times, in evaluation mode without gradients and without garbage collection.
+    times, in evaluation mode and without garbage collection.
 
     Args:
         settings: Settings of the benchmark.
@@ -60,53 +62,69 @@ def run_benchmark(settings: BenchmarkSettings, progress: bool = True) -> Benchma
     Raises:
         PapaError: For an encoder, a device or a backend that cannot be used.
     """
-    device, dtype = find_device(settings.device), getattr(torch, settings.dtype)
-    for backend in settings.backends:
-        cases.check_backend(backend, dtype, device, padded=settings.padding > 0)
-    sizes, rows = settings.sizes(), list[Measurement]()
+    device, sections, rows = find_device(settings.device), settings.by_section(), list[Measurement]()
+    for own in sections.values():
+        for backend in own.backends:
+            check_backend(backend, own.dtype, device, padded=min(own.paddings) > 0)
+    work = [(name, own, size) for name, own in sections.items() for size in own.sizes()]
     with threads_of_torch(settings.threads), torch.random.fork_rng():
-        for size in tqdm(sizes, "Benchmark", unit="size", disable=not progress, dynamic_ncols=True):
-            rows += _measure(settings, size, device)
+        for name, own, size in tqdm(work, "Benchmark", unit="size", disable=not progress, dynamic_ncols=True):
+            rows += [replace(row, section=name) for row in _measure(own, size, device)]
+        study = [] if settings.study is None else time_study(settings.study, device, settings.seed)
         about = machine_facts(device) | {name: getattr(settings, name) for name in ("dtype", "seed", "repeats")}
     encoder = None if settings.encoder is None else without_path(settings.encoder)
-    return BenchmarkResult(rows, settings.as_dict() | {"encoder": encoder}, about)
+    return BenchmarkResult(rows, settings.as_dict() | {"encoder": encoder}, about, study)
 
 
 def _measure(settings: BenchmarkSettings, size: Size, device: torch.device) -> list[Measurement]:
     """The variants of one size."""
     stock = make_stock(settings, size, device)
-    cases.use_backend(stock, cases.REFERENCE)
+    use_backend(stock, REFERENCE)
     batches = make_batches(settings, size, device, int(stock.config.vocab_size))
-    encoders = {variant: copy_of(stock) for variant in variants(settings)}
-    runs = {variant: _prepared(settings, size, variant, encoder, batches) for variant, encoder in encoders.items()}
-    memory: dict[Variant, int | None] = {}
-    with torch.inference_mode(), cases.compiling([cases.BACKENDS[variant.backend] for variant in runs]):
-        stock(**batches[0])  # memory that a device takes once belongs to no variant
+    encoders = {variant: copy_of(stock) for variant in variants(settings, size)}
+
+    @cache
+    def constants(length: int, shared: bool) -> AttentionConstants:
+        return random_constants(stock, length, shared, settings.seed)
+
+    runs: dict[Variant, Callable[[], object]] = {}
+    for variant, encoder in encoders.items():
+        way = Way(BACKENDS[variant.backend], batches, variant.work, settings.dtype == "bf16-mixed")
+        heads, options = choose_heads(encoder, settings, variant.share or 0.0), settings.options.get(variant.kind, {})
+        use_backend(encoder, variant.backend)
+        runs[variant] = kind_of(variant.kind).prepare(encoder, Case(heads, size.length, options, constants), way)
+    memory: dict[Variant, tuple[int | None, int]] = {}
+    with compiling([BACKENDS[variant.backend] for variant in runs]):
+        with torch.inference_mode():
+            stock(**batches[0])  # memory that a device takes once belongs to no variant
         for variant, run in runs.items():
-            if cases.BACKENDS[variant.backend].compiled:
+            if BACKENDS[variant.backend].mode == "compile":
                 run()  # torch.compile compiles here, which takes memory of its own
-            memory[variant] = peak_bytes(run, device)
+            memory[variant] = _memory(run, device)
         times = interleaved_times(runs, settings.repeats, settings.warmup, synchronizer(device))
     held = {variant: held_bytes(encoder, without=stock) for variant, encoder in encoders.items()}
     tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
     return [
-        _measurement(settings, size, stock, variant, times, (memory[variant], held[variant]), tokens)
-        for variant in runs
+        _measurement(settings, size, stock, variant, times, (peak, held[variant] + sums), tokens)
+        for variant, (peak, sums) in memory.items()
     ]
 
 
-def _prepared(
-    settings: BenchmarkSettings, size: Size, variant: Variant, encoder: PreTrainedModel, batches: cases.Batches
-) -> Callable[[], object]:
-    """Turn a copy of the stock encoder into a variant, and return the pass that is timed."""
-    cases.use_backend(encoder, variant.backend)
-    case = cases.Case(
-        choose_heads(encoder, settings, variant.share or 0.0),
-        size.length,
-        settings.options.get(variant.kind, {}),
-        partial(random_constants, seed=settings.seed),
+def _memory(run: Callable[[], object], device: torch.device) -> tuple[int | None, int]:
+    """The peak of a pass beyond the sums that it returns, and the size of these."""
+    returned: list[object] = []
+    peak = peak_bytes(lambda: returned.append(run()), device)
+    sums = sums_bytes(returned.pop())
+    return None if peak is None else peak - sums, sums
+
+
+def reference_of(variant: Variant, times: Mapping[Variant, Sequence[float]]) -> Variant:
+    """The fastest form of the stock encoder in the mode that a variant is compared with, for the same work."""
+    mode = BACKENDS[variant.backend].compared
+    forms = [one for one in times if one.kind == "stock" and one.work == variant.work]
+    return min(
+        (one for one in forms if BACKENDS[one.backend].mode == mode), key=lambda one: Spread.of(times[one]).median
     )
-    return partial(cases.kind_of(variant.kind).prepare(encoder, case, cases.BACKENDS[variant.backend]), batches)
 
 
 def _measurement(
@@ -118,8 +136,9 @@ def _measurement(
     memory: tuple[int | None, int],
     tokens: int,
 ) -> Measurement:
-    own, reference = Spread.of(times[variant]), Spread.of(times[STOCK])
-    quotients = Spread.of([one / other for one, other in zip(times[STOCK], times[variant], strict=True)])
+    compared = times[reference_of(variant, times)]
+    own, reference = Spread.of(times[variant]), Spread.of(compared)
+    quotients = Spread.of([one / other for one, other in zip(compared, times[variant], strict=True)])
     layers, heads = encoder_shape(stock)
     return Measurement(
         encoder=without_path(settings.encoder) if settings.encoder is not None else settings.shape.type,
@@ -140,12 +159,14 @@ def _measurement(
         speed_low=quotients.low,
         speed_high=quotients.high,
         bound=_bound(settings, size, stock, variant),
+        padding=size.padding,
     )
 
 
 def _bound(settings: BenchmarkSettings, size: Size, stock: PreTrainedModel, variant: Variant) -> float | None:
-    block, saves = block_of(stock.config, size.length), cases.kind_of(variant.kind).saves
-    if block is None:
+    """The bound of a forward over padded batches; None for other work, and where it is not known."""
+    block, saves = block_of(stock.config, size.length), kind_of(variant.kind).saves
+    if block is None or variant.work != "forward" or BACKENDS[variant.backend].mode == "packed":
         return None
     layers, heads = encoder_shape(stock)
     # A share is rounded to whole heads.

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from papa_lightning.benchmark import BenchmarkSettings, ShapeSettings
+from papa_lightning.benchmark import BenchmarkSettings, ShapeSettings, StudyTiming
 from papa_lightning.cli.main import main
 
 ROOT = Path(__file__).parents[2]
@@ -57,7 +57,7 @@ def test_the_tiny_one_through_the_command_line(
 def test_the_page_has_a_place_for_each_benchmark_of_make_bench() -> None:
     makefile = (ROOT / "Makefile").read_text()
     names = re.findall(r"^BENCHMARKS := (.*)$", makefile, flags=re.MULTILINE)[0].split()
-    assert set(names) == {path.stem for path in CONFIGS} - {"tiny"}
+    assert set(names) == {path.stem for path in CONFIGS} - {"tiny", "gpu"}
     for name in names:
         tables.with_tables(tables.PAGE.read_text(encoding="utf-8"), name, "")
     with pytest.raises(SystemExit, match="no markers for other"):
@@ -67,9 +67,39 @@ def test_the_page_has_a_place_for_each_benchmark_of_make_bench() -> None:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_shipped_configurations(path: Path) -> None:
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    settings = BenchmarkSettings(**values | {"shape": ShapeSettings(**values["shape"])})
+    nested = {"shape": ShapeSettings(**values["shape"])}
+    if "study" in values:
+        nested["study"] = StudyTiming(**values["study"])
+    settings = BenchmarkSettings(**values | nested)
     assert settings.repeats >= 7
     assert f"papa benchmark --config {path.name} " in path.read_text(encoding="utf-8")
+
+
+def made_tiny(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a section, or of all, for a tiny encoder with padding on the CPU."""
+    tiny: dict[str, Any] = {"inputs": ["2x16"], "padding": 0.3 if "padding" in values else 0}
+    if "shape" in values:
+        tiny["shape"] = values["shape"] | {"hidden": [16], "heads": [2], "layers": [1]}
+    if "backends" in values:
+        tiny["backends"] = [name for name in values["backends"] if name not in ("graph", "compile", "flash")] or [
+            "sdpa"
+        ]
+    if "options" in values:
+        tiny["options"] = {kind: {"window": 4} for kind in values["options"]}
+    return values | tiny
+
+
+def test_the_benchmark_of_a_gpu_in_tiny_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = yaml.safe_load(next(path for path in CONFIGS if path.stem == "gpu").read_text(encoding="utf-8"))
+    assert {"forward", "packed", "training", "calibration", "attention-free"} <= set(values["sections"])
+    assert any("graph" in section.get("backends", ()) for section in values["sections"].values())
+    sections = {name: made_tiny(section) for name, section in values["sections"].items()}
+    cpu = {"sections": sections, "study": None, "device": "cpu", "threads": 1, "repeats": 7, "warmup": 0}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(made_tiny(values) | cpu, sort_keys=False))
+    monkeypatch.chdir(tmp_path)
+    result: Any = main(["benchmark", "--config", "small.yaml", "--output", "out"])
+    assert {row.section for row in result.rows} == set(sections)
+    assert Path("out/results.md").read_text().count("| batch x T |") == len(sections)
 
 
 def test_errors_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -77,6 +107,7 @@ def test_errors_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path)
     for words, message in (
         (["--shape.heads", "[5]"], "shape.heads has 5, which does not divide shape.hidden 384"),
         (["--nothing", "1"], "--nothing"),
+        (["--config", "gpu.yaml", "--device", "cpu"], "backends has 'graph', a CUDA graph, but device is cpu"),
         (["--output", str(tmp_path / "file" / "x"), "--device", "cpu"], "output is"),
     ):
         with pytest.raises(SystemExit) as stopped:

@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from papa_lightning.benchmark.figures import growth_figure, speed_figure
 from papa_lightning.benchmark.growth import fit_exponent, growths
 
-BASE = {"encoder": "bert", "hidden": 64, "layers": 2, "heads": 4, "batch": 1, "length": 512}
+BASE = {"encoder": "bert", "hidden": 64, "layers": 2, "heads": 4, "batch": 1, "length": 512, "padding": 0}
 
 
 def row(variant=("stock", math.nan), speed=1.0, bound=1.0, seconds=None, **size):
@@ -20,6 +20,7 @@ def row(variant=("stock", math.nan), speed=1.0, bound=1.0, seconds=None, **size)
         "kind": variant[0],
         "share": variant[1],
         "backend": "sdpa",
+        "work": "forward",
         "seconds": seconds or (1e-6 * length**exponent + 1e-4) * layers,
         "peak_bytes": 1000 * length,
         "held_bytes": 0 if variant[0] == "stock" else length**2 * layers,
@@ -45,7 +46,7 @@ def test_exponents():
     time = found["length", "seconds", "stock"]
     assert time.exponent == pytest.approx(2.0, abs=0.01)
     assert (time.fitted, len(time.points)) == (512, 7)
-    assert time.variant == ("stock", None, "sdpa")
+    assert time.variant == ("stock", None, "sdpa", "forward")
     assert found["length", "seconds", "constant"].exponent == pytest.approx(0.95, abs=0.04)
     assert found["length", "memory", "stock"].exponent == pytest.approx(1.0)
     assert 1.5 < found["length", "memory", "constant"].exponent < 2
