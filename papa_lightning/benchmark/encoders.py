@@ -104,7 +104,8 @@ def choose_heads(encoder: PreTrainedModel, settings: BenchmarkSettings, share: f
 def random_constants(encoder: PreTrainedModel, length: int, shared: bool, seed: int) -> AttentionConstants:
     """Matrices (L, H, T, T) of random scores, one for all heads if `shared`: times do not depend on values."""
     layers, heads = encoder_shape(encoder)
-    # All layers share the matrices and copy them: at T = 4096 those of twelve heads are 0.8 GB.
+    # All layers share the matrices and copy them, on a GPU there: at T = 4096 those of twelve heads are 0.8 GB.
+    device = encoder.device if encoder.device.type == "cuda" else torch.device("cpu")
     scores = torch.randn(1, 1 if shared else heads, length, length, generator=torch.Generator().manual_seed(seed))
-    values = torch.softmax(scores.to(encoder.device), dim=-1).expand(layers, heads, length, length)
-    return AttentionConstants(values, torch.ones(length, length))
+    values = torch.softmax(scores.to(device), dim=-1).expand(layers, heads, length, length)
+    return AttentionConstants(values, torch.ones(length, length, device=device))
