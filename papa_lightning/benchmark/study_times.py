@@ -23,10 +23,7 @@ _NAME = "random"
 
 
 def time_study(timing: StudyTiming, device: torch.device, seed: int) -> list[StudyTime]:
-    """Times of calibration with ranking, of share 0, and of the choice of the settings, in this order.
-
-    Loading and tokenising come before. What a device does once, as to compile kernels, falls on the pieces before the
-    last.
+    """Times of calibration with ranking, of share 0, and of the other shares, in this order; loading comes before.
 
     Args:
         timing: Sizes of the study.
@@ -65,7 +62,7 @@ def _settings(timing: StudyTiming, folder: Path, device: torch.device) -> StudyS
     return StudySettings(
         encoders={_NAME: str(folder / "encoder")},
         tasks={_NAME: data},
-        shares=[timing.share],
+        shares=list(timing.shares),
         seeds=list(range(timing.seeds)),
         probe=ProbeSettings(max_epochs=timing.max_epochs, batch_size=timing.batch_size),
         device=str(device),

@@ -67,7 +67,7 @@ def test_a_causal_model_and_a_study() -> None:
         dtype="bf16-mixed",
         device="cuda",
         repeats=7,
-        study=StudyTiming(rows=64, evaluated=16, hidden=64, layers=1, heads=2, max_epochs=1),
+        study=StudyTiming(rows=64, evaluated=16, hidden=64, layers=1, heads=2, shares=[0.5], max_epochs=1),
     )
     found = run_benchmark(settings, progress=False)
     assert [row.kind for row in found.rows] == ["stock", "aft_simple", "aft_local", "aft_conv", "aft_full"]

@@ -133,7 +133,8 @@ def test_a_section_differs_in_what_it_names():
     ("changed", "message"),
     [
         ({"rows": 0}, r"study.rows is 0, but must be a whole number from 1"),
-        ({"share": 0.0}, r"study.share is 0.0, but must be a share of the heads above 0"),
+        ({"shares": [0.0]}, r"study.shares has 0.0, but a share of its heads is above 0"),
+        ({"shares": []}, r"study.shares is empty"),
     ],
 )
 def test_a_study_that_cannot_be_timed(changed, message):

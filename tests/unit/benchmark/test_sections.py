@@ -17,7 +17,8 @@ from papa_lightning.benchmark import (
 )
 from papa_lightning.benchmark.study_times import time_study
 
-STUDY = StudyTiming(rows=24, evaluated=6, max_length=12, tokens=6, hidden=16, layers=1, heads=2, seeds=2, max_epochs=1)
+SIZES = {"rows": 24, "evaluated": 6, "max_length": 12, "tokens": 6, "hidden": 16, "layers": 1, "heads": 2}
+STUDY = StudyTiming(**SIZES, shares=[0.5], seeds=2, max_epochs=1)
 
 
 @pytest.fixture(scope="module")

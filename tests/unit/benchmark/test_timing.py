@@ -9,12 +9,6 @@ import torch
 from papa_lightning.benchmark.timing import Spread, interleaved_times, synchronizer
 
 
-@pytest.fixture(autouse=True)
-def nothing_to_collect(monkeypatch):
-    """To collect takes long in a process with so many modules."""
-    monkeypatch.setattr(gc, "collect", lambda: 0)
-
-
 class Clock:
     """A clock that advances on request only."""
 
