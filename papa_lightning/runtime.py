@@ -78,6 +78,9 @@ def _gpu_facts(device: torch.device) -> dict[str, str]:
             found["driver"] = number[0]
     with suppress(ImportError, RuntimeError, AttributeError):  # it needs a package that few have
         found["clock"] = f"{torch.cuda.clock_rate(device)} MHz"
+        return found
+    if rate := getattr(properties, "clock_rate", 0):  # not in all versions of torch
+        found["clock"] = f"up to {rate / 1000:.0f} MHz"
     return found
 
 

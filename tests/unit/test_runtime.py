@@ -84,4 +84,6 @@ def test_a_machine_that_tells_little_of_its_gpu(gpu, monkeypatch, error):
     monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setattr(torch.cuda, "clock_rate", clock)
     assert {"capability", "memory", "CUDA"} <= set(machine_facts(gpu)["gpu"])
+    torch.cuda.get_device_properties(gpu).clock_rate = 1980000
+    assert machine_facts(gpu)["gpu"]["clock"] == "up to 1980 MHz"
     assert "gpu" not in machine_facts(CPU)
