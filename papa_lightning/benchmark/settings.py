@@ -42,7 +42,7 @@ Placement = Literal["random", "layers", "every_layer"]
 #: Fewest runs of a median.
 LEAST_REPEATS = 7
 #: Settings that are the same for all sections.
-_COMMON = ("sections", "study", "device", "threads", "repeats", "seed")
+_COMMON = ("encoder", "sections", "study", "device", "threads", "repeats", "seed")
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,8 @@ class BenchmarkSettings:
         warmup: Runs of each variant before the timed ones.
         seed: Seed of weights, tokens, constants, and random heads.
         sections: Names and settings that differ from those above, for benchmarks that are made one after the other; a
-            table for each. None: the settings above are all. Device, threads, repeats and seed are those of all.
+            table for each; without any, the settings above are those of one. Encoder, device, threads, repeats and seed
+            are the same for all.
         study: A study to time after all else; null times none.
 
     Raises:

@@ -44,7 +44,7 @@ def test_one_list_at_a_time():
         ({"sections": {"a": 3}}, r"sections has 'a', which is 3, but must be a map of settings"),
         (
             {"sections": {"a": {"input": ["1x4"]}}},
-            r"sections has 'a' with 'input', but a section may have encoder, shape",
+            r"sections has 'a' with 'input', but a section may have shape, inputs",
         ),
         ({"sections": {"a": {"device": "cpu"}}}, r"sections has 'a' with 'device', but a section may have"),
         ({"sections": {"a": {"shares": [2]}}}, r"sections has 'a': shares has 2, but a share of heads is from 0 to 1"),
