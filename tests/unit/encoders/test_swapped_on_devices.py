@@ -1,4 +1,4 @@
-"""What swapped encoders do on a GPU, tried on the CPU: kernels in Triton's interpreter, one product for three layers."""
+"""What swapped encoders do on a GPU, tried on the CPU: kernels are interpreted, three layers are one product."""
 
 import copy
 import pickle
