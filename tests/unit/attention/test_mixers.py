@@ -222,3 +222,29 @@ def test_the_placeholder_of_a_sharded_load_changes_nothing():
     mixer.set_extra_state(object())
     assert mixer.calibrated
     assert mixer.heads.dynamic == (0,)
+
+
+class _Arriving:
+    """A flag of a device, which is here from some look on."""
+
+    def __init__(self, is_set, looks):
+        self.layer, self.heads, self.empty = 2, (1,), torch.tensor([[[False, True]]])
+        self.is_set, self._looks = is_set, looks
+
+    @property
+    def is_here(self):
+        self._looks -= 1
+        return self._looks < 0
+
+
+def test_results_of_a_device_are_read_when_they_are_here():
+    watch = ZeroMassWatch()
+    watch._waiting.extend([_Arriving(False, 0), _Arriving(True, 1)])
+    watch.settle(wait=False)
+    assert not watch.warned
+    with pytest.warns(ZeroMassWarning, match=r"layer 2, heads \[1\]: real tokens at positions \[1\]"):
+        watch.settle(wait=False)
+    record = ZeroMassRecord()
+    record._waiting.append(_Arriving(True, 9))
+    assert "layer 2" in record.text
+    assert not record._waiting
