@@ -33,6 +33,7 @@ def constant_product(
     before: int | None = None,
     after: int | None = None,
     places: Tensor | None = None,
+    dropout: float = 0.0,
 ) -> Tensor:
     """Values mixed by constants, beside the mixed values of the other heads, in the order of the heads.
 
@@ -51,12 +52,15 @@ def constant_product(
         before: Number of positions before a query that it reaches; None: all.
         after: Number of positions after a query that it reaches; None: all.
         places: (B, T) int64, the slot of each token; None: its number. Reach is of slots.
+        dropout: Share of the entries of the normalised matrices that is dropped, for each sequence on its own; the
+            others are divided by ``1 - dropout``. Torch's generator of the device draws the seed.
 
     Returns:
         (B, T, num_heads, h), contiguous, in the dtype of ``value``.
 
     Raises:
-        PapaError: The shapes do not fit, there are too many heads, or constants of slots require a gradient.
+        PapaError: The shapes do not fit, there are too many heads, constants of slots require a gradient, or the share
+            of dropout is not one.
     """
     _check(constants, value, mask, heads, num_heads, dynamic, places)
     bits = 0
@@ -66,7 +70,8 @@ def constant_product(
         if bits >= 2 ** (_BITS - 1):
             bits -= 2**_BITS  # an integer of the operator has a sign
     behind, ahead = _FAR if before is None else before, _FAR if after is None else after
-    given = (constants, value, mask, dynamic, places, bits, num_heads, behind, ahead)
+    seed = _draw(value, dropout) if dropout else None
+    given = (constants, value, mask, dynamic, places, seed, dropout, bits, num_heads, behind, ahead)
     learned = torch.is_grad_enabled() and (
         constants.requires_grad or value.requires_grad or (dynamic is not None and dynamic.requires_grad)
     )
@@ -78,15 +83,23 @@ def constant_product(
     else:
         batch, _, length, size = value.shape
         mixed = value.new_empty(batch, length, num_heads, size)
-        launch_product(constants, value, mixed, dynamic, mask, places, None, bits, behind, ahead, transposed=False)
+        tensors = (constants, value, mixed, dynamic, mask, places, None, seed)
+        launch_product(*tensors, dropout, bits, behind, ahead, transposed=False)
     return mixed
 
 
-def faster(value: Tensor, mask: Tensor | None) -> bool:
-    """Whether :func:`constant_product` takes less time than the form in plain torch, as was measured on an H200.
+def _draw(value: Tensor, dropout: float) -> Tensor:
+    """The seed of a call with dropout, on the device, so that nothing waits and a CUDA graph draws anew."""
+    if not 0.0 < dropout < 1.0:
+        raise PapaError(f"dropout is {dropout}, but must be at least 0 and less than 1: pass the share to drop.")
+    return torch.randint(2**62, (1,), device=value.device)
 
-    In half precision it does at every length. In float32 the matrix products of cuBLAS are faster than exact ones of
-    Triton.
+
+def faster(value: Tensor, mask: Tensor | None) -> bool:
+    """Whether :func:`constant_product` takes less time than the form in plain torch.
+
+    In half precision it does, as was measured on an H200 for 128 to 2048 tokens. In float32 it is taken not to: exact
+    products leave tensor cores idle, and cuBLAS makes more of the others.
 
     Args:
         value: (B, C, T, h).
@@ -144,6 +157,8 @@ def _product(
     mask: Tensor | None,
     dynamic: Tensor | None,
     places: Tensor | None,
+    seed: Tensor | None,
+    dropout: float,
     bits: int,
     num_heads: int,
     before: int,
@@ -151,9 +166,10 @@ def _product(
     keep_mass: bool,
 ) -> tuple[Tensor, Tensor]:
     """The operator: mixed values, and the mass (B or 1, C, T) if it is kept, else nothing."""
-    mixed, mass = _results(constants, value, mask, dynamic, places, bits, num_heads, before, after, keep_mass)
-    kept = mass if keep_mass else None
-    launch_product(constants, value, mixed, dynamic, mask, places, kept, bits, before, after, transposed=False)
+    layout = (bits, num_heads, before, after)
+    mixed, mass = _results(constants, value, mask, dynamic, places, seed, dropout, *layout, keep_mass)
+    tensors = (constants, value, mixed, dynamic, mask, places, mass if keep_mass else None, seed)
+    launch_product(*tensors, dropout, bits, before, after, transposed=False)
     return mixed, mass
 
 
@@ -163,6 +179,8 @@ def _results(
     mask: Tensor | None,
     dynamic: Tensor | None,
     places: Tensor | None,
+    seed: Tensor | None,
+    dropout: float,
     bits: int,
     num_heads: int,
     before: int,
@@ -181,15 +199,18 @@ def _gradient(
     mask: Tensor | None,
     places: Tensor | None,
     mass: Tensor,
+    seed: Tensor | None,
+    dropout: float,
     bits: int,
     before: int,
     after: int,
 ) -> tuple[Tensor, Tensor]:
     """The operator's gradients of values and of the values of other heads, (B, T, heads, h) both."""
-    own, others = _gradient_results(grad, constants, mask, places, mass, bits, before, after)
+    own, others = _gradient_results(grad, constants, mask, places, mass, seed, dropout, bits, before, after)
     extra = others if others.shape[2] else None
     turned, source = constants.transpose(1, 2), grad.transpose(1, 2)
-    launch_product(turned, source, own, extra, mask, places, mass, bits, after, before, transposed=True)
+    tensors = (turned, source, own, extra, mask, places, mass, seed)
+    launch_product(*tensors, dropout, bits, after, before, transposed=True)
     return own, others
 
 
@@ -199,6 +220,8 @@ def _gradient_results(
     mask: Tensor | None,
     places: Tensor | None,
     mass: Tensor,
+    seed: Tensor | None,
+    dropout: float,
     bits: int,
     before: int,
     after: int,
@@ -216,13 +239,16 @@ def _constants_gradient(
     mixed: Tensor,
     mask: Tensor | None,
     mass: Tensor,
+    seed: Tensor | None,
+    dropout: float,
     bits: int,
     before: int,
     after: int,
 ) -> Tensor:
     """The operator's gradient of constants, (C, T, T), summed sequence by sequence."""
-    result = _constants_gradient_results(grad, constants, value, mixed, mask, mass, bits, before, after)
-    launch_gradient(grad, value, mixed, mask, mass, result, bits, before, after)
+    settings = (seed, dropout, bits, before, after)
+    result = _constants_gradient_results(grad, constants, value, mixed, mask, mass, *settings)
+    launch_gradient(grad, value, mixed, mask, mass, seed, dropout, result, bits, before, after)
     return result
 
 
@@ -233,6 +259,8 @@ def _constants_gradient_results(
     mixed: Tensor,
     mask: Tensor | None,
     mass: Tensor,
+    seed: Tensor | None,
+    dropout: float,
     bits: int,
     before: int,
     after: int,
@@ -244,25 +272,27 @@ def _constants_gradient_results(
 
 def _set_up(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     """Keep what gradients need."""
-    constants, value, mask, _, places, bits, _, before, after, _ = inputs
+    constants, value, mask, _, places, seed, dropout, bits, _, before, after, _ = inputs
     mixed, mass = output
     learned = ctx.needs_input_grad[0]
-    ctx.save_for_backward(constants, value if learned else None, mixed if learned else None, mask, places, mass)
-    ctx.settings = (bits, before, after)
+    ctx.save_for_backward(constants, value if learned else None, mixed if learned else None, mask, places, mass, seed)
+    ctx.settings = (dropout, bits, before, after)
 
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     """Gradients of constants, values and the values of other heads."""
-    constants, value, mixed, mask, places, mass = ctx.saved_tensors
-    settings, needed = ctx.settings, ctx.needs_input_grad
+    constants, value, mixed, mask, places, mass, seed = ctx.saved_tensors
+    settings, needed = (seed, *ctx.settings), ctx.needs_input_grad
     plain = type(grad) is Tensor
-    own, others = (_gradient if plain else _GRADIENT)(grad, constants, mask, places, mass, *settings)
-    learned = None
+    own = others = learned = None
+    if needed[1] or needed[3]:
+        own, others = (_gradient if plain else _GRADIENT)(grad, constants, mask, places, mass, *settings)
+        own = own.transpose(1, 2)
     if needed[0]:
         compute = _constants_gradient if plain else _CONSTANTS_GRADIENT
         learned = compute(grad, constants, value, mixed, mask, mass, *settings)
         learned = learned.sum(0, keepdim=True) if constants.shape[0] < len(learned) else learned
-    return learned, own.transpose(1, 2), None, others if needed[3] else None, *(None,) * 6
+    return learned, own, None, others if needed[3] else None, *(None,) * 8
 
 
 class _Product(torch.autograd.Function):
@@ -290,22 +320,22 @@ def _register(name: str, signature: str, compute: Any, results: Any) -> Any:
 
 _PRODUCT = _register(
     "constant_product",
-    "(Tensor constants, Tensor value, Tensor? mask, Tensor? dynamic, Tensor? places, int bits, int num_heads, "
-    "int before, int after, bool keep_mass) -> (Tensor, Tensor)",
+    "(Tensor constants, Tensor value, Tensor? mask, Tensor? dynamic, Tensor? places, Tensor? seed, float dropout, "
+    "int bits, int num_heads, int before, int after, bool keep_mass) -> (Tensor, Tensor)",
     _product,
     _results,
 )
 _GRADIENT = _register(
     "constant_product_gradient",
-    "(Tensor grad, Tensor constants, Tensor? mask, Tensor? places, Tensor mass, int bits, int before, int after)"
-    " -> (Tensor, Tensor)",
+    "(Tensor grad, Tensor constants, Tensor? mask, Tensor? places, Tensor mass, Tensor? seed, float dropout, int bits, "
+    "int before, int after) -> (Tensor, Tensor)",
     _gradient,
     _gradient_results,
 )
 _CONSTANTS_GRADIENT = _register(
     "constant_product_constants_gradient",
-    "(Tensor grad, Tensor constants, Tensor value, Tensor mixed, Tensor? mask, Tensor mass, int bits, int before, "
-    "int after) -> Tensor",
+    "(Tensor grad, Tensor constants, Tensor value, Tensor mixed, Tensor? mask, Tensor mass, Tensor? seed, "
+    "float dropout, int bits, int before, int after) -> Tensor",
     _constants_gradient,
     _constants_gradient_results,
 )

@@ -67,8 +67,18 @@ def _near(i, j, before, after):
 
 
 @triton.jit
+def _kept(seed, drop, number, queries, groups, QUERIES: tl.constexpr, KEYS: tl.constexpr):
+    """Entries of a matrix, by its number, that dropout keeps: of queries, and of keys in groups of four."""
+    zero = queries[:, None] * 0 + groups[None, :] * 0
+    group, query = zero + groups[None, :], zero + queries[:, None]
+    first, second, third, fourth = tl.philox(tl.load(seed), group, query, zero + number.to(tl.int32), zero, 7)
+    drawn = tl.join(tl.join(first, second), tl.join(third, fourth))
+    return tl.reshape(drawn, (QUERIES, KEYS)) >= tl.cast(drop * 4294967296.0, tl.uint32)
+
+
+@triton.jit
 def _mix_rows(
-    constants, source, own, mask, places, mass, i, first, writes_mass, length, end, before, after,
+    constants, source, own, mask, places, mass, seed, drop, number, i, first, writes_mass, length, end, before, after,
     constants_i, constants_j, source_t,
     TRANSPOSED: tl.constexpr, LOCAL: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, KEYS: tl.constexpr,
@@ -99,6 +109,12 @@ def _mix_rows(
             c = c.to(tl.float32) * (1.0 / tl.maximum(tl.load(mass + j, mask=j < length, other=1.0), EPS))[None, :]
         else:
             sums += tl.sum(tl.where(real[None, :], c, 0.0).to(tl.float32), 1)
+        if seed is not None:
+            if TRANSPOSED:
+                groups = first // 4 + tl.arange(0, ROWS // 4)
+                c = tl.where(tl.trans(_kept(seed, drop, number, j, groups, KEYS, ROWS)), c, 0.0)
+            else:
+                c = tl.where(_kept(seed, drop, number, i, start // 4 + tl.arange(0, KEYS // 4), ROWS, KEYS), c, 0.0)
         total = tl.dot(c.to(v.dtype), v, total, input_precision=PRECISION)
     scale = tl.full((ROWS,), 1.0, dtype=tl.float32)
     if not TRANSPOSED:
@@ -107,20 +123,22 @@ def _mix_rows(
             tl.store(mass + i, sums, mask=i < tl.where(writes_mass, length, 0))
     if mask is not None:
         scale = tl.where(tl.load(mask + i, mask=i < length, other=0) != 0, scale, 0.0)
+    if seed is not None:
+        scale = scale / (1.0 - drop)
     return total * scale[:, None]
 
 
 @triton.jit(do_not_specialize=["bits", "batch", "length", "before", "after", "mask_b", "places_b"])
 def mix(
-    constants, source, result, others, mask, places, mass, bits, batch, length, end, before, after,
+    constants, source, result, others, mask, places, mass, seed, drop, bits, batch, length, end, before, after,
     constants_c, constants_i, constants_j, source_b, source_h, source_t, others_b, others_h, others_t, mask_b, places_b,
     HEADS: tl.constexpr, COUNT: tl.constexpr, SIZE: tl.constexpr, TRANSPOSED: tl.constexpr, LOCAL: tl.constexpr,
     CHUNK: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """A block of the result, (B, T, heads, SIZE): mixed tokens, or a copy of others for a head that is not constant.
 
-    COUNT of HEADS are constant. Without mask and places, a block has columns of several sequences. TRANSPOSED: the
-    source is a gradient with all heads, the result that of the constant ones, and copies go from the source to others.
+    COUNT of HEADS are constant. Without mask, places and seed, a block is of several sequences. TRANSPOSED: the source
+    is a gradient with all heads, the result that of the constant ones, and copies go from the source to others.
     """
     head = tl.program_id(1)
     constant, rank = _sort(bits, head, others is None)
@@ -129,31 +147,34 @@ def mix(
     first = (tl.program_id(0) % blocks) * ROWS
     i = first + tl.arange(0, ROWS)
     rows = i.to(tl.int64)[:, None]
-    if mask is None and places is None:
+    if (mask is None and places is None) and seed is None:  # with parentheses for Triton 3.2
         column = group * COLUMNS + tl.arange(0, COLUMNS)
         width: tl.constexpr = (SIZE + 15) // 16 * 16  # whole ones of 32 bytes are read
         b = (column // width).to(tl.int64)
         d = column % width
         own = (b < batch) & (d < SIZE)
         writes_mass = group == 0
-        number = rank.to(tl.int64)
     else:
         parts: tl.constexpr = (SIZE + COLUMNS - 1) // COLUMNS
         b = (group // parts).to(tl.int64)
         d = (group % parts) * COLUMNS + tl.arange(0, COLUMNS)
         own = d < SIZE
         writes_mass = group % parts == 0
-        number = b * COUNT + rank
         mask = mask if mask is None else mask + b * mask_b
         places = places if places is None else places + b * places_b
+    number = b * COUNT + rank
+    if mask is None and places is None:  # all sequences have the same mass
+        mass = mass if mass is None else mass + rank.to(tl.int64) * length
+        writes_mass = group == 0
+    else:
+        mass = mass if mass is None else mass + number * length
     source += b * source_b + d + (head if TRANSPOSED else rank) * source_h
     result += (b * length * (COUNT if TRANSPOSED else HEADS) + (rank if TRANSPOSED else head)) * SIZE + d
     inside = (i < length)[:, None] & own[None, :]
     at = result[None, :] + rows * ((COUNT if TRANSPOSED else HEADS) * SIZE)
     if constant:
         total = _mix_rows(
-            constants + rank.to(tl.int64) * constants_c, source, own, mask, places,
-            mass if mass is None else mass + number * length,
+            constants + rank.to(tl.int64) * constants_c, source, own, mask, places, mass, seed, drop, number,
             i, first, writes_mass, length, end, before, after, constants_i, constants_j, source_t,
             TRANSPOSED, LOCAL, CHUNK, PRECISION, ROWS, COLUMNS, KEYS,
         )  # fmt: skip
@@ -169,7 +190,7 @@ def mix(
 
 @triton.jit(do_not_specialize=["bits", "batch", "length", "before", "after", "mask_b"])
 def constants_gradient(
-    grad, value, mixed, mask, mass, result, bits, batch, length, before, after,
+    grad, value, mixed, mask, mass, seed, drop, result, bits, batch, length, before, after,
     grad_b, grad_h, grad_t, value_b, value_h, value_t, mask_b,
     HEADS: tl.constexpr, COUNT: tl.constexpr, SIZE: tl.constexpr, LOCAL: tl.constexpr, PRECISION: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -205,7 +226,12 @@ def constants_gradient(
         at_value = value + b * value_b + rank * value_h + keys * value_t + d
         v = tl.load(at_value, mask=real[:, None] & (d < SIZE), other=0.0)
         scaled = g.to(tl.float32) * scale[:, None]
-        total = tl.dot(scaled.to(v.dtype), tl.trans(v), total, input_precision=PRECISION)
+        if seed is None:
+            total = tl.dot(scaled.to(v.dtype), tl.trans(v), total, input_precision=PRECISION)
+        else:
+            part = tl.dot(scaled.to(v.dtype), tl.trans(v), input_precision=PRECISION) / (1.0 - drop)
+            groups = first_key // 4 + tl.arange(0, KEYS // 4)
+            total += tl.where(_kept(seed, drop, b * COUNT + rank, i, groups, ROWS, KEYS), part, 0.0)
         total -= tl.sum(scaled * o.to(tl.float32), 1)[:, None] * real.to(tl.float32)[None, :]
     if LOCAL:
         total = tl.where(_near(i, j, before, after), total, 0.0)

@@ -60,6 +60,8 @@ def launch_product(
     mask: Tensor | None,
     places: Tensor | None,
     mass: Tensor | None,
+    seed: Tensor | None,
+    dropout: float,
     bits: int,
     before: int,
     after: int,
@@ -75,20 +77,23 @@ def launch_product(
         mask: (B, T), or None.
         places: (B, T), or None.
         mass: (B or 1, C, T), row sums: written where it is a tensor, or read for a gradient.
+        seed: (1,), int64, of what dropout draws, or None.
+        dropout: Share of the entries of the normalised matrices that is dropped, where there is a seed.
         bits: A bit for each constant head.
         before: Reach of a row of ``constants``.
         after: Reach of a row of ``constants``.
         transposed: Whether the source is a gradient.
     """
-    shape, merged = _Shape.of(source), mask is None and places is None
+    shape, merged = _Shape.of(source), mask is None and places is None and seed is None
     local = min(before, after) < constants.shape[1] - 1
-    grid, settings = _plan(shape, result.shape[2], merged, mask is not None, local, transposed)
+    busy = places is not None or seed is not None
+    grid, settings = _plan(shape, result.shape[2], merged, busy, mask is not None, local, transposed)
     source, mask, places = _close(source), _close(mask), _close(places)
     others_b, others_t, others_h = (0, 0, 0) if others is None else others.stride()[:3]
     own_c, own_i, own_j = constants.stride()
     with torch.cuda.device_of(source):
         mix[grid](
-            *(constants, source, result, others, mask, places, mass, bits, shape.batch, shape.length),
+            *(constants, source, result, others, mask, places, mass, seed, dropout, bits, shape.batch, shape.length),
             shape.length if places is not None else readable(constants, shape.length, 1 if transposed else 2),
             *(before, after, 0 if constants.shape[0] == 1 else own_c, own_i, own_j, *source.stride()[:3]),
             *(others_b, others_h, others_t, 0 if mask is None else mask.stride(0)),
@@ -104,6 +109,8 @@ def launch_gradient(
     mixed: Tensor,
     mask: Tensor | None,
     mass: Tensor,
+    seed: Tensor | None,
+    dropout: float,
     result: Tensor,
     bits: int,
     before: int,
@@ -117,7 +124,7 @@ def launch_gradient(
     grad_b, grad_t, grad_h = grad.stride()[:3]
     with torch.cuda.device_of(value):
         constants_gradient[programs, count](
-            *(grad, value, mixed, mask, mass, result, bits, batch, length, before, after),
+            *(grad, value, mixed, mask, mass, seed, dropout, result, bits, batch, length, before, after),
             *(grad_b, grad_h, grad_t, *value.stride()[:3], 0 if mask is None else mask.stride(0)),
             HEADS=grad.shape[2],
             COUNT=count,
@@ -158,10 +165,10 @@ def precision(value: Tensor) -> str:
 
 @lru_cache(maxsize=1024)
 def _plan(
-    shape: _Shape, heads: int, merged: bool, padded: bool, local: bool, transposed: bool
+    shape: _Shape, heads: int, merged: bool, busy: bool, padded: bool, local: bool, transposed: bool
 ) -> tuple[tuple[int, int], dict[str, int]]:
     """The grid of programs, and what they are compiled with; kept, because finding it takes longer than a launch."""
-    blocks = product_blocks(shape, merged)
+    blocks = product_blocks(shape, merged, busy)
     columns = -(-(shape.batch * -(-shape.size // 16) * 16 if merged else shape.size) // blocks.columns)
     programs = -(-shape.length // blocks.rows) * columns * (1 if merged else shape.batch)
     every, count = (shape.heads, heads) if transposed else (heads, shape.heads)
@@ -184,17 +191,23 @@ def _is_roomy(device: torch.device) -> bool:
     return int(getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0)) >= _ROOM
 
 
-def product_blocks(shape: _Shape, merged: bool) -> Blocks:
-    """Blocks of the product; ``merged`` if their columns are of several sequences."""
+def product_blocks(shape: _Shape, merged: bool, busy: bool) -> Blocks:
+    """Blocks of the product.
+
+    Args:
+        shape: That of the source.
+        merged: Whether a block has columns of several sequences.
+        busy: Whether entries of the constants are looked up or dropped one by one, which takes registers.
+    """
     columns = _power(shape.batch * shape.size if merged else shape.size, 256)
     rows, keys = _power(shape.length, 128), _power(shape.length, 64)
     if shape.dtype == torch.float32:
         return Blocks(min(rows, 64), min(columns, 64), min(keys, 32), 4, 2)
     if not _is_roomy(shape.device):
-        return Blocks(rows, min(columns, 64), min(keys, 32), 4, 2)
+        return Blocks(rows, min(columns, 64), min(keys, 32), 8 if busy else 4, 2)
     if merged and columns == 256 and shape.length >= 256:
         return Blocks(rows, columns, keys, 8, 3)
-    return Blocks(rows, min(columns, 128), keys, 8 if columns >= 128 else 4, 3)
+    return Blocks(rows, min(columns, 128), keys, 8 if columns >= 128 or busy else 4, 3)
 
 
 def gradient_blocks(shape: _Shape) -> Blocks:

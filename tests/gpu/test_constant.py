@@ -6,7 +6,7 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from papa_lightning.attention.functional import constant_attention, gathered_attention
+from papa_lightning.attention.functional import constant_attention, gathered_attention, normalized_constants
 from papa_lightning.kernels import usable
 from papa_lightning.kernels.constant import constant_product
 
@@ -34,7 +34,7 @@ def expected(constants: Tensor, value: Tensor, dynamic: Tensor, mask: Tensor | N
 
 
 def error(found: Tensor, wanted: Tensor) -> float:
-    return float((found.double() - wanted).norm() / wanted.norm())
+    return float(((found.double() - wanted).norm() / wanted.norm()).detach())
 
 
 @pytest.mark.parametrize("padded", [False, True])
@@ -68,6 +68,32 @@ def test_tokens_with_slots_read_their_entries(device: torch.device, dtype: torch
     assert mask is not None
     mixed = gathered_attention(buffer.double(), value.double(), places, mask)
     assert error(result, torch.cat([mixed[:, :, :2], dynamic.double(), mixed[:, :, 2:]], dim=2)) < ERRORS[dtype]
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_gradients_drop_what_the_product_dropped(device: torch.device, dtype: torch.dtype, padded: bool) -> None:
+    constants, value, dynamic, mask = make(device, 2, 202, 256, dtype, padded)
+
+    def drop(value: Tensor) -> Tensor:
+        torch.manual_seed(1)
+        return constant_product(constants, value, mask, HEADS, NUM_HEADS, dynamic, dropout=0.2)
+
+    shown = drop(torch.eye(202, 256, device=device, dtype=dtype).expand(2, 3, -1, -1))[:, :, HEADS, :202].transpose(
+        1, 2
+    )
+    whole = normalized_constants(constants.double(), mask)
+    kept = shown != 0
+    assert error(shown, whole * kept / 0.8) < ERRORS[dtype]
+    assert abs(float(kept[whole.expand_as(kept) > 0].float().mean()) - 0.8) < 0.01
+    value, constants = value.detach().requires_grad_(), constants.detach().requires_grad_()
+    mixed = drop(value)[:, :, HEADS]
+    wanted = ((normalized_constants(constants.double(), mask) * kept / 0.8) @ value.double()).transpose(1, 2)
+    grad = torch.randn_like(mixed)
+    assert error(mixed, wanted) < ERRORS[dtype]
+    found = torch.autograd.grad(mixed, (value, constants), grad)
+    for one, other in zip(found, torch.autograd.grad(wanted, (value, constants), grad.double()), strict=True):
+        assert error(one, other.double()) < ERRORS[dtype]
 
 
 def test_a_graph_of_the_device_replays_new_values(device: torch.device) -> None:
