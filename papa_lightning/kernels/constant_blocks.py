@@ -28,15 +28,14 @@ def _sort(bits, head, ALL: tl.constexpr):
 
 
 @triton.jit
-def _head(bits, rank, HEADS: tl.constexpr, ALL: tl.constexpr):
-    """The constant head with a number among these."""
+def _head(bits, rank, HEADS: tl.constexpr):
+    """The constant head with a number among these; without bits they all are."""
     head = rank
-    if not ALL:
-        before = 0
-        for other in range(HEADS):
-            bit = ((bits >> other) & 1).to(tl.int32)
-            head = tl.where((bit != 0) & (before == rank), other, head)
-            before += bit
+    before = 0
+    for other in range(HEADS):
+        bit = ((bits >> other) & 1).to(tl.int32)
+        head = tl.where((bit != 0) & (before == rank), other, head)
+        before += bit
     return head
 
 
@@ -128,17 +127,18 @@ def _mix_rows(
     return total * scale[:, None]
 
 
-@triton.jit(do_not_specialize=["bits", "batch", "length", "before", "after", "mask_b", "places_b"])
+@triton.jit(do_not_specialize=["bits", "count", "batch", "length", "before", "after", "mask_b", "places_b"])
 def mix(
-    constants, source, result, others, mask, places, mass, seed, drop, bits, batch, length, end, before, after,
+    constants, source, result, others, mask, places, mass, seed, drop, bits, count, batch, length, end, before, after,
     constants_c, constants_i, constants_j, source_b, source_h, source_t, others_b, others_h, others_t, mask_b, places_b,
-    HEADS: tl.constexpr, COUNT: tl.constexpr, SIZE: tl.constexpr, TRANSPOSED: tl.constexpr, LOCAL: tl.constexpr,
-    CHUNK: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, KEYS: tl.constexpr,
+    HEADS: tl.constexpr, SIZE: tl.constexpr, TRANSPOSED: tl.constexpr, LOCAL: tl.constexpr, CHUNK: tl.constexpr,
+    PRECISION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """A block of the result, (B, T, heads, SIZE): mixed tokens, or a copy of others for a head that is not constant.
 
-    COUNT of HEADS are constant. Without mask, places and seed, a block is of several sequences. TRANSPOSED: the source
-    is a gradient with all heads, the result that of the constant ones, and copies go from the source to others.
+    Bits are set for constant heads, of which there are ``count``. Without mask, places and seed, a block is of several
+    sequences. TRANSPOSED: the source is a gradient with all heads, the result that of the constant ones, and copies go
+    from the source to others.
     """
     head = tl.program_id(1)
     constant, rank = _sort(bits, head, others is None)
@@ -162,16 +162,16 @@ def mix(
         writes_mass = group % parts == 0
         mask = mask if mask is None else mask + b * mask_b
         places = places if places is None else places + b * places_b
-    number = b * COUNT + rank
+    number = b * count + rank
     if mask is None and places is None:  # all sequences have the same mass
         mass = mass if mass is None else mass + rank.to(tl.int64) * length
         writes_mass = group == 0
     else:
         mass = mass if mass is None else mass + number * length
     source += b * source_b + d + (head if TRANSPOSED else rank) * source_h
-    result += (b * length * (COUNT if TRANSPOSED else HEADS) + (rank if TRANSPOSED else head)) * SIZE + d
+    result += (b * length * (count if TRANSPOSED else HEADS) + (rank if TRANSPOSED else head)) * SIZE + d
     inside = (i < length)[:, None] & own[None, :]
-    at = result[None, :] + rows * ((COUNT if TRANSPOSED else HEADS) * SIZE)
+    at = result[None, :] + rows * ((count if TRANSPOSED else HEADS) * SIZE)
     if constant:
         total = _mix_rows(
             constants + rank.to(tl.int64) * constants_c, source, own, mask, places, mass, seed, drop, number,
@@ -188,16 +188,16 @@ def mix(
             tl.store(at, tl.load(at_others, mask=inside).to(result.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["bits", "batch", "length", "before", "after", "mask_b"])
+@triton.jit(do_not_specialize=["bits", "count", "batch", "length", "before", "after", "mask_b"])
 def constants_gradient(
-    grad, value, mixed, mask, mass, seed, drop, result, bits, batch, length, before, after,
+    grad, value, mixed, mask, mass, seed, drop, result, bits, count, batch, length, before, after,
     grad_b, grad_h, grad_t, value_b, value_h, value_t, mask_b,
-    HEADS: tl.constexpr, COUNT: tl.constexpr, SIZE: tl.constexpr, LOCAL: tl.constexpr, PRECISION: tl.constexpr,
+    HEADS: tl.constexpr, SIZE: tl.constexpr, LOCAL: tl.constexpr, PRECISION: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """A block of ``sum_b m_i m_j / mass_bi (g_bi . V_bj - g_bi . out_bi)``, sequence by sequence, (C, T, T)."""
     rank = tl.program_id(1)
-    head = _head(bits, rank, HEADS, COUNT == HEADS)
+    head = _head(bits, rank, HEADS)
     blocks = tl.cdiv(length, KEYS)
     first_row = (tl.program_id(0) // blocks) * ROWS
     first_key = (tl.program_id(0) % blocks) * KEYS
@@ -216,7 +216,7 @@ def constants_gradient(
         inside = (i < length)[:, None] & (d < SIZE)
         g = tl.load(grad + b * grad_b + head * grad_h + rows * grad_t + d, mask=inside, other=0.0)
         o = tl.load(mixed + ((b * length + rows) * HEADS + head) * SIZE + d, mask=inside, other=0.0)
-        number = rank if mask is None else b * COUNT + rank
+        number = rank if mask is None else b * count + rank
         sums = tl.load(mass + number * length + i, mask=i < length, other=0.0)
         scale = tl.where(sums < EPS, 0.0, 1.0 / tl.maximum(sums, EPS))
         real = j < length
@@ -231,7 +231,7 @@ def constants_gradient(
         else:
             part = tl.dot(scaled.to(v.dtype), tl.trans(v), input_precision=PRECISION) / (1.0 - drop)
             groups = first_key // 4 + tl.arange(0, KEYS // 4)
-            total += tl.where(_kept(seed, drop, b * COUNT + rank, i, groups, ROWS, KEYS), part, 0.0)
+            total += tl.where(_kept(seed, drop, b * count + rank, i, groups, ROWS, KEYS), part, 0.0)
         total -= tl.sum(scaled * o.to(tl.float32), 1)[:, None] * real.to(tl.float32)[None, :]
     if LOCAL:
         total = tl.where(_near(i, j, before, after), total, 0.0)

@@ -93,7 +93,8 @@ def launch_product(
     own_c, own_i, own_j = constants.stride()
     with torch.cuda.device_of(source):
         mix[grid](
-            *(constants, source, result, others, mask, places, mass, seed, dropout, bits, shape.batch, shape.length),
+            *(constants, source, result, others, mask, places, mass, seed, dropout),
+            *(bits, result.shape[2] if transposed else shape.heads, shape.batch, shape.length),
             shape.length if places is not None else readable(constants, shape.length, 1 if transposed else 2),
             *(before, after, 0 if constants.shape[0] == 1 else own_c, own_i, own_j, *source.stride()[:3]),
             *(others_b, others_h, others_t, 0 if mask is None else mask.stride(0)),
@@ -124,10 +125,9 @@ def launch_gradient(
     grad_b, grad_t, grad_h = grad.stride()[:3]
     with torch.cuda.device_of(value):
         constants_gradient[programs, count](
-            *(grad, value, mixed, mask, mass, seed, dropout, result, bits, batch, length, before, after),
+            *(grad, value, mixed, mask, mass, seed, dropout, result, bits, count, batch, length, before, after),
             *(grad_b, grad_h, grad_t, *value.stride()[:3], 0 if mask is None else mask.stride(0)),
             HEADS=grad.shape[2],
-            COUNT=count,
             SIZE=size,
             LOCAL=min(before, after) < length - 1,
             PRECISION=precision(value),
@@ -171,10 +171,9 @@ def _plan(
     blocks = product_blocks(shape, merged, busy)
     columns = -(-(shape.batch * -(-shape.size // 16) * 16 if merged else shape.size) // blocks.columns)
     programs = -(-shape.length // blocks.rows) * columns * (1 if merged else shape.batch)
-    every, count = (shape.heads, heads) if transposed else (heads, shape.heads)
-    return (programs, every), {
-        "HEADS": every,
-        "COUNT": count,
+    heads = shape.heads if transposed else heads
+    return (programs, heads), {
+        "HEADS": heads,
         "SIZE": shape.size,
         "TRANSPOSED": transposed,
         "LOCAL": local,
