@@ -63,12 +63,7 @@ def constant_product(
             of dropout is not one.
     """
     _check(constants, value, mask, heads, num_heads, dynamic, places)
-    bits = 0
-    if dynamic is not None:
-        for head in heads:
-            bits |= 1 << head
-        if bits >= 2 ** (_BITS - 1):
-            bits -= 2**_BITS  # an integer of the operator has a sign
+    bits = 0 if dynamic is None else _bits_of(heads)
     behind, ahead = _FAR if before is None else before, _FAR if after is None else after
     seed = _draw(value, dropout) if dropout else None
     given = (constants, value, mask, dynamic, places, seed, dropout, bits, num_heads, behind, ahead)
@@ -86,6 +81,14 @@ def constant_product(
         tensors = (constants, value, mixed, dynamic, mask, places, None, seed)
         launch_product(*tensors, dropout, bits, behind, ahead, transposed=False)
     return mixed
+
+
+def _bits_of(heads: Sequence[int]) -> int:
+    """An integer of 64 bits and a sign, with a bit for each head."""
+    bits = 0
+    for head in heads:
+        bits |= 1 << head
+    return bits - 2**_BITS if bits >= 2 ** (_BITS - 1) else bits
 
 
 def _draw(value: Tensor, dropout: float) -> Tensor:

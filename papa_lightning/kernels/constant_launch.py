@@ -88,7 +88,7 @@ def launch_product(
     local = min(before, after) < constants.shape[1] - 1
     busy = places is not None or seed is not None
     grid, settings = _plan(shape, result.shape[2], merged, busy, mask is not None, local, transposed)
-    source, mask, places = _close(source), _close(mask), _close(places)
+    source, others, mask, places = _close(source), _close(others), _close(mask), _close(places)
     others_b, others_t, others_h = (0, 0, 0) if others is None else others.stride()[:3]
     own_c, own_i, own_j = constants.stride()
     with torch.cuda.device_of(source):

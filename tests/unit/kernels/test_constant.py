@@ -288,7 +288,9 @@ def test_values_may_lie_in_memory_in_any_order():
     case = make_case(padded=False)
     value = case.value.detach().permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0).requires_grad_()
     constants = case.constants.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
-    check(case._replace(value=value, constants=constants))
+    dynamic = case.dynamic.detach().transpose(0, 3).contiguous().transpose(0, 3).requires_grad_()
+    mask = torch.ones(2, 42, dtype=torch.bool)[:, ::2]
+    check(case._replace(value=value, constants=constants, dynamic=dynamic, mask=mask))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
