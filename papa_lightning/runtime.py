@@ -66,7 +66,7 @@ def _gpu_facts(device: torch.device) -> dict[str, str]:
         **({"CUDA": torch.version.cuda} if torch.version.cuda else {"HIP": str(torch.version.hip)}),
     }
     asked = ("driver_version", "clocks.sm", "clocks.max.sm")
-    with suppress(OSError, subprocess.SubprocessError, ValueError):
+    with suppress(OSError, subprocess.SubprocessError, ValueError, AttributeError):  # no tool, or no uuid
         tool = shutil.which("nvidia-smi") or ""
         words = [tool, f"--id=GPU-{properties.uuid}", f"--query-gpu={','.join(asked)}", "--format=csv,noheader"]
         printed = subprocess.run(words, capture_output=True, text=True, timeout=10, check=True).stdout

@@ -59,8 +59,9 @@ def _swapped(encoder: PreTrainedModel, case: Case, way: Way, name: str) -> Calla
     constants: AttentionConstants | CompactConstants | None = None
     if mixer.constants_form == "compact":
         width = {"width": int(options.pop("width"))} if "width" in options else {}
-        fitted = CompactConstants.fit(case.constants(min(case.length, _FITTED), False), **width)
-        constants = fitted.extend(case.length)
+        average = case.constants(min(case.length, _FITTED), False)
+        on_cpu = AttentionConstants(average.values.cpu(), average.pair_counts.cpu())  # a fit has many small steps
+        constants = CompactConstants.fit(on_cpu, **width).extend(case.length)
     elif mixer.needs_constants(options):
         constants = case.constants(case.length, mixer.constants_form == "equal_matrices")
     heads: HeadSelection = "all" if mixer.whole_layer else case.heads
