@@ -6,10 +6,11 @@ Functions that any process can run take plain values: the settings as JSON, the 
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import lru_cache
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -24,12 +25,12 @@ from papa_lightning.errors import StudyError
 from papa_lightning.ranking import HeadRanking
 from papa_lightning.runtime import versions
 from papa_lightning.study.cells import Choice, Group, choices
-from papa_lightning.study.features.features import Features, LiveFeatures, resident_features, store_features
+from papa_lightning.study.features.features import Features, LiveFeatures, is_gpu, resident_features, store_features
 from papa_lightning.study.results import CellResult
 from papa_lightning.study.settings import settings_from
 from papa_lightning.study.store import StudyFolder, digest
 from papa_lightning.study.timing import Part
-from papa_lightning.study.training import TrainedProbe, initial_probe, train_probes
+from papa_lightning.study.training import FeatureSet, TrainedProbe, initial_probe, train_probes, train_sets
 from papa_lightning.study.workbench import Bench
 
 
@@ -222,25 +223,57 @@ def prepare(settings: str, output: str, pair: tuple[str, str]) -> dict[Part, flo
     return bench.watch.take()
 
 
-def run_group(settings: str, output: str, group: Group) -> tuple[dict[Part, float], str]:
-    """Train the probes of one choice of heads, and write their results.
+def pieces_of(groups: Sequence[Group], device: torch.device) -> list[tuple[Group, ...]]:
+    """The groups of a pair that are worked on together: on a GPU those with the same seeds, elsewhere each."""
+    if not is_gpu(device):
+        return [(group,) for group in groups]
+    return [tuple(own) for _, own in groupby(groups, lambda group: group.seeds)]
+
+
+def run_groups(settings: str, output: str, groups: Sequence[Group]) -> tuple[dict[Part, float], str]:
+    """Train the probes of some choices of heads for one encoder, task and list of seeds, and write their results.
 
     Returns:
         The seconds by part, and the text of the zero mass warning or "".
     """
-    start, bench, folder = time.perf_counter(), open_bench(settings, group.encoder, group.task), StudyFolder(output)
-    with bench.watch.part("other"), chosen_heads(folder, bench, group.choice) as constant:
-        key = features_key(bench, group.choice)
-        with features_of(folder, bench, key, bench.evaluations) as (train, evaluations):
-            shared = time.perf_counter() - start
-            with bench.watch.part("probes"):
-                trained = train_probes(bench.task, train, evaluations, group.seeds, bench.settings.probe)
-    layers, heads = encoder_shape(bench.task.encoder)
-    for probe in trained:
-        key = cell_key(bench, group.choice, probe.seed)
-        seconds = shared / len(trained) + probe.seconds
-        cell_result(bench, group.choice, (constant, layers * heads), probe, seconds, key).save(folder.cell(key))
+    start, waiting = time.perf_counter(), list[_Encoded]()
+    bench, folder = open_bench(settings, groups[0].encoder, groups[0].task), StudyFolder(output)
+    with bench.watch.part("other"):
+        for number, group in enumerate(groups):
+            with chosen_heads(folder, bench, group.choice) as constant:
+                key = features_key(bench, group.choice)
+                with features_of(folder, bench, key, bench.evaluations) as found:
+                    waiting.append(_Encoded(group, constant, FeatureSet(*found), time.perf_counter() - start))
+                    # What is in the memory of a device stays there until there is no room for more of the same size.
+                    if number + 1 == len(groups) or not found[0].leaves_room:
+                        _train(folder, bench, waiting)
+                        waiting.clear()
+            start = time.perf_counter()
     return bench.watch.take(), bench.zero_mass.text
+
+
+@dataclass(frozen=True, eq=False)
+class _Encoded:
+    """The hidden states with one choice of heads: number of constant heads, features, and the seconds they took."""
+
+    group: Group
+    constant: int
+    features: FeatureSet
+    seconds: float
+
+
+def _train(folder: StudyFolder, bench: Bench, waiting: Sequence[_Encoded]) -> None:
+    """Train the probes on all hidden states that are waiting, and write their results."""
+    layers, heads = encoder_shape(bench.task.encoder)
+    with bench.watch.part("probes"):
+        sets = [one.features for one in waiting]
+        found = train_sets(bench.task, sets, waiting[0].group.seeds, bench.settings.probe)
+    for one, trained in zip(waiting, found, strict=True):
+        choice = one.group.choice
+        for probe in trained:
+            key, seconds = cell_key(bench, choice, probe.seed), one.seconds / len(trained) + probe.seconds
+            result = cell_result(bench, choice, (one.constant, layers * heads), probe, seconds, key)
+            result.save(folder.cell(key))
 
 
 def cell_result(

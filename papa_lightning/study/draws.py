@@ -40,11 +40,10 @@ def draw_orders(drawn_by: Sequence[torch.Generator], examples: int, epochs: int,
     return orders.view(epochs, len(drawn_by), steps, batch_size).transpose(1, 2).contiguous()
 
 
-def draw_kept(kept: Tensor, sizes: Tensor, share: float, drawn_by: Sequence[torch.Generator]) -> None:
-    """Draw what dropout keeps as 0 or 1 into (steps, seeds, n, d), uint8, for the first of n rows, (steps, seeds).
+def draw_kept(kept: Tensor, sizes: Tensor, share: float, drawn_by: torch.Generator) -> None:
+    """Draw what dropout keeps as 0 or 1 into (steps, n, d), uint8, for the first rows of each step, (steps,) of n.
 
     The draws of :class:`SeededDropout`, in the same order.
     """
-    for step, own in zip(kept, sizes.tolist(), strict=True):
-        for rows, size, generator in zip(step, own, drawn_by, strict=True):
-            rows[:size].bernoulli_(1 - share, generator=generator)
+    for rows, size in zip(kept, sizes.tolist(), strict=True):
+        rows[:size].bernoulli_(1 - share, generator=drawn_by)

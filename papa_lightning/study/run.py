@@ -21,9 +21,10 @@ from papa_lightning.study.artifacts import (
     average_key,
     cell_key,
     open_bench,
+    pieces_of,
     prepare,
     ranking_key,
-    run_group,
+    run_groups,
     warn_of_zero_mass,
 )
 from papa_lightning.study.cells import Choice, Group, cells_of, choices, pairs
@@ -178,17 +179,19 @@ class Study:
 
         texts: list[str] = []
 
-        def trained(group: Group, measured: tuple[dict[Part, float], str]) -> None:
+        def trained(groups: Sequence[Group], measured: tuple[dict[Part, float], str]) -> None:
             self._watch.add(measured[0])
             texts.append(measured[1])
-            plan = plan_of[group.encoder, group.task]
-            if any(self._result(plan.keys[group.choice, seed]) is None for seed in group.seeds):
-                raise StudyError(f"{group}: encoder or data have changed since the plan was made: run it again.")
-            bar.set_postfix_str(f"{group.encoder}, {group.task}, share {group.choice.share:g}", refresh=False)
-            bar.update(plan.group_cost * plan.examples)
+            for group in groups:
+                plan = plan_of[group.encoder, group.task]
+                if any(self._result(plan.keys[group.choice, seed]) is None for seed in group.seeds):
+                    raise StudyError(f"{group}: encoder or data have changed since the plan was made: run it again.")
+                bar.set_postfix_str(f"{group.encoder}, {group.task}, share {group.choice.share:g}", refresh=False)
+                bar.update(plan.group_cost * plan.examples)
             self.table(plans)
 
-        do(partial(run_group, *given), [group for plan in plans for group in plan.groups], trained)
+        pieces = [piece for plan in plans for piece in pieces_of(plan.groups, find_device(self.settings.device))]
+        do(partial(run_groups, *given), pieces, trained, name=lambda groups: "; ".join(map(str, groups)))
         return texts
 
     def table(self, plans: Iterable[PairPlan]) -> pd.DataFrame:

@@ -1,7 +1,8 @@
-"""Training of the probes of several seeds as one module, on features in the memory of their device."""
+"""Training of many probes as one module: several seeds on several sets of features, in the memory of their device."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -25,7 +26,7 @@ _EAGER = 3
 
 
 class StackedProbes(nn.Module):
-    """The probes of S seeds as one module; an optimizer that works number by number changes them as it would each.
+    """S probes as one module; an optimizer that works number by number changes them as it would each.
 
     Args:
         probes: The probes, of a task for which :func:`can_stack` holds.
@@ -78,15 +79,16 @@ def can_stack(task: EncoderTask) -> bool:
 
 
 def train_stacked(
-    probes: Sequence[Probe], train: ResidentFeatures, seeds: Sequence[int], settings: ProbeSettings
+    probes: Sequence[Probe], trains: Sequence[ResidentFeatures], seeds: Sequence[int], settings: ProbeSettings
 ) -> Iterator[tuple[int, list[float] | None]]:
-    """Train the probes of some seeds in place.
+    """Train probes in place: those of all seeds on the first features, then those on the second, and so on.
 
-    Yields numbers of steps that were given to the device, with the sums of the losses of the seeds after an epoch.
+    All features are of the same sequences. Yields numbers of steps that were given to the device, with the sum of the
+    losses of each probe after an epoch.
     """
     module = StackedProbes(probes)
-    tables = _Tables(train, seeds, settings, probes[0].dense.out_features)
-    step: Callable[[], None] = _Step(module, train, tables, settings)
+    tables = _Tables(trains[0], seeds, settings, (len(probes), probes[0].dense.out_features))
+    step: Callable[[], None] = _Step(module, trains, tables, settings)
     if tables.device.type == "cuda":
         step = _Graphed(step, tables.device)
     for steps, ends in tables.stretches():
@@ -97,19 +99,24 @@ def train_stacked(
 
 
 class _Tables:
-    """What the steps of a training read and add to, on the device, always in the same place; for a stretch of steps."""
+    """What the steps of a training read and add to, on the device, always in the same place; for a stretch of steps.
 
-    def __init__(self, train: ResidentFeatures, seeds: Sequence[int], settings: ProbeSettings, features: int) -> None:
+    `sizes`: the number of probes, and of the features that dropout drops.
+    """
+
+    def __init__(
+        self, train: ResidentFeatures, seeds: Sequence[int], settings: ProbeSettings, sizes: tuple[int, int]
+    ) -> None:
         self._train, self._dropout, self.device = train, settings.dropout, train.table.device
         orders, self._drawn_by = zip(*map(generators, seeds), strict=True)
         drawn = draw_orders(orders, len(train), settings.max_epochs, settings.batch_size)
         self._sizes = train.reading.sizes(drawn, train.index.counts)
         self._orders = drawn.to(self.device)
         self._rates = settings.learning_rates(len(train)).to(self.device, torch.float32).view(self._orders.shape[:2])
-        shape = (len(seeds), int(self._sizes.max()), features)
+        shape = (len(seeds), int(self._sizes.max()), sizes[1])
         self._length = max(1, min(self._orders.shape[1], _DRAWN // (shape[0] * shape[1] * shape[2])))
         self.at = torch.zeros(1, dtype=torch.int64, device=self.device)
-        self.losses = torch.zeros(len(seeds), device=self.device)
+        self.losses = torch.zeros(sizes[0], device=self.device)
         self.rates = torch.zeros(self._length, device=self.device)
         self.units = torch.zeros(self._length, *shape[:2], dtype=torch.int64, device=self.device)
         self.kept: Tensor | None = None
@@ -132,13 +139,13 @@ class _Tables:
             yield len(orders), part.stop == steps
 
     def take_losses(self) -> list[float]:
-        """The sums of the losses of each seed since the last call; waits for the device."""
+        """The sum of the losses of each probe since the last call; waits for the device."""
         found: list[float] = self.losses.tolist()
         self.losses.zero_()
         return found
 
     def _masks(self, parts: Sequence[tuple[int, slice]]) -> Iterator[None]:
-        """Fill the dropout masks for each part of the training; a thread draws the next while a GPU works."""
+        """Fill the dropout masks for each part of the training; threads draw the next while a GPU works."""
         kept = self.kept
         if kept is None:
             yield from [None] * len(parts)
@@ -147,34 +154,35 @@ class _Tables:
         ahead = [torch.zeros(kept.shape, dtype=torch.uint8, pin_memory=cuda) for _ in range(2)]
         copied = [torch.cuda.Event() for _ in ahead] if cuda else []  # type: ignore[no-untyped-call]
 
-        def draw(number: int) -> Tensor:
+        def draw(number: int, seed: int) -> None:
             epoch, part = parts[number]
-            sizes = self._sizes[epoch, part]
-            drawn = ahead[number % 2][: len(sizes)]
-            draw_kept(drawn, sizes, self._dropout, self._drawn_by)
-            return drawn
+            sizes = self._sizes[epoch, part, seed]
+            draw_kept(ahead[number % 2][: len(sizes), seed], sizes, self._dropout, self._drawn_by[seed])
 
-        with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(draw, 0)
-            for number in range(len(parts)):
-                drawn = waiting.result()
+        seeds = range(len(self._drawn_by))
+        with ThreadPoolExecutor(min(len(seeds), os.cpu_count() or 1)) as pool:
+            waiting = [pool.submit(draw, 0, seed) for seed in seeds]
+            for number, (_, part) in enumerate(parts):
+                for one in waiting:
+                    one.result()
                 if number + 1 < len(parts):
                     if number > 0 and cuda:  # before its memory is drawn into
                         copied[(number + 1) % 2].synchronize()
-                    waiting = pool.submit(draw, number + 1)
-                kept[: len(drawn)].copy_(drawn, non_blocking=True)
+                    waiting = [pool.submit(draw, number + 1, seed) for seed in seeds]
+                steps = part.stop - part.start
+                kept[:steps].copy_(ahead[number % 2][:steps], non_blocking=True)
                 if cuda:
                     copied[number % 2].record(torch.cuda.current_stream(self.device))
                 yield None
 
 
 class _Step:
-    """A step of all seeds, without arguments: it reads its number, and all else, from the tables."""
+    """A step of all probes, without arguments: it reads its number, and all else, from the tables."""
 
     def __init__(
-        self, module: StackedProbes, train: ResidentFeatures, tables: _Tables, settings: ProbeSettings
+        self, module: StackedProbes, trains: Sequence[ResidentFeatures], tables: _Tables, settings: ProbeSettings
     ) -> None:
-        self._module, self._train, self._tables, self._loss = module, train, tables, LabelledCrossEntropy()
+        self._module, self._trains, self._tables, self._loss = module, trains, tables, LabelledCrossEntropy()
         self._divisor = 1 - settings.dropout
         self._rate = torch.zeros((), device=tables.device)
         # One kernel for all weights; a rate on the device can change inside a graph.
@@ -185,14 +193,13 @@ class _Step:
 
     def __call__(self) -> None:
         """Do the next step of the tables."""
-        tables, train = self._tables, self._train
+        tables, first, sets = self._tables, self._trains[0], len(self._trains)
         units = tables.units.index_select(0, tables.at)[0]
-        rows = train.rows.index_select(0, units.flatten()).view(*units.shape, -1)
-        inputs = train.reading.stacked_inputs(train.table, rows, getattr(self._module, "position_weights", None))
+        inputs = self._inputs(first.rows.index_select(0, units.flatten()).view(*units.shape, -1))
         kept = None
         if tables.kept is not None:
-            kept = tables.kept.index_select(0, tables.at)[0].float().div_(self._divisor)
-        labels = train.labels.index_select(0, units.flatten()).view(units.shape)
+            kept = tables.kept.index_select(0, tables.at)[0].float().div_(self._divisor).repeat(sets, 1, 1)
+        labels = first.labels.index_select(0, units.flatten()).view(units.shape).repeat(sets, 1)
         losses = self._loss.of_each(self._module(inputs, kept), labels)
         self._rate.copy_(tables.rates.index_select(0, tables.at)[0])
         for group in self._optimizer.param_groups:  # which warns of steps outside of a graph that could be in one
@@ -202,6 +209,13 @@ class _Step:
         self._optimizer.step()
         tables.losses += losses.detach()
         tables.at += 1
+
+    def _inputs(self, rows: Tensor) -> Tensor:
+        """The inputs of all probes from rows (seeds, n, K), which are the same in all tables."""
+        sets, weights = len(self._trains), getattr(self._module, "position_weights", None)
+        own = [None] * sets if weights is None else weights.view(sets, -1, *weights.shape[1:]).unbind()
+        read = [one.reading.stacked_inputs(one.table, rows, part) for one, part in zip(self._trains, own, strict=True)]
+        return torch.cat(read)
 
 
 class _Graphed:

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain, count
+from itertools import chain, count, cycle
 from threading import Event, Lock
 from typing import ClassVar, cast
 
@@ -28,6 +28,8 @@ from papa_lightning.tasks.scores import UNLABELLED, Scored, StageScores
 _ONE_THREAD = 2_000_000
 #: Weights of all probes that train at the same time: 100 MB, as much as a batch takes in the encoder before them.
 _AT_ONCE = 6_000_000
+#: Weights of all probes that train as one module: 3.2 GB with gradients and moments.
+_STACKED = 200_000_000
 #: Sequences that are evaluated at once where their features are on the device.
 _EVALUATED = 1024
 
@@ -132,15 +134,58 @@ def train_probes(
     progress: Callable[[int], None] | None = None,
 ) -> list[TrainedProbe]:
     """Train a probe for each seed, which alone sets start, order and dropout; evaluate it after the last epoch."""
-    _check(task, train, evaluations)
-    start, report = time.perf_counter(), progress or (lambda done: None)
-    # On a GPU a step of a probe is launches and waits: one module for all seeds has as many as one seed alone.
-    if seeds and isinstance(train, ResidentFeatures) and can_stack(task):
-        found = _train_stacked(task, train, evaluations, seeds, settings, report)
-    else:
-        found = _train_each(task, train, evaluations, seeds, settings, report)
-    seconds = (time.perf_counter() - start) / max(len(seeds), 1)
-    return [TrainedProbe(seed, scores, probe, seconds) for seed, (probe, scores) in zip(seeds, found, strict=True)]
+    (trained,) = train_sets(task, [FeatureSet(train, evaluations)], seeds, settings, progress)
+    return trained
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureSet:
+    """Features to train on, and those of the evaluation sets, of which the first one is named ""."""
+
+    train: Features
+    evaluations: Mapping[str, Features]
+
+
+def train_sets(
+    task: EncoderTask,
+    sets: Sequence[FeatureSet],
+    seeds: Sequence[int],
+    settings: ProbeSettings,
+    progress: Callable[[int], None] | None = None,
+) -> list[list[TrainedProbe]]:
+    """Train a probe for each seed on each of several sets of features of the same rows, as :func:`train_probes`."""
+    for one in sets:
+        _check(task, one.train, one.evaluations)
+    report, found = progress or (lambda done: None), list[list[TrainedProbe]]()
+    for part in _parts(task, sets, len(seeds)):
+        start = time.perf_counter()
+        trains = [one.train for one in part if isinstance(one.train, ResidentFeatures)]
+        # On a GPU a step of a probe is launches and waits: one module for all probes has as many as one probe alone.
+        if seeds and trains and can_stack(task):
+            pairs = _train_stacked(task, part, trains, seeds, settings, report)
+        else:
+            pairs = [_train_each(task, one.train, one.evaluations, seeds, settings, report) for one in part]
+        seconds = (time.perf_counter() - start) / max(len(part) * len(seeds), 1)
+        for own in pairs:
+            trained = [
+                TrainedProbe(seed, scores, probe, seconds) for seed, (probe, scores) in zip(seeds, own, strict=True)
+            ]
+            found.append(trained)
+    return found
+
+
+def _parts(task: EncoderTask, sets: Sequence[FeatureSet], seeds: int) -> list[list[FeatureSet]]:
+    """The sets that are trained together: those on a device, of the same rows, as many as fit; each other by itself."""
+    weights = sum(parameter.numel() for parameter in task.probe.parameters())
+    most, parts = max(1, _STACKED // (weights * max(seeds, 1))), list[list[FeatureSet]]()
+    for one in sets:
+        last = parts[-1] if parts else []
+        resident = last and all(isinstance(other.train, ResidentFeatures) for other in (last[0], one))
+        if resident and len(last) < most and last[0].train.index == one.train.index:
+            last.append(one)
+        else:
+            parts.append([one])
+    return parts
 
 
 _Found = list[tuple[Probe, dict[str, float]]]
@@ -148,23 +193,27 @@ _Found = list[tuple[Probe, dict[str, float]]]
 
 def _train_stacked(
     task: EncoderTask,
-    train: ResidentFeatures,
-    evaluations: Mapping[str, Features],
+    sets: Sequence[FeatureSet],
+    trains: Sequence[ResidentFeatures],
     seeds: Sequence[int],
     settings: ProbeSettings,
     report: Callable[[int], None],
-) -> _Found:
+) -> list[_Found]:
     """Train and evaluate all probes as one module; `report` gets the number of steps given to the device."""
-    probes, done, epochs = [initial_probe(task, seed) for seed in seeds], 0, count()
-    for steps, losses in train_stacked(probes, train, seeds, settings):
-        done += steps * len(seeds)
+    probes, done, epochs = [initial_probe(task, seed) for _ in sets for seed in seeds], 0, count()
+    for steps, losses in train_stacked(probes, trains, seeds, settings):
+        done += steps * len(probes)
         report(done)
         if losses is not None:
             epoch = next(epochs)
-            for seed, loss in zip(seeds, losses, strict=True):
+            for seed, loss in zip(cycle(seeds), losses, strict=False):
                 _check_loss(loss, seed, epoch, settings)
-    scores = evaluate_probes(task, probes, evaluations, settings.batch_size)
-    return list(zip([probe.eval() for probe in probes], scores, strict=True))
+    found = []
+    for number, one in enumerate(sets):
+        own = probes[number * len(seeds) : (number + 1) * len(seeds)]
+        scores = evaluate_probes(task, own, one.evaluations, settings.batch_size)
+        found.append(list(zip([probe.eval() for probe in own], scores, strict=True)))
+    return found
 
 
 def _train_each(

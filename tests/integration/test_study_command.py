@@ -223,9 +223,14 @@ def test_stored_features_give_the_numbers_of_the_running_encoder(config: dict[st
     same_numbers(done, live)
 
 
-@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize(("keep", "free", "probes"), [(False, 10**9, [6]), (True, 10**9, [6]), (False, 10**3, [])])
 def test_features_in_the_memory_of_a_device_give_the_numbers_of_files(
-    config: dict[str, Any], done: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, keep: bool
+    config: dict[str, Any],
+    done: pd.DataFrame,
+    monkeypatch: pytest.MonkeyPatch,
+    keep: bool,
+    free: int,
+    probes: list[int],
 ) -> None:
     together = list[int]()
 
@@ -234,10 +239,11 @@ def test_features_in_the_memory_of_a_device_give_the_numbers_of_files(
         return stacked.train_stacked(probes, *how)
 
     monkeypatch.setattr(training, "train_stacked", train)
-    monkeypatch.setattr(features, "is_gpu", lambda device: True)
-    monkeypatch.setattr(features, "free_bytes", lambda device: 10**9)
+    for module in (features, work):
+        monkeypatch.setattr(module, "is_gpu", lambda device: True)
+    monkeypatch.setattr(features, "free_bytes", lambda device: free)
     same_numbers(run(config | {"features": {"keep": keep}}, output="other"), done)
-    assert together == [2, 2, 2]
+    assert together == probes
     assert bool(list(Path("other/features").glob("*/train"))) == keep
 
 
@@ -370,7 +376,7 @@ def test_ctrl_c_ends_with_one_line(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(work, "train_probes", interrupted)
+        patch.setattr(work, "train_sets", interrupted)
         with pytest.raises(SystemExit) as stopped:
             run(config)
     assert stopped.value.code == 130

@@ -43,6 +43,11 @@ class Features(ABC):
         """Number of sequences N."""
         return len(self.index.counts)
 
+    @property
+    def leaves_room(self) -> bool:
+        """Whether as many features again find room where these are; False where they should not wait for others."""
+        return False
+
     @abstractmethod
     def batch(self, sequences: Tensor, device: torch.device) -> FeatureBatch:
         """The features of sequences (B,) of the split, on the device of a probe."""
@@ -123,6 +128,11 @@ class ResidentFeatures(Features):
     def __init__(self, reading: Reading, index: SplitIndex, table: Tensor) -> None:
         self.reading, self.index, self.table = reading, index, table
         self.counts = index.counts.to(table.device)
+
+    @property
+    def leaves_room(self) -> bool:
+        """Whether the device has memory for as many again."""
+        return _has_room(self.table.device, self.reading, self.index)
 
     @cached_property
     def labels(self) -> Tensor:

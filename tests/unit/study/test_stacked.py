@@ -8,11 +8,11 @@ import torch
 from unit.study import feature_cases as cases
 
 from papa_lightning.errors import PapaError
-from papa_lightning.study import stacked
+from papa_lightning.study import stacked, training
 from papa_lightning.study.draws import SeededDropout, draw_kept, draw_orders
 from papa_lightning.study.features import features
 from papa_lightning.study.features.features import ResidentFeatures, StoredFeatures, store_features
-from papa_lightning.study.training import ProbeSettings, TrainedProbe, train_probes
+from papa_lightning.study.training import FeatureSet, ProbeSettings, TrainedProbe, train_probes, train_sets
 
 CPU = torch.device("cpu")
 SEEDS = [2, 0, 1]
@@ -57,6 +57,34 @@ def test_all_seeds_at_once_are_each_by_itself(encoder: str, tmp_path: Path, kind
     for one, other in zip(each, together, strict=True):
         assert_close(one, other)
     assert (together[0].probe.dense.weight - together[1].probe.dense.weight).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", cases.KINDS)
+def test_all_choices_of_heads_at_once_are_each_by_itself(encoder: str, tmp_path: Path, kind: str) -> None:
+    tasks = [cases.make_task(encoder, kind, heads) for heads in (None, [(0, 0), (1, 2)], "all")]
+    stored = [store(task, 14, kind, tmp_path / str(number)) for number, task in enumerate(tasks)]
+    stored.append(store(tasks[0], 13, kind, tmp_path))
+    sets = [FeatureSet(one.on(CPU), {"": one.on(CPU)}) for one in stored]
+    done = list[int]()
+    found = train_sets(tasks[0], sets, SEEDS, settings(dropout=0.2), progress=done.append)
+    assert len(done) == 6  # three epochs of what is of the same rows, and of the last
+    for one, together in zip(stored, found, strict=True):
+        for each, other in zip(
+            train_probes(tasks[0], one, {"": one}, SEEDS, settings(dropout=0.2)), together, strict=True
+        ):
+            assert_close(each, other)
+    assert (found[0][0].probe.dense.weight - found[1][0].probe.dense.weight).abs().max() > 1e-5
+
+
+def test_no_more_probes_at_once_than_fit(encoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = cases.make_task(encoder, "mean")
+    train = store(task, 10, "mean", tmp_path)
+    sets = [FeatureSet(one, {}) for one in (train.on(CPU), train.on(CPU), train.on(CPU), train, train.on(CPU))]
+    weights = sum(parameter.numel() for parameter in task.probe.parameters())
+    monkeypatch.setattr(training, "_STACKED", 2 * len(SEEDS) * weights)
+    assert [len(part) for part in training._parts(task, sets, len(SEEDS))] == [2, 1, 1, 1]
+    assert len(train_sets(task, sets, SEEDS, settings())) == 5
+    assert train_sets(task, sets[:1], [], settings()) == [[]]
 
 
 def test_few_steps_at_once(encoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,8 +138,8 @@ def test_draws_are_those_of_seeded_dropout() -> None:
     """Whatever the sizes of the batches; a draw depends on how many are drawn at once."""
     sizes = torch.tensor([[3, 5], [5, 1], [0, 2]])
     kept = torch.zeros(3, 2, 5, 20, dtype=torch.uint8)
-    draw_kept(kept, sizes, 0.3, [torch.Generator().manual_seed(seed) for seed in (1, 2)])
     for number, seed in enumerate((1, 2)):
+        draw_kept(kept[:, number], sizes[:, number], 0.3, torch.Generator().manual_seed(seed))
         dropout = SeededDropout(0.3, torch.Generator().manual_seed(seed))
         for step, size in enumerate(sizes[:, number].tolist()):
             expected = dropout(torch.ones(size, 20))
