@@ -69,6 +69,10 @@ def average_of(folder: StudyFolder, bench: Bench, sequences: int | None = None) 
 
 def constants_of(folder: StudyFolder, bench: Bench, kind: str = "average") -> AttentionConstants:
     """The constants of a kind, as in the settings, as heads use them: averages are filled, controls made from those."""
+    return bench.constants((str(folder.path), kind), lambda: _make_constants(folder, bench, kind))
+
+
+def _make_constants(folder: StudyFolder, bench: Bench, kind: str) -> AttentionConstants:
     parsed = constants_kind(kind)
     if parsed.sequences is not None:
         return average_of(folder, bench, parsed.sequences).filled()
@@ -150,7 +154,7 @@ def features_of(
     settings, splits = bench.settings.features, {"train": bench.train}
     splits |= {f"evaluation-{name}": rows for name, rows in evaluations.items()}
     if settings.storage == "none":
-        live = [LiveFeatures(bench.task, rows, bench.watch) for rows in splits.values()]
+        live = [LiveFeatures(bench.task, bench.looked_through(rows), bench.watch) for rows in splits.values()]
         yield live[0], dict(zip(evaluations, live[1:], strict=True))
         return
     left, found, packs = int(settings.budget_gigabytes * 1e9), list[Features](), bench.settings.packs
@@ -164,10 +168,11 @@ def features_of(
     with nullcontext(folder.features(key)) if settings.keep else folder.temporary_features() as place:
         for name, rows in splits.items():
             with bench.watch.part("storing"):
-                new: Features | None = None if settings.keep else resident_features(bench.task, rows, **how)
+                read = bench.looked_through(rows)
+                new: Features | None = None if settings.keep else resident_features(bench.task, read, **how)
                 if new is None:
                     stored = store_features(
-                        bench.task, rows, place / name, budget_bytes=left, kept=settings.keep, **how
+                        bench.task, read, place / name, budget_bytes=left, kept=settings.keep, **how
                     )
                     left -= stored.nbytes
                     new = stored.near(bench.task.device)

@@ -1,6 +1,6 @@
 """The workbench: one encoder and one task of a study, loaded."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
 from papa_lightning.attention import ZeroMassRecord
+from papa_lightning.calibration import AttentionConstants
 from papa_lightning.configuration import account
 from papa_lightning.datamodules.base import TaskDataModule
 from papa_lightning.datamodules.rows.layouts import cut_padding
@@ -18,6 +19,7 @@ from papa_lightning.encoders import encoder_shape
 from papa_lightning.encoders.loading import check_plain
 from papa_lightning.errors import PapaError, explanation
 from papa_lightning.runtime import computing_versions, find_device
+from papa_lightning.study.features.rows import SplitRows
 from papa_lightning.study.settings import StudySettings
 from papa_lightning.study.store import digest, encoder_identity, rows_digest
 from papa_lightning.study.timing import Stopwatch
@@ -60,6 +62,8 @@ class Bench:
         self.settings, self.encoder, self.name = settings, encoder, task
         self.watch = watch or Stopwatch()
         self._seen: dict[str, str] = {}
+        self._looked_through: dict[int, tuple[Dataset, SplitRows]] = {}
+        self._constants: tuple[Hashable, AttentionConstants] | None = None
         self.zero_mass = ZeroMassRecord()
         with self.watch.part("loading"):
             self._load(settings.encoders[encoder], settings, task)
@@ -104,6 +108,18 @@ class Bench:
         if task not in self._seen:
             self._seen[task] = Bench(self.settings, self.encoder, task, self.watch).seen
         return self._seen[task]
+
+    def looked_through(self, rows: Dataset) -> SplitRows:
+        """Rows of a split as features read them, looked through once for all choices of heads."""
+        if id(rows) not in self._looked_through:
+            self._looked_through[id(rows)] = rows, SplitRows(self.task, rows)
+        return self._looked_through[id(rows)][1]
+
+    def constants(self, key: Hashable, make: Callable[[], AttentionConstants]) -> AttentionConstants:
+        """Constants by their key, made where the last ones had another: several choices of heads use the same."""
+        if self._constants is None or self._constants[0] != key:
+            self._constants = key, make()
+        return self._constants[1]
 
     def batches(self, rows: Dataset | None = None) -> Iterable[Mapping[str, Tensor]]:
         """Batches of training rows in order, as calibration takes them; all rows by default."""

@@ -1,7 +1,6 @@
 """A tokenised split, and the pass of the encoder over it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -11,65 +10,26 @@ from torch import Tensor
 from papa_lightning.calibration.collect import eval_mode
 from papa_lightning.encoders import PackedSequences, Packing, similar_lengths
 from papa_lightning.errors import PapaError
-from papa_lightning.study.features.reading import reading_of
+from papa_lightning.study.features.rows import SplitRows, moves_at_once
 from papa_lightning.tasks.base import EncoderTask
-from papa_lightning.tasks.batch_checks import check_inputs, checked_labels
-
-_COLUMNS = ("input_ids", "attention_mask", "token_type_ids", "labels")
-_CHUNK = 4096
-
-
-@dataclass(frozen=True, eq=False)
-class SplitIndex:
-    """Places (N,), int64, slots (sum,), int32, and labels (N,) or, for tokens, (sum,), int64, of all N sequences."""
-
-    counts: Tensor
-    positions: Tensor
-    labels: Tensor
-
-    def __eq__(self, other: object) -> bool:
-        """Whether places and labels are equal."""
-        if not isinstance(other, SplitIndex):
-            return NotImplemented
-        return all(torch.equal(own, theirs) for own, theirs in zip(self.tensors(), other.tensors(), strict=True))
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The three tensors."""
-        return self.counts, self.positions, self.labels
-
-    @cached_property
-    def starts(self) -> Tensor:
-        """Number of places (N,) before every sequence."""
-        return self.counts.cumsum(0) - self.counts
 
 
 class EncodedSplit:
     """A split whose hidden states a frozen encoder computes.
 
-    Attributes:
-        lengths: (N,), real tokens of each sequence; int64.
-        extents: (N,), slots up to the last token that is real or read; int64.
+    Args:
+        task: The task, with the attention that its encoder has at this moment.
+        rows: The rows of the split, looked through already or not.
     """
 
-    def __init__(self, task: EncoderTask, rows: Dataset) -> None:
-        self.reading = reading_of(task)
+    def __init__(self, task: EncoderTask, rows: Dataset | SplitRows) -> None:
         _check_frozen(task)
-        if len(rows) == 0:
-            raise PapaError("rows is empty: a probe needs at least one example.")
-        self._task = task
-        self._rows = rows.with_format("numpy", columns=[name for name in _COLUMNS if name in rows.column_names])
-        self.index, self.lengths, self.extents, only_real = self._scan()
-        self._packs = only_real and self._can_pack()
-        if len(self.index.positions) == 0:
-            raise PapaError(
-                f"rows has {len(rows)} sequences, but no token that the probe could read: pass sequences with real "
-                "tokens, and for tokens, with labels other than -100."
-            )
+        self._task, self._rows = task, rows if isinstance(rows, SplitRows) else SplitRows(task, rows)
+        self.reading, self.index = self._rows.reading, self._rows.index
+        self._packs = self._rows.only_real and self._can_pack()
 
     def __len__(self) -> int:
-        return len(self.extents)
+        return len(self._rows)
 
     @property
     def device(self) -> torch.device:
@@ -79,7 +39,7 @@ class EncodedSplit:
     def vectors(self, sequences: Tensor) -> Tensor:
         """Run the encoder on sequences (B,): their vectors (rows, width), float32, on the device of the task."""
         with torch.no_grad(), eval_mode(self._task.encoder):
-            vectors = self._packed(sequences) if self._packs else self._padded(self._read(sequences))
+            vectors = self._packed(sequences) if self._packs else self._padded(self._rows.read(sequences.tolist()))
         if not bool(vectors.sum().isfinite()) and not bool(vectors.isfinite().all()):  # a sum is faster
             raise PapaError(
                 f"the encoder gives NaN or infinite hidden states for one of the sequences "
@@ -96,18 +56,15 @@ class EncodedSplit:
         if self._packs:
             tokens = Packing(tokens_per_batch=tokens_per_batch).tokens(self.device)
             if tokens_per_batch is None and self.device.type == "cpu":
-                tokens = min(tokens, batch_size * max(int(self.lengths.max()), 1))
-            return similar_lengths(self.lengths, tokens)
-        return torch.split(self.extents.argsort(descending=True, stable=True), batch_size)
-
-    def _read(self, sequences: Tensor) -> dict[str, Tensor]:
-        return _tensors(self._rows[sequences.tolist()])
+                tokens = min(tokens, batch_size * max(int(self._rows.lengths.max()), 1))
+            return similar_lengths(self._rows.lengths, tokens)
+        return torch.split(self._rows.extents.argsort(descending=True, stable=True), batch_size)
 
     def _packed(self, sequences: Tensor) -> Tensor:
         """The vectors of sequences, from their real tokens alone."""
         if self._moved is not None:
             return self._run(*self._moved, sequences)
-        batch = self._read(sequences)
+        batch = self._rows.read(sequences.tolist())
         packed = self._pack(batch)
         return self._padded(batch) if packed is None else self._run(*packed, torch.arange(len(sequences)))
 
@@ -117,8 +74,8 @@ class EncodedSplit:
         if not moves_at_once(self.device):
             return None
         parts = []
-        for start in range(0, len(self._rows), _CHUNK):
-            packed = self._pack(_tensors(self._rows[start : start + _CHUNK]))
+        for chunk in self._rows.chunks():
+            packed = self._pack(chunk)
             if packed is None:
                 return None
             parts.append(packed)
@@ -152,41 +109,9 @@ class EncodedSplit:
 
     def _can_pack(self) -> bool:
         """Whether the encoder can run over real tokens alone, by the first row: all have one layout."""
-        first = _tensors(self._rows[:1])
+        first = self._rows.read([0])
         with eval_mode(self._task.encoder):
             return self._task.pack(self._task.inputs_of(first)) is not None
-
-    def _scan(self) -> tuple[SplitIndex, Tensor, Tensor, bool]:
-        """Read and check masks and labels of the whole split; also whether all tokens that are read are real."""
-        parts, only_real = list[tuple[Tensor, ...]](), True
-        for start in range(0, len(self._rows), _CHUNK):
-            batch = _tensors(self._rows[start : start + _CHUNK])
-            check_inputs(batch, self.reading.max_length)
-            labels = checked_labels(batch, self._task.hparams["num_labels"], self.reading.per_token, look=True)
-            mask = batch["attention_mask"].bool()
-            places = self.reading.places(mask, labels)
-            needed = (torch.arange(1, mask.shape[1] + 1) * (mask | places)).max(dim=1).values
-            labels, counts = labels[places] if self.reading.per_token else labels, places.sum(dim=1)
-            parts.append((counts, places.nonzero()[:, 1].int(), labels, mask.sum(dim=1), needed))
-            only_real = only_real and not bool((places & ~mask).any())
-        counts, positions, labels, lengths, extents = (torch.cat(columns) for columns in zip(*parts, strict=True))
-        return SplitIndex(counts, positions, labels), lengths, extents, only_real
-
-
-def moves_at_once(device: torch.device) -> bool:
-    """Whether all tokens of a split go to a device at once; on a CPU they are there."""
-    return device.type != "cpu"
-
-
-def _tensors(columns: Mapping[str, object]) -> dict[str, Tensor]:
-    """The columns of some rows, (B, T) or (B,)."""
-    try:
-        return {name: torch.as_tensor(values) for name, values in columns.items()}
-    except (TypeError, ValueError) as error:
-        raise PapaError(
-            f"rows has sequences of different length or entries that are no numbers ({error}): pad them all to the "
-            "same length, as the data modules do."
-        ) from error
 
 
 def _check_frozen(task: EncoderTask) -> None:

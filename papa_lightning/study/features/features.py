@@ -15,7 +15,7 @@ from torch import Tensor
 
 from papa_lightning.checks import check_choice, whole
 from papa_lightning.errors import PapaError
-from papa_lightning.study.features.encoding import EncodedSplit, SplitIndex
+from papa_lightning.study.features.encoding import EncodedSplit
 from papa_lightning.study.features.folder import (
     Dtype,
     check_room,
@@ -25,6 +25,7 @@ from papa_lightning.study.features.folder import (
     write_folder,
 )
 from papa_lightning.study.features.reading import FeatureBatch, Reading, ranges
+from papa_lightning.study.features.rows import SplitIndex, SplitRows
 from papa_lightning.study.timing import Stopwatch
 from papa_lightning.tasks.base import EncoderTask
 from papa_lightning.tasks.scores import UNLABELLED
@@ -69,7 +70,7 @@ class Features(ABC):
 class LiveFeatures(Features):
     """Features that are not stored: the encoder runs for every batch, in evaluation mode."""
 
-    def __init__(self, task: EncoderTask, rows: Dataset, watch: Stopwatch | None = None) -> None:
+    def __init__(self, task: EncoderTask, rows: Dataset | SplitRows, watch: Stopwatch | None = None) -> None:
         self._split, self._watch = EncodedSplit(task, rows), watch or Stopwatch()
         self.reading, self.index = self._split.reading, self._split.index
 
@@ -167,7 +168,7 @@ def free_bytes(device: torch.device) -> int:
 
 def resident_features(
     task: EncoderTask,
-    rows: Dataset,
+    rows: Dataset | SplitRows,
     *,
     dtype: Dtype = "float32",
     batch_size: int = 32,
@@ -197,7 +198,7 @@ def collect_features(split: EncodedSplit, batches: Iterable[tuple[Tensor, Tensor
 
 def store_features(
     task: EncoderTask,
-    rows: Dataset,
+    rows: Dataset | SplitRows,
     folder: str | Path,
     *,
     dtype: Dtype = "float32",

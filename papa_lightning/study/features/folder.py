@@ -22,8 +22,8 @@ from papa_lightning.errors import OutputError, PapaError
 from papa_lightning.files.checked import file_sum
 from papa_lightning.files.records import read_record, write_record
 from papa_lightning.files.writing import staged_folder
-from papa_lightning.study.features.encoding import SplitIndex
 from papa_lightning.study.features.reading import READINGS, Reading
+from papa_lightning.study.features.rows import SplitIndex
 
 Dtype = Literal["float32", "float16"]
 """Dtypes of stored vectors."""

@@ -18,10 +18,12 @@ from papa_lightning.errors import OutputError, PapaError
 from papa_lightning.files.checked import file_sum
 from papa_lightning.study.features import encoding
 from papa_lightning.study.features import features as features_module
+from papa_lightning.study.features import rows as rows_module
 from papa_lightning.study.features.encoding import EncodedSplit
 from papa_lightning.study.features.features import LiveFeatures, StoredFeatures, store_features
 from papa_lightning.study.features.folder import table_bytes
 from papa_lightning.study.features.reading import LayerwiseReading
+from papa_lightning.study.features.rows import SplitRows
 
 CPU, LARGE = torch.device("cpu"), 10**9
 SOME_HEADS = [(0, 1), (1, 0), (1, 3)]
@@ -171,9 +173,11 @@ def test_rows_that_move_to_the_device_at_once(
 ) -> None:
     task, rows, numbers = cases.make_task(encoder, kind, heads), cases.make_rows(13, kind, layout), [7, 0, 12, 3]
     each = EncodedSplit(task, rows).vectors(torch.tensor(numbers))
-    monkeypatch.setattr(encoding, "moves_at_once", lambda device: True)
-    monkeypatch.setattr(encoding, "_CHUNK", 5)
-    reads, split = list[int](), EncodedSplit(task, rows)
+    for module in (encoding, rows_module):
+        monkeypatch.setattr(module, "moves_at_once", lambda device: True)
+    monkeypatch.setattr(rows_module, "_CHUNK", 5)
+    read = SplitRows(task, rows)
+    reads, split = list[int](), EncodedSplit(task, read)
     pack = task.pack
     task.pack = lambda inputs: reads.append(len(inputs["input_ids"])) or pack(inputs)
     torch.testing.assert_close(split.vectors(torch.tensor(numbers)), each, atol=1e-6, rtol=0)
@@ -181,6 +185,9 @@ def test_rows_that_move_to_the_device_at_once(
     split.vectors(torch.tensor([1]))
     assert len(reads) == 3
     task.pack = lambda inputs: None
+    monkeypatch.setattr(rows_module, "_tensors", dict)  # nothing is read again
+    assert [len(chunk["labels"]) for chunk in read.chunks()] == [5, 5, 3]
+    monkeypatch.undo()
     torch.testing.assert_close(EncodedSplit(task, rows).vectors(torch.tensor(numbers)), each, atol=1e-5, rtol=0)
 
 
