@@ -11,7 +11,7 @@ from papa_lightning.encoders import Packer
 from papa_lightning.study import training
 from papa_lightning.study.features import features
 from papa_lightning.study.features.features import LiveFeatures, ResidentFeatures, store_features
-from papa_lightning.study.training import ProbeSettings, train_probes
+from papa_lightning.study.training import FeatureSet, ProbeSettings, train_probes, train_sets
 
 SEEDS = [2, 0, 1]
 KINDS = ["layerwise", "mean", "class_token", "tokens"]
@@ -46,6 +46,15 @@ def test_stacked_is_each_by_itself(encoder: str, device: torch.device, kind: str
         torch.testing.assert_close(dict(probe.state_dict()), dict(one.probe.state_dict()), atol=1e-5, rtol=0)
         torch.testing.assert_close(scores, one.scores, atol=1e-5, rtol=0)
         torch.testing.assert_close(dict(one.probe.state_dict()), dict(other.probe.state_dict()), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_several_choices_of_heads_are_each_by_itself(encoder: str, device: torch.device, kind: str) -> None:
+    tasks = [cases.make_task(encoder, kind, heads).to(device) for heads in (None, [(0, 0), (1, 2)])]
+    sets = [FeatureSet(resident(task, 26, kind), {}) for task in tasks]
+    for one, together in zip(sets, train_sets(tasks[0], sets, SEEDS, settings()), strict=True):
+        for each, other in zip(train_probes(tasks[0], one.train, {}, SEEDS, settings()), together, strict=True):
+            torch.testing.assert_close(dict(each.probe.state_dict()), dict(other.probe.state_dict()), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)

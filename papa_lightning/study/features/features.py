@@ -30,8 +30,9 @@ from papa_lightning.study.timing import Stopwatch
 from papa_lightning.tasks.base import EncoderTask
 from papa_lightning.tasks.scores import UNLABELLED
 
-#: Share of the free memory of a GPU that features may take; batches of the encoder and probes take the rest.
-_SHARE_OF_FREE = 0.6
+#: Shares of the free memory of a GPU that features may take, and further ones beside them; batches of the encoder and
+#: all probes that train at once take the rest.
+_FIRST, _FURTHER = 0.6, 0.3
 
 
 class Features(ABC):
@@ -103,7 +104,7 @@ class StoredFeatures(Features):
 
     def near(self, device: torch.device) -> Features:
         """The features in the memory of a GPU that has room for them, else as they are."""
-        return self.on(device) if _has_room(device, self.reading, self.index) else self
+        return self.on(device) if _has_room(device, self.reading, self.index, _FIRST) else self
 
     def on(self, device: torch.device) -> ResidentFeatures:
         """The features in the memory of a device."""
@@ -133,7 +134,7 @@ class ResidentFeatures(Features):
     @property
     def leaves_room(self) -> bool:
         """Whether the device has memory for as many again."""
-        return _has_room(self.table.device, self.reading, self.index)
+        return _has_room(self.table.device, self.reading, self.index, _FURTHER)
 
     @cached_property
     def labels(self) -> Tensor:
@@ -150,9 +151,9 @@ class ResidentFeatures(Features):
         return self._of(sequences, self.table, self._rows(sequences).to(self.table.device))
 
 
-def _has_room(device: torch.device, reading: Reading, index: SplitIndex) -> bool:
-    """Whether a device is a GPU with memory for features and for work beside them."""
-    return is_gpu(device) and table_bytes(reading, index, "float32") <= _SHARE_OF_FREE * free_bytes(device)
+def _has_room(device: torch.device, reading: Reading, index: SplitIndex, share: float) -> bool:
+    """Whether a device is a GPU, and features fit into a share of its free memory."""
+    return is_gpu(device) and table_bytes(reading, index, "float32") <= share * free_bytes(device)
 
 
 def is_gpu(device: torch.device) -> bool:
@@ -182,7 +183,7 @@ def resident_features(
     if not is_gpu(task.device):
         return None
     split = EncodedSplit(task, rows)
-    if not _has_room(task.device, split.reading, split.index):
+    if not _has_room(task.device, split.reading, split.index, _FIRST):
         return None
     return collect_features(split, encoded(split, batch_size, tokens_per_batch, watch or Stopwatch()), dtype)
 

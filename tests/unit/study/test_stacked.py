@@ -12,6 +12,7 @@ from papa_lightning.study import stacked, training
 from papa_lightning.study.draws import SeededDropout, draw_kept, draw_orders
 from papa_lightning.study.features import features
 from papa_lightning.study.features.features import ResidentFeatures, StoredFeatures, store_features
+from papa_lightning.study.features.folder import table_bytes
 from papa_lightning.study.training import FeatureSet, ProbeSettings, TrainedProbe, train_probes, train_sets
 
 CPU = torch.device("cpu")
@@ -192,6 +193,11 @@ def test_features_that_never_leave_the_device(
     assert isinstance(moved, ResidentFeatures)
     torch.testing.assert_close(found.table, moved.table, atol=2e-3, rtol=0)
     assert found.index == moved.index
+    size = table_bytes(moved.reading, moved.index, "float32")
+    for free, room in ((size / 0.31, False), (size / 0.29, True)):
+        monkeypatch.setattr(features, "free_bytes", lambda device, free=free: free)
+        assert moved.leaves_room == room
+    assert not stored.leaves_room
     monkeypatch.setattr(features, "free_bytes", lambda device: 1000)
     assert features.resident_features(task, rows) is None
     assert stored.near(CPU) is stored
