@@ -235,6 +235,11 @@ def pieces_of(groups: Sequence[Group], device: torch.device) -> list[tuple[Group
     return [tuple(own) for _, own in groupby(groups, lambda group: group.seeds)]
 
 
+def run_group(settings: str, output: str, group: Group) -> tuple[dict[Part, float], str]:
+    """Train the probes of one choice of heads by themselves; see :func:`run_groups`."""
+    return run_groups(settings, output, (group,))
+
+
 def run_groups(settings: str, output: str, groups: Sequence[Group]) -> tuple[dict[Part, float], str]:
     """Train the probes of some choices of heads for one encoder, task and list of seeds, and write their results.
 
