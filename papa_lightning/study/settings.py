@@ -24,8 +24,10 @@ Storage = Literal["float32", "float16", "none"]
 class FeatureSettings:
     """Storage of the hidden states from which the probes learn.
 
+    On a GPU they stay in its memory where they fit, and files are written only to be kept.
+
     Args:
-        storage: Dtype on disk, or ``"none"``: nothing is stored, and the encoder runs in every epoch.
+        storage: Dtype of the states, or ``"none"``: nothing is stored, and the encoder runs in every epoch.
         budget_gigabytes: Largest size on disk of each worker at any moment, in 1e9 bytes; more is refused before it is
             written.
         keep: Whether the files stay in the study's folder for further seeds; otherwise they are removed when their

@@ -38,8 +38,7 @@ def resident(task: Any, count: int, kind: str, layout: str = "segment") -> Resid
 def test_stacked_is_each_by_itself(encoder: str, device: torch.device, kind: str, recipe: dict[str, Any]) -> None:
     task = cases.make_task(encoder, kind).to(device)
     train, evaluation = resident(task, 26, kind), resident(task, 9, kind)
-    ignored: Any = lambda done: None  # noqa: E731
-    each = training._train_each(task, train, {"": evaluation}, SEEDS, settings(**recipe), ignored)
+    each = training._train_each(task, train, {"": evaluation}, SEEDS, settings(**recipe), list[int]().append)
     together = train_probes(task, train, {"": evaluation}, SEEDS, settings(**recipe))
     again = train_probes(task, train, {"": evaluation}, SEEDS, settings(**recipe))
     for (probe, scores), one, other in zip(each, together, again, strict=True):
