@@ -1,5 +1,7 @@
 """Training of the probes of all seeds as one module: the numbers of each seed by itself."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -201,3 +203,32 @@ def test_features_that_never_leave_the_device(
     monkeypatch.setattr(features, "free_bytes", lambda device: 1000)
     assert features.resident_features(task, rows) is None
     assert stored.near(CPU) is stored
+
+
+def test_every_call_of_a_graph_is_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Capturing does nothing by itself: the call that captures also replays."""
+    done = list[str]()
+
+    class Graph:
+        def replay(self) -> None:
+            done.append("replayed")
+
+    class Stream:
+        def wait_stream(self, other: Any) -> None:
+            done.append("waited")
+
+    @contextmanager
+    def captured(graph: Any, **how: Any) -> Iterator[None]:
+        done.append("capturing")
+        yield
+        assert done.pop() == "called"
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph", captured)
+    step = stacked._Graphed(lambda: done.append("called"), CPU)
+    for _ in range(5):
+        step()
+    assert done == ["waited", "called", "waited"] * 3 + ["capturing", "replayed", "replayed"]
