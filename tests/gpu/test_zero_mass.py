@@ -19,7 +19,7 @@ def test_it_comes_with_a_later_batch(device: torch.device) -> None:
         warnings.simplefilter("error")
         torch.cuda.set_sync_debug_mode("error")
         try:
-            torch.cuda._sleep(200_000_000)  # the device is busy, so that no result can be here yet
+            torch.cuda._sleep(200_000_000)  # type: ignore[no-untyped-call]  # the device is busy, so that no result can be here yet
             for mask in (short, short, whole):
                 watch.check(5, [0, 3], constants, mask)
         finally:
