@@ -18,6 +18,7 @@ from papa_lightning.attention.functional import (
     pair_index,
 )
 from papa_lightning.errors import CalibrationError
+from papa_lightning.kernels import usable
 
 #: Number of attention probabilities that exist at a time: few enough for the caches of a CPU (8 MB in float32), and
 #: enough to keep another device busy (256 MB).
@@ -76,9 +77,10 @@ class RunningSums(ABC):
 
     def add_mask(self, mask: Tensor) -> None:
         """Count the pairs of one batch by its mask (B, t), true for a real token."""
-        length = mask.shape[1]
-        self.pair_counts[:length, :length] += pair_counts(mask).to(self.device)
-        self.num_sequences += mask.bool().any(dim=1).sum().to(self.device)
+        # To a GPU without waiting for the batch, whose forward still runs there.
+        mask, length = mask.to(self.device, non_blocking=self.device.type == "cuda"), mask.shape[1]
+        self.pair_counts[:length, :length] += pair_counts(mask)
+        self.num_sequences += mask.bool().any(dim=1).sum()
 
     def reduce(self, all_reduce: Callable[[Tensor], Tensor]) -> None:
         """Add up the sums of all processes by a function that sums a tensor; all must call it, also without data."""
@@ -135,6 +137,27 @@ class AttentionAverages(RunningSums):
         super().__init__(max_length, device)
         self.sums = self.zeros(num_layers, num_heads, max_length, max_length)
         self.squares = self.zeros(num_layers, num_heads)
+
+    def mix(self, layer: int, attention: DynamicAttention, value: Tensor) -> Tensor:
+        """See :meth:`RunningSums.mix`; on a GPU by a kernel that makes no matrices."""
+        if self.sums.device != value.device or not usable(attention.query, attention.key, value):
+            return super().mix(layer, attention, value)
+        from papa_lightning.kernels.sums import mix_and_add_attention
+
+        slots = attention.slots
+        length = value.shape[2] if slots is None else slots.number
+        return mix_and_add_attention(
+            attention.query,
+            attention.key,
+            value,
+            attention.mask,
+            attention.bias,
+            attention.scaling,
+            None if slots is None else slots.tokens,
+            None if slots is None else slots.mask,
+            self.sums[layer, :, :length, :length],
+            self.squares[layer],
+        )
 
     def add_attention(self, layer: int, attention: Tensor, mask: Tensor | None) -> None:
         """Add a layer's matrices (B, H, t, t), which are overwritten; the mask (B, t) is true for a real token."""
