@@ -145,7 +145,6 @@ class AttentionAverages(RunningSums):
         from papa_lightning.kernels.sums import mix_and_add_attention
 
         slots = attention.slots
-        length = value.shape[2] if slots is None else slots.number
         return mix_and_add_attention(
             attention.query,
             attention.key,
@@ -155,8 +154,9 @@ class AttentionAverages(RunningSums):
             attention.scaling,
             None if slots is None else slots.tokens,
             None if slots is None else slots.mask,
-            self.sums[layer, :, :length, :length],
-            self.squares[layer],
+            layer,
+            self.sums,
+            self.squares,
         )
 
     def add_attention(self, layer: int, attention: Tensor, mask: Tensor | None) -> None:

@@ -79,8 +79,9 @@ def check(query, key, value, mask, bias=None, slots=None, tolerance=1e-6):
         scaling,
         None if slots is None else slots.tokens,
         None if slots is None else slots.mask,
-        sums[1, :, :length, :length],
-        squares[1],
+        1,
+        sums,
+        squares,
     )
     right, added, squared = expected(query, key, value, mask, bias, scaling, slots)
     before[1, :, :length, :length] += added
@@ -138,10 +139,12 @@ def test_sequences_are_shared_out_among_programs(monkeypatch):
     query, key, value = make(9, 2, 5, 16)
     mask = make_mask(9, 5)
     for processors, sequences, workspace in [(8, 64, 2**20), (8, 1, 2**20), (100, 2, 900), (8, 2, 0), (1, 4, 0)]:
+        kernel._plan.cache_clear()
         monkeypatch.setattr(kernel, "_processors", lambda device, number=processors: number)
         monkeypatch.setattr(kernel, "_SEQUENCES", sequences)
         monkeypatch.setattr(kernel, "_WORKSPACE", workspace)
         check(query, key, value, mask)
+    kernel._plan.cache_clear()
 
 
 def test_nan_in_a_sequence_of_padding_is_not_counted_and_another_is():
@@ -149,24 +152,23 @@ def test_nan_in_a_sequence_of_padding_is_not_counted_and_another_is():
     mask = torch.tensor([[True] * 4, [True, False, True, False], [False] * 4])
     for one in (query, key, value):
         one[2] = float("nan")
-    sums, squares = torch.zeros(1, 4, 4).double(), torch.zeros(1).double()
-    arguments = (None, 1.0, None, None, sums, squares)
+    sums, squares = torch.zeros(1, 1, 4, 4).double(), torch.zeros(1, 1).double()
+    arguments = (None, 1.0, None, None, 0, sums, squares)
     kernel.mix_and_add_attention(query, key, value, mask, *arguments)
     assert sums.isfinite().all()
     assert squares.isfinite().all()
     key[1, 0, 2] = float("nan")
     kernel.mix_and_add_attention(query, key, value, mask, *arguments)
-    assert sums[0, [0, 2]][:, [0, 2]].isnan().all()
+    assert sums[0, 0, [0, 2]][:, [0, 2]].isnan().all()
     assert squares.isnan().all()
 
 
 @pytest.mark.parametrize("shape", [(0, 2, 4, 16), (2, 1, 0, 16)])
 def test_nothing_is_added_for_nothing(shape):
     query, key, value = make(*shape)
-    sums = torch.zeros(shape[1], shape[2], shape[2], dtype=torch.float64)
-    mixed = kernel.mix_and_add_attention(
-        query, key, value, None, None, 1.0, None, None, sums, torch.zeros(shape[1], dtype=torch.float64)
-    )
+    sums = torch.zeros(1, shape[1], 4, 4, dtype=torch.float64)
+    squares = torch.zeros(1, shape[1], dtype=torch.float64)
+    mixed = kernel.mix_and_add_attention(query, key, value, None, None, 1.0, None, None, 0, sums, squares)
     assert mixed.shape == (shape[0], shape[2], *shape[1::2])
     assert sums.eq(0).all()
 
@@ -179,16 +181,18 @@ def test_heads_whose_features_are_not_neighbours_are_copied():
 
 def test_it_is_one_operator():
     query, key, value = make(2, 2, 6, 16)
-    sums, squares = torch.zeros(2, 6, 6).double(), torch.zeros(2).double()
-    arguments = (query, key, value, make_mask(2, 6), None, 1.0, None, None, sums, squares)
-    torch.library.opcheck(kernel.mix_and_add_attention, arguments, test_utils=("test_schema", "test_faketensor"))
+    sums, squares = torch.zeros(1, 2, 6, 6).double(), torch.zeros(1, 2).double()
+    arguments = (query, key, value, make_mask(2, 6), None, 1.0, None, None, 0, sums, squares)
+    operator = torch.ops.papa_lightning.mix_and_add_attention.default
+    torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
+@pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("width", [16, 32, 64, 128, 256])
-def test_tiles_fit_in_the_shared_memory_of_small_gpus(width, size):
+def test_tiles_fit_in_the_shared_memory_of_small_gpus(width, size, biased):
     for length in (1, 14, 64, 100, 8192):
-        mix, add = kernel.mixing_blocks(length, width, size), kernel.adding_blocks(length, width, size)
+        mix, add = (find(length, width * size, biased) for find in (kernel.mixing_blocks, kernel.adding_blocks))
         assert (mix.queries + 2 * mix.stages * mix.keys) * width * size <= 100 * 2**10, "query, keys and values"
         assert add.stages * (add.queries + add.keys) * width * size <= 100 * 2**10
         assert min(*mix[:2], *add[:2]) >= 16
