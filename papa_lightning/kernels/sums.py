@@ -124,7 +124,7 @@ def _add_tiles(
         if tokens is not None:
             query_at = tl.load(tokens + b * tokens_b + i, mask=there, other=0)
             key_at = tl.load(tokens + b * tokens_b + j, mask=here, other=0)
-        norms = tl.load(work + (b * heads + h) * length + query_at, mask=there, other=float("inf"))
+        norms = tl.load(work + (b * heads + h) * length + query_at, mask=there, other=0.0)
         q = tl.load(query + b * query_b + h * query_h + query_at[:, None] * query_t + d[None, :],
                     mask=there[:, None] & (d[None, :] < size), other=0.0)  # fmt: skip
         k = tl.load(key + b * key_b + h * key_h + key_at[None, :] * key_t + d[:, None],
@@ -141,7 +141,8 @@ def _add_tiles(
             p = tl.where(here[None, :], p, 0.0)
         total += p
         squares += tl.sum(p * p, 1)
-    tl.store(work + norms_at + h * (tl.num_programs(0) // heads) + part * tiles + tile, tl.sum(squares, 0))
+    squared = tl.sum(tl.where(there, squares, 0.0), 0)
+    tl.store(work + norms_at + h * (tl.num_programs(0) // heads) + part * tiles + tile, squared)
     if shared:
         at = work + parts_at + ((part * heads + h) * slots + i[:, None]) * slots + j[None, :]
         tl.store(at, total, mask=inside)
@@ -342,17 +343,20 @@ def _plan(
 
 def mixing_blocks(length: int, row: int, biased: bool) -> Blocks:
     """Tiles of the mixing kernel by length and bytes of a row of queries, and whether a bias is read."""
-    queries, stages = (128, 3) if row <= 128 and not biased else (64, 2)
-    keys = 64 if row <= 256 else 32 if row <= 512 else 16
+    if row <= 128 and not biased:
+        queries, keys, stages = 128, 64, 3
+    else:
+        queries, keys, stages = (64, 64 if row <= 256 else 32, 2) if row <= 512 else (32, 16, 1)
+        keys = max(16, keys // 2) if biased and row > 128 else keys
     whole = _width(length)
     return Blocks(min(queries, whole), min(keys, whole), 8 if min(queries, whole) == 128 else 4, stages)
 
 
 def adding_blocks(slots: int, row: int, biased: bool) -> Blocks:
     """Tiles of the adding kernel by number of slots and bytes of a row of queries, and whether a bias is read."""
-    side = 128 if row <= 128 and not biased else 64 if row <= 256 else 32
+    side, stages = (128 if row <= 128 and not biased else 64 if row <= 256 else 32), 2 if row <= 512 else 1
     side = min(side, _width(slots))
-    return Blocks(side, side, 8 if side == 128 else 4, 2)
+    return Blocks(side, side, 8 if side == 128 else 4, stages)
 
 
 def _processors(device: torch.device) -> int:
