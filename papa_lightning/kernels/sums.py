@@ -91,7 +91,8 @@ def _mix_rows(
         new = tl.maximum(highest, tl.max(x, 1))
         p, shrink = tl.exp2(x - new[:, None]), tl.exp2(highest - new)
         total, highest = total * shrink + tl.sum(p, 1), new
-        v = tl.load(value + j[:, None] * value_t + e[None, :], mask=here[:, None] & (e < value_size)[None, :], other=0.0)
+        held = here[:, None] & (e < value_size)[None, :]
+        v = tl.load(value + j[:, None] * value_t + e[None, :], mask=held, other=0.0)
         sums = tl.dot(p.to(v.dtype), v, sums * shrink[:, None], input_precision=precision)
     at = ((b * length + i[:, None]) * heads + h) * value_size + e[None, :]
     rows = (sums / total[:, None]).to(mixed.dtype.element_ty)
@@ -209,9 +210,8 @@ def mix_and_add_attention(
     Returns:
         (B, T, H, h). Rows without any key are uniform, and count nothing.
     """
-    mixed: Tensor = torch.ops.papa_lightning.mix_and_add_attention.default(
-        query, key, value, mask, bias, scaling, tokens, filled, layer, sums, squares
-    )
+    operator = torch.ops.papa_lightning.mix_and_add_attention.default
+    mixed: Tensor = operator(query, key, value, mask, bias, scaling, tokens, filled, layer, sums, squares)
     return mixed
 
 
@@ -225,7 +225,8 @@ torch.library.define(
 @torch.library.register_fake("papa_lightning::mix_and_add_attention")
 def _mixed_like(query: Tensor, key: Tensor, value: Tensor, *further: object) -> Tensor:
     batch, heads, length, size = value.shape
-    return value.new_empty(batch, length, heads, size)
+    mixed: Tensor = value.new_empty(batch, length, heads, size)
+    return mixed
 
 
 @torch.library.impl("papa_lightning::mix_and_add_attention", ("cuda", "cpu"))
@@ -242,7 +243,7 @@ def _mix_and_add(
     sums: Tensor,
     squares: Tensor,
 ) -> Tensor:
-    mixed = _mixed_like(query, key, value)
+    mixed: Tensor = _mixed_like(query, key, value)
     if mixed.numel() == 0:
         return mixed
     query, key, value = (one if one.stride(3) == 1 else one.contiguous() for one in (query, key, value))
@@ -253,8 +254,9 @@ def _mix_and_add(
     work = torch.empty(plan.size, dtype=torch.float32, device=query.device)
     options = {"size": query.shape[3], "width": _width(query.shape[3]), "precision": _precision(query)}
     scores = (query, key, bias, scaling * _LOG2E.value)
-    _mix(scores, value, mask, mixed, work, options)
-    _add(scores, mask if filled is None else filled, tokens, work, (layer, sums, squares), plan, options)
+    with torch.cuda.device_of(query):
+        _mix(scores, value, mask, mixed, work, options)
+        _add(scores, mask if filled is None else filled, tokens, work, (layer, sums, squares), plan, options)
     return mixed
 
 
