@@ -43,13 +43,13 @@ class Blocks(NamedTuple):
 
 @triton.jit
 def _scores(q, k, scale, bias, inside, precision: tl.constexpr):
-    """Scores of a tile to the base 2; ``inside`` marks the entries of the bias that exist."""
-    x = tl.dot(q, k, input_precision=precision) * scale
+    """Scores of a tile, to be multiplied by ``scale``; ``inside`` marks the entries of the bias that exist."""
+    x = tl.dot(q, k, input_precision=precision)
     if bias is not None:
         if bias.dtype.element_ty == tl.int1:
             x = tl.where(tl.load(bias, mask=inside, other=0) != 0, x, _LOWEST)
         else:
-            x += tl.load(bias, mask=inside, other=0.0).to(tl.float32) * _LOG2E
+            x += tl.load(bias, mask=inside, other=0.0).to(tl.float32) * (_LOG2E / scale)
             x = tl.where(x < _LOWEST, _LOWEST, x)  # not a maximum, which would hide NaN
     return x
 
@@ -88,8 +88,8 @@ def _mix_rows(
             x = tl.where(real[None, :], x, tl.where(here, _LOWEST, float("-inf"))[None, :])
         elif not even:
             x = tl.where(here[None, :], x, float("-inf"))
-        new = tl.maximum(highest, tl.max(x, 1))
-        p, shrink = tl.exp2(x - new[:, None]), tl.exp2(highest - new)
+        new = tl.maximum(highest, tl.max(x, 1) * scale)
+        p, shrink = tl.exp2(x * scale - new[:, None]), tl.exp2(highest - new)
         total, highest = total * shrink + tl.sum(p, 1), new
         held = here[:, None] & (e < value_size)[None, :]
         v = tl.load(value + j[:, None] * value_t + e[None, :], mask=held, other=0.0)
@@ -98,7 +98,7 @@ def _mix_rows(
     rows = (sums / total[:, None]).to(mixed.dtype.element_ty)
     tl.store(mixed + at, rows, mask=there[:, None] & (e[None, :] < value_size))
     # A row without any key is uniform, as its values are mixed here, but is not counted.
-    norms = tl.where(highest <= _LOWEST, float("inf"), highest + tl.log2(total))
+    norms = tl.where(highest <= _LOWEST * scale, float("inf"), highest + tl.log2(total))
     tl.store(work + sequence * length + i, norms, mask=there)
 
 
@@ -133,7 +133,7 @@ def _add_tiles(
         pairs = bias
         if bias is not None:
             pairs = bias + b * bias_b + h * bias_h + query_at[:, None] * bias_i + key_at[None, :] * bias_j
-        p = tl.exp2(_scores(q, k, scale, pairs, inside, precision) - norms[:, None])
+        p = tl.exp2(_scores(q, k, scale, pairs, inside, precision) * scale - norms[:, None])
         if mask is not None:
             real = tl.load(mask + b * mask_b + i * mask_t, mask=there, other=0) != 0
             seen = tl.load(mask + b * mask_b + j * mask_t, mask=here, other=0) != 0
@@ -200,7 +200,7 @@ def mix_and_add_attention(
         mask: (B, T), true for a real token, or None.
         bias: Bias of the scores, broadcastable to (B, H, T, T), or None: floating point is added, and boolean is true
             where a query may look. It is read where it is, without a copy.
-        scaling: Factor of the scores.
+        scaling: Factor of the scores, above 0.
         tokens: (B, S), the token in each slot, where sums are by slots; else None, and S is T.
         filled: (B, S), true where a slot has a real token, where sums are by slots; else None.
         layer: Number of the layer.
