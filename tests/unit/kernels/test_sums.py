@@ -185,6 +185,12 @@ def test_it_is_one_operator():
     arguments = (query, key, value, make_mask(2, 6), None, 1.0, None, None, 0, sums, squares)
     operator = torch.ops.papa_lightning.mix_and_add_attention.default
     torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
+    found, right = [sums.clone(), squares.clone()], [sums, squares]
+    once = kernel.mix_and_add_attention(*arguments[:-2], *right)
+    compiled = torch.compile(kernel.mix_and_add_attention, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(*arguments[:-2], *found), once)
+    assert torch.equal(found[0], right[0])
+    assert torch.equal(found[1], right[1])
 
 
 @pytest.mark.parametrize("biased", [False, True])
