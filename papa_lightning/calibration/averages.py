@@ -136,17 +136,33 @@ class AttentionAverages(RunningSums):
     ) -> None:
         super().__init__(max_length, device)
         self.sums = self.zeros(num_layers, num_heads, max_length, max_length)
-        self.squares = self.zeros(num_layers, num_heads)
+        self._squares = self.zeros(num_layers, num_heads)
+        self._squares_of_tiles: Tensor | None = None
+
+    @property
+    def squares(self) -> Tensor:
+        """Sums of squares (L, H), with those that kernels left by tile."""
+        if self._squares_of_tiles is not None:
+            self._squares += self._squares_of_tiles.sum(dim=2)
+            self._squares_of_tiles = None
+        return self._squares
+
+    @squares.setter
+    def squares(self, squares: Tensor) -> None:
+        self._squares, self._squares_of_tiles = squares, None
 
     def mix(self, layer: int, attention: DynamicAttention, value: Tensor) -> Tensor:
         """See :meth:`RunningSums.mix`; on a GPU by a kernel that makes no matrices."""
         if self.sums.device != value.device or not usable(attention.query, attention.key, value):
             return super().mix(layer, attention, value)
-        from papa_lightning.kernels.sums import mix_and_add_attention
+        from papa_lightning.kernels.sums import mix_and_add_attention, most_tiles
 
-        slots = attention.slots
+        slots, query = attention.slots, attention.query
+        tiles = most_tiles(self.max_length, query.shape[3], query.dtype)
+        if self._squares_of_tiles is None or self._squares_of_tiles.shape[2] < tiles:
+            self._squares_of_tiles = self.zeros(*self.squares.shape, tiles)
         return mix_and_add_attention(
-            attention.query,
+            query,
             attention.key,
             value,
             attention.mask,
@@ -156,7 +172,7 @@ class AttentionAverages(RunningSums):
             None if slots is None else slots.mask,
             layer,
             self.sums,
-            self.squares,
+            self._squares_of_tiles,
         )
 
     def add_attention(self, layer: int, attention: Tensor, mask: Tensor | None) -> None:

@@ -13,12 +13,12 @@ numbers are taken as there too: by three TF32 products each, which are as exact 
 from __future__ import annotations
 
 from functools import cache, lru_cache
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
+from papa_lightning.kernels.constant_launch import precision
 from papa_lightning.kernels.sums_blocks import LOG2E, add_parts, add_tiles, mix_rows
 
 #: Most sequences whose probabilities are added in float32: the rounding is a few units of its last place.
@@ -37,6 +37,11 @@ class Blocks(NamedTuple):
     warps: int
     stages: int
 
+    def settings(self) -> dict[str, int]:
+        """Arguments of a launch."""
+        queries, keys, warps, stages = self
+        return {"queries": queries, "keys": keys, "num_warps": warps, "num_stages": stages}
+
 
 def mix_and_add_attention(
     query: Tensor,
@@ -53,7 +58,7 @@ def mix_and_add_attention(
 ) -> Tensor:
     """Mix values by attention ``A = softmax(scaling Q K^T + bias)`` over the real keys, and add it to running sums.
 
-        sums[layer,h,i,j] += sum_b A[b,h,i,j] m_i m_j,   squares[layer,h] += sum_bij A[b,h,i,j]^2 m_i m_j
+        sums[layer,h,i,j] += sum_b A[b,h,i,j] m_i m_j,   squares[layer,h,*] += sum_bij A[b,h,i,j]^2 m_i m_j
 
     Args:
         query: (B, H, T, h); float16, bfloat16 or float32.
@@ -67,31 +72,17 @@ def mix_and_add_attention(
         filled: (B, S), true where a slot has a real token, where sums are by slots; else None.
         layer: Number of the layer.
         sums: (L, H, N, N), float64, contiguous, with N of S or more; added to in place.
-        squares: (L, H), float64, contiguous; added to in place.
+        squares: (L, H, P), float64, contiguous, with P of :func:`most_tiles` or more; added to in place, each tile to
+            an entry of its own, so that no other launch has to add them up.
 
     Returns:
         (B, T, H, h). Rows without any key are uniform, and count nothing.
     """
-    operator = torch.ops.papa_lightning.mix_and_add_attention.default
-    mixed: Tensor = operator(query, key, value, mask, bias, scaling, tokens, filled, layer, sums, squares)
+    run = torch.ops.papa_lightning.mix_and_add_attention.default if torch.compiler.is_compiling() else _mix_and_add
+    mixed: Tensor = run(query, key, value, mask, bias, scaling, tokens, filled, layer, sums, squares)
     return mixed
 
 
-torch.library.define(
-    "papa_lightning::mix_and_add_attention",
-    "(Tensor query, Tensor key, Tensor value, Tensor? mask, Tensor? bias, float scaling, Tensor? tokens, "
-    "Tensor? filled, int layer, Tensor(a!) sums, Tensor(b!) squares) -> Tensor",
-)
-
-
-@torch.library.register_fake("papa_lightning::mix_and_add_attention")
-def _mixed_like(query: Tensor, key: Tensor, value: Tensor, *further: object) -> Tensor:
-    batch, heads, length, size = value.shape
-    mixed: Tensor = value.new_empty(batch, length, heads, size)
-    return mixed
-
-
-@torch.library.impl("papa_lightning::mix_and_add_attention", ("cuda", "cpu"))
 def _mix_and_add(
     query: Tensor,
     key: Tensor,
@@ -105,104 +96,144 @@ def _mix_and_add(
     sums: Tensor,
     squares: Tensor,
 ) -> Tensor:
-    mixed: Tensor = _mixed_like(query, key, value)
-    if mixed.numel() == 0:
+    shape, seen = query.shape, mask if filled is None else filled
+    slots = shape[2] if filled is None else filled.shape[1]
+    plan = _plan(shape, value.shape[3], slots, query.dtype, bias is not None, query.device)
+    mixed = torch.empty(plan.mixed, dtype=value.dtype, device=value.device)
+    if plan.programs == 0:
         return mixed
-    query, key, value = (one if one.stride(3) == 1 else one.contiguous() for one in (query, key, value))
+    work = torch.empty(plan.work, dtype=torch.float32, device=value.device)
+    query, key, value = _readable(query), _readable(key), _readable(value)
     if bias is not None:
-        bias = bias.expand(*query.shape[:3], key.shape[2])
-    slots = query.shape[2] if filled is None else filled.shape[1]
-    plan = _plan(*query.shape, slots, query.element_size(), bias is not None, query.device)
-    work = torch.empty(plan.size, dtype=torch.float32, device=query.device)
-    options = {"size": query.shape[3], "width": _width(query.shape[3]), "precision": _precision(query)}
-    scores = (query, key, bias, scaling * LOG2E.value)
+        bias = bias.expand(*shape[:3], shape[2])
+    scale, precision = scaling * LOG2E.value, _precision(query)
+    strides, bias_strides = (*query.stride()[:3], *key.stride()[:3]), (0, 0, 0, 0) if bias is None else bias.stride()
     with torch.cuda.device_of(query):
-        _mix(scores, value, mask, mixed, work, options)
-        _add(scores, mask if filled is None else filled, tokens, work, (layer, sums, squares), plan, options)
+        mix_rows[plan.programs,](
+            *(query, key, value, mask, bias, mixed, work, scale, shape[1], shape[2], *strides),
+            *(*value.stride()[:3], *_strides(mask), *bias_strides),
+            precision=precision,
+            **plan.mixing,
+        )
+        strides = (*strides, *_strides(seen), *bias_strides, 0 if tokens is None else tokens.stride(0))
+        arguments = (query, key, seen, bias, tokens, work, sums, squares, scale, shape[1], shape[2])
+        for first, programs in plan.launches:
+            add_tiles[programs,](
+                *(*arguments, slots, sums.shape[3], squares.shape[2], plan.norms_at, plan.parts_at, layer, first),
+                *(shape[0], plan.each, *strides),
+                precision=precision,
+                **plan.adding,
+            )
+            if plan.parts > 1:
+                _add_parts(plan, programs, work, sums, squares, slots, layer)
     return mixed
 
 
-_Scores: TypeAlias = "tuple[Tensor, Tensor, Tensor | None, float]"  # query, key, bias and factor
+torch.library.define(
+    "papa_lightning::mix_and_add_attention",
+    "(Tensor query, Tensor key, Tensor value, Tensor? mask, Tensor? bias, float scaling, Tensor? tokens, "
+    "Tensor? filled, int layer, Tensor(a!) sums, Tensor(b!) squares) -> Tensor",
+)
+torch.library.impl("papa_lightning::mix_and_add_attention", ("cuda", "cpu"), _mix_and_add)
 
 
-def _mix(
-    scores: _Scores, value: Tensor, mask: Tensor | None, mixed: Tensor, work: Tensor, options: dict[str, Any]
-) -> None:
-    """Launch the kernel that mixes."""
-    (query, key, bias, scale), value_size = scores, value.shape[3]
-    batch, heads, length, _ = query.shape
-    blocks = mixing_blocks(length, options["width"] * query.element_size(), bias is not None)
-    mix_rows[(triton.cdiv(length, blocks.queries) * batch * heads,)](
-        query, key, value, mask, bias, mixed, work, scale, heads, length,
-        *query.stride()[:3], *key.stride()[:3], *value.stride()[:3], *_strides(mask, 2), *_strides(bias, 4),
-        value_size=value_size, value_width=_width(value_size), even=length % blocks.keys == 0, queries=blocks.queries,
-        keys=blocks.keys, num_warps=blocks.warps, num_stages=blocks.stages, **options,
-    )  # fmt: skip
+@torch.library.register_fake("papa_lightning::mix_and_add_attention")
+def _mixed_like(query: Tensor, key: Tensor, value: Tensor, *further: object) -> Tensor:
+    batch, heads, length, size = value.shape
+    mixed: Tensor = value.new_empty(batch, length, heads, size)
+    return mixed
 
 
-def _add(
-    scores: _Scores,
-    mask: Tensor | None,
-    tokens: Tensor | None,
-    work: Tensor,
-    target: tuple[int, Tensor, Tensor],
-    plan: _Plan,
-    options: dict[str, Any],
-) -> None:
-    """Launch the kernels that add, for as many sequences at a time as the plan has room for."""
-    (query, key, bias, scale), (layer, sums, squares), blocks = scores, target, plan.blocks
-    (batch, heads, length, _), (slots, max_length) = query.shape, (plan.slots, sums.shape[3])
-    strides = (*query.stride()[:3], *key.stride()[:3], *_strides(mask, 2), *_strides(bias, 4), *_strides(tokens, 1))
-    for first in range(0, batch, plan.parts * plan.each):
-        parts = min(plan.parts, triton.cdiv(batch - first, plan.each))
-        add_tiles[(plan.tiles * heads * parts,)](
-            query, key, mask, bias, tokens, work, sums, scale, heads, length, slots, max_length,
-            plan.norms_at, plan.parts_at, layer, first, batch, plan.each, *strides,
-            even=slots % blocks.keys == 0, shared=plan.parts > 1, queries=blocks.queries, keys=blocks.keys,
-            stages=blocks.stages, num_warps=blocks.warps, num_stages=blocks.stages, **options,
-        )  # fmt: skip
-        add_parts[(triton.cdiv(slots**2, _ENTRIES) if plan.parts > 1 else 1, heads)](
-            work, sums, squares, slots, max_length, plan.norms_at, plan.parts_at, layer, parts, plan.tiles,
-            shared=plan.parts > 1, block=_ENTRIES,
-        )  # fmt: skip
+def _add_parts(plan: _Plan, programs: int, work: Tensor, sums: Tensor, squares: Tensor, slots: int, layer: int) -> None:
+    """Add the sums of parts of a batch, of one launch of so many programs."""
+    heads = sums.shape[1]
+    add_parts[-(-(slots**2) // _ENTRIES), heads](
+        *(work, sums, squares, slots, sums.shape[3], squares.shape[2], plan.norms_at, plan.parts_at, layer),
+        *(programs // (heads * plan.tiles), plan.tiles),
+        block=_ENTRIES,
+    )
 
 
 class _Plan(NamedTuple):
-    """How the sequences of a batch are shared out, and where in the workspace sums are written.
+    """How a batch of one shape is computed; made once, because it takes longer than a launch.
 
     Args:
-        slots: S.
-        blocks: The tiles of the adding kernel.
+        mixed: Shape of the mixed values.
+        programs: Number of programs that mix; 0 where there is nothing to do.
+        mixing: What they are compiled with.
+        adding: What the programs that add are compiled with.
         tiles: Number of tiles of a head.
         parts: Number of programs that share the sequences of a tile.
         each: Number of sequences of each of them.
-        norms_at: Place of the sums of squares, behind the logarithms of the sums of rows.
+        launches: First sequence and number of programs of each launch.
+        norms_at: Place of the sums of squares of parts in the workspace, behind the logarithms of the sums of rows.
         parts_at: Place of the sums of parts.
-        size: Number of entries.
+        work: Number of entries of the workspace.
     """
 
-    slots: int
-    blocks: Blocks
+    mixed: tuple[int, ...]
+    programs: int
+    mixing: dict[str, Any]
+    adding: dict[str, Any]
     tiles: int
     parts: int
     each: int
+    launches: tuple[tuple[int, int], ...]
     norms_at: int
     parts_at: int
-    size: int
+    work: int
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def _plan(
-    batch: int, heads: int, length: int, size: int, slots: int, item: int, biased: bool, device: torch.device
+    shape: tuple[int, int, int, int],
+    value_size: int,
+    slots: int,
+    dtype: torch.dtype,
+    biased: bool,
+    device: torch.device,
 ) -> _Plan:
-    blocks = adding_blocks(slots, _width(size) * item, biased)
-    tiles, entries = triton.cdiv(slots, blocks.queries) * triton.cdiv(slots, blocks.keys), heads * slots**2
-    wanted = triton.cdiv(_processors(device), heads * tiles)
-    parts = max(1, min(batch, wanted, _WORKSPACE // (4 * entries)))
-    each = min(_SEQUENCES, triton.cdiv(batch, parts))
+    batch, heads, length, size = shape
+    width, entries = _power(size), heads * slots**2
+    rows, tile = (find(length, width * dtype.itemsize, biased) for find in (mixing_blocks, adding_blocks))
+    tiles, programs = _tiles(slots, tile), -(-length // rows.queries) * batch * heads * (value_size > 0)
+    wanted = -(-_processors(device) // (heads * tiles)) if batch > _SEQUENCES else 1
+    parts = max(1, min(batch, wanted, _WORKSPACE // (4 * max(1, entries))))
+    each = min(_SEQUENCES, -(-batch // parts))
+    launches = [
+        (first, heads * tiles * min(parts, -(-(batch - first) // each)))
+        for first in range(0, batch, max(1, parts * each))
+    ]
     norms_at = _aligned(batch * heads * length)
     parts_at = norms_at + _aligned(heads * tiles * parts)
-    return _Plan(slots, blocks, tiles, parts, each, norms_at, parts_at, parts_at + (parts > 1) * parts * entries)
+    common = {"size": size, "width": width}
+    mixing = {"value_size": value_size, "value_width": _power(value_size), "even": length % rows.keys == 0}
+    adding = {"even": slots % tile.keys == 0, "shared": parts > 1, "stages": tile.stages}
+    return _Plan(
+        mixed=(batch, length, heads, value_size),
+        programs=programs,
+        mixing=common | mixing | rows.settings(),
+        adding=common | adding | tile.settings(),
+        tiles=tiles,
+        parts=parts,
+        each=each,
+        launches=tuple(launches),
+        norms_at=norms_at,
+        parts_at=parts_at,
+        work=parts_at + (parts > 1) * parts * entries,
+    )
+
+
+@cache
+def most_tiles(slots: int, size: int, dtype: torch.dtype) -> int:
+    """The largest number of tiles of a head in batches of up to so many slots, for heads of a size and dtype."""
+    row, lengths = _power(size) * dtype.itemsize, {min(slots, length) for length in (slots, *_LENGTHS)}
+    return max(_tiles(length, adding_blocks(length, row, biased)) for length in lengths for biased in (False, True))
+
+
+def _tiles(slots: int, blocks: Blocks) -> int:
+    """Number of tiles of a head."""
+    return -(-slots // blocks.queries) * -(-slots // blocks.keys)
 
 
 def mixing_blocks(length: int, row: int, biased: bool) -> Blocks:
@@ -212,15 +243,23 @@ def mixing_blocks(length: int, row: int, biased: bool) -> Blocks:
     else:
         queries, keys, stages = (64, 64 if row <= 256 else 32, 2) if row <= 512 else (32, 16, 1)
         keys = max(16, keys // 2) if biased and row > 128 else keys
-    whole = _width(length)
+    whole = _power(length)
     return Blocks(min(queries, whole), min(keys, whole), 8 if min(queries, whole) == 128 else 4, stages)
+
+
+#: Lengths up to which small tiles, and middle ones, keep a GPU busy.
+_LENGTHS = (128, 511)
 
 
 def adding_blocks(slots: int, row: int, biased: bool) -> Blocks:
     """Tiles of the adding kernel by number of slots and bytes of a row of queries, and whether a bias is read."""
-    side, stages = (128 if row <= 128 and not biased else 64 if row <= 256 else 32), 2 if row <= 512 else 1
-    side = min(side, _width(slots))
-    return Blocks(side, side, 8 if side == 128 else 4, stages)
+    whole, (small, middle) = _power(slots), _LENGTHS
+    if slots <= small or row > 256:
+        side = min(32, whole)
+        return Blocks(side, side, 4, 3 if row <= 256 else 2 if row <= 512 else 1)
+    if row > 128 or biased or slots <= middle:
+        return Blocks(64, 64 if row <= 128 or not biased else 32, 4, 3 if row <= 128 and not biased else 2)
+    return Blocks(128, 64, 4, 3)
 
 
 def _processors(device: torch.device) -> int:
@@ -230,14 +269,19 @@ def _processors(device: torch.device) -> int:
 
 def _precision(query: Tensor) -> str:
     """How products are taken: of float32 as exactly as float32, unless torch's settings allow TF32."""
-    if query.dtype != torch.float32 or torch.get_float32_matmul_precision() != "highest":
-        return "tf32"  # for half precision it says nothing
-    return "ieee" if torch.version.hip is not None else "tf32x3"
+    found = precision(query)
+    exact = query.dtype == torch.float32 and found == "ieee" and torch.version.hip is None
+    return "tf32x3" if exact else found
 
 
-def _strides(tensor: Tensor | None, number: int) -> tuple[int, ...]:
-    """The first strides of a tensor; 0 without one."""
-    return (0,) * number if tensor is None else tensor.stride()[:number]
+def _readable(tensor: Tensor) -> Tensor:
+    """A tensor (B, H, T, h) whose features are neighbours."""
+    return tensor if tensor.stride(3) == 1 else tensor.contiguous()
+
+
+def _strides(mask: Tensor | None) -> tuple[int, ...]:
+    """The strides of a mask (B, T); zeros for None, of which nothing is read."""
+    return (0, 0) if mask is None else mask.stride()
 
 
 def _aligned(number: int) -> int:
@@ -245,7 +289,6 @@ def _aligned(number: int) -> int:
     return -(-number // 64) * 64
 
 
-@cache
-def _width(size: int) -> int:
+def _power(size: int) -> int:
     """The size of a block that holds a number of entries: a power of 2, of 16 or more."""
-    return max(16, int(triton.next_power_of_2(size)))
+    return max(16, 1 << (size - 1).bit_length()) if size > 0 else 16

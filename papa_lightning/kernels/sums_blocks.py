@@ -71,8 +71,8 @@ def mix_rows(
 
 @triton.jit(do_not_specialize=["layer", "first", "last", "each"])
 def add_tiles(
-    query, key, mask, bias, tokens, work, sums, scale, heads, length, slots, max_length, norms_at, parts_at,
-    layer, first, last, each, query_b, query_h, query_t, key_b, key_h, key_t, mask_b, mask_t,
+    query, key, mask, bias, tokens, work, sums, squares, scale, heads, length, slots, max_length, most_tiles,
+    norms_at, parts_at, layer, first, last, each, query_b, query_h, query_t, key_b, key_h, key_t, mask_b, mask_t,
     bias_b, bias_h, bias_i, bias_j, tokens_b,
     size: tl.constexpr, width: tl.constexpr, even: tl.constexpr, shared: tl.constexpr,
     precision: tl.constexpr, queries: tl.constexpr, keys: tl.constexpr, stages: tl.constexpr,
@@ -85,7 +85,7 @@ def add_tiles(
     i, j = (tile // columns) * queries + tl.arange(0, queries), (tile % columns) * keys + tl.arange(0, keys)
     d, there, here = tl.arange(0, width), i < slots, j < slots
     inside = there[:, None] & here[None, :]
-    total, squares = tl.zeros((queries, keys), tl.float32), tl.zeros((queries,), tl.float32)
+    total, squared = tl.zeros((queries, keys), tl.float32), tl.zeros((queries,), tl.float32)
     begin = first + part * each
     for b in tl.range(begin, tl.minimum(begin + each, last), num_stages=stages):
         query_at, key_at = i, j
@@ -108,22 +108,23 @@ def add_tiles(
         elif not even:
             p = tl.where(here[None, :], p, 0.0)
         total += p
-        squares += tl.sum(p * p, 1)
-    squared = tl.sum(tl.where(there, squares, 0.0), 0)
-    tl.store(work + norms_at + h * (tl.num_programs(0) // heads) + part * tiles + tile, squared)
+        squared += tl.sum(p * p, 1)
+    norm = tl.sum(tl.where(there, squared, 0.0), 0)
     if shared:
+        tl.store(work + norms_at + h * (tl.num_programs(0) // heads) + part * tiles + tile, norm)
         at = work + parts_at + ((part * heads + h) * slots + i[:, None]) * slots + j[None, :]
         tl.store(at, total, mask=inside)
     else:
+        own = squares + (layer * heads + h) * most_tiles + tile
+        tl.store(own, tl.load(own) + norm.to(tl.float64))
         at = sums + ((layer * heads + h) * max_length + i[:, None]) * max_length + j[None, :]
         tl.store(at, tl.load(at, mask=inside, other=0.0) + total.to(tl.float64), mask=inside)
 
 
 @triton.jit(do_not_specialize=["layer", "parts", "tiles"])
 def add_parts(
-    work, sums, squares, slots, max_length, norms_at, parts_at, layer, parts, tiles,
-    shared: tl.constexpr, block: tl.constexpr,
-):  # fmt: skip
+    work, sums, squares, slots, max_length, most_tiles, norms_at, parts_at, layer, parts, tiles, block: tl.constexpr
+):
     """Add the sums of parts of a batch to a block of a head's sums, and those of squares, in order."""
     heads = tl.num_programs(1)
     h, order = tl.program_id(1).to(tl.int64), tl.arange(0, block)
@@ -132,12 +133,11 @@ def add_parts(
         for start in range(0, parts * tiles, block):
             inside = start + order < parts * tiles
             squared += tl.load(work + norms_at + h * parts * tiles + start + order, mask=inside, other=0.0)
-        at = squares + layer * heads + h
-        tl.store(at, tl.load(at) + tl.sum(squared, 0))
-    if shared:
-        entry = tl.program_id(0) * block + order
-        inside, added = entry < slots * slots, tl.zeros((block,), tl.float64)
-        for part in range(0, parts):
-            added += tl.load(work + parts_at + (part * heads + h) * slots * slots + entry, mask=inside, other=0.0)
-        at = sums + ((layer * heads + h) * max_length + entry // slots) * max_length + entry % slots
-        tl.store(at, tl.load(at, mask=inside, other=0.0) + added, mask=inside)
+        own = squares + (layer * heads + h) * most_tiles
+        tl.store(own, tl.load(own) + tl.sum(squared, 0))
+    entry = tl.program_id(0) * block + order
+    inside, added = entry < slots * slots, tl.zeros((block,), tl.float64)
+    for part in range(0, parts):
+        added += tl.load(work + parts_at + (part * heads + h) * slots * slots + entry, mask=inside, other=0.0)
+    at = sums + ((layer * heads + h) * max_length + entry // slots) * max_length + entry % slots
+    tl.store(at, tl.load(at, mask=inside, other=0.0) + added, mask=inside)
