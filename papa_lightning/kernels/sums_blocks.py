@@ -109,7 +109,68 @@ def add_tiles(
             p = tl.where(here[None, :], p, 0.0)
         total += p
         squared += tl.sum(p * p, 1)
-    norm = tl.sum(tl.where(there, squared, 0.0), 0)
+    _keep(total, squared, work, sums, squares, heads, slots, max_length, most_tiles, norms_at, parts_at,
+          layer, h, part, tile, tiles, i, j, shared)  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["layer", "first", "last", "each"])
+def mix_and_add(
+    query, key, value, mask, bias, mixed, work, sums, squares, scale, heads, length, max_length, most_tiles,
+    norms_at, parts_at, layer, first, last, each, query_b, query_h, query_t, key_b, key_h, key_t,
+    value_b, value_h, value_t, mask_b, mask_t, bias_b, bias_h, bias_i, bias_j,
+    size: tl.constexpr, width: tl.constexpr, value_size: tl.constexpr, value_width: tl.constexpr,
+    even: tl.constexpr, shared: tl.constexpr, precision: tl.constexpr, queries: tl.constexpr, keys: tl.constexpr,
+    stages: tl.constexpr,
+):  # fmt: skip
+    """Both at once for some sequences, in a tile of queries, where all keys are one block."""
+    tiles = tl.cdiv(length, queries)
+    tile, rest = tl.program_id(0) % tiles, tl.program_id(0) // tiles
+    h, part = (rest % heads).to(tl.int64), (rest // heads).to(tl.int64)
+    i, j = tile * queries + tl.arange(0, queries), tl.arange(0, keys)
+    d, e, there, here = tl.arange(0, width), tl.arange(0, value_width), i < length, j < length
+    total, squared = tl.zeros((queries, keys), tl.float32), tl.zeros((queries,), tl.float32)
+    begin = first + part * each
+    for b in tl.range(begin, tl.minimum(begin + each, last), num_stages=stages):
+        q = tl.load(query + b * query_b + h * query_h + i[:, None] * query_t + d[None, :],
+                    mask=there[:, None] & (d[None, :] < size), other=0.0)  # fmt: skip
+        k = tl.load(key + b * key_b + h * key_h + j[None, :] * key_t + d[:, None],
+                    mask=here[None, :] & (d[:, None] < size), other=0.0)  # fmt: skip
+        v = tl.load(value + b * value_b + h * value_h + j[:, None] * value_t + e[None, :],
+                    mask=here[:, None] & (e[None, :] < value_size), other=0.0)  # fmt: skip
+        pairs = bias
+        if bias is not None:
+            pairs = bias + b * bias_b + h * bias_h + i[:, None] * bias_i + j[None, :] * bias_j
+        x = _scores(q, k, scale, pairs, there[:, None] & here[None, :], precision)
+        if mask is not None:
+            seen = tl.load(mask + b * mask_b + j * mask_t, mask=here, other=0) != 0
+            x = tl.where(seen[None, :], x, tl.where(here, _LOWEST, float("-inf"))[None, :])
+        elif not even:
+            x = tl.where(here[None, :], x, float("-inf"))
+        highest = tl.max(x, 1)
+        p = tl.exp2(x * scale - (highest * scale)[:, None])
+        p /= tl.sum(p, 1)[:, None]
+        rows = tl.dot(p.to(v.dtype), v, input_precision=precision)
+        at = ((b * length + i[:, None]) * heads + h) * value_size + e[None, :]
+        tl.store(mixed + at, rows.to(mixed.dtype.element_ty), mask=there[:, None] & (e[None, :] < value_size))
+        if bias is not None:
+            p = tl.where((highest <= _LOWEST)[:, None], 0.0, p)  # as in mix_rows
+        if mask is not None:
+            real = tl.load(mask + b * mask_b + i * mask_t, mask=there, other=0) != 0
+            p = tl.where(real[:, None] & seen[None, :], p, 0.0)
+        total += p
+        squared += tl.sum(p * p, 1)
+    _keep(total, squared, work, sums, squares, heads, length, max_length, most_tiles, norms_at, parts_at,
+          layer, h, part, tile, tiles, i, j, shared)  # fmt: skip
+
+
+@triton.jit
+def _keep(
+    total, squared, work, sums, squares, heads, slots, max_length, most_tiles, norms_at, parts_at,
+    layer, h, part, tile, tiles, i, j, shared: tl.constexpr,
+):  # fmt: skip
+    """Add the sums of a tile to those of its head, or write them to the workspace, where several have one tile."""
+    norm = tl.sum(tl.where(i < slots, squared, 0.0), 0)
+    inside = (i[:, None] < slots) & (j[None, :] < slots)
     if shared:
         tl.store(work + norms_at + h * (tl.num_programs(0) // heads) + part * tiles + tile, norm)
         at = work + parts_at + ((part * heads + h) * slots + i[:, None]) * slots + j[None, :]

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from papa_lightning.attention.dynamic import slots_at
 from papa_lightning.attention.functional import attention_probabilities, clear_padding
 from papa_lightning.kernels import sums as kernel
+from papa_lightning.kernels import sums_launch as launch
 
 assert_close = torch.testing.assert_close
 
@@ -137,15 +138,15 @@ def test_biases_are_read_where_they_are(kind, shape, padded, by_slot):
 
 def test_sequences_are_shared_out_among_programs(monkeypatch):
     """In any number of parts, over several launches, and with sums that have no room for parts of their own."""
-    query, key, value = make(9, 2, 5, 16)
     mask = make_mask(9, 5)
     for processors, sequences, workspace in [(8, 1, 2**20), (100, 2, 900), (8, 2, 0), (1, 4, 0)]:
-        kernel._plan.cache_clear()
-        monkeypatch.setattr(kernel, "_processors", lambda device, number=processors: number)
-        monkeypatch.setattr(kernel, "_SEQUENCES", sequences)
-        monkeypatch.setattr(kernel, "_WORKSPACE", workspace)
-        check(query, key, value, mask)
-    kernel._plan.cache_clear()
+        launch.plan_batch.cache_clear()
+        monkeypatch.setattr(launch, "_processors", lambda device, number=processors: number)
+        monkeypatch.setattr(launch, "SEQUENCES", sequences)
+        monkeypatch.setattr(launch, "WORKSPACE", workspace)
+        for dtype in (torch.float32, torch.float16):
+            check(*make(9, 2, 5, 16, dtype), mask)
+    launch.plan_batch.cache_clear()
 
 
 def test_nan_in_a_sequence_of_padding_is_not_counted_and_another_is():
@@ -199,7 +200,7 @@ def test_it_is_one_operator():
 @pytest.mark.parametrize("width", [16, 32, 64, 128, 256])
 def test_tiles_fit_in_the_shared_memory_of_small_gpus(width, size, biased):
     for length in (1, 14, 64, 100, 300, 8192):
-        mix, add = (find(length, width * size, biased) for find in (kernel.mixing_blocks, kernel.adding_blocks))
+        mix, add = (find(length, width * size, biased) for find in (launch.mixing_blocks, launch.adding_blocks))
         assert (mix.queries + 2 * mix.stages * mix.keys) * width * size <= 99 * 2**10, "query, keys and values"
         assert add.stages * (add.queries + add.keys) * width * size <= 99 * 2**10
         assert min(*mix[:2], *add[:2]) >= 16
@@ -210,9 +211,9 @@ def test_tiles_fit_in_the_shared_memory_of_small_gpus(width, size, biased):
 def test_every_tile_has_an_entry_for_its_squares(size, dtype):
     for longest in (5, 128, 130, 511, 600, 2000):
         most = kernel.most_tiles(longest, size, dtype)
-        for length in {1, longest // 2, longest, *[number for number in kernel._LENGTHS if number <= longest]}:
+        for length in {1, longest // 2, longest, *[number for number in launch._LENGTHS if number <= longest]}:
             for biased in (False, True):
-                assert kernel._tiles(length, kernel.adding_blocks(length, size * dtype.itemsize, biased)) <= most
+                assert launch._tiles(length, launch.adding_blocks(length, size * dtype.itemsize, biased)) <= most
 
 
 def test_float32_is_not_taken_in_tf32_unless_torch_allows_it():
@@ -220,8 +221,8 @@ def test_float32_is_not_taken_in_tf32_unless_torch_allows_it():
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("highest")
-        assert kernel._precision(query) == "tf32x3"
+        assert launch.exact_precision(query) == "tf32x3"
         torch.set_float32_matmul_precision("high")
-        assert kernel._precision(query) == "tf32"
+        assert launch.exact_precision(query) == "tf32"
     finally:
         torch.set_float32_matmul_precision(before)
