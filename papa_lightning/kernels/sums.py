@@ -13,12 +13,13 @@ numbers are taken as there too: by three TF32 products each, which are as exact 
 
 from __future__ import annotations
 
+from math import e, log2
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from papa_lightning.kernels.sums_blocks import LOG2E, add_parts, add_tiles, mix_and_add, mix_rows
+from papa_lightning.kernels.sums_blocks import add_parts, add_tiles, mix_and_add, mix_rows
 from papa_lightning.kernels.sums_launch import ENTRIES, Plan, exact_precision, most_tiles, plan_batch
 
 __all__ = ["mix_and_add_attention", "most_tiles"]
@@ -82,11 +83,11 @@ def _mix_and_add(
     mixed = torch.empty(plan.mixed, dtype=value.dtype, device=value.device)
     if not plan.launches:
         return mixed
-    work = torch.empty(plan.work, dtype=torch.float32, device=value.device)
+    work = torch.empty(plan.work, dtype=torch.float32, device=value.device) if plan.work > 0 else None
     query, key, value = _readable(query), _readable(key), _readable(value)
     if bias is not None:
         bias = bias.expand(*query.shape[:3], key.shape[2])
-    scores = (query, key, bias, scaling * LOG2E.value)
+    scores = (query, key, bias, scaling * log2(e))
     target = (sums, squares, layer)
     with torch.cuda.device_of(query):
         if plan.short:
@@ -117,7 +118,7 @@ _Target: TypeAlias = tuple[Tensor, Tensor, int]  # sums, squares and the layer
 
 
 def _launch_both(
-    plan: Plan, scores: _Scores, value: Tensor, mask: Tensor | None, mixed: Tensor, work: Tensor, target: _Target
+    plan: Plan, scores: _Scores, value: Tensor, mask: Tensor | None, mixed: Tensor, work: Tensor | None, target: _Target
 ) -> None:
     (query, key, bias, scale), (sums, squares, layer) = scores, target
     batch, heads, length, _ = query.shape
@@ -133,7 +134,7 @@ def _launch_both(
 
 
 def _launch_mixing(
-    plan: Plan, scores: _Scores, value: Tensor, mask: Tensor | None, mixed: Tensor, work: Tensor
+    plan: Plan, scores: _Scores, value: Tensor, mask: Tensor | None, mixed: Tensor, work: Tensor | None
 ) -> None:
     query, key, bias, scale = scores
     mix_rows[plan.programs,](
@@ -145,7 +146,7 @@ def _launch_mixing(
 
 
 def _launch_adding(
-    plan: Plan, scores: _Scores, mask: Tensor | None, tokens: Tensor | None, work: Tensor, target: _Target
+    plan: Plan, scores: _Scores, mask: Tensor | None, tokens: Tensor | None, work: Tensor | None, target: _Target
 ) -> None:
     (query, key, bias, scale), (sums, squares, layer) = scores, target
     batch, heads, length, _ = query.shape
@@ -161,7 +162,7 @@ def _launch_adding(
         _launch_parts(plan, programs, work, target)
 
 
-def _launch_parts(plan: Plan, programs: int, work: Tensor, target: _Target) -> None:
+def _launch_parts(plan: Plan, programs: int, work: Tensor | None, target: _Target) -> None:
     """Add the sums of parts, after a launch of so many programs."""
     (sums, squares, layer), heads = target, target[0].shape[1]
     if plan.parts > 1:

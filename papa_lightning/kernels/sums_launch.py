@@ -82,11 +82,12 @@ def plan_batch(
     if slots is None and is_short(length, width):
         tile, short = short_blocks(length), True
     tiles, entries = _tiles(own, tile), heads * own**2
-    wanted = -(-_processors(device) // max(1, heads * tiles)) if batch > SEQUENCES else 1
+    alone = batch <= SEQUENCES or heads * tiles >= _processors(device)  # one program a tile takes no third launch
+    wanted = 1 if alone else max(-(-_processors(device) // max(1, heads * tiles)), -(-batch // SEQUENCES))
     parts = max(1, min(batch, wanted, WORKSPACE // max(1, 4 * entries)))
     each = max(1, min(SEQUENCES, -(-batch // parts)))
     norms_at = 0 if short else _aligned(batch * heads * length)
-    parts_at = norms_at + _aligned(heads * tiles * parts)
+    parts_at = norms_at + (parts > 1) * _aligned(heads * tiles * parts)
     values = {"value_size": value_size, "value_width": _power(value_size)}
     common = {"size": size, "width": _power(size)}
     adding = {"even": own % tile.keys == 0, "shared": parts > 1, "stages": tile.stages, **(values if short else {})}
