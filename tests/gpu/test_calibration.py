@@ -1,30 +1,50 @@
 """Calibration on a GPU: the sums of the CPU, the same to the bit twice, in little memory and without a wait."""
 
+from typing import Any
+
 import pytest
 import torch
-from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, ModernBertConfig, ModernBertModel
+from torch import Tensor, nn
+from transformers import (
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2Model,
+    ModernBertConfig,
+    ModernBertModel,
+)
 
 from papa_lightning.attention.functional import attention_probabilities, clear_padding
 from papa_lightning.calibration import gather
 from papa_lightning.encoders import Packing
 
-SIZES = {"hidden_size": 256, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 64}
-VOCABULARY = {"vocab_size": 100, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+SIZES: dict[str, Any] = {
+    "hidden_size": 256,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "intermediate_size": 64,
+}
+VOCABULARY: dict[str, Any] = {"vocab_size": 100, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 assert_close = torch.testing.assert_close
 
 
-def build(family):
+def build(family: str) -> nn.Module:
     torch.manual_seed(0)
     if family == "gpt2":
-        sizes = {"n_embd": 256, "n_head": 4, "n_layer": 2, "n_inner": 64}
-        return GPT2Model(GPT2Config(**sizes, **VOCABULARY)).eval()
+        sizes: dict[str, Any] = {"n_embd": 256, "n_head": 4, "n_layer": 2, "n_inner": 64}
+        return GPT2Model(GPT2Config(**sizes, **VOCABULARY))
     if family == "modernbert":
-        window = {"local_attention": 16, "global_attn_every_n_layers": 2, "cls_token_id": 1, "sep_token_id": 2}
-        return ModernBertModel(ModernBertConfig(**SIZES, **VOCABULARY, **window)).eval()
-    return BertModel(BertConfig(**SIZES, vocab_size=100)).eval()
+        window: dict[str, Any] = {
+            "local_attention": 16,
+            "global_attn_every_n_layers": 2,
+            "cls_token_id": 1,
+            "sep_token_id": 2,
+        }
+        return ModernBertModel(ModernBertConfig(**SIZES, **VOCABULARY, **window))
+    return BertModel(BertConfig(**SIZES, vocab_size=100))
 
 
-def make_batches(number, batch, length):
+def make_batches(number: int, batch: int, length: int) -> list[dict[str, Tensor]]:
     generator = torch.Generator().manual_seed(0)
     batches = []
     for _ in range(number):
@@ -36,7 +56,7 @@ def make_batches(number, batch, length):
 
 @pytest.mark.parametrize("packing", [False, True])
 @pytest.mark.parametrize("family", ["bert", "gpt2", "modernbert"])
-def test_sums_are_those_of_the_cpu(device, family, packing):
+def test_sums_are_those_of_the_cpu(device: torch.device, family: str, packing: bool) -> None:
     model, batches = build(family), make_batches(3, 8, 77)
     right = gather(model, batches, 80, packing=Packing(packing))
     found = gather(model.to(device), batches, 80, packing=Packing(packing))
@@ -46,13 +66,15 @@ def test_sums_are_those_of_the_cpu(device, family, packing):
     assert torch.equal(found.pair_counts.cpu(), right.pair_counts)
 
 
-def make_sums(device, heads, length):
+def make_sums(device: torch.device, heads: int, length: int) -> tuple[Tensor, Tensor]:
     """Sums and squares of one layer."""
     sums = torch.zeros(1, heads, length, length, dtype=torch.float64, device=device)
-    return [sums, torch.zeros(1, heads, 1024, dtype=torch.float64, device=device)]
+    return sums, torch.zeros(1, heads, 1024, dtype=torch.float64, device=device)
 
 
-def inputs(device, batch, heads, length, size, dtype):
+def inputs(
+    device: torch.device, batch: int, heads: int, length: int, size: int, dtype: torch.dtype
+) -> tuple[Tensor, ...]:
     torch.manual_seed(0)
     query, key, value = torch.randn(3, batch, length, heads, size, device=device).to(dtype).transpose(2, 3).unbind()
     return query, key, value, torch.arange(length, device=device) < torch.randint(1, length + 1, (batch, 1)).to(device)
@@ -62,7 +84,9 @@ def inputs(device, batch, heads, length, size, dtype):
 @pytest.mark.parametrize(
     "shape", [(70, 2, 14, 16), (64, 12, 128, 64), (3, 2, 300, 80), (2, 3, 513, 128), (2, 1, 130, 256)]
 )
-def test_the_kernels_compute_the_definition(device, shape, dtype):
+def test_the_kernels_compute_the_definition(
+    device: torch.device, shape: tuple[int, int, int, int], dtype: torch.dtype
+) -> None:
     from papa_lightning.kernels.sums import mix_and_add_attention
 
     query, key, value, mask = inputs(device, *shape, dtype)
@@ -83,7 +107,7 @@ def test_the_kernels_compute_the_definition(device, shape, dtype):
 
 
 @pytest.mark.parametrize("packing", [False, True])
-def test_two_passes_are_the_same_to_the_bit(device, packing):
+def test_two_passes_are_the_same_to_the_bit(device: torch.device, packing: bool) -> None:
     model, batches = build("bert").to(device, torch.bfloat16), make_batches(3, 32, 128)
     one, other = (gather(model, batches, 128, packing=Packing(packing)) for _ in range(2))
     assert torch.equal(one.sums, other.sums)
@@ -91,7 +115,7 @@ def test_two_passes_are_the_same_to_the_bit(device, packing):
 
 
 @pytest.mark.parametrize(("batch", "length"), [(256, 128), (16, 1024)])
-def test_sums_need_64_mb_of_memory_beside_them(device, batch, length):
+def test_sums_need_64_mb_of_memory_beside_them(device: torch.device, batch: int, length: int) -> None:
     from papa_lightning.kernels.sums import mix_and_add_attention
 
     query, key, value, mask = inputs(device, batch, 12, length, 64, torch.bfloat16)
@@ -103,7 +127,7 @@ def test_sums_need_64_mb_of_memory_beside_them(device, batch, length):
     assert torch.cuda.max_memory_allocated() - before <= 2 * value.nbytes + 64 * 2**20
 
 
-def test_a_batch_waits_for_nothing(device):
+def test_a_batch_waits_for_nothing(device: torch.device) -> None:
     from papa_lightning.attention import DynamicAttention
     from papa_lightning.calibration import AttentionAverages
 
@@ -120,7 +144,7 @@ def test_a_batch_waits_for_nothing(device):
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_a_graph_replays_the_sums(device):
+def test_a_graph_replays_the_sums(device: torch.device) -> None:
     from papa_lightning.kernels.sums import mix_and_add_attention
 
     query, key, value, mask = inputs(device, 8, 12, 128, 64, torch.bfloat16)
@@ -136,13 +160,13 @@ def test_a_graph_replays_the_sums(device):
     assert_close(sums, 2 * once, atol=0, rtol=1e-12)
 
 
-def test_it_compiles_without_a_break(device):
+def test_it_compiles_without_a_break(device: torch.device) -> None:
     from papa_lightning.kernels.sums import mix_and_add_attention
 
     query, key, value, mask = inputs(device, 4, 2, 64, 64, torch.float32)
     right, found = make_sums(device, 2, 64), make_sums(device, 2, 64)
 
-    def step(query, key, value, sums, squares):
+    def step(query: Tensor, key: Tensor, value: Tensor, sums: Tensor, squares: Tensor) -> Tensor:
         return mix_and_add_attention(query, key, value, mask, None, 0.1, None, None, 0, sums, squares) + 1
 
     expected = step(query, key, value, *right)
