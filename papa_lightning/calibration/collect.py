@@ -44,7 +44,8 @@ def calibrate(
 
     One pass without gradients, in eval mode; every module gets back the mode it had. The attention averaged is the
     original, dynamic one, also of an encoder that is swapped already. Beside the model it needs memory for the sums,
-    L x H x T x T in float64, and for the probabilities of one layer. Source: Hassid et al. 2022, arXiv 2211.03495.
+    L x H x T x T in float64, and for the probabilities of some rows of one layer; on a GPU, where kernels add these up
+    as they mix, 64 MB at most. Source: Hassid et al. 2022, arXiv 2211.03495.
 
     Args:
         encoder: Any supported PreTrainedModel, with or without a task head, or a module that holds one.
