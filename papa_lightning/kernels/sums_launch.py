@@ -77,9 +77,10 @@ def plan_batch(
 ) -> Plan:
     """The plan of a batch of queries (B, H, T, h); slots are None where a token's is its place."""
     batch, heads, length, size = shape
-    width, own = max(_power(size), _power(value_size)) * dtype.itemsize, length if slots is None else slots
-    rows, tile, short = mixing_blocks(length, width, biased), adding_blocks(own, width, biased), False
-    if slots is None and is_short(length, width):
+    row, own = _power(size) * dtype.itemsize, length if slots is None else slots
+    widest = max(row, _power(value_size) * dtype.itemsize)
+    rows, tile, short = mixing_blocks(length, widest, biased), adding_blocks(own, row, biased), False
+    if slots is None and is_short(length, widest):
         tile, short = short_blocks(length), True
     tiles, entries = _tiles(own, tile), heads * own**2
     alone = batch <= SEQUENCES or heads * tiles >= _processors(device)  # one program a tile takes no third launch
@@ -110,10 +111,15 @@ def plan_batch(
     )
 
 
-@cache
+@torch.compiler.assume_constant_result  # torch.compile asks once, and does not trace it
 def most_tiles(slots: int, size: int, dtype: torch.dtype) -> int:
     """The largest number of tiles of a head in batches of up to so many slots, for heads of a size and dtype."""
-    row, lengths = _power(size) * dtype.itemsize, {min(slots, length) for length in (slots, *_LENGTHS)}
+    return _most_tiles(slots, _power(size) * dtype.itemsize)
+
+
+@cache
+def _most_tiles(slots: int, row: int) -> int:
+    lengths = {min(slots, length) for length in (slots, *_LENGTHS)}
     blocks = [(length, adding_blocks(length, row, biased)) for length in lengths for biased in (False, True)]
     blocks += [(length, short_blocks(length)) for length in lengths if is_short(length, row)]
     return max(_tiles(length, tile) for length, tile in blocks)

@@ -66,3 +66,13 @@ def test_a_mask_is_counted_where_the_sums_are():
     averages = AttentionAverages(1, 1, 3, device="meta")
     averages.add_mask(torch.tensor([[1, 0]]))
     assert averages.pair_counts.is_meta
+
+
+def test_a_compiled_encoder_has_the_kernels_in_its_graph(monkeypatch):
+    model, batch = tiny_models.build("bert", dtype=torch.float32, num_hidden_layers=1), make_batch("bert")
+    right = gather(model, [batch], 10, packing=Packing(False))
+    use_kernels(monkeypatch)
+    model.compile(backend="aot_eager", fullgraph=True)
+    found = gather(model, [batch], 10, packing=Packing(False))
+    assert_close(found.sums, right.sums, atol=1e-6, rtol=1e-5)
+    assert_close(found.squares, right.squares, atol=1e-6, rtol=1e-5)

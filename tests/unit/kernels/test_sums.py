@@ -175,6 +175,12 @@ def test_nothing_is_added_for_nothing(shape):
     assert sums.eq(0).all()
 
 
+@pytest.mark.parametrize("length", [20, 130])
+def test_values_may_be_wider_than_queries(length):
+    query, key, _ = make(2, 1, length, 16, torch.float16)
+    check(query, key, make(2, 1, length, 80, torch.float16)[2], None, tolerance=3e-6)
+
+
 def test_heads_whose_features_are_not_neighbours_are_copied():
     query, key, value = (one.transpose(2, 3).contiguous().transpose(2, 3) for one in make(2, 2, 6, 16))
     assert query.stride(3) != 1
