@@ -27,7 +27,7 @@ def study(
 
     Args:
         output: Folder of the study; an existing one is resumed.
-        num_workers: Number of processes that work at the same time.
+        num_workers: Number of processes that work at the same time; on a GPU one works.
         backend: Where the processes run.
         dry_run: Only print what would be done, and its size.
         kinds: A study that trains variants of a model instead; without variants, there is none.
