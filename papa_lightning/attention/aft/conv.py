@@ -8,6 +8,7 @@ from torch import Tensor
 
 from papa_lightning.attention.aft.band import Band, banded_mean
 from papa_lightning.attention.aft.checks import check_grid, check_heads, check_kernel
+from papa_lightning.attention.aft.fused import fused
 from papa_lightning.attention.aft.means import (
     by_group,
     finite_maximum,
@@ -17,6 +18,7 @@ from papa_lightning.attention.aft.means import (
     weighted_mean,
 )
 from papa_lightning.attention.functional import accumulation_dtype
+from papa_lightning.kernels import usable
 
 
 def aft_conv(
@@ -51,6 +53,9 @@ def aft_conv(
     """
     check_heads(query, key, value, mask)
     check_kernel(kernel, query.shape[2], dimensions=1)
+    if usable(query, key, value, kernel):
+        rows, (bias, first) = (query.flatten(2), key, value.flatten(2)), kernel_band(kernel, query.shape[1], causal)
+        return fused(*rows, mask, causal, groups=query.shape[2], weight=bias, first=first).view(value.shape)
     return recomputed(conv_mixture, query, key, value, kernel, mask, causal)
 
 
@@ -58,13 +63,19 @@ def conv_mixture(
     query: Tensor, key: Tensor, value: Tensor, kernel: Tensor, mask: Tensor | None, causal: bool
 ) -> Tensor:
     """AFT-conv as :func:`aft_conv`, but intermediate results are kept for the backward pass."""
-    size, length = kernel.shape[1], query.shape[1]
-    first = 1 - size if causal else -((size - 1) // 2)
-    start, stop = max(0, 1 - length - first), min(size, length - first)  # offsets that some key of the sequence has
+    bias, first = kernel_band(kernel, query.shape[1], causal)
     with torch.autocast(query.device.type, enabled=False):
         keys, values = by_group(key, value.flatten(2), mask, kernel.shape[0])
-        band = Band(kernel[:, None, start:stop].to(keys.dtype), first + start)
+        band = Band(bias.to(keys.dtype), first)
         return gated(query, banded_mean(keys, values, band, mask, causal).transpose(1, 2), value.dtype)
+
+
+def kernel_band(kernel: Tensor, length: int, causal: bool) -> Band:
+    """Entries (H, 1, n) of kernels (H, s) for the offsets that some key of a sequence has."""
+    size = kernel.shape[1]
+    first = 1 - size if causal else -((size - 1) // 2)
+    start, stop = max(0, 1 - length - first), min(size, length - first)
+    return Band(kernel[:, None, start:stop], first + start)
 
 
 def aft_conv2d(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from papa_lightning.attention.aft.band import Band, banded_mean
 from papa_lightning.attention.aft.checks import check_band, check_bias, check_rows
+from papa_lightning.attention.aft.fused import fused
 from papa_lightning.attention.aft.means import (
     by_group,
     finite_maximum,
@@ -20,6 +21,7 @@ from papa_lightning.attention.aft.means import (
 )
 from papa_lightning.attention.functional import accumulation_dtype
 from papa_lightning.checks import whole
+from papa_lightning.kernels import usable
 
 
 def aft_full(
@@ -61,9 +63,11 @@ def aft_full(
     check_rows(query, key, value, mask)
     whole(1)("chunk", chunk)
     length = query.shape[1]
-    bias = check_bias(position_bias, length, query.shape[-1])
+    bias = check_bias(position_bias, length, query.shape[-1])[:, :length, :length]
+    if usable(query, key, value, bias):
+        return fused(query, key, value, mask, causal, groups=bias.shape[0], weight=bias)
     with torch.autocast(query.device.type, enabled=False):
-        bias = bias[:, :length, :length].to(accumulation_dtype(query.dtype))
+        bias = bias.to(accumulation_dtype(query.dtype))
         keys, values = by_group(key, value, mask, bias.shape[0])
         rows = rows_with_keys(mask, causal)
         chunks, start = [], 0
@@ -111,6 +115,8 @@ def aft_simple(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = 
         tensor([0.0000, 0.5000])
     """
     check_rows(query, key, value, mask)
+    if usable(query, key, value):
+        return fused(query, key, value, mask, causal)
     return recomputed(simple_mixture, query, key, value, mask, causal)
 
 
@@ -184,6 +190,8 @@ def aft_banded(
     """
     check_rows(query, key, value, mask)
     band = check_band(band, query.shape[1], query.shape[-1])
+    if usable(query, key, value, band):
+        return fused(query, key, value, mask, causal, groups=band.shape[0], weight=band, first=first)
     return recomputed(banded_mixture, query, key, value, band, first, mask, causal)
 
 

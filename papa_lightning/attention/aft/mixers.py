@@ -13,15 +13,17 @@ from torch import Tensor, nn
 
 from papa_lightning.attention.aft.bias import BandBias, FactorizedBias, NormalizedKernel, TableBias
 from papa_lightning.attention.aft.checks import check_grid, check_window
-from papa_lightning.attention.aft.conv import conv2d_mixture, conv_mixture
+from papa_lightning.attention.aft.conv import conv2d_mixture, conv_mixture, kernel_band
 from papa_lightning.attention.aft.from_constants import band_bias, dense_bias, kernel_bias, kernel_entries
 from papa_lightning.attention.aft.functional import aft_full, banded_mixture, simple_mixture
+from papa_lightning.attention.aft.fused import fused
 from papa_lightning.attention.aft.means import join_groups, recomputed
 from papa_lightning.attention.constant.matrices import check_matrices
 from papa_lightning.attention.mixer import KINDS, KindFacts, Place
 from papa_lightning.attention.without_constants import ScorelessLayer
 from papa_lightning.checks import one_of
 from papa_lightning.errors import PapaError
+from papa_lightning.kernels import usable
 
 STARTS = ("paper", "from_constants")
 
@@ -65,7 +67,21 @@ class AFTSimpleHeads(ScorelessLayer):
 
     def mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """See :meth:`ScorelessLayer.mix`; only the inputs are kept for the backward pass."""
+        if usable(query, key, value, self.key_scale):
+            return self.fused(query, key, value, mask)
         return recomputed(self.mixture, query, key, value, mask)
+
+    def fused(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """As :meth:`mix`, by kernels for GPUs."""
+        rows = (join_groups(query), join_groups(key), join_groups(value))
+        affine = (self.query_scale, self.query_shift, self.key_scale)
+        bias = self.bias(value.shape[2])
+        mixed = fused(*rows, mask, self.causal, affine=affine, gate=self.gate_scale, **bias)
+        return mixed.view(*mixed.shape[:2], value.shape[1], -1)
+
+    def bias(self, length: int) -> dict[str, Any]:
+        """Position bias for sequences of a length, as :func:`papa_lightning.kernels.aft.aft` takes it; none."""
+        return {}
 
     def mixture(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """As :meth:`mix`, but intermediate results are kept for the backward pass."""
@@ -207,13 +223,20 @@ class AFTFullHeads(TableAFTHeads):
 
     def mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """See :meth:`ScorelessLayer.mix`; chunks of rows are recomputed one by one, so no (T, T, d) tensor exists."""
+        if usable(query, key, value, self.key_scale):
+            return self.fused(query, key, value, mask)
         return self.mixture(query, key, value, mask)
+
+    def bias(self, length: int) -> dict[str, Any]:
+        """See :meth:`AFTSimpleHeads.bias`."""
+        self.check_length(length)
+        weight = self.position_bias(length)
+        return {"weight": weight, "groups": weight.shape[0]}
 
     def mean(self, gate: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """See :meth:`AFTSimpleHeads.mean`."""
-        length = value.shape[1]
-        self.check_length(length)
-        return aft_full(gate, self.scaled_key(key), value, self.position_bias(length), mask, self.causal)
+        weight = self.bias(value.shape[1])["weight"]
+        return aft_full(gate, self.scaled_key(key), value, weight, mask, self.causal)
 
 
 @KINDS.register("aft_local")
@@ -261,13 +284,16 @@ class AFTLocalHeads(TableAFTHeads):
         """See :func:`~papa_lightning.attention.aft.from_constants.band_bias`."""
         return band_bias(constants, self.window, self.causal)
 
-    def mean(self, gate: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        """See :meth:`AFTSimpleHeads.mean`."""
-        length = value.shape[1]
+    def bias(self, length: int) -> dict[str, Any]:
+        """See :meth:`AFTSimpleHeads.bias`."""
         self.check_length(length)
         band = cast("BandBias | FactorizedBias", self.position_bias).band(length, self.window, self.causal)
-        first = 1 - min(self.window, length)
-        return banded_mixture(gate, self.scaled_key(key), value, band, first, mask, self.causal)
+        return {"weight": band, "groups": band.shape[0], "first": 1 - min(self.window, length)}
+
+    def mean(self, gate: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """See :meth:`AFTSimpleHeads.mean`."""
+        bias = self.bias(value.shape[1])
+        return banded_mixture(gate, self.scaled_key(key), value, bias["weight"], bias["first"], mask, self.causal)
 
 
 @KINDS.register("aft_conv")
@@ -325,6 +351,17 @@ class AFTConvHeads(BiasedAFTHeads):
     def options(self) -> dict[str, Any]:
         """See :meth:`TokenMixer.options`."""
         return {"window": self.window, "grid": self.grid, **super().options()}
+
+    def mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """See :meth:`AFTSimpleHeads.mix`; there is no kernel for grids."""
+        if self.grid:
+            return recomputed(self.mixture, query, key, value, mask)
+        return super().mix(query, key, value, mask)
+
+    def bias(self, length: int) -> dict[str, Any]:
+        """See :meth:`AFTSimpleHeads.bias`."""
+        band, first = kernel_band(self.kernel(), length, self.causal)
+        return {"weight": band, "groups": band.shape[0], "first": first, "summed": True}
 
     def start_from(self, constants: Tensor) -> None:
         """See :func:`~papa_lightning.attention.aft.from_constants.kernel_bias`."""

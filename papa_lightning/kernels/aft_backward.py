@@ -1,0 +1,243 @@
+"""Kernels of attention-free mixing, backward: rows, then keys, then position biases.
+
+With ``p[t, u, c] = exp(w[t, u] + k[u, c] - lse[t, c])``, where lse is the logarithm of the denominator, and the gradient
+``g[t, c]`` of the mean, the gradients are::
+
+    dv[u, c] = sum_t p g            dk[u, c] = sum_t p g (v[u, c] - mean[t, c])
+    dw[t, u] = sum_bc p g (v[u, c] - mean[t, c])
+
+So keys look at rows as rows look at keys, with ``-lse`` in place of k: the same chunks, states, products of matrices, and
+exact sums where the factors of p are too far from each other. Means and lse are computed again, not kept.
+"""
+
+import triton
+import triton.language as tl
+
+from papa_lightning.kernels.aft_forward import gate_inputs, means_of_rows, place_of
+from papa_lightning.kernels.aft_tiles import (
+    LARGEST,
+    LOWEST,
+    dot,
+    load_allowed,
+    load_keys,
+    load_rows,
+    log_weights,
+    merged_states,
+    store_state,
+)
+
+
+@triton.jit
+def gradients_of_rows(
+    query, query_scale, query_shift, key, key_scale, value, weight, mask, states, grad,
+    grad_query, mean_out, lse_out, grad_mean, row_states, grad_gate,
+    gate, length, width, total, chunks, blocks, state_stride, first, last, left, right,
+    query_b, query_t, key_b, key_t, value_b, value_t, grad_b, grad_t, weight_o, weight_g, weight_t, weight_u, mask_b,
+    KIND: tl.constexpr, SCALED: tl.constexpr, MASKED: tl.constexpr, CAUSAL: tl.constexpr, WEIGHTED: tl.constexpr,
+    STATES: tl.constexpr, PRECISION: tl.constexpr, L: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
+    """Gradients of queries and, by chunk (2, B, chunks, d), of their scale and shift; and what the other kernels need."""
+    batch, chunk, group, channels, inside = place_of(chunks, blocks, width, C)
+    mean, lse = means_of_rows(
+        key, key_scale, value, weight, mask, states,
+        batch, chunk, group, channels, inside, left, right, length, total, chunks, state_stride, first, last,
+        key_b, key_t, value_b, value_t, weight_o, weight_g, weight_t, weight_u, mask_b,
+        KIND, SCALED, MASKED, CAUSAL, WEIGHTED, STATES, PRECISION, L, C,
+    )  # fmt: skip
+    rows = chunk * L + tl.arange(0, L)
+    queries, scale, opened = gate_inputs(
+        query, query_scale, query_shift, query_b, query_t, batch, rows, channels, inside, length, SCALED
+    )
+    grads = gate * opened * load_rows(grad, grad_b, grad_t, batch, rows, channels, length, inside)
+    shifts = grads * mean * (1.0 - opened)
+    here = (rows[:, None] < length) & inside[None, :]
+    offsets = tl.cast(batch, tl.int64) * length * total + rows[:, None] * total + channels[None, :]
+    tl.store(grad_query + offsets, (shifts * scale[None, :]).to(grad_query.dtype.element_ty), mask=here)
+    tl.store(mean_out + offsets, mean.to(mean_out.dtype.element_ty), mask=here)
+    tl.store(grad_mean + offsets, grads.to(grad_mean.dtype.element_ty), mask=here)
+    tl.store(lse_out + offsets, lse, mask=here)
+    place = (batch * chunks + chunk) * total
+    if SCALED:
+        tl.store(grad_gate + place + channels, tl.sum(shifts * queries, 0), mask=inside)
+        tl.store(grad_gate + state_stride + place + channels, tl.sum(shifts, 0), mask=inside)
+    if STATES:
+        logs = tl.where(here, -lse, float("-inf"))
+        store_state(row_states, state_stride, place, channels, inside, logs, grads, grads * mean)
+
+
+@triton.jit
+def load_gradients(mean, lse, grad_mean, total, batch, rows, channels, length, inside):
+    """Tiles of rows: ``-lse``, minus infinity where there is no row, gradients of means, and these times the means."""
+    stride_b = length * total
+    means = load_rows(mean, stride_b, total, batch, rows, channels, length, inside)
+    grads = load_rows(grad_mean, stride_b, total, batch, rows, channels, length, inside)
+    logs = -load_rows(lse, stride_b, total, batch, rows, channels, length, inside)
+    return tl.where(rows[:, None] < length, logs, float("-inf")), grads, grads * means
+
+
+@triton.jit
+def exact_keys(
+    weight, mean, lse, grad_mean, row_states, logs,
+    batch, group, keys, channels, inside, begin, end, before, after, length, total, chunks, state_stride, first, last,
+    weight_o, weight_g, weight_t, weight_u,
+    CAUSAL: tl.constexpr, WEIGHTED: tl.constexpr, STATES: tl.constexpr, L: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
+    """Sums over rows of ``p g`` and of ``p g mean``, for the logarithms (L, C) of keys, exact for any size of them."""
+    top, first_sum, second_sum = merged_states(
+        row_states, state_stride, batch * chunks * total, total, channels, inside, before, after, chunks, STATES, C
+    )
+    factor = tl.exp(logs + top[None, :])
+    grads = factor * first_sum[None, :]
+    products = factor * second_sum[None, :]
+    for position in range(begin * L, tl.minimum(end * L, length)):
+        one = position + tl.arange(0, 1)
+        minus_lse, row_grads, row_products = load_gradients(
+            mean, lse, grad_mean, total, batch, one, channels, length, inside
+        )
+        bias = log_weights(
+            weight, weight_o, weight_g, weight_t, weight_u, group, one[None, :], keys[:, None], (keys < length)[:, None], length,
+            first, last, CAUSAL, WEIGHTED,
+        )  # fmt: skip
+        weights = tl.exp(bias + logs + minus_lse)
+        grads += weights * row_grads
+        products += weights * row_products
+    return grads, products
+
+
+@triton.jit
+def gradients_of_keys(
+    key, key_scale, value, weight, mask, mean, lse, grad_mean, row_states, grad_key, grad_value, grad_scale,
+    length, width, total, chunks, blocks, state_stride, first, last, left, right,
+    key_b, key_t, value_b, value_t, grad_key_b, grad_key_t, weight_o, weight_g, weight_t, weight_u, mask_b,
+    KIND: tl.constexpr, SCALED: tl.constexpr, MASKED: tl.constexpr, CAUSAL: tl.constexpr, WEIGHTED: tl.constexpr,
+    STATES: tl.constexpr, PRECISION: tl.constexpr, L: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
+    """Gradients of values and keys, and by chunk (B, chunks, d) of the scale of keys."""
+    batch, chunk, group, channels, inside = place_of(chunks, blocks, width, C)
+    keys = chunk * L + tl.arange(0, L)
+    allowed = load_allowed(mask, mask_b, batch, keys, length, MASKED)
+    logs = load_keys(
+        key, key_scale, key_b, key_t, batch, group, keys, channels, inside, length, allowed, KIND, SCALED, L, C
+    )
+    before = chunk - right
+    if CAUSAL:
+        before = chunk * 0
+    after = chunk + left + 1
+    begin = tl.maximum(chunk - right, 0)
+    end = tl.minimum(after, chunks)
+    top, first_sum, second_sum = merged_states(
+        row_states, state_stride, batch * chunks * total, total, channels, inside, before, after, chunks, STATES, C
+    )
+    level = tl.zeros((L,), tl.float32) + tl.where(tl.max(top, 0) > 0.5 * LOWEST, 0.0, LOWEST)
+    grads = tl.zeros((L, C), tl.float32) + first_sum[None, :]
+    products = tl.zeros((L, C), tl.float32) + second_sum[None, :]
+    for other in range(begin, end):
+        rows = other * L + tl.arange(0, L)
+        minus_lse, row_grads, row_products = load_gradients(
+            mean, lse, grad_mean, total, batch, rows, channels, length, inside
+        )
+        bias = log_weights(
+            weight, weight_o, weight_g, weight_t, weight_u, group, rows[None, :], keys[:, None], (rows < length)[None, :], length,
+            first, last, CAUSAL, WEIGHTED,
+        )  # fmt: skip
+        higher = tl.maximum(top, tl.max(minus_lse, 0))
+        risen = tl.maximum(level, tl.max(bias, 1))
+        lowered = tl.exp(level - risen)[:, None] * tl.exp(top - higher)[None, :]
+        weights = tl.exp(bias - risen[:, None])
+        scaled = tl.exp(minus_lse - higher[None, :])
+        grads = dot(weights, scaled * row_grads, grads * lowered, PRECISION)
+        products = dot(weights, scaled * row_products, products * lowered, PRECISION)
+        top = higher
+        level = risen
+    scale = logs + level[:, None] + top[None, :]
+    factor = tl.exp(scale)
+    grads *= factor
+    products *= factor
+    if tl.max(tl.max(tl.where(inside[None, :], scale, LOWEST), 1), 0) > LARGEST:
+        grads, products = exact_keys(
+            weight, mean, lse, grad_mean, row_states, logs,
+            batch, group, keys, channels, inside, begin, end, before, after, length, total, chunks, state_stride,
+            first, last, weight_o, weight_g, weight_t, weight_u, CAUSAL, WEIGHTED, STATES, L, C,
+        )  # fmt: skip
+    values = load_rows(value, value_b, value_t, batch, keys, channels, length, inside)
+    key_grads = tl.where(allowed[:, None], values * grads - products, 0.0)
+    here = (keys[:, None] < length) & inside[None, :]
+    offsets = tl.cast(batch, tl.int64) * length * total + keys[:, None] * total + channels[None, :]
+    grads = tl.where(allowed[:, None], grads, 0.0)
+    tl.store(grad_value + offsets, grads.to(grad_value.dtype.element_ty), mask=here)
+    if KIND == "shared":
+        pointers = grad_key + tl.cast(batch, tl.int64) * grad_key_b + keys * grad_key_t + tl.program_id(1)
+        tl.store(pointers, tl.sum(tl.where(inside[None, :], key_grads, 0.0), 1), mask=keys < length)
+    else:
+        if KIND == "summed":
+            key_grads = tl.broadcast_to(tl.sum(tl.where(inside[None, :], key_grads, 0.0), 1)[:, None], (L, C))
+        if SCALED:
+            inputs = load_rows(key, key_b, key_t, batch, keys, channels, length, inside)
+            inputs = tl.where(allowed[:, None], inputs, 0.0)
+            place = (batch * chunks + chunk) * total
+            tl.store(grad_scale + place + channels, tl.sum(key_grads * inputs, 0), mask=inside)
+            key_grads *= tl.load(key_scale + channels, mask=inside, other=0.0).to(tl.float32)[None, :]
+        tl.store(grad_key + offsets, key_grads.to(grad_key.dtype.element_ty), mask=here)
+
+
+@triton.jit
+def column_of(tile, channels, channel):
+    """One column (L,) of a tile (L, C)."""
+    return tl.sum(tl.where(channels[None, :] == channel, tile, 0.0), 1)
+
+
+@triton.jit
+def gradients_of_weights(
+    key, key_scale, value, weight, mask, mean, lse, grad_mean, grad_weight,
+    length, width, total, chunks, blocks, sight, items, part, first, last, left,
+    key_b, key_t, value_b, value_t, weight_o, weight_g, weight_t, weight_u, mask_b, out_o, out_p, out_g, out_t, out_u,
+    KIND: tl.constexpr, SCALED: tl.constexpr, MASKED: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
+    L: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
+    """Gradients of position biases of a pair of chunks, by parts (parts, groups, ...) of sequences and channels."""
+    chunk = tl.program_id(0) // sight
+    other = chunk - left + tl.program_id(0) % sight
+    group = tl.program_id(1)
+    rows = chunk * L + tl.arange(0, L)
+    keys = other * L + tl.arange(0, L)
+    exists = (keys >= 0) & (keys < length)
+    bias = log_weights(
+        weight, weight_o, weight_g, weight_t, weight_u, group, rows[:, None], keys[None, :], exists[None, :], length, first, last,
+        CAUSAL, True,
+    )  # fmt: skip
+    level = tl.maximum(tl.max(bias, 1), LOWEST)
+    weights = tl.exp(bias - level[:, None])
+    total_grads = tl.zeros((L, L), tl.float32)
+    begin = tl.program_id(2) * part
+    end = tl.where((other >= 0) & (other < chunks), tl.minimum(begin + part, items), begin)
+    for item in range(begin, end):
+        batch = item // blocks
+        own = (item % blocks) * C + tl.arange(0, C)
+        inside = own < width
+        channels = group * width + own
+        allowed = load_allowed(mask, mask_b, batch, keys, length, MASKED)
+        logs = load_keys(
+            key, key_scale, key_b, key_t, batch, group, keys, channels, inside, length, allowed, KIND, SCALED, L, C
+        )
+        values = load_rows(value, value_b, value_t, batch, keys, channels, length, inside)
+        values = tl.where(allowed[:, None], values, 0.0)
+        minus_lse, grads, products = load_gradients(mean, lse, grad_mean, total, batch, rows, channels, length, inside)
+        top = tl.maximum(tl.max(logs, 0), LOWEST)
+        scale = tl.where(inside[None, :], level[:, None] + top[None, :] + minus_lse, LOWEST)
+        if tl.max(tl.max(scale, 1), 0) > LARGEST:
+            for channel in range(0, tl.minimum(C, width - (item % blocks) * C)):
+                column = group * width + (item % blocks) * C + channel
+                exponents = bias + column_of(minus_lse, channels, column)[:, None]
+                p = tl.exp(exponents + column_of(logs, channels, column)[None, :])
+                own_values = column_of(values, channels, column)[None, :]
+                own_grads = column_of(grads, channels, column)[:, None]
+                total_grads += p * (own_grads * own_values - column_of(products, channels, column)[:, None])
+        else:
+            factor = tl.exp(scale)
+            scaled = tl.exp(logs - top[None, :])
+            sums = dot(factor * grads, tl.trans(scaled * values), tl.zeros((L, L), tl.float32), PRECISION)
+            total_grads += weights * dot(-factor * products, tl.trans(scaled), sums, PRECISION)
+    offset = keys[None, :] - rows[:, None]
+    here = (rows[:, None] < length) & exists[None, :] & (offset >= first) & (offset <= last)
+    pointers = grad_weight + tl.cast(tl.program_id(2), tl.int64) * out_p + tl.cast(group, tl.int64) * out_g
+    tl.store(pointers + (out_o + rows[:, None] * out_t + keys[None, :] * out_u), total_grads, mask=here)
