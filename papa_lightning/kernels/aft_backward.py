@@ -17,6 +17,7 @@ from papa_lightning.kernels.aft_forward import gate_inputs, means_of_rows, place
 from papa_lightning.kernels.aft_tiles import (
     LARGEST,
     LOWEST,
+    VARYING,
     dot,
     load_allowed,
     load_keys,
@@ -27,7 +28,7 @@ from papa_lightning.kernels.aft_tiles import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def gradients_of_rows(
     query, query_scale, query_shift, key, key_scale, value, weight, mask, states, grad,
     grad_query, mean_out, lse_out, grad_mean, row_states, grad_gate,
@@ -104,7 +105,7 @@ def exact_keys(
     return grads, products
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def gradients_of_keys(
     key, key_scale, value, weight, mask, mean, lse, grad_mean, row_states, grad_key, grad_value, grad_scale,
     length, width, total, chunks, blocks, state_stride, first, last, left, right,
@@ -186,7 +187,7 @@ def column_of(tile, channels, channel):
     return tl.sum(tl.where(channels[None, :] == channel, tile, 0.0), 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def gradients_of_weights(
     key, key_scale, value, weight, mask, mean, lse, grad_mean, grad_weight,
     length, width, total, chunks, blocks, sight, items, part, first, last, left,

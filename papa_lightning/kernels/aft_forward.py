@@ -15,6 +15,7 @@ import triton.language as tl
 from papa_lightning.kernels.aft_tiles import (
     LOWEST,
     SMALLEST,
+    VARYING,
     dot,
     load_allowed,
     load_keys,
@@ -35,7 +36,7 @@ def place_of(chunks, blocks, width, C: tl.constexpr):
     return batch, chunk, group, group * width + own, own < width
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def states_of_keys(
     key, key_scale, value, mask, states,
     length, width, total, chunks, blocks, state_stride,
@@ -163,7 +164,7 @@ def gate_inputs(query, query_scale, query_shift, query_b, query_t, batch, rows, 
     return queries, scale, tl.sigmoid(queries * scale[None, :] + shift[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def mixed_rows(
     query, query_scale, query_shift, key, key_scale, value, weight, mask, states, out,
     gate, length, width, total, chunks, blocks, state_stride, first, last, left, right,

@@ -13,6 +13,8 @@ LOWEST = tl.constexpr(-1e30)
 SMALLEST = tl.constexpr(1e-25)
 #: Products of exponentials above ``exp`` of this are taken again, exactly, for the same reason.
 LARGEST = tl.constexpr(40.0)
+#: Sizes that differ from batch to batch: a kernel is not compiled anew for every one that divides by 16.
+VARYING = ("length", "chunks", "first", "last", "left", "right", "mask_b", "weight_o", "out_o", "sight", "items", "part")
 
 
 @triton.jit
