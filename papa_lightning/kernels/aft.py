@@ -1,7 +1,7 @@
 """Attention-free mixing as one operator: gated means with weights ``exp(k + w)``, forward and backward.
 
 Sums and exponentials are float32. Matrix products take TF32 operands for half precision; for float32 they are float32,
-unless ``torch.get_float32_matmul_precision()`` allows TF32. Nothing but the inputs is kept for the backward pass.
+unless ``torch.get_float32_matmul_precision()`` allows TF32. Inputs and output are all that is kept for the backward pass.
 """
 
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from papa_lightning.kernels.aft_backward import gradients_of_keys, gradients_of_rows, gradients_of_weights
 from papa_lightning.kernels.aft_forward import mixed_rows, states_of_keys
+from papa_lightning.kernels.aft_tiles import running_states
 
 #: Programs of the gradient of position biases that keep a GPU busy.
 _PROGRAMS = 512
@@ -70,7 +71,7 @@ def _plan(call: _Call) -> _Plan:
         first, last = call.first, call.first + call.weight.shape[-1] - 1
     chunks = triton.cdiv(length, size)
     if call.weight is None and not call.causal:
-        left = right = -1
+        left, right = -1, 0  # no chunk is in sight of a row: all are before it or after it
     else:
         left = min(triton.cdiv(max(-first, 0), size), chunks - 1)
         right = 0 if call.causal else min(triton.cdiv(max(last, 0), size), chunks - 1)
@@ -161,12 +162,30 @@ def _new_states(call: _Call, plan: _Plan, number: int = 3) -> Tensor:
 
 
 def _states(call: _Call, plan: _Plan, grid: tuple[int, int]) -> dict[str, Any]:
-    """The states of the keys, with what tells kernels about them."""
+    """Running states of the keys, with what tells kernels about them."""
     states = _new_states(call, plan)
     if plan.states:
         states_of_keys[grid](**_common(call, plan), states=states, state_stride=states.stride(0))
-    return {"states": states, "state_stride": states.stride(0), "STATES": plan.states, "right": plan.right,
-            "WEIGHTED": call.weight is not None}
+    return {
+        **_running(call, plan, states, True, not call.causal),
+        "state_stride": states.stride(0),
+        "right": plan.right,
+        "WEIGHTED": call.weight is not None,
+    }
+
+
+def _running(call: _Call, plan: _Plan, states: Tensor, before: bool, after: bool) -> dict[str, Any]:
+    """States of all chunks up to each one, and from each one on, if asked; ``states`` are overwritten."""
+    found = {"before": states, "after": states}
+    if plan.states:
+        _, batch, chunks, total = states.shape
+        grid = (batch, triton.cdiv(total, 32))
+        if before:
+            found["before"] = torch.empty_like(states) if after else states
+            running_states[grid](states, found["before"], total, chunks, states.stride(0), False, N=16, C=32)
+        if after:
+            running_states[grid](states, states, total, chunks, states.stride(0), True, N=16, C=32)
+    return {**found, "BEFORE": plan.states and before, "AFTER": plan.states and after}
 
 
 def _mixed(call: _Call) -> Tensor:
@@ -179,7 +198,7 @@ def _mixed(call: _Call) -> Tensor:
     return out
 
 
-def _gradients(call: _Call, grad: Tensor) -> list[Tensor]:
+def _gradients(call: _Call, grad: Tensor, out: Tensor) -> list[Tensor]:
     """Gradients of query, key, value, the three scales (3, d), and the position bias; empty without such an input."""
     plan = _plan(call)
     (batch, length, total), value = call.value.shape, call.value
@@ -195,17 +214,17 @@ def _gradients(call: _Call, grad: Tensor) -> list[Tensor]:
     }
     row_states, scales = _new_states(call, plan), _new_states(call, plan)
     gradients_of_rows[grid](
-        **common, **biased, **_gated(call), **states, grad=grad, grad_b=grad.stride(0), grad_t=grad.stride(1),
-        grad_query=grad_query, mean_out=mean, lse_out=rows["lse"], grad_mean=grad_mean, row_states=row_states,
+        **common, **biased, **_gated(call), **states, **rows, grad=grad, grad_b=grad.stride(0), grad_t=grad.stride(1),
+        out=out, out_b=out.stride(0), out_t=out.stride(1), grad_query=grad_query, row_states=row_states,
         grad_gate=scales,
     )
-    del states["states"]
+    states |= _running(call, plan, row_states, not call.causal, True)
     if plan.kind == "shared":
         grad_key = value.new_empty((batch, length, grid[1]), dtype=torch.float32)
     else:
         grad_key = torch.empty_like(call.key, memory_format=torch.contiguous_format)
     gradients_of_keys[grid](
-        **common, **biased, **states, **rows, row_states=row_states, grad_key=grad_key, grad_value=grad_value,
+        **common, **biased, **states, **rows, grad_key=grad_key, grad_value=grad_value,
         grad_scale=scales[2], grad_key_b=grad_key.stride(0), grad_key_t=grad_key.stride(1),
     )
     if plan.kind == "shared":
@@ -249,9 +268,9 @@ def _aft(*args: Any) -> Tensor:
     return _mixed(_prepared(_Call(*args)))
 
 
-@torch.library.custom_op("papa_lightning::aft_backward", mutates_args=(), schema=f"(Tensor grad, {_ARGUMENTS}) -> Tensor[]")
-def _aft_backward(grad: Tensor, *args: Any) -> list[Tensor]:
-    return _gradients(_prepared(_Call(*args)), _dense_rows(grad))
+@torch.library.custom_op("papa_lightning::aft_backward", mutates_args=(), schema=f"(Tensor grad, Tensor out, {_ARGUMENTS}) -> Tensor[]")
+def _aft_backward(grad: Tensor, out: Tensor, *args: Any) -> list[Tensor]:
+    return _gradients(_prepared(_Call(*args)), _dense_rows(grad), _dense_rows(out))
 
 
 def _dense_rows(tensor: Tensor) -> Tensor:
@@ -273,7 +292,7 @@ def _(*args: Any) -> Tensor:
 
 
 @_aft_backward.register_fake
-def _(grad: Tensor, *args: Any) -> list[Tensor]:
+def _(grad: Tensor, out: Tensor, *args: Any) -> list[Tensor]:
     call = _Call(*args)
     found = [torch.empty_like(one, memory_format=torch.contiguous_format) for one in call[:3]]
     scaled, weight = call.key_scale is not None, call.weight
@@ -284,13 +303,14 @@ def _(grad: Tensor, *args: Any) -> list[Tensor]:
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     call = _Call(*inputs)
-    ctx.save_for_backward(*call[:8])
+    ctx.save_for_backward(*call[:8], output)
     ctx.others = call[8:]
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    call = _Call(*ctx.saved_tensors, *ctx.others)
-    query, key, value, by_scale, weight = _aft_backward(grad, *call)
+    *tensors, out = ctx.saved_tensors
+    call = _Call(*tensors, *ctx.others)
+    query, key, value, by_scale, weight = _aft_backward(grad, out, *call)
     scales = [None if one is None else by_scale[i].view(one.shape).to(one.dtype) for i, one in enumerate(call[4:7])]
     weight = None if call.weight is None else weight.to(call.weight.dtype)
     return query, key, value, None, *scales, weight, None, None, None, None, None

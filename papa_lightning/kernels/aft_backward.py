@@ -7,13 +7,14 @@ With ``p[t, u, c] = exp(w[t, u] + k[u, c] - lse[t, c])``, where lse is the logar
     dw[t, u] = sum_bc p g (v[u, c] - mean[t, c])
 
 So keys look at rows as rows look at keys, with ``-lse`` in place of k: the same chunks, states, products of matrices, and
-exact sums where the factors of p are too far from each other. Means and lse are computed again, not kept.
+exact sums where the factors of p are too far from each other. lse is computed again, not kept, and the mean is the
+output divided by its gate.
 """
 
 import triton
 import triton.language as tl
 
-from papa_lightning.kernels.aft_forward import gate_inputs, means_of_rows, place_of
+from papa_lightning.kernels.aft_forward import gate_inputs, place_of, sums_of_rows
 from papa_lightning.kernels.aft_tiles import (
     LARGEST,
     LOWEST,
@@ -23,47 +24,55 @@ from papa_lightning.kernels.aft_tiles import (
     load_keys,
     load_rows,
     log_weights,
-    merged_states,
+    state_out_of_sight,
     store_state,
 )
 
 
 @triton.jit(do_not_specialize=VARYING)
 def gradients_of_rows(
-    query, query_scale, query_shift, key, key_scale, value, weight, mask, states, grad,
-    grad_query, mean_out, lse_out, grad_mean, row_states, grad_gate,
+    query, query_scale, query_shift, key, key_scale, value, weight, mask, before, after, out, grad,
+    grad_query, mean, lse, grad_mean, row_states, grad_gate,
     gate, length, width, total, chunks, blocks, state_stride, first, last, left, right,
-    query_b, query_t, key_b, key_t, value_b, value_t, grad_b, grad_t, weight_o, weight_g, weight_t, weight_u, mask_b,
+    query_b, query_t, key_b, key_t, value_b, value_t, out_b, out_t, grad_b, grad_t,
+    weight_o, weight_g, weight_t, weight_u, mask_b,
     KIND: tl.constexpr, SCALED: tl.constexpr, MASKED: tl.constexpr, CAUSAL: tl.constexpr, WEIGHTED: tl.constexpr,
-    STATES: tl.constexpr, PRECISION: tl.constexpr, L: tl.constexpr, C: tl.constexpr,
+    BEFORE: tl.constexpr, AFTER: tl.constexpr, PRECISION: tl.constexpr, L: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of queries and, by chunk (2, B, chunks, d), of their scale and shift; and what the other kernels need."""
+    """Gradients of queries and, by chunk (2, B, chunks, d), of their scale and shift; and what other kernels need."""
     batch, chunk, group, channels, inside = place_of(chunks, blocks, width, C)
-    mean, lse = means_of_rows(
-        key, key_scale, value, weight, mask, states,
+    scale, denominator, _ = sums_of_rows(
+        key, key_scale, value, weight, mask, before, after,
         batch, chunk, group, channels, inside, left, right, length, total, chunks, state_stride, first, last,
         key_b, key_t, value_b, value_t, weight_o, weight_g, weight_t, weight_u, mask_b,
-        KIND, SCALED, MASKED, CAUSAL, WEIGHTED, STATES, PRECISION, L, C,
+        KIND, SCALED, MASKED, CAUSAL, WEIGHTED, BEFORE, AFTER, False, PRECISION, L, C,
     )  # fmt: skip
+    seen = denominator > 0.0
+    logs = tl.where(seen, scale + tl.log2(tl.where(seen, denominator, 1.0)), float("inf"))
     rows = chunk * L + tl.arange(0, L)
-    queries, scale, opened = gate_inputs(
+    queries, query_scales, opened = gate_inputs(
         query, query_scale, query_shift, query_b, query_t, batch, rows, channels, inside, length, SCALED
     )
-    grads = gate * opened * load_rows(grad, grad_b, grad_t, batch, rows, channels, length, inside)
-    shifts = grads * mean * (1.0 - opened)
+    grads = load_rows(grad, grad_b, grad_t, batch, rows, channels, length, inside)
+    mixed = load_rows(out, out_b, out_t, batch, rows, channels, length, inside)
+    products = grads * mixed
+    shifts = products * (1.0 - opened)
+    opened *= gate
+    grads *= opened
+    means = mixed / tl.where(tl.abs(opened) > 1e-30, opened, 1.0)
     here = (rows[:, None] < length) & inside[None, :]
     offsets = tl.cast(batch, tl.int64) * length * total + rows[:, None] * total + channels[None, :]
-    tl.store(grad_query + offsets, (shifts * scale[None, :]).to(grad_query.dtype.element_ty), mask=here)
-    tl.store(mean_out + offsets, mean.to(mean_out.dtype.element_ty), mask=here)
+    tl.store(grad_query + offsets, (shifts * query_scales[None, :]).to(grad_query.dtype.element_ty), mask=here)
+    tl.store(mean + offsets, means.to(mean.dtype.element_ty), mask=here)
     tl.store(grad_mean + offsets, grads.to(grad_mean.dtype.element_ty), mask=here)
-    tl.store(lse_out + offsets, lse, mask=here)
+    tl.store(lse + offsets, logs, mask=here)
     place = (batch * chunks + chunk) * total
     if SCALED:
         tl.store(grad_gate + place + channels, tl.sum(shifts * queries, 0), mask=inside)
         tl.store(grad_gate + state_stride + place + channels, tl.sum(shifts, 0), mask=inside)
-    if STATES:
-        logs = tl.where(here, -lse, float("-inf"))
-        store_state(row_states, state_stride, place, channels, inside, logs, grads, grads * mean)
+    if BEFORE:
+        logs = tl.where(rows[:, None] < length, -logs, float("-inf"))
+        store_state(row_states, state_stride, place, channels, inside, logs, grads, products)
 
 
 @triton.jit
@@ -78,28 +87,21 @@ def load_gradients(mean, lse, grad_mean, total, batch, rows, channels, length, i
 
 @triton.jit
 def exact_keys(
-    weight, mean, lse, grad_mean, row_states, logs,
-    batch, group, keys, channels, inside, begin, end, before, after, length, total, chunks, state_stride, first, last,
-    weight_o, weight_g, weight_t, weight_u,
-    CAUSAL: tl.constexpr, WEIGHTED: tl.constexpr, STATES: tl.constexpr, L: tl.constexpr, C: tl.constexpr,
+    weight, mean, lse, grad_mean,
+    grads, products, logs, batch, group, keys, channels, inside, begin, end, length, total, first, last,
+    weight_o, weight_g, weight_t, weight_u, CAUSAL: tl.constexpr, WEIGHTED: tl.constexpr,
 ):  # fmt: skip
-    """Sums over rows of ``p g`` and of ``p g mean``, for the logarithms (L, C) of keys, exact for any size of them."""
-    top, first_sum, second_sum = merged_states(
-        row_states, state_stride, batch * chunks * total, total, channels, inside, before, after, chunks, STATES, C
-    )
-    factor = tl.exp(logs + top[None, :])
-    grads = factor * first_sum[None, :]
-    products = factor * second_sum[None, :]
-    for position in range(begin * L, tl.minimum(end * L, length)):
+    """Sums over rows of ``p g`` and of ``p g mean``, row by row, for the logarithms (L, C) of keys."""
+    for position in range(begin, end):
         one = position + tl.arange(0, 1)
         minus_lse, row_grads, row_products = load_gradients(
             mean, lse, grad_mean, total, batch, one, channels, length, inside
         )
         bias = log_weights(
-            weight, weight_o, weight_g, weight_t, weight_u, group, one[None, :], keys[:, None], (keys < length)[:, None], length,
-            first, last, CAUSAL, WEIGHTED,
+            weight, weight_o, weight_g, weight_t, weight_u, group, one[None, :], keys[:, None],
+            (keys < length)[:, None], length, first, last, CAUSAL, WEIGHTED,
         )  # fmt: skip
-        weights = tl.exp(bias + logs + minus_lse)
+        weights = tl.exp2(bias + logs + minus_lse)
         grads += weights * row_grads
         products += weights * row_products
     return grads, products
@@ -107,11 +109,11 @@ def exact_keys(
 
 @triton.jit(do_not_specialize=VARYING)
 def gradients_of_keys(
-    key, key_scale, value, weight, mask, mean, lse, grad_mean, row_states, grad_key, grad_value, grad_scale,
+    key, key_scale, value, weight, mask, mean, lse, grad_mean, before, after, grad_key, grad_value, grad_scale,
     length, width, total, chunks, blocks, state_stride, first, last, left, right,
     key_b, key_t, value_b, value_t, grad_key_b, grad_key_t, weight_o, weight_g, weight_t, weight_u, mask_b,
     KIND: tl.constexpr, SCALED: tl.constexpr, MASKED: tl.constexpr, CAUSAL: tl.constexpr, WEIGHTED: tl.constexpr,
-    STATES: tl.constexpr, PRECISION: tl.constexpr, L: tl.constexpr, C: tl.constexpr,
+    BEFORE: tl.constexpr, AFTER: tl.constexpr, PRECISION: tl.constexpr, L: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """Gradients of values and keys, and by chunk (B, chunks, d) of the scale of keys."""
     batch, chunk, group, channels, inside = place_of(chunks, blocks, width, C)
@@ -120,15 +122,13 @@ def gradients_of_keys(
     logs = load_keys(
         key, key_scale, key_b, key_t, batch, group, keys, channels, inside, length, allowed, KIND, SCALED, L, C
     )
-    before = chunk - right
-    if CAUSAL:
-        before = chunk * 0
-    after = chunk + left + 1
     begin = tl.maximum(chunk - right, 0)
-    end = tl.minimum(after, chunks)
-    top, first_sum, second_sum = merged_states(
-        row_states, state_stride, batch * chunks * total, total, channels, inside, before, after, chunks, STATES, C
-    )
+    end = tl.minimum(chunk + left + 1, chunks)
+    top, first_sum, second_sum = state_out_of_sight(
+        before, after, state_stride, batch * chunks * total, total, begin, end, chunks, channels, inside,
+        BEFORE, AFTER, C,
+    )  # fmt: skip
+    state_top = top
     level = tl.zeros((L,), tl.float32) + tl.where(tl.max(top, 0) > 0.5 * LOWEST, 0.0, LOWEST)
     grads = tl.zeros((L, C), tl.float32) + first_sum[None, :]
     products = tl.zeros((L, C), tl.float32) + second_sum[None, :]
@@ -138,27 +138,29 @@ def gradients_of_keys(
             mean, lse, grad_mean, total, batch, rows, channels, length, inside
         )
         bias = log_weights(
-            weight, weight_o, weight_g, weight_t, weight_u, group, rows[None, :], keys[:, None], (rows < length)[None, :], length,
-            first, last, CAUSAL, WEIGHTED,
+            weight, weight_o, weight_g, weight_t, weight_u, group, rows[None, :], keys[:, None],
+            (rows < length)[None, :], length, first, last, CAUSAL, WEIGHTED,
         )  # fmt: skip
         higher = tl.maximum(top, tl.max(minus_lse, 0))
         risen = tl.maximum(level, tl.max(bias, 1))
-        lowered = tl.exp(level - risen)[:, None] * tl.exp(top - higher)[None, :]
-        weights = tl.exp(bias - risen[:, None])
-        scaled = tl.exp(minus_lse - higher[None, :])
+        lowered = tl.exp2(level - risen)[:, None] * tl.exp2(top - higher)[None, :]
+        weights = tl.exp2(bias - risen[:, None])
+        scaled = tl.exp2(minus_lse - higher[None, :])
         grads = dot(weights, scaled * row_grads, grads * lowered, PRECISION)
         products = dot(weights, scaled * row_products, products * lowered, PRECISION)
         top = higher
         level = risen
     scale = logs + level[:, None] + top[None, :]
-    factor = tl.exp(scale)
+    factor = tl.exp2(scale)
     grads *= factor
     products *= factor
     if tl.max(tl.max(tl.where(inside[None, :], scale, LOWEST), 1), 0) > LARGEST:
+        outside = tl.exp2(logs + state_top[None, :])
         grads, products = exact_keys(
-            weight, mean, lse, grad_mean, row_states, logs,
-            batch, group, keys, channels, inside, begin, end, before, after, length, total, chunks, state_stride,
-            first, last, weight_o, weight_g, weight_t, weight_u, CAUSAL, WEIGHTED, STATES, L, C,
+            weight, mean, lse, grad_mean,
+            outside * first_sum[None, :], outside * second_sum[None, :], logs, batch, group, keys, channels, inside,
+            begin * L, tl.minimum(end * L, length), length, total, first, last,
+            weight_o, weight_g, weight_t, weight_u, CAUSAL, WEIGHTED,
         )  # fmt: skip
     values = load_rows(value, value_b, value_t, batch, keys, channels, length, inside)
     key_grads = tl.where(allowed[:, None], values * grads - products, 0.0)
@@ -207,7 +209,7 @@ def gradients_of_weights(
         CAUSAL, True,
     )  # fmt: skip
     level = tl.maximum(tl.max(bias, 1), LOWEST)
-    weights = tl.exp(bias - level[:, None])
+    weights = tl.exp2(bias - level[:, None])
     total_grads = tl.zeros((L, L), tl.float32)
     begin = tl.program_id(2) * part
     end = tl.where((other >= 0) & (other < chunks), tl.minimum(begin + part, items), begin)
@@ -229,13 +231,13 @@ def gradients_of_weights(
             for channel in range(0, tl.minimum(C, width - (item % blocks) * C)):
                 column = group * width + (item % blocks) * C + channel
                 exponents = bias + column_of(minus_lse, channels, column)[:, None]
-                p = tl.exp(exponents + column_of(logs, channels, column)[None, :])
+                p = tl.exp2(exponents + column_of(logs, channels, column)[None, :])
                 own_values = column_of(values, channels, column)[None, :]
                 own_grads = column_of(grads, channels, column)[:, None]
                 total_grads += p * (own_grads * own_values - column_of(products, channels, column)[:, None])
         else:
-            factor = tl.exp(scale)
-            scaled = tl.exp(logs - top[None, :])
+            factor = tl.exp2(scale)
+            scaled = tl.exp2(logs - top[None, :])
             sums = dot(factor * grads, tl.trans(scaled * values), tl.zeros((L, L), tl.float32), PRECISION)
             total_grads += weights * dot(-factor * products, tl.trans(scaled), sums, PRECISION)
     offset = keys[None, :] - rows[:, None]

@@ -3,9 +3,9 @@
     mean[t, c] = sum_u exp(w[t, u] + k[u, c]) v[u, c] / sum_u exp(w[t, u] + k[u, c])
     out = sigmoid(a q + b) gate mean
 
-A row sees the keys of some neighbouring chunks one by one, as products of matrices ``exp(w - maximum of the row)`` and
-``exp(k - maximum of the channel)``, whose maxima run along as those of flash attention do. All farther keys have w = 0:
-the states of their chunks are enough. Where the largest w and the largest k are so far from each other that a sum
+A row sees the keys of some neighbouring chunks as products of matrices ``exp(w - maximum of the row)`` and ``exp(k -
+maximum of the channel)``, whose maxima run along as those of flash attention do. All farther keys have w = 0: the
+states of their chunks are enough. Where the largest w and the largest k are so far from each other that a sum
 underflows, the program takes its rows again, key by key with a maximum for each row and channel.
 """
 
@@ -21,7 +21,8 @@ from papa_lightning.kernels.aft_tiles import (
     load_keys,
     load_rows,
     log_weights,
-    merged_states,
+    rounded,
+    state_out_of_sight,
     store_state,
 )
 
@@ -58,21 +59,14 @@ def states_of_keys(
 
 @triton.jit
 def exact_rows(
-    key, key_scale, value, weight, mask, states,
-    batch, chunk, group, channels, inside, begin, end, before, after, length, total, chunks, state_stride, first, last,
+    key, key_scale, value, weight, mask,
+    top, denominator, numerator, batch, group, rows, channels, inside, begin, end, length, first, last,
     key_b, key_t, value_b, value_t, weight_o, weight_g, weight_t, weight_u, mask_b,
     KIND: tl.constexpr, SCALED: tl.constexpr, MASKED: tl.constexpr, CAUSAL: tl.constexpr, WEIGHTED: tl.constexpr,
-    STATES: tl.constexpr, L: tl.constexpr, C: tl.constexpr,
+    C: tl.constexpr,
 ):  # fmt: skip
-    """Logarithms of a scale, denominators and numerators of rows (L, C), exact for weights of any size."""
-    rows = chunk * L + tl.arange(0, L)
-    state, mass, sums = merged_states(
-        states, state_stride, batch * chunks * total, total, channels, inside, before, after, chunks, STATES, C
-    )
-    top = tl.zeros((L, C), tl.float32) + state[None, :]
-    denominator = tl.zeros((L, C), tl.float32) + mass[None, :]
-    numerator = tl.zeros((L, C), tl.float32) + sums[None, :]
-    for position in range(begin * L, tl.minimum(end * L, length)):
+    """Sums of rows as :func:`sums_of_rows`, key by key, with a scale for each row and channel."""
+    for position in range(begin, end):
         one = position + tl.arange(0, 1)
         allowed = load_allowed(mask, mask_b, batch, one, length, MASKED)
         logs = load_keys(
@@ -80,14 +74,13 @@ def exact_rows(
         )
         values = load_rows(value, value_b, value_t, batch, one, channels, length, inside)
         values = tl.where(allowed[:, None], values, 0.0)
-        bias = log_weights(
-            weight, weight_o, weight_g, weight_t, weight_u, group, rows[:, None], one[None, :], allowed[None, :], length,
-            first, last, CAUSAL, WEIGHTED,
+        logs += log_weights(
+            weight, weight_o, weight_g, weight_t, weight_u, group, rows[:, None], one[None, :], allowed[None, :],
+            length, first, last, CAUSAL, WEIGHTED,
         )  # fmt: skip
-        logs = bias + logs
         higher = tl.maximum(top, logs)
-        weights = tl.exp(logs - higher)
-        lowered = tl.exp(top - higher)
+        weights = tl.exp2(logs - higher)
+        lowered = tl.exp2(top - higher)
         denominator = denominator * lowered + weights
         numerator = numerator * lowered + weights * values
         top = higher
@@ -95,25 +88,24 @@ def exact_rows(
 
 
 @triton.jit
-def means_of_rows(
-    key, key_scale, value, weight, mask, states,
+def sums_of_rows(
+    key, key_scale, value, weight, mask, before, after,
     batch, chunk, group, channels, inside, left, right, length, total, chunks, state_stride, first, last,
     key_b, key_t, value_b, value_t, weight_o, weight_g, weight_t, weight_u, mask_b,
     KIND: tl.constexpr, SCALED: tl.constexpr, MASKED: tl.constexpr, CAUSAL: tl.constexpr, WEIGHTED: tl.constexpr,
-    STATES: tl.constexpr, PRECISION: tl.constexpr, L: tl.constexpr, C: tl.constexpr,
+    BEFORE: tl.constexpr, AFTER: tl.constexpr, MEANS: tl.constexpr, PRECISION: tl.constexpr,
+    L: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    """Means of the values of rows (L, C), and logarithms of their denominators; 0 and infinity for rows without keys."""
+    """Denominators and, if ``MEANS``, numerators (L, C) of the means of rows, times 2 to the power of a scale (L, C)."""
     rows = chunk * L + tl.arange(0, L)
-    before = chunk - left
-    after = chunk + right + 1
-    if CAUSAL:
-        after = chunks
-    begin = tl.maximum(before, 0)
+    begin = tl.maximum(chunk - left, 0)
     end = tl.minimum(chunk + right + 1, chunks)
-    top, mass, sums = merged_states(
-        states, state_stride, batch * chunks * total, total, channels, inside, before, after, chunks, STATES, C
-    )
+    top, mass, sums = state_out_of_sight(
+        before, after, state_stride, batch * chunks * total, total, begin, end, chunks, channels, inside,
+        BEFORE, AFTER, C,
+    )  # fmt: skip
     level = tl.zeros((L,), tl.float32) + tl.where(tl.max(top, 0) > 0.5 * LOWEST, 0.0, LOWEST)
+    state_top = top
     denominator = tl.zeros((L, C), tl.float32) + mass[None, :]
     numerator = tl.zeros((L, C), tl.float32) + sums[None, :]
     for other in range(begin, end):
@@ -122,33 +114,34 @@ def means_of_rows(
         logs = load_keys(
             key, key_scale, key_b, key_t, batch, group, keys, channels, inside, length, allowed, KIND, SCALED, L, C
         )
-        values = load_rows(value, value_b, value_t, batch, keys, channels, length, inside)
-        values = tl.where(allowed[:, None], values, 0.0)
         bias = log_weights(
-            weight, weight_o, weight_g, weight_t, weight_u, group, rows[:, None], keys[None, :], allowed[None, :], length,
-            first, last, CAUSAL, WEIGHTED,
+            weight, weight_o, weight_g, weight_t, weight_u, group, rows[:, None], keys[None, :], allowed[None, :],
+            length, first, last, CAUSAL, WEIGHTED,
         )  # fmt: skip
         higher = tl.maximum(top, tl.max(logs, 0))
         risen = tl.maximum(level, tl.max(bias, 1))
-        lowered = tl.exp(level - risen)[:, None] * tl.exp(top - higher)[None, :]
-        weights = tl.exp(bias - risen[:, None])
-        scaled = tl.exp(logs - higher[None, :])
+        lowered = tl.exp2(level - risen)[:, None] * tl.exp2(top - higher)[None, :]
+        weights = tl.exp2(bias - risen[:, None])
+        scaled = rounded(tl.exp2(logs - higher[None, :]), PRECISION)
         denominator = dot(weights, scaled, denominator * lowered, PRECISION)
-        numerator = dot(weights, scaled * values, numerator * lowered, PRECISION)
+        if MEANS:
+            values = load_rows(value, value_b, value_t, batch, keys, channels, length, inside)
+            values = tl.where(allowed[:, None], values, 0.0)
+            numerator = dot(weights, scaled * values, numerator * lowered, PRECISION)
         top = higher
         level = risen
     scale = level[:, None] + top[None, :]
     low = (level[:, None] > 0.5 * LOWEST) & (denominator < SMALLEST) & inside[None, :]
     if tl.max(tl.max(low.to(tl.int32), 1), 0) > 0:
+        tile = tl.zeros((L, C), tl.float32)
         scale, denominator, numerator = exact_rows(
-            key, key_scale, value, weight, mask, states,
-            batch, chunk, group, channels, inside, begin, end, before, after, length, total, chunks, state_stride,
-            first, last, key_b, key_t, value_b, value_t, weight_o, weight_g, weight_t, weight_u, mask_b,
-            KIND, SCALED, MASKED, CAUSAL, WEIGHTED, STATES, L, C,
+            key, key_scale, value, weight, mask,
+            tile + state_top[None, :], tile + mass[None, :], tile + sums[None, :],
+            batch, group, rows, channels, inside, begin * L, tl.minimum(end * L, length), length, first, last,
+            key_b, key_t, value_b, value_t, weight_o, weight_g, weight_t, weight_u, mask_b,
+            KIND, SCALED, MASKED, CAUSAL, WEIGHTED, C,
         )  # fmt: skip
-    seen = denominator > 0.0
-    denominator = tl.where(seen, denominator, 1.0)
-    return numerator / denominator, tl.where(seen, scale + tl.log(denominator), float("inf"))
+    return scale, denominator, numerator
 
 
 @triton.jit
@@ -166,24 +159,25 @@ def gate_inputs(query, query_scale, query_shift, query_b, query_t, batch, rows, 
 
 @triton.jit(do_not_specialize=VARYING)
 def mixed_rows(
-    query, query_scale, query_shift, key, key_scale, value, weight, mask, states, out,
+    query, query_scale, query_shift, key, key_scale, value, weight, mask, before, after, out,
     gate, length, width, total, chunks, blocks, state_stride, first, last, left, right,
     query_b, query_t, key_b, key_t, value_b, value_t, weight_o, weight_g, weight_t, weight_u, mask_b,
     KIND: tl.constexpr, SCALED: tl.constexpr, MASKED: tl.constexpr, CAUSAL: tl.constexpr, WEIGHTED: tl.constexpr,
-    STATES: tl.constexpr, PRECISION: tl.constexpr, L: tl.constexpr, C: tl.constexpr,
+    BEFORE: tl.constexpr, AFTER: tl.constexpr, PRECISION: tl.constexpr, L: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """Gated means (B, T, d)."""
     batch, chunk, group, channels, inside = place_of(chunks, blocks, width, C)
-    mean, _ = means_of_rows(
-        key, key_scale, value, weight, mask, states,
+    _, denominator, numerator = sums_of_rows(
+        key, key_scale, value, weight, mask, before, after,
         batch, chunk, group, channels, inside, left, right, length, total, chunks, state_stride, first, last,
         key_b, key_t, value_b, value_t, weight_o, weight_g, weight_t, weight_u, mask_b,
-        KIND, SCALED, MASKED, CAUSAL, WEIGHTED, STATES, PRECISION, L, C,
+        KIND, SCALED, MASKED, CAUSAL, WEIGHTED, BEFORE, AFTER, True, PRECISION, L, C,
     )  # fmt: skip
     rows = chunk * L + tl.arange(0, L)
     _, _, opened = gate_inputs(
         query, query_scale, query_shift, query_b, query_t, batch, rows, channels, inside, length, SCALED
     )
+    mean = numerator / tl.where(denominator > 0.0, denominator, 1.0)
     pointers = out + tl.cast(batch, tl.int64) * length * total + rows[:, None] * total + channels[None, :]
     mixed = (gate * opened * mean).to(out.dtype.element_ty)
     tl.store(pointers, mixed, mask=(rows[:, None] < length) & inside[None, :])

@@ -1,7 +1,8 @@
 """Parts of the kernels of attention-free mixing: tiles of keys and weights, and running sums of chunks.
 
 A sequence is cut into chunks of some tokens. A *state* is what a chunk adds to the sums over all that lie out of sight:
-for each channel a maximum ``top`` of logarithms, and two sums of ``exp(logarithm - top)`` times something.
+for each channel a maximum ``top`` of logarithms, and two sums of ``2^(logarithm - top)`` times something. All
+logarithms are to base 2.
 """
 
 import triton
@@ -11,8 +12,9 @@ import triton.language as tl
 LOWEST = tl.constexpr(-1e30)
 #: Sums below this are taken again, exactly: terms that underflowed could be more than a rounding error of them.
 SMALLEST = tl.constexpr(1e-25)
-#: Products of exponentials above ``exp`` of this are taken again, exactly, for the same reason.
-LARGEST = tl.constexpr(40.0)
+#: Products of exponentials above 2 to this are taken again, exactly, for the same reason.
+LARGEST = tl.constexpr(60.0)
+LOG2E = tl.constexpr(1.4426950408889634)
 #: Sizes that differ from batch to batch: a kernel is not compiled anew for every one that divides by 16.
 VARYING = ("length", "chunks", "first", "last", "left", "right", "mask_b", "weight_o", "out_o", "sight", "items", "part")
 
@@ -25,6 +27,14 @@ def dot(left, right, total, PRECISION: tl.constexpr):
     else:
         total = tl.dot(left, right, total, input_precision=PRECISION)
     return total
+
+
+@triton.jit
+def rounded(tile, PRECISION: tl.constexpr):
+    """A tile as it is when it becomes an operand of a product."""
+    if PRECISION == "bf16":
+        tile = tile.to(tl.bfloat16).to(tl.float32)
+    return tile
 
 
 @triton.jit
@@ -48,14 +58,16 @@ def load_keys(
     key, scale, stride_b, stride_t, batch, group, keys, channels, inside, length, allowed,
     KIND: tl.constexpr, SCALED: tl.constexpr, L: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    """Logarithms of the weights of keys, a tile (keys, channels), minus infinity where not allowed."""
+    """Logarithms of the weights of keys, to base 2, a tile (keys, channels), minus infinity where not allowed."""
     if KIND == "shared":  # (B, T, groups)
         pointers = key + tl.cast(batch, tl.int64) * stride_b + keys * stride_t + group
-        logs = tl.load(pointers, mask=keys < length, other=0.0).to(tl.float32)[:, None]
+        logs = tl.load(pointers, mask=keys < length, other=0.0).to(tl.float32)[:, None] * LOG2E
     else:
         logs = load_rows(key, stride_b, stride_t, batch, keys, channels, length, inside)
         if SCALED:
-            logs = logs * tl.load(scale + channels, mask=inside, other=0.0).to(tl.float32)[None, :]
+            logs = logs * (tl.load(scale + channels, mask=inside, other=0.0).to(tl.float32) * LOG2E)[None, :]
+        else:
+            logs = logs * LOG2E
         if KIND == "summed":
             logs = tl.sum(logs, 1)[:, None]
     return tl.where(allowed[:, None], tl.broadcast_to(logs, (L, C)), float("-inf"))
@@ -66,14 +78,14 @@ def log_weights(
     weight, origin, stride_g, stride_t, stride_u, group, rows, keys, allowed, length, first, last,
     CAUSAL: tl.constexpr, WEIGHTED: tl.constexpr,
 ):  # fmt: skip
-    """Position biases of rows and keys, one (n, 1) and the other (1, n): 0 beside the band, minus infinity if hidden."""
+    """Position biases to base 2 of rows and keys, one (n, 1) and the other (1, n): 0 beside the band, minus infinity if hidden."""
     offset = keys - rows
     if CAUSAL:
         allowed = allowed & (offset <= 0)
     if WEIGHTED:
         banded = allowed & (rows < length) & (keys < length) & (offset >= first) & (offset <= last)
         pointers = weight + tl.cast(group, tl.int64) * stride_g + (origin + rows * stride_t + keys * stride_u)
-        logs = tl.load(pointers, mask=banded, other=0.0).to(tl.float32)
+        logs = tl.load(pointers, mask=banded, other=0.0).to(tl.float32) * LOG2E
     else:
         logs = tl.zeros(offset.shape, tl.float32)
     return tl.where(allowed, logs, float("-inf"))
@@ -81,9 +93,9 @@ def log_weights(
 
 @triton.jit
 def store_state(states, stride, place, channels, inside, logs, first, second):
-    """Write the state of a chunk from tiles: ``top``, and the sums of ``exp(logs - top)`` times two factors."""
+    """Write the state of a chunk from tiles: ``top``, and the sums of ``2^(logs - top)`` times two factors."""
     top = tl.maximum(tl.max(logs, 0), LOWEST)
-    scaled = tl.exp(logs - top[None, :])
+    scaled = tl.exp2(logs - top[None, :])
     pointers = states + place + channels
     tl.store(pointers, top, mask=inside)
     tl.store(pointers + stride, tl.sum(scaled * first, 0), mask=inside)
@@ -91,26 +103,72 @@ def store_state(states, stride, place, channels, inside, logs, first, second):
 
 
 @triton.jit
-def merged_states(
-    states, stride, place, width, channels, inside, before, after, chunks, STATES: tl.constexpr, C: tl.constexpr
-):
-    """The state of all chunks before the number ``before``, and from the number ``after`` on."""
+def merge(top, first, second, other_top, other_first, other_second):
+    """The state of two parts of a sequence, from the states of both."""
+    higher = tl.maximum(top, other_top)
+    own = tl.exp2(top - higher)
+    other = tl.exp2(other_top - higher)
+    return higher, first * own + other_first * other, second * own + other_second * other
+
+
+@triton.jit
+def running_states(
+    states, merged, total, chunks, stride, REVERSE: tl.constexpr, N: tl.constexpr, C: tl.constexpr
+):  # fmt: skip
+    """States of all chunks up to each one, (3, B, chunks, d); in reverse: from each one on."""
+    channels = tl.program_id(1) * C + tl.arange(0, C)
+    inside = channels < total
+    place = tl.program_id(0) * chunks * total
+    before = tl.full((C,), LOWEST, tl.float32)
+    first_before = tl.zeros((C,), tl.float32)
+    second_before = tl.zeros((C,), tl.float32)
+    for start in range(0, chunks, N):
+        order = start + tl.arange(0, N)
+        chunk = order
+        if REVERSE:
+            chunk = chunks - 1 - order
+        used = (order < chunks)[:, None] & inside[None, :]
+        offsets = place + chunk[:, None] * total + channels[None, :]
+        top = tl.load(states + offsets, mask=used, other=LOWEST)
+        first = tl.load(states + stride + offsets, mask=used, other=0.0)
+        second = tl.load(states + 2 * stride + offsets, mask=used, other=0.0)
+        top, first, second = tl.associative_scan((top, first, second), 0, merge)
+        top, first, second = merge(
+            top, first, second, before[None, :], first_before[None, :], second_before[None, :]
+        )
+        tl.store(merged + offsets, top, mask=used)
+        tl.store(merged + stride + offsets, first, mask=used)
+        tl.store(merged + 2 * stride + offsets, second, mask=used)
+        last = (tl.arange(0, N) == N - 1)[:, None]
+        before = tl.max(tl.where(last, top, LOWEST), 0)
+        first_before = tl.sum(tl.where(last, first, 0.0), 0)
+        second_before = tl.sum(tl.where(last, second, 0.0), 0)
+
+
+@triton.jit
+def load_state(merged, stride, place, width, chunk, chunks, channels, inside):
+    """The state up to a chunk, or from it on; none where there is no such chunk."""
+    places = chunk + tl.zeros_like(channels)
+    used = inside & (places >= 0) & (places < chunks)
+    pointers = merged + place + places * width + channels
+    top = tl.load(pointers, mask=used, other=LOWEST)
+    return top, tl.load(pointers + stride, mask=used, other=0.0), tl.load(pointers + 2 * stride, mask=used, other=0.0)
+
+
+@triton.jit
+def state_out_of_sight(
+    before, after, stride, place, width, begin, end, chunks, channels, inside,
+    BEFORE: tl.constexpr, AFTER: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
+    """The state of the chunks before the number ``begin`` and from ``end`` on, of running states in both directions."""
     top = tl.full((C,), LOWEST, tl.float32)
     first = tl.zeros((C,), tl.float32)
     second = tl.zeros((C,), tl.float32)
-    if STATES:
-        begin = tl.where(before > 0, 0, after)
-        end = tl.where(after < chunks, chunks, before)
-        for start in range(begin, end, 16):
-            chunk = start + tl.arange(0, 16)
-            used = (chunk < end) & ((chunk < before) | (chunk >= after))
-            used = used[:, None] & inside[None, :]
-            pointers = states + place + chunk[:, None] * width + channels[None, :]
-            tops = tl.load(pointers, mask=used, other=LOWEST)
-            higher = tl.maximum(top, tl.max(tops, 0))
-            scaled = tl.exp(tops - higher[None, :])
-            lowered = tl.exp(top - higher)
-            first = first * lowered + tl.sum(scaled * tl.load(pointers + stride, mask=used, other=0.0), 0)
-            second = second * lowered + tl.sum(scaled * tl.load(pointers + 2 * stride, mask=used, other=0.0), 0)
-            top = higher
+    if BEFORE:
+        top, first, second = load_state(before, stride, place, width, begin - 1, chunks, channels, inside)
+    if AFTER:
+        other, other_first, other_second = load_state(
+            after, stride, place, width, end, chunks, channels, inside
+        )
+        top, first, second = merge(top, first, second, other, other_first, other_second)
     return top, first, second
