@@ -36,13 +36,24 @@ class _Call(NamedTuple):
     gate: float
 
 
-class _Plan(NamedTuple):
-    """How a call is cut: chunks of ``size`` tokens, of which rows see ``left`` before and ``right`` behind theirs."""
+class _Settings(NamedTuple):
+    """How kernels run: tiles of ``size`` tokens by ``channels``, in so many warps, stages and registers (0: any)."""
 
     size: int
     channels: int
     warps: int
     stages: int
+    registers: int
+    precision: str
+
+
+class _Plan(NamedTuple):
+    """How a call is cut: chunks, of which rows see ``left`` before theirs and ``right`` behind, in blocks of channels.
+
+    ``states`` is whether some chunk is out of sight of another. The band reaches from the offset ``first`` to ``last``.
+    """
+
+    settings: _Settings
     width: int
     blocks: int
     chunks: int
@@ -51,36 +62,38 @@ class _Plan(NamedTuple):
     first: int
     last: int
     kind: str
-    precision: str
     states: bool
 
 
+def _settings(call: _Call, reach: int) -> _Settings:
+    """The same numbers for the same dtypes and sizes on every machine; ``reach`` is how far the band reaches."""
+    dtypes = {call.value.dtype, call.key.dtype}
+    if torch.float32 in dtypes and torch.get_float32_matmul_precision() == "highest":
+        return _Settings(32, 32, 4, 1, 0, "ieee")
+    precision = "bf16" if dtypes == {torch.bfloat16} else "tf32"
+    return _Settings(64, 64, 8, 1, 0, precision) if reach > 64 else _Settings(32, 64, 8, 1, 128, precision)
+
+
 def _plan(call: _Call) -> _Plan:
-    """Cut a call; the same numbers for the same sizes and dtypes on every machine."""
+    """Cut a call."""
     length, width = call.value.shape[1], call.value.shape[2] // call.groups
-    exact = torch.float32 in (call.value.dtype, call.key.dtype) and torch.get_float32_matmul_precision() == "highest"
-    size, widest, warps, stages = (32, 32, 4, 1) if exact else (64, 64, 8, 1)
-    size = min(size, max(16, triton.next_power_of_2(length)))
-    channels = max(16, triton.next_power_of_2(width))
-    channels = channels if call.summed else min(widest, channels)
     if call.weight is None:
         first, last = 0, -1
     elif call.first is None:
         first, last = -length, length
     else:
         first, last = call.first, call.first + call.weight.shape[-1] - 1
+    last = min(last, 0) if call.causal else last
+    found = _settings(call, max(-first, last))
+    size = min(found.size, max(16, triton.next_power_of_2(length)))
+    channels = max(16, triton.next_power_of_2(width))
+    channels = channels if call.summed else min(found.channels, channels)
     chunks = triton.cdiv(length, size)
+    left, right = (min(triton.cdiv(max(reach, 0), size), chunks - 1) for reach in (-first, last))
     if call.weight is None and not call.causal:
-        left, right = -1, 0  # no chunk is in sight of a row: all are before it or after it
-    else:
-        left = min(triton.cdiv(max(-first, 0), size), chunks - 1)
-        right = 0 if call.causal else min(triton.cdiv(max(last, 0), size), chunks - 1)
-    kind = "summed" if call.summed else "channels" if call.key.shape[2] == call.value.shape[2] else "shared"
+        left = -1  # no chunk is in sight of a row: all are before it or after it
     return _Plan(
-        size=size,
-        channels=channels,
-        warps=warps,
-        stages=stages,
+        settings=found._replace(size=size, channels=channels),
         width=width,
         blocks=triton.cdiv(width, channels),
         chunks=chunks,
@@ -88,15 +101,14 @@ def _plan(call: _Call) -> _Plan:
         right=right,
         first=first,
         last=last,
-        kind=kind,
-        precision="ieee" if exact else "tf32",
-        states=chunks > 1 + (left if call.causal else min(left, right)),  # some chunk is out of the sight of another
+        kind="summed" if call.summed else "channels" if call.key.shape[2] == call.value.shape[2] else "shared",
+        states=chunks > 1 + (left if call.causal else min(left, right)),
     )
 
 
 def _common(call: _Call, plan: _Plan) -> dict[str, Any]:
     """Arguments that all kernels have."""
-    batch, length, total = call.value.shape
+    _, length, total = call.value.shape
     found: dict[str, Any] = {
         "key": call.key,
         "key_scale": call.key_scale,
@@ -115,11 +127,13 @@ def _common(call: _Call, plan: _Plan) -> dict[str, Any]:
         "KIND": plan.kind,
         "SCALED": call.key_scale is not None,
         "MASKED": call.mask is not None,
-        "L": plan.size,
-        "C": plan.channels,
-        "num_warps": plan.warps,
-        "num_stages": plan.stages,
+        "L": plan.settings.size,
+        "C": plan.settings.channels,
+        "num_warps": plan.settings.warps,
+        "num_stages": plan.settings.stages,
     }
+    if plan.settings.registers and torch.version.hip is None:
+        found["maxnreg"] = plan.settings.registers
     return found
 
 
@@ -139,7 +153,7 @@ def _biased(call: _Call, plan: _Plan) -> dict[str, Any]:
         "last": plan.last,
         "left": plan.left,
         "CAUSAL": call.causal,
-        "PRECISION": plan.precision,
+        "PRECISION": plan.settings.precision,
     }
 
 
@@ -248,12 +262,14 @@ def _weight_gradient(
     parts = triton.cdiv(items, part)
     columns = weight.shape[2]
     found = weight.new_zeros((parts, call.groups, length, columns), dtype=torch.float32)
+    # Differences of sums over all sequences: the rounding of bfloat16 would be most of a small one.
+    biased["PRECISION"] = "tf32" if plan.settings.precision == "bf16" else plan.settings.precision
     gradients_of_weights[(pairs, call.groups, parts)](
         **common, **biased, **rows, grad_weight=found, sight=sight, items=items, part=part,
         out_o=-plan.first if banded else 0, out_p=found.stride(0), out_g=found.stride(1),
         out_t=columns - 1 if banded else columns, out_u=1,
     )
-    summed = found.sum(0)
+    summed = found.sum(0) if parts > 1 else found[0]
     return summed.sum(1, keepdim=True) if banded and weight.shape[1] == 1 else summed
 
 

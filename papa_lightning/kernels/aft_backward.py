@@ -118,10 +118,6 @@ def gradients_of_keys(
     """Gradients of values and keys, and by chunk (B, chunks, d) of the scale of keys."""
     batch, chunk, group, channels, inside = place_of(chunks, blocks, width, C)
     keys = chunk * L + tl.arange(0, L)
-    allowed = load_allowed(mask, mask_b, batch, keys, length, MASKED)
-    logs = load_keys(
-        key, key_scale, key_b, key_t, batch, group, keys, channels, inside, length, allowed, KIND, SCALED, L, C
-    )
     begin = tl.maximum(chunk - right, 0)
     end = tl.minimum(chunk + left + 1, chunks)
     top, first_sum, second_sum = state_out_of_sight(
@@ -150,6 +146,10 @@ def gradients_of_keys(
         products = dot(weights, scaled * row_products, products * lowered, PRECISION)
         top = higher
         level = risen
+    allowed = load_allowed(mask, mask_b, batch, keys, length, MASKED)
+    logs = load_keys(
+        key, key_scale, key_b, key_t, batch, group, keys, channels, inside, length, allowed, KIND, SCALED, L, C
+    )
     scale = logs + level[:, None] + top[None, :]
     factor = tl.exp2(scale)
     grads *= factor
