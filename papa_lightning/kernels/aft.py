@@ -14,6 +14,8 @@ from papa_lightning.kernels.aft_backward import gradients_of_keys, gradients_of_
 from papa_lightning.kernels.aft_forward import mixed_rows, states_of_keys
 from papa_lightning.kernels.aft_tiles import running_states
 
+#: Channels of the widest group whose keys a program sums.
+_WIDEST = 128
 #: Programs of the gradient of position biases that keep a GPU busy.
 _PROGRAMS = 512
 
@@ -118,6 +120,7 @@ def _common(call: _Call, plan: _Plan) -> dict[str, Any]:
         "width": plan.width,
         "total": total,
         "chunks": plan.chunks,
+        "groups": call.groups,
         "blocks": plan.blocks,
         "key_b": call.key.stride(0),
         "key_t": call.key.stride(1),
@@ -175,7 +178,7 @@ def _new_states(call: _Call, plan: _Plan, number: int = 3) -> Tensor:
     return call.value.new_empty((number, batch, plan.chunks, total), dtype=torch.float32)
 
 
-def _states(call: _Call, plan: _Plan, grid: tuple[int, int]) -> dict[str, Any]:
+def _states(call: _Call, plan: _Plan, grid: tuple[int]) -> dict[str, Any]:
     """Running states of the keys, with what tells kernels about them."""
     states = _new_states(call, plan)
     if plan.states:
@@ -204,11 +207,9 @@ def _running(call: _Call, plan: _Plan, states: Tensor, before: bool, after: bool
 
 def _mixed(call: _Call) -> Tensor:
     plan = _plan(call)
-    grid = (call.value.shape[0] * plan.chunks, call.groups * plan.blocks)
+    grid = (call.value.shape[0] * plan.chunks * call.groups * plan.blocks,)
     out = torch.empty_like(call.value, memory_format=torch.contiguous_format)
-    mixed_rows[grid](
-        **_common(call, plan), **_biased(call, plan), **_gated(call), **_states(call, plan, grid), out=out
-    )
+    mixed_rows[grid](**_common(call, plan), **_biased(call, plan), **_gated(call), **_states(call, plan, grid), out=out)
     return out
 
 
@@ -216,7 +217,7 @@ def _gradients(call: _Call, grad: Tensor, out: Tensor) -> list[Tensor]:
     """Gradients of query, key, value, the three scales (3, d), and the position bias; empty without such an input."""
     plan = _plan(call)
     (batch, length, total), value = call.value.shape, call.value
-    grid = (batch * plan.chunks, call.groups * plan.blocks)
+    grid = (batch * plan.chunks * call.groups * plan.blocks,)
     common, biased, states = _common(call, plan), _biased(call, plan), _states(call, plan, grid)
     grad_query, grad_value, mean, grad_mean = (
         torch.empty_like(one, memory_format=torch.contiguous_format) for one in (call.query, value, value, value)
@@ -228,18 +229,36 @@ def _gradients(call: _Call, grad: Tensor, out: Tensor) -> list[Tensor]:
     }
     row_states, scales = _new_states(call, plan), _new_states(call, plan)
     gradients_of_rows[grid](
-        **common, **biased, **_gated(call), **states, **rows, grad=grad, grad_b=grad.stride(0), grad_t=grad.stride(1),
-        out=out, out_b=out.stride(0), out_t=out.stride(1), grad_query=grad_query, row_states=row_states,
+        **common,
+        **biased,
+        **_gated(call),
+        **states,
+        **rows,
+        grad=grad,
+        grad_b=grad.stride(0),
+        grad_t=grad.stride(1),
+        out=out,
+        out_b=out.stride(0),
+        out_t=out.stride(1),
+        grad_query=grad_query,
+        row_states=row_states,
         grad_gate=scales,
     )
     states |= _running(call, plan, row_states, not call.causal, True)
     if plan.kind == "shared":
-        grad_key = value.new_empty((batch, length, grid[1]), dtype=torch.float32)
+        grad_key = value.new_empty((batch, length, call.groups * plan.blocks), dtype=torch.float32)
     else:
         grad_key = torch.empty_like(call.key, memory_format=torch.contiguous_format)
     gradients_of_keys[grid](
-        **common, **biased, **states, **rows, grad_key=grad_key, grad_value=grad_value,
-        grad_scale=scales[2], grad_key_b=grad_key.stride(0), grad_key_t=grad_key.stride(1),
+        **common,
+        **biased,
+        **states,
+        **rows,
+        grad_key=grad_key,
+        grad_value=grad_value,
+        grad_scale=scales[2],
+        grad_key_b=grad_key.stride(0),
+        grad_key_t=grad_key.stride(1),
     )
     if plan.kind == "shared":
         grad_key = grad_key.unflatten(2, (call.groups, plan.blocks)).sum(3).to(call.key.dtype)
@@ -264,10 +283,19 @@ def _weight_gradient(
     found = weight.new_zeros((parts, call.groups, length, columns), dtype=torch.float32)
     # Differences of sums over all sequences: the rounding of bfloat16 would be most of a small one.
     biased["PRECISION"] = "tf32" if plan.settings.precision == "bf16" else plan.settings.precision
-    gradients_of_weights[(pairs, call.groups, parts)](
-        **common, **biased, **rows, grad_weight=found, sight=sight, items=items, part=part,
-        out_o=-plan.first if banded else 0, out_p=found.stride(0), out_g=found.stride(1),
-        out_t=columns - 1 if banded else columns, out_u=1,
+    gradients_of_weights[(pairs * call.groups, parts)](
+        **common,
+        **biased,
+        **rows,
+        grad_weight=found,
+        sight=sight,
+        items=items,
+        part=part,
+        out_o=-plan.first if banded else 0,
+        out_p=found.stride(0),
+        out_g=found.stride(1),
+        out_t=columns - 1 if banded else columns,
+        out_u=1,
     )
     summed = found.sum(0) if parts > 1 else found[0]
     return summed.sum(1, keepdim=True) if banded and weight.shape[1] == 1 else summed
@@ -284,7 +312,9 @@ def _aft(*args: Any) -> Tensor:
     return _mixed(_prepared(_Call(*args)))
 
 
-@torch.library.custom_op("papa_lightning::aft_backward", mutates_args=(), schema=f"(Tensor grad, Tensor out, {_ARGUMENTS}) -> Tensor[]")
+@torch.library.custom_op(
+    "papa_lightning::aft_backward", mutates_args=(), schema=f"(Tensor grad, Tensor out, {_ARGUMENTS}) -> Tensor[]"
+)
 def _aft_backward(grad: Tensor, out: Tensor, *args: Any) -> list[Tensor]:
     return _gradients(_prepared(_Call(*args)), _dense_rows(grad), _dense_rows(out))
 
@@ -312,7 +342,9 @@ def _(grad: Tensor, out: Tensor, *args: Any) -> list[Tensor]:
     call = _Call(*args)
     found = [torch.empty_like(one, memory_format=torch.contiguous_format) for one in call[:3]]
     scaled, weight = call.key_scale is not None, call.weight
-    found.append(call.value.new_empty((3, call.value.shape[2]), dtype=torch.float32) if scaled else call.value.new_empty(0))
+    found.append(
+        call.value.new_empty((3, call.value.shape[2]), dtype=torch.float32) if scaled else call.value.new_empty(0)
+    )
     found.append(call.value.new_empty(0) if weight is None else weight.new_empty(weight.shape, dtype=torch.float32))
     return found
 
@@ -359,13 +391,17 @@ def aft(
         groups: Number of groups of neighbouring channels, which share a position bias.
         weight: w, (groups, T, T); with ``first`` a band of it, (groups, T or 1, n), and w is 0 elsewhere. None: w is 0.
         first: Offset of the key that the first column of a band belongs to.
-        affine: a, b and c, with d numbers each; None: a = c = 1 and b = 0.
-        summed: Whether a group has the sum of the keys of its channels, times c, as its one key.
+        affine: a, b and c, with d numbers each, of which c is for keys of d channels; None: a = c = 1 and b = 0.
+        summed: Whether a group has the sum of the keys of its channels, times c, as its one key; with ``affine``.
         gate: g.
 
     Returns:
         (B, T, d) in the dtype of ``value``; rows without any key are 0.
     """
     scales = (None, None, None) if affine is None else affine
+    if affine is not None and summed and value.shape[2] // groups > _WIDEST:
+        key, summed = (key.float() * affine[2].float().flatten()).unflatten(2, (groups, -1)).sum(3), False
+    if affine is not None and key.shape[2] != value.shape[2]:
+        scales = (*affine[:2], affine[2].detach())  # not used again
     mixed: Tensor = _aft(query, key, value, mask, *scales, weight, first, groups, causal, summed, gate)
     return mixed

@@ -33,14 +33,14 @@ from papa_lightning.kernels.aft_tiles import (
 def gradients_of_rows(
     query, query_scale, query_shift, key, key_scale, value, weight, mask, before, after, out, grad,
     grad_query, mean, lse, grad_mean, row_states, grad_gate,
-    gate, length, width, total, chunks, blocks, state_stride, first, last, left, right,
+    gate, length, width, total, chunks, groups, blocks, state_stride, first, last, left, right,
     query_b, query_t, key_b, key_t, value_b, value_t, out_b, out_t, grad_b, grad_t,
     weight_o, weight_g, weight_t, weight_u, mask_b,
     KIND: tl.constexpr, SCALED: tl.constexpr, MASKED: tl.constexpr, CAUSAL: tl.constexpr, WEIGHTED: tl.constexpr,
     BEFORE: tl.constexpr, AFTER: tl.constexpr, PRECISION: tl.constexpr, L: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """Gradients of queries and, by chunk (2, B, chunks, d), of their scale and shift; and what other kernels need."""
-    batch, chunk, group, channels, inside = place_of(chunks, blocks, width, C)
+    batch, chunk, group, channels, inside = place_of(chunks, groups, blocks, width, C)
     scale, denominator, _ = sums_of_rows(
         key, key_scale, value, weight, mask, before, after,
         batch, chunk, group, channels, inside, left, right, length, total, chunks, state_stride, first, last,
@@ -110,13 +110,13 @@ def exact_keys(
 @triton.jit(do_not_specialize=VARYING)
 def gradients_of_keys(
     key, key_scale, value, weight, mask, mean, lse, grad_mean, before, after, grad_key, grad_value, grad_scale,
-    length, width, total, chunks, blocks, state_stride, first, last, left, right,
+    length, width, total, chunks, groups, blocks, state_stride, first, last, left, right,
     key_b, key_t, value_b, value_t, grad_key_b, grad_key_t, weight_o, weight_g, weight_t, weight_u, mask_b,
     KIND: tl.constexpr, SCALED: tl.constexpr, MASKED: tl.constexpr, CAUSAL: tl.constexpr, WEIGHTED: tl.constexpr,
     BEFORE: tl.constexpr, AFTER: tl.constexpr, PRECISION: tl.constexpr, L: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """Gradients of values and keys, and by chunk (B, chunks, d) of the scale of keys."""
-    batch, chunk, group, channels, inside = place_of(chunks, blocks, width, C)
+    batch, chunk, group, channels, inside = place_of(chunks, groups, blocks, width, C)
     keys = chunk * L + tl.arange(0, L)
     begin = tl.maximum(chunk - right, 0)
     end = tl.minimum(chunk + left + 1, chunks)
@@ -169,7 +169,7 @@ def gradients_of_keys(
     grads = tl.where(allowed[:, None], grads, 0.0)
     tl.store(grad_value + offsets, grads.to(grad_value.dtype.element_ty), mask=here)
     if KIND == "shared":
-        pointers = grad_key + tl.cast(batch, tl.int64) * grad_key_b + keys * grad_key_t + tl.program_id(1)
+        pointers = grad_key + tl.cast(batch, tl.int64) * grad_key_b + keys * grad_key_t + tl.program_id(0) % (groups * blocks)
         tl.store(pointers, tl.sum(tl.where(inside[None, :], key_grads, 0.0), 1), mask=keys < length)
     else:
         if KIND == "summed":
@@ -192,15 +192,16 @@ def column_of(tile, channels, channel):
 @triton.jit(do_not_specialize=VARYING)
 def gradients_of_weights(
     key, key_scale, value, weight, mask, mean, lse, grad_mean, grad_weight,
-    length, width, total, chunks, blocks, sight, items, part, first, last, left,
+    length, width, total, chunks, groups, blocks, sight, items, part, first, last, left,
     key_b, key_t, value_b, value_t, weight_o, weight_g, weight_t, weight_u, mask_b, out_o, out_p, out_g, out_t, out_u,
     KIND: tl.constexpr, SCALED: tl.constexpr, MASKED: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
     L: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """Gradients of position biases of a pair of chunks, by parts (parts, groups, ...) of sequences and channels."""
-    chunk = tl.program_id(0) // sight
-    other = chunk - left + tl.program_id(0) % sight
-    group = tl.program_id(1)
+    group = tl.program_id(0) % groups
+    pair = tl.program_id(0) // groups
+    chunk = pair // sight
+    other = chunk - left + pair % sight
     rows = chunk * L + tl.arange(0, L)
     keys = other * L + tl.arange(0, L)
     exists = (keys >= 0) & (keys < length)
@@ -211,7 +212,7 @@ def gradients_of_weights(
     level = tl.maximum(tl.max(bias, 1), LOWEST)
     weights = tl.exp2(bias - level[:, None])
     total_grads = tl.zeros((L, L), tl.float32)
-    begin = tl.program_id(2) * part
+    begin = tl.program_id(1) * part
     end = tl.where((other >= 0) & (other < chunks), tl.minimum(begin + part, items), begin)
     for item in range(begin, end):
         batch = item // blocks
@@ -242,5 +243,5 @@ def gradients_of_weights(
             total_grads += weights * dot(-factor * products, tl.trans(scaled), sums, PRECISION)
     offset = keys[None, :] - rows[:, None]
     here = (rows[:, None] < length) & exists[None, :] & (offset >= first) & (offset <= last)
-    pointers = grad_weight + tl.cast(tl.program_id(2), tl.int64) * out_p + tl.cast(group, tl.int64) * out_g
+    pointers = grad_weight + tl.cast(tl.program_id(1), tl.int64) * out_p + tl.cast(group, tl.int64) * out_g
     tl.store(pointers + (out_o + rows[:, None] * out_t + keys[None, :] * out_u), total_grads, mask=here)

@@ -28,24 +28,25 @@ from papa_lightning.kernels.aft_tiles import (
 
 
 @triton.jit
-def place_of(chunks, blocks, width, C: tl.constexpr):
+def place_of(chunks, groups, blocks, width, C: tl.constexpr):
     """What a program works on: sequence, chunk, group, channels (C,), and which of them exist."""
-    batch = tl.program_id(0) // chunks
-    chunk = tl.program_id(0) % chunks
-    group = tl.program_id(1) // blocks
-    own = (tl.program_id(1) % blocks) * C + tl.arange(0, C)
-    return batch, chunk, group, group * width + own, own < width
+    # Programs that run together read whole rows: channels come first.
+    row = tl.program_id(0) // (groups * blocks)
+    block = tl.program_id(0) % (groups * blocks)
+    own = (block % blocks) * C + tl.arange(0, C)
+    group = block // blocks
+    return row // chunks, row % chunks, group, group * width + own, own < width
 
 
 @triton.jit(do_not_specialize=VARYING)
 def states_of_keys(
     key, key_scale, value, mask, states,
-    length, width, total, chunks, blocks, state_stride,
+    length, width, total, chunks, groups, blocks, state_stride,
     key_b, key_t, value_b, value_t, mask_b,
     KIND: tl.constexpr, SCALED: tl.constexpr, MASKED: tl.constexpr, L: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """States (3, B, chunks, d) of the keys: a maximum, the sum of their weights, and that of weighted values."""
-    batch, chunk, group, channels, inside = place_of(chunks, blocks, width, C)
+    batch, chunk, group, channels, inside = place_of(chunks, groups, blocks, width, C)
     keys = chunk * L + tl.arange(0, L)
     allowed = load_allowed(mask, mask_b, batch, keys, length, MASKED)
     logs = load_keys(
@@ -160,13 +161,13 @@ def gate_inputs(query, query_scale, query_shift, query_b, query_t, batch, rows, 
 @triton.jit(do_not_specialize=VARYING)
 def mixed_rows(
     query, query_scale, query_shift, key, key_scale, value, weight, mask, before, after, out,
-    gate, length, width, total, chunks, blocks, state_stride, first, last, left, right,
+    gate, length, width, total, chunks, groups, blocks, state_stride, first, last, left, right,
     query_b, query_t, key_b, key_t, value_b, value_t, weight_o, weight_g, weight_t, weight_u, mask_b,
     KIND: tl.constexpr, SCALED: tl.constexpr, MASKED: tl.constexpr, CAUSAL: tl.constexpr, WEIGHTED: tl.constexpr,
     BEFORE: tl.constexpr, AFTER: tl.constexpr, PRECISION: tl.constexpr, L: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """Gated means (B, T, d)."""
-    batch, chunk, group, channels, inside = place_of(chunks, blocks, width, C)
+    batch, chunk, group, channels, inside = place_of(chunks, groups, blocks, width, C)
     _, denominator, numerator = sums_of_rows(
         key, key_scale, value, weight, mask, before, after,
         batch, chunk, group, channels, inside, left, right, length, total, chunks, state_stride, first, last,

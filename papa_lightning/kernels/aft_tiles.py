@@ -16,7 +16,20 @@ SMALLEST = tl.constexpr(1e-25)
 LARGEST = tl.constexpr(60.0)
 LOG2E = tl.constexpr(1.4426950408889634)
 #: Sizes that differ from batch to batch: a kernel is not compiled anew for every one that divides by 16.
-VARYING = ("length", "chunks", "first", "last", "left", "right", "mask_b", "weight_o", "out_o", "sight", "items", "part")
+VARYING = (
+    "length",
+    "chunks",
+    "first",
+    "last",
+    "left",
+    "right",
+    "mask_b",
+    "weight_o",
+    "out_o",
+    "sight",
+    "items",
+    "part",
+)
 
 
 @triton.jit
@@ -133,9 +146,7 @@ def running_states(
         first = tl.load(states + stride + offsets, mask=used, other=0.0)
         second = tl.load(states + 2 * stride + offsets, mask=used, other=0.0)
         top, first, second = tl.associative_scan((top, first, second), 0, merge)
-        top, first, second = merge(
-            top, first, second, before[None, :], first_before[None, :], second_before[None, :]
-        )
+        top, first, second = merge(top, first, second, before[None, :], first_before[None, :], second_before[None, :])
         tl.store(merged + offsets, top, mask=used)
         tl.store(merged + stride + offsets, first, mask=used)
         tl.store(merged + 2 * stride + offsets, second, mask=used)
@@ -167,8 +178,6 @@ def state_out_of_sight(
     if BEFORE:
         top, first, second = load_state(before, stride, place, width, begin - 1, chunks, channels, inside)
     if AFTER:
-        other, other_first, other_second = load_state(
-            after, stride, place, width, end, chunks, channels, inside
-        )
+        other, other_first, other_second = load_state(after, stride, place, width, end, chunks, channels, inside)
         top, first, second = merge(top, first, second, other, other_first, other_second)
     return top, first, second

@@ -1,0 +1,221 @@
+"""The operator of attention-free mixing against the torch forms in float64: forward, gradients, and where it is used."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from torch import nn
+from unit.attention.direct_forms import make_mask
+
+from papa_lightning.attention import KINDS, Place, Reach, aft_banded, aft_conv, aft_full, aft_simple
+from papa_lightning.attention.aft import conv as conv_module
+from papa_lightning.attention.aft import functional as functional_module
+from papa_lightning.attention.aft import mixers as mixers_module
+from papa_lightning.attention.aft.conv import conv_mixture
+from papa_lightning.attention.aft.functional import banded_mixture, simple_mixture
+from papa_lightning.kernels import aft as kernels
+
+assert_close = torch.testing.assert_close
+FORMS = ("simple", "band", "kernel", "full")
+KEYS = ("channels", "shared", "summed")
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch):
+    """Tiles of 16 x 16, so that short sequences have several chunks; the interpreter has no products in bfloat16."""
+    own = kernels._settings
+
+    def smaller(call, reach):
+        found = own(call, reach)
+        return found._replace(size=16, channels=16, precision=found.precision.replace("bf16", "tf32"))
+
+    monkeypatch.setattr(kernels, "_settings", smaller)
+
+
+def reference(query, key, value, mask, causal, groups, weight, first, affine, summed, gate):
+    """The torch forms, in the dtype of the tensors."""
+    key, value = key.nan_to_num(), value.nan_to_num()
+    if affine is not None:
+        query = query * affine[0] + affine[1]
+        key = key * affine[2] if key.shape[2] == value.shape[2] else key
+    if summed:
+        key = key.unflatten(2, (groups, -1)).sum(3)
+    if key.shape[2] != value.shape[2]:
+        key = key.repeat_interleave(value.shape[2] // groups, dim=2)
+    if weight is None:
+        return gate * simple_mixture(query, key, value, mask, causal)
+    if first is None:
+        return gate * aft_full(query, key, value, weight, mask, causal)
+    return gate * banded_mixture(query, key, value, weight, first, mask, causal)
+
+
+def make_case(form, keys, batch, length, groups, width, masked, spread, affine, seed=0):
+    """Tensors of the operator in float64, by name, beside its other arguments; what is masked is NaN."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    channels = groups * width
+    tensors = {
+        "query": normal(batch, length, channels),
+        "key": normal(batch, length, groups if keys == "shared" else channels) * spread,
+        "value": normal(batch, length, channels),
+    }
+    first = None
+    if form == "band":
+        tensors["weight"], first = normal(groups, length, 5) * spread, -3
+    elif form == "kernel":
+        tensors["weight"], first = normal(groups, 1, 20) * spread, -19
+    elif form == "full":
+        tensors["weight"] = normal(groups, length, length) * spread
+        tensors["weight"][0, 0] = -torch.inf  # a row that may look at nothing
+    if affine or keys == "summed":
+        tensors |= {"a": normal(channels) + 1.0, "b": normal(channels), "c": (normal(channels) + 1.0) / width**0.5}
+    mask = make_mask(masked, batch, length)
+    if mask is not None:
+        for name in ("key", "value"):
+            tensors[name][~mask] = torch.nan
+    return tensors, mask, {"groups": groups, "first": first, "summed": keys == "summed", "gate": 2.0}
+
+
+def results(call, tensors, mask, causal, others, up):
+    """The output, and the gradients of all tensors."""
+    leaves = {name: tensor.clone().requires_grad_() for name, tensor in tensors.items()}
+    affine = (leaves["a"], leaves["b"], leaves["c"]) if "a" in leaves else None
+    rows = [leaves[name] for name in ("query", "key", "value")]
+    out = call(*rows, mask, causal, weight=leaves.get("weight"), affine=affine, **others)
+    gradients = torch.autograd.grad(out, list(leaves.values()), up.to(out.dtype), allow_unused=True)
+    return {"out": out.detach(), **dict(zip(leaves, gradients, strict=True))}
+
+
+def check(form, keys, causal, dtype, spread=1.0, **sizes):
+    """Compare the operator with the torch forms in float64."""
+    tensors, mask, others = make_case(form, keys, spread=spread, **sizes)
+    given = {
+        name: one.to(dtype if name in ("query", "key", "value") else torch.float32) for name, one in tensors.items()
+    }
+    up = torch.randn(tensors["value"].shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = results(kernels.aft, given, mask, causal, others, up)
+    exact = {name: one.double() for name, one in given.items()}
+    expected = results(reference, exact, mask, causal, others, up)
+    assert found["out"].dtype == dtype
+    for name, wanted in expected.items():
+        if wanted is None:
+            assert found[name] is None, name
+            continue
+        assert found[name].dtype == (dtype if name == "out" else given[name].dtype), name
+        close = 1e-5 * max(1.0, spread / 5) if dtype == torch.float32 else 0.02
+        scale = wanted.abs().max().clamp_min(0.1)
+        assert (found[name].double() - wanted).abs().max() <= close * scale, name
+
+
+@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(
+    form=st.sampled_from(FORMS),
+    keys=st.sampled_from(KEYS),
+    causal=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    batch=st.integers(1, 2),
+    length=st.integers(1, 20),
+    groups=st.integers(1, 2),
+    width=st.sampled_from([1, 5, 16]),
+    masked=st.sampled_from(["none", "holes", "left", "empty"]),
+    affine=st.booleans(),
+)
+@example("band", "channels", True, torch.float32, 1, 36, 1, 20, "holes", True)
+@example("simple", "channels", False, torch.float32, 2, 20, 1, 5, "empty", False)
+@example("kernel", "shared", False, torch.float16, 1, 50, 1, 5, "none", True)
+def test_the_operator_is_the_torch_form(form, keys, causal, dtype, batch, length, groups, width, masked, affine):
+    sizes = {"batch": batch, "length": length, "groups": groups, "width": width, "masked": masked, "affine": affine}
+    check(form, keys, causal, dtype, **sizes)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("form", ["simple", "band", "full"])
+def test_sums_that_underflow_are_exact(form, causal):
+    sizes = {"batch": 1, "length": 20, "groups": 1, "width": 3, "masked": "left", "affine": False}
+    check(form, "channels", causal, torch.float32, spread=80.0, **sizes)
+
+
+def test_strides_and_a_wide_head_of_one_key():
+    """Rows that are slices of one product, and a head of more channels than a program sums."""
+    rows = torch.randn(1, 17, 3 * 144, generator=torch.Generator().manual_seed(0))
+    query, key, value = (part.detach().requires_grad_() for part in rows.split(144, dim=2))
+    affine = tuple(torch.randn(1, 144).requires_grad_() for _ in range(3))
+    weight = torch.randn(1, 1, 3)
+    arguments = {"groups": 1, "weight": weight, "first": -2, "affine": affine, "summed": True, "gate": 1.0}
+    found = kernels.aft(query, key, value, None, True, **arguments)
+    expected = reference(query, key, value, None, True, **arguments)
+    assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    inputs = (query, key, value, *affine)
+    gradients = [torch.autograd.grad(one.square().sum(), inputs) for one in (found, expected)]
+    assert_close(*gradients, atol=1e-4, rtol=1e-4)
+
+
+def test_the_operator_is_registered_as_torch_wants_it():
+    tensors, mask, others = make_case("band", "channels", 1, 3, 1, 2, "holes", 1.0, True)
+    rows = [tensors[name].float().nan_to_num().requires_grad_() for name in ("query", "key", "value")]
+    more = [tensors[name].float().requires_grad_() for name in ("a", "b", "c", "weight")]
+    torch.library.opcheck(kernels._aft, (*rows, mask, *more, others["first"], 1, True, False, 1.0))
+
+
+def calls(length):
+    """By name: a function of rows (B, T, 4), and the kernel it should run."""
+    bias, kernel = torch.randn(2, length, length), torch.randn(2, 3)
+    return {
+        "simple": lambda q, k, v: aft_simple(q, k, v, causal=True),
+        "full": lambda q, k, v: aft_full(q, k, v, bias),
+        "banded": lambda q, k, v: aft_banded(q, k, v, bias[:, :, :3], -1, causal=True),
+        "conv": lambda q, k, v: aft_conv(q.unflatten(2, (2, 2)), k[..., :2], v.unflatten(2, (2, 2)), kernel).flatten(2),
+    }
+
+
+@pytest.fixture
+def everywhere(monkeypatch):
+    """Kernels are said to be usable, and what was mixed by them is noted."""
+    used = []
+
+    def noted(*args, **options):
+        used.append(options)
+        return kernels.aft(*args, **options)
+
+    for module in (functional_module, conv_module, mixers_module):
+        monkeypatch.setattr(module, "usable", lambda *tensors: tensors[0].dtype == torch.float32)
+        monkeypatch.setattr(module, "fused", noted)
+    return used
+
+
+def test_functions_use_the_kernels_where_they_are_usable(everywhere):
+    rows = torch.randn(3, 2, 20, 4).unbind(0)
+    for name, call in calls(20).items():
+        found = call(*rows)
+        assert len(everywhere) == 1, name
+        assert_close(found, call(*(row.double() for row in rows)).float(), atol=1e-5, rtol=1e-5)
+        assert len(everywhere) == 1, name
+        everywhere.clear()
+
+
+OPTIONS = {
+    "aft_simple": {},
+    "aft_full": {"per_head": False, "inner": 2},
+    "aft_local": {"window": 3},
+    "aft_conv": {"window": 4},
+}
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_kinds_use_the_kernels_where_they_are_usable(kind, causal, everywhere):
+    torch.manual_seed(0)
+    place = Place(layer=0, num_heads=2, head_size=4, max_length=20, reach=Reach(after=0 if causal else None))
+    mixer = KINDS[kind](place, range(2), **OPTIONS[kind])
+    for parameter in mixer.parameters():
+        nn.init.normal_(parameter)
+    rows = [torch.randn(2, 18, 2, 4).transpose(1, 2).requires_grad_() for _ in range(3)]
+    mask = make_mask("holes", 2, 18)
+    found = mixer.mix(*rows, mask)
+    assert len(everywhere) == 1
+    expected = mixer.double().mix(*(row.double() for row in rows), mask)
+    assert len(everywhere) == 1
+    assert_close(found, expected.float(), atol=1e-5, rtol=1e-5)
