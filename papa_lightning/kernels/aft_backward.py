@@ -1,13 +1,13 @@
 """Kernels of attention-free mixing, backward: rows, then keys, then position biases.
 
-With ``p[t, u, c] = exp(w[t, u] + k[u, c] - lse[t, c])``, where lse is the logarithm of the denominator, and the gradient
-``g[t, c]`` of the mean, the gradients are::
+With ``p[t, u, c] = exp(w[t, u] + k[u, c] - lse[t, c])``, where lse is the logarithm of the denominator, and the
+gradient ``g[t, c]`` of the mean, the gradients are::
 
     dv[u, c] = sum_t p g            dk[u, c] = sum_t p g (v[u, c] - mean[t, c])
     dw[t, u] = sum_bc p g (v[u, c] - mean[t, c])
 
-So keys look at rows as rows look at keys, with ``-lse`` in place of k: the same chunks, states, products of matrices, and
-exact sums where the factors of p are too far from each other. lse is computed again, not kept, and the mean is the
+So keys look at rows as rows look at keys, with ``-lse`` in place of k: the same chunks, states, products of matrices,
+and exact sums where the factors of p are too far from each other. lse is computed again, not kept, and the mean is the
 output divided by its gate.
 """
 
@@ -37,7 +37,7 @@ def gradients_of_rows(
     query_b, query_t, key_b, key_t, value_b, value_t, out_b, out_t, grad_b, grad_t,
     weight_o, weight_g, weight_t, weight_u, mask_b,
     KIND: tl.constexpr, SCALED: tl.constexpr, MASKED: tl.constexpr, CAUSAL: tl.constexpr, WEIGHTED: tl.constexpr,
-    BEFORE: tl.constexpr, AFTER: tl.constexpr, PRECISION: tl.constexpr, L: tl.constexpr, C: tl.constexpr,
+    BEFORE: tl.constexpr, AFTER: tl.constexpr, SCANNED: tl.constexpr, PRECISION: tl.constexpr, L: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """Gradients of queries and, by chunk (2, B, chunks, d), of their scale and shift; and what other kernels need."""
     batch, chunk, group, channels, inside = place_of(chunks, groups, blocks, width, C)
@@ -45,7 +45,7 @@ def gradients_of_rows(
         key, key_scale, value, weight, mask, before, after,
         batch, chunk, group, channels, inside, left, right, length, total, chunks, state_stride, first, last,
         key_b, key_t, value_b, value_t, weight_o, weight_g, weight_t, weight_u, mask_b,
-        KIND, SCALED, MASKED, CAUSAL, WEIGHTED, BEFORE, AFTER, False, PRECISION, L, C,
+        KIND, SCALED, MASKED, CAUSAL, WEIGHTED, BEFORE, AFTER, SCANNED, False, PRECISION, L, C,
     )  # fmt: skip
     seen = denominator > 0.0
     logs = tl.where(seen, scale + tl.log2(tl.where(seen, denominator, 1.0)), float("inf"))
@@ -113,7 +113,7 @@ def gradients_of_keys(
     length, width, total, chunks, groups, blocks, state_stride, first, last, left, right,
     key_b, key_t, value_b, value_t, grad_key_b, grad_key_t, weight_o, weight_g, weight_t, weight_u, mask_b,
     KIND: tl.constexpr, SCALED: tl.constexpr, MASKED: tl.constexpr, CAUSAL: tl.constexpr, WEIGHTED: tl.constexpr,
-    BEFORE: tl.constexpr, AFTER: tl.constexpr, PRECISION: tl.constexpr, L: tl.constexpr, C: tl.constexpr,
+    BEFORE: tl.constexpr, AFTER: tl.constexpr, SCANNED: tl.constexpr, PRECISION: tl.constexpr, L: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """Gradients of values and keys, and by chunk (B, chunks, d) of the scale of keys."""
     batch, chunk, group, channels, inside = place_of(chunks, groups, blocks, width, C)
@@ -122,7 +122,7 @@ def gradients_of_keys(
     end = tl.minimum(chunk + left + 1, chunks)
     top, first_sum, second_sum = state_out_of_sight(
         before, after, state_stride, batch * chunks * total, total, begin, end, chunks, channels, inside,
-        BEFORE, AFTER, C,
+        BEFORE, AFTER, SCANNED, C,
     )  # fmt: skip
     state_top = top
     level = tl.zeros((L,), tl.float32) + tl.where(tl.max(top, 0) > 0.5 * LOWEST, 0.0, LOWEST)

@@ -94,7 +94,7 @@ def sums_of_rows(
     batch, chunk, group, channels, inside, left, right, length, total, chunks, state_stride, first, last,
     key_b, key_t, value_b, value_t, weight_o, weight_g, weight_t, weight_u, mask_b,
     KIND: tl.constexpr, SCALED: tl.constexpr, MASKED: tl.constexpr, CAUSAL: tl.constexpr, WEIGHTED: tl.constexpr,
-    BEFORE: tl.constexpr, AFTER: tl.constexpr, MEANS: tl.constexpr, PRECISION: tl.constexpr,
+    BEFORE: tl.constexpr, AFTER: tl.constexpr, SCANNED: tl.constexpr, MEANS: tl.constexpr, PRECISION: tl.constexpr,
     L: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """Denominators and, if ``MEANS``, numerators (L, C) of the means of rows, times 2 to the power of a scale (L, C)."""
@@ -103,7 +103,7 @@ def sums_of_rows(
     end = tl.minimum(chunk + right + 1, chunks)
     top, mass, sums = state_out_of_sight(
         before, after, state_stride, batch * chunks * total, total, begin, end, chunks, channels, inside,
-        BEFORE, AFTER, C,
+        BEFORE, AFTER, SCANNED, C,
     )  # fmt: skip
     level = tl.zeros((L,), tl.float32) + tl.where(tl.max(top, 0) > 0.5 * LOWEST, 0.0, LOWEST)
     state_top = top
@@ -164,7 +164,7 @@ def mixed_rows(
     gate, length, width, total, chunks, groups, blocks, state_stride, first, last, left, right,
     query_b, query_t, key_b, key_t, value_b, value_t, weight_o, weight_g, weight_t, weight_u, mask_b,
     KIND: tl.constexpr, SCALED: tl.constexpr, MASKED: tl.constexpr, CAUSAL: tl.constexpr, WEIGHTED: tl.constexpr,
-    BEFORE: tl.constexpr, AFTER: tl.constexpr, PRECISION: tl.constexpr, L: tl.constexpr, C: tl.constexpr,
+    BEFORE: tl.constexpr, AFTER: tl.constexpr, SCANNED: tl.constexpr, PRECISION: tl.constexpr, L: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """Gated means (B, T, d)."""
     batch, chunk, group, channels, inside = place_of(chunks, groups, blocks, width, C)
@@ -172,7 +172,7 @@ def mixed_rows(
         key, key_scale, value, weight, mask, before, after,
         batch, chunk, group, channels, inside, left, right, length, total, chunks, state_stride, first, last,
         key_b, key_t, value_b, value_t, weight_o, weight_g, weight_t, weight_u, mask_b,
-        KIND, SCALED, MASKED, CAUSAL, WEIGHTED, BEFORE, AFTER, True, PRECISION, L, C,
+        KIND, SCALED, MASKED, CAUSAL, WEIGHTED, BEFORE, AFTER, SCANNED, True, PRECISION, L, C,
     )  # fmt: skip
     rows = chunk * L + tl.arange(0, L)
     _, _, opened = gate_inputs(

@@ -91,7 +91,10 @@ def log_weights(
     weight, origin, stride_g, stride_t, stride_u, group, rows, keys, allowed, length, first, last,
     CAUSAL: tl.constexpr, WEIGHTED: tl.constexpr,
 ):  # fmt: skip
-    """Position biases to base 2 of rows and keys, one (n, 1) and the other (1, n): 0 beside the band, minus infinity if hidden."""
+    """Position biases to base 2 of rows and keys, one of them (n, 1) and the other (1, n).
+
+    They are 0 beside the band, and minus infinity where not allowed.
+    """
     offset = keys - rows
     if CAUSAL:
         allowed = allowed & (offset <= 0)
@@ -124,10 +127,8 @@ def merge(top, first, second, other_top, other_first, other_second):
     return higher, first * own + other_first * other, second * own + other_second * other
 
 
-@triton.jit
-def running_states(
-    states, merged, total, chunks, stride, REVERSE: tl.constexpr, N: tl.constexpr, C: tl.constexpr
-):  # fmt: skip
+@triton.jit(do_not_specialize=VARYING)
+def running_states(states, merged, total, chunks, stride, REVERSE: tl.constexpr, N: tl.constexpr, C: tl.constexpr):
     """States of all chunks up to each one, (3, B, chunks, d); in reverse: from each one on."""
     channels = tl.program_id(1) * C + tl.arange(0, C)
     inside = channels < total
@@ -169,15 +170,39 @@ def load_state(merged, stride, place, width, chunk, chunks, channels, inside):
 @triton.jit
 def state_out_of_sight(
     before, after, stride, place, width, begin, end, chunks, channels, inside,
-    BEFORE: tl.constexpr, AFTER: tl.constexpr, C: tl.constexpr,
+    BEFORE: tl.constexpr, AFTER: tl.constexpr, SCANNED: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    """The state of the chunks before the number ``begin`` and from ``end`` on, of running states in both directions."""
+    """The state of the chunks before the number ``begin``, and from ``end`` on, if asked.
+
+    It is read from running states in both directions if ``SCANNED``, else merged from the states of the chunks.
+    """
     top = tl.full((C,), LOWEST, tl.float32)
     first = tl.zeros((C,), tl.float32)
     second = tl.zeros((C,), tl.float32)
-    if BEFORE:
-        top, first, second = load_state(before, stride, place, width, begin - 1, chunks, channels, inside)
-    if AFTER:
-        other, other_first, other_second = load_state(after, stride, place, width, end, chunks, channels, inside)
-        top, first, second = merge(top, first, second, other, other_first, other_second)
+    if SCANNED:
+        if BEFORE:
+            top, first, second = load_state(before, stride, place, width, begin - 1, chunks, channels, inside)
+        if AFTER:
+            other, other_first, other_second = load_state(after, stride, place, width, end, chunks, channels, inside)
+            top, first, second = merge(top, first, second, other, other_first, other_second)
+    else:
+        start = begin * 0
+        stop = begin
+        if AFTER:
+            stop = chunks + begin * 0
+            if not BEFORE:
+                start = end
+        if not (BEFORE or AFTER):
+            stop = start
+        for start_of_16 in range(start, stop, 16):
+            chunk = start_of_16 + tl.arange(0, 16)
+            used = ((chunk < stop) & ((chunk < begin) | (chunk >= end)))[:, None] & inside[None, :]
+            pointers = before + place + chunk[:, None] * width + channels[None, :]
+            tops = tl.load(pointers, mask=used, other=LOWEST)
+            higher = tl.maximum(top, tl.max(tops, 0))
+            scaled = tl.exp2(tops - higher[None, :])
+            lowered = tl.exp2(top - higher)
+            first = first * lowered + tl.sum(scaled * tl.load(pointers + stride, mask=used, other=0.0), 0)
+            second = second * lowered + tl.sum(scaled * tl.load(pointers + 2 * stride, mask=used, other=0.0), 0)
+            top = higher
     return top, first, second

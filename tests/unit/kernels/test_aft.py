@@ -1,4 +1,4 @@
-"""The operator of attention-free mixing against the torch forms in float64: forward, gradients, and where it is used."""
+"""Attention-free mixing by kernels against the torch forms in float64: forward, gradients, and where it is used."""
 
 import pytest
 import torch
@@ -11,9 +11,9 @@ from papa_lightning.attention import KINDS, Place, Reach, aft_banded, aft_conv, 
 from papa_lightning.attention.aft import conv as conv_module
 from papa_lightning.attention.aft import functional as functional_module
 from papa_lightning.attention.aft import mixers as mixers_module
-from papa_lightning.attention.aft.conv import conv_mixture
 from papa_lightning.attention.aft.functional import banded_mixture, simple_mixture
 from papa_lightning.kernels import aft as kernels
+from papa_lightning.kernels import aft_launch
 
 assert_close = torch.testing.assert_close
 FORMS = ("simple", "band", "kernel", "full")
@@ -23,13 +23,13 @@ KEYS = ("channels", "shared", "summed")
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     """Tiles of 16 x 16, so that short sequences have several chunks; the interpreter has no products in bfloat16."""
-    own = kernels._settings
+    own = aft_launch._settings
 
-    def smaller(call, reach):
-        found = own(call, reach)
+    def smaller(*given):
+        found = own(*given)
         return found._replace(size=16, channels=16, precision=found.precision.replace("bf16", "tf32"))
 
-    monkeypatch.setattr(kernels, "_settings", smaller)
+    monkeypatch.setattr(aft_launch, "_settings", smaller)
 
 
 def reference(query, key, value, mask, causal, groups, weight, first, affine, summed, gate):
