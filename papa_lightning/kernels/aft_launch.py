@@ -68,7 +68,7 @@ def _settings(key: torch.dtype, value: torch.dtype, reach: int) -> _Settings:
     if torch.float32 in (key, value) and torch.get_float32_matmul_precision() == "highest":
         return _Settings(32, 32, 4, 1, 0, "ieee")
     precision = "bf16" if key == value == torch.bfloat16 else "tf32"
-    return _Settings(64, 64, 8, 1, 0, precision) if reach > 64 else _Settings(32, 64, 4, 1, 0, precision)
+    return _Settings(64, 64, 8, 1, 0, precision) if reach > 64 else _Settings(32, 64, 4, 1, 168, precision)
 
 
 def _planned(call: Call) -> _Plan:
