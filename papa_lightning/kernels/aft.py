@@ -26,11 +26,21 @@ def _dense_rows(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
+def _joined(tensor: Tensor) -> Tensor:
+    """(B, T, d) with channels side by side, of that or of (B, H, T, h)."""
+    return _dense_rows(tensor if tensor.dim() == 3 else tensor.transpose(1, 2).flatten(2))
+
+
+def _split(tensor: Tensor, like: Tensor) -> Tensor:
+    """The gradient of what was joined, from (B, T, d)."""
+    return tensor if like.dim() == 3 else tensor.unflatten(2, (like.shape[1], -1)).transpose(1, 2)
+
+
 def _prepared(call: Call) -> Call:
     """The call with tensors as the kernels read them."""
     query, key, value, mask, *others = call
     mask = None if mask is None else mask.bool().view(torch.uint8)
-    return Call(_dense_rows(query), _dense_rows(key), _dense_rows(value), mask, *others)
+    return Call(_joined(query), _joined(key), _joined(value), mask, *others)
 
 
 @torch.library.custom_op("papa_lightning::aft", mutates_args=(), schema=f"({_ARGUMENTS}) -> Tensor")
@@ -77,6 +87,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     else:
         found = _aft_gradients(grad, out, *call)
     query, key, value, by_scale, weight = found
+    query, key, value = (_split(one, like) for one, like in zip((query, key, value), call[:3], strict=True))
     scales = [None if one is None else by_scale[i].view(one.shape).to(one.dtype) for i, one in enumerate(call[4:7])]
     bias = None if call.weight is None else weight.to(call.weight.dtype)
     return query, key, value, None, *scales, bias, None, None, None, None, None
@@ -114,7 +125,7 @@ def aft(
     """Attention-free mixing ``g sigmoid(a q_t + b) sum_u exp(c k_u + w_tu) v_u / sum_u exp(c k_u + w_tu)``.
 
     Args:
-        query: (B, T, d).
+        query: (B, T, d), or (B, H, T, h) with H h channels; key and value alike.
         key: (B, T, d), or (B, T, groups) with one key for the channels of each group.
         value: (B, T, d).
         mask: (B, T), true for a real token, or None.
@@ -130,13 +141,17 @@ def aft(
         (B, T, d) in the dtype of ``value``; rows without any key are 0.
     """
     scales = (None, None, None) if affine is None else affine
-    if affine is not None and summed and value.shape[2] // groups > _WIDEST:
-        key, summed = (key.float() * affine[2].float().flatten()).unflatten(2, (groups, -1)).sum(3), False
-    if affine is not None and key.shape[2] != value.shape[2]:
+    channels = value.shape[2] if value.dim() == 3 else value.shape[1] * value.shape[3]
+    if affine is not None and summed and channels // groups > _WIDEST:
+        key = (_joined(key).float() * affine[2].float().flatten()).unflatten(2, (groups, -1)).sum(3)
+        summed = False
+    if affine is not None and key.dim() == 3 and key.shape[2] != channels:
         scales = (*affine[:2], affine[2].detach())  # not used again
-    given = (query, key, value, mask, *scales, weight, first, groups, causal, summed, gate)
+    compiling = torch.compiler.is_compiling() or type(value) is not Tensor
+    rows = (_joined(query), _joined(key), _joined(value)) if compiling else (query, key, value)
+    given = (*rows, mask, *scales, weight, first, groups, causal, summed, gate)
     mixed: Tensor
-    if torch.compiler.is_compiling() or type(value) is not Tensor:
+    if compiling:
         mixed = _aft(*given)
     elif torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in given[:8]):
         mixed = _Mixing.apply(*given)  # not through the dispatcher, which takes longer than the launches

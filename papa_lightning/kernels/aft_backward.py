@@ -11,6 +11,8 @@ and exact sums where the factors of p are too far from each other. lse is comput
 output divided by its gate.
 """
 
+# ruff: noqa: N803 - what is known when a kernel is compiled has capitals
+
 import triton
 import triton.language as tl
 
@@ -37,7 +39,8 @@ def gradients_of_rows(
     query_b, query_t, key_b, key_t, value_b, value_t, out_b, out_t, grad_b, grad_t,
     weight_o, weight_g, weight_t, weight_u, mask_b,
     KIND: tl.constexpr, SCALED: tl.constexpr, MASKED: tl.constexpr, CAUSAL: tl.constexpr, WEIGHTED: tl.constexpr,
-    BEFORE: tl.constexpr, AFTER: tl.constexpr, SCANNED: tl.constexpr, PRECISION: tl.constexpr, L: tl.constexpr, C: tl.constexpr,
+    BEFORE: tl.constexpr, AFTER: tl.constexpr, SCANNED: tl.constexpr, PRECISION: tl.constexpr,
+    L: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """Gradients of queries and, by chunk (2, B, chunks, d), of their scale and shift; and what other kernels need."""
     batch, chunk, group, channels, inside = place_of(chunks, groups, blocks, width, C)
@@ -113,7 +116,8 @@ def gradients_of_keys(
     length, width, total, chunks, groups, blocks, state_stride, first, last, left, right,
     key_b, key_t, value_b, value_t, grad_key_b, grad_key_t, weight_o, weight_g, weight_t, weight_u, mask_b,
     KIND: tl.constexpr, SCALED: tl.constexpr, MASKED: tl.constexpr, CAUSAL: tl.constexpr, WEIGHTED: tl.constexpr,
-    BEFORE: tl.constexpr, AFTER: tl.constexpr, SCANNED: tl.constexpr, PRECISION: tl.constexpr, L: tl.constexpr, C: tl.constexpr,
+    BEFORE: tl.constexpr, AFTER: tl.constexpr, SCANNED: tl.constexpr, PRECISION: tl.constexpr,
+    L: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """Gradients of values and keys, and by chunk (B, chunks, d) of the scale of keys."""
     batch, chunk, group, channels, inside = place_of(chunks, groups, blocks, width, C)
@@ -169,7 +173,9 @@ def gradients_of_keys(
     grads = tl.where(allowed[:, None], grads, 0.0)
     tl.store(grad_value + offsets, grads.to(grad_value.dtype.element_ty), mask=here)
     if KIND == "shared":
-        pointers = grad_key + tl.cast(batch, tl.int64) * grad_key_b + keys * grad_key_t + tl.program_id(0) % (groups * blocks)
+        pointers = (
+            grad_key + tl.cast(batch, tl.int64) * grad_key_b + keys * grad_key_t + tl.program_id(0) % (groups * blocks)
+        )
         tl.store(pointers, tl.sum(tl.where(inside[None, :], key_grads, 0.0), 1), mask=keys < length)
     else:
         if KIND == "summed":
@@ -206,8 +212,8 @@ def gradients_of_weights(
     keys = other * L + tl.arange(0, L)
     exists = (keys >= 0) & (keys < length)
     bias = log_weights(
-        weight, weight_o, weight_g, weight_t, weight_u, group, rows[:, None], keys[None, :], exists[None, :], length, first, last,
-        CAUSAL, True,
+        weight, weight_o, weight_g, weight_t, weight_u, group, rows[:, None], keys[None, :], exists[None, :],
+        length, first, last, CAUSAL, True,
     )  # fmt: skip
     level = tl.maximum(tl.max(bias, 1), LOWEST)
     weights = tl.exp2(bias - level[:, None])

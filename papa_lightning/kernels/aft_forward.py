@@ -9,6 +9,8 @@ states of their chunks are enough. Where the largest w and the largest k are so 
 underflows, the program takes its rows again, key by key with a maximum for each row and channel.
 """
 
+# ruff: noqa: N803 - what is known when a kernel is compiled has capitals
+
 import triton
 import triton.language as tl
 
@@ -97,7 +99,7 @@ def sums_of_rows(
     BEFORE: tl.constexpr, AFTER: tl.constexpr, SCANNED: tl.constexpr, MEANS: tl.constexpr, PRECISION: tl.constexpr,
     L: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    """Denominators and, if ``MEANS``, numerators (L, C) of the means of rows, times 2 to the power of a scale (L, C)."""
+    """A scale (L, C), and denominators and, if ``MEANS``, numerators of the means of rows, times 2 to its power."""
     rows = chunk * L + tl.arange(0, L)
     begin = tl.maximum(chunk - left, 0)
     end = tl.minimum(chunk + right + 1, chunks)
@@ -164,7 +166,8 @@ def mixed_rows(
     gate, length, width, total, chunks, groups, blocks, state_stride, first, last, left, right,
     query_b, query_t, key_b, key_t, value_b, value_t, weight_o, weight_g, weight_t, weight_u, mask_b,
     KIND: tl.constexpr, SCALED: tl.constexpr, MASKED: tl.constexpr, CAUSAL: tl.constexpr, WEIGHTED: tl.constexpr,
-    BEFORE: tl.constexpr, AFTER: tl.constexpr, SCANNED: tl.constexpr, PRECISION: tl.constexpr, L: tl.constexpr, C: tl.constexpr,
+    BEFORE: tl.constexpr, AFTER: tl.constexpr, SCANNED: tl.constexpr, PRECISION: tl.constexpr,
+    L: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """Gated means (B, T, d)."""
     batch, chunk, group, channels, inside = place_of(chunks, groups, blocks, width, C)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from papa_lightning.attention.functional import accumulation_dtype
 from papa_lightning.checks import whole
 from papa_lightning.errors import PapaError
+from papa_lightning.kernels import usable
 
 
 class FactorizedBias(nn.Module):
@@ -156,6 +157,10 @@ class NormalizedKernel(nn.Module):
 
     def forward(self) -> Tensor:
         """The kernel: (H, s), or (H, s, s) for a grid, in at least float32."""
+        if usable(self.weight, self.gamma, self.beta):
+            from papa_lightning.kernels.aft_normalized import normalized  # imports Triton, which is only where GPUs are
+
+            return normalized(self.weight, self.gamma, self.beta)
         dtype = accumulation_dtype(self.weight.dtype)
         weight, gamma, beta = self.weight.to(dtype), self.gamma.to(dtype), self.beta.to(dtype)
         dims = tuple(range(1, weight.dim()))

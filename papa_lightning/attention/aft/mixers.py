@@ -73,10 +73,9 @@ class AFTSimpleHeads(ScorelessLayer):
 
     def fused(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """As :meth:`mix`, by kernels for GPUs."""
-        rows = (join_groups(query), join_groups(key), join_groups(value))
         affine = (self.query_scale, self.query_shift, self.key_scale)
         bias = self.bias(value.shape[2])
-        mixed = fused(*rows, mask, self.causal, affine=affine, gate=self.gate_scale, **bias)
+        mixed = fused(query, key, value, mask, self.causal, affine=affine, gate=self.gate_scale, **bias)
         return mixed.view(*mixed.shape[:2], value.shape[1], -1)
 
     def bias(self, length: int) -> dict[str, Any]:

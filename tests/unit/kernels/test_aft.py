@@ -7,13 +7,14 @@ from hypothesis import strategies as st
 from torch import nn
 from unit.attention.direct_forms import make_mask
 
-from papa_lightning.attention import KINDS, Place, Reach, aft_banded, aft_conv, aft_full, aft_simple
+from papa_lightning.attention import KINDS, NormalizedKernel, Place, Reach, aft_banded, aft_conv, aft_full, aft_simple
+from papa_lightning.attention.aft import bias as bias_module
 from papa_lightning.attention.aft import conv as conv_module
 from papa_lightning.attention.aft import functional as functional_module
 from papa_lightning.attention.aft import mixers as mixers_module
 from papa_lightning.attention.aft.functional import banded_mixture, simple_mixture
 from papa_lightning.kernels import aft as kernels
-from papa_lightning.kernels import aft_launch
+from papa_lightning.kernels import aft_launch, aft_normalized
 
 assert_close = torch.testing.assert_close
 FORMS = ("simple", "band", "kernel", "full")
@@ -219,3 +220,32 @@ def test_kinds_use_the_kernels_where_they_are_usable(kind, causal, everywhere):
     expected = mixer.double().mix(*(row.double() for row in rows), mask)
     assert len(everywhere) == 1
     assert_close(found, expected.float(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (2, 3, 3), (2, 1)])
+def test_a_kernel_is_normalized_as_in_torch(shape, monkeypatch):
+    torch.manual_seed(0)
+    module = NormalizedKernel(shape[0], shape[1], len(shape) - 1)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter)
+    with torch.no_grad():
+        module.weight[0] = 0.5  # equal entries
+    up = torch.randn(shape)
+
+    def found():
+        out = module()
+        return out, *torch.autograd.grad(out, list(module.parameters()), up)
+
+    expected = found()
+    monkeypatch.setattr(bias_module, "usable", lambda *tensors: True)
+    assert_close(found(), expected, atol=1e-5, rtol=1e-5)
+    torch.library.opcheck(aft_normalized._operator, tuple(module.parameters()))
+
+
+def test_states_of_many_chunks_are_made_before(monkeypatch):
+    monkeypatch.setattr(aft_launch, "_MERGED", 1)
+    aft_launch._plan.cache_clear()
+    sizes = {"batch": 1, "length": 50, "groups": 1, "width": 3, "masked": "holes", "affine": False}
+    for causal in (True, False):
+        check("band", "channels", causal, torch.float32, **sizes)
+    aft_launch._plan.cache_clear()
