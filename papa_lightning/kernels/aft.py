@@ -38,9 +38,8 @@ def _split(tensor: Tensor, like: Tensor) -> Tensor:
 
 def _prepared(call: Call) -> Call:
     """The call with tensors as the kernels read them."""
-    query, key, value, mask, *others = call
-    mask = None if mask is None else mask.bool().view(torch.uint8)
-    return Call(_joined(query), _joined(key), _joined(value), mask, *others)
+    mask = None if call.mask is None else call.mask.bool().view(torch.uint8)
+    return Call(_joined(call.query), _joined(call.key), _joined(call.value), mask, *call[4:])
 
 
 @torch.library.custom_op("papa_lightning::aft", mutates_args=(), schema=f"({_ARGUMENTS}) -> Tensor")

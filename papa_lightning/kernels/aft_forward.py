@@ -23,7 +23,6 @@ from papa_lightning.kernels.aft_tiles import (
     load_keys,
     load_rows,
     log_weights,
-    rounded,
     state_out_of_sight,
     store_state,
 )
@@ -125,7 +124,7 @@ def sums_of_rows(
         risen = tl.maximum(level, tl.max(bias, 1))
         lowered = tl.exp2(level - risen)[:, None] * tl.exp2(top - higher)[None, :]
         weights = tl.exp2(bias - risen[:, None])
-        scaled = rounded(tl.exp2(logs - higher[None, :]), PRECISION)
+        scaled = tl.exp2(logs - higher[None, :])
         denominator = dot(weights, scaled, denominator * lowered, PRECISION)
         if MEANS:
             values = load_rows(value, value_b, value_t, batch, keys, channels, length, inside)

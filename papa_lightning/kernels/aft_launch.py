@@ -178,7 +178,8 @@ def _states(call: Call, plan: _Plan, keys: dict[str, Any]) -> dict[str, Any]:
     """The states of the chunks of keys, as the rows need them."""
     states = call.value.new_empty(plan.empty if plan.states else (0,), dtype=torch.float32)
     if plan.states:
-        states_of_keys[plan.grid](**keys, states=states, state_stride=plan.biased["state_stride"])
+        few = {**keys, "num_warps": 2}  # the kernel is short, and a warp costs it more than its elements do
+        states_of_keys[plan.grid](**few, states=states, state_stride=plan.biased["state_stride"])
     return _running(plan, states, before=True, after=not call.causal)
 
 

@@ -45,14 +45,6 @@ def dot(left, right, total, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def rounded(tile, PRECISION: tl.constexpr):
-    """A tile as it is when it becomes an operand of a product."""
-    if PRECISION == "bf16":
-        tile = tile.to(tl.bfloat16).to(tl.float32)
-    return tile
-
-
-@triton.jit
 def load_rows(pointer, stride_b, stride_t, batch, rows, channels, length, inside):
     """Rows of a tensor (B, T, d) as a tile (rows, channels) in float32; 0 outside."""
     pointers = pointer + tl.cast(batch, tl.int64) * stride_b + rows[:, None] * stride_t + channels[None, :]
