@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from papa_lightning.kernels.aft_launch import Call, launch_gradients, launch_mixing
+from papa_lightning.kernels.aft_call import Call
+from papa_lightning.kernels.aft_launch import launch_gradients, launch_mixing, scans
+from papa_lightning.kernels.aft_scan_launch import states_shape
 
 #: Channels of the widest group whose keys a program sums.
 _WIDEST = 128
@@ -42,25 +44,31 @@ def _prepared(call: Call) -> Call:
     return Call(_joined(call.query), _joined(call.key), _joined(call.value), mask, *call[4:])
 
 
-@torch.library.custom_op("papa_lightning::aft", mutates_args=(), schema=f"({_ARGUMENTS}) -> Tensor")
-def _aft(*args: Any) -> Tensor:
+@torch.library.custom_op("papa_lightning::aft", mutates_args=(), schema=f"({_ARGUMENTS}) -> (Tensor, Tensor)")
+def _aft(*args: Any) -> tuple[Tensor, Tensor]:
     return launch_mixing(_prepared(Call(*args)))
 
 
 @torch.library.custom_op(
-    "papa_lightning::aft_gradients", mutates_args=(), schema=f"(Tensor grad, Tensor out, {_ARGUMENTS}) -> Tensor[]"
+    "papa_lightning::aft_gradients",
+    mutates_args=(),
+    schema=f"(Tensor grad, Tensor out, Tensor states, {_ARGUMENTS}) -> Tensor[]",
 )
-def _aft_gradients(grad: Tensor, out: Tensor, *args: Any) -> list[Tensor]:
-    return launch_gradients(_prepared(Call(*args)), _dense_rows(grad), _dense_rows(out))
+def _aft_gradients(grad: Tensor, out: Tensor, states: Tensor, *args: Any) -> list[Tensor]:
+    return launch_gradients(_prepared(Call(*args)), _dense_rows(grad), _dense_rows(out), states)
 
 
 @_aft.register_fake
-def _(*args: Any) -> Tensor:
-    return torch.empty_like(args[2], memory_format=torch.contiguous_format)
+def _(*args: Any) -> tuple[Tensor, Tensor]:
+    call = Call(*args)
+    states = states_shape(call.value) if scans(call) else (0,)
+    kind = torch.float32 if scans(call) else call.value.dtype
+    out = torch.empty_like(call.value, memory_format=torch.contiguous_format)
+    return out, call.value.new_empty(states, dtype=kind)
 
 
 @_aft_gradients.register_fake
-def _(grad: Tensor, out: Tensor, *args: Any) -> list[Tensor]:
+def _(grad: Tensor, out: Tensor, states: Tensor, *args: Any) -> list[Tensor]:
     call = Call(*args)
     nothing = call.value.new_empty(0)
     scales, weight = (3, call.value.shape[2]), call.weight
@@ -71,20 +79,20 @@ def _(grad: Tensor, out: Tensor, *args: Any) -> list[Tensor]:
     ]
 
 
-def _set_up(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _set_up(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     """Keep what gradients need."""
-    ctx.save_for_backward(*inputs[:8], output)
+    ctx.save_for_backward(*inputs[:8], *output)
     ctx.others = inputs[8:]
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     """Gradients of the inputs of the operator."""
-    *tensors, out = ctx.saved_tensors
+    *tensors, out, states = ctx.saved_tensors
     call = Call(*tensors, *ctx.others)
     if type(grad) is Tensor and not torch.compiler.is_compiling():
-        found = launch_gradients(_prepared(call), _dense_rows(grad), _dense_rows(out))
+        found = launch_gradients(_prepared(call), _dense_rows(grad), _dense_rows(out), states)
     else:
-        found = _aft_gradients(grad, out, *call)
+        found = _aft_gradients(grad, out, states, *call)
     query, key, value, by_scale, weight = found
     query, key, value = (_split(one, like) for one, like in zip((query, key, value), call[:3], strict=True))
     scales = [None if one is None else by_scale[i].view(one.shape).to(one.dtype) for i, one in enumerate(call[4:7])]
@@ -99,9 +107,11 @@ class _Mixing(torch.autograd.Function):
     """The operator without the dispatcher."""
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
         """Mix, and keep what gradients need."""
         output = launch_mixing(_prepared(Call(*inputs)))
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
         _set_up(ctx, inputs, output)
         return output
 
@@ -151,9 +161,9 @@ def aft(
     given = (*rows, mask, *scales, weight, first, groups, causal, summed, gate)
     mixed: Tensor
     if compiling:
-        mixed = _aft(*given)
+        mixed = _aft(*given)[0]
     elif torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in given[:8]):
-        mixed = _Mixing.apply(*given)  # not through the dispatcher, which takes longer than the launches
+        mixed = _Mixing.apply(*given)[0]  # not through the dispatcher, which takes longer than the launches
     else:
-        mixed = launch_mixing(_prepared(Call(*given)))
+        mixed = launch_mixing(_prepared(Call(*given)))[0]
     return mixed

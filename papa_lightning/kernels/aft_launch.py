@@ -8,31 +8,15 @@ import triton
 from torch import Tensor
 
 from papa_lightning.kernels.aft_backward import gradients_of_keys, gradients_of_rows, gradients_of_weights
+from papa_lightning.kernels.aft_call import Call
 from papa_lightning.kernels.aft_forward import mixed_rows, states_of_keys
+from papa_lightning.kernels.aft_scan_launch import launch_scan, launch_scan_gradients
 from papa_lightning.kernels.aft_tiles import running_states
 
 #: Programs of the gradient of position biases that keep a GPU busy.
 _PROGRAMS = 512
 #: Chunks whose states each program merges for itself; of more, running states are made first.
 _MERGED = 64
-
-
-class Call(NamedTuple):
-    """Arguments of the operator; see :func:`papa_lightning.kernels.aft.aft`."""
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    mask: Tensor | None
-    query_scale: Tensor | None
-    query_shift: Tensor | None
-    key_scale: Tensor | None
-    weight: Tensor | None
-    first: int | None
-    groups: int
-    causal: bool
-    summed: bool
-    gate: float
 
 
 class _Settings(NamedTuple):
@@ -197,18 +181,27 @@ def _running(plan: _Plan, states: Tensor, before: bool, after: bool) -> dict[str
     return found
 
 
-def launch_mixing(call: Call) -> Tensor:
-    """The output of a call."""
+def scans(call: Call) -> bool:
+    """Whether a call is causal AFT-simple, which has kernels of its own."""
+    return call.causal and call.weight is None and not call.summed and call.key.shape[2] == call.value.shape[2]
+
+
+def launch_mixing(call: Call) -> tuple[Tensor, Tensor]:
+    """The output of a call, and what its gradients need besides, if anything."""
+    if scans(call):
+        return launch_scan(call)
     plan = _planned(call)
     keys = _keys(call, plan)
     out = torch.empty_like(call.value, memory_format=torch.contiguous_format)
     states = _states(call, plan, keys)
     mixed_rows[plan.grid](**keys, **plan.biased, **_weights(call, plan), **_queries(call), **states, out=out)
-    return out
+    return out, call.value.new_empty(0)
 
 
-def launch_gradients(call: Call, grad: Tensor, out: Tensor) -> list[Tensor]:
+def launch_gradients(call: Call, grad: Tensor, out: Tensor, states: Tensor) -> list[Tensor]:
     """Gradients of query, key, value, the three scales (3, d), and the position bias; empty without such an input."""
+    if scans(call):
+        return [*launch_scan_gradients(call, grad, out, states), call.value.new_empty(0)]
     plan, value = _planned(call), call.value
     keys, weights = _keys(call, plan), {**plan.biased, **_weights(call, plan)}
     grad_query, grad_value, mean, grad_mean = (

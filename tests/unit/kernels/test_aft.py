@@ -14,7 +14,7 @@ from papa_lightning.attention.aft import functional as functional_module
 from papa_lightning.attention.aft import mixers as mixers_module
 from papa_lightning.attention.aft.functional import banded_mixture, simple_mixture
 from papa_lightning.kernels import aft as kernels
-from papa_lightning.kernels import aft_launch, aft_normalized
+from papa_lightning.kernels import aft_launch, aft_normalized, aft_scan_launch
 
 assert_close = torch.testing.assert_close
 FORMS = ("simple", "band", "kernel", "full")
@@ -31,6 +31,10 @@ def small_tiles(monkeypatch):
         return found._replace(size=16, channels=16, precision=found.precision.replace("bf16", "tf32"))
 
     monkeypatch.setattr(aft_launch, "_settings", smaller)
+    monkeypatch.setattr(aft_scan_launch, "_SHORTEST", 8)
+    aft_scan_launch._plan.cache_clear()
+    yield
+    aft_scan_launch._plan.cache_clear()
 
 
 def reference(query, key, value, mask, causal, groups, weight, first, affine, summed, gate):
