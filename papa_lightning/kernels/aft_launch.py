@@ -10,7 +10,7 @@ from torch import Tensor
 from papa_lightning.kernels.aft_backward import gradients_of_keys, gradients_of_rows, gradients_of_weights
 from papa_lightning.kernels.aft_call import Call
 from papa_lightning.kernels.aft_forward import mixed_rows, states_of_keys
-from papa_lightning.kernels.aft_scan_launch import launch_scan, launch_scan_gradients
+from papa_lightning.kernels.aft_scan_launch import launch_scan, launch_scan_gradients, launch_sums
 from papa_lightning.kernels.aft_tiles import running_states
 
 #: Programs of the gradient of position biases that keep a GPU busy.
@@ -161,8 +161,10 @@ def _queries(call: Call) -> dict[str, Any]:
 def _states(call: Call, plan: _Plan, keys: dict[str, Any]) -> dict[str, Any]:
     """The states of the chunks of keys, as the rows need them."""
     states = call.value.new_empty(plan.empty if plan.states else (0,), dtype=torch.float32)
-    if plan.states:
-        few = {**keys, "num_warps": 2}  # the kernel is short, and a warp costs it more than its elements do
+    if plan.states and plan.kind == "channels":  # one warp a chunk, where nothing is exchanged
+        launch_sums(call, states, plan.constants["L"])
+    elif plan.states:
+        few = {**keys, "num_warps": 2}
         states_of_keys[plan.grid](**few, states=states, state_stride=plan.biased["state_stride"])
     return _running(plan, states, before=True, after=not call.causal)
 

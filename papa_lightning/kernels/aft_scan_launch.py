@@ -27,11 +27,12 @@ class _Plan(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def _plan(batch: int, length: int, total: int) -> _Plan:
-    """The same for the same sizes on every machine."""
+def _plan(batch: int, length: int, total: int, size: int | None = None) -> _Plan:
+    """The same for the same sizes on every machine; ``size`` is that of a segment, if it is given."""
     blocks = triton.cdiv(total, _CHANNELS)
-    wanted = triton.cdiv(_PROGRAMS, batch * blocks)
-    size = max(_SHORTEST, 4 * triton.cdiv(length, 4 * wanted))
+    if size is None:
+        wanted = triton.cdiv(_PROGRAMS, batch * blocks)
+        size = max(_SHORTEST, 4 * triton.cdiv(length, 4 * wanted))
     segments = triton.cdiv(length, size)
     sizes = {"length": length, "total": total, "segments": segments, "size": size, "blocks": blocks}
     constants = {**sizes, "state_stride": batch * segments * total, "C": _CHANNELS, "num_warps": 1, "num_stages": 1}
@@ -71,6 +72,12 @@ def _queries(call: Call) -> dict[str, Any]:
     query_b, query_t, _ = call.query.stride()
     scales = {"query_scale": call.query_scale, "query_shift": call.query_shift}
     return {"query": call.query, "query_b": query_b, "query_t": query_t, "gate": call.gate, **scales}
+
+
+def launch_sums(call: Call, states: Tensor, size: int) -> None:
+    """Write the states of segments of some tokens, a multiple of 4."""
+    plan = _plan(*call.value.shape, size)
+    scan_sums[plan.grid](**_given(call, plan), **_values(call), states=states)
 
 
 def launch_scan(call: Call) -> tuple[Tensor, Tensor]:
