@@ -1,7 +1,7 @@
 """Attention-free mixing as one operator: gated means with weights ``exp(k + w)``, forward and backward.
 
 Sums and exponentials are float32. Matrix products take operands in bfloat16 if keys and values are bfloat16, and in
-TF32 for float16; for float32 they are float32, unless ``torch.get_float32_matmul_precision()`` allows TF32. Inputs and
+TF32 for float16; for float32 they are float32, unless ``torch.backends.cuda.matmul`` allows TF32. Inputs and
 the output are all that is kept for the backward pass.
 """
 
@@ -35,7 +35,10 @@ def _joined(tensor: Tensor) -> Tensor:
 
 def _split(tensor: Tensor, like: Tensor) -> Tensor:
     """The gradient of what was joined, from (B, T, d)."""
-    return tensor if like.dim() == 3 else tensor.unflatten(2, (like.shape[1], -1)).transpose(1, 2)
+    if like.dim() == 3:
+        return tensor
+    batch, heads, length, size = like.shape
+    return tensor.view(batch, length, heads, size).transpose(1, 2)
 
 
 def _prepared(call: Call) -> Call:
@@ -95,7 +98,9 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, 
         found = _aft_gradients(grad, out, states, *call)
     query, key, value, by_scale, weight = found
     query, key, value = (_split(one, like) for one, like in zip((query, key, value), call[:3], strict=True))
-    scales = [None if one is None else by_scale[i].view(one.shape).to(one.dtype) for i, one in enumerate(call[4:7])]
+    scales: tuple[Tensor | None, ...] = (None, None, None)
+    if call.key_scale is not None:
+        scales = by_scale.view(3, *call.key_scale.shape).to(call.key_scale.dtype).unbind(0)
     bias = None if call.weight is None else weight.to(call.weight.dtype)
     return query, key, value, None, *scales, bias, None, None, None, None, None
 
@@ -118,7 +123,7 @@ class _Mixing(torch.autograd.Function):
     backward = staticmethod(_backward)
 
 
-def aft(
+def attention_free_mixing(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -142,7 +147,8 @@ def aft(
         groups: Number of groups of neighbouring channels, which share a position bias.
         weight: w, (groups, T, T); with ``first`` a band of it, (groups, T or 1, n), and w is 0 elsewhere. None: w is 0.
         first: Offset of the key that the first column of a band belongs to.
-        affine: a, b and c, with d numbers each, of which c is for keys of d channels; None: a = c = 1 and b = 0.
+        affine: a, b and c, with d numbers each, in one shape and dtype, of which c is for keys of d channels; None: a
+            and c are 1, b is 0.
         summed: Whether a group has the sum of the keys of its channels, times c, as its one key; with ``affine``.
         gate: g.
 

@@ -49,10 +49,17 @@ class _Plan(NamedTuple):
 
 def _settings(key: torch.dtype, value: torch.dtype, reach: int) -> _Settings:
     """The same numbers for the same dtypes and sizes on every machine; ``reach`` is how far the band reaches."""
-    if torch.float32 in (key, value) and torch.get_float32_matmul_precision() == "highest":
+    if torch.float32 in (key, value) and not _tf32_allowed():
         return _Settings(32, 32, 4, 1, 0, "ieee")
     precision = "bf16" if key == value == torch.bfloat16 else "tf32"
     return _Settings(64, 64, 8, 1, 0, precision) if reach > 64 else _Settings(32, 64, 4, 1, 168, precision)
+
+
+def _tf32_allowed() -> bool:
+    """Whether torch takes its own products of float32 in TF32."""
+    # torch before 2.9 has the second setting only; later ones refuse to read it once the first was written.
+    allowed = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
+    return bool(torch.backends.cuda.matmul.allow_tf32 if allowed is None else allowed == "tf32")
 
 
 def _planned(call: Call) -> _Plan:
@@ -190,20 +197,27 @@ def scans(call: Call) -> bool:
 
 def launch_mixing(call: Call) -> tuple[Tensor, Tensor]:
     """The output of a call, and what its gradients need besides, if anything."""
-    if scans(call):
-        return launch_scan(call)
-    plan = _planned(call)
-    keys = _keys(call, plan)
-    out = torch.empty_like(call.value, memory_format=torch.contiguous_format)
-    states = _states(call, plan, keys)
-    mixed_rows[plan.grid](**keys, **plan.biased, **_weights(call, plan), **_queries(call), **states, out=out)
-    return out, call.value.new_empty(0)
+    with torch.cuda.device_of(call.value):
+        if scans(call):
+            return launch_scan(call)
+        plan = _planned(call)
+        keys = _keys(call, plan)
+        out = torch.empty_like(call.value, memory_format=torch.contiguous_format)
+        states = _states(call, plan, keys)
+        mixed_rows[plan.grid](**keys, **plan.biased, **_weights(call, plan), **_queries(call), **states, out=out)
+        return out, call.value.new_empty(0)
 
 
 def launch_gradients(call: Call, grad: Tensor, out: Tensor, states: Tensor) -> list[Tensor]:
     """Gradients of query, key, value, the three scales (3, d), and the position bias; empty without such an input."""
-    if scans(call):
-        return [*launch_scan_gradients(call, grad, out, states), call.value.new_empty(0)]
+    with torch.cuda.device_of(call.value):
+        if scans(call):
+            return [*launch_scan_gradients(call, grad, out, states), call.value.new_empty(0)]
+        return _launch_tile_gradients(call, grad, out)
+
+
+def _launch_tile_gradients(call: Call, grad: Tensor, out: Tensor) -> list[Tensor]:
+    """The same for what is no scan."""
     plan, value = _planned(call), call.value
     keys, weights = _keys(call, plan), {**plan.biased, **_weights(call, plan)}
     grad_query, grad_value, mean, grad_mean = (

@@ -57,7 +57,8 @@ def _forward(weight: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
     heads, number = weight.shape[0], weight[0].numel()
     out = torch.empty_like(weight, dtype=torch.float32, memory_format=torch.contiguous_format)
     given = (weight.contiguous(), gamma.contiguous(), beta.contiguous())
-    _normalize[(heads,)](*given, out, number, N=triton.next_power_of_2(number))
+    with torch.cuda.device_of(weight):
+        _normalize[(heads,)](*given, out, number, N=triton.next_power_of_2(number))
     return out
 
 
@@ -65,7 +66,8 @@ def _backward(grad: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor) -> tupl
     heads, number = weight.shape[0], weight[0].numel()
     found = tuple(torch.empty_like(one, memory_format=torch.contiguous_format) for one in (weight, gamma, beta))
     given = (weight.contiguous(), gamma.contiguous(), grad.contiguous())
-    _gradients[(heads,)](*given, *found, number, N=triton.next_power_of_2(number))
+    with torch.cuda.device_of(weight):
+        _gradients[(heads,)](*given, *found, number, N=triton.next_power_of_2(number))
     return found  # type: ignore[return-value]
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from papa_lightning.attention.aft.band import Band, banded_mean
 from papa_lightning.attention.aft.checks import check_band, check_bias, check_rows
-from papa_lightning.attention.aft.fused import fused
+from papa_lightning.attention.aft.dispatch import fused
 from papa_lightning.attention.aft.means import (
     by_group,
     finite_maximum,

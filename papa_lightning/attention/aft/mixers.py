@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from papa_lightning.attention.aft.bias import BandBias, FactorizedBias, NormalizedKernel, TableBias
 from papa_lightning.attention.aft.checks import check_grid, check_window
 from papa_lightning.attention.aft.conv import conv2d_mixture, conv_mixture, kernel_band
+from papa_lightning.attention.aft.dispatch import fused
 from papa_lightning.attention.aft.from_constants import band_bias, dense_bias, kernel_bias, kernel_entries
 from papa_lightning.attention.aft.functional import aft_full, banded_mixture, simple_mixture
-from papa_lightning.attention.aft.fused import fused
 from papa_lightning.attention.aft.means import join_groups, recomputed
 from papa_lightning.attention.constant.matrices import check_matrices
 from papa_lightning.attention.mixer import KINDS, KindFacts, Place
@@ -79,7 +79,7 @@ class AFTSimpleHeads(ScorelessLayer):
         return mixed.view(*mixed.shape[:2], value.shape[1], -1)
 
     def bias(self, length: int) -> dict[str, Any]:
-        """Position bias for sequences of a length, as :func:`papa_lightning.kernels.aft.aft` takes it; none."""
+        """Position bias for sequences of a length, as arguments of `papa_lightning.kernels.aft`; none."""
         return {}
 
     def mixture(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
