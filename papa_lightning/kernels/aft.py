@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from papa_lightning.kernels.aft_call import Call
-from papa_lightning.kernels.aft_launch import launch_gradients, launch_mixing, scans
-from papa_lightning.kernels.aft_scan_launch import states_shape
+from papa_lightning.kernels.aft_launch import launch_gradients, launch_mixing
 
 #: Channels of the widest group whose keys a program sums.
 _WIDEST = 128
@@ -43,13 +42,14 @@ def _split(tensor: Tensor, like: Tensor) -> Tensor:
 
 def _prepared(call: Call) -> Call:
     """The call with tensors as the kernels read them."""
-    mask = None if call.mask is None else call.mask.bool().view(torch.uint8)
+    mask = None if call.mask is None else _dense_rows(call.mask.bool()).view(torch.uint8)
     return Call(_joined(call.query), _joined(call.key), _joined(call.value), mask, *call[4:])
 
 
 @torch.library.custom_op("papa_lightning::aft", mutates_args=(), schema=f"({_ARGUMENTS}) -> (Tensor, Tensor)")
 def _aft(*args: Any) -> tuple[Tensor, Tensor]:
-    return launch_mixing(_prepared(Call(*args)))
+    out, states = launch_mixing(_prepared(Call(*args)))
+    return out, states.new_empty(0)  # made again for gradients: a graph may not know how many there are
 
 
 @torch.library.custom_op(
@@ -63,11 +63,8 @@ def _aft_gradients(grad: Tensor, out: Tensor, states: Tensor, *args: Any) -> lis
 
 @_aft.register_fake
 def _(*args: Any) -> tuple[Tensor, Tensor]:
-    call = Call(*args)
-    states = states_shape(call.value) if scans(call) else (0,)
-    kind = torch.float32 if scans(call) else call.value.dtype
-    out = torch.empty_like(call.value, memory_format=torch.contiguous_format)
-    return out, call.value.new_empty(states, dtype=kind)
+    value = args[2]
+    return torch.empty_like(value, memory_format=torch.contiguous_format), value.new_empty(0, dtype=torch.float32)
 
 
 @_aft_gradients.register_fake

@@ -205,7 +205,7 @@ def launch_mixing(call: Call) -> tuple[Tensor, Tensor]:
         out = torch.empty_like(call.value, memory_format=torch.contiguous_format)
         states = _states(call, plan, keys)
         mixed_rows[plan.grid](**keys, **plan.biased, **_weights(call, plan), **_queries(call), **states, out=out)
-        return out, call.value.new_empty(0)
+        return out, call.value.new_empty(0, dtype=torch.float32)
 
 
 def launch_gradients(call: Call, grad: Tensor, out: Tensor, states: Tensor) -> list[Tensor]:

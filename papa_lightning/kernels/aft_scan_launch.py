@@ -39,12 +39,6 @@ def _plan(batch: int, length: int, total: int, size: int | None = None) -> _Plan
     return _Plan(constants, (batch * segments * blocks,), (3, batch, segments, total))
 
 
-def states_shape(value: Tensor) -> tuple[int, ...]:
-    """Shape of the states of values (B, T, d)."""
-    batch, length, total = value.shape
-    return _plan(batch, length, total).states
-
-
 def _given(call: Call, plan: _Plan) -> dict[str, Any]:
     """Arguments of all kernels: keys."""
     key_b, key_t, _ = call.key.stride()
@@ -92,12 +86,18 @@ def launch_scan(call: Call) -> tuple[Tensor, Tensor]:
 
 
 def launch_scan_gradients(call: Call, grad: Tensor, out: Tensor, states: Tensor) -> tuple[Tensor, ...]:
-    """Gradients of query, key and value, and of the three scales (3, d), which are nothing without scales."""
+    """Gradients of query, key and value, and of the three scales (3, d), which are nothing without scales.
+
+    States that are empty are made again.
+    """
     plan, value = _plan(*call.value.shape), call.value
     given = _given(call, plan)
     grad_query, grad_key, grad_value, grad_mean = (
         torch.empty_like(one, memory_format=torch.contiguous_format) for one in (call.query, call.key, value, value)
     )
+    if not states.numel():
+        states = value.new_empty(plan.states, dtype=torch.float32)
+        launch_sums(call, states, plan.constants["size"])
     lse = torch.empty_like(grad_mean, dtype=torch.float32)
     row_states, scales = (torch.empty_like(states) for _ in range(2))
     (grad_b, grad_t, _), (out_b, out_t, _) = grad.stride(), out.stride()

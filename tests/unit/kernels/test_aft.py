@@ -164,6 +164,7 @@ def test_the_operator_is_registered_as_torch_wants_it():
     rows = [tensors[name].float().nan_to_num().requires_grad_() for name in ("query", "key", "value")]
     more = [tensors[name].float().requires_grad_() for name in ("a", "b", "c", "weight")]
     torch.library.opcheck(kernels._aft, (*rows, mask, *more, others["first"], 1, True, False, 1.0))
+    torch.library.opcheck(kernels._aft, (*rows, mask, *more[:3], None, None, 1, True, False, 1.0))
 
 
 def calls(length):
