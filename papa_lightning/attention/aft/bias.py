@@ -78,9 +78,10 @@ class FactorizedBias(nn.Module):
         v = F.pad(v, (0, 0, reach, rest + reach)).unfold(1, size + 2 * reach, size)
         with torch.autocast(u.device.type, enabled=False):
             blocks = u @ v  # row i of a block against the keys from -reach to size + reach
-        offsets = torch.arange(reach + 1 if causal else 2 * reach + 1, device=u.device)
-        index = torch.arange(size, device=u.device)[:, None] + offsets
-        band = blocks.gather(-1, index.expand(*blocks.shape[:2], -1, -1))
+        # Rows of one entry more than they have: what stood i places further right in row i stands in one column.
+        width = size + 2 * reach
+        sheared = F.pad(blocks.flatten(2), (0, size)).unflatten(2, (size, width + 1))
+        band = sheared[..., : reach + 1 if causal else 2 * reach + 1]
         return band.flatten(1, 2)[:, :length]
 
     def _factors(self, length: int) -> tuple[Tensor, Tensor]:
