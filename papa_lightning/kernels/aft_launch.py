@@ -12,6 +12,7 @@ from papa_lightning.kernels.aft_call import Call
 from papa_lightning.kernels.aft_forward import mixed_rows, states_of_keys
 from papa_lightning.kernels.aft_scan_launch import launch_scan, launch_scan_gradients, launch_sums
 from papa_lightning.kernels.aft_tiles import running_states
+from papa_lightning.kernels.launch import takes_tf32
 
 #: Programs of the gradient of position biases that keep a GPU busy.
 _PROGRAMS = 512
@@ -49,17 +50,10 @@ class _Plan(NamedTuple):
 
 def _settings(key: torch.dtype, value: torch.dtype, reach: int) -> _Settings:
     """The same numbers for the same dtypes and sizes on every machine; ``reach`` is how far the band reaches."""
-    if torch.float32 in (key, value) and not _tf32_allowed():
+    if torch.float32 in (key, value) and not takes_tf32():
         return _Settings(32, 32, 4, 1, 0, "ieee")
     precision = "bf16" if key == value == torch.bfloat16 else "tf32"
     return _Settings(64, 64, 8, 1, 0, precision) if reach > 64 else _Settings(32, 64, 4, 1, 168, precision)
-
-
-def _tf32_allowed() -> bool:
-    """Whether torch takes its own products of float32 in TF32."""
-    # torch before 2.9 has the second setting only; later ones refuse to read it once the first was written.
-    allowed = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
-    return bool(torch.backends.cuda.matmul.allow_tf32 if allowed is None else allowed == "tf32")
 
 
 def _planned(call: Call) -> _Plan:

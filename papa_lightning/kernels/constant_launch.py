@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from papa_lightning.kernels.constant_blocks import constants_gradient, mix
+from papa_lightning.kernels.launch import precision
 
 Some = TypeVar("Some", Tensor, Tensor | None)
 
@@ -151,16 +152,6 @@ def readable(constants: Tensor, length: int, dim: int) -> int:
         return length
     last = constants.storage_offset() + (len(constants) - 1) * constants.stride(0) + (length - 1) * step + more
     return more if last * constants.element_size() <= constants.untyped_storage().nbytes() else length
-
-
-def precision(value: Tensor) -> str:
-    """How products of float32 are taken: as torch may take its own."""
-    if value.dtype != torch.float32:
-        return "ieee"  # says nothing there
-    # torch before 2.9 has the second setting only; later ones refuse to read it once the first was written.
-    allowed = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
-    allowed = allowed == "tf32" if allowed is not None else torch.backends.cuda.matmul.allow_tf32
-    return "tf32" if allowed else "ieee"
 
 
 @lru_cache(maxsize=1024)

@@ -31,6 +31,18 @@ def usable(*tensors: Tensor) -> bool:
     )
 
 
+def takes_tf32() -> bool:
+    """Whether torch takes its own products of float32 in TF32."""
+    # torch before 2.9 has the second setting only; later ones refuse to read it once the first was written.
+    allowed = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
+    return bool(torch.backends.cuda.matmul.allow_tf32 if allowed is None else allowed == "tf32")
+
+
+def precision(value: Tensor) -> str:
+    """How products of a tensor are taken: of float32 as torch takes its own."""
+    return "tf32" if value.dtype == torch.float32 and takes_tf32() else "ieee"  # which says nothing in half precision
+
+
 @torch.compiler.assume_constant_result  # torch.compile asks once, and does not trace it
 def _compiles(index: int) -> bool:
     """Whether Triton compiles for a GPU by its number."""

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from papa_lightning.kernels.constant_launch import precision
+from papa_lightning.kernels.launch import precision
 
 #: Most sequences whose probabilities are added in float32: the rounding is a few units of its last place.
 SEQUENCES = 64

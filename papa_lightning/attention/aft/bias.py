@@ -80,7 +80,7 @@ class FactorizedBias(nn.Module):
             blocks = u @ v  # row i of a block against the keys from -reach to size + reach
         # Rows of one entry more than they have: what stood i places further right in row i stands in one column.
         width = size + 2 * reach
-        sheared = F.pad(blocks.flatten(2), (0, size)).unflatten(2, (size, width + 1))
+        sheared = torch.unflatten(F.pad(blocks.flatten(2), (0, size)), 2, (size, width + 1))
         band = sheared[..., : reach + 1 if causal else 2 * reach + 1]
         return band.flatten(1, 2)[:, :length]
 

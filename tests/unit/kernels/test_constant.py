@@ -15,7 +15,8 @@ from papa_lightning.errors import PapaError
 from papa_lightning.kernels import constant as kernel
 from papa_lightning.kernels import constant_launch
 from papa_lightning.kernels.constant import constant_product, faster
-from papa_lightning.kernels.constant_launch import Blocks, precision, readable
+from papa_lightning.kernels.constant_launch import Blocks, readable
+from papa_lightning.kernels.launch import precision
 
 assert_close = torch.testing.assert_close
 EVERYWHERE = Reach()
