@@ -36,16 +36,21 @@ class Remembered(Generic[Result]):
         """The kept result, or a new one: ``compute()``, without gradients, of the parameters and settings alone."""
         if torch.compiler.is_compiling():
             return compute()
-        trained = any(parameter.requires_grad for parameter in parameters) and (training or torch.is_grad_enabled())
-        if trained or not all(_is_plain(parameter) for parameter in parameters):
+        held = self._held  # read once: replicas of a module in other threads share this object
+        known = held is not None and held[0].still_is(parameters, settings)
+        learns = held[0].learns if held is not None and known else _learns(parameters)
+        if learns and (training or torch.is_grad_enabled()):
             self.forget()
             return compute()
-        held = self._held  # read once: replicas of a module in other threads share this object
-        if held is None or not held[0].still_is(parameters, settings):
-            # What is made in inference mode could never take part in a backward pass.
-            with torch.inference_mode(False), torch.no_grad():
-                held = _Origin(parameters, settings), compute()
-            self._held = held
+        if held is not None and known:
+            return held[1]
+        if not all(_is_plain(parameter) for parameter in parameters):
+            self.forget()
+            return compute()
+        # What is made in inference mode could never take part in a backward pass.
+        with torch.inference_mode(False), torch.no_grad():
+            held = _Origin(parameters, settings), compute()
+        self._held = held
         return held[1]
 
     def forget(self) -> None:
@@ -92,27 +97,38 @@ class _Origin:
 
     def __init__(self, parameters: Sequence[Tensor], settings: Hashable) -> None:
         self.settings = settings
-        self.parameters = [weakref.ref(parameter) for parameter in parameters]
-        self.states = [_state(parameter) for parameter in parameters]
+        self.learns = _learns(parameters)
+        self.parameters = [(weakref.ref(parameter), _state(parameter)) for parameter in parameters]
         # While these live, no other memory is taken for the same.
         self.storages = [StorageWeakRef(parameter.untyped_storage()) for parameter in parameters]  # type: ignore[no-untyped-call]
-        if any(parameter.requires_grad for parameter in parameters):
+        if self.learns:
             _Steps.concern(self)
 
     def still_is(self, parameters: Sequence[Tensor], settings: Hashable) -> bool:
         """Whether nothing has changed."""
-        return (
-            settings == self.settings
-            and len(parameters) == len(self.parameters)
-            and all(known() is parameter for known, parameter in zip(self.parameters, parameters, strict=True))
-            and [_state(parameter) for parameter in parameters] == self.states
-        )
+        if settings != self.settings or len(parameters) != len(self.parameters):
+            return False
+        for parameter, (known, state) in zip(parameters, self.parameters, strict=True):
+            if known() is not parameter or _state(parameter) != state:
+                return False
+        return True
 
 
 def _state(parameter: Tensor) -> Hashable:
-    writes = parameter._version, _Steps.taken if parameter.requires_grad else None
-    memory = parameter.untyped_storage()._cdata, parameter.storage_offset(), parameter.stride()
-    return writes, memory, parameter.shape, parameter.dtype
+    """All that changes with a tensor: its writes, its memory and how it reads this, and whether it learns."""
+    return (
+        parameter._version,
+        _Steps.taken if parameter.requires_grad else None,
+        parameter.untyped_storage()._cdata,
+        parameter.storage_offset(),
+        parameter.stride(),
+        parameter.shape,
+        parameter.dtype,
+    )
+
+
+def _learns(parameters: Sequence[Tensor]) -> bool:
+    return any(parameter.requires_grad for parameter in parameters)
 
 
 def _is_plain(parameter: Tensor) -> bool:
