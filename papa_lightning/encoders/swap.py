@@ -163,7 +163,7 @@ def _restore(encoder: nn.Module, found: SupportedEncoder) -> SupportedEncoder:
             if isinstance(part, CutProjection):
                 module.set_submodule(path, part.original())
         del module.papa
-        layer_of(module).value = ""
+        layer_of(module).value, layer_of(module).joint = "", None
         thaw(module, layer_of(module).frozen)
     thaw(base, vars(base).pop(_FROZEN, Frozen()))
     refuse_plain_states(base)
@@ -327,7 +327,8 @@ def _install(found: SupportedEncoder, mixers: Sequence[TokenMixer]) -> None:
             fold(found, module, own[0].heads)
         elif len(own) == 1 and found.family.value in module._modules and declares(own[0], "reorders_values"):
             layer_of(module).value = found.family.value
-            order_values(module, found.family.value, heads, tuple(found.family.projections)[:2])
+            queries = tuple(found.family.projections)[:2]
+            layer_of(module).joint = order_values(module, found.family.value, heads, queries)
     if not any(mixer.uses_scores and mixer.dynamic_when_calibrated() for mixer in mixers):
         vars(found.model)[_FROZEN] = freeze(found.model, found.family.position_parameters)
 

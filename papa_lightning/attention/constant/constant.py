@@ -1,7 +1,7 @@
 """Kind "constant": chosen heads use a fixed matrix, the others stay dynamic."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -26,6 +26,8 @@ class ConstantHeads(MatrixHeads):
 
     reads_slots = True
     reorders_values = True
+    #: Whether it has :meth:`mix_parts`, and that does the same as forward; not inherited.
+    mixes_parts: ClassVar[bool] = True
     facts = KindFacts(
         "chosen heads: `C V`, C the calibrated average", "none that learn", "T² d, no queries and keys", "the average"
     )
@@ -39,18 +41,32 @@ class ConstantHeads(MatrixHeads):
         self, attention: DynamicAttention, value: Tensor, dropout: float = 0.0, need_weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """See :meth:`TokenMixer.forward`."""
-        self.warn_of_empty_rows(value, attention.mask, attention.slots)
         if need_weights:
+            self.warn_of_empty_rows(value, attention.mask, attention.slots)
             by_head = attention.values_of(value, range(value.shape[1]))
             return shown_mixing(self, self.constants_for(value), attention, by_head, dropout)
         dynamic = self.heads.dynamic
-        mixed = attention.mix(attention.values_of(value, dynamic), dropout) if dynamic else None
+        own = attention.values_of(value, dynamic) if dynamic else None
         # Chosen in the layout of the matrix product: heads that are no neighbours are copied, and then only once.
         fixed = attention.values_of(value.permute(1, 2, 0, 3), self.constant_heads, dim=0).permute(2, 0, 1, 3)
-        if dropout > 0.0:  # the one case that needs every sequence's own matrix
-            matrices = normalized_constants(self.constants_for(value), attention.mask)
-            return self.merge(apply_attention(matrices, fixed, dropout), mixed), None
-        return self.mix_beside(fixed, attention, mixed), None
+        if dropout == 0.0:
+            return self.mix_parts(attention, own, fixed), None
+        self.warn_of_empty_rows(value, attention.mask, attention.slots)
+        mixed = None if own is None else attention.mix(own, dropout)
+        # The one case that needs every sequence's own matrix.
+        matrices = normalized_constants(self.constants_for(value), attention.mask)
+        return self.merge(apply_attention(matrices, fixed, dropout), mixed), None
+
+    def mix_parts(self, attention: DynamicAttention, own: Tensor | None, fixed: Tensor) -> Tensor:
+        """Mixed values (B, T, H, h) of all heads, without dropout.
+
+        Args:
+            attention: Attention of the dynamic heads, with the mask of the batch and the slots of its tokens.
+            own: (B, dynamic heads, T, h), values of the dynamic heads; None without any.
+            fixed: (B, constant heads, T, h), values of the constant heads.
+        """
+        self.warn_of_empty_rows(fixed, attention.mask, attention.slots)
+        return self.mix_beside(fixed, attention, None if own is None else attention.mix(own))
 
 
 def with_dynamic(

@@ -15,8 +15,19 @@ from papa_lightning.encoders.families.relative import (
     SwappedMPNetSelfAttention,
     SwappedRoFormerSelfAttention,
 )
+from papa_lightning.encoders.families.short import (
+    ShortBertGenerationSelfAttention,
+    ShortBertSelfAttention,
+    ShortCamembertSelfAttention,
+    ShortDistilBertSelfAttention,
+    ShortElectraSelfAttention,
+    ShortErnieSelfAttention,
+    ShortRobertaSelfAttention,
+    ShortXLMRobertaSelfAttention,
+)
 from papa_lightning.encoders.projections import cut
 from papa_lightning.encoders.seam.inline import InlineAttention
+from papa_lightning.encoders.seam.short import ShortForward
 from papa_lightning.encoders.seam.slots import SlotRule
 from papa_lightning.registry import Registry
 
@@ -73,6 +84,7 @@ class EncoderFamily:
         position_parameters: Beginnings of the names of parameters of the encoder, outside the modules, that only
             scores depend on: tables of relative positions.
         inline: Subclass that replaces the module, for attention that is computed inside it.
+        short: Subclass that replaces the module to call fewer functions where nobody asks for more than the output.
         reach: Function that gives the keys that the queries of a module can see.
         layers: Function that lists the modules in the order in which they run, where modules serve several layers;
             None finds them.
@@ -97,6 +109,7 @@ class EncoderFamily:
     query_parameters: tuple[str, ...] = ()
     position_parameters: tuple[str, ...] = ()
     inline: type[InlineAttention] | None = None
+    short: type[ShortForward] | None = None
     reach: Callable[[nn.Module], Reach] = module_reach
     layers: Callable[[nn.Module], list[nn.Module]] | None = None
     title: str = ""
@@ -121,7 +134,8 @@ class EncoderFamily:
         """Whether a module is a self-attention of this family, replaced by its subclass or not."""
         if getattr(module, "is_cross_attention", False):
             return False
-        return type(module).__name__ == self.attention or (self.inline is not None and isinstance(module, self.inline))
+        replaced = tuple(kind for kind in (self.inline, self.short) if kind is not None)
+        return type(module).__name__ == self.attention or isinstance(module, replaced)
 
 
 _CAUSAL = "causal: constants are 0 ahead; generation needs use_cache=False"
@@ -157,9 +171,17 @@ FAMILIES.update(
             packs=True,
         ),
         "bart": _separate("BartAttention", "BART", "q_proj k_proj v_proj out_proj", note=_ENCODER_ONLY, packs=False),
-        "bert": EncoderFamily("BertSelfAttention", title="BERT", packs=True),
-        "bert-generation": EncoderFamily("BertGenerationSelfAttention", title="BertGeneration", packs=True),
-        "camembert": EncoderFamily("CamembertSelfAttention", title="CamemBERT", slots="input_ids", packs=True),
+        "bert": EncoderFamily("BertSelfAttention", short=ShortBertSelfAttention, title="BERT", packs=True),
+        "bert-generation": EncoderFamily(
+            "BertGenerationSelfAttention", short=ShortBertGenerationSelfAttention, title="BertGeneration", packs=True
+        ),
+        "camembert": EncoderFamily(
+            "CamembertSelfAttention",
+            short=ShortCamembertSelfAttention,
+            title="CamemBERT",
+            slots="input_ids",
+            packs=True,
+        ),
         "deberta": EncoderFamily(
             "DisentangledSelfAttention",
             {"in_proj": cut.InterleavedProjection, "pos_proj": cut.HeadProjection, "pos_q_proj": cut.HeadProjection},
@@ -186,9 +208,11 @@ FAMILIES.update(
         ),
         "deit": _separate("DeiTAttention", "DeiT", packs=False),
         "dinov2": _separate("Dinov2Attention", "DINOv2", packs=False),
-        "distilbert": _separate("DistilBertSelfAttention", "DistilBERT", "q_lin k_lin v_lin out_lin"),
-        "electra": EncoderFamily("ElectraSelfAttention", title="ELECTRA", packs=True),
-        "ernie": EncoderFamily("ErnieSelfAttention", title="ERNIE", packs=True),
+        "distilbert": _separate(
+            "DistilBertSelfAttention", "DistilBERT", "q_lin k_lin v_lin out_lin", short=ShortDistilBertSelfAttention
+        ),
+        "electra": EncoderFamily("ElectraSelfAttention", short=ShortElectraSelfAttention, title="ELECTRA", packs=True),
+        "ernie": EncoderFamily("ErnieSelfAttention", short=ShortErnieSelfAttention, title="ERNIE", packs=True),
         "esm": EncoderFamily("EsmSelfAttention", title="ESM-2", slots=_absolute_or_rotary, packs=True),
         "eurobert": _grouped("EuroBertAttention", "EuroBERT", note=""),
         "gpt2": EncoderFamily(
@@ -226,7 +250,9 @@ FAMILIES.update(
         ),
         "qwen2": _grouped("Qwen2Attention", "Qwen2"),
         "qwen3": _grouped("Qwen3Attention", "Qwen3", query_parameters=("q_norm.weight", "k_norm.weight")),
-        "roberta": EncoderFamily("RobertaSelfAttention", title="RoBERTa", slots="input_ids", packs=True),
+        "roberta": EncoderFamily(
+            "RobertaSelfAttention", short=ShortRobertaSelfAttention, title="RoBERTa", slots="input_ids", packs=True
+        ),
         "roformer": EncoderFamily(
             "RoFormerSelfAttention",
             inline=SwappedRoFormerSelfAttention,
@@ -245,7 +271,13 @@ FAMILIES.update(
             by_place=places.t5,
         ),
         "vit": _separate("ViTAttention", "ViT", packs=False),
-        "xlm-roberta": EncoderFamily("XLMRobertaSelfAttention", title="XLM-RoBERTa", slots="input_ids", packs=True),
+        "xlm-roberta": EncoderFamily(
+            "XLMRobertaSelfAttention",
+            short=ShortXLMRobertaSelfAttention,
+            title="XLM-RoBERTa",
+            slots="input_ids",
+            packs=True,
+        ),
     }
 )
 

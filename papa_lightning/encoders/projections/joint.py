@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +27,7 @@ class ValueProjection(HeadProjection):
     def order(self) -> tuple[int, ...] | None:
         """The heads in the order of the values that come out; None for their own order."""
         dynamic = self.heads.dynamic
-        if not dynamic or torch.compiler.is_exporting() or not self.cuts or _is_hooked(self):
+        if not dynamic or torch.compiler.is_exporting() or not self.cuts or is_hooked(self):
             return None
         kept = self.slices(dynamic).kept
         return None if kept == tuple(range(len(kept))) else kept
@@ -72,24 +71,72 @@ class JointProjection:
         """Drop the kept rows."""
         self._rows.forget()
 
+    def serves(self, parts: Mapping[str, nn.Module | None]) -> bool:
+        """Whether the three layers are among these parts of a module, with no adapter around, and nobody looks at one.
+
+        Args:
+            parts: The parts of a self-attention module, by their names.
+        """
+        for part in self.parts:
+            if parts.get(part._place[1]) is not part or is_hooked(part):
+                self.forget()  # adapters change the weight without changing its version
+                return False
+        return True
+
+    def by_head(self, hidden_states: Tensor, dynamic: tuple[int, ...], size: int) -> Sequence[Tensor]:
+        """The outputs of all three layers by head, where it :meth:`serves` their module.
+
+        Args:
+            hidden_states: (B, T, hidden).
+            dynamic: The dynamic heads.
+            size: h, size of a head.
+
+        Returns:
+            Queries, keys and values of the dynamic heads, and values of the others, each (B, heads, T, h).
+        """
+        value, some = self.parts[2], len(dynamic)
+        others = value.heads.num_heads - some
+        if not some:
+            nothing, values = _by_head(F.linear(hidden_states, value.weight, value.bias), size, (0, others))
+            return nothing, nothing, nothing, values
+        rows = self._kept_rows(hidden_states.device, dynamic)
+        if rows is not None:
+            return _by_head(F.linear(hidden_states, *rows), size, (some, some, some, others))
+        own = [F.linear(hidden_states, *part.rows(dynamic)) for part in self.parts]
+        return (
+            *_by_head(own[0], size, (some,)),
+            *_by_head(own[1], size, (some,)),
+            *_by_head(own[2], size, (some, others)),
+        )
+
     def _start(self, hidden_states: Tensor) -> Tensor | None:
         self._suits = self._suits and not self._held.waiting  # a forward that does not ask for all three
         query, key, value = self.parts
-        if not self._suits or not _pays(hidden_states.device) or torch.compiler.is_compiling():
-            return None
         dynamic = query.heads.dynamic
-        if not dynamic or not all(part.cuts and not _is_hooked(part) for part in self.parts):
+        if not self._suits or not dynamic or torch.compiler.is_compiling() or not self.serves(query._place[0]._modules):
             return None
-        layers = [cast(nn.Linear, part) for part in self.parts]
-        held = [tensor for layer in layers for tensor in (layer.weight, layer.bias) if tensor is not None]
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in held):
+        rows = self._kept_rows(hidden_states.device, dynamic)
+        if rows is None:
             return None
-        rows = self._rows.recall(lambda: self._joined(dynamic), held, dynamic)
-        chosen = rows[0].shape[0] - value.weight.shape[0]
-        sizes = [chosen // 2, chosen // 2, value.weight.shape[0]]
-        parts = torch.split(F.linear(hidden_states, *rows), sizes, dim=-1)
+        joint = F.linear(hidden_states, *rows)
+        chosen = joint.shape[-1] * len(dynamic) // (2 * len(dynamic) + value.heads.num_heads)
+        parts = joint.split_with_sizes((chosen, chosen, joint.shape[-1] - 2 * chosen), -1)
         self._held.keep(hidden_states, {key: parts[1], value: parts[2]})
         return parts[0]
+
+    def _kept_rows(self, device: torch.device, dynamic: tuple[int, ...]) -> Rows | None:
+        """The rows of all three layers, or None where each is to compute its own output."""
+        if not _pays(device):
+            return None
+        held: list[Tensor] = []
+        for part in self.parts:
+            own = part._parameters
+            if "weight" not in own or "bias" not in own:  # parametrised
+                return None
+            held += [parameter for parameter in own.values() if parameter is not None]
+        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in held):
+            return None
+        return self._rows.recall(lambda: self._joined(dynamic), held, dynamic)
 
     def _joined(self, dynamic: tuple[int, ...]) -> Rows:
         rows = [part.cut_rows(dynamic) for part in self.parts]
@@ -132,15 +179,21 @@ def _pays(device: torch.device) -> bool:
     return device.type != "cpu"
 
 
-def _is_hooked(module: nn.Module) -> bool:
+def _by_head(projected: Tensor, size: int, heads: tuple[int, ...]) -> Sequence[Tensor]:
+    """Groups of heads (B, heads, T, h) of (B, T, all heads x h), as views."""
+    split = projected.view(*projected.shape[:-1], -1, size).transpose(1, 2)
+    return split.split_with_sizes(heads, 1) if len(heads) > 1 else (split,)
+
+
+def is_hooked(module: nn.Module) -> bool:
     """Whether somebody looks at a layer, or has given it another forward, as accelerate does for offloaded weights."""
     if "forward" in module.__dict__:
         return True
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks)
+    hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return bool(hooked)
 
 
-def order_values(module: nn.Module, name: str, heads: DynamicHeads, queries: tuple[str, ...]) -> None:
+def order_values(module: nn.Module, name: str, heads: DynamicHeads, queries: tuple[str, ...]) -> JointProjection | None:
     """Let the value projection of a self-attention module give the dynamic heads first, and join it with the others.
 
     Args:
@@ -148,9 +201,13 @@ def order_values(module: nn.Module, name: str, heads: DynamicHeads, queries: tup
         name: Its value projection.
         heads: Heads of its mixer.
         queries: Its query and key projections, in this order.
+
+    Returns:
+        The three as one; None where one of them is of another class, as an adapter.
     """
     ValueProjection.replace(module, name, heads)
     value = module._modules[name]
     query, key = (module._modules.get(own) for own in queries)
     if type(value) is ValueProjection and type(query) is HeadProjection and type(key) is HeadProjection:
-        JointProjection(query, key, value)
+        return JointProjection(query, key, value)
+    return None

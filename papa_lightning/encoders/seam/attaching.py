@@ -31,6 +31,7 @@ from papa_lightning.encoders.seam.layer import (
     layer_of,
     mixers_of,
 )
+from papa_lightning.encoders.seam.short import ShortForward, shorten
 from papa_lightning.errors import PapaError, UnsupportedEncoderError
 
 
@@ -50,10 +51,13 @@ def attach(found: SupportedEncoder) -> SupportedEncoder:
         layer = TouchedLayer(found.family.reach(module), found.slot_rule, batch)
         if inline is None:
             layer.config = _config_of(module)
-            vars(module)[LAYER] = layer  # first, because other threads may be on their way through the module
+            opened = shorten(found.family.short, module)
+            vars(opened)[LAYER] = layer  # first, because other threads may be on their way through the module
             own = copy.copy(layer.config)
             own._attn_implementation_internal = IMPLEMENTATION
-            module.config = own  # type: ignore[assignment]
+            opened.config = own  # type: ignore[assignment]
+            if opened is not module:
+                encoder.set_submodule(paths[module], opened)
         else:
             opened = adopt(inline, module)
             vars(opened)[LAYER] = layer
@@ -86,6 +90,8 @@ def detach(found: SupportedEncoder) -> SupportedEncoder:
         if found.family.inline is None:
             module.config = layer_of(module).config  # type: ignore[assignment]
             del vars(module)[LAYER]
+            if isinstance(module, ShortForward) and "forward" not in vars(module):  # else it is called by its own
+                encoder.set_submodule(paths[module], release(module))
         else:
             del vars(module)[LAYER]
             encoder.set_submodule(paths[module], release(module))

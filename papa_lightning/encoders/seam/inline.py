@@ -116,6 +116,11 @@ def release(module: nn.Module) -> nn.Module:
     return original
 
 
+def original_class(module: nn.Module) -> type[nn.Module]:
+    """The class of a module, or that of the original in whose place it is."""
+    return type(vars(module).get(_ORIGINAL, module))
+
+
 def refuse_own_forward(module: nn.Module) -> None:
     """Refuse a module whose forward was replaced on the instance, which would run instead of ours."""
     if "forward" in module.__dict__:

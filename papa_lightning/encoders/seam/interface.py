@@ -10,6 +10,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from papa_lightning.attention import DynamicAttention, Reach
+from papa_lightning.encoders.seam.inline import original_class
 from papa_lightning.encoders.seam.layer import attend, is_stock, is_touched, layer_of
 from papa_lightning.encoders.seam.masks import score_bias
 from papa_lightning.encoders.seam.slots import POSITIONS
@@ -47,7 +48,7 @@ def papa_attention_forward(
     positions, need_weights = kwargs.pop(POSITIONS, None), wants_weights(config, kwargs)
     if is_stock(module):
         kwargs["output_attentions"] = False  # implementations without matrices would warn
-        eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+        eager = getattr(sys.modules[original_class(module).__module__], "eager_attention_forward", None)
         stock: Any = ALL_ATTENTION_FUNCTIONS.get(config._attn_implementation, cast(Any, eager))
         mixed, weights = stock(module, query, key, value, attention_mask, scaling=scale, dropout=dropout, **kwargs)
         if need_weights and weights is None:

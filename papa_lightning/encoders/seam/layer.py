@@ -10,7 +10,7 @@ from transformers import PretrainedConfig
 
 from papa_lightning.attention import DynamicAttention, DynamicHeads, Reach, RowMixing, TokenMixer, declares, runs_in
 from papa_lightning.attention.head_slices import take_heads
-from papa_lightning.encoders.projections.joint import ValueProjection
+from papa_lightning.encoders.projections.joint import JointProjection, ValueProjection
 from papa_lightning.encoders.seam.forward import CurrentBatch
 from papa_lightning.encoders.seam.masks import can_look, reach_bias, refuse_other_masks
 from papa_lightning.encoders.seam.slots import GivenSlots, Positions, SlotRule
@@ -67,6 +67,7 @@ class TouchedLayer:
     slots: SlotRule = "tensor"
     batch: CurrentBatch = field(default_factory=CurrentBatch)  # shared by all layers
     value: str = ""  # name of the projection that gives the values of dynamic heads first
+    joint: JointProjection | None = None  # that projection with those of queries and keys
     config: PretrainedConfig | None = None  # shared with the encoder, where it was replaced
     frozen: Frozen = field(default_factory=Frozen)
     mixings: list[Mixing | RowMixing] = field(default_factory=list)  # one a layer of the module, while observed
@@ -154,7 +155,7 @@ def attend(
         bias = pick_heads(position_bias, heads.dynamic)
     mask = layer.batch.key_mask(attention_mask)
     if not layer.watched and mixers_of(module)[turn].checks_mask:
-        _check_mask(layer, attention_mask, positions)
+        check_padding(layer, attention_mask, positions)
     fused = layer.batch.fused_mask(mask, query.dtype) if bias is None else None
     attention = DynamicAttention(query, key, mask, scaling, bias, fused=fused, value_heads=_value_heads(module, layer))
     slots = layer.batch.slots(mask, layer.slots, positions)
@@ -166,7 +167,7 @@ def attend(
     return slots.read(mixed), None if weights is None else slots.read_pairs(weights)
 
 
-def _check_mask(layer: TouchedLayer, attention_mask: Tensor | None, positions: Positions | None) -> None:
+def check_padding(layer: TouchedLayer, attention_mask: Tensor | None, positions: Positions | None) -> None:
     """Refuse a mask that is not one of padding; on a device once, or where the caller made it, because it waits."""
     if torch.compiler.is_compiling() or not isinstance(attention_mask, Tensor):
         return
