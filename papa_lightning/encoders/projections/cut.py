@@ -99,10 +99,11 @@ class CutProjection:
     def cuts_to(self, heads: DynamicHeads) -> bool:
         """Whether to leave heads out; not when an adapter wraps this layer, because its output has all heads."""
         owner, name = self._place
-        cuts = not heads.all_dynamic and cast(object, owner._modules[name]) is self
-        if not cuts and not torch.compiler.is_compiling():
+        if cast(object, owner._modules[name]) is self:
+            return not heads.all_dynamic
+        if not torch.compiler.is_compiling():
             self._forget()  # adapters change the weight without changing its version
-        return cuts
+        return False
 
     def slices(self, heads: Sequence[int]) -> Slices:
         """The slices that the given heads (ascending) need; values are needed by all heads."""

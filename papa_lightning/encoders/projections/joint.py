@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +56,8 @@ class JointProjection:
 
     def __init__(self, query: HeadProjection, key: HeadProjection, value: ValueProjection) -> None:
         self.parts = (query, key, value)
+        #: Their names in the self-attention module.
+        self.names = tuple(part._place[1] for part in self.parts)
         self._rows: Remembered[Rows] = Remembered()
         self._held = _Held()
         self._suits = True
@@ -72,13 +75,14 @@ class JointProjection:
         self._rows.forget()
 
     def serves(self, parts: Mapping[str, nn.Module | None]) -> bool:
-        """Whether the three layers are among these parts of a module, with no adapter around, and nobody looks at one.
+        """Whether the three layers are among these parts of a module, plain and with no adapter, and nobody looks on.
 
         Args:
             parts: The parts of a self-attention module, by their names.
         """
-        for part in self.parts:
-            if parts.get(part._place[1]) is not part or is_hooked(part):
+        for name, part in zip(self.names, self.parts, strict=True):
+            own = part._parameters
+            if parts.get(name) is not part or "weight" not in own or "bias" not in own or is_hooked(part):
                 self.forget()  # adapters change the weight without changing its version
                 return False
         return True
@@ -97,17 +101,17 @@ class JointProjection:
         value, some = self.parts[2], len(dynamic)
         others = value.heads.num_heads - some
         if not some:
-            nothing, values = _by_head(F.linear(hidden_states, value.weight, value.bias), size, (0, others))
+            nothing, values = _by_head(_output(value, hidden_states), size, (0, others))
             return nothing, nothing, nothing, values
         rows = self._kept_rows(hidden_states.device, dynamic)
         if rows is not None:
             return _by_head(F.linear(hidden_states, *rows), size, (some, some, some, others))
         own = [F.linear(hidden_states, *part.rows(dynamic)) for part in self.parts]
-        return (
-            *_by_head(own[0], size, (some,)),
-            *_by_head(own[1], size, (some,)),
-            *_by_head(own[2], size, (some, others)),
-        )
+        return *_by_head(own[0], size), *_by_head(own[1], size), *_by_head(own[2], size, (some, others))
+
+    def whole(self, hidden_states: Tensor, size: int) -> Sequence[Tensor]:
+        """Queries, keys and values of all heads by three products, each (B, H, T, h); otherwise as :meth:`by_head`."""
+        return [_by_head(_output(part, hidden_states), size)[0] for part in self.parts]
 
     def _start(self, hidden_states: Tensor) -> Tensor | None:
         self._suits = self._suits and not self._held.waiting  # a forward that does not ask for all three
@@ -130,10 +134,7 @@ class JointProjection:
             return None
         held: list[Tensor] = []
         for part in self.parts:
-            own = part._parameters
-            if "weight" not in own or "bias" not in own:  # parametrised
-                return None
-            held += [parameter for parameter in own.values() if parameter is not None]
+            held += [parameter for parameter in part._parameters.values() if parameter is not None]
         if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in held):
             return None
         return self._rows.recall(lambda: self._joined(dynamic), held, dynamic)
@@ -179,10 +180,16 @@ def _pays(device: torch.device) -> bool:
     return device.type != "cpu"
 
 
-def _by_head(projected: Tensor, size: int, heads: tuple[int, ...]) -> Sequence[Tensor]:
-    """Groups of heads (B, heads, T, h) of (B, T, all heads x h), as views."""
+def _output(layer: nn.Module, hidden_states: Tensor) -> Tensor:
+    """The output of a linear layer for all heads."""
+    own = layer._parameters
+    return F.linear(hidden_states, cast(Tensor, own["weight"]), own["bias"])
+
+
+def _by_head(projected: Tensor, size: int, groups: tuple[int, ...] = ()) -> Sequence[Tensor]:
+    """Groups of heads (B, heads, T, h) of (B, T, all heads x h), as views; without groups all heads in one."""
     split = projected.view(*projected.shape[:-1], -1, size).transpose(1, 2)
-    return split.split_with_sizes(heads, 1) if len(heads) > 1 else (split,)
+    return split.split_with_sizes(groups, 1) if groups else (split,)
 
 
 def is_hooked(module: nn.Module) -> bool:

@@ -10,21 +10,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 from transformers import PretrainedConfig
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from papa_lightning.attention import ConstantHeads, DynamicAttention, TokenMixer, declares
+from papa_lightning.attention import ConstantHeads, DynamicAttention, declares
 from papa_lightning.encoders.projections.joint import JointProjection, is_hooked
 from papa_lightning.encoders.seam.inline import adopt
 from papa_lightning.encoders.seam.interface import wants_weights
 from papa_lightning.encoders.seam.layer import LAYER, TouchedLayer, check_padding
-from papa_lightning.encoders.seam.slots import POSITIONS
+from papa_lightning.encoders.seam.slots import POSITIONS, Positions
+
+#: Arguments of a call that are not for functions of transformers, or are given anyway.
+_OURS = (POSITIONS, "papa_weights", "output_attentions", "past_key_values")
 
 
 class ShortForward(nn.Module):
     """Base of subclasses of a family's self-attention module, which get a short forward beside that of the original.
 
     It gives what the original's gives, by the same products in the same order, and is taken only where that is all
-    that is wanted: outside graphs and training, in a layer of kind "constant" that nobody looks into, whose projections
-    are those of the swap. Everything else goes through transformers' own forward.
+    that is wanted: outside graphs and training, in a layer of kind "constant" that nobody looks into. Everything else
+    goes through transformers' own forward.
     """
 
     #: Size h of a head, and factor of the scores; families have them under these names.
@@ -34,7 +38,7 @@ class ShortForward(nn.Module):
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """Attention of one layer: the output (B, T, hidden) and the matrices or None, as the original returns them."""
         mixed = None
-        if not args and not torch.compiler.is_compiling():
+        if not args and not self.training and not torch.compiler.is_compiling():
             mixed = self._mixed(hidden_states, attention_mask, kwargs)
         if mixed is None:
             return super().forward(hidden_states, attention_mask, *args, **kwargs)
@@ -46,13 +50,50 @@ class ShortForward(nn.Module):
 
     def _mixed(self, hidden_states: Tensor, attention_mask: Tensor | None, kwargs: Mapping[str, Any]) -> Tensor | None:
         """The mixed values (B, T, H h), or None where the way is that of the original."""
-        layer, mixer = cast("TouchedLayer | None", vars(self).get(LAYER)), self._modules.get("papa")
-        if layer is None or mixer is None or self.training or not _suits(layer, mixer) or _asks(layer, kwargs):
+        layer = cast("TouchedLayer | None", vars(self).get(LAYER))
+        if layer is None or layer.joint is None or layer.watched or _asks(layer, kwargs):
             return None
-        joint, mixer = cast(JointProjection, layer.joint), cast(ConstantHeads, mixer)
-        if not joint.serves(self._modules):
+        if not layer.joint.serves(self._modules) or _has_any_global_hook():  # type: ignore[no-untyped-call]
             return None
-        positions, dynamic = kwargs.get(POSITIONS), mixer.heads.dynamic
+        mixer = cast("ConstantHeads | None", self._modules.get("papa"))
+        if mixer is None:
+            return None
+        if not mixer.replaces_attention:
+            return self._stock(layer, layer.joint, hidden_states, attention_mask, kwargs)
+        if not layer.reach.unlimited or not declares(mixer, "mixes_parts") or is_hooked(mixer):
+            return None
+        return self._constant(layer, layer.joint, mixer, hidden_states, attention_mask, kwargs.get(POSITIONS))
+
+    def _stock(
+        self,
+        layer: TouchedLayer,
+        joint: JointProjection,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None,
+        kwargs: Mapping[str, Any],
+    ) -> Tensor | None:
+        """The mixed values of a layer of the original encoder, or None for an attention function of its family."""
+        implementation = cast(PretrainedConfig, layer.config)._attn_implementation
+        if implementation not in ALL_ATTENTION_FUNCTIONS:
+            return None
+        function = cast(Any, ALL_ATTENTION_FUNCTIONS[implementation])
+        query, key, value = joint.whole(hidden_states, self.attention_head_size)
+        others = {name: held for name, held in kwargs.items() if name not in _OURS}
+        given = {"dropout": 0.0, "scaling": self.scaling, "output_attentions": False, **others}
+        mixed: Tensor = function(self, query, key, value, attention_mask, **given)[0]
+        return mixed.flatten(2)
+
+    def _constant(
+        self,
+        layer: TouchedLayer,
+        joint: JointProjection,
+        mixer: ConstantHeads,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None,
+        positions: Positions | None,
+    ) -> Tensor:
+        """The mixed values of a layer with constant heads."""
+        dynamic = mixer.heads.dynamic
         if mixer.checks_mask:
             check_padding(layer, attention_mask, positions)
         query, key, own, fixed = joint.by_head(hidden_states, dynamic, self.attention_head_size)
@@ -71,14 +112,6 @@ def shorten(kind: type[ShortForward] | None, module: nn.Module) -> nn.Module:
     """
     changed = "forward" in vars(module) or module._compiled_call_impl is not None
     return module if kind is None or changed or not issubclass(kind, type(module)) else adopt(kind, module)
-
-
-def _suits(layer: TouchedLayer, mixer: nn.Module) -> bool:
-    """Whether a layer has a mixer for the short way, which nobody observes, and no limit of its reach."""
-    if layer.joint is None or layer.watched or not layer.reach.unlimited or _has_any_global_hook():  # type: ignore[no-untyped-call]
-        return False
-    held = cast(TokenMixer, mixer)
-    return declares(held, "mixes_parts") and held.replaces_attention and not is_hooked(held)
 
 
 def _asks(layer: TouchedLayer, kwargs: Mapping[str, Any]) -> bool:
