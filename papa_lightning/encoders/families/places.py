@@ -64,7 +64,7 @@ def roformer(encoder: Any, places: Tensor) -> PlacedArgument:
 
 def t5(encoder: Any, places: Tensor) -> PlacedArgument:
     """T5's position bias, (B, H, n, n); the first layer hands it to the others."""
-    first = encoder.block[0].layer[0]
+    first = encoder.get_encoder().block[0].layer[0]  # of a T5EncoderModel, or of its stack, which returns itself
     table = first.SelfAttention
     sizes = (table.relative_attention_num_buckets, table.relative_attention_max_distance)
     bias = table.relative_attention_bias(table._relative_position_bucket(-_distances(places), True, *sizes))

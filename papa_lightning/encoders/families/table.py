@@ -140,6 +140,7 @@ class EncoderFamily:
 
 _CAUSAL = "causal: constants are 0 ahead; generation needs use_cache=False"
 _RELATIVE = ("encoder.rel_embeddings.", "encoder.LayerNorm.")
+_T5_TABLE = "block.0.layer.0.SelfAttention.relative_attention_bias."
 _ENCODER_ONLY = "the encoder's self-attention only: the decoder and cross-attention are left alone"
 
 
@@ -265,7 +266,7 @@ FAMILIES.update(
             "T5Attention",
             "T5",
             "q k v o",
-            position_parameters=("block.0.layer.0.SelfAttention.relative_attention_bias.",),
+            position_parameters=(_T5_TABLE, f"encoder.{_T5_TABLE}"),  # of the stack, and of a T5EncoderModel
             note=f"{_ENCODER_ONLY}; it still makes its position bias, once a pass",
             slots="mask",
             by_place=places.t5,
