@@ -149,6 +149,9 @@ class DynamicAttention:
     def values_of(self, value: Tensor, heads: Sequence[int], dim: int = 1) -> Tensor:
         """The values of some heads, ascending, of values of all, which are along a dimension."""
         if self.value_heads is not None:
+            first, number = self.value_heads.index(heads[0]), len(heads)
+            if self.value_heads[first : first + number] == tuple(heads):
+                return value.narrow(dim, first, number)
             heads = [self.value_heads.index(head) for head in heads]
         return take_heads(value, heads, dim)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import cast
 
 import torch
@@ -22,16 +23,15 @@ class ValueProjection(HeadProjection):
 
     def slices(self, heads: Sequence[int]) -> Slices:
         """See :meth:`CutProjection.slices`: all heads, the given ones first."""
-        count = self.heads.num_heads
-        return Slices(count, (*heads, *(head for head in range(count) if head not in heads)))
+        count, given = self.heads.num_heads, tuple(heads)
+        return Slices(count, _order(given, count) or tuple(range(count)))
 
     def order(self) -> tuple[int, ...] | None:
         """The heads in the order of the values that come out; None for their own order."""
         dynamic = self.heads.dynamic
         if not dynamic or torch.compiler.is_exporting() or not self.cuts or is_hooked(self):
             return None
-        kept = self.slices(dynamic).kept
-        return None if kept == tuple(range(len(kept))) else kept
+        return _order(dynamic, self.heads.num_heads)
 
     def forward(self, hidden_states: Tensor, heads: DynamicHeads | None = None) -> Tensor:
         """Project (B, T, hidden) to (B, T, H h), heads in the order of :meth:`order`."""
@@ -178,6 +178,14 @@ class _Held(threading.local):
 def _pays(device: torch.device) -> bool:
     """Whether one product is faster than three; on a CPU it is not."""
     return device.type != "cpu"
+
+
+@lru_cache(maxsize=4096)
+def _order(first: tuple[int, ...], count: int) -> tuple[int, ...] | None:
+    """The numbers of so many heads, some of them first; None where that is their own order."""
+    own = tuple(range(count))
+    ordered = (*first, *(head for head in own if head not in first))
+    return None if ordered == own else ordered
 
 
 def _output(layer: nn.Module, hidden_states: Tensor) -> Tensor:

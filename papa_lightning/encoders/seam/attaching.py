@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -48,7 +48,8 @@ def attach(found: SupportedEncoder) -> SupportedEncoder:
             inline.check(module)
     paths, batch = {module: path for path, module in encoder.named_modules()}, CurrentBatch()
     for module in found.distinct_modules:
-        layer = TouchedLayer(found.family.reach(module), found.slot_rule, batch)
+        group = getattr(module, "num_key_value_groups", 1)
+        layer = TouchedLayer(found.family.reach(module), found.slot_rule, cast(int, group), batch)
         if inline is None:
             layer.config = _config_of(module)
             opened = shorten(found.family.short, module)

@@ -1,7 +1,7 @@
 """One self-attention layer of an encoder whose attention is observed or swapped."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TypeAlias, cast
 
 import torch
@@ -65,6 +65,7 @@ class TouchedLayer:
 
     reach: Reach
     slots: SlotRule = "tensor"
+    group: int = 1  # query heads that share a key head and a value head
     batch: CurrentBatch = field(default_factory=CurrentBatch)  # shared by all layers
     value: str = ""  # name of the projection that gives the values of dynamic heads first
     joint: JointProjection | None = None  # that projection with those of queries and keys
@@ -145,11 +146,10 @@ def attend(
     layer, (query, key, value) = layer_of(module), query_key_value
     if query.shape[2] != value.shape[2]:
         raise cache_error(f"{query.shape[2]} tokens attend to {value.shape[2]}")
-    group = cast(int, getattr(module, "num_key_value_groups", 1))
-    if group > 1:
-        value = value.repeat_interleave(group, dim=1)
+    if layer.group > 1:
+        value = value.repeat_interleave(layer.group, dim=1)
     heads = heads_of(module, turn) or DynamicHeads(value.shape[1])
-    query, key = pick_heads(query, heads.dynamic), _keys(key, heads, group)
+    query, key = pick_heads(query, heads.dynamic), _keys(key, heads, layer.group)
     bias = reach_bias(attention_mask, layer.reach, value.shape[2], value.device)
     if position_bias is not None:
         bias = pick_heads(position_bias, heads.dynamic)
@@ -157,12 +157,12 @@ def attend(
     if not layer.watched and mixers_of(module)[turn].checks_mask:
         check_padding(layer, attention_mask, positions)
     fused = layer.batch.fused_mask(mask, query.dtype) if bias is None else None
-    attention = DynamicAttention(query, key, mask, scaling, bias, fused=fused, value_heads=_value_heads(module, layer))
     slots = layer.batch.slots(mask, layer.slots, positions)
-    if slots is None:
+    reads = slots is None or _reads_slots(module, turn, value, explicit=need_weights or dropout > 0.0)
+    given, order = slots if reads else None, _value_heads(module, layer)
+    attention = DynamicAttention(query, key, mask, scaling, bias, given, fused, order)
+    if slots is None or reads:
         return _mix(module, turn, attention, value, dropout, need_weights)
-    if _reads_slots(module, turn, value, explicit=need_weights or dropout > 0.0):
-        return _mix(module, turn, replace(attention, slots=slots), value, dropout, need_weights)
     mixed, weights = _mix(module, turn, slots.arrange(attention), slots.fill(value), dropout, need_weights)
     return slots.read(mixed), None if weights is None else slots.read_pairs(weights)
 
