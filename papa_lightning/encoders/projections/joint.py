@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -63,6 +63,10 @@ class JointProjection:
         self._suits = True
         for part in self.parts:
             part.__dict__["joint"] = self  # no submodule
+
+    def anew(self, module: nn.Module) -> JointProjection:
+        """The same of the layers that a module has by now under these names, which are the same or trimmed ones."""
+        return JointProjection(*(cast(Any, module._modules[name]) for name in self.names))
 
     def take(self, part: HeadProjection, hidden_states: Tensor) -> Tensor | None:
         """The output of one of the layers, or None where it is to compute its own."""
@@ -180,9 +184,17 @@ def _pays(device: torch.device) -> bool:
     return device.type != "cpu"
 
 
-@lru_cache(maxsize=4096)
 def _order(first: tuple[int, ...], count: int) -> tuple[int, ...] | None:
     """The numbers of so many heads, some of them first; None where that is their own order."""
+    return _ordered(first, count) if torch.compiler.is_compiling() else _kept_order(first, count)
+
+
+@lru_cache(maxsize=4096)
+def _kept_order(first: tuple[int, ...], count: int) -> tuple[int, ...] | None:
+    return _ordered(first, count)
+
+
+def _ordered(first: tuple[int, ...], count: int) -> tuple[int, ...] | None:
     own = tuple(range(count))
     ordered = (*first, *(head for head in own if head not in first))
     return None if ordered == own else ordered

@@ -9,7 +9,7 @@ from papa_lightning.attention import DynamicHeads
 from papa_lightning.encoders.finding import SupportedEncoder
 from papa_lightning.encoders.projections import cut
 from papa_lightning.encoders.projections.cut import CutProjection, Rows, Slices
-from papa_lightning.encoders.seam.layer import mixers_of
+from papa_lightning.encoders.seam.layer import layer_of, mixers_of
 from papa_lightning.errors import PapaError
 
 
@@ -24,6 +24,10 @@ class TrimmedProjection(CutProjection):
         return True
 
     def rows(self, heads: Sequence[int]) -> Rows:
+        """Weight and bias for the given heads, see :meth:`cut_rows`."""
+        return self.cut_rows(heads)
+
+    def cut_rows(self, heads: Sequence[int]) -> Rows:
         """Weight and bias for the given heads; PapaError when rows of a head are needed that are gone."""
         layer, held, needed = cast(nn.Linear, self), self.held.kept, self.slices(heads).kept
         bias = cast("Tensor | None", layer.bias)
@@ -113,6 +117,8 @@ def trim(found: SupportedEncoder) -> None:
     for module, heads in _dynamic_heads(found).items():
         for name in found.family.projections:
             trim_projection(module, name, heads)
+        if (joint := layer_of(module).joint) is not None:
+            layer_of(module).joint = joint.anew(module)
         for path, slices in _biases(found, module, heads):
             module._parameters[path] = trimmed_parameter(cast(nn.Parameter, module._parameters[path]), slices)
         for name in _idle_parts(found, module, heads):

@@ -21,7 +21,7 @@ from unit.encoders.tiny_encoders import (
     snapshot,
 )
 
-from papa_lightning import calibrate, restore_attention, swap_attention
+from papa_lightning import calibrate, export_encoder, load_exported_encoder, restore_attention, swap_attention
 from papa_lightning.encoders.projections import joint
 from papa_lightning.encoders.seam.short import ShortForward
 
@@ -217,6 +217,17 @@ def test_a_forward_that_came_after_the_swap_survives_the_restoration():
     assert restored.eval().train().encoder.layer[0].attention.self.training
     again = swap_attention(restored.eval(), "constant", constants=make_constants(), heads=PARTIAL)
     torch.testing.assert_close(run(again, inputs)[0], run(swapped(), inputs)[0])
+
+
+@pytest.mark.parametrize("one_product", [False, True])
+def test_encoders_without_the_rows_of_constant_heads(one_product, tmp_path, monkeypatch, long_way):
+    monkeypatch.setattr(joint, "_pays", lambda device: one_product)
+    model, inputs = swapped(), make_inputs()
+    loaded = load_exported_encoder(export_encoder(model, tmp_path / "exported"))
+    assert torch.equal(run(loaded, inputs)[0], run(model, inputs)[0])
+    assert long_way == []
+    monkeypatch.setattr(ShortForward, "_mixed", lambda *args: None)
+    assert torch.equal(run(loaded, inputs)[0], run(model, inputs)[0])
 
 
 def test_no_graph_break():
