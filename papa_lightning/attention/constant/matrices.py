@@ -158,7 +158,8 @@ class MatrixHeads(TokenMixer):
             return constant_product(
                 self.constants, value, slots.real, heads, all_heads, dynamic, *reach, places=slots.places
             )
-        constants = self.constants[:, :length, :length]
+        whole = length == self.max_length  # which most batches are not, and a cut takes longer than to ask
+        constants = self.constants if whole else self.constants[:, :length, :length]
         return constant_product(constants, value, attention.mask, heads, all_heads, dynamic, *reach)
 
     def mix(self, value: Tensor, mask: Tensor | None, mass: Tensor | None = None) -> Tensor:
