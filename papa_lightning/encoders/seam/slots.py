@@ -88,7 +88,11 @@ class PositionRule:
         if not isinstance(position_ids, Tensor) or position_ids.dtype not in (torch.int64, torch.int32):
             found = position_ids.dtype if isinstance(position_ids, Tensor) else type(position_ids).__name__
             raise PapaError(f"position_ids is of {found}, but must be a tensor of whole numbers (torch.int64).")
-        if position_ids.shape not in (mask.shape, mask[:1].shape):
+        # Number by number, because a graph finds no shape with symbols among others.
+        if position_ids.dim() != 2 or not (
+            position_ids.shape[1] == mask.shape[1]
+            and (position_ids.shape[0] == 1 or position_ids.shape[0] == mask.shape[0])
+        ):
             raise PapaError(
                 f"position_ids has shape {tuple(position_ids.shape)}, but the batch has {tuple(mask.shape)} tokens: "
                 "pass one of shape (batch, length) or (1, length)."

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from conformance.tiny_models import LENGTH, build
+from conformance.tiny_models import LENGTH, build, make_inputs, swapped
+from torch.testing import assert_close
 
 from papa_lightning import PapaError, swap_attention
 from papa_lightning.encoders import ReadBatch, native_position_ids
@@ -40,6 +41,23 @@ def test_embeddings_are_numbered_through(name):
     with torch.no_grad():
         hidden = [model(inputs_embeds=vectors, **more).last_hidden_state for more in ({}, {"position_ids": ids})]
     assert torch.equal(*hidden)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_ids_in_a_graph_for_batches_of_any_shape(rows):
+    model, inputs = swapped("roberta", "partial"), make_inputs("roberta")
+    ids = native_position_ids(
+        ReadBatch.of(SupportedEncoder.find(model)), {"input_ids": torch.ones_like(inputs["input_ids"]) * 5}
+    )
+    given = {**inputs, "position_ids": ids[:1] if rows == 1 else ids}
+    for name in ("input_ids", "attention_mask"):
+        torch._dynamo.maybe_mark_dynamic(given[name], (0, 1))
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        found, expected = compiled(**given).last_hidden_state, model(**given).last_hidden_state
+    torch._dynamo.reset()
+    assert_close(*(states[inputs["attention_mask"].bool()] for states in (found, expected)))
 
 
 def test_ids_of_the_batch_stay():

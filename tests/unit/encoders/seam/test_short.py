@@ -46,6 +46,14 @@ def long_way(monkeypatch):
     return calls
 
 
+@pytest.fixture
+def graphs():
+    """Graphs of the test alone: what torch.compile learns of shapes outlives a model."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
 def batches(model_type):
     inputs = make_inputs()
     tokens = inputs["input_ids"]
@@ -195,6 +203,7 @@ def test_originals_are_put_back(model_type):
     assert self_attentions(model) == originals
 
 
+@pytest.mark.usefixtures("graphs")
 def test_modules_with_a_forward_of_their_own_are_left_alone():
     model, inputs = build(), make_inputs()
     first, second, third = self_attentions(model)
@@ -230,6 +239,7 @@ def test_encoders_without_the_rows_of_constant_heads(one_product, tmp_path, monk
     assert torch.equal(run(loaded, inputs)[0], run(model, inputs)[0])
 
 
+@pytest.mark.usefixtures("graphs")
 def test_no_graph_break():
     model, inputs = swapped(), make_inputs()
     compiled = torch.compile(copy.deepcopy(model), backend="eager", fullgraph=True)
