@@ -49,24 +49,19 @@ class ConstantHeads(MatrixHeads):
         own = attention.values_of(value, dynamic) if dynamic else None
         # Chosen in the layout of the matrix product: heads that are no neighbours are copied, and then only once.
         fixed = attention.values_of(value.permute(1, 2, 0, 3), self.constant_heads, dim=0).permute(2, 0, 1, 3)
-        if dropout == 0.0:
-            return self.mix_parts(attention, own, fixed), None
-        self.warn_of_empty_rows(value, attention.mask, attention.slots)
-        mixed = None if own is None else attention.mix(own, dropout)
-        # The one case that needs every sequence's own matrix.
-        matrices = normalized_constants(self.constants_for(value), attention.mask)
-        return self.merge(apply_attention(matrices, fixed, dropout), mixed), None
+        return self.mix_parts(attention, own, fixed, dropout), None
 
-    def mix_parts(self, attention: DynamicAttention, own: Tensor | None, fixed: Tensor) -> Tensor:
-        """Mixed values (B, T, H, h) of all heads, without dropout.
+    def mix_parts(self, attention: DynamicAttention, own: Tensor | None, fixed: Tensor, dropout: float = 0.0) -> Tensor:
+        """Mixed values (B, T, H, h) of all heads.
 
         Args:
             attention: Attention of the dynamic heads, with the mask of the batch and the slots of its tokens.
             own: (B, dynamic heads, T, h), values of the dynamic heads; None without any.
             fixed: (B, constant heads, T, h), values of the constant heads.
+            dropout: Attention dropout; tokens are in the order of their slots then.
         """
         self.warn_of_empty_rows(fixed, attention.mask, attention.slots)
-        return self.mix_beside(fixed, attention, None if own is None else attention.mix(own))
+        return self.mix_beside(fixed, attention, None if own is None else attention.mix(own, dropout), dropout)
 
 
 def with_dynamic(

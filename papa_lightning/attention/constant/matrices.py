@@ -110,31 +110,38 @@ class MatrixHeads(TokenMixer):
         """Mix values (B, H, T, h) by one matrix for all heads, (B, 1, T, T) or constants; dropout is of its entries."""
         (batch, heads, length, size), mask = value.shape, attention.mask
         channels = value.transpose(1, 2).reshape(batch, 1, length, heads * size)  # a view of a folded projection
-        if weights is None and (need_weights or dropout > 0.0):
+        explicit = need_weights or (dropout > 0.0 and not self._uses_kernel(channels, attention, dropout))
+        if weights is None and explicit:
             weights = normalized_constants(self.constants_for(value), mask)
-        mixed = self.mix_tokens(channels, attention) if weights is None else apply_attention(weights, channels, dropout)
+        if weights is None:
+            mixed = self.mix_tokens(channels, attention, dropout)
+        else:
+            mixed = apply_attention(weights, channels, dropout)
         shown = weights.expand(batch, heads, -1, -1) if weights is not None and need_weights else None
         return mixed.reshape(batch, length, heads, size), shown
 
-    def mix_beside(self, value: Tensor, attention: DynamicAttention, dynamic: Tensor | None) -> Tensor:
+    def mix_beside(
+        self, value: Tensor, attention: DynamicAttention, dynamic: Tensor | None, dropout: float = 0.0
+    ) -> Tensor:
         """Mixed values (B, T, H, h) of all heads, from values (B, constant heads, T, h) and the dynamic heads' mixed.
 
         Args:
             value: Values of the constant heads.
             attention: Attention of the layer, with the mask of the batch and the slots of its tokens.
             dynamic: (B, T, dynamic heads, h), or None without any.
+            dropout: Attention dropout, for tokens in the order of their slots.
         """
-        if self._uses_kernel(value, attention):
-            return self._product(value, attention, self.constant_heads, dynamic)
-        return self.merge(self.mix_tokens(value, attention), dynamic)
+        if self._uses_kernel(value, attention, dropout):
+            return self._product(value, attention, self.constant_heads, dynamic, dropout)
+        if dropout > 0.0:  # the one case that needs every sequence's own matrix
+            fixed = apply_attention(normalized_constants(self.constants_for(value), attention.mask), value, dropout)
+        else:
+            fixed = self.mix_tokens(value, attention)
+        return (
+            fixed if dynamic is None else merge_heads([(self.constant_heads, fixed), (self.heads.dynamic, dynamic)], 2)
+        )
 
-    def merge(self, fixed: Tensor, dynamic: Tensor | None) -> Tensor:
-        """Mixed values (B, T, H, h) of all heads, from those of the constant and of the dynamic ones."""
-        if dynamic is None:
-            return fixed
-        return merge_heads([(self.constant_heads, fixed), (self.heads.dynamic, dynamic)], dim=2)
-
-    def _uses_kernel(self, value: Tensor, attention: DynamicAttention) -> bool:
+    def _uses_kernel(self, value: Tensor, attention: DynamicAttention, dropout: float = 0.0) -> bool:
         """Whether the product is that of the kernel: where it runs, has the gradients, and is faster."""
         if not usable(value, self.constants) or self.heads.num_heads > MOST_HEADS:
             return False
@@ -142,10 +149,15 @@ class MatrixHeads(TokenMixer):
             return False
         from papa_lightning.kernels.constant import faster
 
-        return faster(value, attention.mask)
+        return dropout > 0.0 or faster(value, attention.mask)
 
     def _product(
-        self, value: Tensor, attention: DynamicAttention, heads: Sequence[int], dynamic: Tensor | None = None
+        self,
+        value: Tensor,
+        attention: DynamicAttention,
+        heads: Sequence[int],
+        dynamic: Tensor | None = None,
+        dropout: float = 0.0,
     ) -> Tensor:
         """Values of constant heads mixed by the kernel, at the places of ``heads`` beside the dynamic ones."""
         from papa_lightning.kernels.constant import constant_product
@@ -155,12 +167,11 @@ class MatrixHeads(TokenMixer):
         all_heads = len(heads) + (0 if dynamic is None else dynamic.shape[2])
         reach = (self.reach.before, self.reach.after)
         if slots is not None:
-            return constant_product(
-                self.constants, value, slots.real, heads, all_heads, dynamic, *reach, places=slots.places
-            )
+            given = (self.constants, value, slots.real, heads, all_heads, dynamic, *reach, slots.places, dropout)
+            return constant_product(*given)
         whole = length == self.max_length  # which most batches are not, and a cut takes longer than to ask
         constants = self.constants if whole else self.constants[:, :length, :length]
-        return constant_product(constants, value, attention.mask, heads, all_heads, dynamic, *reach)
+        return constant_product(constants, value, attention.mask, heads, all_heads, dynamic, *reach, None, dropout)
 
     def mix(self, value: Tensor, mask: Tensor | None, mass: Tensor | None = None) -> Tensor:
         """Values (B, constant heads, T, h) to (B, T, constant heads, h); ``mass`` are the row sums, where known."""
@@ -171,11 +182,14 @@ class MatrixHeads(TokenMixer):
             return constant_attention(constants, value, mask, mass)
         return matrix_product(self.normalized_for(value), value)
 
-    def mix_tokens(self, value: Tensor, attention: DynamicAttention) -> Tensor:
-        """Mix as :meth:`mix`; n tokens in S slots by n^2 gathered entries, or where these are not fewer, by slot."""
+    def mix_tokens(self, value: Tensor, attention: DynamicAttention, dropout: float = 0.0) -> Tensor:
+        """Mix as :meth:`mix`; n tokens in S slots by n^2 gathered entries, or where these are not fewer, by slot.
+
+        Dropout is that of the kernel: without one it takes explicit matrices.
+        """
         slots = attention.slots
-        if self._uses_kernel(value, attention):
-            return self._product(value, attention, range(value.shape[1]))
+        if self._uses_kernel(value, attention, dropout):
+            return self._product(value, attention, range(value.shape[1]), None, dropout)
         if slots is None:
             return self.mix(value, attention.mask)
         if value.shape[2] >= slots.number:

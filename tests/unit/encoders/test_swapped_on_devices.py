@@ -156,3 +156,33 @@ def test_masks_for_fused_kernels():
     with_it = torch.nn.functional.scaled_dot_product_attention(q, q, q, attn_mask=found)
     wanted = torch.nn.functional.scaled_dot_product_attention(q, q, q, attn_mask=mask[:, None, None].expand(2, 1, 5, 5))
     torch.testing.assert_close(with_it, wanted)
+
+
+@pytest.mark.parametrize(("model_type", "kind"), [("roberta", "constant"), ("bert", "shared")])
+def test_dropout_makes_no_matrices(model_type, kind, on_device, monkeypatch):
+    """That its entries are dropped one by one, and divided, is tested with the kernel."""
+    heads = PARTIAL if kind == "constant" else "all"
+    model = build(model_type, dtype=torch.float32, attention_dropout=0.5, layers=1)
+    constants = make_constants(layers=1, dtype=torch.float32)
+    swap_attention(model, kind, constants=constants, heads=[(0, 1)] if kind == "constant" else heads)
+    on_device()
+    monkeypatch.setattr(
+        "papa_lightning.attention.constant.matrices.normalized_constants",
+        lambda *args: pytest.fail("an explicit matrix"),
+    )
+    inputs, attention = make_inputs(), model.encoder.layer[0].attention.self
+    seen = []
+    attention.register_forward_hook(lambda module, args, output: seen.append(output[0]))
+    model.eval()
+    run(model, inputs)
+    width = 8 if kind == "constant" else 32
+    first = 8 if kind == "constant" else 0
+    attention.train()  # of all dropouts, that of attention alone
+    for seed in (0, 1, 0):
+        torch.manual_seed(seed)
+        run(model, inputs)
+    real = inputs["attention_mask"].bool()
+    plain, *dropped = [one[real][:, first : first + width] for one in seen]
+    assert torch.equal(dropped[0], dropped[-1])
+    assert not torch.allclose(dropped[0], dropped[1])
+    assert not torch.allclose(dropped[0], plain)
