@@ -88,10 +88,10 @@ class PositionRule:
         if not isinstance(position_ids, Tensor) or position_ids.dtype not in (torch.int64, torch.int32):
             found = position_ids.dtype if isinstance(position_ids, Tensor) else type(position_ids).__name__
             raise PapaError(f"position_ids is of {found}, but must be a tensor of whole numbers (torch.int64).")
-        # Number by number, because a graph finds no shape with symbols among others.
+        # Number by number, because a graph finds no shape with symbols among others. A comparison with 1 is a guard.
         if position_ids.dim() != 2 or not (
             position_ids.shape[1] == mask.shape[1]
-            and (position_ids.shape[0] == 1 or position_ids.shape[0] == mask.shape[0])
+            and (position_ids.shape[0] == mask.shape[0] or position_ids.shape[0] == 1)
         ):
             raise PapaError(
                 f"position_ids has shape {tuple(position_ids.shape)}, but the batch has {tuple(mask.shape)} tokens: "
