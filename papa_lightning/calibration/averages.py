@@ -155,7 +155,7 @@ class AttentionAverages(RunningSums):
         """See :meth:`RunningSums.mix`; on a GPU by a kernel that makes no matrices."""
         if self.sums.device != value.device or not usable(attention.query, attention.key, value):
             return super().mix(layer, attention, value)
-        from papa_lightning.kernels.sums import mix_and_add_attention, most_tiles
+        from papa_lightning.kernels.sums.mixing import mix_and_add_attention, most_tiles
 
         slots, query = attention.slots, attention.query
         tiles = most_tiles(self.max_length, query.shape[3], query.dtype)

@@ -87,7 +87,7 @@ def inputs(
 def test_the_kernels_compute_the_definition(
     device: torch.device, shape: tuple[int, int, int, int], dtype: torch.dtype
 ) -> None:
-    from papa_lightning.kernels.sums import mix_and_add_attention
+    from papa_lightning.kernels.sums.mixing import mix_and_add_attention
 
     query, key, value, mask = inputs(device, *shape, dtype)
     length = shape[2]
@@ -116,7 +116,7 @@ def test_two_passes_are_the_same_to_the_bit(device: torch.device, packing: bool)
 
 @pytest.mark.parametrize(("batch", "length"), [(256, 128), (16, 1024)])
 def test_sums_need_64_mb_of_memory_beside_them(device: torch.device, batch: int, length: int) -> None:
-    from papa_lightning.kernels.sums import mix_and_add_attention
+    from papa_lightning.kernels.sums.mixing import mix_and_add_attention
 
     query, key, value, mask = inputs(device, batch, 12, length, 64, torch.bfloat16)
     sums, squares = make_sums(device, 12, length)
@@ -145,7 +145,7 @@ def test_a_batch_waits_for_nothing(device: torch.device) -> None:
 
 
 def test_a_graph_replays_the_sums(device: torch.device) -> None:
-    from papa_lightning.kernels.sums import mix_and_add_attention
+    from papa_lightning.kernels.sums.mixing import mix_and_add_attention
 
     query, key, value, mask = inputs(device, 8, 12, 128, 64, torch.bfloat16)
     sums, squares = make_sums(device, 12, 128)
@@ -161,7 +161,7 @@ def test_a_graph_replays_the_sums(device: torch.device) -> None:
 
 
 def test_it_compiles_without_a_break(device: torch.device) -> None:
-    from papa_lightning.kernels.sums import mix_and_add_attention
+    from papa_lightning.kernels.sums.mixing import mix_and_add_attention
 
     query, key, value, mask = inputs(device, 4, 2, 64, 64, torch.float32)
     right, found = make_sums(device, 2, 64), make_sums(device, 2, 64)

@@ -8,7 +8,7 @@ pytest.importorskip("triton")
 
 from papa_lightning.attention.functional import constant_attention, gathered_attention, normalized_constants
 from papa_lightning.kernels import usable
-from papa_lightning.kernels.constant import constant_product
+from papa_lightning.kernels.constant.product import constant_product
 
 assert_close = torch.testing.assert_close
 ERRORS = {torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}

@@ -159,7 +159,9 @@ class NormalizedKernel(nn.Module):
     def forward(self) -> Tensor:
         """The kernel: (H, s), or (H, s, s) for a grid, in at least float32."""
         if usable(self.weight, self.gamma, self.beta):
-            from papa_lightning.kernels.aft_normalized import normalized  # imports Triton, which is only where GPUs are
+            from papa_lightning.kernels.aft.normalizing import (
+                normalized,  # imports Triton, which is only where GPUs are
+            )
 
             return normalized(self.weight, self.gamma, self.beta)
         dtype = accumulation_dtype(self.weight.dtype)

@@ -79,7 +79,7 @@ class AFTSimpleHeads(ScorelessLayer):
         return mixed.view(*mixed.shape[:2], value.shape[1], -1)
 
     def bias(self, length: int) -> dict[str, Any]:
-        """Position bias for sequences of a length, as arguments of `papa_lightning.kernels.aft`; none."""
+        """Position bias for sequences of a length, as arguments of `papa_lightning.kernels.aft.mixing`; none."""
         return {}
 
     def mixture(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:

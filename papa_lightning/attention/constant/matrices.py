@@ -147,7 +147,7 @@ class MatrixHeads(TokenMixer):
             return False
         if attention.slots is not None and self.constants.requires_grad and torch.is_grad_enabled():
             return False
-        from papa_lightning.kernels.constant import faster
+        from papa_lightning.kernels.constant.product import faster
 
         return dropout > 0.0 or faster(value, attention.mask)
 
@@ -160,7 +160,7 @@ class MatrixHeads(TokenMixer):
         dropout: float = 0.0,
     ) -> Tensor:
         """Values of constant heads mixed by the kernel, at the places of ``heads`` beside the dynamic ones."""
-        from papa_lightning.kernels.constant import constant_product
+        from papa_lightning.kernels.constant.product import constant_product
 
         slots, length = attention.slots, value.shape[2]
         self.check_length(length if slots is None else slots.number)

@@ -55,7 +55,7 @@ def test_sums_are_those_of_matrices(name, packing, monkeypatch):
 def test_sums_on_another_device_are_made_from_rows(monkeypatch):
     """Of an encoder on several GPUs, whose layers are not all where the sums are."""
     use_kernels(monkeypatch)
-    monkeypatch.setattr("papa_lightning.kernels.sums.mix_and_add_attention", None)
+    monkeypatch.setattr("papa_lightning.kernels.sums.mixing.mix_and_add_attention", None)
     query, key, value = torch.rand(3, 1, 1, 4, 2).unbind()
     attention = DynamicAttention(query, key, None, 1.0)
     mixed = AttentionAverages(1, 1, 4, device="meta").mix(0, attention, value)

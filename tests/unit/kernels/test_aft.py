@@ -13,8 +13,8 @@ from papa_lightning.attention.aft import conv as conv_module
 from papa_lightning.attention.aft import functional as functional_module
 from papa_lightning.attention.aft import mixers as mixers_module
 from papa_lightning.attention.aft.functional import banded_mixture, simple_mixture
-from papa_lightning.kernels import aft as kernels
-from papa_lightning.kernels import aft_launch, aft_normalized, aft_scan_launch
+from papa_lightning.kernels.aft import launches, normalizing, scan_launches
+from papa_lightning.kernels.aft import mixing as kernels
 
 assert_close = torch.testing.assert_close
 FORMS = ("simple", "band", "kernel", "full")
@@ -24,17 +24,17 @@ KEYS = ("channels", "shared", "summed")
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     """Tiles of 16 x 16, so that short sequences have several chunks; the interpreter has no products in bfloat16."""
-    own = aft_launch._settings
+    own = launches._settings
 
     def smaller(*given):
         found = own(*given)
         return found._replace(size=16, channels=16, precision=found.precision.replace("bf16", "tf32"))
 
-    monkeypatch.setattr(aft_launch, "_settings", smaller)
-    monkeypatch.setattr(aft_scan_launch, "_SHORTEST", 8)
-    aft_scan_launch._plan.cache_clear()
+    monkeypatch.setattr(launches, "_settings", smaller)
+    monkeypatch.setattr(scan_launches, "_SHORTEST", 8)
+    scan_launches._plan.cache_clear()
     yield
-    aft_scan_launch._plan.cache_clear()
+    scan_launches._plan.cache_clear()
 
 
 def reference(query, key, value, mask, causal, groups, weight, first, affine, summed, gate):
@@ -245,13 +245,13 @@ def test_a_kernel_is_normalized_as_in_torch(shape, monkeypatch):
     expected = found()
     monkeypatch.setattr(bias_module, "usable", lambda *tensors: True)
     assert_close(found(), expected, atol=1e-5, rtol=1e-5)
-    torch.library.opcheck(aft_normalized._operator, tuple(module.parameters()))
+    torch.library.opcheck(normalizing._operator, tuple(module.parameters()))
 
 
 def test_states_of_many_chunks_are_made_before(monkeypatch):
-    monkeypatch.setattr(aft_launch, "_MERGED", 1)
-    aft_launch._plan.cache_clear()
+    monkeypatch.setattr(launches, "_MERGED", 1)
+    launches._plan.cache_clear()
     sizes = {"batch": 1, "length": 50, "groups": 1, "width": 3, "masked": "holes", "affine": False}
     for causal in (True, False):
         check("band", "channels", causal, torch.float32, **sizes)
-    aft_launch._plan.cache_clear()
+    launches._plan.cache_clear()

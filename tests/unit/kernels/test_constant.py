@@ -12,36 +12,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from papa_lightning.attention.functional import constant_attention, gathered_attention
 from papa_lightning.attention.mixer import Reach
 from papa_lightning.errors import PapaError
-from papa_lightning.kernels import constant as kernel
-from papa_lightning.kernels import constant_launch
-from papa_lightning.kernels.constant import constant_product, faster
-from papa_lightning.kernels.constant_launch import Blocks, readable
+from papa_lightning.kernels.constant import launches as constant_launch
+from papa_lightning.kernels.constant import product as kernel
+from papa_lightning.kernels.constant.launches import Blocks, readable
+from papa_lightning.kernels.constant.product import constant_product, faster
 from papa_lightning.kernels.launch import precision
 
 assert_close = torch.testing.assert_close
 EVERYWHERE = Reach()
 #: Largest relative error of results, by dtype.
 ERRORS = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def bfloat16_products():
-    """Products of bfloat16 in the interpreter, which would multiply their bits."""
-    if torch.cuda.is_available():
-        yield
-        return
-    from triton.runtime.interpreter import InterpreterBuilder, tl
-
-    own = InterpreterBuilder.create_dot
-
-    def create_dot(builder, left, right, *further):
-        if left.dtype.scalar == tl.bfloat16:
-            left, right = (builder.create_fp_ext(one, tl.float32) for one in (left, right))
-        return own(builder, left, right, *further)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(InterpreterBuilder, "create_dot", create_dot)
-        yield
 
 
 @pytest.fixture

@@ -7,33 +7,10 @@ from hypothesis import strategies as st
 
 from papa_lightning.attention.dynamic import slots_at
 from papa_lightning.attention.functional import attention_probabilities, clear_padding
-from papa_lightning.kernels import sums as kernel
-from papa_lightning.kernels import sums_launch as launch
+from papa_lightning.kernels.sums import launches as launch
+from papa_lightning.kernels.sums import mixing as kernel
 
 assert_close = torch.testing.assert_close
-
-
-@pytest.fixture(autouse=True, scope="module")
-def bfloat16_products():
-    """Products of bfloat16 in the interpreter, which would multiply their bits."""
-    if torch.cuda.is_available():
-        yield
-        return
-    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle, tl
-
-    own = InterpreterBuilder.create_dot
-
-    def as_float32(handle):
-        if handle.dtype.scalar != tl.bfloat16:
-            return handle
-        return TensorHandle((handle.data.astype("uint32") << 16).view("float32"), tl.float32)
-
-    def create_dot(builder, left, right, *further):
-        return own(builder, as_float32(left), as_float32(right), *further)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(InterpreterBuilder, "create_dot", create_dot)
-        yield
 
 
 def make(batch, heads, length, size, dtype=torch.float32, seed=0):

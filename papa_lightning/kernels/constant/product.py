@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from papa_lightning.errors import PapaError
-from papa_lightning.kernels.constant_launch import launch_gradient, launch_product
+from papa_lightning.kernels.constant.launches import launch_gradient, launch_product
 
 #: Reach without a limit.
 _FAR = 2**30

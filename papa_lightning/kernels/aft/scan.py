@@ -5,12 +5,10 @@ lies before a segment, or behind it in the backward pass, is in the states of th
 Rows are taken four at a time, whose loads wait together.
 """
 
-# ruff: noqa: N803 - what is known when a kernel is compiled has capitals
-
 import triton
 import triton.language as tl
 
-from papa_lightning.kernels.aft_tiles import LOG2E, LOWEST, VARYING, merge, state_out_of_sight
+from papa_lightning.kernels.aft.tiles import LOG2E, LOWEST, VARYING, merge, state_out_of_sight
 
 
 @triton.jit

@@ -9,12 +9,10 @@ states of their chunks are enough. Where the largest w and the largest k are so 
 underflows, the program takes its rows again, key by key with a maximum for each row and channel.
 """
 
-# ruff: noqa: N803 - what is known when a kernel is compiled has capitals
-
 import triton
 import triton.language as tl
 
-from papa_lightning.kernels.aft_tiles import (
+from papa_lightning.kernels.aft.tiles import (
     LOWEST,
     SMALLEST,
     VARYING,

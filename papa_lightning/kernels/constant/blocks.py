@@ -4,7 +4,6 @@ Names of strides end in the letter of their dimension: matrix ``c`` or sequence 
 ``j`` or token ``t``; features, and tokens of a mask, are neighbours, since every argument takes time at a launch. Rows
 are queries and columns keys, or the other way about in the product for a gradient, whose matrices are transposed.
 """
-# ruff: noqa: N803 - what is known when a kernel is compiled has capitals
 
 import triton
 import triton.language as tl

@@ -1,4 +1,4 @@
-"""The Triton code of :mod:`papa_lightning.kernels.sums`."""
+"""The Triton code of :mod:`papa_lightning.kernels.sums.mixing`."""
 
 import triton
 import triton.language as tl

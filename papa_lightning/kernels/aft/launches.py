@@ -7,11 +7,11 @@ import torch
 import triton
 from torch import Tensor
 
-from papa_lightning.kernels.aft_backward import gradients_of_keys, gradients_of_rows, gradients_of_weights
-from papa_lightning.kernels.aft_call import Call
-from papa_lightning.kernels.aft_forward import mixed_rows, states_of_keys
-from papa_lightning.kernels.aft_scan_launch import launch_scan, launch_scan_gradients, launch_sums
-from papa_lightning.kernels.aft_tiles import running_states
+from papa_lightning.kernels.aft.backward import gradients_of_keys, gradients_of_rows, gradients_of_weights
+from papa_lightning.kernels.aft.call import Call
+from papa_lightning.kernels.aft.forward import mixed_rows, states_of_keys
+from papa_lightning.kernels.aft.scan_launches import launch_scan, launch_scan_gradients, launch_sums
+from papa_lightning.kernels.aft.tiles import running_states
 from papa_lightning.kernels.launch import takes_tf32
 
 #: Programs of the gradient of position biases that keep a GPU busy.

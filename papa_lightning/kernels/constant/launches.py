@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from papa_lightning.kernels.constant_blocks import constants_gradient, mix
+from papa_lightning.kernels.constant.blocks import constants_gradient, mix
 from papa_lightning.kernels.launch import precision
 
 Some = TypeVar("Some", Tensor, Tensor | None)

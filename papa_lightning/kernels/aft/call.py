@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class Call(NamedTuple):
-    """Arguments of the operator; see :func:`papa_lightning.kernels.aft.attention_free_mixing`."""
+    """Arguments of the operator; see :func:`papa_lightning.kernels.aft.mixing.attention_free_mixing`."""
 
     query: Tensor
     key: Tensor

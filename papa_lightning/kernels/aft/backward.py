@@ -11,13 +11,11 @@ and exact sums where the factors of p are too far from each other. lse is comput
 output divided by its gate.
 """
 
-# ruff: noqa: N803 - what is known when a kernel is compiled has capitals
-
 import triton
 import triton.language as tl
 
-from papa_lightning.kernels.aft_forward import gate_inputs, place_of, sums_of_rows
-from papa_lightning.kernels.aft_tiles import (
+from papa_lightning.kernels.aft.forward import gate_inputs, place_of, sums_of_rows
+from papa_lightning.kernels.aft.tiles import (
     LARGEST,
     LOWEST,
     VARYING,

@@ -19,8 +19,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from papa_lightning.kernels.sums_blocks import add_parts, add_tiles, mix_and_add, mix_rows
-from papa_lightning.kernels.sums_launch import ENTRIES, Plan, exact_precision, most_tiles, plan_batch
+from papa_lightning.kernels.sums.blocks import add_parts, add_tiles, mix_and_add, mix_rows
+from papa_lightning.kernels.sums.launches import ENTRIES, Plan, exact_precision, most_tiles, plan_batch
 
 __all__ = ["mix_and_add_attention", "most_tiles"]
 

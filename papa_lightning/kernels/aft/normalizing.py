@@ -4,8 +4,6 @@ Entries are so few that the launches are all that takes time. std is that of all
 it is 0, so is its gradient.
 """
 
-# ruff: noqa: N803 - what is known when a kernel is compiled has capitals
-
 from typing import Any
 
 import torch

@@ -7,8 +7,8 @@ import torch
 import triton
 from torch import Tensor
 
-from papa_lightning.kernels.aft_call import Call
-from papa_lightning.kernels.aft_scan import scan_key_gradients, scan_row_gradients, scan_rows, scan_sums
+from papa_lightning.kernels.aft.call import Call
+from papa_lightning.kernels.aft.scan import scan_key_gradients, scan_row_gradients, scan_rows, scan_sums
 
 #: Programs, of one warp each, that keep a GPU busy.
 _PROGRAMS = 2048

@@ -5,8 +5,6 @@ for each channel a maximum ``top`` of logarithms, and two sums of ``2^(logarithm
 logarithms are to base 2.
 """
 
-# ruff: noqa: N803 - what is known when a kernel is compiled has capitals
-
 import triton
 import triton.language as tl
 

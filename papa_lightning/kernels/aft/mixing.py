@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from papa_lightning.kernels.aft_call import Call
-from papa_lightning.kernels.aft_launch import launch_gradients, launch_mixing
+from papa_lightning.kernels.aft.call import Call
+from papa_lightning.kernels.aft.launches import launch_gradients, launch_mixing
 
 #: Channels of the widest group whose keys a program sums.
 _WIDEST = 128

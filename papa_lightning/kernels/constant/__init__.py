@@ -1,0 +1,1 @@
+"""The product of constants and values: blocks.py is compiled, launches.py sizes it, product.py calls it."""
