@@ -1,7 +1,13 @@
 """Where Triton kernels run."""
 
+import os
+import shutil
+import sys
+import sysconfig
+import warnings
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -53,4 +59,24 @@ def _compiles(index: int) -> bool:
 def _found(index: int) -> bool:
     if find_spec("triton") is None or not torch.cuda.is_available():
         return False
-    return torch.version.hip is not None or torch.cuda.get_device_capability(index) >= _CAPABILITY
+    if torch.version.hip is None and torch.cuda.get_device_capability(index) < _CAPABILITY:
+        return False
+    missing = _missing_tool()
+    if missing:
+        warnings.warn(
+            f"Triton cannot build its kernels, because {missing}: encoders with constant heads, calibration and AFT "
+            "run without them, which is slower.",
+            stacklevel=2,
+        )
+    return not missing
+
+
+def _missing_tool() -> str:
+    """What Triton lacks to build the code that launches a kernel, as runtime images do; empty for nothing."""
+    if sys.platform == "win32":  # Triton brings a compiler there
+        return ""
+    if not os.environ.get("CC") and not any(map(shutil.which, ("gcc", "clang", "cc"))):
+        return "there is no C compiler: install gcc, or name one in the environment variable CC"
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        return "Python.h is missing: install the headers of Python (python3-dev)"
+    return ""
