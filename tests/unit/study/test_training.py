@@ -189,7 +189,15 @@ def test_seeds_take_turns_and_no_more_begin_than_fit(
     assert max(at_step[: 2 * settings().steps(8)]) == 2
 
 
-@pytest.mark.usefixtures("two_threads")
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C interrupts, also where the tests run in the background, where it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("two_threads", "ctrl_c")
 def test_an_interruption_ends_all_seeds_at_once(encoder: str, tmp_path: Path) -> None:
     task = cases.make_task(encoder, "mean")
     train = store(task, cases.make_rows(8, "mean"), tmp_path / "f")
