@@ -115,7 +115,8 @@ def check(form, keys, causal, dtype, spread=1.0, **sizes):
         assert (found[name].double() - wanted).abs().max() <= close * scale, name
 
 
-@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@pytest.mark.no_cover  # the interpreter calls so many functions that counting lines doubles the time
+@settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     form=st.sampled_from(FORMS),
     keys=st.sampled_from(KEYS),
