@@ -88,7 +88,12 @@ def _mix_rows(
         slots = tl.load(places + i, mask=i < length, other=0).to(tl.int32)
     matrix_rows = constants + slots.to(tl.int64) * constants_i
     total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
-    sums = tl.zeros((ROWS,), dtype=tl.float32)
+    # Half precision sums rows by a product too. A block that is read by an asynchronous product and by threads as well
+    # is overwritten too early: Triton 3.6 keeps as many of its copies as for threads alone.
+    alike: tl.constexpr = constants.dtype.element_ty == source.dtype.element_ty
+    half: tl.constexpr = source.dtype.element_ty != tl.float32
+    multiplied: tl.constexpr = (seed is None and not (LOCAL or TRANSPOSED)) and (alike and half)
+    sums = tl.zeros((ROWS, 16), dtype=tl.float32) if multiplied else tl.zeros((ROWS,), dtype=tl.float32)
     for start in range(low // KEYS * KEYS, high, KEYS):
         j = start + tl.arange(0, KEYS)
         keys = j
@@ -105,8 +110,12 @@ def _mix_rows(
             c = tl.where(_near(slots, keys, before, after), c, 0.0)
         if TRANSPOSED:
             c = c.to(tl.float32) * (1.0 / tl.maximum(tl.load(mass + j, mask=j < length, other=1.0), EPS))[None, :]
+        elif multiplied:
+            ones = tl.broadcast_to(real[:, None], (KEYS, 16)).to(tl.float32)
+            sums = tl.dot(c, ones.to(v.dtype), sums)
         else:
-            sums += tl.sum(tl.where(real[None, :], c, 0.0).to(tl.float32), 1)
+            c = tl.where(real[None, :], c, 0.0)
+            sums += tl.sum(c.to(tl.float32), 1)
         if seed is not None:
             if TRANSPOSED:
                 groups = first // 4 + tl.arange(0, ROWS // 4)
@@ -115,6 +124,8 @@ def _mix_rows(
                 c = tl.where(_kept(seed, drop, number, i, start // 4 + tl.arange(0, KEYS // 4), ROWS, KEYS), c, 0.0)
         total = tl.dot(c.to(v.dtype), v, total, input_precision=PRECISION)
     scale = tl.full((ROWS,), 1.0, dtype=tl.float32)
+    if multiplied:
+        sums = tl.max(sums, 1)  # all columns are the same
     if not TRANSPOSED:
         scale = 1.0 / tl.maximum(sums, EPS)
         if mass is not None:
