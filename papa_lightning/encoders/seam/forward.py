@@ -36,7 +36,7 @@ class CurrentBatch(threading.local):
         if self._mask is None or self._mask[0] is not given:
             found = key_mask(given)
             assert found is not None
-            self._mask = given, found
+            self._mask = given, found.contiguous()  # else each layer's kernels copy the diagonal of a larger mask
         return self._mask[1]
 
     def slots(self, mask: Tensor | None, rule: SlotRule, positions: Positions | None) -> Slots | None:

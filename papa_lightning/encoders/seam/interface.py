@@ -68,7 +68,10 @@ def papa_attention_forward(
 
 def wants_weights(config: PretrainedConfig, kwargs: Mapping[str, Any]) -> bool:
     """Whether matrices are asked for, also by ``papa_weights``, a request that the encoder does not pass on."""
-    return bool(kwargs.get("papa_weights", kwargs.get("output_attentions", config.output_attentions)))
+    for name in ("papa_weights", "output_attentions"):
+        if name in kwargs:
+            return bool(kwargs[name])
+    return bool(config.output_attentions)  # last, because a configuration takes long to look up
 
 
 def matrices_of(
