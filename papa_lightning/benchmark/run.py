@@ -12,7 +12,7 @@ from papa_lightning.benchmark.backends import BACKENDS, REFERENCE, Way, Work, ch
 from papa_lightning.benchmark.bound import block_of
 from papa_lightning.benchmark.cases import Case, kind_of, sums_bytes
 from papa_lightning.benchmark.encoders import choose_heads, copy_of, make_batches, make_stock, random_constants
-from papa_lightning.benchmark.results import BenchmarkResult, Measurement
+from papa_lightning.benchmark.results import BenchmarkResult, Measurement, StudyTime
 from papa_lightning.benchmark.settings import BenchmarkSettings, Size
 from papa_lightning.benchmark.study_times import time_study
 from papa_lightning.benchmark.timing import Spread, interleaved_times, synchronizer
@@ -48,7 +48,9 @@ def variants(settings: BenchmarkSettings, size: Size) -> list[Variant]:
     return list(dict.fromkeys(found))
 
 
-def run_benchmark(settings: BenchmarkSettings, progress: bool = True) -> BenchmarkResult:
+def run_benchmark(
+    settings: BenchmarkSettings, progress: bool = True, keep: Callable[[BenchmarkResult], object] | None = None
+) -> BenchmarkResult:
     """Measure all variants of all sizes, section by section, and then the study if there is one.
 
     At each size every variant is made from the same stock encoder, whose parameters all share. The memory of its first
@@ -58,6 +60,7 @@ def run_benchmark(settings: BenchmarkSettings, progress: bool = True) -> Benchma
     Args:
         settings: Settings of the benchmark.
         progress: Whether to show a progress bar.
+        keep: Function that gets what is finished after each size, to save it; None for none.
 
     Raises:
         PapaError: For an encoder, a device or a backend that cannot be used.
@@ -67,13 +70,18 @@ def run_benchmark(settings: BenchmarkSettings, progress: bool = True) -> Benchma
         for backend in own.backends:
             check_backend(backend, own.dtype, device, padded=min(own.paddings) > 0)
     work = [(name, own, size) for name, own in sections.items() for size in own.sizes()]
+    encoder = None if settings.encoder is None else without_path(settings.encoder)
+
+    def finished(study: Sequence[StudyTime] = ()) -> BenchmarkResult:
+        about = machine_facts(device) | {name: getattr(settings, name) for name in ("dtype", "seed", "repeats")}
+        return BenchmarkResult(rows, settings.as_dict() | {"encoder": encoder}, about, study)
+
     with threads_of_torch(settings.threads), torch.random.fork_rng():
         for name, own, size in tqdm(work, "Benchmark", unit="size", disable=not progress, dynamic_ncols=True):
             rows += [replace(row, section=name) for row in _measure(own, size, device)]
-        study = [] if settings.study is None else time_study(settings.study, device, settings.seed)
-        about = machine_facts(device) | {name: getattr(settings, name) for name in ("dtype", "seed", "repeats")}
-    encoder = None if settings.encoder is None else without_path(settings.encoder)
-    return BenchmarkResult(rows, settings.as_dict() | {"encoder": encoder}, about, study)
+            if keep is not None:
+                keep(finished())
+        return finished([] if settings.study is None else time_study(settings.study, device, settings.seed))
 
 
 def _measure(settings: BenchmarkSettings, size: Size, device: torch.device) -> list[Measurement]:

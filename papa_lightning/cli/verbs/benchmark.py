@@ -26,7 +26,7 @@ def benchmark(*, output: str | None = None, **settings: Any) -> BenchmarkResult:
     asked = BenchmarkSettings(**settings)
     if output is not None:
         check_output("output", Path(output) / "results.json")
-    result = run_benchmark(asked)
+    result = run_benchmark(asked, keep=None if output is None else lambda finished: finished.save(output))
     tell(format_result(result))
     if output is not None:
         tell("\n".join(["", *(f"written  {path}" for path in write_benchmark(result, output))]))

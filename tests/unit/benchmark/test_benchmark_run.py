@@ -49,6 +49,22 @@ def result():
     return run_benchmark(make_settings(inputs=["3x8", "3x12", "3x16"], backends=["sdpa", "eager"]), progress=False)
 
 
+def test_what_is_finished_is_kept_when_the_rest_fails(tmp_path, monkeypatch):
+    settings, measure = make_settings(inputs=["3x8", "3x12"], kinds=["constant"], shares=[1]), run._measure
+
+    def fail_at_twelve(own, size, device):
+        if size.length == 12:
+            raise KeyboardInterrupt
+        return measure(own, size, device)
+
+    monkeypatch.setattr(run, "_measure", fail_at_twelve)
+    with pytest.raises(KeyboardInterrupt):
+        run_benchmark(settings, progress=False, keep=lambda finished: finished.save(tmp_path))
+    kept = BenchmarkResult.load(tmp_path / "results.json")
+    assert {row.length for row in kept.rows} == {8}
+    assert [row.kind for row in kept.rows] == ["stock", "constant"]
+
+
 def test_rows(result):
     table = result.table()
     assert len(table) == 3 * (2 + 4 + 2 + 1 + 4 + 1)
