@@ -41,6 +41,12 @@ def find_device(name: str) -> torch.device:
     return device
 
 
+@torch.compiler.assume_constant_result  # asked while torch.compile traces: before torch 2.12 the trace answers yes
+def is_exporting() -> bool:
+    """Whether a graph is being exported, which must run elsewhere too; not so in torch.compile."""
+    return torch.compiler.is_exporting()
+
+
 def machine_facts(device: torch.device) -> dict[str, Any]:
     """Processor, device, threads, system and versions behind a measurement; no path and no name of a machine."""
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)

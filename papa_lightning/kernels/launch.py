@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from papa_lightning.runtime import is_exporting
+
 #: Dtypes of the kernels; float64 goes through the torch forms.
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 #: Compute capability of the first GPUs with bfloat16, which Triton needs for it.
@@ -28,7 +30,7 @@ def usable(*tensors: Tensor) -> bool:
         False
     """
     device = tensors[0].device
-    if device.type != "cuda" or not _compiles(device.index or 0) or torch.compiler.is_exporting():
+    if device.type != "cuda" or not _compiles(device.index or 0) or is_exporting():
         return False
     if not all(one.device == device and one.dtype in _DTYPES for one in tensors):
         return False

@@ -43,7 +43,8 @@ def results(form: str, tensors: list[Tensor], mask: Tensor) -> list[Tensor | Non
     """The output and the gradients of a form."""
     leaves = [tensor.detach().clone().requires_grad_() for tensor in tensors]
     out = FORMS[form](*leaves, mask)
-    up = torch.linspace(-1, 1, out.numel(), device=out.device, dtype=out.dtype).view_as(out)
+    # Not made in float16, which cannot count so many steps: it would be -1 and 1 alone.
+    up = torch.linspace(-1, 1, out.numel(), device=out.device, dtype=torch.float64).view_as(out).to(out.dtype)
     return [out.detach(), *torch.autograd.grad(out, leaves, up, allow_unused=True)]
 
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from papa_lightning.runtime import AllocationWatch, machine_facts, peak_bytes, threads_of_torch
+from papa_lightning.runtime import AllocationWatch, is_exporting, machine_facts, peak_bytes, threads_of_torch
 
 CPU = torch.device("cpu")
 
@@ -87,3 +87,18 @@ def test_a_machine_that_tells_little_of_its_gpu(gpu, monkeypatch, error):
     torch.cuda.get_device_properties(gpu).clock_rate = 1980000
     assert machine_facts(gpu)["gpu"]["clock"] == "up to 1980 MHz"
     assert "gpu" not in machine_facts(CPU)
+
+
+class Asks(torch.nn.Module):
+    """Adds whether a graph is being exported."""
+
+    def forward(self, x):
+        return x + int(is_exporting())
+
+
+def test_a_graph_that_torch_compile_makes_is_not_exported():
+    """Versions of torch whose traces answer yes would take no kernel under torch.compile."""
+    x = torch.zeros(1)
+    assert Asks()(x) == 0
+    assert torch.compile(Asks(), fullgraph=True, backend="eager")(x) == 0
+    assert torch.export.export(Asks(), (x,)).module()(x) == 1

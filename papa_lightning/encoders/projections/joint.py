@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from papa_lightning.attention import DynamicHeads
 from papa_lightning.attention.parameter_cache import Remembered
 from papa_lightning.encoders.projections.cut import CutProjection, HeadProjection, Rows, Slices
+from papa_lightning.runtime import is_exporting
 
 
 class ValueProjection(HeadProjection):
@@ -29,7 +30,7 @@ class ValueProjection(HeadProjection):
     def order(self) -> tuple[int, ...] | None:
         """The heads in the order of the values that come out; None for their own order."""
         dynamic = self.heads.dynamic
-        if not dynamic or torch.compiler.is_exporting() or not self.cuts or is_hooked(self):
+        if not dynamic or is_exporting() or not self.cuts or is_hooked(self):
             return None
         return _order(dynamic, self.heads.num_heads)
 

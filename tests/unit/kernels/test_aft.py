@@ -229,6 +229,20 @@ def test_kinds_use_the_kernels_where_they_are_usable(kind, causal, everywhere):
     assert_close(found, expected.float(), atol=1e-5, rtol=1e-5)
 
 
+def test_a_compiled_layer_is_one_graph_with_the_kernels(monkeypatch):
+    """Also with rows in half precision beside parameters in float32."""
+    for module in (mixers_module, bias_module):
+        monkeypatch.setattr(module, "usable", lambda *tensors: True)
+    torch.manual_seed(0)
+    mixer = KINDS["aft_conv"](Place(0, 2, 20, 4, reach=Reach(after=0)), range(2))
+    rows = [torch.randn(1, 20, 2, 4, dtype=torch.float16).transpose(1, 2) for _ in range(3)]
+    compiled = torch.compile(mixer.mix, fullgraph=True, backend="aot_eager")
+    found = [call(*rows, None) for call in (mixer.mix, compiled)]
+    gradients = [torch.autograd.grad(one.float().square().sum(), list(mixer.parameters())) for one in found]
+    assert_close(found[1], found[0])
+    assert_close(*gradients)
+
+
 @pytest.mark.parametrize("shape", [(3, 5), (2, 3, 3), (2, 1)])
 def test_a_kernel_is_normalized_as_in_torch(shape, monkeypatch):
     torch.manual_seed(0)
