@@ -117,6 +117,8 @@ class BandBias(nn.Module):
 
     def band(self, length: int, window: int, causal: bool = False) -> Tensor:
         """See :meth:`FactorizedBias.band`, with the window and the direction that the bias was built for."""
+        if length == self.table.shape[1]:
+            return self.table
         hidden = max(0, window - length)  # offsets that reach beyond both ends of a short sequence
         return self.table[:, :length, hidden : None if causal else -hidden or None]
 

@@ -75,8 +75,7 @@ class AFTSimpleHeads(ScorelessLayer):
         """As :meth:`mix`, by kernels for GPUs."""
         affine = (self.query_scale, self.query_shift, self.key_scale)
         bias = self.bias(value.shape[2])
-        mixed = fused(query, key, value, mask, self.causal, affine=affine, gate=self.gate_scale, **bias)
-        return mixed.view(*mixed.shape[:2], value.shape[1], -1)
+        return fused(query, key, value, mask, self.causal, affine=affine, gate=self.gate_scale, **bias)
 
     def bias(self, length: int) -> dict[str, Any]:
         """Position bias for sequences of a length, as arguments of `papa_lightning.kernels.aft.mixing`; none."""

@@ -7,8 +7,9 @@ gradient ``g[t, c]`` of the mean, the gradients are::
     dw[t, u] = sum_bc p g (v[u, c] - mean[t, c])
 
 So keys look at rows as rows look at keys, with ``-lse`` in place of k: the same chunks, states, products of matrices,
-and exact sums where the factors of p are too far from each other. lse is computed again, not kept, and the mean is the
-output divided by its gate.
+and exact sums where the factors of p are too far from each other. lse is computed again, not kept; g times the mean is
+the gradient of the output times the output. If the keys of a chunk have all rows of the band in one tile, they sum dw
+as well.
 """
 
 import triton
@@ -29,16 +30,21 @@ from papa_lightning.kernels.aft.tiles import (
 )
 
 
+@triton.jit
+def column_of(tile, channels, channel):
+    """One column (L,) of a tile (L, C)."""
+    return tl.sum(tl.where(channels[None, :] == channel, tile, 0.0), 1)
+
+
 @triton.jit(do_not_specialize=VARYING)
 def gradients_of_rows(
     query, query_scale, query_shift, key, key_scale, value, weight, mask, before, after, out, grad,
-    grad_query, mean, lse, grad_mean, row_states, grad_gate,
+    grad_query, lse, grad_mean, row_states, grad_gate,
     gate, length, width, total, chunks, groups, blocks, state_stride, first, last, left, right,
-    query_b, query_t, key_b, key_t, value_b, value_t, out_b, out_t, grad_b, grad_t,
-    weight_o, weight_g, weight_t, weight_u, mask_b,
+    query_b, query_t, key_b, key_t, value_b, value_t, weight_o, weight_g, weight_t, weight_u, mask_b,
     KIND: tl.constexpr, SCALED: tl.constexpr, MASKED: tl.constexpr, CAUSAL: tl.constexpr, WEIGHTED: tl.constexpr,
     BEFORE: tl.constexpr, AFTER: tl.constexpr, SCANNED: tl.constexpr, PRECISION: tl.constexpr,
-    L: tl.constexpr, C: tl.constexpr,
+    L: tl.constexpr, N: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """Gradients of queries and, by chunk (2, B, chunks, d), of their scale and shift; and what other kernels need."""
     batch, chunk, group, channels, inside = place_of(chunks, groups, blocks, width, C)
@@ -46,7 +52,7 @@ def gradients_of_rows(
         key, key_scale, value, weight, mask, before, after,
         batch, chunk, group, channels, inside, left, right, length, total, chunks, state_stride, first, last,
         key_b, key_t, value_b, value_t, weight_o, weight_g, weight_t, weight_u, mask_b,
-        KIND, SCALED, MASKED, CAUSAL, WEIGHTED, BEFORE, AFTER, SCANNED, False, PRECISION, L, C,
+        KIND, SCALED, MASKED, CAUSAL, WEIGHTED, BEFORE, AFTER, SCANNED, False, PRECISION, L, N, C,
     )  # fmt: skip
     seen = denominator > 0.0
     logs = tl.where(seen, scale + tl.log2(tl.where(seen, denominator, 1.0)), float("inf"))
@@ -54,17 +60,13 @@ def gradients_of_rows(
     queries, query_scales, opened = gate_inputs(
         query, query_scale, query_shift, query_b, query_t, batch, rows, channels, inside, length, SCALED
     )
-    grads = load_rows(grad, grad_b, grad_t, batch, rows, channels, length, inside)
-    mixed = load_rows(out, out_b, out_t, batch, rows, channels, length, inside)
-    products = grads * mixed
+    grads = load_rows(grad, length * total, total, batch, rows, channels, length, inside)
+    products = grads * load_rows(out, length * total, total, batch, rows, channels, length, inside)
     shifts = products * (1.0 - opened)
-    opened *= gate
-    grads *= opened
-    means = mixed / tl.where(tl.abs(opened) > 1e-30, opened, 1.0)
+    grads *= opened * gate
     here = (rows[:, None] < length) & inside[None, :]
     offsets = tl.cast(batch, tl.int64) * length * total + rows[:, None] * total + channels[None, :]
     tl.store(grad_query + offsets, (shifts * query_scales[None, :]).to(grad_query.dtype.element_ty), mask=here)
-    tl.store(mean + offsets, means.to(mean.dtype.element_ty), mask=here)
     tl.store(grad_mean + offsets, grads.to(grad_mean.dtype.element_ty), mask=here)
     tl.store(lse + offsets, logs, mask=here)
     place = (batch * chunks + chunk) * total
@@ -77,18 +79,19 @@ def gradients_of_rows(
 
 
 @triton.jit
-def load_gradients(mean, lse, grad_mean, total, batch, rows, channels, length, inside):
-    """Tiles of rows: ``-lse``, minus infinity where there is no row, gradients of means, and these times the means."""
+def load_gradients(out, grad, lse, grad_mean, total, batch, rows, channels, length, stop, inside):
+    """Tiles of rows: ``-lse``, minus infinity from the row ``stop`` on, gradients of means, and these times the means."""
     stride_b = length * total
-    means = load_rows(mean, stride_b, total, batch, rows, channels, length, inside)
-    grads = load_rows(grad_mean, stride_b, total, batch, rows, channels, length, inside)
-    logs = -load_rows(lse, stride_b, total, batch, rows, channels, length, inside)
-    return tl.where(rows[:, None] < length, logs, float("-inf")), grads, grads * means
+    grads = load_rows(grad_mean, stride_b, total, batch, rows, channels, stop, inside)
+    products = load_rows(grad, stride_b, total, batch, rows, channels, stop, inside)
+    products *= load_rows(out, stride_b, total, batch, rows, channels, stop, inside)
+    logs = -load_rows(lse, stride_b, total, batch, rows, channels, stop, inside)
+    return tl.where(rows[:, None] < stop, logs, float("-inf")), grads, products
 
 
 @triton.jit
 def exact_keys(
-    weight, mean, lse, grad_mean,
+    weight, out, grad, lse, grad_mean,
     grads, products, logs, batch, group, keys, channels, inside, begin, end, length, total, first, last,
     weight_o, weight_g, weight_t, weight_u, CAUSAL: tl.constexpr, WEIGHTED: tl.constexpr,
 ):  # fmt: skip
@@ -96,7 +99,7 @@ def exact_keys(
     for position in range(begin, end):
         one = position + tl.arange(0, 1)
         minus_lse, row_grads, row_products = load_gradients(
-            mean, lse, grad_mean, total, batch, one, channels, length, inside
+            out, grad, lse, grad_mean, total, batch, one, channels, length, length, inside
         )
         bias = log_weights(
             weight, weight_o, weight_g, weight_t, weight_u, group, one[None, :], keys[:, None],
@@ -108,16 +111,68 @@ def exact_keys(
     return grads, products
 
 
+@triton.jit
+def absorbed_rows(
+    weight, out, grad, lse, grad_mean, grads, products, top, level,
+    batch, group, keys, rows, channels, inside, length, stop, total, first, last,
+    weight_o, weight_g, weight_t, weight_u, CAUSAL: tl.constexpr, WEIGHTED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Sums of keys with the rows of a tile, what they are scaled by, and the three factors of what was added."""
+    minus_lse, row_grads, row_products = load_gradients(
+        out, grad, lse, grad_mean, total, batch, rows, channels, length, stop, inside
+    )
+    bias = log_weights(
+        weight, weight_o, weight_g, weight_t, weight_u, group, rows[None, :], keys[:, None],
+        (rows < stop)[None, :], length, first, last, CAUSAL, WEIGHTED,
+    )  # fmt: skip
+    higher = tl.maximum(top, tl.max(minus_lse, 0))
+    risen = tl.maximum(level, tl.max(bias, 1))
+    lowered = tl.exp2(level - risen)[:, None] * tl.exp2(top - higher)[None, :]
+    weights = tl.exp2(bias - risen[:, None])
+    scaled = tl.exp2(minus_lse - higher[None, :])
+    row_grads *= scaled
+    row_products *= scaled
+    grads = dot(weights, row_grads, grads * lowered, PRECISION)
+    products = dot(weights, row_products, products * lowered, PRECISION)
+    return grads, products, higher, risen, weights, row_grads, row_products
+
+
+@triton.jit
+def exact_weights(
+    weight, out, grad, lse, grad_mean, values, logs,
+    batch, group, keys, rows, begin, channels, inside, length, stop, total, first, last,
+    weight_o, weight_g, weight_t, weight_u, CAUSAL: tl.constexpr, L: tl.constexpr, N: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
+    """Gradients of the position biases of keys and rows (L, N), channel by channel, from tiles of keys (L, C)."""
+    minus_lse, grads, products = load_gradients(
+        out, grad, lse, grad_mean, total, batch, rows, channels, length, stop, inside
+    )
+    bias = log_weights(
+        weight, weight_o, weight_g, weight_t, weight_u, group, rows[None, :], keys[:, None],
+        (rows < stop)[None, :], length, first, last, CAUSAL, True,
+    )  # fmt: skip
+    found = tl.zeros((L, N), tl.float32)
+    for channel in range(begin, tl.max(tl.where(inside, channels, begin - 1), 0) + 1):
+        p = tl.exp2(
+            bias + column_of(minus_lse, channels, channel)[None, :] + column_of(logs, channels, channel)[:, None]
+        )
+        own = column_of(grads, channels, channel)[None, :] * column_of(values, channels, channel)[:, None]
+        found += p * (own - column_of(products, channels, channel)[None, :])
+    return found
+
+
 @triton.jit(do_not_specialize=VARYING)
 def gradients_of_keys(
-    key, key_scale, value, weight, mask, mean, lse, grad_mean, before, after, grad_key, grad_value, grad_scale,
+    key, key_scale, value, weight, mask, out, grad, lse, grad_mean, before, after,
+    grad_key, grad_value, grad_scale, grad_weight,
     length, width, total, chunks, groups, blocks, state_stride, first, last, left, right,
     key_b, key_t, value_b, value_t, grad_key_b, grad_key_t, weight_o, weight_g, weight_t, weight_u, mask_b,
+    out_o, out_p, out_g, out_t, out_u,
     KIND: tl.constexpr, SCALED: tl.constexpr, MASKED: tl.constexpr, CAUSAL: tl.constexpr, WEIGHTED: tl.constexpr,
     BEFORE: tl.constexpr, AFTER: tl.constexpr, SCANNED: tl.constexpr, PRECISION: tl.constexpr,
-    L: tl.constexpr, C: tl.constexpr,
+    ONE_TILE: tl.constexpr, WEIGHT_PRECISION: tl.constexpr, L: tl.constexpr, N: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of values and keys, and by chunk (B, chunks, d) of the scale of keys."""
+    """Gradients of values and keys, by chunk (B, chunks, d) of the scale of keys, and if asked of position biases."""
     batch, chunk, group, channels, inside = place_of(chunks, groups, blocks, width, C)
     keys = chunk * L + tl.arange(0, L)
     begin = tl.maximum(chunk - right, 0)
@@ -130,41 +185,54 @@ def gradients_of_keys(
     level = tl.zeros((L,), tl.float32) + tl.where(tl.max(top, 0) > 0.5 * LOWEST, 0.0, LOWEST)
     grads = tl.zeros((L, C), tl.float32) + first_sum[None, :]
     products = tl.zeros((L, C), tl.float32) + second_sum[None, :]
-    for other in range(begin, end):
-        rows = other * L + tl.arange(0, L)
-        minus_lse, row_grads, row_products = load_gradients(
-            mean, lse, grad_mean, total, batch, rows, channels, length, inside
-        )
-        bias = log_weights(
-            weight, weight_o, weight_g, weight_t, weight_u, group, rows[None, :], keys[:, None],
-            (rows < length)[None, :], length, first, last, CAUSAL, WEIGHTED,
+    stop = tl.minimum(end * L, length)
+    rows = begin * L + tl.arange(0, N)
+    if ONE_TILE:
+        grads, products, top, level, weights, row_grads, row_products = absorbed_rows(
+            weight, out, grad, lse, grad_mean, grads, products, top, level,
+            batch, group, keys, rows, channels, inside, length, stop, total, first, last,
+            weight_o, weight_g, weight_t, weight_u, CAUSAL, WEIGHTED, PRECISION,
         )  # fmt: skip
-        higher = tl.maximum(top, tl.max(minus_lse, 0))
-        risen = tl.maximum(level, tl.max(bias, 1))
-        lowered = tl.exp2(level - risen)[:, None] * tl.exp2(top - higher)[None, :]
-        weights = tl.exp2(bias - risen[:, None])
-        scaled = tl.exp2(minus_lse - higher[None, :])
-        grads = dot(weights, scaled * row_grads, grads * lowered, PRECISION)
-        products = dot(weights, scaled * row_products, products * lowered, PRECISION)
-        top = higher
-        level = risen
+    else:
+        for start in range(begin * L, stop, N):
+            grads, products, top, level, _, _, _ = absorbed_rows(
+                weight, out, grad, lse, grad_mean, grads, products, top, level,
+                batch, group, keys, start + tl.arange(0, N), channels, inside, length, stop, total, first, last,
+                weight_o, weight_g, weight_t, weight_u, CAUSAL, WEIGHTED, PRECISION,
+            )  # fmt: skip
     allowed = load_allowed(mask, mask_b, batch, keys, length, MASKED)
     logs = load_keys(
         key, key_scale, key_b, key_t, batch, group, keys, channels, inside, length, allowed, KIND, SCALED, L, C
     )
+    values = load_rows(value, value_b, value_t, batch, keys, channels, length, inside)
+    values = tl.where(allowed[:, None], values, 0.0)
     scale = logs + level[:, None] + top[None, :]
-    factor = tl.exp2(scale)
+    factor = tl.exp2(tl.where(inside[None, :], scale, float("-inf")))
     grads *= factor
     products *= factor
-    if tl.max(tl.max(tl.where(inside[None, :], scale, LOWEST), 1), 0) > LARGEST:
+    far = tl.max(tl.max(tl.where(inside[None, :], scale, LOWEST), 1), 0) > LARGEST
+    if far:
         outside = tl.exp2(logs + state_top[None, :])
         grads, products = exact_keys(
-            weight, mean, lse, grad_mean,
+            weight, out, grad, lse, grad_mean,
             outside * first_sum[None, :], outside * second_sum[None, :], logs, batch, group, keys, channels, inside,
-            begin * L, tl.minimum(end * L, length), length, total, first, last,
-            weight_o, weight_g, weight_t, weight_u, CAUSAL, WEIGHTED,
+            begin * L, stop, length, total, first, last, weight_o, weight_g, weight_t, weight_u, CAUSAL, WEIGHTED,
         )  # fmt: skip
-    values = load_rows(value, value_b, value_t, batch, keys, channels, length, inside)
+    if ONE_TILE and WEIGHTED:
+        if far:
+            found = exact_weights(
+                weight, out, grad, lse, grad_mean, values, logs,
+                batch, group, keys, rows, tl.min(channels, 0), channels, inside, length, stop, total, first, last,
+                weight_o, weight_g, weight_t, weight_u, CAUSAL, L, N, C,
+            )  # fmt: skip
+        else:
+            found = dot(factor * values, tl.trans(row_grads), tl.zeros((L, N), tl.float32), WEIGHT_PRECISION)
+            found = weights * dot(-factor, tl.trans(row_products), found, WEIGHT_PRECISION)
+        offset = keys[:, None] - rows[None, :]
+        here = (rows[None, :] < stop) & (keys[:, None] < length) & (offset >= first) & (offset <= last)
+        part = batch * blocks + (tl.program_id(0) % (groups * blocks)) % blocks
+        pointers = grad_weight + tl.cast(part, tl.int64) * out_p + tl.cast(group, tl.int64) * out_g
+        tl.store(pointers + (out_o + rows[None, :] * out_t + keys[:, None] * out_u), found, mask=here)
     key_grads = tl.where(allowed[:, None], values * grads - products, 0.0)
     here = (keys[:, None] < length) & inside[None, :]
     offsets = tl.cast(batch, tl.int64) * length * total + keys[:, None] * total + channels[None, :]
@@ -187,15 +255,9 @@ def gradients_of_keys(
         tl.store(grad_key + offsets, key_grads.to(grad_key.dtype.element_ty), mask=here)
 
 
-@triton.jit
-def column_of(tile, channels, channel):
-    """One column (L,) of a tile (L, C)."""
-    return tl.sum(tl.where(channels[None, :] == channel, tile, 0.0), 1)
-
-
 @triton.jit(do_not_specialize=VARYING)
 def gradients_of_weights(
-    key, key_scale, value, weight, mask, mean, lse, grad_mean, grad_weight,
+    key, key_scale, value, weight, mask, out, grad, lse, grad_mean, grad_weight,
     length, width, total, chunks, groups, blocks, sight, items, part, first, last, left,
     key_b, key_t, value_b, value_t, weight_o, weight_g, weight_t, weight_u, mask_b, out_o, out_p, out_g, out_t, out_u,
     KIND: tl.constexpr, SCALED: tl.constexpr, MASKED: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
@@ -229,7 +291,9 @@ def gradients_of_weights(
         )
         values = load_rows(value, value_b, value_t, batch, keys, channels, length, inside)
         values = tl.where(allowed[:, None], values, 0.0)
-        minus_lse, grads, products = load_gradients(mean, lse, grad_mean, total, batch, rows, channels, length, inside)
+        minus_lse, grads, products = load_gradients(
+            out, grad, lse, grad_mean, total, batch, rows, channels, length, length, inside
+        )
         top = tl.maximum(tl.max(logs, 0), LOWEST)
         scale = tl.where(inside[None, :], level[:, None] + top[None, :] + minus_lse, LOWEST)
         if tl.max(tl.max(scale, 1), 0) > LARGEST:

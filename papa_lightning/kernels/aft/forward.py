@@ -94,7 +94,7 @@ def sums_of_rows(
     key_b, key_t, value_b, value_t, weight_o, weight_g, weight_t, weight_u, mask_b,
     KIND: tl.constexpr, SCALED: tl.constexpr, MASKED: tl.constexpr, CAUSAL: tl.constexpr, WEIGHTED: tl.constexpr,
     BEFORE: tl.constexpr, AFTER: tl.constexpr, SCANNED: tl.constexpr, MEANS: tl.constexpr, PRECISION: tl.constexpr,
-    L: tl.constexpr, C: tl.constexpr,
+    L: tl.constexpr, N: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """A scale (L, C), and denominators and, if ``MEANS``, numerators of the means of rows, times 2 to its power."""
     rows = chunk * L + tl.arange(0, L)
@@ -108,11 +108,12 @@ def sums_of_rows(
     state_top = top
     denominator = tl.zeros((L, C), tl.float32) + mass[None, :]
     numerator = tl.zeros((L, C), tl.float32) + sums[None, :]
-    for other in range(begin, end):
-        keys = other * L + tl.arange(0, L)
-        allowed = load_allowed(mask, mask_b, batch, keys, length, MASKED)
+    stop = tl.minimum(end * L, length)
+    for start in range(begin * L, stop, N):
+        keys = start + tl.arange(0, N)
+        allowed = load_allowed(mask, mask_b, batch, keys, stop, MASKED)
         logs = load_keys(
-            key, key_scale, key_b, key_t, batch, group, keys, channels, inside, length, allowed, KIND, SCALED, L, C
+            key, key_scale, key_b, key_t, batch, group, keys, channels, inside, length, allowed, KIND, SCALED, N, C
         )
         bias = log_weights(
             weight, weight_o, weight_g, weight_t, weight_u, group, rows[:, None], keys[None, :], allowed[None, :],
@@ -137,7 +138,7 @@ def sums_of_rows(
         scale, denominator, numerator = exact_rows(
             key, key_scale, value, weight, mask,
             tile + state_top[None, :], tile + mass[None, :], tile + sums[None, :],
-            batch, group, rows, channels, inside, begin * L, tl.minimum(end * L, length), length, first, last,
+            batch, group, rows, channels, inside, begin * L, stop, length, first, last,
             key_b, key_t, value_b, value_t, weight_o, weight_g, weight_t, weight_u, mask_b,
             KIND, SCALED, MASKED, CAUSAL, WEIGHTED, C,
         )  # fmt: skip
@@ -164,7 +165,7 @@ def mixed_rows(
     query_b, query_t, key_b, key_t, value_b, value_t, weight_o, weight_g, weight_t, weight_u, mask_b,
     KIND: tl.constexpr, SCALED: tl.constexpr, MASKED: tl.constexpr, CAUSAL: tl.constexpr, WEIGHTED: tl.constexpr,
     BEFORE: tl.constexpr, AFTER: tl.constexpr, SCANNED: tl.constexpr, PRECISION: tl.constexpr,
-    L: tl.constexpr, C: tl.constexpr,
+    L: tl.constexpr, N: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """Gated means (B, T, d)."""
     batch, chunk, group, channels, inside = place_of(chunks, groups, blocks, width, C)
@@ -172,7 +173,7 @@ def mixed_rows(
         key, key_scale, value, weight, mask, before, after,
         batch, chunk, group, channels, inside, left, right, length, total, chunks, state_stride, first, last,
         key_b, key_t, value_b, value_t, weight_o, weight_g, weight_t, weight_u, mask_b,
-        KIND, SCALED, MASKED, CAUSAL, WEIGHTED, BEFORE, AFTER, SCANNED, True, PRECISION, L, C,
+        KIND, SCALED, MASKED, CAUSAL, WEIGHTED, BEFORE, AFTER, SCANNED, True, PRECISION, L, N, C,
     )  # fmt: skip
     rows = chunk * L + tl.arange(0, L)
     _, _, opened = gate_inputs(

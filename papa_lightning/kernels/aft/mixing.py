@@ -1,8 +1,8 @@
 """Attention-free mixing as one operator: gated means with weights ``exp(k + w)``, forward and backward.
 
 Sums and exponentials are float32. Matrix products take operands in bfloat16 if keys and values are bfloat16, and in
-TF32 for float16; for float32 they are float32, unless ``torch.backends.cuda.matmul`` allows TF32. Inputs and
-the output are all that is kept for the backward pass.
+TF32 for float16; for float32 they are float32, unless ``torch.backends.cuda.matmul`` allows TF32. Inputs, the
+output and the sums of chunks of keys are all that is kept for the backward pass.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from papa_lightning.kernels.aft.call import Call
+from papa_lightning.kernels.aft.call import Call, channels, joined
 from papa_lightning.kernels.aft.launches import launch_gradients, launch_mixing
 
 #: Channels of the widest group whose keys a program sums.
@@ -22,33 +22,9 @@ _ARGUMENTS = (
 )
 
 
-def _dense_rows(tensor: Tensor) -> Tensor:
-    """A tensor whose channels lie side by side."""
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
-
-
-def _joined(tensor: Tensor) -> Tensor:
-    """(B, T, d) with channels side by side, of that or of (B, H, T, h)."""
-    return _dense_rows(tensor if tensor.dim() == 3 else tensor.transpose(1, 2).flatten(2))
-
-
-def _split(tensor: Tensor, like: Tensor) -> Tensor:
-    """The gradient of what was joined, from (B, T, d)."""
-    if like.dim() == 3:
-        return tensor
-    batch, heads, length, size = like.shape
-    return tensor.view(batch, length, heads, size).transpose(1, 2)
-
-
-def _prepared(call: Call) -> Call:
-    """The call with tensors as the kernels read them."""
-    mask = None if call.mask is None else _dense_rows(call.mask.bool()).view(torch.uint8)
-    return Call(_joined(call.query), _joined(call.key), _joined(call.value), mask, *call[4:])
-
-
 @torch.library.custom_op("papa_lightning::aft", mutates_args=(), schema=f"({_ARGUMENTS}) -> (Tensor, Tensor)")
 def _aft(*args: Any) -> tuple[Tensor, Tensor]:
-    out, states = launch_mixing(_prepared(Call(*args)))
+    out, states = launch_mixing(Call(*args))
     return out, states.new_empty(0)  # made again for gradients: a graph may not know how many there are
 
 
@@ -58,7 +34,7 @@ def _aft(*args: Any) -> tuple[Tensor, Tensor]:
     schema=f"(Tensor grad, Tensor out, Tensor states, {_ARGUMENTS}) -> Tensor[]",
 )
 def _aft_gradients(grad: Tensor, out: Tensor, states: Tensor, *args: Any) -> list[Tensor]:
-    return launch_gradients(_prepared(Call(*args)), _dense_rows(grad), _dense_rows(out), states)
+    return list(launch_gradients(Call(*args), grad, out, states))
 
 
 @_aft.register_fake
@@ -90,14 +66,13 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, 
     *tensors, out, states = ctx.saved_tensors
     call = Call(*tensors, *ctx.others)
     if type(grad) is Tensor and not torch.compiler.is_compiling():
-        found = launch_gradients(_prepared(call), _dense_rows(grad), _dense_rows(out), states)
+        found = launch_gradients(call, grad, out, states)
     else:
         found = _aft_gradients(grad, out, states, *call)
     query, key, value, by_scale, weight = found
-    query, key, value = (_split(one, like) for one, like in zip((query, key, value), call[:3], strict=True))
     scales: tuple[Tensor | None, ...] = (None, None, None)
     if call.key_scale is not None:
-        scales = by_scale.view(3, *call.key_scale.shape).to(call.key_scale.dtype).unbind(0)
+        scales = by_scale.to(call.key_scale.dtype).view(3, *call.key_scale.shape).unbind(0)
     bias = None if call.weight is None else weight.to(call.weight.dtype)
     return query, key, value, None, *scales, bias, None, None, None, None, None
 
@@ -111,7 +86,7 @@ class _Mixing(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
         """Mix, and keep what gradients need."""
-        output = launch_mixing(_prepared(Call(*inputs)))
+        output = launch_mixing(Call(*inputs))
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
         _set_up(ctx, inputs, output)
@@ -150,23 +125,24 @@ def attention_free_mixing(
         gate: g.
 
     Returns:
-        (B, T, d) in the dtype of ``value``; rows without any key are 0.
+        (B, T, d), or (B, T, H, h) for values (B, H, T, h), in the dtype of ``value``; rows without any key are 0.
     """
     scales = (None, None, None) if affine is None else affine
-    channels = value.shape[2] if value.dim() == 3 else value.shape[1] * value.shape[3]
-    if affine is not None and summed and channels // groups > _WIDEST:
-        key = (_joined(key).float() * affine[2].float().flatten()).unflatten(2, (groups, -1)).sum(3)
+    total = channels(value)
+    if affine is not None and summed and total // groups > _WIDEST:
+        key = (joined(key).float() * affine[2].float().flatten()).unflatten(2, (groups, -1)).sum(3)
         summed = False
-    if affine is not None and key.dim() == 3 and key.shape[2] != channels:
+    if affine is not None and key.dim() == 3 and key.shape[2] != total:
         scales = (*affine[:2], affine[2].detach())  # not used again
     compiling = torch.compiler.is_compiling() or type(value) is not Tensor
-    rows = (_joined(query), _joined(key), _joined(value)) if compiling else (query, key, value)
+    rows = (joined(query), joined(key), joined(value)) if compiling else (query, key, value)
     given = (*rows, mask, *scales, weight, first, groups, causal, summed, gate)
     mixed: Tensor
     if compiling:
         mixed = _aft(*given)[0]
+        mixed = mixed if value.dim() == 3 else mixed.unflatten(2, (value.shape[1], value.shape[3]))
     elif torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in given[:8]):
         mixed = _Mixing.apply(*given)[0]  # not through the dispatcher, which takes longer than the launches
     else:
-        mixed = launch_mixing(_prepared(Call(*given)))[0]
+        mixed = launch_mixing(Call(*given))[0]
     return mixed

@@ -172,7 +172,7 @@ def scan_row_gradients(
     query, query_scale, query_shift, key, key_scale, mask, states, out, grad,
     grad_query, lse, grad_mean, row_states, grad_scales,
     gate, length, total, segments, size, blocks, state_stride,
-    query_b, query_t, key_b, key_t, out_b, out_t, grad_b, grad_t, mask_b,
+    query_b, query_t, key_b, key_t, mask_b,
     SCALED: tl.constexpr, MASKED: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """Gradients of queries, by segment (3, B, segments, d) of their scale and shift, and what keys need."""
@@ -195,8 +195,8 @@ def scan_row_gradients(
     for row in range(segment * size, tl.minimum(segment * size + size, length), 4):
         k_0, k_1, k_2, k_3 = _rows(key + sequence * key_b, key_t, row, channels, inside, length)
         q_0, q_1, q_2, q_3 = _rows(query + sequence * query_b, query_t, row, channels, inside, length)
-        o_0, o_1, o_2, o_3 = _rows(out + sequence * out_b, out_t, row, channels, inside, length)
-        g_0, g_1, g_2, g_3 = _rows(grad + sequence * grad_b, grad_t, row, channels, inside, length)
+        o_0, o_1, o_2, o_3 = _rows(out + own, total, row, channels, inside, length)
+        g_0, g_1, g_2, g_3 = _rows(grad + own, total, row, channels, inside, length)
         h_0, h_1, h_2, h_3 = _four_allowed(mask, batch * mask_b + row, channels, batch * mask_b + length, MASKED)
         top, mass, behind, first, second, along, shifts, l_0, m_0, d_0 = _row_gradients(
             top, mass, behind, first, second, along, shifts, k_0, q_0, g_0, o_0, scale, factor, shift, gate, h_0
@@ -234,7 +234,7 @@ def _key_gradients(top, first, second, along, key, value, lse, grad, products, s
 def scan_key_gradients(
     key, key_scale, value, mask, row_states, out, grad, lse, grad_mean, grad_key, grad_value, grad_scales,
     length, total, segments, size, blocks, state_stride,
-    key_b, key_t, value_b, value_t, out_b, out_t, grad_b, grad_t, mask_b,
+    key_b, key_t, value_b, value_t, mask_b,
     SCALED: tl.constexpr, MASKED: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """Gradients of keys and values, from the last to the first, and by segment of the scale of keys."""
@@ -255,8 +255,8 @@ def scan_key_gradients(
         v_0, v_1, v_2, v_3 = _rows(value + sequence * value_b, value_t, row, channels, inside, length)
         l_0, l_1, l_2, l_3 = _rows(lse + own, total, row, channels, inside, length)
         m_0, m_1, m_2, m_3 = _rows(grad_mean + own, total, row, channels, inside, length)
-        o_0, o_1, o_2, o_3 = _rows(out + sequence * out_b, out_t, row, channels, inside, length)
-        g_0, g_1, g_2, g_3 = _rows(grad + sequence * grad_b, grad_t, row, channels, inside, length)
+        o_0, o_1, o_2, o_3 = _rows(out + own, total, row, channels, inside, length)
+        g_0, g_1, g_2, g_3 = _rows(grad + own, total, row, channels, inside, length)
         h_0, h_1, h_2, h_3 = _four_allowed(mask, batch * mask_b + row, channels, batch * mask_b + length, MASKED)
         e_0, e_1, e_2, e_3 = _four_allowed(mask, row, channels, length, False)
         top, first, second, along, v_3, k_3 = _key_gradients(

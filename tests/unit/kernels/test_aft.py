@@ -13,7 +13,7 @@ from papa_lightning.attention.aft import conv as conv_module
 from papa_lightning.attention.aft import functional as functional_module
 from papa_lightning.attention.aft import mixers as mixers_module
 from papa_lightning.attention.aft.functional import banded_mixture, simple_mixture
-from papa_lightning.kernels.aft import launches, normalizing, scan_launches
+from papa_lightning.kernels.aft import normalizing, plans, scan_launches
 from papa_lightning.kernels.aft import mixing as kernels
 
 assert_close = torch.testing.assert_close
@@ -24,17 +24,23 @@ KEYS = ("channels", "shared", "summed")
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     """Tiles of 16 x 16, so that short sequences have several chunks; the interpreter has no products in bfloat16."""
-    own = launches._settings
+    own = plans.settings
 
     def smaller(*given):
         found = own(*given)
-        return found._replace(size=16, channels=16, precision=found.precision.replace("bf16", "tf32"))
+        return found._replace(size=16, keys=32, channels=16, precision=found.precision.replace("bf16", "tf32"))
 
-    monkeypatch.setattr(launches, "_settings", smaller)
+    monkeypatch.setattr(plans, "settings", smaller)
     monkeypatch.setattr(scan_launches, "_SHORTEST", 8)
-    scan_launches._plan.cache_clear()
+    forget_plans()
     yield
-    scan_launches._plan.cache_clear()
+    forget_plans()
+
+
+def forget_plans():
+    """Plan calls of the same sizes anew."""
+    scan_launches.plan.cache_clear()
+    plans.plan.cache_clear()
 
 
 def reference(query, key, value, mask, causal, groups, weight, first, affine, summed, gate):
@@ -264,9 +270,7 @@ def test_a_kernel_is_normalized_as_in_torch(shape, monkeypatch):
 
 
 def test_states_of_many_chunks_are_made_before(monkeypatch):
-    monkeypatch.setattr(launches, "_MERGED", 1)
-    launches._plan.cache_clear()
+    monkeypatch.setattr(plans, "_MERGED", 1)
     sizes = {"batch": 1, "length": 50, "groups": 1, "width": 3, "masked": "holes", "affine": False}
     for causal in (True, False):
         check("band", "channels", causal, torch.float32, **sizes)
-    launches._plan.cache_clear()
