@@ -3,8 +3,10 @@
 import triton
 import triton.language as tl
 
-# The score of a key that is not seen is -1e30: low, but not infinite, so that a row without any key is uniform and no
-# NaN. It is written out, because every launch compares the globals that a kernel uses.
+# The score of a key that is not seen is -2**100: low, but not infinite, so that a row without any key is uniform and no
+# NaN. A power of 2, because GPUs take ``x * scale - highest * scale`` with the first product exact and the second one
+# rounded: of another number, the difference would be huge instead of 0 in a block without any key. It is written out,
+# because every launch compares the globals that a kernel uses.
 
 
 @triton.jit
@@ -13,10 +15,10 @@ def _scores(q, k, scale, bias, inside, precision: tl.constexpr):
     x = tl.dot(q, k, input_precision=precision)
     if bias is not None:
         if bias.dtype.element_ty == tl.int1:
-            x = tl.where(tl.load(bias, mask=inside, other=0) != 0, x, -1e30)
+            x = tl.where(tl.load(bias, mask=inside, other=0) != 0, x, -1.2676506002282294e30)
         else:
             x += tl.load(bias, mask=inside, other=0.0).to(tl.float32) * (1.4426950408889634 / scale)
-            x = tl.where(x < -1e30, -1e30, x)  # not a maximum, which would hide NaN
+            x = tl.where(x < -1.2676506002282294e30, -1.2676506002282294e30, x)  # a maximum would hide NaN
     return x
 
 
@@ -51,7 +53,7 @@ def mix_rows(
         x = _scores(q, k, scale, pairs, there[:, None] & here[None, :], precision)
         if mask is not None:
             real = tl.load(mask + b * mask_b + j * mask_t, mask=here, other=0) != 0
-            x = tl.where(real[None, :], x, tl.where(here, -1e30, float("-inf"))[None, :])
+            x = tl.where(real[None, :], x, tl.where(here, -1.2676506002282294e30, float("-inf"))[None, :])
         elif not even:
             x = tl.where(here[None, :], x, float("-inf"))
         new = tl.maximum(highest, tl.max(x, 1) * scale)
@@ -64,7 +66,7 @@ def mix_rows(
     rows = (sums / total[:, None]).to(mixed.dtype.element_ty)
     tl.store(mixed + at, rows, mask=there[:, None] & (e[None, :] < value_size))
     # A row without any key is uniform, as its values are mixed here, but is not counted.
-    norms = tl.where(highest <= -1e30 * scale, float("inf"), highest + tl.log2(total))
+    norms = tl.where(highest <= -1.2676506002282294e30 * scale, float("inf"), highest + tl.log2(total))
     tl.store(work + sequence * length + i, norms, mask=there)
 
 
@@ -142,7 +144,7 @@ def mix_and_add(
         x = _scores(q, k, scale, pairs, there[:, None] & here[None, :], precision)
         if mask is not None:
             seen = tl.load(mask + b * mask_b + j * mask_t, mask=here, other=0) != 0
-            x = tl.where(seen[None, :], x, tl.where(here, -1e30, float("-inf"))[None, :])
+            x = tl.where(seen[None, :], x, tl.where(here, -1.2676506002282294e30, float("-inf"))[None, :])
         elif not even:
             x = tl.where(here[None, :], x, float("-inf"))
         highest = tl.max(x, 1)
@@ -152,7 +154,7 @@ def mix_and_add(
         at = ((b * length + i[:, None]) * heads + h) * value_size + e[None, :]
         tl.store(mixed + at, rows.to(mixed.dtype.element_ty), mask=there[:, None] & (e[None, :] < value_size))
         if bias is not None:
-            p = tl.where((highest <= -1e30)[:, None], 0.0, p)  # as in mix_rows
+            p = tl.where((highest <= -1.2676506002282294e30)[:, None], 0.0, p)  # as in mix_rows
         if mask is not None:
             real = tl.load(mask + b * mask_b + i * mask_t, mask=there, other=0) != 0
             p = tl.where(real[:, None] & seen[None, :], p, 0.0)

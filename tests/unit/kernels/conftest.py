@@ -35,3 +35,34 @@ def bfloat16_products() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(InterpreterBuilder, "create_dot", create_dot)
         yield
+
+
+@pytest.fixture
+def fused_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Differences and sums of float32 products in the interpreter, rounded once, as a GPU takes them (fma)."""
+    if torch.cuda.is_available():
+        return
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle, tl
+
+    multiply, add, subtract = (getattr(InterpreterBuilder, f"create_{name}") for name in ("fmul", "fadd", "fsub"))
+
+    def exact(handle: Any) -> Any:
+        return handle.attr.get("product", handle.data.astype("float64"))
+
+    def create_fmul(builder: Any, left: Any, right: Any) -> Any:
+        product = multiply(builder, left, right)
+        if product.dtype.scalar == tl.float32:
+            product.set_attr("product", left.data.astype("float64") * right.data)
+        return product
+
+    def fused(own: Any, sign: int) -> Any:
+        def create(builder: Any, left: Any, right: Any) -> Any:
+            if not any("product" in one.attr for one in (left, right)):
+                return own(builder, left, right)
+            return TensorHandle((exact(left) + sign * exact(right)).astype("float32"), tl.float32)
+
+        return create
+
+    monkeypatch.setattr(InterpreterBuilder, "create_fmul", create_fmul)
+    monkeypatch.setattr(InterpreterBuilder, "create_fadd", fused(add, 1))
+    monkeypatch.setattr(InterpreterBuilder, "create_fsub", fused(subtract, -1))

@@ -115,6 +115,17 @@ def test_biases_are_read_where_they_are(kind, shape, padded, by_slot):
     check(*make(3, 2, length, 16), mask, bias, slots)
 
 
+@pytest.mark.no_cover
+@pytest.mark.parametrize(("length", "size"), [(12, 16), (70, 80)])
+def test_keys_that_a_query_does_not_see(length, size, fused_products):
+    """All of its first block, in a window or behind padding on the left; or all of them, as a row of padding does."""
+    order = torch.arange(length)
+    window = (order[:, None] - order).abs() <= 2
+    mask = torch.stack([order < 5, order > length - 5])
+    for real, bias in [(mask, None), (mask, window), (None, torch.zeros(()).masked_fill(~window, -1e38))]:
+        check(*make(2, 1, length, size), real, bias)
+
+
 def test_sequences_are_shared_out_among_programs(monkeypatch):
     """In any number of parts, over several launches, and with sums that have no room for parts of their own."""
     mask = make_mask(9, 5)
