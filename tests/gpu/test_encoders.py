@@ -96,7 +96,6 @@ _T5 = {
 }
 
 FAMILIES = {
-    "bert-16": Family("bert", 16, {"others": _NO_DROPOUT}),
     "bert-24": Family("bert", 24, {"others": _NO_DROPOUT}),
     "bert-64": Family("bert", 64, {"others": _NO_DROPOUT}),
     "roberta-32": Family("roberta", 32, {"others": _NO_DROPOUT}),
@@ -111,8 +110,13 @@ FAMILIES = {
 WAYS = {"quarter": ("constant", 0.25), "half": ("constant", 0.5), "all": ("constant", 1.0), "gated": ("gated", 1.0)}
 EQUAL_HEADS = {"folded": ("folded", 1.0), "shared": ("shared", 1.0), "compact": ("compact", 1.0)}
 
-of_all = pytest.mark.parametrize("name", FAMILIES)
-in_all_ways = pytest.mark.parametrize("way", WAYS)
+#: One way for each encoder, and all for one: what a family and a way do is not compiled anew for each pair.
+CASES = [*((name, "half") for name in FAMILIES), *(("bert-64", way) for way in WAYS if way != "half")]
+#: Those of families whose layers differ in their reach.
+OF_REACH = [(name, way) for name, way in CASES if name in ("bert-64", "modernbert-64", "gpt2-32")]
+
+in_cases = pytest.mark.parametrize(("name", "way"), CASES)
+of_reach = pytest.mark.parametrize(("name", "way"), OF_REACH)
 
 
 @cache
@@ -194,9 +198,13 @@ def ours(name: str, way: str, device: torch.device, dtype: torch.dtype = torch.f
     return swapped(build(name, dtype), way).to(device, dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@in_all_ways
-@of_all
+@pytest.mark.parametrize(
+    ("name", "way", "dtype"),
+    [
+        *((name, way, torch.float32) for name in FAMILIES for way in ("half", "all", "gated")),
+        *((name, way, torch.bfloat16) for name, way in CASES),
+    ],
+)
 def test_hidden_states(name: str, way: str, dtype: torch.dtype, device: torch.device) -> None:
     inputs = make_inputs(name)
     with torch.no_grad():
@@ -205,7 +213,7 @@ def test_hidden_states(name: str, way: str, dtype: torch.dtype, device: torch.de
     assert distance(found, expected(name, way, inputs, dtype)) < NEAR[dtype]
 
 
-@pytest.mark.parametrize("dtype", NEAR)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("way", EQUAL_HEADS)
 def test_kinds_with_one_matrix_or_a_profile(way: str, dtype: torch.dtype, device: torch.device) -> None:
     inputs = make_inputs("bert-64")
@@ -215,8 +223,9 @@ def test_kinds_with_one_matrix_or_a_profile(way: str, dtype: torch.dtype, device
 
 
 @pytest.mark.parametrize("length", [1, 17, LONGEST])
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-@in_all_ways
+@pytest.mark.parametrize(
+    ("way", "implementation"), [("half", "sdpa"), ("half", "eager"), ("all", "sdpa"), ("gated", "sdpa")]
+)
 def test_other_lengths_without_padding(way: str, implementation: str, length: int, device: torch.device) -> None:
     generator = torch.Generator().manual_seed(2)
     tokens = torch.randint(3, VOCABULARY, (2, length), generator=generator)
@@ -230,8 +239,7 @@ def test_other_lengths_without_padding(way: str, implementation: str, length: in
         assert distance(one, expected("bert-64", way, inputs, torch.float16)) < NEAR[torch.float16]
 
 
-@pytest.mark.parametrize("way", ["half", "all"])
-@of_all
+@in_cases
 def test_packed_batches(name: str, way: str, device: torch.device) -> None:
     inputs, model = make_inputs(name), ours(name, way, device)
     packed = Packer.of(model).pack(inputs)
@@ -250,7 +258,13 @@ def test_packed_batches(name: str, way: str, device: torch.device) -> None:
     assert distance(states[inputs["attention_mask"].bool()], expected(name, way, inputs)) < NEAR[torch.float32]
 
 
-@pytest.mark.parametrize(("name", "way"), [*((name, "half") for name in FAMILIES), ("bert-64", "all")])
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        ("bert-64", "all"),
+        *((name, "half") for name in ("bert-64", "modernbert-64", "gpt2-32", "deberta-v2-32", "t5-64")),
+    ],
+)
 def test_no_graph_break_where_the_stock_encoder_has_none(name: str, way: str, device: torch.device) -> None:
     inputs = on(make_inputs(name), device)
     model = ours(name, way, device)
@@ -269,13 +283,13 @@ def test_no_graph_break_where_the_stock_encoder_has_none(name: str, way: str, de
     assert distance(found, expected(name, way, make_inputs(name))) < NEAR[torch.float32]
 
 
-@pytest.mark.parametrize("way", ["half", "all"])
-def test_compiled_by_inductor(way: str, device: torch.device) -> None:
-    inputs, model = make_inputs("bert-64"), ours("bert-64", way, device, torch.bfloat16)
+@pytest.mark.parametrize(("way", "dtype"), [("half", torch.float32), ("all", torch.bfloat16)])
+def test_compiled_by_inductor(way: str, dtype: torch.dtype, device: torch.device) -> None:
+    inputs, model = make_inputs("bert-64"), ours("bert-64", way, device, dtype)
     torch.compiler.reset()
     with torch.no_grad():
         found = encode(torch.compile(model), on(inputs, device))
-    assert distance(found, expected("bert-64", way, inputs, torch.bfloat16)) < NEAR[torch.bfloat16]
+    assert distance(found, expected("bert-64", way, inputs, dtype)) < NEAR[dtype]
 
 
 def captured(model: Any, inputs: Mapping[str, Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
@@ -291,8 +305,7 @@ def captured(model: Any, inputs: Mapping[str, Tensor]) -> tuple[torch.cuda.CUDAG
     return graph, states
 
 
-@in_all_ways
-@of_all
+@in_cases
 def test_a_cuda_graph_follows_its_inputs(name: str, way: str, device: torch.device) -> None:
     fixed, model = on(make_inputs(name), device), ours(name, way, device)
     try:
@@ -310,8 +323,7 @@ def test_a_cuda_graph_follows_its_inputs(name: str, way: str, device: torch.devi
         assert distance(found, expected(name, way, inputs)) < NEAR[torch.float32]
 
 
-@in_all_ways
-@pytest.mark.parametrize("name", ["bert-64", "gpt2-32", "modernbert-64"])
+@of_reach
 def test_autocast_and_inference_mode(name: str, way: str, device: torch.device) -> None:
     inputs, model = on(make_inputs(name), device), ours(name, way, device)
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
@@ -333,8 +345,13 @@ def gradients(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
 
 
-@pytest.mark.parametrize("way", ["half", "all", "gated", "half learned", "all learned"])
-@of_all
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        *((name, way) for name in FAMILIES for way in ("half learned", "gated")),
+        *(("bert-64", way) for way in ("half", "all", "all learned")),
+    ],
+)
 def test_gradients(name: str, way: str, device: torch.device) -> None:
     way, _, learned = way.partition(" ")
     inputs = make_inputs(name)
@@ -348,7 +365,7 @@ def test_gradients(name: str, way: str, device: torch.device) -> None:
         assert distance(found[key], own) < 2e-4 or float(own.norm()) < 1e-5 * largest, key
 
 
-@pytest.mark.parametrize("way", ["half", "all", "half learned", "all learned"])
+@pytest.mark.parametrize("way", ["half learned", "all learned"])
 def test_gradients_in_bfloat16(way: str, device: torch.device) -> None:
     way, _, learned = way.partition(" ")
     inputs = make_inputs("bert-64")
@@ -359,8 +376,7 @@ def test_gradients_in_bfloat16(way: str, device: torch.device) -> None:
     assert distance(*together) < 0.1
 
 
-@pytest.mark.parametrize("name", ["bert-64", "modernbert-64", "gpt2-32"])
-@in_all_ways
+@of_reach
 def test_the_same_bits_in_every_forward(name: str, way: str, device: torch.device) -> None:
     inputs, model = on(make_inputs(name), device), ours(name, way, device)
     with torch.no_grad():
@@ -379,8 +395,7 @@ def test_the_same_bits_in_every_gradient(name: str, learned: bool, device: torch
             assert torch.equal(first[key], second[key]), key
 
 
-@pytest.mark.parametrize("way", ["half", "all", "gated"])
-@of_all
+@in_cases
 def test_restored_to_the_last_bit(name: str, way: str, device: torch.device) -> None:
     inputs, model = on(make_inputs(name), device), build(name).to(device, torch.float32)
     keys = list(model.state_dict())
@@ -393,8 +408,7 @@ def test_restored_to_the_last_bit(name: str, way: str, device: torch.device) -> 
     assert list(model.state_dict()) == keys
 
 
-@in_all_ways
-@pytest.mark.parametrize("name", ["bert-64", "roberta-32", "distilbert-16", "modernbert-64", "gpt2-32"])
+@pytest.mark.parametrize(("name", "way"), [*OF_REACH, *((name, "half") for name in ("roberta-32", "distilbert-16"))])
 def test_no_wait_for_the_device_that_the_stock_encoder_has_not(name: str, way: str, device: torch.device) -> None:
     inputs = on(make_inputs(name), device)
 
@@ -408,6 +422,7 @@ def test_no_wait_for_the_device_that_the_stock_encoder_has_not(name: str, way: s
                     model(**inputs)
                 finally:
                     torch.cuda.set_sync_debug_mode("default")
-        return sum("synchroniz" in str(one.message) for one in seen)
+        # Another message says, once in a process, that not all synchronizing operations are found.
+        return sum("called a synchronizing" in str(one.message) for one in seen)
 
     assert waits(ours(name, way, device)) <= waits(build(name).to(device, torch.float32))

