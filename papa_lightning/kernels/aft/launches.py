@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from papa_lightning.kernels.aft.call import Call, channels, new_output, new_rows, prepared, sizes
-from papa_lightning.kernels.aft.launch import aligned
 from papa_lightning.kernels.aft.plans import Plan, plan
 from papa_lightning.kernels.aft.scan_launches import launch_scan, launch_scan_gradients
+from papa_lightning.kernels.launches import aligned
 
 
 def scans(call: Call) -> bool:

@@ -11,9 +11,9 @@ from papa_lightning.kernels.aft import scan_launches
 from papa_lightning.kernels.aft.backward import gradients_of_keys, gradients_of_rows, gradients_of_weights
 from papa_lightning.kernels.aft.call import Sizes
 from papa_lightning.kernels.aft.forward import mixed_rows, states_of_keys
-from papa_lightning.kernels.aft.launch import Launch
 from papa_lightning.kernels.aft.tiles import running_states
 from papa_lightning.kernels.launch import takes_tf32
+from papa_lightning.kernels.launches import Launch
 
 #: Programs of the gradient of position biases that keep a GPU busy.
 _PROGRAMS = 512

@@ -8,8 +8,8 @@ import triton
 from torch import Tensor
 
 from papa_lightning.kernels.aft.call import Call, Sizes, new_output, new_rows, sizes
-from papa_lightning.kernels.aft.launch import Launch, aligned
 from papa_lightning.kernels.aft.scan import scan_key_gradients, scan_row_gradients, scan_rows, scan_sums
+from papa_lightning.kernels.launches import Launch, aligned
 
 #: Programs, of one warp each, that keep a GPU busy.
 _PROGRAMS = 2048

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from papa_lightning.kernels.constant.blocks import constants_gradient, mix
 from papa_lightning.kernels.launch import precision
+from papa_lightning.kernels.launches import Launch, aligned
 
 Some = TypeVar("Some", Tensor, Tensor | None)
 
@@ -85,24 +86,17 @@ def launch_product(
         after: Reach of a row of ``constants``.
         transposed: Whether the source is a gradient.
     """
-    shape, merged = _Shape.of(source), mask is None and places is None and seed is None
-    local = min(before, after) < constants.shape[1] - 1
-    busy = places is not None or seed is not None
-    grid, settings = _plan(shape, result.shape[2], merged, busy, mask is not None, local, transposed)
     source, others, mask, places = _close(source), _close(others), _close(mask), _close(places)
-    others_b, others_t, others_h = (0, 0, 0) if others is None else others.stride()[:3]
-    own_c, own_i, own_j = constants.stride()
+    rows = source.shape[2] if places is not None else readable(constants, source.shape[2], 1 if transposed else 2)
+    launch = _product_launch(
+        _Shape.of(source), result.shape[2], constants.dtype, (len(constants), rows, *constants.stride()),
+        source.stride()[:3], None if others is None else others.stride()[:3], None if mask is None else mask.stride(0),
+        None if places is None else places.stride(0), mass is not None, None if seed is None else dropout,
+        (bits, before, after), min(before, after) < constants.shape[1] - 1, transposed, precision(source),
+    )  # fmt: skip
+    tensors = (constants, source, result, others, mask, places, mass, seed)
     with torch.cuda.device_of(source):
-        mix[grid](
-            *(constants, source, result, others, mask, places, mass, seed, dropout),
-            *(bits, result.shape[2] if transposed else shape.heads, shape.batch, shape.length),
-            shape.length if places is not None else readable(constants, shape.length, 1 if transposed else 2),
-            *(before, after, 0 if constants.shape[0] == 1 else own_c, own_i, own_j, *source.stride()[:3]),
-            *(others_b, others_h, others_t, 0 if mask is None else mask.stride(0)),
-            0 if places is None else places.stride(0),
-            PRECISION=precision(source),
-            **settings,
-        )
+        launch(aligned(*tensors), *tensors)
 
 
 def launch_gradient(
@@ -154,23 +148,68 @@ def readable(constants: Tensor, length: int, dim: int) -> int:
     return more if last * constants.element_size() <= constants.untyped_storage().nbytes() else length
 
 
-@lru_cache(maxsize=1024)
-def _plan(
-    shape: _Shape, heads: int, merged: bool, busy: bool, padded: bool, local: bool, transposed: bool
-) -> tuple[tuple[int, int], dict[str, int]]:
-    """The grid of programs, and what they are compiled with; kept, because finding it takes longer than a launch."""
-    blocks = product_blocks(shape, merged, busy)
+@lru_cache(maxsize=4096)
+def _product_launch(
+    shape: _Shape,
+    heads: int,
+    dtype: torch.dtype,
+    constants: tuple[int, ...],
+    source: tuple[int, ...],
+    others: tuple[int, ...] | None,
+    mask: int | None,
+    places: int | None,
+    has_mass: bool,
+    dropout: float | None,
+    reached: tuple[int, int, int],
+    local: bool,
+    transposed: bool,
+    precision: str,
+) -> Launch:
+    """The launch for tensors of these dtypes, sizes and strides; kept, because finding it takes longer than it does.
+
+    Args:
+        shape: That of the source.
+        heads: Number of heads of the result.
+        dtype: That of the constants; with ``has_mass`` and what is None it decides what is compiled.
+        constants: Number of matrices, end of what may be read of them, and strides.
+        source: Strides of the first three dimensions.
+        others: Strides of the first three dimensions, or None.
+        mask: Stride of the first dimension, or None.
+        places: Stride of the first dimension, or None.
+        has_mass: Whether row sums are read or written.
+        dropout: Share that is dropped, or None without a seed.
+        reached: A bit for each constant head, and the reach of rows.
+        local: Whether that is a limit.
+        transposed: Whether the source is a gradient.
+        precision: How float32 is multiplied.
+    """
+    merged = mask is None and places is None and dropout is None
+    blocks = product_blocks(shape, merged, places is not None or dropout is not None)
     columns = -(-(shape.batch * -(-shape.size // 16) * 16 if merged else shape.size) // blocks.columns)
     programs = -(-shape.length // blocks.rows) * columns * (1 if merged else shape.batch)
-    heads = shape.heads if transposed else heads
-    return (programs, heads), {
-        "HEADS": heads,
-        "SIZE": shape.size,
-        "TRANSPOSED": transposed,
-        "LOCAL": local,
-        "CHUNK": _CHUNK if padded and shape.length > _SHORT else 0,
-        **blocks.settings(),
+    total = shape.heads if transposed else heads
+    matrices, end, own_c, own_i, own_j = constants
+    (bits, before, after), (others_b, others_t, others_h) = reached, others or (0, 0, 0)
+    numbers = {
+        "drop": dropout or 0.0,
+        "bits": bits,
+        "count": heads if transposed else shape.heads,
+        "batch": shape.batch,
+        "length": shape.length,
+        "end": end,
+        "before": before,
+        "after": after,
+        "constants_c": 0 if matrices == 1 else own_c,
+        "constants_i": own_i,
+        "constants_j": own_j,
+        **dict(zip(("source_b", "source_h", "source_t"), source, strict=True)),
+        **{"others_b": others_b, "others_h": others_h, "others_t": others_t},
+        **{"mask_b": mask or 0, "places_b": places or 0, "HEADS": total, "SIZE": shape.size},
+        **{"TRANSPOSED": transposed, "LOCAL": local, "PRECISION": precision},
+        "CHUNK": _CHUNK if mask is not None and shape.length > _SHORT else 0,
+        **{"ROWS": blocks.rows, "COLUMNS": blocks.columns, "KEYS": blocks.keys},
     }
+    return Launch(mix, (programs, total), numbers, {"num_warps": blocks.warps, "num_stages": blocks.stages})
 
 
 @cache

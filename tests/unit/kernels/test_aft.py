@@ -13,8 +13,8 @@ from papa_lightning.attention.aft import conv as conv_module
 from papa_lightning.attention.aft import functional as functional_module
 from papa_lightning.attention.aft import mixers as mixers_module
 from papa_lightning.attention.aft.functional import banded_mixture, simple_mixture
-from papa_lightning.kernels.aft import normalizing, plans, scan_launches
 from papa_lightning.kernels.aft import mixing as kernels
+from papa_lightning.kernels.aft import normalizing, plans, scan_launches
 
 assert_close = torch.testing.assert_close
 FORMS = ("simple", "band", "kernel", "full")

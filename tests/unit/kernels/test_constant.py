@@ -31,7 +31,7 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(constant_launch, "gradient_blocks", lambda _: Blocks(16, 16, 16, 4, 1))
     monkeypatch.setattr(constant_launch, "_CHUNK", 16)
     monkeypatch.setattr(constant_launch, "_SHORT", 16)
-    monkeypatch.setattr(constant_launch, "_plan", constant_launch._plan.__wrapped__)
+    monkeypatch.setattr(constant_launch, "_product_launch", constant_launch._product_launch.__wrapped__)
     return monkeypatch
 
 
