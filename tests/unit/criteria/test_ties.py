@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 import torch
@@ -173,6 +174,7 @@ def test_the_search_itself_takes_equal_heads_in_order():
     assert HeadRanking.from_scores(scores.tolist(), "greedy", rounding=0.0).heads == IN_ORDER
 
 
+@cache
 def rankings(size):
     """The order of an encoder with equal heads by every criterion that measures."""
     inputs = make_inputs(make_encoder(copied=True), size)

@@ -47,6 +47,7 @@ def hidden_states(name, model, batch=4):
 
 # Compiling takes seconds, so every mode with one family, and every family in the mode that has both kinds of heads; and
 # what was compiled after the swap is a test in test_swapped_forward.py.
+@pytest.mark.no_cover  # which doubles the time of torch's compiler; it runs no line of ours
 @pytest.mark.parametrize(("name", "mode"), [("bert", "gated"), *((name, "partial") for name in COMPILED)])
 @torch.no_grad()
 def test_swapped_after_it_was_compiled(name, mode):
@@ -85,6 +86,7 @@ def test_swapped_after_it_was_compiled(name, mode):
         check(1, constant)
 
 
+@pytest.mark.no_cover
 @torch.no_grad()
 def test_compiled_in_place():
     """``encoder.compile()``: the model itself, so that calibration runs compiled too."""
@@ -110,6 +112,7 @@ def test_calibration_of_a_compiled_encoder():
     assert not any("papa" in key for key in compiled.state_dict())
 
 
+@pytest.mark.no_cover
 def test_gradients_through_a_compiled_encoder():
     """Of gates too; some heads constant are trained compiled in test_precision_and_compile.py."""
     explicit = tiny_models.swapped("bert", "gated")
@@ -124,6 +127,7 @@ def test_gradients_through_a_compiled_encoder():
             torch.testing.assert_close(parameter.grad, other.grad, **EXACT)
 
 
+@pytest.mark.no_cover
 @torch.no_grad()
 def test_compiled_with_adapters():
     backend, model = Backend(), copy.deepcopy(tiny_models.plain("bert"))

@@ -19,7 +19,7 @@ from papa_lightning.export import export_onnx, export_program
 
 ALL = float(os.environ.get("PAPA_FUZZ", "1")) > 1
 TEXT = [name for name in NAMES if CASES[name].kind != "image"]
-GRAPHS = [(name, mode) for name in TEXT for mode in ("all", "partial")] if ALL else [("bert", "partial")]
+GRAPHS = [(name, mode) for name in TEXT for mode in ("all", "partial")] if ALL else [("llama", "partial")]
 PROGRAMS = GRAPHS if ALL else [("bert", "all")]
 #: Batch size, length, and whether rows are padded: behind, in the middle, in front.
 SIZES = [(1, 1, False), (3, 1, False), (1, LENGTH, False), (4, LENGTH, True), (4, 7, True), (2, 2, False)]

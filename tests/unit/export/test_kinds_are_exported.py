@@ -62,6 +62,7 @@ def test_images_of_folded_heads():
             assert torch.allclose(program(**inputs), last(encoder, inputs), rtol=0, atol=1e-5)
 
 
+@pytest.mark.no_cover  # which doubles the time of torch's compiler; it runs no line of ours
 @pytest.mark.parametrize("kinds", ["shared", ["shared", "dynamic", "constant"], ["dynamic", "gated", "additive"]])
 @pytest.mark.parametrize("name", ["bert", "gpt2", "albert", "deberta", "t5", "vit"])
 def test_dynamic_matrices(name, kinds, tmp_path):

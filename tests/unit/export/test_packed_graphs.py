@@ -100,6 +100,7 @@ def test_loaded_encoders(name, mode, tmp_path):
         assert_equal(packed, last(loaded, packed), expected, moved)
 
 
+@pytest.mark.no_cover  # which doubles the time of torch's compiler; it runs no line of ours
 @pytest.mark.parametrize(("name", "mode"), HEARING if ALL else FEW)
 def test_programs(name, mode):
     encoder = encoder_of(swapped(name, mode)).float()
@@ -112,6 +113,7 @@ def test_programs(name, mode):
                 assert_equal(packed, program.module()(**packed), expected, moved)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(("name", "mode"), HEARING if ALL else [("llama", "gated")])
 def test_onnx(name, mode, tmp_path):
     runtime = pytest.importorskip("onnxruntime")
@@ -121,6 +123,7 @@ def test_onnx(name, mode, tmp_path):
         assert_equal(packed, serve(session, packed), expected, moved)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("kind", ["folded", "shared", "additive", "aft_simple"] if ALL else ["folded"])
 def test_programs_of_kinds(kind):
     encoder = swapped_to(kind)
@@ -139,6 +142,7 @@ def test_rows_with_holes_where_the_encoder_does_not_count_padding():
     assert float((hidden - last(encoder, inputs)[inputs["attention_mask"].bool()]).abs().max()) > 0.01
 
 
+@pytest.mark.no_cover
 def test_the_example_of_the_page(tmp_path):
     runtime = pytest.importorskip("onnxruntime")
     encoder = encoder_of(swapped("bert", "partial")).float()
