@@ -68,6 +68,7 @@ def test_a_mask_is_counted_where_the_sums_are():
     assert averages.pair_counts.is_meta
 
 
+@pytest.mark.no_cover  # which doubles the time of torch's compiler; it runs no line of ours
 def test_a_compiled_encoder_has_the_kernels_in_its_graph(monkeypatch):
     model, batch = tiny_models.build("bert", dtype=torch.float32, num_hidden_layers=1), make_batch("bert")
     right = gather(model, [batch], 10, packing=Packing(False))

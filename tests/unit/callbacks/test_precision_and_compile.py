@@ -86,6 +86,7 @@ def test_gates_learn_in_every_precision(precision: str) -> None:
     assert all((gates != 0).all() for gates in gate_logits(module.bert))
 
 
+@pytest.mark.no_cover  # which doubles the time of torch's compiler; it runs no line of ours
 @pytest.mark.parametrize(("compiled", "kind"), [(compile_all, Quiet), (compile_encoder, Classifier)])
 def test_a_compiled_module(compiled: Any, kind: type[Classifier]) -> None:
     """The graphs of dynamic heads, from the sanity check, do not serve any more once the heads are constant."""
