@@ -150,13 +150,14 @@ def attend(
         value = value.repeat_interleave(layer.group, dim=1)
     heads = heads_of(module, turn) or DynamicHeads(value.shape[1])
     query, key = pick_heads(query, heads.dynamic), _keys(key, heads, layer.group)
-    bias = reach_bias(attention_mask, layer.reach, value.shape[2], value.device)
+    scores = uses_scores(module, turn)  # without any, nothing is made for them
+    bias = reach_bias(attention_mask, layer.reach, value.shape[2], value.device) if scores else None
     if position_bias is not None:
         bias = pick_heads(position_bias, heads.dynamic)
     mask = layer.batch.key_mask(attention_mask)
     if not layer.watched and mixers_of(module)[turn].checks_mask:
         check_padding(layer, attention_mask, positions)
-    fused = layer.batch.fused_mask(mask, query.dtype) if bias is None else None
+    fused = layer.batch.fused_mask(mask, query.dtype) if scores and bias is None else None
     slots = layer.batch.slots(mask, layer.slots, positions)
     reads = slots is None or _reads_slots(module, turn, value, explicit=need_weights or dropout > 0.0)
     given, order = slots if reads else None, _value_heads(module, layer)

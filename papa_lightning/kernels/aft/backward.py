@@ -8,8 +8,7 @@ gradient ``g[t, c]`` of the mean, the gradients are::
 
 So keys look at rows as rows look at keys, with ``-lse`` in place of k: the same chunks, states, products of matrices,
 and exact sums where the factors of p are too far from each other. lse is computed again, not kept; g times the mean is
-the gradient of the output times the output. If the keys of a chunk have all rows of the band in one tile, they sum dw
-as well.
+the gradient of the output times the output. The keys of a short band sum dw as well, for one sequence each.
 """
 
 import triton
@@ -25,6 +24,7 @@ from papa_lightning.kernels.aft.tiles import (
     load_keys,
     load_rows,
     log_weights,
+    operand,
     state_out_of_sight,
     store_state,
 )
@@ -80,7 +80,7 @@ def gradients_of_rows(
 
 @triton.jit
 def load_gradients(out, grad, lse, grad_mean, total, batch, rows, channels, length, stop, inside):
-    """Tiles of rows: ``-lse``, minus infinity from the row ``stop`` on, gradients of means, and these times the means."""
+    """Tiles of rows up to ``stop``: ``-lse``, gradients of means, and these times the means."""
     stride_b = length * total
     grads = load_rows(grad_mean, stride_b, total, batch, rows, channels, stop, inside)
     products = load_rows(grad, stride_b, total, batch, rows, channels, stop, inside)
@@ -128,10 +128,10 @@ def absorbed_rows(
     higher = tl.maximum(top, tl.max(minus_lse, 0))
     risen = tl.maximum(level, tl.max(bias, 1))
     lowered = tl.exp2(level - risen)[:, None] * tl.exp2(top - higher)[None, :]
-    weights = tl.exp2(bias - risen[:, None])
+    weights = operand(tl.exp2(bias - risen[:, None]), PRECISION)
     scaled = tl.exp2(minus_lse - higher[None, :])
-    row_grads *= scaled
-    row_products *= scaled
+    row_grads = operand(row_grads * scaled, PRECISION)
+    row_products = operand(row_products * scaled, PRECISION)
     grads = dot(weights, row_grads, grads * lowered, PRECISION)
     products = dot(weights, row_products, products * lowered, PRECISION)
     return grads, products, higher, risen, weights, row_grads, row_products
@@ -170,7 +170,7 @@ def gradients_of_keys(
     out_o, out_p, out_g, out_t, out_u,
     KIND: tl.constexpr, SCALED: tl.constexpr, MASKED: tl.constexpr, CAUSAL: tl.constexpr, WEIGHTED: tl.constexpr,
     BEFORE: tl.constexpr, AFTER: tl.constexpr, SCANNED: tl.constexpr, PRECISION: tl.constexpr,
-    ONE_TILE: tl.constexpr, WEIGHT_PRECISION: tl.constexpr, L: tl.constexpr, N: tl.constexpr, C: tl.constexpr,
+    FUSED: tl.constexpr, L: tl.constexpr, N: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """Gradients of values and keys, by chunk (B, chunks, d) of the scale of keys, and if asked of position biases."""
     batch, chunk, group, channels, inside = place_of(chunks, groups, blocks, width, C)
@@ -186,53 +186,47 @@ def gradients_of_keys(
     grads = tl.zeros((L, C), tl.float32) + first_sum[None, :]
     products = tl.zeros((L, C), tl.float32) + second_sum[None, :]
     stop = tl.minimum(end * L, length)
-    rows = begin * L + tl.arange(0, N)
-    if ONE_TILE:
-        grads, products, top, level, weights, row_grads, row_products = absorbed_rows(
-            weight, out, grad, lse, grad_mean, grads, products, top, level,
-            batch, group, keys, rows, channels, inside, length, stop, total, first, last,
-            weight_o, weight_g, weight_t, weight_u, CAUSAL, WEIGHTED, PRECISION,
-        )  # fmt: skip
-    else:
-        for start in range(begin * L, stop, N):
-            grads, products, top, level, _, _, _ = absorbed_rows(
-                weight, out, grad, lse, grad_mean, grads, products, top, level,
-                batch, group, keys, start + tl.arange(0, N), channels, inside, length, stop, total, first, last,
-                weight_o, weight_g, weight_t, weight_u, CAUSAL, WEIGHTED, PRECISION,
-            )  # fmt: skip
     allowed = load_allowed(mask, mask_b, batch, keys, length, MASKED)
     logs = load_keys(
         key, key_scale, key_b, key_t, batch, group, keys, channels, inside, length, allowed, KIND, SCALED, L, C
     )
     values = load_rows(value, value_b, value_t, batch, keys, channels, length, inside)
     values = tl.where(allowed[:, None], values, 0.0)
-    scale = logs + level[:, None] + top[None, :]
-    factor = tl.exp2(tl.where(inside[None, :], scale, float("-inf")))
-    grads *= factor
-    products *= factor
-    far = tl.max(tl.max(tl.where(inside[None, :], scale, LOWEST), 1), 0) > LARGEST
-    if far:
+    part = batch * blocks + (tl.program_id(0) % (groups * blocks)) % blocks
+    for start in range(begin * L, stop, N):
+        rows = start + tl.arange(0, N)
+        grads, products, top, level, weights, row_grads, row_products = absorbed_rows(
+            weight, out, grad, lse, grad_mean, grads, products, top, level,
+            batch, group, keys, rows, channels, inside, length, stop, total, first, last,
+            weight_o, weight_g, weight_t, weight_u, CAUSAL, WEIGHTED, PRECISION,
+        )  # fmt: skip
+        if FUSED:
+            scale = tl.where(inside[None, :], logs + level[:, None] + top[None, :], float("-inf"))
+            if tl.max(tl.max(scale, 1), 0) > LARGEST:
+                found = exact_weights(
+                    weight, out, grad, lse, grad_mean, values, logs,
+                    batch, group, keys, rows, tl.min(channels, 0), channels, inside, length, stop, total, first, last,
+                    weight_o, weight_g, weight_t, weight_u, CAUSAL, L, N, C,
+                )  # fmt: skip
+            else:
+                factor = tl.exp2(scale)
+                found = dot(factor * values, tl.trans(row_grads), tl.zeros((L, N), tl.float32), PRECISION)
+                found = weights.to(tl.float32) * dot(-factor, tl.trans(row_products), found, PRECISION)
+            offset = keys[:, None] - rows[None, :]
+            here = (rows[None, :] < stop) & (keys[:, None] < length) & (offset >= first) & (offset <= last)
+            pointers = grad_weight + tl.cast(part, tl.int64) * out_p + tl.cast(group, tl.int64) * out_g
+            tl.store(pointers + (out_o + rows[None, :] * out_t + keys[:, None] * out_u), found, mask=here)
+    exponents = logs + level[:, None] + top[None, :]
+    factors = tl.exp2(exponents)
+    grads *= factors
+    products *= factors
+    if tl.max(tl.max(tl.where(inside[None, :], exponents, LOWEST), 1), 0) > LARGEST:
         outside = tl.exp2(logs + state_top[None, :])
         grads, products = exact_keys(
             weight, out, grad, lse, grad_mean,
             outside * first_sum[None, :], outside * second_sum[None, :], logs, batch, group, keys, channels, inside,
             begin * L, stop, length, total, first, last, weight_o, weight_g, weight_t, weight_u, CAUSAL, WEIGHTED,
         )  # fmt: skip
-    if ONE_TILE and WEIGHTED:
-        if far:
-            found = exact_weights(
-                weight, out, grad, lse, grad_mean, values, logs,
-                batch, group, keys, rows, tl.min(channels, 0), channels, inside, length, stop, total, first, last,
-                weight_o, weight_g, weight_t, weight_u, CAUSAL, L, N, C,
-            )  # fmt: skip
-        else:
-            found = dot(factor * values, tl.trans(row_grads), tl.zeros((L, N), tl.float32), WEIGHT_PRECISION)
-            found = weights * dot(-factor, tl.trans(row_products), found, WEIGHT_PRECISION)
-        offset = keys[:, None] - rows[None, :]
-        here = (rows[None, :] < stop) & (keys[:, None] < length) & (offset >= first) & (offset <= last)
-        part = batch * blocks + (tl.program_id(0) % (groups * blocks)) % blocks
-        pointers = grad_weight + tl.cast(part, tl.int64) * out_p + tl.cast(group, tl.int64) * out_g
-        tl.store(pointers + (out_o + rows[None, :] * out_t + keys[:, None] * out_u), found, mask=here)
     key_grads = tl.where(allowed[:, None], values * grads - products, 0.0)
     here = (keys[:, None] < length) & inside[None, :]
     offsets = tl.cast(batch, tl.int64) * length * total + keys[:, None] * total + channels[None, :]

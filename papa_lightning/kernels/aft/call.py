@@ -100,5 +100,5 @@ def new_rows(like: Tensor) -> Tensor:
     """A new tensor of the shape of another one, (B, T, d) or (B, H, T, h), in the order of contiguous (B, T, d)."""
     if like.dim() == 3:
         return torch.empty_like(like, memory_format=torch.contiguous_format)
-    batch, heads, length, size = like.shape
+    _, heads, length, size = like.shape
     return like.new_empty_strided(like.shape, (length * heads * size, size, heads * size, 1))

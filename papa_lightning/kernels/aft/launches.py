@@ -66,8 +66,8 @@ def _launch_tile_gradients(call: Call, grad: Tensor, out: Tensor, states: Tensor
     lse = torch.empty_like(grad_mean, dtype=torch.float32)
     row_states, scales = value.new_empty((2, 3, *own.states), dtype=torch.float32).unbind(0)
     own.row_gradients(
-        even, query, query_scale, query_shift, key, key_scale, value, weight, mask, before, after, out, grad, grad_query,
-        lse, grad_mean, row_states, scales,
+        even, query, query_scale, query_shift, key, key_scale, value, weight, mask, before, after, out, grad,
+        grad_query, lse, grad_mean, row_states, scales,
     )  # fmt: skip
     if own.kind == "shared":  # a column for each block of channels
         grad_key = value.new_empty((value.shape[0], value.shape[-2], own.columns), dtype=torch.float32)

@@ -21,14 +21,19 @@ _PROGRAMS = 512
 _MERGED = 64
 
 
+#: Chunks in sight up to which the keys sum the gradient of position biases: each of their sequences has one of its own.
+_SHORT = 4
+
+
 class Settings(NamedTuple):
-    """How kernels run: tiles of ``size`` tokens by ``channels``, which see ``keys`` others at a time.
+    """How kernels run: tiles of ``size`` tokens by ``channels``; rows see ``keys``, and keys see ``rows`` at a time.
 
     In so many warps, stages and registers (0: any).
     """
 
     size: int
     keys: int
+    rows: int
     channels: int
     warps: int
     stages: int
@@ -39,9 +44,9 @@ class Settings(NamedTuple):
 class Plan(NamedTuple):
     """Kernels of calls of some sizes.
 
-    ``states`` is the shape of a number for each channel and chunk. ``before`` and ``after`` sum states up to each chunk,
-    and from it on, where there are many. ``parts`` is the shape of the gradients of position biases before they are
-    summed, and these are made by the kernel ``weights`` if it is there, else with those of keys.
+    ``states`` is the shape of a number for each channel and chunk. ``before`` and ``after`` sum states up to each
+    chunk, and from it on, where there are many. ``parts`` is the shape of the gradients of position biases before
+    they are summed; the kernel ``weights`` makes these if it is there, else that of keys.
     """
 
     kind: str
@@ -60,9 +65,11 @@ class Plan(NamedTuple):
 def settings(key: torch.dtype, value: torch.dtype, reach: int) -> Settings:
     """The same numbers for the same dtypes and sizes on every machine; ``reach`` is how far the band reaches."""
     if torch.float32 in (key, value) and not takes_tf32():
-        return Settings(32, 32, 32, 4, 1, 0, "ieee")
+        return Settings(32, 32, 32, 32, 4, 1, 0, "ieee")
     precision = "bf16" if key == value == torch.bfloat16 else "tf32"
-    return Settings(64, 64, 64, 8, 1, 0, precision) if reach > 64 else Settings(32, 64, 64, 4, 1, 168, precision)
+    return (
+        Settings(64, 64, 64, 64, 8, 1, 0, precision) if reach > 64 else Settings(32, 64, 32, 64, 4, 1, 168, precision)
+    )
 
 
 def reached(given: Sizes) -> tuple[int, int]:
@@ -172,8 +179,7 @@ def plan(given: Sizes) -> Plan:
         sums = scan_launches.plan(given, cut.size).sums
     elif states:
         sums = Launch(states_of_keys, grid, numbers, {**options, "num_warps": 2})
-    # Differences of sums over all sequences: the rounding of bfloat16 would be most of a small one.
-    numbers |= {"WEIGHT_PRECISION": how.precision.replace("bf16", "tf32"), "ONE_TILE": False}
+    numbers["FUSED"] = False
     columns = given.groups * cut.blocks
     numbers |= {"grad_key_b": given.length * columns, "grad_key_t": columns}
     numbers |= {"out_o": 0, "out_p": 0, "out_g": 0, "out_t": 0, "out_u": 0}
@@ -181,7 +187,7 @@ def plan(given: Sizes) -> Plan:
     if given.bias is not None:
         parts, weights = _weights(given, cut, numbers, options)
     before, after = _running(given, cut, states)
-    keys = {**numbers, "BEFORE": states and not given.causal, "AFTER": states}
+    keys = {**numbers, "N": how.rows, "BEFORE": states and not given.causal, "AFTER": states}
     return Plan(
         numbers["KIND"], (given.batch, cut.chunks, given.total), sums, before, after,
         Launch(mixed_rows, grid, numbers, options), Launch(gradients_of_rows, grid, numbers, options),
@@ -194,12 +200,19 @@ def _weights(
 ) -> tuple[tuple[int, int, int, int], Launch | None]:
     """The shape of the parts of the gradient of position biases, and its kernel, unless the one of keys makes it."""
     items = given.batch * cut.blocks
-    numbers["ONE_TILE"] = cut.sight * cut.size <= numbers["N"]
-    if numbers["ONE_TILE"]:
+    numbers["FUSED"] = cut.sight <= _SHORT
+    if numbers["FUSED"]:
         return _bias_gradient(given, cut, items, numbers), None
     pairs = cut.chunks * cut.sight * given.groups
     part = triton.cdiv(items, min(items, triton.cdiv(_PROGRAMS, pairs)))
     parts = triton.cdiv(items, part)
     shape = _bias_gradient(given, cut, parts, numbers)
-    own = {**numbers, "sight": cut.sight, "items": items, "part": part, "PRECISION": numbers["WEIGHT_PRECISION"]}
+    # Differences of sums over all sequences: the rounding of bfloat16 would be most of a small one.
+    own = {
+        **numbers,
+        "sight": cut.sight,
+        "items": items,
+        "part": part,
+        "PRECISION": numbers["PRECISION"].replace("bf16", "tf32"),
+    }
     return shape, Launch(gradients_of_weights, (pairs, parts), own, dict(options))

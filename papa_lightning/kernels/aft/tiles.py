@@ -33,6 +33,14 @@ VARYING = (
 
 
 @triton.jit
+def operand(tile, PRECISION: tl.constexpr):
+    """A tile as products take it."""
+    if PRECISION == "bf16":
+        tile = tile.to(tl.bfloat16)
+    return tile
+
+
+@triton.jit
 def dot(left, right, total, PRECISION: tl.constexpr):
     """``total + left @ right``, in float32, with operands in bfloat16, TF32 or float32."""
     if PRECISION == "bf16":

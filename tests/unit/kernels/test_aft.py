@@ -28,7 +28,7 @@ def small_tiles(monkeypatch):
 
     def smaller(*given):
         found = own(*given)
-        return found._replace(size=16, keys=32, channels=16, precision=found.precision.replace("bf16", "tf32"))
+        return found._replace(size=16, keys=32, rows=16, channels=16, precision=found.precision.replace("bf16", "tf32"))
 
     monkeypatch.setattr(plans, "settings", smaller)
     monkeypatch.setattr(scan_launches, "_SHORTEST", 8)
