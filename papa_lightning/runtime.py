@@ -41,7 +41,8 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-@torch.compiler.assume_constant_result  # asked while torch.compile traces: before torch 2.12 the trace answers yes
+# Asked while torch.compile traces: the traces of torch 2.11 and older versions answer yes.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def is_exporting() -> bool:
     """Whether a graph is being exported, which must run elsewhere too; not so in torch.compile."""
     return torch.compiler.is_exporting()

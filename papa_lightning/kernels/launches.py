@@ -3,11 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-import triton
 from torch import Tensor
-
-#: Whether a compiled kernel takes the arguments of its function, as it does from Triton 3.3 on.
-_TAKES_ALL = tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 3)
 
 
 def aligned(*tensors: Tensor | None) -> bool:
@@ -44,5 +40,5 @@ class Launch:
             self._run(*tensors, *self._numbers)
             return
         compiled = self._kernel[self._grid](*tensors, *self._numbers, **self._options)
-        if aligned and _TAKES_ALL and compiled is not None:  # Triton's interpreter compiles nothing
+        if aligned and compiled is not None:  # Triton's interpreter compiles nothing
             self._run = compiled[self._grid]

@@ -4,12 +4,15 @@ Entries are so few that the launches are all that takes time. std is that of all
 it is 0, so is its gradient.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from papa_lightning.kernels.aft.launch import Launch, aligned
 
 
 @triton.jit
@@ -51,21 +54,31 @@ def _gradients(weight, gamma, grad, grad_weight, grad_gamma, grad_beta, number, 
     tl.store(grad_beta + head, total.to(grad_beta.dtype.element_ty))
 
 
+@lru_cache(maxsize=64)
+def _launches(
+    shape: torch.Size, device: torch.device, weight: torch.dtype, gamma: torch.dtype, beta: torch.dtype
+) -> tuple[Launch, Launch]:
+    """The kernels for entries of a shape: of the result, and of the gradients."""
+    number = shape[1:].numel()
+    numbers = {"number": number, "N": triton.next_power_of_2(number)}
+    return Launch(_normalize, (shape[0],), numbers, {}), Launch(_gradients, (shape[0],), numbers, {})
+
+
 def _forward(weight: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-    heads, number = weight.shape[0], weight[0].numel()
     out = torch.empty_like(weight, dtype=torch.float32, memory_format=torch.contiguous_format)
     given = (weight.contiguous(), gamma.contiguous(), beta.contiguous())
+    launch, _ = _launches(weight.shape, weight.device, weight.dtype, gamma.dtype, beta.dtype)
     with torch.cuda.device_of(weight):
-        _normalize[(heads,)](*given, out, number, N=triton.next_power_of_2(number))
+        launch(aligned(*given), *given, out)
     return out
 
 
 def _backward(grad: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    heads, number = weight.shape[0], weight[0].numel()
     found = tuple(torch.empty_like(one, memory_format=torch.contiguous_format) for one in (weight, gamma, beta))
     given = (weight.contiguous(), gamma.contiguous(), grad.contiguous())
+    _, launch = _launches(weight.shape, weight.device, weight.dtype, gamma.dtype, beta.dtype)
     with torch.cuda.device_of(weight):
-        _gradients[(heads,)](*given, *found, number, N=triton.next_power_of_2(number))
+        launch(aligned(*given), *given, *found)
     return found  # type: ignore[return-value]
 
 
