@@ -14,8 +14,8 @@ def scans(call: Call) -> bool:
     return call.causal and call.weight is None and not call.summed and channels(call.key) == channels(call.value)
 
 
-def launch_mixing(call: Call) -> tuple[Tensor, Tensor]:
-    """The output of a call, and what its gradients need besides, if anything."""
+def launch_mixing(call: Call) -> Tensor:
+    """The output of a call."""
     call = prepared(call)
     with torch.cuda.device_of(call.value):
         if scans(call):
@@ -25,16 +25,16 @@ def launch_mixing(call: Call) -> tuple[Tensor, Tensor]:
         before, after = _states(call, own, even)
         out = new_output(value)
         own.rows(even, query, query_scale, query_shift, key, key_scale, value, weight, mask, before, after, out)
-        return out, before if before is after else before.new_empty(0)
+        return out
 
 
-def launch_gradients(call: Call, grad: Tensor, out: Tensor, states: Tensor) -> tuple[Tensor, ...]:
+def launch_gradients(call: Call, grad: Tensor, out: Tensor) -> tuple[Tensor, ...]:
     """Gradients of query, key, value, the three scales (3, d), and the position bias; empty without such an input."""
     call, grad, out = prepared(call), grad.contiguous(), out.contiguous()
     with torch.cuda.device_of(call.value):
         if scans(call):
-            return *launch_scan_gradients(call, grad, out, states), call.value.new_empty(0)
-        return _launch_tile_gradients(call, grad, out, states)
+            return *launch_scan_gradients(call, grad, out), call.value.new_empty(0)
+        return _launch_tile_gradients(call, grad, out)
 
 
 def _states(call: Call, own: Plan, even: bool) -> tuple[Tensor, Tensor]:
@@ -57,11 +57,11 @@ def _running(own: Plan, states: Tensor, before: bool, after: bool) -> tuple[Tens
     return up_to, states
 
 
-def _launch_tile_gradients(call: Call, grad: Tensor, out: Tensor, states: Tensor) -> tuple[Tensor, ...]:
+def _launch_tile_gradients(call: Call, grad: Tensor, out: Tensor) -> tuple[Tensor, ...]:
     """The same for what is no scan."""
     query, key, value, mask, query_scale, query_shift, key_scale, weight = call[:8]
     own, even = plan(sizes(call)), aligned(grad, *call[:8])
-    before, after = (states, states) if states.numel() else _states(call, own, even)
+    before, after = _states(call, own, even)
     grad_query, grad_value, grad_mean = new_rows(query), new_rows(value), new_rows(value)
     lse = torch.empty_like(grad_mean, dtype=torch.float32)
     row_states, scales = value.new_empty((2, 3, *own.states), dtype=torch.float32).unbind(0)

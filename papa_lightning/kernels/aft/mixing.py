@@ -1,8 +1,8 @@
 """Attention-free mixing as one operator: gated means with weights ``exp(k + w)``, forward and backward.
 
 Sums and exponentials are float32. Matrix products take operands in bfloat16 if keys and values are bfloat16, and in
-TF32 for float16; for float32 they are float32, unless ``torch.backends.cuda.matmul`` allows TF32. Inputs, the
-output and the sums of chunks of keys are all that is kept for the backward pass.
+TF32 for float16; for float32 they are float32, unless ``torch.backends.cuda.matmul`` allows TF32. Inputs and
+the output are all that is kept for the backward pass.
 """
 
 from typing import Any
@@ -22,29 +22,27 @@ _ARGUMENTS = (
 )
 
 
-@torch.library.custom_op("papa_lightning::aft", mutates_args=(), schema=f"({_ARGUMENTS}) -> (Tensor, Tensor)")
-def _aft(*args: Any) -> tuple[Tensor, Tensor]:
-    out, states = launch_mixing(Call(*args))
-    return out, states.new_empty(0)  # made again for gradients: a graph may not know how many there are
+@torch.library.custom_op("papa_lightning::aft", mutates_args=(), schema=f"({_ARGUMENTS}) -> Tensor")
+def _aft(*args: Any) -> Tensor:
+    return launch_mixing(Call(*args))
 
 
 @torch.library.custom_op(
     "papa_lightning::aft_gradients",
     mutates_args=(),
-    schema=f"(Tensor grad, Tensor out, Tensor states, {_ARGUMENTS}) -> Tensor[]",
+    schema=f"(Tensor grad, Tensor out, {_ARGUMENTS}) -> Tensor[]",
 )
-def _aft_gradients(grad: Tensor, out: Tensor, states: Tensor, *args: Any) -> list[Tensor]:
-    return list(launch_gradients(Call(*args), grad, out, states))
+def _aft_gradients(grad: Tensor, out: Tensor, *args: Any) -> list[Tensor]:
+    return list(launch_gradients(Call(*args), grad, out))
 
 
 @_aft.register_fake
-def _(*args: Any) -> tuple[Tensor, Tensor]:
-    value = args[2]
-    return torch.empty_like(value, memory_format=torch.contiguous_format), value.new_empty(0, dtype=torch.float32)
+def _(*args: Any) -> Tensor:
+    return torch.empty_like(args[2], memory_format=torch.contiguous_format)
 
 
 @_aft_gradients.register_fake
-def _(grad: Tensor, out: Tensor, states: Tensor, *args: Any) -> list[Tensor]:
+def _(grad: Tensor, out: Tensor, *args: Any) -> list[Tensor]:
     call = Call(*args)
     nothing = call.value.new_empty(0)
     scales, weight = (3, call.value.shape[2]), call.weight
@@ -55,20 +53,20 @@ def _(grad: Tensor, out: Tensor, states: Tensor, *args: Any) -> list[Tensor]:
     ]
 
 
-def _set_up(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _set_up(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     """Keep what gradients need."""
-    ctx.save_for_backward(*inputs[:8], *output)
+    ctx.save_for_backward(*inputs[:8], output)
     ctx.others = inputs[8:]
 
 
-def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Gradients of the inputs of the operator."""
-    *tensors, out, states = ctx.saved_tensors
+    *tensors, out = ctx.saved_tensors
     call = Call(*tensors, *ctx.others)
     if type(grad) is Tensor and not torch.compiler.is_compiling():
-        found = launch_gradients(call, grad, out, states)
+        found = launch_gradients(call, grad, out)
     else:
-        found = _aft_gradients(grad, out, states, *call)
+        found = _aft_gradients(grad, out, *call)
     query, key, value, by_scale, weight = found
     scales: tuple[Tensor | None, ...] = (None, None, None)
     if call.key_scale is not None:
@@ -84,11 +82,9 @@ class _Mixing(torch.autograd.Function):
     """The operator without the dispatcher."""
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
         """Mix, and keep what gradients need."""
         output = launch_mixing(Call(*inputs))
-        ctx.mark_non_differentiable(output[1])
-        ctx.set_materialize_grads(False)
         _set_up(ctx, inputs, output)
         return output
 
@@ -139,10 +135,10 @@ def attention_free_mixing(
     given = (*rows, mask, *scales, weight, first, groups, causal, summed, gate)
     mixed: Tensor
     if compiling:
-        mixed = _aft(*given)[0]
+        mixed = _aft(*given)
         mixed = mixed if value.dim() == 3 else mixed.unflatten(2, (value.shape[1], value.shape[3]))
     elif torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in given[:8]):
-        mixed = _Mixing.apply(*given)[0]  # not through the dispatcher, which takes longer than the launches
+        mixed = _Mixing.apply(*given)  # not through the dispatcher, which takes longer than the launches
     else:
-        mixed = launch_mixing(Call(*given))[0]
+        mixed = launch_mixing(Call(*given))
     return mixed

@@ -50,27 +50,27 @@ def plan(given: Sizes, size: int | None = None) -> _Plan:
     return _Plan((batch, segments, total), *(Launch(kernel, grid, numbers, options) for kernel in kernels))
 
 
-def launch_scan(call: Call) -> tuple[Tensor, Tensor]:
-    """The output of a call, and the states of its segments, which the gradients need."""
+def _states(call: Call, cut: _Plan, even: bool) -> Tensor:
+    """The states of all segments of keys."""
+    states = call.value.new_empty((3, *cut.states), dtype=torch.float32)
+    cut.sums(even, call.key, call.key_scale, call.value, call.mask, states)
+    return states
+
+
+def launch_scan(call: Call) -> Tensor:
+    """The output of a call."""
     query, key, value, mask, query_scale, query_shift, key_scale = call[:7]
     cut, even = plan(sizes(call)), aligned(*call[:7])
-    states = value.new_empty((3, *cut.states), dtype=torch.float32)
-    out = new_output(value)
-    cut.sums(even, key, key_scale, value, mask, states)
+    states, out = _states(call, cut, even), new_output(value)
     cut.rows(even, query, query_scale, query_shift, key, key_scale, value, mask, states, out)
-    return out, states
+    return out
 
 
-def launch_scan_gradients(call: Call, grad: Tensor, out: Tensor, states: Tensor) -> tuple[Tensor, ...]:
-    """Gradients of query, key and value, and of the three scales (3, d), which are nothing without scales.
-
-    States that are empty are made again.
-    """
+def launch_scan_gradients(call: Call, grad: Tensor, out: Tensor) -> tuple[Tensor, ...]:
+    """Gradients of query, key and value, and of the three scales (3, d), which are nothing without scales."""
     query, key, value, mask, query_scale, query_shift, key_scale = call[:7]
     cut, even = plan(sizes(call)), aligned(grad, *call[:7])
-    if not states.numel():
-        states = value.new_empty((3, *cut.states), dtype=torch.float32)
-        cut.sums(even, key, key_scale, value, mask, states)
+    states = _states(call, cut, even)
     grad_query, grad_key, grad_value, grad_mean = new_rows(query), new_rows(key), new_rows(value), new_rows(value)
     lse = torch.empty_like(grad_mean, dtype=torch.float32)
     row_states, scales = value.new_empty((2, 3, *cut.states), dtype=torch.float32).unbind(0)
