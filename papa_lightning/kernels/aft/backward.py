@@ -112,45 +112,26 @@ def exact_keys(
 
 
 @triton.jit
-def absorbed_rows(
-    weight, out, grad, lse, grad_mean, grads, products, top, level,
-    batch, group, keys, rows, channels, inside, length, stop, total, first, last,
-    weight_o, weight_g, weight_t, weight_u, CAUSAL: tl.constexpr, WEIGHTED: tl.constexpr, PRECISION: tl.constexpr,
+def row_factors(
+    weight, out, grad, lse, grad_mean, batch, group, keys, rows, channels, inside, length, stop, total, first, last,
+    weight_o, weight_g, weight_t, weight_u, CAUSAL: tl.constexpr, WEIGHTED: tl.constexpr,
 ):  # fmt: skip
-    """Sums of keys with the rows of a tile, what they are scaled by, and the three factors of what was added."""
-    minus_lse, row_grads, row_products = load_gradients(
+    """Position biases of keys and rows (L, N), and of rows (N, C) ``-lse``, gradients of means, these times means."""
+    minus_lse, grads, products = load_gradients(
         out, grad, lse, grad_mean, total, batch, rows, channels, length, stop, inside
     )
     bias = log_weights(
         weight, weight_o, weight_g, weight_t, weight_u, group, rows[None, :], keys[:, None],
         (rows < stop)[None, :], length, first, last, CAUSAL, WEIGHTED,
     )  # fmt: skip
-    higher = tl.maximum(top, tl.max(minus_lse, 0))
-    risen = tl.maximum(level, tl.max(bias, 1))
-    lowered = tl.exp2(level - risen)[:, None] * tl.exp2(top - higher)[None, :]
-    weights = operand(tl.exp2(bias - risen[:, None]), PRECISION)
-    scaled = tl.exp2(minus_lse - higher[None, :])
-    row_grads = operand(row_grads * scaled, PRECISION)
-    row_products = operand(row_products * scaled, PRECISION)
-    grads = dot(weights, row_grads, grads * lowered, PRECISION)
-    products = dot(weights, row_products, products * lowered, PRECISION)
-    return grads, products, higher, risen, weights, row_grads, row_products
+    return bias, minus_lse, grads, products
 
 
 @triton.jit
 def exact_weights(
-    weight, out, grad, lse, grad_mean, values, logs,
-    batch, group, keys, rows, begin, channels, inside, length, stop, total, first, last,
-    weight_o, weight_g, weight_t, weight_u, CAUSAL: tl.constexpr, L: tl.constexpr, N: tl.constexpr, C: tl.constexpr,
-):  # fmt: skip
-    """Gradients of the position biases of keys and rows (L, N), channel by channel, from tiles of keys (L, C)."""
-    minus_lse, grads, products = load_gradients(
-        out, grad, lse, grad_mean, total, batch, rows, channels, length, stop, inside
-    )
-    bias = log_weights(
-        weight, weight_o, weight_g, weight_t, weight_u, group, rows[None, :], keys[:, None],
-        (rows < stop)[None, :], length, first, last, CAUSAL, True,
-    )  # fmt: skip
+    bias, minus_lse, grads, products, values, logs, channels, begin, inside, L: tl.constexpr, N: tl.constexpr
+):
+    """Gradients of the position biases of keys and rows (L, N), channel by channel."""
     found = tl.zeros((L, N), tl.float32)
     for channel in range(begin, tl.max(tl.where(inside, channels, begin - 1), 0) + 1):
         p = tl.exp2(
@@ -159,6 +140,36 @@ def exact_weights(
         own = column_of(grads, channels, channel)[None, :] * column_of(values, channels, channel)[:, None]
         found += p * (own - column_of(products, channels, channel)[None, :])
     return found
+
+
+@triton.jit
+def store_weights(
+    grad_weight, weight, out, grad, lse, grad_mean, values, logs, level, top,
+    batch, group, keys, channels, inside, begin, length, stop, total, first, last, far,
+    weight_o, weight_g, weight_t, weight_u, out_o, out_t, out_u,
+    CAUSAL: tl.constexpr, PRECISION: tl.constexpr, L: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
+    """Write the gradients of the position biases of keys, of one sequence."""
+    factor = tl.exp2(tl.where(inside[None, :], logs + level[:, None] + top[None, :], float("-inf")))
+    by_values = operand(factor * values, PRECISION)
+    by_ones = operand(-factor, PRECISION)
+    for start in range(begin, stop, N):
+        rows = start + tl.arange(0, N)
+        bias, minus_lse, grads, products = row_factors(
+            weight, out, grad, lse, grad_mean, batch, group, keys, rows, channels, inside, length, stop, total,
+            first, last, weight_o, weight_g, weight_t, weight_u, CAUSAL, True,
+        )  # fmt: skip
+        if far:
+            found = exact_weights(
+                bias, minus_lse, grads, products, values, logs, channels, tl.min(channels, 0), inside, L, N
+            )
+        else:
+            scaled = tl.exp2(minus_lse - top[None, :])
+            found = dot(by_values, tl.trans(scaled * grads), tl.zeros((L, N), tl.float32), PRECISION)
+            found = dot(by_ones, tl.trans(scaled * products), found, PRECISION) * tl.exp2(bias - level[:, None])
+        offset = keys[:, None] - rows[None, :]
+        here = (rows[None, :] < stop) & (keys[:, None] < length) & (offset >= first) & (offset <= last)
+        tl.store(grad_weight + (out_o + rows[None, :] * out_t + keys[:, None] * out_u), found, mask=here)
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -186,47 +197,38 @@ def gradients_of_keys(
     grads = tl.zeros((L, C), tl.float32) + first_sum[None, :]
     products = tl.zeros((L, C), tl.float32) + second_sum[None, :]
     stop = tl.minimum(end * L, length)
+    for start in range(begin * L, stop, N):
+        bias, minus_lse, row_grads, row_products = row_factors(
+            weight, out, grad, lse, grad_mean, batch, group, keys, start + tl.arange(0, N), channels, inside,
+            length, stop, total, first, last, weight_o, weight_g, weight_t, weight_u, CAUSAL, WEIGHTED,
+        )  # fmt: skip
+        higher = tl.maximum(top, tl.max(minus_lse, 0))
+        risen = tl.maximum(level, tl.max(bias, 1))
+        lowered = tl.exp2(level - risen)[:, None] * tl.exp2(top - higher)[None, :]
+        weights = tl.exp2(bias - risen[:, None])
+        scaled = tl.exp2(minus_lse - higher[None, :])
+        grads = dot(weights, scaled * row_grads, grads * lowered, PRECISION)
+        products = dot(weights, scaled * row_products, products * lowered, PRECISION)
+        top = higher
+        level = risen
     allowed = load_allowed(mask, mask_b, batch, keys, length, MASKED)
     logs = load_keys(
         key, key_scale, key_b, key_t, batch, group, keys, channels, inside, length, allowed, KIND, SCALED, L, C
     )
-    values = load_rows(value, value_b, value_t, batch, keys, channels, length, inside)
-    values = tl.where(allowed[:, None], values, 0.0)
-    part = batch * blocks + (tl.program_id(0) % (groups * blocks)) % blocks
-    for start in range(begin * L, stop, N):
-        rows = start + tl.arange(0, N)
-        grads, products, top, level, weights, row_grads, row_products = absorbed_rows(
-            weight, out, grad, lse, grad_mean, grads, products, top, level,
-            batch, group, keys, rows, channels, inside, length, stop, total, first, last,
-            weight_o, weight_g, weight_t, weight_u, CAUSAL, WEIGHTED, PRECISION,
-        )  # fmt: skip
-        if FUSED:
-            scale = tl.where(inside[None, :], logs + level[:, None] + top[None, :], float("-inf"))
-            if tl.max(tl.max(scale, 1), 0) > LARGEST:
-                found = exact_weights(
-                    weight, out, grad, lse, grad_mean, values, logs,
-                    batch, group, keys, rows, tl.min(channels, 0), channels, inside, length, stop, total, first, last,
-                    weight_o, weight_g, weight_t, weight_u, CAUSAL, L, N, C,
-                )  # fmt: skip
-            else:
-                factor = tl.exp2(scale)
-                found = dot(factor * values, tl.trans(row_grads), tl.zeros((L, N), tl.float32), PRECISION)
-                found = weights.to(tl.float32) * dot(-factor, tl.trans(row_products), found, PRECISION)
-            offset = keys[:, None] - rows[None, :]
-            here = (rows[None, :] < stop) & (keys[:, None] < length) & (offset >= first) & (offset <= last)
-            pointers = grad_weight + tl.cast(part, tl.int64) * out_p + tl.cast(group, tl.int64) * out_g
-            tl.store(pointers + (out_o + rows[None, :] * out_t + keys[:, None] * out_u), found, mask=here)
-    exponents = logs + level[:, None] + top[None, :]
-    factors = tl.exp2(exponents)
-    grads *= factors
-    products *= factors
-    if tl.max(tl.max(tl.where(inside[None, :], exponents, LOWEST), 1), 0) > LARGEST:
+    scale = logs + level[:, None] + top[None, :]
+    factor = tl.exp2(scale)
+    grads *= factor
+    products *= factor
+    far = tl.max(tl.max(tl.where(inside[None, :], scale, LOWEST), 1), 0) > LARGEST
+    if far:
         outside = tl.exp2(logs + state_top[None, :])
         grads, products = exact_keys(
             weight, out, grad, lse, grad_mean,
             outside * first_sum[None, :], outside * second_sum[None, :], logs, batch, group, keys, channels, inside,
             begin * L, stop, length, total, first, last, weight_o, weight_g, weight_t, weight_u, CAUSAL, WEIGHTED,
         )  # fmt: skip
+    values = load_rows(value, value_b, value_t, batch, keys, channels, length, inside)
+    values = tl.where(allowed[:, None], values, 0.0)
     key_grads = tl.where(allowed[:, None], values * grads - products, 0.0)
     here = (keys[:, None] < length) & inside[None, :]
     offsets = tl.cast(batch, tl.int64) * length * total + keys[:, None] * total + channels[None, :]
@@ -247,6 +249,13 @@ def gradients_of_keys(
             tl.store(grad_scale + place + channels, tl.sum(key_grads * inputs, 0), mask=inside)
             key_grads *= tl.load(key_scale + channels, mask=inside, other=0.0).to(tl.float32)[None, :]
         tl.store(grad_key + offsets, key_grads.to(grad_key.dtype.element_ty), mask=here)
+    if FUSED:  # after the rest, whose registers are free then
+        part = tl.cast(batch * blocks + (tl.program_id(0) % (groups * blocks)) % blocks, tl.int64)
+        store_weights(
+            grad_weight + part * out_p + tl.cast(group, tl.int64) * out_g, weight, out, grad, lse, grad_mean,
+            values, logs, level, top, batch, group, keys, channels, inside, begin * L, length, stop, total,
+            first, last, far, weight_o, weight_g, weight_t, weight_u, out_o, out_t, out_u, CAUSAL, PRECISION, L, N,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=VARYING)

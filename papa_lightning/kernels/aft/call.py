@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from papa_lightning.kernels.launch import takes_tf32
+
 
 class Call(NamedTuple):
     """Arguments of the operator; see :func:`papa_lightning.kernels.aft.mixing.attention_free_mixing`."""
@@ -25,7 +27,7 @@ class Call(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Everything that the kernels of a call depend on, but the places of its tensors."""
+    """Everything that the kernels of a call depend on, but the places of its tensors; ``exact``: float32, not TF32."""
 
     batch: int
     length: int
@@ -42,6 +44,7 @@ class Sizes(NamedTuple):
     causal: bool
     summed: bool
     gate: float
+    exact: bool
 
 
 def dense_rows(tensor: Tensor) -> Tensor:
@@ -84,7 +87,7 @@ def sizes(call: Call) -> Sizes:
         (query_b, query_t, key_b, key_t, value_b, value_t), (query.dtype, key.dtype, value.dtype), value.device,
         None if mask is None else mask.stride(0), None if scale is None else scale.dtype,
         None if weight is None else (weight.shape, weight.stride(), weight.dtype),
-        first, groups, causal, summed, gate,
+        first, groups, causal, summed, gate, torch.float32 in (key.dtype, value.dtype) and not takes_tf32(),
     )  # fmt: skip
 
 

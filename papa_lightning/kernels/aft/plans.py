@@ -1,6 +1,5 @@
 """Plans of the kernels of attention-free mixing that work on tiles."""
 
-from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -12,7 +11,6 @@ from papa_lightning.kernels.aft.backward import gradients_of_keys, gradients_of_
 from papa_lightning.kernels.aft.call import Sizes
 from papa_lightning.kernels.aft.forward import mixed_rows, states_of_keys
 from papa_lightning.kernels.aft.tiles import running_states
-from papa_lightning.kernels.launch import takes_tf32
 from papa_lightning.kernels.launches import Launch
 
 #: Programs of the gradient of position biases that keep a GPU busy.
@@ -21,8 +19,8 @@ _PROGRAMS = 512
 _MERGED = 64
 
 
-#: Chunks in sight up to which the keys sum the gradient of position biases: each of their sequences has one of its own.
-_SHORT = 4
+#: Columns of the longest band whose gradient the keys sum: as large for each sequence as its values are.
+_SHORT = 64
 
 
 class Settings(NamedTuple):
@@ -62,11 +60,14 @@ class Plan(NamedTuple):
     parts: tuple[int, int, int, int] | None
 
 
-def settings(key: torch.dtype, value: torch.dtype, reach: int) -> Settings:
-    """The same numbers for the same dtypes and sizes on every machine; ``reach`` is how far the band reaches."""
-    if torch.float32 in (key, value) and not takes_tf32():
+def settings(exact: bool, half: bool, reach: int) -> Settings:
+    """The same numbers on every machine for products in float32 (``exact``), bfloat16 (``half``), else TF32.
+
+    ``reach`` is how far the band reaches.
+    """
+    if exact:
         return Settings(32, 32, 32, 32, 4, 1, 0, "ieee")
-    precision = "bf16" if key == value == torch.bfloat16 else "tf32"
+    precision = "bf16" if half else "tf32"
     return (
         Settings(64, 64, 64, 64, 8, 1, 0, precision) if reach > 64 else Settings(32, 64, 32, 64, 4, 1, 168, precision)
     )
@@ -138,18 +139,6 @@ def _numbers(given: Sizes, how: Settings, cut: _Cut, first: int, last: int, stat
     }  # fmt: skip
 
 
-def _bias_gradient(given: Sizes, cut: _Cut, items: int, numbers: dict[str, Any]) -> tuple[int, int, int, int]:
-    """The shape of the parts of the gradient of position biases, whose strides are added to the numbers."""
-    assert given.bias is not None
-    columns, banded = given.bias[0][2], given.first is not None
-    shape = (items, given.groups, given.length, columns)
-    numbers |= {
-        "out_o": -given.first if given.first is not None else 0, "out_p": given.groups * given.length * columns,
-        "out_g": given.length * columns, "out_t": columns - 1 if banded else columns, "out_u": 1,
-    }  # fmt: skip
-    return shape
-
-
 def _running(given: Sizes, cut: _Cut, states: bool) -> tuple[Launch | None, Launch | None]:
     """Kernels that sum states up to each chunk, and from each one on."""
     if not states or cut.chunks <= _MERGED:
@@ -166,7 +155,7 @@ def _running(given: Sizes, cut: _Cut, states: bool) -> tuple[Launch | None, Laun
 def plan(given: Sizes) -> Plan:
     """The plan of calls with these sizes."""
     first, last = reached(given)
-    how = settings(given.dtypes[1], given.dtypes[2], max(-first, last))
+    how = settings(given.exact, set(given.dtypes[1:]) == {torch.bfloat16}, max(-first, last))
     cut = _cut(given, how, first, last)
     states = cut.chunks > 1 + (cut.left if given.causal else min(cut.left, cut.right))
     numbers = _numbers(given, how, cut, first, last, states)
@@ -179,13 +168,9 @@ def plan(given: Sizes) -> Plan:
         sums = scan_launches.plan(given, cut.size).sums
     elif states:
         sums = Launch(states_of_keys, grid, numbers, {**options, "num_warps": 2})
-    numbers["FUSED"] = False
     columns = given.groups * cut.blocks
     numbers |= {"grad_key_b": given.length * columns, "grad_key_t": columns}
-    numbers |= {"out_o": 0, "out_p": 0, "out_g": 0, "out_t": 0, "out_u": 0}
-    parts, weights = None, None
-    if given.bias is not None:
-        parts, weights = _weights(given, cut, numbers, options)
+    numbers, parts, weights = _weights(given, cut, numbers, options)
     before, after = _running(given, cut, states)
     keys = {**numbers, "N": how.rows, "BEFORE": states and not given.causal, "AFTER": states}
     return Plan(
@@ -196,23 +181,26 @@ def plan(given: Sizes) -> Plan:
 
 
 def _weights(
-    given: Sizes, cut: _Cut, numbers: dict[str, Any], options: Mapping[str, int]
-) -> tuple[tuple[int, int, int, int], Launch | None]:
-    """The shape of the parts of the gradient of position biases, and its kernel, unless the one of keys makes it."""
-    items = given.batch * cut.blocks
-    numbers["FUSED"] = cut.sight <= _SHORT
-    if numbers["FUSED"]:
-        return _bias_gradient(given, cut, items, numbers), None
-    pairs = cut.chunks * cut.sight * given.groups
-    part = triton.cdiv(items, min(items, triton.cdiv(_PROGRAMS, pairs)))
-    parts = triton.cdiv(items, part)
-    shape = _bias_gradient(given, cut, parts, numbers)
+    given: Sizes, cut: _Cut, numbers: dict[str, Any], options: dict[str, int]
+) -> tuple[dict[str, Any], tuple[int, int, int, int] | None, Launch | None]:
+    """Arguments that say where gradients of position biases are, their shape by parts, and their kernel.
+
+    There is none where keys sum them, by parts of a sequence and a block of channels each.
+    """
+    if given.bias is None:
+        places = dict.fromkeys(("out_o", "out_p", "out_g", "out_t", "out_u"), 0)
+        return {**numbers, **places, "FUSED": False}, None, None
+    columns, items, pairs = given.bias[0][2], given.batch * cut.blocks, cut.chunks * cut.sight * given.groups
+    fused = given.first is not None and columns <= _SHORT
+    part = 1 if fused else triton.cdiv(items, min(items, triton.cdiv(_PROGRAMS, pairs)))
+    shape = (triton.cdiv(items, part), given.groups, given.length, columns)
+    numbers = {
+        **numbers, "FUSED": fused, "out_o": -(given.first or 0), "out_p": given.groups * given.length * columns,
+        "out_g": given.length * columns, "out_t": columns if given.first is None else columns - 1, "out_u": 1,
+    }  # fmt: skip
+    if fused:
+        return numbers, shape, None
     # Differences of sums over all sequences: the rounding of bfloat16 would be most of a small one.
-    own = {
-        **numbers,
-        "sight": cut.sight,
-        "items": items,
-        "part": part,
-        "PRECISION": numbers["PRECISION"].replace("bf16", "tf32"),
-    }
-    return shape, Launch(gradients_of_weights, (pairs, parts), own, dict(options))
+    precise = {"PRECISION": numbers["PRECISION"].replace("bf16", "tf32")}
+    own = {**numbers, **precise, "sight": cut.sight, "items": items, "part": part}
+    return numbers, shape, Launch(gradients_of_weights, (pairs, shape[0]), own, options)

@@ -1,7 +1,7 @@
 """Kernels of causal AFT-simple: a walk along the sequence, with running maxima, and so exact for keys of any size.
 
 A sequence is cut into segments, one a program, of one warp: its lanes are channels, so that nothing is exchanged. What
-lies before a segment, or behind it in the backward pass, is in the states of the other segments; see aft_tiles.py.
+lies before a segment, or behind it in the backward pass, is in the states of the other segments; see tiles.py.
 Rows are taken four at a time, whose loads wait together.
 """
 

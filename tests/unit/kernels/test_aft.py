@@ -13,8 +13,10 @@ from papa_lightning.attention.aft import conv as conv_module
 from papa_lightning.attention.aft import functional as functional_module
 from papa_lightning.attention.aft import mixers as mixers_module
 from papa_lightning.attention.aft.functional import banded_mixture, simple_mixture
+from papa_lightning.kernels.aft import call as call_module
 from papa_lightning.kernels.aft import mixing as kernels
 from papa_lightning.kernels.aft import normalizing, plans, scan_launches
+from papa_lightning.kernels.aft.call import Call
 
 assert_close = torch.testing.assert_close
 FORMS = ("simple", "band", "kernel", "full")
@@ -274,3 +276,15 @@ def test_states_of_many_chunks_are_made_before(monkeypatch):
     sizes = {"batch": 1, "length": 50, "groups": 1, "width": 3, "masked": "holes", "affine": False}
     for causal in (True, False):
         check("band", "channels", causal, torch.float32, **sizes)
+
+
+def test_float32_follows_the_setting_of_torch(monkeypatch):
+    """Also where calls of the same sizes came before."""
+    rows = torch.zeros(1, 4, 2)
+    call = Call(rows, rows, rows, None, None, None, None, torch.zeros(1, 4, 1), 0, 1, True, False, 1.0)
+    found = []
+    for allowed in (False, True):
+        monkeypatch.setattr(call_module, "takes_tf32", lambda allowed=allowed: allowed)
+        kernel = plans.plan(call_module.sizes(call)).rows
+        found.append({"ieee", "tf32"}.intersection(map(str, kernel._numbers)))
+    assert found == [{"ieee"}, {"tf32"}]
