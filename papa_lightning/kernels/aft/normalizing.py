@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from papa_lightning.kernels.aft.launch import Launch, aligned
+from papa_lightning.kernels.launches import Launch, aligned
 
 
 @triton.jit

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import torch
 
-from papa_lightning.kernels.aft.launch import Launch, aligned
+from papa_lightning.kernels.launches import Launch, aligned
 
 
 class Kernel:
