@@ -58,7 +58,7 @@ bench: $(VENV)/.runtime ## time and memory against the stock encoder: tables and
 	done
 
 gpu: $(VENV)/.dev ## on a GPU: the tests that need one, then its times: one table in build/benchmark/gpu
-	CUDA_VISIBLE_DEVICES=$${CUDA_VISIBLE_DEVICES:-0} $(BIN)/python -m pytest --numprocesses 4 --verbose -m gpu tests/gpu
+	CUDA_VISIBLE_DEVICES=$${CUDA_VISIBLE_DEVICES:-0} $(BIN)/python -m pytest --numprocesses 4 -vv -m gpu tests/gpu
 	CUDA_VISIBLE_DEVICES=$${CUDA_VISIBLE_DEVICES:-0} $(BIN)/papa benchmark --config gpu.yaml --output build/benchmark/gpu
 
 $(VENV)/.release: $(VENV)/.runtime
