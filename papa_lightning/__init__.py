@@ -1,92 +1,23 @@
 """How much does a pretrained encoder's attention matter? Calibrate, freeze and compare its heads."""
 
-from papa_lightning.calibration import (
-    AttentionAverages,
-    AttentionConstants,
-    CompactConstants,
-    calibrate,
-    calibrate_compact,
-)
-from papa_lightning.callbacks import (
-    AttentionImages,
-    ConstantAttention,
-    Distillation,
-    HeadGates,
-    LearnedConstants,
-    SwappedAttention,
-)
-from papa_lightning.datamodules import (
-    CoLADataModule,
-    DemoDataModule,
-    MNLIDataModule,
-    MRPCDataModule,
-    NERDataModule,
-    POSDataModule,
-    SST2DataModule,
-    TextClassificationDataModule,
-    TextPairClassificationDataModule,
-    TokenClassificationDataModule,
-)
-from papa_lightning.encoders import gate_logits, restore_attention, swap_attention
-from papa_lightning.errors import PapaError
-from papa_lightning.export import export_encoder, load_exported_encoder
-from papa_lightning.from_scratch import (
-    DigitsDataModule,
-    ImageClassificationTask,
-    LanguageModelingTask,
-    TextFileDataModule,
-    TransformerConfig,
-    TransformerModel,
-    resplit_heads,
-)
-from papa_lightning.lightning_project.optimizers import parameter_groups
-from papa_lightning.ranking import HeadRanking
-from papa_lightning.runtime import __version__
-from papa_lightning.tasks import (
-    MaskedLanguageModelingTask,
-    SequenceClassificationTask,
-    TokenClassificationTask,
-)
+import sys
+from pathlib import PurePath
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "AttentionAverages",
-    "AttentionConstants",
-    "AttentionImages",
-    "CoLADataModule",
-    "CompactConstants",
-    "ConstantAttention",
-    "DemoDataModule",
-    "DigitsDataModule",
-    "Distillation",
-    "HeadGates",
-    "HeadRanking",
-    "ImageClassificationTask",
-    "LanguageModelingTask",
-    "LearnedConstants",
-    "MNLIDataModule",
-    "MRPCDataModule",
-    "MaskedLanguageModelingTask",
-    "NERDataModule",
-    "POSDataModule",
-    "PapaError",
-    "SST2DataModule",
-    "SequenceClassificationTask",
-    "SwappedAttention",
-    "TextClassificationDataModule",
-    "TextFileDataModule",
-    "TextPairClassificationDataModule",
-    "TokenClassificationDataModule",
-    "TokenClassificationTask",
-    "TransformerConfig",
-    "TransformerModel",
-    "__version__",
-    "calibrate",
-    "calibrate_compact",
-    "export_encoder",
-    "gate_logits",
-    "load_exported_encoder",
-    "parameter_groups",
-    "resplit_heads",
-    "restore_attention",
-    "swap_attention",
-]
+#: Whether this is a process of the command ``papa`` or of ``python -m papa_lightning``. There, names are imported when
+#: they are asked for, because ``papa --help`` needs none. Elsewhere ``import papa_lightning`` imports them all, among
+#: them what transformers has to know to load a swapped encoder.
+_IS_COMMAND = PurePath(sys.argv[0] if sys.argv else "").name in ("papa", "papa.exe", "-m")
+
+if TYPE_CHECKING or not _IS_COMMAND:
+    from papa_lightning.public import *  # noqa: F403
+    from papa_lightning.public import __all__ as __all__
+else:
+
+    def __getattr__(name: str) -> object:
+        """A public name, when it is first asked for."""
+        from importlib import import_module
+
+        if name == "__path__" or (name.startswith("__") and name not in ("__all__", "__version__")):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module("papa_lightning.public"), name)

@@ -11,7 +11,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
-from papa_lightning.errors import PapaError
+from papa_lightning.errors import PapaError, did_you_mean
 
 Check: TypeAlias = Callable[[str, object], Any]
 
@@ -70,7 +70,8 @@ def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
     """
     allowed = tuple(choices)
     if value not in allowed:
-        refuse(name, value, f"one of {', '.join(map(repr, allowed))}")
+        end = did_you_mean(value, allowed) or "."
+        raise PapaError(f"{name} is {shown(value)}, but must be one of {', '.join(map(repr, allowed))}{end}")
 
 
 def one_of(*choices: str) -> Check:

@@ -1,5 +1,10 @@
 """Errors that a user of papa_lightning can cause and can mend."""
 
+from collections.abc import Iterable
+from contextlib import suppress
+from difflib import get_close_matches
+from pathlib import Path
+
 from papa_lightning.text import printable
 
 
@@ -78,3 +83,28 @@ def explanation(error: BaseException | None) -> PapaError | None:
     while error is not None and not isinstance(error, PapaError):
         error = error.__cause__ or error.__context__
     return error
+
+
+def did_you_mean(found: object, known: Iterable[object]) -> str:
+    """The name that was probably meant, as a sentence after a full stop; empty when no known name is alike.
+
+    Args:
+        found: The name that is not known.
+        known: The names that are.
+
+    Example:
+        >>> did_you_mean("varianc", ["variance", "output"]), did_you_mean("median", ["variance", "output"])
+        (". Did you mean 'variance'?", '')
+    """
+    by_lower = {str(one).lower(): str(one) for one in known}
+    alike = get_close_matches(str(found).lower(), by_lower, n=1, cutoff=0.7)
+    return f". Did you mean {by_lower[alike[0]]!r}?" if alike else ""
+
+
+def similar_file(path: str | Path) -> str:
+    """As :func:`did_you_mean`, for a path that does not exist: the most alike of the names in its folder."""
+    given = Path(path).expanduser()
+    with suppress(OSError):
+        if given.parent.is_dir():
+            return did_you_mean(given.name, [one.name for one in given.parent.iterdir() if one.name != given.name])
+    return ""

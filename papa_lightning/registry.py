@@ -5,7 +5,7 @@ from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar
 
-from papa_lightning.errors import PapaError
+from papa_lightning.errors import PapaError, did_you_mean
 from papa_lightning.text import printable
 
 Part = TypeVar("Part")
@@ -72,7 +72,8 @@ class Registry(MutableMapping[str, Part], Generic[Part]):
 
     def __getitem__(self, name: str) -> Part:
         if name not in self:
-            raise UnknownNameError(f"{self.noun} is {name!r}, but must be one of {', '.join(map(repr, self))}.")
+            meant = did_you_mean(name, self) or "."
+            raise UnknownNameError(f"{self.noun} is {name!r}, but must be one of {', '.join(map(repr, self))}{meant}")
         if name not in self._parts:
             self[name] = self._loaded(self._offered[name])
         return self._parts[name]

@@ -20,9 +20,7 @@ from torch import nn
 from torch.autograd.profiler import profile
 
 from papa_lightning.errors import PapaError
-
-#: The version of the package.
-__version__ = "0.1.0"
+from papa_lightning.version import __version__
 
 _PACKAGES = ("torch", "transformers", "datasets", "torchmetrics")
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from papa_lightning.calibration.filling import STRENGTH, checked_strength, fill_layer
 from papa_lightning.encoders import SupportedEncoder, position_limit, weights_fingerprint
-from papa_lightning.errors import ConstantsFileError
+from papa_lightning.errors import ConstantsFileError, similar_file
 from papa_lightning.files.checked import SUM, content_sum, parse_json, tensor_bytes
 from papa_lightning.files.writing import staged_file
 
@@ -171,7 +171,8 @@ def read_tensors(
     name, (content, method, command) = str(path), made_by
     if not path.is_file():
         raise ConstantsFileError(
-            f"constants file {name!r} does not exist or is not a file: write one with `{command} --output {name}`."
+            f"constants file {name!r} does not exist or is not a file: write one with `{command} --output {name}`"
+            f"{similar_file(path) or '.'}"
         )
     try:
         with safetensors.safe_open(path, framework="pt") as file:

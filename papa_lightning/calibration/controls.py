@@ -10,7 +10,7 @@ from torch import Tensor
 
 from papa_lightning.calibration.constants import AttentionConstants
 from papa_lightning.checks import whole
-from papa_lightning.errors import PapaError
+from papa_lightning.errors import PapaError, did_you_mean
 from papa_lightning.registry import Registry
 
 #: Values of a control, (L, H, T, T) or broadcastable to it, from an average; a random one also takes ``seed``.
@@ -189,5 +189,6 @@ def constants_kind(spec: str) -> ConstantsKind:
             return ConstantsKind(name, other_task=detail)
     raise PapaError(
         f"constants is {spec!r}, but must be one of {', '.join(map(repr, CONTROLS))}, 'sequences:N' with a whole "
-        "number N from 1 on (an average over N sequences), or 'other:TASK' (the average of another task)."
+        "number N from 1 on (an average over N sequences), or 'other:TASK' (the average of another task)"
+        f"{did_you_mean(spec, CONTROLS) or '.'}"
     )

@@ -10,15 +10,30 @@ from collections.abc import Callable
 
 from jsonargparse import DefaultHelpFormatter
 
-from papa_lightning.attention import KINDS
-from papa_lightning.calibration import CONTROLS
-from papa_lightning.criteria import criteria_help
 
-#: Choices of each registry, as a phrase.
+def _criteria() -> str:
+    from papa_lightning.criteria import criteria_help
+
+    return criteria_help()
+
+
+def _controls() -> str:
+    from papa_lightning.calibration import CONTROLS
+
+    return ", ".join(CONTROLS)
+
+
+def _kinds() -> str:
+    from papa_lightning.attention import KINDS
+
+    return ", ".join(KINDS)
+
+
+#: Choices of each registry, as a phrase; the registries are imported for help texts that name them, and no others.
 _CHOICES: dict[str, Callable[[], str]] = {
-    "papa_lightning.attention.KINDS": lambda: ", ".join(KINDS),
-    "papa_lightning.calibration.CONTROLS": lambda: ", ".join(CONTROLS),
-    "papa_lightning.criteria.CRITERIA": criteria_help,
+    "papa_lightning.attention.KINDS": _kinds,
+    "papa_lightning.calibration.CONTROLS": _controls,
+    "papa_lightning.criteria.CRITERIA": _criteria,
 }
 _REFERENCE = re.compile(rf":data:`~?({'|'.join(map(re.escape, _CHOICES))})`")
 

@@ -19,13 +19,9 @@ from pathlib import Path
 from textwrap import shorten
 from typing import NoReturn
 
-import torch
-
-from papa_lightning import errors as exceptions
+import papa_lightning.errors as exceptions
 from papa_lightning.configuration import account
-from papa_lightning.either_lightning import MisconfigurationException, SIGTERMException
 from papa_lightning.errors import PapaError, explanation
-from papa_lightning.runtime import versions
 from papa_lightning.text import printable
 
 #: Exit codes: something outside of papa_lightning has to be mended; a fault of papa_lightning; signals, as of shells.
@@ -34,13 +30,14 @@ MENDABLE, FAULT, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 _HERE = Path(__file__).parents[1]
 _LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 #: Errors that the machine or a file causes in correct code.
-_OUTER = (OSError, MemoryError, torch.OutOfMemoryError, RecursionError, UnicodeError)
+_OUTER = (OSError, MemoryError, RecursionError, UnicodeError)
+#: Names of classes of torch and Lightning, which are not imported for an error in the words of a command.
+_OUT_OF_MEMORY, _MISCONFIGURED, _SIGTERM = "OutOfMemoryError", "MisconfigurationException", "SIGTERMException"
 _TRACEBACK = "Traceback (most recent call last):"
 _FRAME = re.compile(r'^\s*File "([^"]*)", line (\d+)(?:, in (\S+))?')
 #: Functions of Lightning that pass on the content of a checkpoint, also to our code; tests hold them to its version.
 _RESTORING = ("restore", "_restore", "resume")
 _CONNECTOR = "checkpoint_connector.py"
-_LOADING = (inspect.getfile(torch.nn.Module), torch.nn.Module.load_state_dict.__name__)
 _SHOW = "PAPA_DEBUG=1 shows the traceback"
 _LONGEST = 700
 
@@ -67,7 +64,11 @@ class Origin:
     @property
     def loading(self) -> bool:
         """Whether ``load_state_dict`` of torch refused the keys or shapes of a checkpoint."""
-        return bool(self.frames) and self.kind == "RuntimeError" and self.frames[-1][::2] == _LOADING
+        if not self.frames or self.kind != "RuntimeError":
+            return False
+        from torch.nn import Module
+
+        return self.frames[-1][::2] == (inspect.getfile(Module), Module.load_state_dict.__name__)
 
     @property
     def place(self) -> str | None:
@@ -110,7 +111,7 @@ def error_line(error: BaseException) -> str | None:
     if found.loading:  # torch lists every key, on pages
         keys = shorten(found.message, 220, placeholder=" …")
         return f"ckpt_path is not a checkpoint of this task, but of another model: {keys} ({_SHOW})"
-    if found.kind == MisconfigurationException.__name__:
+    if found.kind == _MISCONFIGURED:
         return f"{found.message} ({_SHOW})"
     place = f"{found.place}: " if found.place else "ckpt_path does not fit this run: " if found.restoring else ""
     return f"{place}{found.kind}{': ' * bool(found.message)}{found.message} ({_SHOW})"
@@ -129,7 +130,7 @@ def closing(words: object) -> Iterator[None]:
             _leave(error, None)
         # Lightning turns signals into exits, which could pass for success.
         ended = INTERRUPTED if isinstance(stop.__context__, KeyboardInterrupt) else None
-        _leave(stop, TERMINATED if isinstance(stop, SIGTERMException) else ended)
+        _leave(stop, TERMINATED if type(stop).__name__ == _SIGTERM else ended)
     except BaseException as error:
         if os.environ.get("PAPA_DEBUG") == "1" or not isinstance(error, (Exception, KeyboardInterrupt)):
             raise
@@ -159,6 +160,8 @@ def _leave(error: BaseException, signal: int | None, words: object = None) -> No
 
 def _report(error: BaseException, words: object) -> str:
     """Write a report of our fault to a file, and return what to print."""
+    from papa_lightning.runtime import versions
+
     whole = "".join(traceback.format_exception(error))
     command = f"papa {' '.join(words)}" if isinstance(words, list) else f"papa, called with {words!r}"
     facts = "\n".join(f"{name} {version}" for name, version in versions().items())
@@ -206,7 +209,7 @@ def _sent(text: str) -> tuple[list[tuple[str, int, str]], str, str]:
 
 def _is_outer(kind: str) -> bool:
     """Whether the machine causes errors of a class, given by its name."""
-    return kind in {one.__name__ for one in _OUTER} | {one.__name__ for one in OSError.__subclasses__()}
+    return kind in {one.__name__ for one in (*_OUTER, *OSError.__subclasses__())} | {_OUT_OF_MEMORY}
 
 
 def _one_line(text: str) -> str:

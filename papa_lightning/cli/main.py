@@ -1,20 +1,29 @@
 """The command line: ``papa VERB --config ...``."""
 
+from __future__ import annotations
+
 import argparse
 import sys
 from collections.abc import Iterator
 from textwrap import fill
-
-import torch.distributed as dist
+from typing import TYPE_CHECKING
 
 from papa_lightning.cli.configurations import locate_configs
 from papa_lightning.cli.errors import closing
-from papa_lightning.cli.trainer import TRAINER_VERBS, PapaTrainer
+from papa_lightning.cli.mistakes import placed
+from papa_lightning.cli.trainer_summaries import trainer_summaries
 from papa_lightning.cli.verbs.registry import VERBS, run_verb, summary
-from papa_lightning.either_lightning import ArgsType
-from papa_lightning.errors import PapaError
-from papa_lightning.runtime import __version__
+from papa_lightning.errors import PapaError, did_you_mean
+from papa_lightning.version import __version__
 
+if TYPE_CHECKING:
+    from papa_lightning.either_lightning import ArgsType
+
+#: Verbs in the order of a user's day; those that are not named come last.
+_ORDER = (
+    *("demo", "init", "study", "report", "budget", "atlas"),
+    *("fit", "validate", "test", "predict", "calibrate", "rank", "compact", "export", "benchmark", "configs"),
+)
 _DESCRIPTION = "Freeze attention heads of pretrained encoders to averages, and measure what it costs."
 _NOTES = (
     "papa VERB --help lists the arguments of a verb; papa configs, the configurations",
@@ -34,21 +43,24 @@ def main(args: ArgsType = None) -> object:
         try:
             done = _run(words) if isinstance(words, list) else _run_trainer(words)
         finally:
-            if args is None and dist.is_available() and dist.is_initialized():
+            dist = sys.modules.get("torch.distributed")
+            if args is None and dist is not None and dist.is_available() and dist.is_initialized():
                 # Lightning leaves the group for NCCL only, and threads of gloo may abort the interpreter at its end.
                 dist.destroy_process_group()
     return None if args is None else done
 
 
 def _run(words: list[str]) -> object:
-    verbs = [*TRAINER_VERBS, *VERBS]
+    verbs = list(dict(_summaries()))
     if words[:1] in (["-h"], ["--help"], ["--version"]):
         return help_parser().parse_args(words[:1])
     if not words or not (words[0].startswith("-") or words[0] in verbs):
         found = f"there is no command {words[0]!r}" if words else "no command is given"
-        raise PapaError(f"{found}: choose from {', '.join(verbs)}; `papa --help` says what they do.")
+        meant = did_you_mean(words[0], verbs) if words else ""
+        raise PapaError(f"{found}{meant or '.'} Choose from {', '.join(verbs)}; `papa --help` says what they do.")
     words = locate_configs(words)
-    return run_verb(words[0], words[1:]) if words[0] in VERBS else _run_trainer(words)
+    with placed(words):
+        return run_verb(words[0], words[1:]) if words[0] in VERBS else _run_trainer(words)
 
 
 def _run_trainer(args: ArgsType) -> object:
@@ -74,9 +86,10 @@ def help_parser() -> argparse.ArgumentParser:
 
 
 def _summaries() -> Iterator[tuple[str, str]]:
-    yield from ((name, summary(getattr(PapaTrainer, name))) for name in TRAINER_VERBS)
-    for name in VERBS:
+    """Verbs and the first lines of their help, in their order."""
+    found = {**trainer_summaries(), **dict.fromkeys(VERBS, "")}
+    for name in sorted(found, key=lambda one: _ORDER.index(one) if one in _ORDER else len(_ORDER)):
         try:
-            yield name, summary(VERBS[name])
+            yield name, found[name] or summary(VERBS[name])
         except (ImportError, PapaError) as error:  # a broken package must not hide the other verbs
             yield name, f"cannot be imported: {error}"

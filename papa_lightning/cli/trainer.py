@@ -13,7 +13,6 @@ from papa_lightning.files.writing import check_output
 
 #: Verbs that Lightning's Trainer lacks: one pass over the training data, whose result is a file.
 FILE_VERBS = ("calibrate", "rank")
-TRAINER_VERBS = ("fit", "validate", "test", "predict", *FILE_VERBS)
 
 
 class PapaTrainer(L.Trainer):

@@ -13,6 +13,8 @@ from papa_lightning import callbacks, datamodules, from_scratch, tasks  # noqa: 
 from papa_lightning.callbacks import CalibratingCallback
 from papa_lightning.cli.choices import ChoicesHelpFormatter
 from papa_lightning.cli.loggers import SaveRunConfig, default_loggers
+from papa_lightning.cli.mistakes import explained
+from papa_lightning.cli.nested import allow_parts
 from papa_lightning.cli.summary import Stopwatch, fit_summary, score_summary
 from papa_lightning.cli.trainer import FILE_VERBS, PapaTrainer
 from papa_lightning.configuration import configuring
@@ -57,7 +59,13 @@ class PapaCLI(LightningCLI):
         """Parse, and refuse what would end as an error from inside Lightning."""
         # Not Lightning's own method, which warns of a list of arguments: these are the ones of the process, with the
         # paths of configuration files.
-        self.config = parser.parse_args(args) if isinstance(args, list) else parser.parse_object(args)
+        if isinstance(args, list):
+            verb = self._subcommand_parsers.get(args[0] if args else "", parser)
+            allow_parts(verb)
+            with explained(verb, args):
+                self.config = parser.parse_args(args)
+        else:
+            self.config = parser.parse_object(args)
         _name_members(self.config)
         config = self.config[self.config.subcommand]
         seed, checkpoint = config.get("seed_everything"), config.get("ckpt_path")
@@ -65,6 +73,11 @@ class PapaCLI(LightningCLI):
             raise PapaError(f"seed_everything is {seed}, but must be at least 0 and below 2**32.")
         if checkpoint is not None:
             check_checkpoint(str(checkpoint))
+        elif config.get("data") is None and config.get("model.init_args.num_labels", 0) is None:
+            raise PapaError(
+                "data is missing, which decides the number of labels of the model: pass --data CLASS, or a file that "
+                "has model and data, such as --config sst2.yaml."
+            )
         self._asked = self._task_arguments()
 
     def before_instantiate_classes(self) -> None:

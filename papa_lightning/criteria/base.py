@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from papa_lightning.calibration import AttentionConstants
 from papa_lightning.encoders import Packing, attention_reaches, encoder_shape, find_encoder
-from papa_lightning.errors import PapaError
+from papa_lightning.errors import PapaError, did_you_mean
 from papa_lightning.ranking import UNITS, HeadRanking, merge_ties
 from papa_lightning.registry import Registry
 from papa_lightning.text import Table
@@ -187,7 +187,8 @@ gate, greedy, random, random:SEED, layer:bottom_up, layer:top_down.
     name, colon, detail = str(spec).partition(":")
     made = CRITERIA[name].from_detail(detail) if name in CRITERIA and bool(colon) == bool(detail) else None
     if made is None:
-        raise PapaError(f"criterion is {spec!r}: choose from {', '.join(criterion_texts())}.")
+        end = did_you_mean(spec, criterion_texts()) or "."
+        raise PapaError(f"criterion is {spec!r}: choose from {', '.join(criterion_texts())}{end}")
     return made
 
 

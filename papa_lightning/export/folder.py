@@ -20,7 +20,7 @@ from papa_lightning.export.graphs import check_wanted, export_onnx, first_positi
 from papa_lightning.export.load import load_exported_encoder
 from papa_lightning.files.checked import file_sum
 from papa_lightning.files.writing import check_exchange, check_output_folder, staged_folder
-from papa_lightning.runtime import __version__
+from papa_lightning.version import __version__
 
 
 def check_target(name: str, folder: str | Path, replace: bool) -> Path:

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from papa_lightning.checks import as_text, check_choice, maybe, whole
 from papa_lightning.datamodules.parts import Part, PartsDataModule, Rows
 from papa_lightning.datamodules.reading.files import content_hash
-from papa_lightning.errors import DataError
+from papa_lightning.errors import DataError, similar_file
 
 Unit = Literal["characters", "bytes"]
 """Unit of a token."""
@@ -38,7 +38,9 @@ def read_tokens(paths: Sequence[Path], unit: Unit, train_share: float) -> Tokens
     """Text files, one after the other, as numbers; one file of bytes is mapped into memory, never read as a whole."""
     for path in paths:
         if not path.is_file():
-            raise DataError(f"files has {str(path)!r}, but there is no such file: pass text files.")
+            raise DataError(
+                f"files has {str(path)!r}, but there is no such file: pass text files{similar_file(path) or '.'}"
+            )
         if path.stat().st_size == 0:
             raise DataError(f"files has {str(path)!r}, which is empty: pass text files.")
     if unit == "bytes":

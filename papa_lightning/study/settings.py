@@ -1,15 +1,15 @@
 """Settings of a study: encoders, tasks, criteria, shares, seeds, kinds of constants."""
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from papa_lightning.calibration import constants_kind
 from papa_lightning.checks import check_choice
 from papa_lightning.criteria import criterion_from
 from papa_lightning.encoders import Packing
-from papa_lightning.errors import PapaError
+from papa_lightning.errors import PapaError, did_you_mean
 from papa_lightning.study.training import ProbeSettings
 from papa_lightning.tasks.probes import Pooling
 
@@ -90,6 +90,8 @@ class StudySettings:
     def __post_init__(self) -> None:
         for name in ("encoders", "tasks"):
             check_names(name, getattr(self, name))
+        for name, kind in (("probe", ProbeSettings), ("features", FeatureSettings)):
+            object.__setattr__(self, name, _settings(name, kind, getattr(self, name)))
         for name in ("criteria", "shares", "seeds", "constants", "control_shares"):
             _check_list(name, getattr(self, name))
         for name in ("shares", "control_shares"):
@@ -127,8 +129,7 @@ class StudySettings:
 
 def settings_from(plain: Mapping[str, Any]) -> StudySettings:
     """The settings of plain values from :meth:`StudySettings.as_dict`."""
-    nested = {"probe": ProbeSettings(**plain["probe"]), "features": FeatureSettings(**plain["features"])}
-    return StudySettings(**{**plain, **nested})
+    return StudySettings(**plain)
 
 
 def check_names(argument: str, named: Mapping[str, Any]) -> None:
@@ -143,6 +144,20 @@ def check_names(argument: str, named: Mapping[str, Any]) -> None:
             )
 
 
+def _settings(argument: str, kind: type[Any], given: Any) -> Any:
+    """The settings of a part, which may be given as a map."""
+    if isinstance(given, kind):
+        return given
+    names = [one.name for one in fields(kind)]
+    if not isinstance(given, Mapping):
+        raise PapaError(f"{argument} is {given!r}, but must be a {kind.__name__} or a map with {', '.join(names)}.")
+    for name in given:
+        if name not in names:
+            end = did_you_mean(name, names) or f": choose from {', '.join(names)}."
+            raise PapaError(f"{argument} has no argument {name!r}{end}")
+    return kind(**given)
+
+
 def _check_list(argument: str, values: Sequence[Any]) -> None:
     if isinstance(values, str) or not isinstance(values, Sequence) or not values:
         raise PapaError(f"{argument} is {values!r}, but must be a list of at least one value.")
@@ -150,12 +165,16 @@ def _check_list(argument: str, values: Sequence[Any]) -> None:
         raise PapaError(f"{argument} is {list(values)}, which has a value twice: give each once.")
 
 
+def _meant(unknown: Collection[Any]) -> str:
+    return next((end for one in unknown if (end := did_you_mean(one, ("class_path", "init_args")))), ".")
+
+
 def _check_task(name: str, task: Mapping[str, Any]) -> None:
     unknown = set(task) - {"class_path", "init_args"} if isinstance(task, Mapping) else {repr(task)}
     if unknown or "class_path" not in task:
         raise PapaError(
             f"tasks has {name!r} with {', '.join(map(str, sorted(unknown))) or 'no class_path'}, but a task is a data "
-            "module: class_path, e.g. SST2DataModule, and init_args."
+            f"module: class_path, e.g. SST2DataModule, and init_args{_meant(unknown)}"
         )
     if "tokenizer" in (task.get("init_args") or {}):
         raise PapaError(f"tasks has {name!r} with a tokenizer, but every encoder brings its own: leave it out.")

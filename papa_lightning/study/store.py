@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from papa_lightning.checks import anything, listed, mapped, record, shown, text
 from papa_lightning.datamodules.reading.files import content_hash
 from papa_lightning.encoders import weights_fingerprint
-from papa_lightning.errors import PapaError, ResultFileError, StudyError
+from papa_lightning.errors import PapaError, ResultFileError, StudyError, similar_file
 from papa_lightning.files.checked import read_json, write_json
 from papa_lightning.files.locking import claimed
 from papa_lightning.files.writing import check_work_folder, remove_left, temporary_folder
@@ -115,6 +115,9 @@ class StudyFolder:
     def read(self) -> dict[str, Any]:
         """The content of ``study.json``."""
         path = self.path / "study.json"
+        if not self.path.is_dir():
+            meant = similar_file(self.path) or "."
+            raise StudyError(f"there is no study in {str(self.path)!r}, because there is no such folder{meant}")
         if not path.is_file():
             raise StudyError(
                 f"{str(self.path)!r} is not the folder of a study: it has no study.json. Pass an empty folder to start "

@@ -175,7 +175,7 @@ def build(base: type, argument: str, given: Mapping[str, Any]) -> Any:
         explained = explanation(error)
         if explained is not None:
             raise explained from error
-        raise PapaError(f"{argument} cannot be built from {dict(given)}: {account(str(error))}") from error
+        raise PapaError(account(str(error), argument)) from error
 
 
 def make_task(data: TaskDataModule, encoder: str, settings: StudySettings) -> EncoderTask:

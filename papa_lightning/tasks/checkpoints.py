@@ -12,7 +12,7 @@ import fsspec
 import torch
 
 from papa_lightning.either_lightning import TorchCheckpointIO
-from papa_lightning.errors import CheckpointError
+from papa_lightning.errors import CheckpointError, similar_file
 
 _OTHER = "pass another one, or start anew"
 #: Types of the entries of a checkpoint that Lightning and the tasks read.
@@ -80,7 +80,9 @@ def _open(path: str | Path) -> IO[bytes]:
     except Exception as error:  # every file system of fsspec has errors of its own
         absent = isinstance(error, FileNotFoundError) and error.__cause__ is None
         found = "but there is no such file" if absent else f"which cannot be read ({_reason(error.__cause__ or error)})"
-        raise CheckpointError(f"ckpt_path is {str(path)!r}, {found}: pass the path of a checkpoint.") from error
+        raise CheckpointError(
+            f"ckpt_path is {str(path)!r}, {found}: pass the path of a checkpoint{similar_file(path) or '.'}"
+        ) from error
 
 
 def _fetch(address: str) -> IO[bytes]:

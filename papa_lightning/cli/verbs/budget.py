@@ -22,7 +22,7 @@ def budget(*, output: str, **settings: Any) -> HeadBudget:
     from papa_lightning.study.budget.search import find_budget, format_budget
     from papa_lightning.study.budget.settings import BudgetSettings
 
-    with resumable(output):
+    with resumable():
         found = find_budget(BudgetSettings(**settings), output)
     tell(format_budget(found, output))
     return found

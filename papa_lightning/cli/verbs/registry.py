@@ -8,6 +8,8 @@ from docstring_parser import parse
 from jsonargparse import ArgumentParser
 
 from papa_lightning.cli.choices import ChoicesHelpFormatter
+from papa_lightning.cli.mistakes import explained
+from papa_lightning.cli.nested import allow_parts
 from papa_lightning.registry import Registry
 
 #: Functions by the name of their verb. Parameters before a ``*`` are words of the command line (text), those behind it
@@ -36,20 +38,22 @@ def parser_of(name: str) -> ArgumentParser:
     for action in parser._actions:
         if getattr(action, "_typehint", action.type) is bool:
             action.nargs, action.const = "?", True  # `--replace` alone is `--replace true`
+    allow_parts(parser)
     return parser
 
 
 def run_verb(name: str, words: Sequence[str]) -> object:
     """Run a verb with the rest of the command line."""
     parser = parser_of(name)
-    arguments = parser.instantiate(parser.parse_args(list(words)))
+    with explained(parser, words):
+        arguments = parser.instantiate(parser.parse_args(list(words)))
     return VERBS[name](**{key: value for key, value in vars(arguments).items() if key != "config"})
 
 
 @contextmanager
-def resumable(output: str) -> Iterator[None]:
+def resumable() -> Iterator[None]:
     """Say on Ctrl-C that the same command resumes."""
     try:
         yield
     except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt(f"the same command goes on from what is finished in {output!r}.") from stop
+        raise KeyboardInterrupt("the same command goes on.") from stop

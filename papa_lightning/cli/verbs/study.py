@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from papa_lightning.cli.verbs.registry import VERBS, resumable
+from papa_lightning.errors import PapaError
 from papa_lightning.text import tell
 
 if TYPE_CHECKING:
@@ -37,7 +38,13 @@ def study(
     from papa_lightning.study.executors import check_num_workers
 
     check_num_workers(num_workers, backend)
-    with resumable(output):
+    if not (kinds.variants or (settings["encoders"] and settings["tasks"])):
+        raise PapaError(
+            f"{'tasks' if settings['encoders'] else 'encoders'} is empty: pass a file that has encoders and tasks, "
+            "such as --config demo.yaml (`papa configs` lists those of the package), or --encoders.NAME FOLDER and "
+            "--tasks.NAME.class_path CLASS."
+        )
+    with resumable():
         if kinds.variants:
             seeds = settings["seeds"]
             return _study_kinds(kinds, seeds, output, num_workers, backend, dry_run)

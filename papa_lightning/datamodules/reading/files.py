@@ -10,7 +10,7 @@ from datasets import Dataset, Features, load_dataset
 from datasets.fingerprint import Hasher
 
 from papa_lightning.datamodules.reading.formats import READERS, open_bytes, suffix_of, unreadable
-from papa_lightning.errors import DataError
+from papa_lightning.errors import DataError, similar_file
 from papa_lightning.files.checked import add_file
 
 # Part of the identity of stored rows: raise it when a file is read in another way.
@@ -29,7 +29,8 @@ def find_split_files(folder: Path, splits: Iterable[str], suffixes: Sequence[str
     if not folder.is_dir():
         found = "is a file" if folder.exists() else "does not exist"
         raise DataError(
-            f"data_dir is {str(folder)!r}, which {found}: pass a folder that holds {file_names('train', suffixes)}."
+            f"data_dir is {str(folder)!r}, which {found}: pass a folder that holds {file_names('train', suffixes)}"
+            f"{similar_file(folder) or '.'}"
         )
     files: dict[str, Path] = {}
     for split in splits:

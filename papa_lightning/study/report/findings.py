@@ -5,10 +5,10 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from papa_lightning.runtime import __version__
 from papa_lightning.study.report.data import StudyData
 from papa_lightning.study.report.sections import SECTIONS, Block, Facts, Figures, Text
 from papa_lightning.text import Table
+from papa_lightning.version import __version__
 
 
 def number(value: float, digits: int = 3, *, signed: bool = False) -> str:

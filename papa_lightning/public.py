@@ -1,0 +1,92 @@
+"""The public names of the package, which ``papa_lightning`` itself offers."""
+
+from papa_lightning.calibration import (
+    AttentionAverages,
+    AttentionConstants,
+    CompactConstants,
+    calibrate,
+    calibrate_compact,
+)
+from papa_lightning.callbacks import (
+    AttentionImages,
+    ConstantAttention,
+    Distillation,
+    HeadGates,
+    LearnedConstants,
+    SwappedAttention,
+)
+from papa_lightning.datamodules import (
+    CoLADataModule,
+    DemoDataModule,
+    MNLIDataModule,
+    MRPCDataModule,
+    NERDataModule,
+    POSDataModule,
+    SST2DataModule,
+    TextClassificationDataModule,
+    TextPairClassificationDataModule,
+    TokenClassificationDataModule,
+)
+from papa_lightning.encoders import gate_logits, restore_attention, swap_attention
+from papa_lightning.errors import PapaError
+from papa_lightning.export import export_encoder, load_exported_encoder
+from papa_lightning.from_scratch import (
+    DigitsDataModule,
+    ImageClassificationTask,
+    LanguageModelingTask,
+    TextFileDataModule,
+    TransformerConfig,
+    TransformerModel,
+    resplit_heads,
+)
+from papa_lightning.lightning_project.optimizers import parameter_groups
+from papa_lightning.ranking import HeadRanking
+from papa_lightning.tasks import (
+    MaskedLanguageModelingTask,
+    SequenceClassificationTask,
+    TokenClassificationTask,
+)
+from papa_lightning.version import __version__
+
+__all__ = [
+    "AttentionAverages",
+    "AttentionConstants",
+    "AttentionImages",
+    "CoLADataModule",
+    "CompactConstants",
+    "ConstantAttention",
+    "DemoDataModule",
+    "DigitsDataModule",
+    "Distillation",
+    "HeadGates",
+    "HeadRanking",
+    "ImageClassificationTask",
+    "LanguageModelingTask",
+    "LearnedConstants",
+    "MNLIDataModule",
+    "MRPCDataModule",
+    "MaskedLanguageModelingTask",
+    "NERDataModule",
+    "POSDataModule",
+    "PapaError",
+    "SST2DataModule",
+    "SequenceClassificationTask",
+    "SwappedAttention",
+    "TextClassificationDataModule",
+    "TextFileDataModule",
+    "TextPairClassificationDataModule",
+    "TokenClassificationDataModule",
+    "TokenClassificationTask",
+    "TransformerConfig",
+    "TransformerModel",
+    "__version__",
+    "calibrate",
+    "calibrate_compact",
+    "export_encoder",
+    "gate_logits",
+    "load_exported_encoder",
+    "parameter_groups",
+    "resplit_heads",
+    "restore_attention",
+    "swap_attention",
+]
