@@ -22,8 +22,9 @@ _REASONS = re.compile(
 _OPTION = re.compile(r"Problem with given class_path '([^']*)':\s+Option '([^']*)' is not accepted")
 _UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (.*)")
 _PROBLEM = re.compile(r"Problem with given class_path '([^']*)':\s+(?!\s|Parser key)(.*)")
-_OTHER_CLASS = re.compile(r"Import path (\S+) does not correspond to a subclass of (\S+)")
+_OTHER_CLASS = re.compile(r"Import path does not correspond to a subclass of (\S+)")
 _BASES = re.compile(r"Subtypes: \[.*?((?:\w+\.)+\w+)[\]'>]")
+_PATH = re.compile(r"'class_path': '([^']*)'")
 _VALUE = re.compile(r"(?:Given value|Got value): (.*)")
 _CLASS = re.compile(r"Problem with given class_path '([^']*)'")
 _KEY = re.compile(r'Parser key "([^"]+)"')
@@ -98,10 +99,9 @@ def _class_fault(found: str, key: str) -> Fault | None:
         name = unknown.group(1)
         line = f"{key} is {name}, but must be the name or the import path of a class"
         return Fault(f"{line}{_offered(name, _subclasses(base))}", key, name)
-    if other := _OTHER_CLASS.search(found):
-        return Fault(
-            f"{key} is {other[1]}, which is no {other[2]}{_offered(other[1], _subclasses(base))}", key, other[1]
-        )
+    if (other := _OTHER_CLASS.search(found)) and (value := _VALUE.search(found)):
+        name = (_PATH.search(value[1]) or value)[1]
+        return Fault(f"{key} is {name}, which is no {other[1]}{_offered(name, _subclasses(base))}", key, name)
     if problem := _PROBLEM.search(found):
         name, why = problem.groups()
         line = f"{key} is {name}, which cannot be used: {why.strip().rstrip('.')}"
@@ -149,7 +149,7 @@ def _arguments(path: str) -> list[str]:
 
 def _subclasses(base: type | None) -> list[str]:
     """Names of the classes of this package that a base class stands for."""
-    found = [] if base is None else [base]
+    found: list[type] = [] if base is None else [base]
     for one in found:  # grows while it is gone over
         found += [sub for sub in one.__subclasses__() if sub not in found]
     public = sys.modules.get("papa_lightning.public")

@@ -26,7 +26,9 @@ _HOMES = {
     "CSVLogger": "loggers",
     "Logger": "loggers",
     "MisconfigurationException": "utilities.exceptions",
+    "ModelSummary": "callbacks",
     "OptimizerLRScheduler": "utilities.types",
+    "ProgressBar": "callbacks",
     "SIGTERMException": "utilities.exceptions",
     "TensorBoardLogger": "loggers",
     "TorchCheckpointIO": "plugins.io",
@@ -52,7 +54,7 @@ if TYPE_CHECKING:
     import lightning.pytorch as L
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch import Callback, LightningDataModule, LightningModule
-    from lightning.pytorch.callbacks import BasePredictionWriter
+    from lightning.pytorch.callbacks import BasePredictionWriter, ModelSummary, ProgressBar
     from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
     from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
     from lightning.pytorch.plugins.io import TorchCheckpointIO
@@ -74,7 +76,9 @@ __all__ = [
     "LightningModule",
     "Logger",
     "MisconfigurationException",
+    "ModelSummary",
     "OptimizerLRScheduler",
+    "ProgressBar",
     "SIGTERMException",
     "SaveConfigCallback",
     "TensorBoardLogger",

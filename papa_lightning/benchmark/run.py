@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache
 
 import torch
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from papa_lightning.benchmark.backends import BACKENDS, REFERENCE, Way, Work, check_backend, compiling, use_backend
@@ -18,6 +17,7 @@ from papa_lightning.benchmark.study_times import time_study
 from papa_lightning.benchmark.timing import Spread, interleaved_times, synchronizer
 from papa_lightning.calibration import AttentionConstants, without_path
 from papa_lightning.encoders import encoder_shape
+from papa_lightning.progress import Progress
 from papa_lightning.runtime import find_device, held_bytes, machine_facts, peak_bytes, threads_of_torch
 
 
@@ -77,7 +77,7 @@ def run_benchmark(
         return BenchmarkResult(rows, settings.as_dict() | {"encoder": encoder}, about, study)
 
     with threads_of_torch(settings.threads), torch.random.fork_rng():
-        for name, own, size in tqdm(work, "Benchmark", unit="size", disable=not progress, dynamic_ncols=True):
+        for name, own, size in Progress(work, "Benchmark", unit="size", disable=not progress, dynamic_ncols=True):
             rows += [replace(row, section=name) for row in _measure(own, size, device)]
             if keep is not None:
                 keep(finished())

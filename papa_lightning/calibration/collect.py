@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from papa_lightning.attention import RowMixing
@@ -27,6 +26,7 @@ from papa_lightning.encoders import (
     weights_fingerprint,
 )
 from papa_lightning.errors import CalibrationError
+from papa_lightning.progress import Progress
 
 
 def calibrate(
@@ -197,5 +197,5 @@ def progress_bar(batches: Iterable[Any], shown: bool) -> Iterable[Any]:
             f"batches is a {type(batches).__name__}, but must be an iterable of mappings with input_ids and "
             "attention_mask: a list of them, or a DataLoader."
         )
-    bar: Iterable[Any] = tqdm(batches, "Calibrating", unit="batch", disable=not shown, dynamic_ncols=True)
+    bar: Iterable[Any] = Progress(batches, "Calibrating", unit="batch", disable=not shown, dynamic_ncols=True)
     return bar

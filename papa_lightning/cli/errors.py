@@ -28,7 +28,9 @@ from papa_lightning.text import printable
 MENDABLE, FAULT, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 
 _HERE = Path(__file__).parents[1]
-_LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+#: Where the code of this package and that of libraries is.
+PACKAGE = f"{_HERE}{os.sep}"
+LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 #: Errors that the machine or a file causes in correct code.
 _OUTER = (OSError, MemoryError, RecursionError, UnicodeError)
 #: Names of classes of torch and Lightning, which are not imported for an error in the words of a command.
@@ -76,7 +78,7 @@ class Origin:
         for file, line, _ in reversed(self.frames):
             if _HERE in Path(file).parents:
                 return None
-            if not file.startswith(("<", *_LIBRARIES)):
+            if not file.startswith(("<", *LIBRARIES)):
                 return f"{os.path.relpath(file)}:{line}"
         return None
 
@@ -209,7 +211,8 @@ def _sent(text: str) -> tuple[list[tuple[str, int, str]], str, str]:
 
 def _is_outer(kind: str) -> bool:
     """Whether the machine causes errors of a class, given by its name."""
-    return kind in {one.__name__ for one in (*_OUTER, *OSError.__subclasses__())} | {_OUT_OF_MEMORY}
+    outer: list[type[Exception]] = [*_OUTER, *OSError.__subclasses__()]
+    return kind in {one.__name__ for one in outer} | {_OUT_OF_MEMORY}
 
 
 def _one_line(text: str) -> str:

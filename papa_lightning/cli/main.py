@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from textwrap import fill
 from typing import TYPE_CHECKING
 
 from papa_lightning.cli.configurations import locate_configs
 from papa_lightning.cli.errors import closing
 from papa_lightning.cli.mistakes import placed
+from papa_lightning.cli.quiet import quiet
 from papa_lightning.cli.trainer_summaries import trainer_summaries
 from papa_lightning.cli.verbs.registry import VERBS, run_verb, summary
 from papa_lightning.errors import PapaError, did_you_mean
@@ -39,7 +41,7 @@ def main(args: ArgsType = None) -> object:
     in :mod:`papa_lightning.cli.errors`.
     """
     words = sys.argv[1:] if args is None else args
-    with closing(words):
+    with closing(words), quiet() if args is None else nullcontext():
         try:
             done = _run(words) if isinstance(words, list) else _run_trainer(words)
         finally:

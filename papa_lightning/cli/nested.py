@@ -18,7 +18,7 @@ from jsonargparse._typehints import ActionTypeHint
 from papa_lightning.errors import PapaError, did_you_mean
 
 
-class _PartAction(ActionTypeHint):  # type: ignore[misc]
+class _PartAction(ActionTypeHint):
     """The action of an argument, which also takes options for parts of its value."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

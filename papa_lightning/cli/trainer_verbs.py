@@ -2,6 +2,8 @@
 
 import inspect
 import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from papa_lightning.cli.choices import ChoicesHelpFormatter
 from papa_lightning.cli.loggers import SaveRunConfig, default_loggers
 from papa_lightning.cli.mistakes import explained
 from papa_lightning.cli.nested import allow_parts
+from papa_lightning.cli.progress import ProgressLines, ShortSummary
 from papa_lightning.cli.summary import Stopwatch, fit_summary, score_summary
 from papa_lightning.cli.trainer import FILE_VERBS, PapaTrainer
 from papa_lightning.configuration import configuring
@@ -24,6 +27,8 @@ from papa_lightning.either_lightning import (
     L,
     LightningArgumentParser,
     LightningCLI,
+    ModelSummary,
+    ProgressBar,
     TorchCheckpointIO,
     rank_zero_only,
     rank_zero_warn,
@@ -122,15 +127,17 @@ class PapaCLI(LightningCLI):
         settings = self._get(self.config_init, "trainer")
         if settings["logger"] in (None, True) and not settings["barebones"]:
             kwargs["logger"] = default_loggers(settings["default_root_dir"] or os.getcwd())
+        configured = settings["callbacks"] or []
+        kept = list(configured) if isinstance(configured, list) else [configured]
         if self.subcommand in FILE_VERBS:
             kwargs |= {"logger": False, "enable_checkpointing": False, "num_sanity_val_steps": 0}
             kwargs |= {"limit_val_batches": 0, "min_epochs": None, "min_steps": None}
             if self.subcommand == "calibrate":  # takes no step
                 kwargs |= {"max_epochs": 1, "max_steps": -1, "max_time": None}
-            configured = settings["callbacks"] or []
-            kept = configured if isinstance(configured, list) else [configured]
-            kwargs["callbacks"] = [callback for callback in kept if isinstance(callback, CalibratingCallback)]
+            kept = [callback for callback in kept if isinstance(callback, CalibratingCallback)]
+            kwargs["enable_model_summary"] = False
             self.save_config_callback = None
+        kwargs["callbacks"] = [*kept, *_shown({**settings, **kwargs}, kept)]
         trainer = super().instantiate_trainer(**kwargs)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # otherwise a choice of the user
             trainer.strategy.checkpoint_io = WeightsOnlyIO()
@@ -182,6 +189,17 @@ def check_checkpoint(path: str) -> None:
         )
     if not (path in ("last", "hpc") or path.startswith("registry") or is_address(path)):
         read_checkpoint(path)
+
+
+def _shown(settings: Mapping[str, Any], configured: Sequence[L.Callback]) -> Iterator[L.Callback]:
+    """What shows model and progress, where neither settings nor configured callbacks decide it."""
+    if settings["barebones"]:
+        return
+    if settings["enable_model_summary"] is not False and not any(isinstance(one, ModelSummary) for one in configured):
+        yield ShortSummary()
+    has_bar = any(isinstance(one, ProgressBar) for one in configured)
+    if settings["enable_progress_bar"] is None and not has_bar and not sys.stderr.isatty():
+        yield ProgressLines()
 
 
 def _default(task: type, name: str) -> object:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from papa_lightning.attention.functional import apply_attention, constant_attention
 from papa_lightning.calibration import eval_mode
@@ -17,6 +16,7 @@ from papa_lightning.checks import whole
 from papa_lightning.criteria.base import CRITERIA, HeadCriterion, RankingInputs, on_device, per_layer, precision
 from papa_lightning.encoders import find_encoder, replace_mixing
 from papa_lightning.errors import PapaError
+from papa_lightning.progress import Progress
 from papa_lightning.ranking import merge_ties
 
 Head = tuple[int, int]
@@ -130,7 +130,7 @@ def _search(
     chosen: list[Head] = []
     left = list(heads)
     # disable=None shows the bar on a terminal only.
-    with tqdm(total=measurements(len(left), rounds), desc="Greedy search", disable=None, dynamic_ncols=True) as bar:
+    with Progress(total=measurements(len(left), rounds), desc="Greedy search", dynamic_ncols=True) as bar:
         for number, step in enumerate(steps(len(heads), rounds)):
             found = []
             for head in left:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from tqdm.auto import tqdm
 
 from papa_lightning.calibration import AttentionConstants, describe_filling
 from papa_lightning.criteria import criterion_from
 from papa_lightning.errors import StudyError
+from papa_lightning.progress import Progress
 from papa_lightning.runtime import find_device, machine_facts
 from papa_lightning.study.artifacts import (
     average_key,
@@ -147,7 +147,7 @@ class Study:
             self.folder.write(self.settings.as_dict(), self._about(plans), files)
             try:
                 # The bar counts sequences that pass through an encoder, which take most of the time.
-                with tqdm(
+                with Progress(
                     total=sum(plan.passes * plan.examples for plan in plans),
                     desc="Study",
                     bar_format="{l_bar}{bar}| {elapsed}, {remaining} to go {postfix}",
@@ -164,7 +164,7 @@ class Study:
                 tell(time_table(seconds, wall, num_workers))
             return self.table(plans)
 
-    def _work(self, plans: Sequence[PairPlan], do: Callable[..., Any], bar: tqdm[Any]) -> list[str]:
+    def _work(self, plans: Sequence[PairPlan], do: Callable[..., Any], bar: Progress) -> list[str]:
         """Make constants and rankings, and train the probes; texts of zero mass warnings, of which some may be ""."""
         given = self._json, str(self.folder.path)
         plan_of = {(plan.encoder, plan.task): plan for plan in plans}

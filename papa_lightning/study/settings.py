@@ -90,8 +90,8 @@ class StudySettings:
     def __post_init__(self) -> None:
         for name in ("encoders", "tasks"):
             check_names(name, getattr(self, name))
-        for name, kind in (("probe", ProbeSettings), ("features", FeatureSettings)):
-            object.__setattr__(self, name, _settings(name, kind, getattr(self, name)))
+        for name, made in (("probe", ProbeSettings), ("features", FeatureSettings)):
+            object.__setattr__(self, name, _settings(name, made, getattr(self, name)))
         for name in ("criteria", "shares", "seeds", "constants", "control_shares"):
             _check_list(name, getattr(self, name))
         for name in ("shares", "control_shares"):

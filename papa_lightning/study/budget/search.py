@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from papa_lightning.calibration import describe_filling, without_path
 from papa_lightning.criteria import GreedySearch, RankingInputs, rank_heads
 from papa_lightning.files.locking import claimed
 from papa_lightning.files.records import without_nan
 from papa_lightning.files.writing import check_work_folder, write_atomically
+from papa_lightning.progress import Progress
 from papa_lightning.ranking import HeadRanking
 from papa_lightning.runtime import find_device, machine_facts
 from papa_lightning.study.artifacts import average_of, constants_of, probe_loss, ranking_of, warn_of_zero_mass
@@ -99,7 +99,7 @@ def _plan(settings: BudgetSettings, output: Path, folder: StudyFolder, progress:
 
 
 def _search(points: Points, total: int, limit: float, progress: bool) -> int:
-    with tqdm(total=1 + total.bit_length(), desc="Budget", disable=not progress, dynamic_ncols=True) as bar:
+    with Progress(total=1 + total.bit_length(), desc="Budget", disable=not progress, dynamic_ncols=True) as bar:
         for held_out in (False, True):  # refuses a score of 0 before the search
             points.drop(0, held_out)
         bar.update()

@@ -11,7 +11,6 @@ from pydoc import locate
 from typing import Any
 
 import pandas as pd
-from tqdm.auto import tqdm
 
 from papa_lightning import datamodules, from_scratch, tasks  # noqa: F401 (settings name their classes)
 from papa_lightning.calibration import AttentionConstants
@@ -25,6 +24,7 @@ from papa_lightning.errors import PapaError
 from papa_lightning.files.writing import write_atomically
 from papa_lightning.from_scratch import FromScratchTask
 from papa_lightning.lightning_project.filling import constants_in_use
+from papa_lightning.progress import Progress
 from papa_lightning.runtime import computing_versions, find_device, release_memory, versions
 from papa_lightning.study.comparison.report import write_kinds_report
 from papa_lightning.study.comparison.results import KindResult, kinds_table
@@ -86,7 +86,7 @@ class KindsStudy:
             self.folder.clear(keep_features=False)
             self.folder.write({"kinds": plain, "seeds": self.seeds}, {"versions": versions()}, files)
             missing = [(*cell, hashes[cell]) for cell in self._missing(hashes)]
-            with tqdm(total=len(missing), desc="Training", unit="model", disable=not progress) as bar:
+            with Progress(total=len(missing), desc="Training", unit="model", disable=not progress) as bar:
 
                 def trained(cell: object, seconds: float) -> None:
                     bar.update()
