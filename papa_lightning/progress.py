@@ -24,7 +24,7 @@ class Progress(tqdm):  # type: ignore[type-arg]
         self.by_lines = not (_IN_NOTEBOOK or sys.stderr.isatty())
         if self.by_lines:
             options |= {"mininterval": INTERVAL, "maxinterval": INTERVAL, "delay": INTERVAL, "leave": False}
-            options |= {"bar_format": "{desc}: {percentage:.0f} % after {elapsed}, {remaining} to go {postfix}"}
+            options |= {"bar_format": "{desc}: {percentage:.0f} % after {elapsed}, {remaining} to go{postfix}"}
         super().__init__(*args, **options)
 
     def display(self, *args: Any, **options: Any) -> bool | None:

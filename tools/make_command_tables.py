@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from unittest import mock
 
 from papa_lightning.cli.choices import with_choices
-from papa_lightning.cli.trainer_verbs import PapaCLI, run_trainer
+from papa_lightning.cli.trainer_verbs import trainer_parsers
 from papa_lightning.cli.verbs.registry import VERBS, parser_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "command_line.md"
@@ -30,25 +29,6 @@ def command_tables() -> str:
     """A heading, a sentence and a table for each command, as Markdown."""
     parsers = {**trainer_parsers(), **{verb: parser_of(verb) for verb in VERBS}}
     return "\n\n".join(_section(verb, parser) for verb, parser in parsers.items())
-
-
-def trainer_parsers() -> Mapping[str, argparse.ArgumentParser]:
-    """The parsers of the verbs of the Trainer."""
-    found: dict[str, argparse.ArgumentParser] = {}
-
-    class Made(Exception):  # noqa: N818
-        """Stops the command line before it parses."""
-
-    def parse_arguments(self: PapaCLI, *_: object) -> None:
-        found.update(self._subcommand_parsers)
-        raise Made
-
-    with mock.patch.object(PapaCLI, "parse_arguments", parse_arguments):
-        try:
-            run_trainer([])
-        except Made:
-            return found
-    raise AssertionError("the parsers were not made")
 
 
 def _section(verb: str, parser: argparse.ArgumentParser) -> str:

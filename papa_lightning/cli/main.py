@@ -53,7 +53,7 @@ def main(args: ArgsType = None) -> object:
 
 
 def _run(words: list[str]) -> object:
-    verbs = list(dict(_summaries()))
+    verbs = list(dict(summaries()))
     if words[:1] in (["-h"], ["--help"], ["--version"]):
         return help_parser().parse_args(words[:1])
     if not words or not (words[0].startswith("-") or words[0] in verbs):
@@ -74,7 +74,7 @@ def _run_trainer(args: ArgsType) -> object:
 def help_parser() -> argparse.ArgumentParser:
     """The parser of ``papa --help``, which lists the verbs."""
     rows = [
-        fill(f"{name:<12}{text}", 79, initial_indent=" " * 4, subsequent_indent=" " * 16) for name, text in _summaries()
+        fill(f"{name:<12}{text}", 79, initial_indent=" " * 4, subsequent_indent=" " * 16) for name, text in summaries()
     ]
     parser = argparse.ArgumentParser(
         prog="papa",
@@ -87,7 +87,7 @@ def help_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _summaries() -> Iterator[tuple[str, str]]:
+def summaries() -> Iterator[tuple[str, str]]:
     """Verbs and the first lines of their help, in their order."""
     found = {**trainer_summaries(), **dict.fromkeys(VERBS, "")}
     for name in sorted(found, key=lambda one: _ORDER.index(one) if one in _ORDER else len(_ORDER)):

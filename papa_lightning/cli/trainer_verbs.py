@@ -3,7 +3,9 @@
 import inspect
 import os
 import sys
+from argparse import ArgumentParser
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -175,6 +177,26 @@ def run_trainer(args: ArgsType) -> PapaCLI:
         save_config_kwargs={"save_to_log_dir": False},
         args=args,
     )
+
+
+def trainer_parsers() -> Mapping[str, ArgumentParser]:
+    """The parsers of the verbs, for tables and completion."""
+    found: dict[str, ArgumentParser] = {}
+
+    class Unparsed(PapaCLI):
+        """Stops before it parses."""
+
+        def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+            found.update(self._subcommand_parsers)
+            raise _Made
+
+    with suppress(_Made):
+        Unparsed(trainer_class=PapaTrainer, seed_everything_default=0)
+    return found
+
+
+class _Made(Exception):  # noqa: N818
+    """The parsers are made."""
 
 
 def check_checkpoint(path: str) -> None:
