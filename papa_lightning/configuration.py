@@ -22,8 +22,9 @@ _REASONS = re.compile(
 _OPTION = re.compile(r"Problem with given class_path '([^']*)':\s+Option '([^']*)' is not accepted")
 _UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (.*)")
 _PROBLEM = re.compile(r"Problem with given class_path '([^']*)':\s+(?!\s|Parser key)(.*)")
-_OTHER_CLASS = re.compile(r"Import path does not correspond to a subclass of (\S+)")
+_OTHER_CLASS = re.compile(r"Import path (?:\S+ )?does not correspond to a subclass of (\S+)")
 _BASES = re.compile(r"Subtypes: \[.*?((?:\w+\.)+\w+)[\]'>]")
+_IMPORTED = re.compile(r"Import path (\S+)")
 _PATH = re.compile(r"'class_path': '([^']*)'")
 _VALUE = re.compile(r"(?:Given value|Got value): (.*)")
 _CLASS = re.compile(r"Problem with given class_path '([^']*)'")
@@ -99,8 +100,8 @@ def _class_fault(found: str, key: str) -> Fault | None:
         name = unknown.group(1)
         line = f"{key} is {name}, but must be the name or the import path of a class"
         return Fault(f"{line}{_offered(name, _subclasses(base))}", key, name)
-    if (other := _OTHER_CLASS.search(found)) and (value := _VALUE.search(found)):
-        name = (_PATH.search(value[1]) or value)[1]
+    if other := _OTHER_CLASS.search(found):
+        name = next(one[1] for pattern in (_PATH, _VALUE, _IMPORTED) if (one := pattern.search(found)))
         return Fault(f"{key} is {name}, which is no {other[1]}{_offered(name, _subclasses(base))}", key, name)
     if problem := _PROBLEM.search(found):
         name, why = problem.groups()
@@ -119,7 +120,7 @@ def _type_fault(found: str, keys: list[str], value: re.Match[str] | None) -> Fau
     types = dict.fromkeys("null" if one == "NoneType" else one or choices for one, choices in _EXPECTED.findall(nested))
     if not types:
         return None
-    if any(one in _LISTS for one in types) and given[:1] not in ("[", "{", "("):
+    if {*types} - {"null"} <= {*_LISTS} and given[:1] not in ("[", "{", "("):
         return Fault(f"{key} is {given}, but must be a list: [{given}]", key, given)
     choices = re.findall(r"'([^']*)'", " ".join(types))
     return Fault(f"{key} is {given}, but must be {' or '.join(types)}{did_you_mean(given, choices)}", key, given)
@@ -151,7 +152,8 @@ def _subclasses(base: type | None) -> list[str]:
     """Names of the classes of this package that a base class stands for."""
     found: list[type] = [] if base is None else [base]
     for one in found:  # grows while it is gone over
-        found += [sub for sub in one.__subclasses__() if sub not in found]
+        below: list[type] = one.__subclasses__()
+        found += [sub for sub in below if sub not in found]
     public = sys.modules.get("papa_lightning.public")
     names = getattr(public, "__all__", ())
     return sorted({one.__name__ for one in found if one.__name__ in names})

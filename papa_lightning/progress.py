@@ -10,7 +10,7 @@ INTERVAL = 60.0
 _IN_NOTEBOOK = any(one.__name__ == "tqdm_notebook" for one in tqdm.__mro__)
 
 
-class Progress(tqdm):  # type: ignore[type-arg]
+class Progress(tqdm):  # type: ignore[misc]
     """tqdm's progress bar; where stderr is no terminal, such as in a batch job, a line a minute instead.
 
     Takes the arguments of tqdm.

@@ -67,16 +67,15 @@ def place_of(key: str, value: str, words: Sequence[str]) -> str | None:
         words: The words of the command, after :func:`locate_configs`.
     """
     files = [name for _, _, name in _named(words) if Path(name).is_file()]
-    texts = {name: yaml.compose(Path(name).read_text(encoding="utf-8"), Loader=yaml.SafeLoader) for name in files}
-    known = [
+    keys = [
         (one, f"{name}, line {at.start_mark.line + 1}", text)
-        for name, node in texts.items()
-        for one, at, text in _keys(node)
+        for name in files[::-1]  # the last file decides
+        for one, at, text in _keys(yaml.compose(Path(name).read_text(encoding="utf-8"), Loader=yaml.SafeLoader))
     ]
-    whole = [(place, text) for one, place, text in known if one == key]
-    alike = [(place, text) for one, place, text in known if one.endswith(f".{key}")]
-    found = whole or (alike if len(alike) == 1 else [])
-    return next((place for place, text in found if value and text == value), found[-1][0] if found else None)
+    alike = [one for one in keys if one[0].endswith(f".{key}")]
+    found = [one for one in keys if one[0] == key] or (alike if len(alike) == 1 else [])
+    found.sort(key=lambda one: one[2] != value)
+    return found[0][1] if found else None
 
 
 def _keys(node: yaml.Node | None, above: str = "") -> Iterator[tuple[str, yaml.Node, str]]:

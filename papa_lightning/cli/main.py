@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from papa_lightning.cli.configurations import locate_configs
 from papa_lightning.cli.errors import closing
 from papa_lightning.cli.mistakes import placed
-from papa_lightning.cli.quiet import quiet
-from papa_lightning.cli.trainer_summaries import trainer_summaries
+from papa_lightning.cli.noise import quiet
+from papa_lightning.cli.trainer_help import trainer_summaries
 from papa_lightning.cli.verbs.registry import VERBS, run_verb, summary
 from papa_lightning.errors import PapaError, did_you_mean
 from papa_lightning.version import __version__

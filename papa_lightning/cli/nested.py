@@ -23,17 +23,17 @@ class _PartAction(ActionTypeHint):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not args:
-            return super().__call__(**kwargs)
+            return super().__call__(**kwargs)  # type: ignore[no-untyped-call]
         parser, config, value, option = args
         names, whole = _names_below(self, option), deepcopy(_plain(config.get(self.dest)))
         # A map goes the same way without names: jsonargparse would look for init_args as an attribute of it.
-        ours = self.is_mapping_typehint(self._typehint) or (
-            bool(names) and isinstance(whole, list) and _is_item(names[0], whole)
-        )
+        is_map = self.is_mapping_typehint(self._typehint)  # type: ignore[no-untyped-call]
+        ours = is_map or (bool(names) and isinstance(whole, list) and _is_item(names[0], whole))
         if not ours or not isinstance(value, str) or option.endswith("+"):
-            return super().__call__(parser, config, value, option)
+            return super().__call__(parser, config, value, option)  # type: ignore[no-untyped-call]
         changed = _changed(whole, names, get_loader("yaml")(value), option) if names else value
-        config.update(self._check_type_(changed, cfg=config, mode=parser.parser_mode), self.dest)
+        checked = self._check_type_(changed, cfg=config, mode=parser.parser_mode)  # type: ignore[no-untyped-call]
+        config.update(checked, self.dest)
         return None
 
 

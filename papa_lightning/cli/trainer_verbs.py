@@ -13,7 +13,7 @@ from typing import Any
 from jsonargparse import Namespace
 
 # Imported for their names: a configuration may name the classes of imported modules without their path.
-from papa_lightning import callbacks, datamodules, from_scratch, tasks  # noqa: F401
+from papa_lightning import callbacks, datamodules, from_scratch, public, tasks  # noqa: F401
 from papa_lightning.callbacks import CalibratingCallback
 from papa_lightning.cli.choices import ChoicesHelpFormatter
 from papa_lightning.cli.loggers import SaveRunConfig, default_loggers
@@ -85,14 +85,20 @@ class PapaCLI(LightningCLI):
                 "data is missing, which decides the number of labels of the model: pass --data CLASS, or a file that "
                 "has model and data, such as --config sst2.yaml."
             )
-        self._asked = self._task_arguments()
+        self._asked, self._options = self._task_arguments(), _options(args)
 
     def before_instantiate_classes(self) -> None:
-        """Warn of arguments of the task that a checkpoint has overridden, which Lightning does silently."""
-        used = self._task_arguments()
+        """Let options win over a checkpoint, but in fit, and say what else it overrode; Lightning does so silently."""
+        used, overridden = self._task_arguments(), []
         for name, given in self._asked.items():
-            if name in used and name not in _FROM_DATA and _plain(used[name]) != _plain(given):
-                rank_zero_warn(f"model.{name} is {used[name]!r}, from ckpt_path, and not {given!r} as configured.")
+            if name not in used or name in _FROM_DATA or _plain(used[name]) == _plain(given):
+                continue
+            if self.config.subcommand != "fit" and f"model.{name}" in self._options:
+                self.config[self.config.subcommand][f"model.init_args.{name}"] = given
+            else:
+                overridden.append(f"model.{name} is {used[name]!r}, from ckpt_path, and not {given!r} as configured")
+        if overridden:
+            rank_zero_warn(f"{'; '.join(overridden)}.")
 
     def _task_arguments(self) -> dict[str, object]:
         return dict((self.config[self.config.subcommand].get("model.init_args") or {}).items())
@@ -211,6 +217,12 @@ def check_checkpoint(path: str) -> None:
         )
     if not (path in ("last", "hpc") or path.startswith("registry") or is_address(path)):
         read_checkpoint(path)
+
+
+def _options(args: ArgsType) -> set[str]:
+    """The arguments that words of the command line set, not files; without ``init_args``."""
+    words = [str(word) for word in args] if isinstance(args, list) else []
+    return {word.partition("=")[0][2:].replace(".init_args", "") for word in words if word.startswith("--")}
 
 
 def _shown(settings: Mapping[str, Any], configured: Sequence[L.Callback]) -> Iterator[L.Callback]:

@@ -30,16 +30,35 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "no command is given: choose from fit, "),
+        ([], "no command is given. Choose from study, report, budget, fit, "),
         (
             ["frob"],
-            "there is no command 'frob': choose from fit, validate, test, predict, calibrate, rank, benchmark",
+            "there is no command 'frob'. Choose from study, report, budget, fit, validate, test, predict, ",
         ),
         (["fit", "--config", "nowhere.yaml"], "config is 'nowhere.yaml', which is neither a file nor a configuration"),
         (["study", "--config", "dem.yaml"], "Similar: demo.yaml, study/demo.yaml."),
         (["study", "--nonsense", "1"], "unrecognized arguments: --nonsense 1"),
         (["budget"], "the following arguments are required: output, encoder, task, within"),
-        (["report", "nowhere"], "'nowhere' is not the folder of a study"),
+        (["report", "nowhere"], "there is no study in 'nowhere'"),
+        (["stduy"], "there is no command 'stduy'. Did you mean 'study'?"),
+        (["study", "--sheeds", "[0]"], "unrecognized arguments: --sheeds [0]. Did you mean '--seeds'?"),
+        (["study", "demo.yaml"], "unrecognized arguments: demo.yaml: a file of arguments stands behind --config"),
+        (
+            ["study", "--config", "demo.yaml", "--output", "o", "--seeds", "0,1"],
+            "seeds is 0,1, but must be a list: [0,1]",
+        ),
+        (
+            ["study", "--output", "o"],
+            "encoders is empty: pass a file that has encoders and tasks, such as --config dem",
+        ),
+        (["study"], "required: output: pass them, or a file that has them: --config FILE"),
+        (["report"], "the following arguments are required: folder: `papa report FOLDER`"),
+        (["fit"], "model is missing: pass a file that has model and data, such as --config sst2.yaml"),
+        (
+            ["fit", "--model", "SequenceClassificationTask", "--model.encoder", "x"],
+            "data is missing, which decides the",
+        ),
+        (["fit", "--config", "."], "config is '.', a folder"),
     ],
 )
 def test_words_that_no_parser_knows(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,7 +70,10 @@ def test_words_that_no_parser_knows(words: list[str], message: str, capsys: pyte
     [
         (["--trainer.max_epochs", "abc"], "trainer.max_epochs is abc, but must be int or null"),
         (["--trainer.nonsense", "1"], "unrecognized arguments: --trainer.nonsense 1"),
-        (["--model.nonsense", "1"], "SequenceClassificationTask: Option 'nonsense' is not accepted"),
+        (["--model.nonsense", "1"], "model.nonsense is no argument of SequenceClassificationTask: choose from "),
+        (["--model.learning_rat", "1"], "is no argument of SequenceClassificationTask. Did you mean 'learning_rate'?"),
+        (["--model", "torch.nn.Linear"], "model is torch.nn.Linear, which is no LightningModule: choose from Image"),
+        (["--data", "DemoDataModul"], "import path of a class. Did you mean 'DemoDataModule'?"),
         (["--model.learning_rate", "fast"], "model.learning_rate is fast, but must be float"),
         (["--trainer.callbacks.heads", "some"], "trainer.callbacks.heads is some, but must be 'all' or int or"),
         (["--data", "Nonsense"], "data is Nonsense, but must be the name or the import path of a class"),

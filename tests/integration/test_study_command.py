@@ -381,7 +381,7 @@ def test_ctrl_c_ends_with_one_line(
             run(config)
     assert stopped.value.code == 130
     line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert line.endswith("papa: Interrupted: the same command goes on from what is finished in 'out'.")
+    assert line.endswith("papa: Interrupted: the same command goes on.")
     assert len(run(config)[lambda table: table.is_score]) == 6
 
 

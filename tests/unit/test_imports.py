@@ -7,7 +7,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[2] / "papa_lightning"
 #: The rooms and modules of the package, from the ground up. A room imports from the lines above its own only.
 ORDER = (
-    {"text"},
+    {"text", "progress", "version"},
     {"errors"},
     {"checks", "registry", "runtime", "tag_schemes", "either_lightning"},
     {"files", "configuration"},
@@ -24,6 +24,7 @@ ORDER = (
     {"criteria"},
     {"study", "export"},
     {"benchmark"},
+    {"public"},
     {"cli"},
     {"__init__", "__main__"},
 )

@@ -33,7 +33,7 @@ def completion(shell: Literal["bash", "zsh"]) -> str:
     for name, text in summaries():
         verbs.add_parser(name, help=text)
         own = of_trainer[name] if name in of_trainer else parser_of(name)
-        verbs.choices[name] = _completed(own, shtab.FILE)  # type: ignore[index]
+        verbs.choices[name] = _completed(own, shtab.FILE)
     script: str = shtab.complete(parser, shell)
     print(script)
     return script

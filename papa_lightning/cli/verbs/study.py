@@ -30,7 +30,7 @@ def study(
         output: Folder of the study; an existing one is resumed.
         num_workers: Number of processes that work at the same time; on a GPU one works.
         backend: Where the processes run.
-        dry_run: Only print what would be done, and its size.
+        dry_run: Only print what would be done, its size, and its time, from a trial on a few rows.
         kinds: A study that trains variants of a model instead; without variants, there is none.
         settings: Fields of StudySettings.
     """
@@ -61,11 +61,12 @@ def _study_shares(settings: StudySettings, output: str, num_workers: int, backen
         summarize,
         write_report,
     )
+    from papa_lightning.study.trial import format_trial
 
     one = Study(settings, output)
     if dry_run:
         plans = one.plan()
-        tell(format_groups(plans), "", format_plan(plans))
+        tell(format_groups(plans), "", format_plan(plans), format_trial(plans, settings))
         return plans
     with one.folder.claimed():
         plans = one.plan()
