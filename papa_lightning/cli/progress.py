@@ -41,24 +41,27 @@ class ProgressLines(ProgressBar):
         """Say epoch and batch, and what the progress bar would show."""
         if self._is_time():
             epochs = "" if trainer.max_epochs in (None, -1) else f" of {trainer.max_epochs}"
-            values = {name: value for name, value in self.get_metrics(trainer, pl_module).items() if name != "v_num"}
-            scores = "".join(f", {name} {value}" for name, value in values.items())
+            values = self.get_metrics(trainer, pl_module).items()
+            scores = "".join(f", {name} {value:.4g}" for name, value in values if isinstance(value, float))
             self._say(
                 f"training: epoch {trainer.current_epoch + 1}{epochs}", args[2] + 1, self.total_train_batches, scores
             )
 
     def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         """Say the batch."""
+        self.has_dataloader_changed(args[3] if len(args) > 3 else 0)  # the number of batches is that of the present one
         if self._is_time():
             self._say("validation", args[2] + 1, self.total_val_batches_current_dataloader)
 
     def on_test_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         """Say the batch."""
+        self.has_dataloader_changed(args[3] if len(args) > 3 else 0)  # the number of batches is that of the present one
         if self._is_time():
             self._say("test", args[2] + 1, self.total_test_batches_current_dataloader)
 
     def on_predict_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         """Say the batch."""
+        self.has_dataloader_changed(args[3] if len(args) > 3 else 0)  # the number of batches is that of the present one
         if self._is_time():
             self._say("prediction", args[2] + 1, self.total_predict_batches_current_dataloader)
 

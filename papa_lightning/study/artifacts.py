@@ -11,6 +11,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import groupby
+from multiprocessing import parent_process
 from typing import Any
 
 import torch
@@ -199,7 +200,10 @@ def probe_loss(folder: StudyFolder, bench: Bench) -> Callable[[Mapping[str, Tens
 @lru_cache(maxsize=1)  # groups of a pair follow each other, and loading an encoder takes seconds
 def open_bench(settings: str, encoder: str, task: str) -> Bench:
     """Load an encoder and a task. Plans start, and runs end, with an empty cache: files may change in between."""
-    return Bench(settings_from(json.loads(settings)), encoder, task)
+    with warnings.catch_warnings():
+        if parent_process() is not None:  # what loading warns of was shown by the process that planned
+            warnings.simplefilter("ignore")
+        return Bench(settings_from(json.loads(settings)), encoder, task)
 
 
 def features_key(bench: Bench, choice: Choice) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -195,6 +196,7 @@ def test_a_dry_run_writes_nothing(config: dict[str, Any], capsys: pytest.Capture
     assert plan.passes == pytest.approx(1 + 3 * (1 + 6 / 12))  # calibration, and 3 choices over train and validation
     printed = capsys.readouterr().out
     assert "6 probes to train" in printed
+    assert re.search(r"time: about \d+ seconds with one worker on this machine, from a trial on up to 96", printed)
     assert [line.split() for line in printed.splitlines()[1:4]] == [
         ["tiny", "sst2", "0", "-", "-", "0,", "1"],
         ["tiny", "sst2", "0.5", "variance", "average", "0,", "1"],
