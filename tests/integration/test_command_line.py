@@ -181,6 +181,17 @@ def test_a_checkpoint_that_agrees_gives_no_warning(tiny: list[str]) -> None:
     assert not [one for one in caught if "as configured" in str(one.message)]
 
 
+def test_options_win_over_a_checkpoint_that_is_only_evaluated(tiny: list[str]) -> None:
+    checkpoint = papa("fit", *tiny, "--trainer.max_steps", "1").trainer.checkpoint_callback.best_model_path
+    Path("rate.yaml").write_text("model:\n  init_args:\n    weight_decay: 0.5\n")
+    with pytest.warns(UserWarning, match=r"model.weight_decay is 0.0\d*, from ckpt_path, and not 0.5 as configured"):
+        cli = papa(
+            "validate", *tiny, "--config", "rate.yaml", "--ckpt_path", checkpoint, "--model.learning_rate", "0.5"
+        )
+    assert cli.model.hparams["learning_rate"] == 0.5
+    assert cli.model.hparams["weight_decay"] != 0.5
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

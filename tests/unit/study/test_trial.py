@@ -13,7 +13,7 @@ GIVEN: dict[str, Any] = {"encoders": {"e": "folder"}, "tasks": {"t": {"class_pat
 
 
 def test_seconds_are_those_of_the_trial_times_the_counts() -> None:
-    settings = StudySettings(**GIVEN, seeds=(0, 1), probe={"max_epochs": 3, "batch_size": 10})  # type: ignore[arg-type]
+    settings = StudySettings(**GIVEN, seeds=(0, 1), probe={"max_epochs": 3, "batch_size": 10})
     plan: Any = SimpleNamespace(examples=100, group_cost=1.5, preparation=2.0, groups=[0, 1, 2], missing=6)
     alone = PairTrial(loading=7.0, calibrating=0.0, encoding=0.0, step=0.0, evaluating=0.0)
     assert alone.seconds(plan, settings) == 7
@@ -28,9 +28,9 @@ def test_durations_are_words() -> None:
 
 
 def test_parts_of_settings_may_be_maps() -> None:
-    made = StudySettings(**GIVEN, probe={"max_epochs": 3}, features={"keep": True})  # type: ignore[arg-type]
+    made = StudySettings(**GIVEN, probe={"max_epochs": 3}, features={"keep": True})
     assert (made.probe, made.features) == (ProbeSettings(max_epochs=3), FeatureSettings(keep=True))
     with pytest.raises(PapaError, match=r"probe has no argument 'max_epoch'. Did you mean 'max_epochs'\?"):
-        StudySettings(**GIVEN, probe={"max_epoch": 3})  # type: ignore[arg-type]
+        StudySettings(**GIVEN, probe={"max_epoch": 3})
     with pytest.raises(PapaError, match="probe is 3, but must be a ProbeSettings or a map with "):
-        StudySettings(**GIVEN, probe=3)  # type: ignore[arg-type]
+        StudySettings(**GIVEN, probe=3)
