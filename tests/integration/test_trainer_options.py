@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.callbacks import ModelSummary, Timer
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 
 from papa_lightning import AttentionConstants
@@ -45,7 +45,10 @@ def facts(cli: LightningCLI) -> dict[str, Any]:
     found = {name: getattr(trainer, name) for name in names}
     found |= {"profiler": type(trainer.profiler), "inference_mode": trainer.validate_loop.inference_mode}
     found |= {"anomaly": trainer._detect_anomaly, "sampler": trainer._accelerator_connector.use_distributed_sampler}
-    found["callbacks"] = [type(one).__name__ for one in trainer.callbacks if not isinstance(one, OURS)]
+    known = [
+        one for one in trainer.callbacks if not isinstance(one, OURS)
+    ]  # the summary is our own, but as often there
+    found["callbacks"] = ["Summary" if isinstance(one, ModelSummary) else type(one).__name__ for one in known]
     found["optimizers"] = [(type(one).__name__, one.param_groups[0]["lr"]) for one in trainer.optimizers]
     found["metrics"] = {name: float(value) for name, value in trainer.callback_metrics.items()}
     return found
