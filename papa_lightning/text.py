@@ -27,6 +27,11 @@ def printable(text: str) -> str:
     )
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things: "1 task", "2 tasks"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 @dataclass(frozen=True)
 class Table:
     """A table: plain columns as text, :meth:`markdown` for pages, and drawn by rich in a terminal.

@@ -27,6 +27,7 @@ from papa_lightning.ranking import HeadRanking
 from papa_lightning.runtime import versions
 from papa_lightning.study.cells import Choice, Group, choices
 from papa_lightning.study.features.features import Features, LiveFeatures, is_gpu, resident_features, store_features
+from papa_lightning.study.predictions import save_predictions
 from papa_lightning.study.results import CellResult
 from papa_lightning.study.settings import settings_from
 from papa_lightning.study.store import StudyFolder, digest
@@ -287,7 +288,14 @@ def _train(folder: StudyFolder, bench: Bench, waiting: Sequence[_Encoded]) -> No
         for probe in trained:
             key, seconds = cell_key(bench, choice, probe.seed), one.seconds / len(trained) + probe.seconds
             result = cell_result(bench, choice, (one.constant, layers * heads), probe, seconds, key)
-            result.save(folder.cell(key))
+            save_cell(folder, result, probe)
+
+
+def save_cell(folder: StudyFolder, result: CellResult, trained: TrainedProbe) -> None:
+    """Write the predictions of a trained probe and then its result, which marks it as finished."""
+    if trained.predictions:
+        save_predictions(folder.predictions(result.hash), trained.predictions)
+    result.save(folder.cell(result.hash))
 
 
 def cell_result(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +22,7 @@ from papa_lightning.files.records import check_fields, or_nan, read_record, writ
 from papa_lightning.files.writing import write_atomically
 
 _FORMAT = "papa_lightning.cell_result/1"
-_PARQUET, _CSV = "results.parquet", "results.csv"
+_PARQUET, _CSV, _SUMMARY = "results.parquet", "results.csv", "summary.csv"
 
 #: The columns of :func:`results_table` and their dtypes.
 COLUMNS: Mapping[str, str] = {
@@ -41,7 +40,6 @@ COLUMNS: Mapping[str, str] = {
     "score": "float64",
     "relative_change": "float64",
     "seconds": "float64",
-    "versions": "str",
     "hash": "str",
 }
 #: Columns that may have missing values.
@@ -134,7 +132,7 @@ def results_table(cells: Iterable[CellResult]) -> pd.DataFrame:
         cells: The results, in the order of the rows; the task's own score comes first in each.
 
     Returns:
-        Columns :data:`COLUMNS`: those of :class:`CellResult`, with versions as JSON, and
+        Columns :data:`COLUMNS`: those of :class:`CellResult`, and
 
         - ranking_seed: for the criterion "random:3" 3, and the criterion is "random"; missing for other criteria;
         - metric, score: one of ``scores``;
@@ -182,6 +180,11 @@ def save_table(table: pd.DataFrame, folder: str | Path) -> None:
     write_atomically(Path(folder) / _CSV, text)
 
 
+def save_summary(summary: pd.DataFrame, folder: str | Path) -> None:
+    """Write a summary as summary.csv, whole or not at all."""
+    write_atomically(Path(folder) / _SUMMARY, _csv(summary))
+
+
 def load_table(folder: str | Path) -> pd.DataFrame:
     """Read the table that :func:`save_table` wrote.
 
@@ -226,7 +229,7 @@ def _rows(cell: CellResult) -> list[dict[str, Any]]:
     random = re.fullmatch(r"random(?::([0-9]{1,18}))?", cell.criterion)
     criterion, ranking_seed = ("random", int(random[1] or 0)) if random else (cell.criterion, None)
     same |= {"criterion": criterion, "ranking_seed": ranking_seed}
-    same |= {"versions": json.dumps(dict(cell.versions), sort_keys=True), "relative_change": math.nan}
+    same |= {"relative_change": math.nan}
     return [
         same | {"metric": metric, "is_score": metric == cell.metric, "score": score}
         for metric, score in sorted(cell.scores.items(), key=lambda one: one[0] != cell.metric)

@@ -29,8 +29,9 @@ from papa_lightning.study.artifacts import (
 )
 from papa_lightning.study.cells import Choice, Group, cells_of, choices, pairs
 from papa_lightning.study.executors import Backend, check_num_workers, do_pieces, useful_workers
-from papa_lightning.study.results import CellResult, results_table, save_table
+from papa_lightning.study.results import CellResult, results_table, save_summary, save_table
 from papa_lightning.study.settings import StudySettings
+from papa_lightning.study.statistics import Evidence
 from papa_lightning.study.store import NAMED, StudyFolder
 from papa_lightning.study.timing import Part, Stopwatch, time_table
 from papa_lightning.study.workbench import Bench
@@ -96,7 +97,19 @@ class Study:
         self.folder.check()
         self._json = json.dumps(settings.as_dict())
         self._finished: dict[str, CellResult] = {}
+        self._evidence: Evidence | None = None
         self._watch, self._planning = Stopwatch(), 0.0
+
+    @property
+    def evidence(self) -> Evidence:
+        """The results in the folder with the predictions behind them, as of the last :meth:`run`.
+
+        Raises:
+            PapaError: When the folder holds no study.
+        """
+        if self._evidence is None:
+            self._evidence = Evidence.read(self.folder.path, self.settings.margin)
+        return self._evidence
 
     def plan(self) -> list[PairPlan]:
         """Load every encoder and task, and find the missing results.
@@ -162,7 +175,10 @@ class Study:
             seconds, wall = self._watch.take(), self._planning + time.perf_counter() - start
             if progress and "probes" in seconds:
                 tell(time_table(seconds, wall, num_workers))
-            return self.table(plans)
+            table = self.table(plans)
+            self._evidence = None
+            save_summary(self.evidence.summary, self.folder.path)
+            return table
 
     def _work(self, plans: Sequence[PairPlan], do: Callable[..., Any], bar: Progress) -> list[str]:
         """Make constants and rankings, and train the probes; texts of zero mass warnings, of which some may be ""."""

@@ -1,7 +1,9 @@
 """Settings of a study: encoders, tasks, criteria, shares, seeds, kinds of constants."""
 
+import math
 import re
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
@@ -59,6 +61,7 @@ class StudySettings:
             N sequences, or ``"other:TASK"`` for the average of another task. ``"average"`` is measured at all `shares`
             for all `criteria`; the others are controls, see `control_shares`.
         control_shares: Shares at which controls are measured, with the first of `criteria`.
+        margin: Largest relative loss of score that counts as none: "3%" or 0.03. No result depends on it.
         pooling: The probe of sentence tasks; see :class:`~papa_lightning.SequenceClassificationTask`.
         probe: Recipe of the probes.
         features: Storage of the hidden states.
@@ -79,6 +82,7 @@ class StudySettings:
     seeds: Sequence[int] = (0, 1, 2)
     constants: Sequence[str] = ("average",)
     control_shares: Sequence[float] = (1.0,)
+    margin: str | float = "3%"
     pooling: Pooling = "layerwise"
     probe: ProbeSettings = field(default_factory=ProbeSettings)
     features: FeatureSettings = field(default_factory=FeatureSettings)
@@ -109,6 +113,7 @@ class StudySettings:
                 raise PapaError(f"constants has {kind!r}, but tasks has only {', '.join(self.tasks)}: add that task.")
         for name, task in self.tasks.items():
             _check_task(name, task)
+        read_share("margin", self.margin)
         check_choice("pooling", self.pooling, get_args(Pooling))
         _ = self.packs  # refuse wrong values
         if self.calibration_batch_size < 1:
@@ -178,3 +183,18 @@ def _check_task(name: str, task: Mapping[str, Any]) -> None:
         )
     if "tokenizer" in (task.get("init_args") or {}):
         raise PapaError(f"tasks has {name!r} with a tokenizer, but every encoder brings its own: leave it out.")
+
+
+def read_share(name: str, value: object) -> float:
+    """The share below 1 that a share or a percentage such as "1%" means; 1 is refused, as it could mean one percent."""
+    share = math.nan
+    with suppress(ValueError):
+        if isinstance(value, str) and value.strip().endswith("%"):
+            share = float(value.strip()[:-1]) / 100
+        elif isinstance(value, (int, float, str)) and not isinstance(value, bool):
+            share = float(value)
+    if not 0 <= share < 1:
+        raise PapaError(
+            f"{name} is {value!r}, but must be a share from 0 to below 1, such as 0.01, or a percentage such as '1%'."
+        )
+    return share

@@ -1,61 +1,282 @@
-"""Means, intervals and rank correlations of the results of a study."""
+"""Means, intervals and verdicts of the results of a study."""
+
+from __future__ import annotations
 
 import math
-import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, TypeAlias
 
-import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
-from papa_lightning.errors import PapaError
-from papa_lightning.study.results import baseline_scores
-from papa_lightning.text import Blocks, Table
+from papa_lightning.checks import refuse
+from papa_lightning.study.intervals import FEWEST_SEEDS, Estimate, estimate, relative_estimate
+from papa_lightning.study.predictions import load_predictions
+from papa_lightning.study.resampling import Probes, Sets, bounds_of, metric_and_set
+from papa_lightning.study.results import load_table
+from papa_lightning.study.settings import read_share
+from papa_lightning.study.store import StudyFolder
+from papa_lightning.study.verdicts import examples_needed, verdict_of
+from papa_lightning.tasks.metrics import METRICS
+from papa_lightning.text import counted
 
-#: Widest line of :func:`format_summary`, in characters.
-WIDTH = 100
-_GAP = 2
-#: Confidence of all intervals.
-CONFIDENCE = 0.95
-#: Stands for a rank correlation that is not defined.
-_UNDEFINED = 2.0
+#: Largest relative loss of score that counts as none, unless the settings say otherwise.
+MARGIN = 0.03
 #: Columns that identify a row of the summary.
 _GROUP = ["encoder", "task", "criterion", "constants", "share", "metric"]
 _ESTIMATES = {"score": ("mean", "low", "high")} | {
-    name: (name, f"{name}_low", f"{name}_high") for name in ("difference", "relative")
+    name: (name, f"{name}_low", f"{name}_high") for name in ("difference", "relative", "above_chance", "against_random")
 }
+#: Columns of the summary behind those of :data:`_GROUP`.
+_COLUMNS = [
+    *("is_score", "constant_heads", "total_heads", "n", "rankings", "examples", "basis"),
+    *(name for key in ("score", "difference", "relative") for name in _ESTIMATES[key]),
+    *("ranking_deviation", "chance"),
+    *_ESTIMATES["above_chance"],
+    "beats_chance",
+    *_ESTIMATES["against_random"],
+    *("verdict", "examples_needed", "margin"),
+]
+
+Place: TypeAlias = tuple[str, float, str]
+"""Criterion, share of constant heads, and kind of constants."""
 
 
-def summarize(table: pd.DataFrame) -> pd.DataFrame:
-    """Means over the probe seeds with 95 % intervals, of the scores and of their changes against share 0.
-
-        mean +- t(0.975, n - 1) * s / sqrt(n)
-
-    (Student's t; n probe seeds, s the standard deviation over them.) The changes are paired: taken seed by seed, and
-    then averaged, so that the effect of a seed on both shares cancels.
-
-    Random rankings ("random:0", "random:1", ...) are one row, "random". Each probe seed's mean over them is one value
-    of n, since pairs of seed and ranking are not independent: the interval is that of new probes, not new rankings.
+class Evidence:
+    """The results of a study with the predictions behind them: means, paired differences, and what they settle.
 
     Args:
         table: Result of :func:`~papa_lightning.study.results.results_table`.
+        predictions: The predictions of a probe by its hash, None where there are none; None for all.
+        margin: Largest relative loss of score that counts as none.
+        chances: The best score of a constant answer by encoder and task, where there are no predictions.
+
+    Attributes:
+        table: The table of results.
+        margin: The margin.
+    """
+
+    def __init__(
+        self,
+        table: pd.DataFrame,
+        predictions: Callable[[str], Sets | None] | None = None,
+        margin: float = MARGIN,
+        chances: Mapping[tuple[str, str], float] | None = None,
+    ) -> None:
+        self.table, self.margin, self._chances = table, margin, chances or {}
+        self.predictions: Callable[[str], Sets | None] = predictions or (lambda key: None)
+        self._by_pair = dict(iter(table.groupby(["encoder", "task"], sort=False)))
+        self._known: dict[tuple[str, str], Probes] = {}
+
+    @classmethod
+    def read(cls, folder: str | Path, margin: str | float | None = None) -> Evidence:
+        """The results in the folder of a study; the margin is that of its settings unless another one is given.
+
+        Raises:
+            PapaError: When the folder holds no study, or a file in it is damaged.
+        """
+        store = StudyFolder(folder)
+        noted = store.read()
+        given = noted["settings"].get("margin", MARGIN) if margin is None else margin
+        pairs = noted["about"].get("pairs")
+        chances = {
+            (str(one.get("encoder")), str(one.get("task"))): float(one["chance"])
+            for one in (pairs if isinstance(pairs, list) else [])
+            if isinstance(one, Mapping) and isinstance(one.get("chance"), (int, float))
+        }
+        found = partial(stored_predictions, store)
+        return cls(load_table(store.path), found, read_share("margin", given), chances)
+
+    @cached_property
+    def summary(self) -> pd.DataFrame:
+        """A row for each encoder, task, criterion, kind of constants, share and metric; see :func:`summarize`."""
+        rows = [
+            dict(zip(_GROUP, key, strict=True)) | self._row(rows)
+            for key, rows in self.table.groupby(_GROUP, sort=False)
+        ]
+        return pd.DataFrame(rows, columns=[*_GROUP, *_COLUMNS])
+
+    @property
+    def notes(self) -> list[str]:
+        """What limits the intervals, in sentences; empty if nothing does."""
+        own = self.table[self.table["is_score"]]
+        lacking = {key for pair in self._by_pair for key in self._probes(pair).lacking}
+        seeds = own.groupby(["encoder", "task"])["seed"].nunique() if len(own) else pd.Series([FEWEST_SEEDS])
+        notes = []
+        if lacking:
+            notes.append(
+                f"{counted(len(lacking), 'probe')} of {self.table['hash'].nunique()} have no predictions, as those of "
+                "an older version: their intervals cover seeds only, from three on. To get them, delete the folder "
+                "cells and run the study again."
+            )
+        if int(seeds.min()) < FEWEST_SEEDS:
+            notes.append(
+                f"With fewer than {FEWEST_SEEDS} seeds the intervals cover the choice of the examples only, not that "
+                "of the probe: add seeds."
+            )
+        return notes
+
+    def compare(self, encoder: str, task: str, first: Place, second: Place, metric: str | None = None) -> Estimate:
+        """The paired difference of two choices of heads in units of the metric, first minus second.
+
+        Args:
+            encoder: Name of the encoder.
+            task: Name of the task.
+            first: Criterion, share and kind of constants, such as ``("variance", 0.5, "average")``; "random" stands
+                for all random orders together.
+            second: Another one.
+            metric: Name of the metric; None for the task's own score.
+
+        Raises:
+            PapaError: When one of them has no results.
+        """
+        rows = self._by_pair.get((encoder, task), self.table.iloc[:0])
+        rows = rows[rows["is_score"] if metric is None else rows["metric"] == metric]
+        sides = [rows[_is(rows, place)] for place in (first, second)]
+        for name, place, side in zip(("first", "second"), (first, second), sides, strict=True):
+            if not len(side):
+                refuse(name, place, f"a criterion, share and kind of constants with results of {encoder} on {task}")
+        return self._difference((encoder, task), *sides)
+
+    def largest_within(self, encoder: str, task: str, criterion: str) -> pd.Series | None:
+        """The row of the largest share that costs no more than the margin, as do all smaller ones; None if none."""
+        rows, found = self._curve(encoder, task, criterion), None
+        for _, row in rows.iterrows():
+            if row["verdict"] != "within":
+                break
+            found = row
+        return found
+
+    def next_after(self, row: pd.Series | None, encoder: str, task: str, criterion: str) -> pd.Series | None:
+        """The row of the next larger share that was measured, after none for None; None if there is none."""
+        rows = self._curve(encoder, task, criterion)
+        rows = rows if row is None else rows[rows["share"] > row["share"]]
+        return rows.iloc[0] if len(rows) else None
+
+    def _curve(self, encoder: str, task: str, criterion: str) -> pd.DataFrame:
+        """The rows of a task's own score by a criterion with averaged attention, by share above 0."""
+        rows = self.summary
+        names = {"encoder": encoder, "task": task, "criterion": criterion, "constants": "average"}
+        for name, value in names.items():
+            rows = rows[rows[name] == value]
+        return rows[rows["is_score"].astype(bool) & (rows["share"] > 0)].sort_values("share")
+
+    def _probes(self, pair: tuple[str, str]) -> Probes:
+        if pair not in self._known:
+            self._known[pair] = Probes(self._by_pair[pair], self.predictions)
+        return self._known[pair]
+
+    def _row(self, rows: pd.DataFrame) -> dict[str, Any]:
+        """The columns of the summary for the rows of one group."""
+        first = rows.iloc[0]
+        pair, metric, share = (first["encoder"], first["task"]), str(first["metric"]), float(first["share"])
+        rankings = rows["ranking_seed"].nunique()
+        found: dict[str, Any] = {name: first[name] for name in ("is_score", "constant_heads", "total_heads")}
+        score = estimate(self._probes(pair).sample(rows), bounds_of(metric))
+        found |= {"n": rows["seed"].nunique(), "rankings": max(rankings, 1), "margin": self.margin}
+        found |= {"examples": score.examples, "basis": score.basis, "ranking_deviation": math.nan}
+        if rankings > 1:
+            of_rankings = rows.groupby("ranking_seed")["score"].mean(skipna=False).to_numpy(float)
+            found["ranking_deviation"] = float(of_rankings.std(ddof=1))
+        difference, relative, base = self._changes(pair, rows)
+        above, chance = self._above_chance(pair, rows)
+        below = self._above_chance(pair, base)[0] if share > 0 else above
+        no_baseline = below.low <= 0  # False where it is not known
+        relative = Estimate(math.nan) if no_baseline else relative
+        random = Estimate(math.nan)
+        if first["criterion"] != "random" and 0 < share < 1:
+            random = self._against_random(pair, rows)
+        estimates = (score, difference, relative, above, random)
+        for names, one in zip(_ESTIMATES.values(), estimates, strict=True):
+            found |= dict(zip(names, (one.value, one.low, one.high), strict=True))
+        verdict = ""
+        if share > 0 and metric_and_set(metric)[0] in METRICS:
+            verdict = "no baseline" if no_baseline else verdict_of(relative, self.margin)
+        needed = examples_needed(relative, self.margin) if verdict == "open" else math.nan
+        return found | {"chance": chance, "beats_chance": above.low > 0, "verdict": verdict, "examples_needed": needed}
+
+    def _changes(self, pair: tuple[str, str], rows: pd.DataFrame) -> tuple[Estimate, Estimate, pd.DataFrame]:
+        """Difference and relative change against share 0 of the same seeds, and its rows."""
+        every = self._by_pair[pair]
+        base = every[(every["share"] == 0) & (every["metric"] == rows["metric"].iloc[0])].drop_duplicates("seed")
+        base = base[base["seed"].isin(rows["seed"])]
+        if len(base) < rows["seed"].nunique():
+            return Estimate(math.nan), Estimate(math.nan), base
+        probes = self._probes(pair)
+        dynamic = probes.sample(base)
+        change, mean = probes.sample(rows).minus(dynamic), float(dynamic.seeds.mean())
+        low, high = (bound - mean for bound in bounds_of(str(rows["metric"].iloc[0])))
+        size = abs(mean) or 1.0
+        relative = relative_estimate(change, dynamic, (low / size, high / size))
+        return estimate(change, (low, high)), relative, base
+
+    def _above_chance(self, pair: tuple[str, str], rows: pd.DataFrame) -> tuple[Estimate, float]:
+        """Difference to the best constant answer, and the score of that; NaN where it is not known."""
+        if not len(rows):
+            return Estimate(math.nan), math.nan
+        probes, sample = self._probes(pair), self._probes(pair).sample(rows)
+        level = self._chances.get(pair) if rows["is_score"].iloc[0] else None
+        chance = probes.chance(str(rows["metric"].iloc[0]), level, len(sample.seeds))
+        if chance is None:
+            return Estimate(math.nan), math.nan
+        return estimate(sample.minus(chance)), float(chance.seeds[0])
+
+    def _against_random(self, pair: tuple[str, str], rows: pd.DataFrame) -> Estimate:
+        """Difference to random orders of the heads, at the same share and with the same constants."""
+        every = self._by_pair[pair]
+        for name in ("metric", "share", "constants"):
+            every = every[every[name] == rows[name].iloc[0]]
+        return self._difference(pair, rows, every[every["criterion"] == "random"])
+
+    def _difference(self, pair: tuple[str, str], rows: pd.DataFrame, others: pd.DataFrame) -> Estimate:
+        """Difference of two choices of heads over the seeds that both have, and over the random orders of either."""
+        seeds = set(rows["seed"]) & set(others["seed"])
+        rows, others = (side[side["seed"].isin(seeds)] for side in (rows, others))
+        if not seeds:
+            return Estimate(math.nan)
+        probes = self._probes(pair)
+        orders = [probes.sample(side, "ranking_seed") for side in (rows, others) if side["ranking_seed"].nunique() > 1]
+        return estimate(probes.sample(rows).minus(probes.sample(others)), also=orders)
+
+
+def summarize(table: pd.DataFrame, folder: str | Path | None = None, margin: float = MARGIN) -> pd.DataFrame:
+    """Means of all scores with 95 % intervals, their changes against share 0, and what these settle.
+
+    Changes are paired: the same seeds and the same examples on both sides. Intervals cover new examples and, from three
+    seeds on, new probes; without predictions they cover new probes only (Student's t), and below three seeds there are
+    none. They are clipped to what a score can be. See :mod:`papa_lightning.study.intervals`.
+
+    Random rankings ("random:0", "random:1", ...) are one row, "random". Each probe seed's mean over them is one value
+    of n, since pairs of seed and ranking are not independent. In an interrupted study a probe seed's mean is over the
+    rankings that it has.
+
+    Args:
+        table: Result of :func:`~papa_lightning.study.results.results_table`.
+        folder: Folder of the study, which has the predictions; None takes none.
+        margin: Largest relative loss of score that counts as none.
 
     Returns:
         A row for each encoder, task, criterion, kind of constants, share and metric, in the order of the table, with
 
         - is_score, constant_heads, total_heads: as in the table;
-        - n: number of probe seeds; rankings: number of ranking seeds, 1 for a criterion that is not random. In an
-          interrupted study a probe seed's mean is over the rankings that it has;
+        - n: number of probe seeds; rankings: number of ranking seeds, 1 for a criterion that is not random;
+        - examples: number of validation examples behind the interval, 0 without predictions; basis: what it covers;
         - mean, low, high: the score;
         - difference, difference_low, difference_high: score minus score at share 0;
-        - relative, relative_low, relative_high: the mean of the relative changes of the seeds;
-        - ranking_deviation: standard deviation over the rankings of their mean scores, NaN for a single one.
+        - relative, relative_low, relative_high: the mean difference divided by the size of the mean score at share 0,
+          NaN where that does not beat chance;
+        - ranking_deviation: standard deviation over the rankings of their mean scores, NaN for a single one;
+        - chance: best score of a constant answer; above_chance, above_chance_low, above_chance_high: score minus
+          chance; beats_chance: whether that interval lies above 0;
+        - against_random, against_random_low, against_random_high: score minus that of random orders at the same share;
+        - verdict: "within" where the interval of the relative change lies above -margin, "beyond" where it lies below,
+          "open" where it contains it, "no baseline" where the score at share 0 does not beat chance, else "";
+        - examples_needed: about how many examples would settle what is open; infinite where more seeds are needed;
+        - margin: the margin.
 
-        One seed has a mean and NaN as interval. A score that is NaN, or a seed without a score at share 0, makes
-        everything that depends on it NaN: no value is left out silently.
+        A score that is NaN, or a seed without a score at share 0, makes everything that depends on it NaN: no value is
+        left out silently.
 
     Example:
         >>> from papa_lightning.study.results import CellResult, results_table
@@ -66,205 +287,19 @@ def summarize(table: pd.DataFrame) -> pd.DataFrame:
         >>> summarize(results_table(cells))[["share", "n", "mean", "difference", "relative"]].round(3)
            share  n  mean  difference  relative
         0    0.0  2  0.70        0.00     0.000
-        1    1.0  2  0.45       -0.25    -0.375
+        1    1.0  2  0.45       -0.25    -0.357
     """
-    paired = table.assign(difference=table["score"] - baseline_scores(table), relative=table["relative_change"])
-    rows = [dict(zip(_GROUP, key, strict=True)) | _row(rows) for key, rows in paired.groupby(_GROUP, sort=False)]
-    estimates = [name for names in _ESTIMATES.values() for name in names]
-    columns = [*_GROUP, "is_score", "constant_heads", "total_heads", "n", "rankings", *estimates, "ranking_deviation"]
-    return pd.DataFrame(rows, columns=columns)
+    found = None if folder is None else partial(stored_predictions, StudyFolder(folder))
+    return Evidence(table, found, margin).summary
 
 
-def _row(rows: pd.DataFrame) -> dict[str, Any]:
-    rankings = rows["ranking_seed"].nunique()
-    found: dict[str, Any] = {name: rows[name].iloc[0] for name in ("is_score", "constant_heads", "total_heads")}
-    found |= {"n": rows["seed"].nunique(), "rankings": max(rankings, 1)}
-    of_seeds = rows.groupby("seed")[list(_ESTIMATES)].mean(skipna=False)
-    for value, names in _ESTIMATES.items():
-        found |= dict(zip(names, mean_interval(of_seeds[value].to_numpy(float)), strict=True))
-    found["ranking_deviation"] = math.nan
-    if rankings > 1:
-        of_rankings = rows.groupby("ranking_seed")["score"].mean(skipna=False).to_numpy(float)
-        found["ranking_deviation"] = float(of_rankings.std(ddof=1))
-    return found
+def stored_predictions(folder: StudyFolder, key: str) -> Sets | None:
+    """The predictions of a probe in the folder of a study; None where an older version has kept none."""
+    path = folder.predictions(key)
+    return load_predictions(path) if path.is_file() else None
 
 
-def mean_interval(values: ArrayLike) -> tuple[float, float, float]:
-    """Mean and 95 % interval by Student's t; the ends are NaN for one value, all if a value is NaN, or for none."""
-    array = np.asarray(values, dtype=np.float64)
-    mean = float(array.mean()) if len(array) else math.nan
-    if len(array) < 2:
-        return mean, math.nan, math.nan
-    half = float(stats.t.interval(CONFIDENCE, len(array) - 1)[1] * stats.sem(array))
-    return mean, mean - half, mean + half
-
-
-def counted(number: int, noun: str) -> str:
-    """A number of things: "1 task", "2 tasks"."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-@dataclass(frozen=True)
-class RankCorrelation:
-    """A rank correlation from -1 to 1, NaN where it is not defined, and the ends of its 95 % interval."""
-
-    rho: float
-    low: float
-    high: float
-    encoders: int
-    tasks: int
-
-    def __str__(self) -> str:
-        """The correlation, its interval, and the numbers of encoders and tasks."""
-        on = f"{counted(self.encoders, 'encoder')}, {counted(self.tasks, 'task')}"
-        if math.isnan(self.rho):
-            return f"rho not defined ({on})"
-        interval = "no interval" if math.isnan(self.low) else f"95 % interval {self.low:.2f} to {self.high:.2f}"
-        return f"rho {self.rho:.2f} ({interval}; {on})"
-
-
-def rank_correlation(
-    baseline: ArrayLike, drop: ArrayLike, *, resamples: int = 10_000, seed: int = 0
-) -> RankCorrelation:
-    """Spearman's rank correlation of baseline scores and drops across encoders: do better models lose more?
-
-        rho = sum r s / sqrt(sum r^2 * sum s^2),    r, s: centred ranks of baseline and drop
-
-    over all tasks together. Encoders are ranked within each task, because scores of different tasks cannot be compared
-    (one task's 0.5 may be another's 0.9). For one task this is Spearman's rho.
-
-    The interval is the percentile bootstrap over encoders, each with all its tasks, whose results are not independent.
-    Resamples in which all ranks are tied are left out. Below 3 encoders there is neither an interval nor a rho.
-
-    A baseline score that is high by chance gives a larger drop: differences between encoders should be large beside
-    the intervals of :func:`summarize` before rho is interpreted.
-
-    Args:
-        baseline: Scores at share 0, (encoders,) for one task or (tasks, encoders); NaN where there is none.
-        drop: Loss of score, in the same shape.
-        resamples: Number of resamples of the bootstrap.
-        seed: Seed of the bootstrap.
-
-    Raises:
-        PapaError: When the shapes differ or are others, or `resamples` is below 1.
-
-    Example:
-        >>> rank_correlation([0.7, 0.8, 0.9], [0.1, 0.3, 0.2]).rho
-        0.5
-    """
-    x, y = (np.atleast_2d(np.asarray(values, dtype=np.float64)) for values in (baseline, drop))
-    if x.shape != y.shape or x.ndim != 2:
-        raise PapaError(
-            f"baseline has shape {np.shape(baseline)} and drop {np.shape(drop)}: pass both as (encoders,) or as "
-            "(tasks, encoders)."
-        )
-    if resamples < 1:
-        raise PapaError(f"resamples is {resamples!r}, but must be at least 1.")
-    known = np.isfinite(x) & np.isfinite(y)
-    x, y = np.where(known, x, np.nan), np.where(known, y, np.nan)
-    encoders, tasks = int(known.any(axis=0).sum()), int(known.any(axis=1).sum())
-    if encoders < 3:
-        return RankCorrelation(math.nan, math.nan, math.nan, encoders, tasks)
-    found = stats.bootstrap(
-        (x, y),
-        # scipy warns of NaN.
-        lambda x, y, axis=-1: np.nan_to_num(_pooled_rho(x, y), nan=_UNDEFINED),
-        paired=True,
-        axis=-1,
-        vectorized=True,
-        n_resamples=resamples,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
-    rhos = found.bootstrap_distribution[found.bootstrap_distribution != _UNDEFINED]
-    tail = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(rhos, [tail, 100 - tail]).tolist() if len(rhos) else (math.nan, math.nan)
-    return RankCorrelation(float(_pooled_rho(x, y)), low, high, encoders, tasks)
-
-
-def _pooled_rho(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Correlations (...) of the centred ranks of values (tasks, ..., encoders); NaN values are left out."""
-    r, s = _centred_ranks(x), _centred_ranks(y)
-    squares = (r**2).sum(axis=(0, -1)) * (s**2).sum(axis=(0, -1))
-    rho = np.full(squares.shape, np.nan)
-    np.divide((r * s).sum(axis=(0, -1)), np.sqrt(squares), out=rho, where=squares > 0)
-    return rho.clip(-1.0, 1.0)
-
-
-def _centred_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Ranks along the last axis minus their mean, equal values sharing a rank; 0 for NaN."""
-    ranks = stats.rankdata(values, axis=-1, nan_policy="omit")
-    known = ~np.isnan(ranks)
-    mean = np.where(known, ranks, 0.0).sum(axis=-1, keepdims=True) / known.sum(axis=-1, keepdims=True).clip(1)
-    return np.where(known, ranks - mean, 0.0)
-
-
-def format_summary(summary: pd.DataFrame) -> Blocks:
-    """The tasks' own scores as tables, one for each encoder, task and kind of constants.
-
-    Rows are shares of constant heads, columns are criteria, and a cell reads ``0.812 ± 0.006 (-3.7 %)``: the mean, half
-    of its 95 % interval, and the relative change against share 0. Unknown parts are left out; "-" is a missing score.
-    Criteria that do not fit into 100 characters follow in another table.
-
-    Args:
-        summary: Result of :func:`summarize`.
-
-    Example:
-        >>> from papa_lightning.study.results import CellResult, results_table
-        >>> def cell(share: float, seed: int, score: float) -> CellResult:
-        ...     scores, heads = {"f1": score}, int(4 * share)
-        ...     return CellResult("bert", "sst2", "taylor", share, heads, 4, seed, "average", "f1", scores, 1.0, {}, "")
-        >>> cells = [cell(0, 0, 0.80), cell(0, 1, 0.82), cell(1, 0, 0.78), cell(1, 1, 0.79)]
-        >>> print(format_summary(summarize(results_table(cells))))
-        bert on sst2: f1 (95 % interval and change against share 0; 2 probe seeds; constants: average)
-        share  taylor
-        0 %    0.810 ± 0.127
-        100 %  0.785 ± 0.064 (-3.1 %)
-    """
-    own = summary[summary["is_score"].astype(bool)]
-    groups = own.groupby(["encoder", "task", "constants", "metric"], sort=False)
-    return Blocks([table for _, rows in groups for table in _tables(rows)] or ["no scores"])
-
-
-def _tables(rows: pd.DataFrame) -> Iterator[Table]:
-    """The scores of one encoder, task and kind of constants."""
-    first, seeds = rows.iloc[0], rows["n"]
-    span = str(seeds.max()) if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
-    about = f"95 % interval and change against share 0; {span} probe seed{'' if seeds.max() == 1 else 's'}"
-    title = f"{first['encoder']} on {first['task']}: {first['metric']} ({about}; constants: {first['constants']})"
-    title = textwrap.fill(title, WIDTH, subsequent_indent="  ")
-    shares = sorted(set(rows["share"]))
-    names = [f"{100 * share:.4g} %" for share in shares]
-    columns = {}
-    for criterion in dict.fromkeys(rows["criterion"]):
-        known = {row["share"]: _cell(row) for _, row in rows[rows["criterion"] == criterion].iterrows()}
-        heading = criterion if len(criterion) <= 40 else f"{criterion[:37]}..."
-        columns[heading] = [known.get(share, "-") for share in shares]
-    for chosen in _fitting(columns, WIDTH - max(map(len, ["share", *names]))):
-        cells = zip(names, *(columns[heading] for heading in chosen), strict=True)
-        yield Table(("share", *chosen), list(cells), left=1 + len(chosen), title=title)
-        title = ""
-
-
-def _cell(row: pd.Series) -> str:
-    if math.isnan(row["mean"]):
-        return "not a number"
-    half, change = (row["high"] - row["low"]) / 2, row["relative"]
-    interval = "" if math.isnan(half) else f" ± {half:.3f}"
-    unchanged = row["share"] == 0 or math.isnan(change)
-    return f"{row['mean']:.3f}{interval}" + ("" if unchanged else f" ({100 * change:+.1f} %)")
-
-
-def _fitting(columns: Mapping[str, Sequence[str]], width: int) -> Iterator[list[str]]:
-    """Groups of at least one column that are no wider than a width."""
-    group: list[str] = []
-    used = 0
-    for heading, cells in columns.items():
-        needed = _GAP + max(map(len, [heading, *cells]))
-        if group and used + needed > width:
-            yield group
-            group, used = [], 0
-        group.append(heading)
-        used += needed
-    if group:
-        yield group
+def _is(rows: pd.DataFrame, place: Place) -> pd.Series:
+    """Whether rows are of a criterion, a share and a kind of constants."""
+    criterion, share, constants = place
+    return (rows["criterion"] == criterion) & (rows["share"] == share) & (rows["constants"] == constants)

@@ -69,6 +69,10 @@ class StudyFolder:
         """Path of the result of one probe."""
         return self.path / "cells" / f"{key}.json"
 
+    def predictions(self, key: str) -> Path:
+        """Path of the predictions of one probe, beside its result."""
+        return self.path / "cells" / f"{key}.parquet"
+
     def result(self, key: str, load: Callable[[Path], Result]) -> Result:
         """The result of a probe, which `load` reads from the file of its hash."""
         found = load(path := self.cell(key))

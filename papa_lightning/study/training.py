@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, count, cycle
 from threading import Event, Lock
 from typing import ClassVar, cast
@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from papa_lightning.errors import PapaError
 from papa_lightning.runtime import threads_of_torch
 from papa_lightning.study.draws import SeededDropout, generators
+from papa_lightning.study.evaluation import Evaluated, evaluate_probes
 from papa_lightning.study.features.features import Features, ResidentFeatures, StoredFeatures
-from papa_lightning.study.features.reading import FeatureBatch, reading_of
+from papa_lightning.study.features.reading import reading_of
+from papa_lightning.study.predictions import Predictions
 from papa_lightning.study.stacked import can_stack, train_stacked
 from papa_lightning.tasks.base import EncoderTask
 from papa_lightning.tasks.probes import Probe
 from papa_lightning.tasks.recipe import Recipe
-from papa_lightning.tasks.scores import UNLABELLED, Scored, StageScores
 
 #: Weights up to which a probe trains on one thread: a step takes 2 to 5 ms, in which threads wait more than they gain.
 _ONE_THREAD = 2_000_000
@@ -30,45 +31,6 @@ _ONE_THREAD = 2_000_000
 _AT_ONCE = 6_000_000
 #: Weights of all probes that train as one module: 3.2 GB with gradients and moments.
 _STACKED = 200_000_000
-#: Sequences that are evaluated at once where their features are on the device.
-_EVALUATED = 1024
-
-
-def evaluate_probes(
-    task: EncoderTask, probes: Sequence[Probe], evaluations: Mapping[str, Features], batch_size: int
-) -> list[dict[str, float]]:
-    """Loss and metrics of each probe, as in validation with the Trainer; ``accuracy/NAME`` for another set."""
-    if not evaluations:
-        return [{} for _ in probes]
-    scores = [StageScores("val", task.configure_metrics()) for _ in probes]
-    for probe, own in zip(probes, scores, strict=True):
-        probe.eval()
-        own.prepare(len(evaluations), list(evaluations))
-    for number, features in enumerate(evaluations.values()):
-        size = _EVALUATED if isinstance(features, ResidentFeatures) else batch_size
-        with torch.no_grad():
-            for sequences in torch.split(torch.arange(len(features)), size):
-                batch = features.batch(sequences, task.device)
-                for probe, own in zip(probes, scores, strict=True):
-                    logits = probe.classify(features.reading.inputs(probe, batch))
-                    own.update(_scored(task, logits, batch, features.reading.per_token), number)
-    return [_values(own, len(evaluations)) for own in scores]
-
-
-def _values(scores: StageScores, sets: int) -> dict[str, float]:
-    logged = [one for number in range(sets) for one in scores.logged(number).items()]
-    return {name.removeprefix("val/"): float(cast(Tensor, metric.compute())) for name, metric in logged}
-
-
-def _scored(task: EncoderTask, logits: Tensor, batch: FeatureBatch, per_token: bool) -> Scored:
-    """Loss, predictions and labels of a batch, on the CPU: metrics read values again and again."""
-    loss, predicted, labels = (one.cpu() for one in (task.loss(logits, batch.labels), logits.argmax(-1), batch.labels))
-    if per_token:  # a row for each sequence: entities must not span sentences
-        predicted, labels = (
-            torch.nn.utils.rnn.pad_sequence(list(torch.split(column, batch.counts.tolist())), True, UNLABELLED)
-            for column in (predicted, labels)
-        )
-    return Scored(loss, len(batch.labels), predicted, labels)
 
 
 @dataclass(frozen=True)
@@ -116,13 +78,15 @@ class ProbeSettings(Recipe):
 class TrainedProbe:
     """A probe after its last epoch, with loss and metrics by name; ``accuracy/NAME`` for another set.
 
-    `seconds` is its share of the time for all probes that were trained with it.
+    `seconds` is its share of the time for all probes that were trained with it; `predictions` are those of each
+    evaluation set.
     """
 
     seed: int
     scores: dict[str, float]
     probe: nn.Module
     seconds: float
+    predictions: dict[str, Predictions] = field(default_factory=dict)
 
 
 def train_probes(
@@ -168,7 +132,8 @@ def train_sets(
         seconds = (time.perf_counter() - start) / max(len(part) * len(seeds), 1)
         for own in pairs:
             trained = [
-                TrainedProbe(seed, scores, probe, seconds) for seed, (probe, scores) in zip(seeds, own, strict=True)
+                TrainedProbe(seed, one.scores, probe, seconds, one.predictions)
+                for seed, (probe, one) in zip(seeds, own, strict=True)
             ]
             found.append(trained)
     return found
@@ -188,7 +153,7 @@ def _parts(task: EncoderTask, sets: Sequence[FeatureSet], seeds: int) -> list[li
     return parts
 
 
-_Found = list[tuple[Probe, dict[str, float]]]
+_Found = list[tuple[Probe, Evaluated]]
 
 
 def _train_stacked(
@@ -211,8 +176,8 @@ def _train_stacked(
     found = []
     for number, one in enumerate(sets):
         own = probes[number * len(seeds) : (number + 1) * len(seeds)]
-        scores = evaluate_probes(task, own, one.evaluations, settings.batch_size)
-        found.append(list(zip([probe.eval() for probe in own], scores, strict=True)))
+        evaluated = evaluate_probes(task, own, one.evaluations, settings.batch_size)
+        found.append(list(zip([probe.eval() for probe in own], evaluated, strict=True)))
     return found
 
 
@@ -233,14 +198,14 @@ def _train_each(
         with lock:
             report(next(steps))
 
-    found: dict[int, tuple[Probe, dict[str, float]]] = {}
+    found: dict[int, tuple[Probe, Evaluated]] = {}
 
     def run(seed: int) -> Iterator[None]:
         with lock:  # it uses the global random state
             probe = initial_probe(task, seed)
         yield from _train(task, probe, train, seed, settings, step_done)
-        (scores,) = evaluate_probes(task, [probe], evaluations, settings.batch_size)
-        found[seed] = probe.eval(), scores
+        (evaluated,) = evaluate_probes(task, [probe], evaluations, settings.batch_size)
+        found[seed] = probe.eval(), evaluated
 
     at_once = _number_at_once(task, [train, *evaluations.values()])
     if at_once == 0:

@@ -1,5 +1,6 @@
 """Metrics of tasks, and the registry of those that probes are scored by."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -13,6 +14,14 @@ from torchmetrics.text import Perplexity
 from papa_lightning.errors import PapaError
 from papa_lightning.registry import Registry
 from papa_lightning.tag_schemes import Scheme
+from papa_lightning.tasks.counts import (
+    Counts,
+    accuracy_counts,
+    binary_f1_counts,
+    entity_counts,
+    macro_f1_counts,
+    matthews_counts,
+)
 from papa_lightning.tasks.entity_f1 import EntityF1
 from papa_lightning.tasks.scores import UNLABELLED
 
@@ -52,11 +61,22 @@ class Labels:
 
 @dataclass(frozen=True)
 class TaskMetric:
-    """A metric of tasks with one label a sequence, (B,), or one a token, (B, T), -100 for none."""
+    """A metric of tasks with one label a sequence, (B,), or one a token, (B, T), -100 for none.
+
+    Args:
+        level: What has a label.
+        make: The metric for the labels of a task.
+        chance: Best score of a constant answer, of the share of each label; None where it is not known.
+        counts: The metric as a function of sums over the examples, None for one that is none: scores then have
+            intervals over seeds only.
+        bounds: Lowest and highest score.
+    """
 
     level: Literal["sequence", "token"]
     make: Callable[[Labels], Metric]
-    chance: Callable[[Tensor], float | None] = lambda shares: None  # of the share of each label: best constant answer
+    chance: Callable[[Tensor], float | None] = lambda shares: None
+    counts: Callable[[Labels], Counts | None] = lambda labels: None
+    bounds: tuple[float, float] = (-math.inf, math.inf)
 
 
 #: Metrics of sequence and token classification by name.
@@ -68,7 +88,7 @@ def _f1(labels: Labels) -> Metric:
     return BinaryF1Score() if number == 2 else MulticlassF1Score(num_classes=number, average="macro")
 
 
-def _entity_f1(labels: Labels) -> Metric:
+def _entity_f1(labels: Labels) -> EntityF1:
     if labels.names is None:
         raise PapaError(
             "metrics has 'entity_f1', but label_names is None: pass the names of the tags, or a datamodule that has "
@@ -85,19 +105,36 @@ def _always_class_1(shares: Tensor) -> float | None:
     return float(2 * shares[1] / (1 + shares[1])) if len(shares) == 2 else None
 
 
+def _f1_counts(labels: Labels) -> Counts:
+    return binary_f1_counts() if labels.number == 2 else macro_f1_counts(labels.number)
+
+
+_SHARE = (0.0, 1.0)
 METRICS["accuracy"] = TaskMetric(
-    "sequence", lambda labels: MulticlassAccuracy(num_classes=labels.number, average="micro"), _most_frequent
+    "sequence",
+    lambda labels: MulticlassAccuracy(num_classes=labels.number, average="micro"),
+    _most_frequent,
+    lambda labels: accuracy_counts(),
+    _SHARE,
 )
 METRICS["matthews_corrcoef"] = TaskMetric(
-    "sequence", lambda labels: MatthewsCorrCoef(num_classes=labels.number), lambda shares: 0.0
+    "sequence",
+    lambda labels: MatthewsCorrCoef(num_classes=labels.number),
+    lambda shares: 0.0,
+    lambda labels: matthews_counts(labels.number),
+    bounds=(-1.0, 1.0),
 )
-METRICS["f1"] = TaskMetric("sequence", _f1, _always_class_1)
+METRICS["f1"] = TaskMetric("sequence", _f1, _always_class_1, _f1_counts, _SHARE)
 METRICS["token_accuracy"] = TaskMetric(
     "token",
     lambda labels: MulticlassAccuracy(num_classes=labels.number, average="micro", ignore_index=UNLABELLED),
     _most_frequent,
+    lambda labels: accuracy_counts(),
+    _SHARE,
 )
-METRICS["entity_f1"] = TaskMetric("token", _entity_f1, lambda shares: 0.0)
+METRICS["entity_f1"] = TaskMetric(
+    "token", _entity_f1, lambda shares: 0.0, lambda labels: entity_counts(_entity_f1(labels)), _SHARE
+)
 
 
 def chance_level(metric: str, labels: Tensor) -> float | None:

@@ -58,7 +58,6 @@ def _study_shares(settings: StudySettings, output: str, num_workers: int, backen
         format_groups,
         format_plan,
         format_summary,
-        summarize,
         write_report,
     )
     from papa_lightning.study.trial import format_trial
@@ -72,7 +71,7 @@ def _study_shares(settings: StudySettings, output: str, num_workers: int, backen
         plans = one.plan()
         tell(format_plan(plans))
         table = one.run(plans, num_workers=num_workers, backend=backend)
-        tell(format_summary(summarize(table)), *format_filling(one.folder, plans))
+        tell(format_summary(one.evidence.summary, one.evidence.notes), *format_filling(one.folder, plans))
         tell(f"results  {one.folder.path / 'results.csv'}\nreport   {write_report(one.folder.path)}")
     return table
 

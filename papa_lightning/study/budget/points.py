@@ -14,11 +14,11 @@ from papa_lightning.calibration import AttentionConstants
 from papa_lightning.datamodules.base import TaskDataModule
 from papa_lightning.errors import StudyError
 from papa_lightning.ranking import HeadRanking
-from papa_lightning.study.artifacts import average_key, cell_result, features_of, swapped
+from papa_lightning.study.artifacts import average_key, cell_result, features_of, save_cell, swapped
 from papa_lightning.study.budget.settings import ENCODER, TASK, BudgetSettings
 from papa_lightning.study.cells import Choice
+from papa_lightning.study.intervals import mean_interval
 from papa_lightning.study.results import CellResult
-from papa_lightning.study.statistics import mean_interval
 from papa_lightning.study.store import StudyFolder, digest
 from papa_lightning.study.training import train_probes
 from papa_lightning.study.workbench import Bench
@@ -138,7 +138,7 @@ class Points:
                 for probe in trained:
                     key = keys[probe.seed]
                     result = cell_result(bench, choice, (heads, total), probe, shared + probe.seconds, key)
-                    result.save(self._folder.cell(key))
+                    save_cell(self._folder, result, probe)
         results = tuple(self._folder.result(key, CellResult.load) for key in keys.values())
         return Point(heads, results, bench.data.metrics[0])
 

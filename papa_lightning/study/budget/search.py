@@ -22,11 +22,10 @@ from papa_lightning.study.artifacts import average_of, constants_of, probe_loss,
 from papa_lightning.study.budget.points import HELD_OUT, Drop, Point, Points, largest_within, open_split_bench
 from papa_lightning.study.budget.settings import BudgetSettings
 from papa_lightning.study.executors import interruptible
-from papa_lightning.study.statistics import counted
 from papa_lightning.study.store import StudyFolder, digest
 from papa_lightning.study.timing import time_table
 from papa_lightning.study.workbench import Bench
-from papa_lightning.text import Table, tell
+from papa_lightning.text import Table, counted, tell
 
 _FORMAT = "papa_lightning.head_budget/1"
 #: Tolerance for the rounding of scores in float32: 99 of 100 must count as a loss of 1 %.

@@ -1,14 +1,12 @@
 """Settings of a budget: encoder, task, and the permitted loss of score."""
 
-import math
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from papa_lightning.checks import check_choice
 from papa_lightning.errors import PapaError
-from papa_lightning.study.settings import FeatureSettings, StudySettings
+from papa_lightning.study.settings import FeatureSettings, StudySettings, read_share
 from papa_lightning.study.training import ProbeSettings
 from papa_lightning.tasks.probes import Pooling
 
@@ -63,7 +61,7 @@ class BudgetSettings:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        read_limit(self.within)
+        read_share("within", self.within)
         check_choice("search", self.search, get_args(Search))
         for name, least in (("search_sequences", 1), ("split_seed", 0)):
             value = getattr(self, name)
@@ -74,7 +72,7 @@ class BudgetSettings:
     @property
     def limit(self) -> float:
         """`within` as a share."""
-        return read_limit(self.within)
+        return read_share("within", self.within)
 
     def study(self) -> StudySettings:
         """The settings of a study of the same encoder on the same task."""
@@ -98,18 +96,3 @@ class BudgetSettings:
     def as_dict(self) -> dict[str, Any]:
         """The settings as plain values."""
         return asdict(self) | {"task": dict(self.task), "seeds": list(self.seeds)}
-
-
-def read_limit(within: object) -> float:
-    """The share below 1 that a share or a percentage such as "1%" means; 1 is refused, as it could mean one percent."""
-    share = math.nan
-    with suppress(ValueError):
-        if isinstance(within, str) and within.strip().endswith("%"):
-            share = float(within.strip()[:-1]) / 100
-        elif isinstance(within, (int, float, str)) and not isinstance(within, bool):
-            share = float(within)
-    if not 0 <= share < 1:
-        raise PapaError(
-            f"within is {within!r}, but must be a share from 0 to below 1, such as 0.01, or a percentage such as '1%'."
-        )
-    return share

@@ -14,7 +14,7 @@ import pandas as pd
 from papa_lightning.checks import filled, number
 from papa_lightning.errors import ResultFileError
 from papa_lightning.files.records import check_fields, or_nan, read_record, write_record
-from papa_lightning.study.statistics import mean_interval
+from papa_lightning.study.intervals import mean_interval
 from papa_lightning.text import Table
 
 _FORMAT = "papa_lightning.kind_result/2"

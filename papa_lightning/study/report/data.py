@@ -10,8 +10,9 @@ from typing import Any
 import pandas as pd
 
 from papa_lightning.errors import PapaError, StudyError
-from papa_lightning.study.results import CellResult, load_table
-from papa_lightning.study.statistics import mean_interval, summarize
+from papa_lightning.study.intervals import mean_interval
+from papa_lightning.study.results import CellResult
+from papa_lightning.study.statistics import Evidence
 from papa_lightning.study.store import NAMED, StudyFolder
 
 #: Relative changes of a score below this mean nothing.
@@ -33,11 +34,16 @@ class StudyData:
     """The data of a report; constants and rankings are the files that exist."""
 
     folder: Path
-    table: pd.DataFrame
+    evidence: Evidence
     about: Mapping[str, Any]
     constants: tuple[NamedFile, ...]
     rankings: tuple[NamedFile, ...]
     missing: tuple[str, ...]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The table of results."""
+        return self.evidence.table
 
     def has(self, need: str) -> bool:
         """Whether the data hold what a section needs: constants, rankings, about, or a column with a value."""
@@ -49,10 +55,10 @@ class StudyData:
             raise PapaError(f"needs of a section has {need!r}, but must be one of {choices}.")
         return bool(found[need])
 
-    @cached_property
+    @property
     def summary(self) -> pd.DataFrame:
         """Means and intervals of every metric."""
-        return summarize(self.table)
+        return self.evidence.summary
 
     @cached_property
     def scores(self) -> pd.DataFrame:
@@ -100,10 +106,12 @@ class StudyData:
         return rows.iloc[0] if len(rows) else None
 
     def is_low(self, encoder: str, task: str) -> bool:
-        """Whether the dynamic score is missing, below :data:`LOW_SCORE`, or its interval reaches 0 or chance."""
+        """Whether the dynamic score is missing or does not beat chance; or, if that is unknown, is too low."""
         found = self.baseline(encoder, task)
         if found is None:
             return True
+        if not pd.isna(found["above_chance_low"]):
+            return not bool(found["beats_chance"])
         chance = self._about(encoder, task).get("chance")
         floor = max(0.0, chance) if isinstance(chance, (int, float)) else 0.0
         low = found["mean"] if pd.isna(found["low"]) else found["low"]
@@ -162,12 +170,12 @@ def read_study(folder: str | Path) -> StudyData:
         [NamedFile(one["encoder"], one["task"], one[name], place / one["path"]) for one in files.get(key, [])]
         for key, name in NAMED.items()
     )
-    table = load_table(place)
-    if not table["score"].notna().any():
+    evidence = Evidence.read(place)
+    if not evidence.table["score"].notna().any():
         raise StudyError(f"the study in {str(place)!r} has no finished result yet: run `papa study` first.")
     return StudyData(
         folder=place,
-        table=table,
+        evidence=evidence,
         about=content["about"],
         constants=tuple(one for one in constants if one.path.is_file()),
         rankings=tuple(one for one in rankings if one.path.is_file()),

@@ -152,9 +152,6 @@ def measured_section(data: StudyData, figures: Figures) -> list[Block]:
         for pair in pairs:
             rest = {name: value for name, value in pair.items() if name not in ("encoder", "task")}
             blocks += [Text(f"{pair.get('encoder')}, {pair.get('task')}", "heading"), Facts(rest)]
-    versions = data.table["versions"].nunique()
-    if versions > 1:
-        blocks.append(Text(f"The results were made with {versions} sets of versions, which results.csv lists."))
     if data.missing:
         blocks.append(Text(f"Files that the study names and that are missing: {', '.join(data.missing)}."))
     return blocks

@@ -6,7 +6,7 @@ from papa_lightning.files.writing import write_atomically
 from papa_lightning.study.report import findings, heads, scores  # noqa: F401 (they register their sections)
 from papa_lightning.study.report.data import read_study
 from papa_lightning.study.report.sections import SECTIONS, Figures, render
-from papa_lightning.study.statistics import counted
+from papa_lightning.text import counted
 
 _LEAD = (
     "How the score of a task depends on the share of attention heads that are constant: heads that use the average of "

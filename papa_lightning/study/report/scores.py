@@ -8,10 +8,10 @@ import pandas as pd
 from papa_lightning.calibration import CONTROLS, constants_kind
 from papa_lightning.figures.bars import control_points, drop_against_baseline, drop_bars
 from papa_lightning.figures.curves import relative_curves, score_curves, sequences_curve
+from papa_lightning.study.correlation import RankCorrelation, rank_correlation
 from papa_lightning.study.report.data import LOW_SCORE, StudyData
 from papa_lightning.study.report.findings import number, seeds_in_words, telling_shares
 from papa_lightning.study.report.sections import SECTIONS, Block, Drawing, Drawings, Figures, Text, noted
-from papa_lightning.study.statistics import RankCorrelation, rank_correlation
 
 #: Fewest encoders for a conclusion from a rank correlation: four in the same order happen once in 24 by chance.
 TELLING_ENCODERS = 5

@@ -3,7 +3,6 @@
 import itertools
 import math
 import random
-import re
 import warnings
 
 import numpy as np
@@ -12,14 +11,11 @@ import pytest
 from scipy import stats
 
 from papa_lightning.errors import PapaError
+from papa_lightning.study.correlation import RankCorrelation, rank_correlation
+from papa_lightning.study.intervals import mean_interval
 from papa_lightning.study.results import CellResult, load_table, results_table, save_table
-from papa_lightning.study.statistics import (
-    RankCorrelation,
-    format_summary,
-    mean_interval,
-    rank_correlation,
-    summarize,
-)
+from papa_lightning.study.statistics import summarize
+from papa_lightning.study.summary import format_summary
 
 #: Student's t at 0.975 for 1, 2, 3 and 4 degrees of freedom, from a printed table.
 T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
@@ -51,7 +47,7 @@ def test_interval_by_hand():
     assert mean - low == pytest.approx(high - mean)
 
 
-@pytest.mark.parametrize("number", [2, 3, 5, 20])
+@pytest.mark.parametrize("number", [3, 5, 20])
 def test_interval_against_scipy(number):
     values = np.random.default_rng(number).normal(0.8, 0.1, number)
     expected = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
@@ -70,6 +66,7 @@ def test_interval_of_little():
         warnings.simplefilter("error")
         mean, low, high = mean_interval([0.5])
         assert (mean, math.isnan(low), math.isnan(high)) == (0.5, True, True)
+        assert np.isnan(mean_interval([0.5, 0.6])[1:]).all()  # Student's t would say 0.55 +- 0.64
         assert mean_interval([0.5, 0.5, 0.5]) == (0.5, 0.5, 0.5)
         assert np.isnan(mean_interval([])).all()
         assert np.isnan(mean_interval([0.5, math.nan])).all()
@@ -86,8 +83,12 @@ def test_summary_by_hand():
     assert row["high"] - row["low"] == pytest.approx(2 * T[2] * 0.057735 / math.sqrt(3), abs=1e-4)
     assert row["difference"] == pytest.approx(-0.2)
     assert row["difference_high"] - row["difference"] == pytest.approx(T[2] * 0.1 / math.sqrt(3), abs=1e-4)
-    assert row["relative"] == pytest.approx(-0.225)
-    assert row["relative"] - row["relative_low"] == pytest.approx(T[2] * 0.090139 / math.sqrt(3), abs=1e-4)
+    # the ratio of the means, -0.2 / 0.8667, and deviations of the seeds d / b - r b_s / b
+    mean = 2.6 / 3
+    deviations = [d / mean + 0.2 / mean * b / mean for d, b in zip((-0.1, -0.2, -0.3), before, strict=True)]
+    assert row["relative"] == pytest.approx(-0.6 / 2.6)
+    half = T[2] * np.std(deviations, ddof=1) / math.sqrt(3)
+    assert row["relative"] - row["relative_low"] == pytest.approx(half, abs=1e-4)
     assert math.isnan(row["ranking_deviation"])
     first = row_of(summary_of(cells), share=0.0)
     assert first["mean"] == pytest.approx(2.6 / 3)
@@ -109,7 +110,7 @@ def test_seeds_are_paired_by_name_and_not_by_order():
     cells = [cell(0, 0.9, 5), cell(0, 0.5, 3), cell(1, 0.4, 3), cell(1, 0.9, 5)]
     row = row_of(summary_of(cells), share=1.0)
     assert row["difference"] == pytest.approx(-0.05)
-    assert row["relative"] == pytest.approx(-0.1)
+    assert row["relative"] == pytest.approx(-0.05 / 0.7)
 
 
 def test_groups_and_their_order():
@@ -151,12 +152,11 @@ def test_random_rankings_are_one_row_with_one_value_a_probe_seed():
     cells += [cell(0.5, score, seed, f"random:{ranking}") for (ranking, seed), score in scores.items()]
     row = row_of(summary_of(cells), share=0.5)
     assert (row["criterion"], row["n"], row["rankings"]) == ("random", 2, 2)
-    # seeds: 0.65 and 0.70; differences -0.15 and -0.30; relative -0.1875 and -0.30
-    expected = stats.ttest_1samp([0.65, 0.70], 0).confidence_interval()
-    assert row[["mean", "low", "high"]].tolist() == pytest.approx([0.675, expected.low, expected.high])
+    # seeds: 0.65 and 0.70; differences -0.15 and -0.30; two seeds have no interval
+    assert row["mean"] == pytest.approx(0.675)
     assert row["difference"] == pytest.approx(-0.225)
-    assert row["difference_high"] - row["difference"] == pytest.approx(T[1] * 0.15 / 2, abs=1e-4)
-    assert row["relative"] == pytest.approx(-0.24375)
+    assert row["relative"] == pytest.approx(-0.225 / 0.9)
+    assert row[["low", "difference_low", "relative_high"]].isna().all()
     # rankings: 0.72 and 0.63
     assert row["ranking_deviation"] == pytest.approx(0.09 / math.sqrt(2))
 
@@ -183,8 +183,8 @@ def test_what_is_missing_is_not_left_out_unseen():
 
 
 def test_a_baseline_of_zero_has_a_difference_but_no_relative_change():
-    row = row_of(summary_of([cell(0, 0.0, 0), cell(0, 0.1, 1), cell(1, 0.3, 0), cell(1, 0.2, 1)]), share=1.0)
-    assert row["difference"] == pytest.approx(0.2)
+    row = row_of(summary_of([cell(0, -0.1, 0), cell(0, 0.1, 1), cell(1, 0.3, 0), cell(1, 0.2, 1)]), share=1.0)
+    assert row["difference"] == pytest.approx(0.25)
     assert math.isnan(row["relative"])
 
 
@@ -315,17 +315,23 @@ def test_text_by_hand():
     lines = text_of(
         cell(0, 0.80, 0, loss=1.0),
         cell(0, 0.82, 1),
-        cell(0.5, 0.80, 0),
+        cell(0, 0.84, 2),
+        cell(0.5, 0.81, 0),
         cell(0.5, 0.81, 1),
-        cell(0, 0.80, 0, "gate"),
+        cell(0.5, 0.84, 2),
+        cell(0.5, 0.80, 0, "random:0"),
+        cell(0.5, 0.79, 0, "random:1"),
         cell(1, 0.40, 0, "gate"),
+        cell(1, 0.40, 0, "variance"),
     )
     assert lines == [
-        "bert on sst2: f1 (95 % interval and change against share 0; 1 to 2 probe seeds; constants: average)",
-        "share  variance                gate",
-        "0 %    0.810 ± 0.127           0.800",
-        "50 %   0.805 ± 0.064 (-0.6 %)  -",
-        "100 %  -                       0.400 (-50.0 %)",
+        "bert on sst2: f1; 1 to 3 probe seeds; constants: average; 95 % intervals over seeds",
+        "",
+        "share  heads   by                 score                 change              at most 3 % lost?",
+        "0 %    -                          0.820 [0.770, 0.870]",
+        "50 %   4 of 8  variance           0.820 [0.777, 0.863]  0.0 % [-3.0, +3.0]  not settled",
+        "50 %   4 of 8  random (2 orders)  0.795                 -0.6 %",
+        "100 %  8 of 8                     0.400                 -50.0 %",
     ]
 
 
@@ -345,19 +351,16 @@ def test_text_fits_into_100_columns():
     titles, heads = (
         [line.split() for line in lines if line.startswith(start)] for start in ("a-rather-long", "share ")
     )
-    assert len(titles) == 2
-    assert len(heads) > 2
-    shown = ["random" if name == "random:1" else name for name in criteria]
-    assert [name for head in heads for name in head[1:]] == 2 * shown
-    assert len(re.findall(r"\d\.\d{3} ± \d\.\d{3} \([-+]\d+\.\d %\)", text)) == 2 * 3 * len(criteria)
-    assert text.count("33.33 %") == text.count("93.75 %") == len(heads)
+    assert len(titles) == len(heads) == 2
+    assert sum(line[0].isdigit() for line in lines if line) == 2 * (1 + 2 * len(criteria) + 1)
 
 
 def test_text_copes_with_what_is_not_known():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         lines = text_of(cell(0, 0.0), cell(0.5, 0.25), cell(1, math.nan), cell(0.25, -0.5))
-    assert [line.split("%")[-1].strip() for line in lines[2:]] == ["0.000", "-0.500", "0.250", "not a number"]
+    ends = [" ".join(line.split()[-2:]) for line in lines[3:]]
+    assert ends == ["- 0.000", "-0.500 -0.500", "0.250 +0.250", "a number"]
     assert "1 probe seed;" in lines[0]
 
 

@@ -20,7 +20,8 @@ from papa_lightning.study.budget import points as budget_points
 from papa_lightning.study.budget import search as budget
 from papa_lightning.study.budget.points import Drop, halves, largest_within, open_split_bench
 from papa_lightning.study.budget.search import find_budget, format_budget, within
-from papa_lightning.study.budget.settings import BudgetSettings, read_limit
+from papa_lightning.study.budget.settings import BudgetSettings
+from papa_lightning.study.settings import read_share
 from papa_lightning.study.training import TrainedProbe
 
 TOTAL = 8
@@ -116,13 +117,13 @@ def plan_of(folder):
     ("within", "share"), [("1%", 0.01), (" 2.5 % ", 0.025), ("0%", 0), (0, 0), (0.03, 0.03), ("0.03", 0.03)]
 )
 def test_a_limit_is_a_share_or_a_percentage(within, share):
-    assert read_limit(within) == pytest.approx(share)
+    assert read_share("within", within) == pytest.approx(share)
 
 
 @pytest.mark.parametrize("within", ["1", 1, "100%", -0.01, "-1%", "one", "%", "", None, True, math.nan, "nan%", [0.1]])
 def test_other_limits_are_refused_by_name(within):
     with pytest.raises(PapaError, match=r"within is .* but must be a share from 0 to below 1"):
-        read_limit(within)
+        read_share("within", within)
 
 
 @pytest.mark.parametrize(

@@ -249,7 +249,12 @@ def test_finding_of_one_seed(tmp_path):
 
 @pytest.mark.parametrize(
     ("start", "about"),
-    [([0.10, 0.12], {}), ([0.25, -0.2], {}), ([0.9, 0.1], {}), ([0.52, 0.52], {"chance": 0.53})],
+    [
+        ([0.10, 0.12, 0.11], {}),
+        ([0.25, -0.2, 0.1], {}),
+        ([0.9, 0.1, 0.4], {}),
+        ([0.52, 0.52, 0.52], {"chance": 0.53}),
+    ],
 )
 def test_finding_of_a_low_baseline_tells_no_relative_change(tmp_path, start, about):
     text = one_finding(tmp_path, [start, [value - 0.05 for value in start]], shares=(0.0, 1.0), **about)
