@@ -11,7 +11,7 @@ Verdict = Literal["within", "beyond", "open", "no baseline", ""]
 """Whether a loss is at most a margin ("within"), more ("beyond"), or not settled ("open"); "" without an interval."""
 
 #: Tolerance for the rounding of scores in float32: 99 of 100 must count as a loss of 1 %.
-_ROUNDING = 1e-6
+ROUNDING = 1e-6
 #: Multiple of the examples beyond which a number says nothing but that a change is near the margin.
 _MOST = 100
 
@@ -20,9 +20,9 @@ def verdict_of(change: Estimate, margin: float) -> Verdict:
     """The verdict on a relative change, which is below 0 for a loss."""
     if math.isnan(change.low):
         return ""
-    if change.low >= -margin - _ROUNDING:
+    if change.low >= -margin - ROUNDING:
         return "within"
-    return "beyond" if change.high < -margin - _ROUNDING else "open"
+    return "beyond" if change.high < -margin - ROUNDING else "open"
 
 
 def examples_needed(change: Estimate, margin: float) -> float:

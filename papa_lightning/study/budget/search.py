@@ -19,23 +19,25 @@ from papa_lightning.progress import Progress
 from papa_lightning.ranking import HeadRanking
 from papa_lightning.runtime import find_device, machine_facts
 from papa_lightning.study.artifacts import average_of, constants_of, probe_loss, ranking_of, warn_of_zero_mass
-from papa_lightning.study.budget.points import HELD_OUT, Drop, Point, Points, largest_within, open_split_bench
+from papa_lightning.study.budget.points import HELD_OUT, Baseline, Drop, Point, Points, largest_within, open_split_bench
 from papa_lightning.study.budget.settings import BudgetSettings
 from papa_lightning.study.executors import interruptible
 from papa_lightning.study.store import StudyFolder, digest
 from papa_lightning.study.timing import time_table
+from papa_lightning.study.verdicts import ROUNDING, verdict_words
 from papa_lightning.study.workbench import Bench
 from papa_lightning.text import Table, counted, tell
 
 _FORMAT = "papa_lightning.head_budget/1"
-#: Tolerance for the rounding of scores in float32: 99 of 100 must count as a loss of 1 %.
-_ROUNDING = 1e-6
 RANKING_FILE, CONSTANTS_FILE, BUDGET_FILE = "ranking.json", "constants.safetensors", "budget.json"
 
 
 @dataclass(frozen=True)
 class HeadBudget:
-    """The largest number of constant heads within a loss, chosen on the selection rows; 0 if no head can be."""
+    """The largest number of constant heads within a loss, chosen on the selection rows; 0 if no head can be.
+
+    `tried` has the drop on the selection rows of each of the points; the baselines are on selection and held-out rows.
+    """
 
     settings: BudgetSettings
     heads: int
@@ -43,6 +45,8 @@ class HeadBudget:
     selection: Drop
     held_out: Drop
     points: tuple[Point, ...]
+    tried: tuple[Drop, ...]
+    baselines: tuple[Baseline, Baseline]
     about: Mapping[str, Any]
 
     @property
@@ -52,13 +56,8 @@ class HeadBudget:
 
     @property
     def confirmed(self) -> bool | None:
-        """Whether the mean drop on the held-out rows is within the limit; None without constant heads."""
-        return within(self.held_out, self.settings.limit) if self.heads else None
-
-
-def within(drop: Drop, limit: float) -> bool:
-    """Whether the mean of a drop is within a limit, up to the rounding of the scores."""
-    return drop.mean <= limit + _ROUNDING
+        """Whether the interval of the drop on the held-out rows lies within the limit; None without constant heads."""
+        return self.held_out.verdict == "within" if self.heads else None
 
 
 def find_budget(settings: BudgetSettings, output: str | Path, progress: bool = True) -> HeadBudget:
@@ -77,7 +76,7 @@ def _plan(settings: BudgetSettings, output: Path, folder: StudyFolder, progress:
     with bench.watch.part("other"):
         average, ranking = average_of(folder, bench), _ranking(folder, bench, settings)
         used = average.filled()
-        points = Points(folder, bench, used, ranking)
+        points = Points(folder, bench, used, ranking, settings.limit)
         heads = _search(points, len(ranking.heads), settings.limit, progress)
     warn_of_zero_mass([bench.zero_mass.text])
     wall, seconds = time.perf_counter() - start, bench.watch.take()
@@ -85,9 +84,18 @@ def _plan(settings: BudgetSettings, output: Path, folder: StudyFolder, progress:
         tell(time_table(seconds, wall))
     about = _about(bench, settings, held_out) | {"seconds": round(wall, 1)}
     about |= {"filled": describe_filling(used).removeprefix("filled ")}
-    drops = points.drop(heads), points.drop(heads, held_out=True)
-    measured = tuple(points.measured[number] for number in sorted(points.measured))
-    plan = HeadBudget(settings, heads, ranking, *drops, measured, about)
+    numbers = sorted(points.measured)
+    plan = HeadBudget(
+        settings,
+        heads,
+        ranking,
+        selection=points.drop(heads),
+        held_out=points.drop(heads, held_out=True),
+        points=tuple(points.measured[number] for number in numbers),
+        tried=tuple(map(points.drop, numbers)),
+        baselines=(points.baseline(held_out=False), points.baseline(held_out=True)),
+        about=about,
+    )
     # The old budget.json goes first and the new one comes last: it never stands beside files of another budget.
     (output / BUDGET_FILE).unlink(missing_ok=True)
     ranking.save(output / RANKING_FILE)
@@ -99,15 +107,15 @@ def _plan(settings: BudgetSettings, output: Path, folder: StudyFolder, progress:
 
 def _search(points: Points, total: int, limit: float, progress: bool) -> int:
     with Progress(total=1 + total.bit_length(), desc="Budget", disable=not progress, dynamic_ncols=True) as bar:
-        for held_out in (False, True):  # refuses a score of 0 before the search
-            points.drop(0, held_out)
+        for held_out in (False, True):  # refuses a score that means nothing before the search
+            points.baseline(held_out)
         bar.update()
 
         def fits(heads: int) -> bool:
-            drop = points.drop(heads)
-            bar.set_postfix_str(f"{heads} of {total} heads: {-100 * drop.mean:+.2f} %", refresh=False)
+            loss = points.loss(heads)
+            bar.set_postfix_str(f"{heads} of {total} heads: {-100 * loss:+.2f} %", refresh=False)
             bar.update()
-            return within(drop, limit)
+            return loss <= limit + ROUNDING
 
         return largest_within(fits, total)
 
@@ -159,20 +167,27 @@ def _content(plan: HeadBudget) -> dict[str, Any]:
         "share": plan.heads / plan.total,
         "chosen": [list(head) for head in plan.ranking.first(plan.heads)],
         "metric": dynamic.metric,
-        "selection": asdict(plan.selection),
-        "held_out": asdict(plan.held_out) | {"confirmed": plan.confirmed},
+        "baseline": {rows: asdict(one) for rows, one in zip(("selection", "held_out"), plan.baselines, strict=True)},
+        "selection": _plain(plan.selection),
+        "held_out": _plain(plan.held_out) | {"confirmed": plan.confirmed},
         "points": [
             {
                 "heads": point.heads,
-                "selection": asdict(Drop.of(point.scores(held_out=False), dynamic.scores(held_out=False))),
+                "selection": _plain(drop),
                 "results": [{"seed": one.seed, "scores": dict(one.scores)} for one in point.results],
             }
-            for point in plan.points
+            for point, drop in zip(plan.points, plan.tried, strict=True)
         ],
         "files": {"ranking": RANKING_FILE, "constants": CONSTANTS_FILE},
         "settings": plan.settings.as_dict() | {"encoder": without_path(plan.settings.encoder)},
         "about": dict(plan.about),
     }
+
+
+def _plain(drop: Drop) -> dict[str, Any]:
+    """A drop as plain values of JSON, which has no infinity."""
+    needed = drop.examples_needed
+    return asdict(drop) | {"examples_needed": needed if math.isfinite(needed) else None}
 
 
 def format_budget(plan: HeadBudget, output: str | Path) -> str:
@@ -183,7 +198,10 @@ def format_budget(plan: HeadBudget, output: str | Path) -> str:
         f'swap_attention(encoder, "constant", constants=AttentionConstants.load({constants!r}).filled(), '
         f"heads={plan.heads}, ranking=HeadRanking.load({ranking!r}))"
     )
-    lines = {"found": _found(plan), "held out": _held_out(plan), "filled": plan.about["filled"] if plan.heads else ""}
+    metric = plan.points[0].metric
+    lines = {"found": _found(plan)}
+    lines |= {"selection": f"{metric} {plan.baselines[0]}", "held out": f"{metric} {plan.baselines[1]}"}
+    lines |= {"verdict": _verdict(plan), "filled": plan.about["filled"] if plan.heads else ""}
     lines = {name: line for name, line in lines.items() if line}
     lines["files"] = f"{ranking}, {constants}, {budget}"
     lines["use"] = use if plan.heads else "leave the encoder as it is"
@@ -207,20 +225,17 @@ def _found(plan: HeadBudget) -> str:
     )
 
 
-def _held_out(plan: HeadBudget) -> str:
+def _verdict(plan: HeadBudget) -> str:
     if plan.confirmed is None:
         return "nothing to confirm"
-    drop, limit, notes = plan.held_out, _limit(plan), []
-    verdict = "confirmed" if plan.confirmed else "NOT confirmed"
-    if not plan.confirmed:
-        notes.append(f"{_percent(drop.mean - plan.settings.limit, unit='points')} above {limit}")
-    if math.isnan(drop.low):
-        notes.append("one seed, no interval")
-    else:
-        above = f", which reaches above {limit}" if plan.confirmed and drop.high > plan.settings.limit else ""
-        notes.append(f"95 % interval over seeds {_percent(drop.low)} to {_percent(drop.high)}{above}")
-    notes.append(f"{plan.about['held_out_examples']} examples, {plan.about['held_out']}")
-    return f"{verdict}: {plan.points[0].metric} {_moves(drop)} ({'; '.join(notes)})"
+    drop = plan.held_out
+    words = {"within": "confirmed", "beyond": "NOT confirmed", "open": "not settled", "": "NOT confirmed, no interval"}
+    notes = [f"{plan.about['held_out_examples']} held-out examples, {plan.about['held_out']}"]
+    if not math.isnan(drop.low):
+        notes.insert(0, f"95 % interval over {drop.basis} {_percent(drop.low)} to {_percent(drop.high)}")
+    if drop.verdict == "open":
+        notes.append(verdict_words("open", plan.settings.limit, drop.examples_needed).partition(": ")[2])
+    return f"{words[drop.verdict]}: {plan.points[0].metric} {_moves(drop)} ({'; '.join(filter(None, notes))})"
 
 
 def _moves(drop: Drop) -> str:

@@ -7,6 +7,7 @@ import string
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -19,8 +20,10 @@ from papa_lightning.files.locking import claimed
 from papa_lightning.study.budget import points as budget_points
 from papa_lightning.study.budget import search as budget
 from papa_lightning.study.budget.points import Drop, halves, largest_within, open_split_bench
-from papa_lightning.study.budget.search import find_budget, format_budget, within
+from papa_lightning.study.budget.search import find_budget, format_budget
 from papa_lightning.study.budget.settings import BudgetSettings
+from papa_lightning.study.intervals import Sample
+from papa_lightning.study.predictions import Predictions
 from papa_lightning.study.settings import read_share
 from papa_lightning.study.training import TrainedProbe
 
@@ -160,20 +163,31 @@ def test_what_bisection_finds_fits_even_where_scores_go_up_and_down():
     assert largest_within(lambda number: number > 4, total=8) == 0
 
 
+def drop_of(scores, dynamic, limit=0.1):
+    return Drop.of(Sample(np.array(scores)), Sample(np.array(dynamic)), limit, (0, 1))
+
+
 def test_a_drop_is_relative_and_paired_by_seed():
-    drop = Drop.of([0.75, 0.6], [1.0, 0.5])
-    assert drop.seeds == pytest.approx((0.25, -0.2))
-    assert drop.mean == pytest.approx(0.025)
+    drop = drop_of([0.75, 0.6, 0.7], [1.0, 0.5, 0.6])
+    assert drop.seeds == pytest.approx((0.25, -0.2, -1 / 6))
+    assert drop.mean == pytest.approx(0.05 / 2.1)  # of the mean scores
     assert drop.low < drop.mean < drop.high
-    assert Drop.of([-0.4], [-0.2]).mean == pytest.approx(1.0)  # a Matthews correlation below 0 that falls further
-    assert math.isnan(Drop.of([0.5], [0.5]).low)
+    negative = Drop.of(Sample(np.array([-0.4])), Sample(np.array([-0.2])), 0.1, (-1, 1))
+    assert negative.mean == pytest.approx(1.0)  # a Matthews correlation below 0 that falls further
+    assert math.isnan(drop_of([0.5], [0.5]).low)
 
 
 @pytest.mark.parametrize(
-    ("mean", "fits"), [(0.1, True), (0.1 + 1e-7, True), (0.1001, False), (-0.5, True), (math.nan, False)]
-)
-def test_a_drop_is_within_the_limit_up_to_the_rounding_of_scores(mean, fits):
-    assert within(Drop((mean,), mean, math.nan, math.nan), 0.1) is fits
+    ("scores", "verdict"),
+    [
+        ([0.9 - 1e-8] * 3, "within"), ([0.8999] * 3, "beyond"), ([1.0] * 3, "within"), ([0.9], ""),
+        ([0.95, 0.9, 0.87], "open"), ([0.7, 0.72, 0.71], "beyond"), ([math.nan] * 3, ""),
+    ],
+)  # fmt: skip
+def test_a_drop_is_within_the_limit_if_its_whole_interval_is(scores, verdict):
+    drop = drop_of(scores, [1.0] * len(scores))
+    assert drop.verdict == verdict
+    assert math.isnan(drop.examples_needed)  # without predictions
 
 
 # The rows.
@@ -222,11 +236,14 @@ def test_the_largest_number_within_the_limit(known, encoder_folder, data_folder,
 
 def test_the_mean_over_the_seeds_decides(known, encoder_folder, data_folder, tmp_path):
     drops = {0: 0.0, 1: 0.02, 2: 0.04}
-    known(lambda heads, seed: 0.5 * (1 - drops[seed] * heads))
+    known(lambda heads, seed: 0.8 * (1 - drops[seed] * heads))
     plan = plan_in(tmp_path, encoder_folder, data_folder, within=0.061)
     assert plan.heads == 3
     assert plan.selection.seeds == pytest.approx((0.0, 0.06, 0.12))
-    assert "which reaches above 6.1 %" in format_budget(plan, tmp_path)
+    assert plan.confirmed is False  # its interval reaches above the limit, so that nothing is settled
+    assert "not settled: accuracy falls by 6 % (95 % interval over seeds -8.9 % to 20.9 %;" in format_budget(
+        plan, tmp_path
+    )
 
 
 def test_a_choice_that_does_not_hold_is_said_not_to(known, encoder_folder, data_folder, tmp_path):
@@ -234,14 +251,17 @@ def test_a_choice_that_does_not_hold_is_said_not_to(known, encoder_folder, data_
     plan = plan_in(tmp_path, encoder_folder, data_folder)
     assert plan.heads == 5  # nothing is chosen by the held-out rows
     assert plan.confirmed is False
-    found, held_out, filled, files, use = format_budget(plan, tmp_path).splitlines()
+    found, _, held_out, verdict, filled, files, use = format_budget(plan, tmp_path).splitlines()
     assert found == (
-        "found     within 10 %: 5 of 8 heads (62.5 %) by criterion variance; accuracy falls by 10 % on the "
+        "found      within 10 %: 5 of 8 heads (62.5 %) by criterion variance; accuracy falls by 10 % on the "
         "selection data (3 examples, 3 seeds)"
     )
     assert held_out == (
-        "held out  NOT confirmed: accuracy falls by 15 % (5 points above 10 %; 95 % interval over seeds 15 % to "
-        "15 %; 4 examples, half of the validation split, drawn with seed 0)"
+        "held out   accuracy 0.800 [0.800, 0.800] with all heads dynamic, chance 0.500, difference 0.300 [0.300, 0.300]"
+    )
+    assert verdict == (
+        "verdict    NOT confirmed: accuracy falls by 15 % (95 % interval over seeds 15 % to 15 %; 4 held-out examples, "
+        "half of the validation split, drawn with seed 0)"
     )
     unseen = int((AttentionConstants.load(tmp_path / "constants.safetensors").pair_counts == 0).sum())
     assert filled.split()[1] == str(unseen)
@@ -263,9 +283,9 @@ def test_where_no_head_fits_the_choice_is_empty(known, encoder_folder, data_fold
     plan = plan_in(tmp_path, encoder_folder, data_folder)
     assert plan.heads == 0
     assert plan.confirmed is None
-    found, held_out, _, use = format_budget(plan, tmp_path).splitlines()
+    found, _, _, verdict, _, use = format_budget(plan, tmp_path).splitlines()
     assert "no head can be constant by criterion variance: accuracy loses more with 1 of 8 heads" in found
-    assert (held_out, use) == ("held out  nothing to confirm", "use       leave the encoder as it is")
+    assert (verdict, use) == ("verdict    nothing to confirm", "use        leave the encoder as it is")
     content = plan_of(tmp_path)
     assert (content["heads"], content["chosen"], content["held_out"]["confirmed"]) == (0, [], None)
     # The files belong to each other all the same, and nothing older is left beside the plan.
@@ -310,7 +330,9 @@ def test_the_plan_says_what_was_measured_and_how(known, encoder_folder, data_fol
     assert about["versions"]["torch"] == version("torch")
     assert about["seconds"] > 0
     assert str(encoder_folder) not in json.dumps(content)
-    assert "one seed, no interval" in format_budget(plan_in(tmp_path, encoder_folder, data_folder, seeds=[7]), tmp_path)
+    assert "NOT confirmed, no interval" in format_budget(
+        plan_in(tmp_path, encoder_folder, data_folder, seeds=[7]), tmp_path
+    )
 
 
 def test_what_was_measured_is_not_measured_again(known, encoder_folder, data_folder, tmp_path):
@@ -349,6 +371,35 @@ def test_a_score_of_0_is_refused_before_anything_else_is_trained(which, known, e
         plan_in(tmp_path, encoder_folder, data_folder)
     assert {heads for heads, _ in probes.trained} == {0}
     assert not (tmp_path / "budget.json").exists()
+
+
+def predictions_of(right, total):
+    """The first labels are right; half of the labels are 1."""
+    labels = torch.arange(total) % 2
+    logits = torch.nn.functional.one_hot(torch.where(torch.arange(total) < right, labels, 1 - labels), 2).float()
+    return Predictions(logits, labels, torch.arange(total), total, ["no", "yes"])
+
+
+@pytest.mark.parametrize(("right", "beats"), [(40, False), (60, True)])
+def test_a_baseline_must_beat_chance_on_both_sets(right, beats, encoder_folder, data_folder, tmp_path, monkeypatch):
+    """With 80 examples 40 of them are chance, and the interval of 60 is above it; paired over the examples."""
+
+    def train(task, features, evaluations, seeds, settings):
+        sets = {"": predictions_of(60, 80), "held_out": predictions_of(right, 80)}
+        scores = {"accuracy": 60 / 80, "accuracy/held_out": right / 80}
+        return [TrainedProbe(seed, scores, task.probe, 0.0, sets) for seed in seeds]
+
+    monkeypatch.setattr(budget_points, "train_probes", train)
+    if beats:
+        plan = plan_in(tmp_path, encoder_folder, data_folder, seeds=[0, 1])
+        assert plan.baselines[1].above.basis == "examples"
+        assert 0 < plan.baselines[1].above.low < 0.25 < plan.baselines[1].above.high < 0.5
+        assert plan.confirmed
+        assert plan_of(tmp_path)["baseline"]["held_out"]["chance"] == 0.5
+    else:
+        message = r"accuracy on the held-out data does not beat chance: 0\.500 \[0\.3.*probe\.max_epochs"
+        with pytest.raises(StudyError, match=message):
+            plan_in(tmp_path, encoder_folder, data_folder, seeds=[0, 1])
 
 
 def test_greedy_search_sees_rows_of_the_selection_only(known, encoder_folder, data_folder, tmp_path, monkeypatch):
