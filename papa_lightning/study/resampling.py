@@ -50,6 +50,7 @@ class Probes:
         }
         self._sets: dict[str, Sets] = {}
         self._resampled: dict[str, dict[str, Numbers]] = {}
+        self._chances: dict[str, tuple[float, Numbers] | None] = {}
         self.lacking: list[str] = []
         for key in dict.fromkeys(rows["hash"]):
             sets = predictions(key)
@@ -74,18 +75,15 @@ class Probes:
 
         `level` is the score if there are no predictions to compute it from.
         """
-        first, (name, _) = self._first(metric), metric_and_set(metric)
+        first = self._first(metric)
         if first is None:
             return None if level is None else Sample(np.full(seeds, level))
-        level = chance_level(name, first.labels)
-        if level is None:
+        if metric not in self._chances:
+            self._chances[metric] = _chance(first, metric_and_set(metric)[0])
+        found = self._chances[metric]
+        if found is None:
             return None
-        for label in range(first.logits.shape[1]):
-            found = first.counts_of(name, first.labels.new_full(first.labels.shape, label))
-            if found is not None and abs(float(found[1].score(found[0].sum(axis=0))) - level) < _ROUNDING:
-                drawn = found[1].score(resampled_sums(found[0]))
-                return Sample(np.full(seeds, level), np.repeat(drawn[:, None], seeds, axis=1), first.total)
-        return Sample(np.full(seeds, level), np.full((RESAMPLES, seeds), level), first.total)
+        return Sample(np.full(seeds, found[0]), np.repeat(found[1][:, None], seeds, axis=1), first.total)
 
     def _first(self, metric: str) -> Predictions | None:
         """The predictions of some probe for the evaluation set of a metric, if they are enough for resamples."""
@@ -123,6 +121,18 @@ class Probes:
             for place, key in enumerate(part):
                 scores[key] = score(sums[:, place * width : (place + 1) * width])
         return scores
+
+
+def _chance(predictions: Predictions, metric: str) -> tuple[float, Numbers] | None:
+    """The best score of a constant answer, on all examples and in resamples (B,)."""
+    level = chance_level(metric, predictions.labels)
+    if level is None:
+        return None
+    for label in range(predictions.logits.shape[1]):
+        found = predictions.counts_of(metric, predictions.labels.new_full(predictions.labels.shape, label))
+        if found is not None and abs(float(found[1].score(found[0].sum(axis=0))) - level) < _ROUNDING:
+            return level, found[1].score(resampled_sums(found[0]))
+    return level, np.full(RESAMPLES, level)
 
 
 def _same(one: Sets, other: Sets) -> bool:
