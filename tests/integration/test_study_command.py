@@ -22,9 +22,11 @@ from papa_lightning import AttentionConstants, HeadRanking, study
 from papa_lightning.attention import ZeroMassWarning
 from papa_lightning.cli.main import main
 from papa_lightning.errors import ResultFileError
-from papa_lightning.study import ProbeSettings, Study, StudySettings, load_table, stacked, training
+from papa_lightning.study import Evidence, ProbeSettings, Study, StudySettings, load_table, stacked, training
 from papa_lightning.study import artifacts as work
 from papa_lightning.study.features import features
+from papa_lightning.study.predictions import load_predictions
+from papa_lightning.study.store import StudyFolder
 
 CONFIGS = Path(__file__).parents[2] / "papa_lightning" / "configs" / "study"
 
@@ -177,10 +179,24 @@ def test_changed_data_never_find_old_results(config: dict[str, Any], done: pd.Da
 
 
 def test_a_result_under_the_name_of_another_is_refused(config: dict[str, Any], done: pd.DataFrame) -> None:
-    one, other = sorted(Path("out/cells").iterdir())[:2]
+    one, other = sorted(Path("out/cells").glob("*.json"))[:2]
     shutil.copy(one, other)
     with pytest.raises(ResultFileError, match=rf"{other.name}' is that of another result, '{one.stem}"):
         measure(config)
+
+
+def test_predictions_are_kept_beside_the_scores(config: dict[str, Any], done: pd.DataFrame) -> None:
+    folder = StudyFolder("out")
+    for _, row in done[done["metric"] == "accuracy"].iterrows():
+        kept = load_predictions(folder.predictions(row["hash"]))[""]
+        assert float((kept.predicted == kept.labels).double().mean()) == pytest.approx(row["score"])
+    evidence = Evidence.read("out")
+    assert set(evidence.summary["basis"]) == {"examples"}  # of two seeds
+    assert evidence.margin == 0.03
+    written = pd.read_csv("out/summary.csv", keep_default_na=False, na_values=[""])
+    assert list(written.columns) == list(evidence.summary.columns)
+    numbers = evidence.summary.select_dtypes("number").columns
+    pd.testing.assert_frame_equal(written[numbers], evidence.summary[numbers], check_dtype=False)
 
 
 def test_more_seeds_add_to_what_is_there(config: dict[str, Any], done: pd.DataFrame) -> None:
@@ -366,7 +382,7 @@ def test_a_folder_in_use_is_refused_by_name(
         assert f"output is 'out', where process {os.getpid()} on" in capsys.readouterr().err
         assert kept.exists()
         assert main(["study", "--config", "study.yaml", "--output", "out", "--dry_run"])[0].missing
-        assert len(list(Path("out/cells").iterdir())) == 6
+        assert len(list(Path("out/cells").glob("*.json"))) == 6
     assert len(run(config | {"seeds": [5]})) == 3 * 2, "and what it left is gone"
     assert not list(Path("out/features").iterdir())
 

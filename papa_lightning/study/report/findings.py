@@ -126,8 +126,8 @@ def table_section(data: StudyData, figures: Figures) -> list[Block]:
     """All means with their intervals, a table for each encoder and task."""
     blocks: list[Block] = [
         Text(
-            "Means with 95 % intervals over the seeds of the probe (Student's t). Differences and relative changes are "
-            "against share 0 of the same seed. Every single result is in results.csv and results.parquet.",
+            "Means with 95 % intervals. Differences and relative changes are against share 0, paired over examples and "
+            "seeds. Every single result is in results.csv and results.parquet.",
             "soft",
         )
     ]

@@ -182,12 +182,13 @@ def _measured(data: StudyData, rows: pd.DataFrame) -> str:
 
 def _error_bars(rows: pd.DataFrame) -> str:
     least, most = int(rows["n"].min()), int(rows["n"].max())
-    if most == 1:
-        return "One seed of the probe, so no error bars."
+    basis = [one for one in dict.fromkeys(rows["basis"]) if one != "none"]
+    if not basis:
+        return f"{seeds_in_words(most).capitalize()} of the probe and no predictions, so no error bars."
     seeds = seeds_in_words(most) if least == most else f"{least} to {most} seeds"
     random = int(rows["rankings"].max())
     orders = f"; random is the mean of {random} random orders" if random > 1 else ""
-    return f"Means over {seeds} of the probe{orders}; error bars are 95 % intervals over the seeds (Student's t)."
+    return f"Means over {seeds} of the probe{orders}; error bars are 95 % intervals over {' or '.join(basis)}."
 
 
 def _left_out(data: StudyData, encoder: str | None = None) -> str:

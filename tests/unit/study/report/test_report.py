@@ -151,7 +151,7 @@ def test_captions_say_how_it_was_measured(full):
     _, page = full
     for place in re.findall(r"mini, sst2: accuracy[^<]*?T = 16", page.text):
         assert "Means over 3 seeds" in place
-        assert "error bars are 95 % intervals over the seeds (Student's t)" in place
+        assert "error bars are 95 % intervals over seeds" in place
     assert page.text.count("2000 training examples, 500 validation examples, T = 16") == 3
     assert "learning rate 2e-05" in page.text
     assert "cpu (x86_64)" in page.text
