@@ -55,6 +55,8 @@ def check(wheel: Path, folder: Path, dependencies: bool = False) -> None:
     run(papa, work, "configs", "study/demo.yaml", "--output", "mine.yaml")
     run(papa, work, "study", "--config=demo.yaml", "--output=study", f"--encoders.MiniLM-L6={encoder}", *STUDY)
     run(papa, work, "fit", "--config=defaults.yaml", "--config=demo.yaml", f"--model.encoder={encoder}", *FIT)
+    run(papa, work, "init", "demo", f"--encoder={encoder}")
+    run(papa, work, "study", "--config=demo-study.yaml", "--dry_run")
     if not (work / "study" / "report.html").is_file():
         raise SystemExit("the study has left no report.")
 

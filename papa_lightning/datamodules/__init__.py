@@ -1,8 +1,9 @@
 """Data modules of tasks: one short class each, over a shared base.
 
 ``reading`` turns files and data sets of the hub into rows, ``rows`` turns rows into numbers; ``base``, ``text`` and
-``tokens`` combine them. Imports nothing of encoders but the loading of tokenizers. A task of the GLUE kind is added in
-``glue``, with a YAML in ``configs``; a file format in ``reading/formats``.
+``tokens`` combine them; ``own_tables`` guesses the columns of a table for ``papa init``. Imports nothing of encoders
+but the loading of tokenizers. A task of the GLUE kind is added in ``glue``, with a YAML in ``configs``; a file format
+in ``reading/formats``.
 """
 
 from papa_lightning.datamodules.base import TaskDataModule

@@ -114,7 +114,10 @@ def _failures_explained(name: str) -> Iterator[None]:
         raise
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         if reason := missing_folder(name):
-            raise PapaError(f"encoder {name!r} cannot be loaded: {reason}.") from error
+            raise PapaError(
+                f"encoder {name!r} cannot be loaded: {reason}. Pass a folder written by save_pretrained, or the name "
+                "of an encoder on the hub."
+            ) from error
         raise PapaError(
             f"encoder {name!r} cannot be loaded: pass the name of an encoder on the hub (downloaded before, when "
             f"offline) or a folder written by save_pretrained. transformers says: {error}"

@@ -99,7 +99,7 @@ def test_names_and_paths_of_the_package_exist(path: Path) -> None:
 
 
 #: Configurations on the pages that stand for one of the reader.
-OWN = {"config.yaml", "config_with_constants.yaml", "study.yaml", "whole.yaml"}
+OWN = {"config.yaml", "config_with_constants.yaml", "sst2-study.yaml", "tickets-study.yaml", "whole.yaml"}
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())

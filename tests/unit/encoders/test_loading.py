@@ -97,7 +97,7 @@ def test_roberta_takes_as_many_tokens_as_are_promised() -> None:
 
 @pytest.mark.parametrize("name", ["no/such-encoder", "nosuchencoder", "not a name//", "", "/no/such/folder"])
 def test_unknown_name(name: str) -> None:
-    with pytest.raises(PapaError, match="cannot be loaded: pass the name of an encoder on the hub"):
+    with pytest.raises(PapaError, match=r"cannot be loaded: .*the name of an encoder on the hub"):
         load_encoder(name)
 
 
