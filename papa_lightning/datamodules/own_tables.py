@@ -118,7 +118,8 @@ def _read(path: Path, text: str | None, text_pair: str | None, label: str | None
         if name is not None:
             _check_column(rows, argument, name, source)
     frame = rows.to_pandas()
-    frame = frame.assign(**{name: frame[name].map(_label_text) for name in _value_columns(rows)}, idx=range(len(frame)))
+    values = {name: frame[name].map(_label_text) for name in _value_columns(rows)}
+    frame = frame.assign(**{**values, "idx": range(len(frame))})
     known = label or next((name for name in _LABEL_COLUMNS if name in frame and name not in (text, text_pair)), None)
     first = text or _longest(rows, frame, (known, text_pair), source)
     texts = (first,) if text_pair is None else (first, text_pair)

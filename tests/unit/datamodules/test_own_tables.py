@@ -63,7 +63,7 @@ def test_rows_that_teach_nothing_are_left_out_and_counted(tmp_path: Path) -> Non
 
 
 def test_folders_and_pairs(tmp_path: Path) -> None:
-    columns = {"question": TEXTS, "answer": TEXTS[::-1], "label": KINDS}
+    columns = {"question": TEXTS, "answer": TEXTS[::-1], "label": KINDS, "idx": list(range(7, 37))}
     table(tmp_path / "train.csv", columns)
     table(tmp_path / "validation.csv", {name: values[:12] for name, values in columns.items()})
     train, validation, _ = read_splits(tmp_path, text="question", text_pair="answer")
