@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Everything works offline once it is installed; nothing here asks a hub.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo test lint format docs bench gpu release clean
+.PHONY: help demo test lint format docs notebook bench gpu release clean
 help: ## list the commands
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -43,6 +43,13 @@ docs: $(VENV)/.docs ## the documentation: tables from the code, then a site in b
 	$(BIN)/python tools/make_api_pages.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 	@echo "open build/docs/index.html, or with search: $(BIN)/python -m http.server --directory build/docs"
+
+$(VENV)/.notebook: $(VENV)/.runtime
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[notebook]'
+	touch $@
+
+notebook: $(VENV)/.notebook $(ENCODER)/config.json ## run the notebook of the documentation again, and write its page
+	$(BIN)/python tools/make_notebook_page.py --execute
 
 # The sets of docs/performance.md; `make bench BENCHMARKS=speed` runs one of them.
 BENCHMARKS := speed calibration folded compact growth

@@ -11,16 +11,25 @@ _IS_COMMAND = Path(sys.argv[0] if sys.argv else "").name in ("papa", "papa.exe",
 
 if TYPE_CHECKING or not _IS_COMMAND:
     from papa_lightning.public import *  # noqa: F403
-    from papa_lightning.public import __all__ as __all__
+    from papa_lightning.public import __all__ as _NAMES
 else:
     from ast import literal_eval
-    from importlib import import_module
 
     # The list ends the file. jsonargparse asks for other names as well, which must not import it.
-    __all__ = literal_eval((Path(__file__).parent / "public.py").read_text(encoding="utf-8").partition("__all__ = ")[2])
+    _NAMES = literal_eval((Path(__file__).parent / "public.py").read_text(encoding="utf-8").partition("__all__ = ")[2])
+
+__all__ = [*_NAMES, "Study"]
+
+if TYPE_CHECKING:
+    from papa_lightning.study import Study
+else:
 
     def __getattr__(name: str) -> object:
-        """A public name, when it is first asked for."""
-        if name not in __all__:
+        """A public name that is imported when it is first asked for; Study brings pandas, scipy and matplotlib."""
+        from importlib import import_module
+
+        if name == "Study":
+            return import_module("papa_lightning.study").Study
+        if not _IS_COMMAND or name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return getattr(import_module("papa_lightning.public"), name)

@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import SupportsFloat
+from typing import TYPE_CHECKING, SupportsFloat
 
 from papa_lightning.checks import LARGEST, anything, as_float, listed, maybe, record, shown, text
 from papa_lightning.errors import PapaError, RankingFileError
 from papa_lightning.files.checked import read_json, write_json
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: Scores are exact to this many units in the last place of the quantities that they are computed from. Batch size,
 #: threads and processor move those of real encoders by 3 at most.
@@ -115,6 +118,46 @@ class HeadRanking:
         if not 0 <= amount <= total:
             raise PapaError(f"heads is the number {amount}, but the ranking has {total} heads.")
         return list(self.heads[:amount])
+
+    def table(self) -> pd.DataFrame:
+        """Place and score of each head, by layer and head.
+
+        Returns:
+            A DataFrame whose index is (layer, head), with the columns "place" (1 becomes constant first, the last one
+            matters most) and "score" (NaN without scores): ``table().loc[3]`` has the heads of layer 3.
+
+        Example:
+            >>> HeadRanking(heads=[(0, 1), (0, 0)], scores=[-0.5, 0.5], criterion="gate").table()
+                        place  score
+            layer head
+            0     0         2    0.5
+                  1         1   -0.5
+        """
+        import pandas as pd  # imported late: it is slow to load
+
+        index = pd.MultiIndex.from_tuples(self.heads, names=["layer", "head"])
+        scores = [math.nan] * len(self.heads) if self.scores is None else self.scores
+        columns = {"place": range(1, len(self.heads) + 1), "score": scores}
+        return pd.DataFrame(columns, index=index).sort_index()
+
+    def __repr__(self) -> str:
+        ends = f", {self.heads[0]} first, {self.heads[-1]} last" if self.heads else ""
+        return f"HeadRanking({self.criterion!r}, {len(self.heads)} heads{ends})"
+
+    def _repr_html_(self) -> str:
+        import torch  # both imported late: they are slow to load
+
+        from papa_lightning.figures import head_maps
+        from papa_lightning.figures.html import notebook_html
+
+        if not self.heads:
+            return notebook_html(repr(self))
+        shape = [max(head[axis] for head in self.heads) + 1 for axis in (0, 1)]
+        places = torch.full(shape, math.nan, dtype=torch.float64)
+        for place, (layer, head) in enumerate(self.heads, start=1):
+            places[layer, head] = place
+        figure = head_maps({self.criterion: places}, "Order of the heads", "place (1: constant first)")
+        return notebook_html(repr(self), figure)
 
     def save(self, path: str | Path) -> None:
         """Write the ranking as JSON, whole or not at all, into a folder that is made when missing."""

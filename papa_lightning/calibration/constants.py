@@ -15,6 +15,7 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
+from papa_lightning.calibration.display import Displayed, matrix_columns
 from papa_lightning.calibration.filling import STRENGTH, checked_strength, fill_layer
 from papa_lightning.encoders import SupportedEncoder, position_limit, weights_fingerprint
 from papa_lightning.errors import ConstantsFileError, similar_file
@@ -22,6 +23,7 @@ from papa_lightning.files.checked import SUM, content_sum, parse_json, tensor_by
 from papa_lightning.files.writing import staged_file
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from typing_extensions import Self
 
 
@@ -39,15 +41,8 @@ class ConstantsMismatchWarning(UserWarning):
     """Constants are used with other weights, another tokenizer or another layout than they were made with."""
 
 
-class EncoderConstants:
+class EncoderConstants(Displayed):
     """Base of constants for all heads of an encoder; subclasses have them in different forms."""
-
-    metadata: Mapping[str, Any]
-
-    @property
-    def sizes(self) -> tuple[int, int, int]:
-        """Number of layers L, number of heads H and number of slots T."""
-        raise NotImplementedError
 
     @property
     def num_layers(self) -> int:
@@ -214,7 +209,7 @@ _WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _ROUNDING = 0.02
 
 
-@dataclass(frozen=True, eq=False)  # tensors do not compare to one truth value
+@dataclass(frozen=True, eq=False, repr=False)  # tensors do not compare to one truth value
 class AttentionConstants(EncoderConstants):
     """Averaged attention matrices of an encoder.
 
@@ -270,6 +265,16 @@ class AttentionConstants(EncoderConstants):
         """Number of layers L, number of heads H and number of slots T."""
         layers, heads, length, _ = self.values.shape
         return layers, heads, length
+
+    def head_columns(self) -> dict[str, Tensor]:
+        """Variance where it is known, entropy and distance (L, H): the columns of :meth:`table`."""
+        known = {} if self.variance is None else {"variance": self.variance.detach().cpu().double()}
+        return known | matrix_columns(self.values, self.pair_counts)
+
+    def _picture(self, title: str) -> Figure:
+        from papa_lightning.figures import constants_grid
+
+        return constants_grid(self.values, title)
 
     def by_layer(self) -> list[Tensor]:
         """The constants (H, T, T) of each layer, as a swap hands them to it."""

@@ -1,6 +1,7 @@
 """The callback that logs constants and gates as images."""
 
 import io
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ from papa_lightning.files.writing import write_atomically
 from papa_lightning.lightning_project.encoder import discover_encoder
 
 
-def log_image(trainer: L.Trainer, name: str, png: bytes, step: int) -> list[Logger]:
-    """Log an image with every logger of a Trainer, on the first process only; returns the loggers that take none."""
+def log_image(loggers: Iterable[Logger], name: str, png: bytes, step: int) -> list[Logger]:
+    """Log an image with every logger, on the first process only; returns the loggers that take none."""
     left_out = []
     logger: Any
-    for logger in trainer.loggers:
+    for logger in loggers:
         if is_a(logger, "TensorBoardLogger"):
             logger.experiment.add_image(name, _pixels(png), step, dataformats="HWC")
         elif is_a(logger, "WandbLogger"):
@@ -95,7 +96,7 @@ class AttentionImages(Callback):
             rank_zero_warn("AttentionImages finds no constants to draw: put it beside ConstantAttention or HeadGates.")
             return
         png = as_png(constants_grid(values, f"Constants, T = {values.shape[-1]}"))
-        for logger in log_image(trainer, "attention/constants", png, trainer.global_step):
+        for logger in log_image(trainer.loggers, "attention/constants", png, trainer.global_step):
             rank_zero_warn(
                 f"{type(logger).__name__} takes no images from AttentionImages: add a CSVLogger, TensorBoardLogger, "
                 "WandbLogger or MLFlowLogger."
@@ -109,7 +110,7 @@ class AttentionImages(Callback):
         if gates:
             shares = {f"after {trainer.global_step} steps": torch.stack(gates).double().sigmoid()}
             figure = head_maps(shares, "Gates of the heads", "share of dynamic attention")
-            log_image(trainer, "attention/gates", as_png(figure), trainer.global_step)
+            log_image(trainer.loggers, "attention/gates", as_png(figure), trainer.global_step)
 
 
 def constant_matrices(pl_module: L.LightningModule, encoder: str | None = None) -> Tensor | None:

@@ -3,13 +3,16 @@
 # ruff: noqa: D417 (docstrings are the help of the command line, which has no model and no data as arguments)
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from papa_lightning.callbacks import CalibratingCallback, CalibrationRun, ConstantAttention, HeadGates, PredictionWriter
-from papa_lightning.criteria import RankingRun, criterion_from, gates_for, load_trained
+from papa_lightning.criteria import RankingRun, check_layer, criterion_from, gates_for, load_trained, table_path
 from papa_lightning.either_lightning import L
+from papa_lightning.encoders import encoder_shape
 from papa_lightning.errors import PapaError
-from papa_lightning.files.writing import check_output
+from papa_lightning.files.writing import check_output, write_atomically
+from papa_lightning.lightning_project.encoder import discover_encoder
 
 #: Verbs that Lightning's Trainer lacks: one pass over the training data, whose result is a file.
 FILE_VERBS = ("calibrate", "rank")
@@ -66,19 +69,30 @@ class PapaTrainer(L.Trainer):
         output: str = "ranking.json",
         constants: str | None = None,
         ckpt_path: str | None = None,
+        layer: int | None = None,
+        heads: int = 5,
     ) -> None:
         """Rank the heads of the encoder over the training data, and write a ranking file.
 
         Args:
             criterion: Criterion of the ranking: :data:`papa_lightning.criteria.CRITERIA`. gate trains; so does a
                 criterion that needs the loss, where there is no ckpt_path.
-            output: Ranking file to write; `fit` takes it as `ranking` of ConstantAttention.
+            output: Ranking file to write, a .json; `fit` takes it as `ranking` of ConstantAttention. A .csv beside it
+                has place and score of every head.
             constants: A constants file; without one, a criterion that needs constants calibrates first.
             ckpt_path: Checkpoint of the trained task.
+            layer: Layer whose heads are printed, all of them; None prints both ends of the ranking, and the place of
+                every head.
+            heads: Number of heads printed of each end.
         """
         check_output("output", output)
+        table = table_path(output)
+        if Path(output).suffix == ".csv":
+            raise PapaError(f"output is {output!r}, but the ranking is JSON, and the .csv is a table: pass a .json.")
         configured = [callback for callback in self.callbacks if isinstance(callback, CalibratingCallback)]
         calibration = next(iter(configured), ConstantAttention())
+        if layer is not None:
+            check_layer(layer, encoder_shape(discover_encoder(model, calibration.encoder))[0])
         if ckpt_path is not None:
             load_trained(model, ckpt_path, calibration.encoder)
         if criterion == "gate":
@@ -95,6 +109,8 @@ class PapaTrainer(L.Trainer):
         self.fit(model, datamodule=datamodule)
         if run.ranking is None:
             raise _nothing_ranked(self, output)
+        if self.is_global_zero and not self.fast_dev_run:  # type: ignore[attr-defined]
+            write_atomically(table, run.ranking.table().to_csv().encode())
 
     def predict(  # type: ignore[override]
         self,

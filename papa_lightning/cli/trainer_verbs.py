@@ -158,11 +158,12 @@ class PapaCLI(LightningCLI):
             rank_zero_only(tell)(summary)
 
     def after_rank(self) -> None:
-        """Print the heads at both ends of the ranking, and its path; a trial run has none."""
+        """Print heads of the ranking, and its path; a trial run has none."""
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        output = self.config[self.subcommand]["output"]
-        rank_zero_only(tell)(list_ranking(HeadRanking.load(output), output))
+        asked = self.config[self.subcommand]
+        ranking = HeadRanking.load(asked["output"])
+        rank_zero_only(tell)(list_ranking(ranking, asked["output"], asked["heads"], asked["layer"]))
 
     def after_validate(self) -> None:
         """Print the scores."""

@@ -25,7 +25,7 @@ from papa_lightning.criteria.base import (
     criterion_texts,
     rank_heads,
 )
-from papa_lightning.criteria.run import RankingRun, list_ranking, load_trained, task_inputs
+from papa_lightning.criteria.run import RankingRun, check_layer, list_ranking, load_trained, table_path, task_inputs
 
 __all__ = [
     "CRITERIA",
@@ -41,6 +41,7 @@ __all__ = [
     "RankingInputs",
     "RankingRun",
     "TaylorImportance",
+    "check_layer",
     "criteria_help",
     "criteria_table",
     "criterion_from",
@@ -49,5 +50,6 @@ __all__ = [
     "list_ranking",
     "load_trained",
     "rank_heads",
+    "table_path",
     "task_inputs",
 ]

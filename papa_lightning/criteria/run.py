@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
@@ -15,7 +16,7 @@ from papa_lightning.lightning_project.sequences import CalibrationBatches
 from papa_lightning.ranking import HeadRanking
 from papa_lightning.tasks.base import EncoderTask
 from papa_lightning.tasks.checkpoints import read_checkpoint
-from papa_lightning.text import Table
+from papa_lightning.text import Blocks, Table
 
 
 class RankingRun(Callback):
@@ -107,22 +108,63 @@ def load_trained(module: L.LightningModule, ckpt_path: str, encoder: str | None 
     restore_attention(discover_encoder(module, encoder))
 
 
-def list_ranking(ranking: HeadRanking, path: str, count: int = 5) -> str:
-    """The heads at both ends of a ranking, as a table.
+def list_ranking(ranking: HeadRanking, path: str, count: int = 5, layer: int | None = None) -> Blocks:
+    """A ranking for the terminal: the heads at both ends and the place of every head, or the heads of one layer.
 
     Args:
-        ranking: Ranking with scores.
+        ranking: The ranking.
         path: Path of its file.
         count: Number of heads of each end.
+        layer: Layer whose heads are listed instead, the one that matters most first.
+
+    Raises:
+        PapaError: When the ranking has no such layer.
 
     Example:
-        >>> print(list_ranking(HeadRanking([(0, 1), (1, 0)], [0.25, 3.0], "output"), "ranking.json", count=1))
-        criterion  output, 2 heads
+        >>> ranking = HeadRanking([(0, 1), (1, 0), (0, 0)], [0.25, 1.5, 3.0], "output")
+        >>> print(list_ranking(ranking, "ranking.json", count=1))
+        criterion  output, 3 heads
         ranking    ranking.json
+        table      ranking.csv
+        <BLANKLINE>
         constant  layer  head  score
         first         0     1   0.25
-        last          1     0      3
+        last          0     0      3
+        <BLANKLINE>
+        place of each head: 1 becomes constant first, 3 matters most
+        layer  head 0  1
+        0           3  1
+        1           2  -
+        >>> print(list_ranking(ranking, "ranking.json", layer=0).parts[1])
+        heads of layer 0, the one that matters most first
+        head  score  place of 3
+        0         3           3
+        1      0.25           1
     """
+    named = (f"criterion  {ranking.criterion}, {len(ranking.heads)} heads", f"ranking    {path}")
+    head = "\n".join([*named, f"table      {table_path(path)}"])
+    if layer is None:
+        return Blocks([head, _both_ends(ranking, count), _places(ranking)])
+    check_layer(layer, max((layer for layer, _ in ranking.heads), default=-1) + 1)
+    own = ranking.table().loc[layer].sort_values("place", ascending=False)
+    rows = [(str(number), f"{one['score']:.4g}", f"{one['place']:.0f}") for number, one in own.iterrows()]
+    title = f"heads of layer {layer}, the one that matters most first"
+    return Blocks([head, Table(("head", "score", f"place of {len(ranking.heads)}"), rows, title=title)])
+
+
+def table_path(path: str) -> Path:
+    """Path of the table that `papa rank` writes beside a ranking."""
+    return Path(path).with_suffix(".csv")
+
+
+def check_layer(layer: int, layers: int) -> None:
+    """Refuse a layer that an encoder does not have."""
+    if not 0 <= layer < layers:
+        raise PapaError(f"layer is {layer}, but the encoder has the layers 0 to {layers - 1}.")
+
+
+def _both_ends(ranking: HeadRanking, count: int) -> Table:
+    """The heads that become constant first and last."""
     scores = ranking.scores or [float("nan")] * len(ranking.heads)
     pairs = zip(ranking.heads, scores, strict=True)
     rows = [("", str(layer), str(head), f"{score:.4g}") for (layer, head), score in pairs]
@@ -130,5 +172,14 @@ def list_ranking(ranking: HeadRanking, path: str, count: int = 5) -> str:
     shown = [*rows[:count], *rows[len(rows) - count :]]
     for place, word in ((0, "first"), (-1, "last")) if shown else ():
         shown[place] = (word, *shown[place][1:])
-    table = Table(("constant", "layer", "head", "score"), shown)
-    return f"criterion  {ranking.criterion}, {len(rows)} heads\nranking    {path}\n{table}"
+    return Table(("constant", "layer", "head", "score"), shown)
+
+
+def _places(ranking: HeadRanking) -> Table:
+    """The place of every head: a row for each layer, a column for each head."""
+    places = ranking.table()["place"].unstack()
+    rows = [(str(layer), *("-" if one != one else f"{one:.0f}" for one in row)) for layer, row in places.iterrows()]
+    columns = ["layer", *map(str, places.columns)]
+    columns[1] = f"head {columns[1]}"
+    title = f"place of each head: 1 becomes constant first, {len(ranking.heads)} matters most"
+    return Table(columns, rows, title=title)

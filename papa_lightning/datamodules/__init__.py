@@ -18,6 +18,7 @@ from papa_lightning.datamodules.ner import NERDataModule
 from papa_lightning.datamodules.parts import PartsDataModule
 from papa_lightning.datamodules.pos import POSDataModule
 from papa_lightning.datamodules.text import TextDataModule
+from papa_lightning.datamodules.tokenized import TokenizedDataModule
 from papa_lightning.datamodules.tokens import TokenDataModule
 
 __all__ = [
@@ -35,4 +36,5 @@ __all__ = [
     "TextPairClassificationDataModule",
     "TokenClassificationDataModule",
     "TokenDataModule",
+    "TokenizedDataModule",
 ]

@@ -1,7 +1,7 @@
 """Maps over layers and heads: scores of rankings, constant matrices, and how well they are covered by data."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -71,17 +71,19 @@ def shown_layers(total: int) -> list[int]:
 
 
 @styled
-def constants_grid(values: Tensor, title: str) -> Figure:
+def constants_grid(values: Tensor, title: str, numbers: Sequence[int] | None = None) -> Figure:
     """Constant matrices as small multiples, layers by heads.
 
     Args:
         values: Matrices (L, H, T, T), of which :func:`shown_layers` and the first 16 heads are shown.
         title: Title of the figure.
+        numbers: Number of each layer of `values`; None counts from 0.
 
     Returns:
         One image, in which each matrix is averaged down to 30 to 240 pixels; colours follow the square root.
     """
     layers, heads = shown_layers(values.shape[0]), list(range(min(values.shape[1], MOST_HEADS)))
+    numbers = range(values.shape[0]) if numbers is None else numbers
     pixels = min(values.shape[2], max(16, _SIDE // max(len(layers), len(heads))))
     tiles = torch.nn.functional.adaptive_avg_pool2d(values[layers][:, heads].detach().cpu().double(), pixels)
     gap = max(2, pixels // 16)
@@ -97,7 +99,7 @@ def constants_grid(values: Tensor, title: str) -> Figure:
     image = axes.imshow(sheet, norm=PowerNorm(0.5, 0.0, top), cmap=_MAP, interpolation="nearest")
     figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02, aspect=30).set_label("weight (square-root scale)")
     axes.set_xticks([column * cell + pixels / 2 for column in range(len(heads))], [str(head) for head in heads])
-    axes.set_yticks([row * cell + pixels / 2 for row in range(len(layers))], [str(layer) for layer in layers])
+    axes.set_yticks([row * cell + pixels / 2 for row in range(len(layers))], [str(numbers[one]) for one in layers])
     axes.tick_params(length=0)
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)

@@ -75,12 +75,24 @@ def styled(plot: Callable[_P, Figure]) -> Callable[_P, Figure]:
 
 def new_figure(width: float, height: float, layout: Literal["constrained", "compressed"] = "constrained") -> Figure:
     """An empty figure without a window, in inches; "compressed" is for images of a fixed ratio of sides."""
-    return Figure(figsize=(width, height), layout=layout)
+    return ShownFigure(figsize=(width, height), layout=layout)
 
 
-def as_png(figure: Figure) -> bytes:
-    """A figure as PNG, the same bytes each time."""
-    return _saved(figure, "png", {})
+class ShownFigure(Figure):
+    """A figure that a notebook shows by itself."""
+
+    def _repr_png_(self) -> bytes:
+        return as_png(self, NOTEBOOK_DPI)
+
+
+def as_png(figure: Figure, dpi: int | None = None) -> bytes:
+    """A figure as PNG, the same bytes each time; `dpi` None takes that of files."""
+    settings = {} if dpi is None else {"savefig.dpi": dpi}
+    return _saved(figure, "png", {}, **settings)
+
+
+#: Pixels an inch of figures in notebooks, which hold every image that they show.
+NOTEBOOK_DPI = 90
 
 
 def as_svg(figure: Figure, salt: str) -> bytes:

@@ -14,16 +14,16 @@ from papa_lightning.errors import PapaError
 
 
 @contextmanager
-def claimed(name: str, output: str | Path, lock: Path) -> Iterator[None]:
+def claimed(name: str, output: str | Path, lock: Path, patience: float = 0.0) -> Iterator[None]:
     """Keep other processes from an output while this one works on it; PapaError while another one does.
 
     The operating system holds the lock, so that it ends with the process, also when that is killed. The lock file names
     the process, and is removed at the end, with the folders that were made for it; one that a killed process left locks
-    nothing.
+    nothing. `patience` is the number of seconds to wait for another process.
     """
     made = [folder for folder in lock.parents if not folder.exists()]
     lock.parent.mkdir(parents=True, exist_ok=True)
-    held = FileLock(lock, timeout=0, thread_local=False)
+    held = FileLock(lock, timeout=patience, thread_local=False)
     try:
         held.acquire()
     except Timeout as error:
@@ -40,6 +40,25 @@ def claimed(name: str, output: str | Path, lock: Path) -> Iterator[None]:
         with suppress(OSError):  # not empty
             for folder in made:
                 folder.rmdir()
+
+
+@contextmanager
+def waiting(lock: Path) -> Iterator[None]:
+    """Let one process at a time into a ``with`` block; all at once on a file system without locks.
+
+    For work that several processes may do at once, but that is wasted then. The lock file is removed at the end.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(lock, thread_local=False)
+    with suppress(OSError, NotImplementedError):
+        held.acquire()
+    try:
+        yield
+    finally:
+        if held.is_locked:
+            with suppress(OSError):  # before the release, as above
+                lock.unlink()
+            held.release()
 
 
 def _sign(lock: Path) -> None:

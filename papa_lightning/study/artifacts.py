@@ -225,7 +225,8 @@ def cell_key(bench: Bench, choice: Choice, seed: int) -> str:
 def prepare(settings: str, output: str, pair: tuple[str, str]) -> dict[Part, float]:
     """Calibrate an encoder on a task and make its rankings, where they do not exist; returns the seconds by part."""
     bench, folder = open_bench(settings, *pair), StudyFolder(output)
-    with bench.watch.part("other"):
+    # Other parts of the study may need the same.
+    with bench.watch.part("other"), folder.turn("--".join(pair)):
         average_of(folder, bench)
         for criterion in dict.fromkeys(choice.criterion for choice in choices(bench.settings)):
             if criterion is not None:
@@ -233,11 +234,22 @@ def prepare(settings: str, output: str, pair: tuple[str, str]) -> dict[Part, flo
     return bench.watch.take()
 
 
-def pieces_of(groups: Sequence[Group], device: torch.device) -> list[tuple[Group, ...]]:
-    """The groups of a pair that are worked on together: on a GPU those with the same seeds, elsewhere each."""
+def pieces_of(groups: Sequence[Group], device: torch.device, at_least: int = 1) -> list[tuple[Group, ...]]:
+    """The groups of a pair that are worked on together: on a GPU those with the same seeds, elsewhere each.
+
+    Args:
+        groups: The groups.
+        device: Device of the study.
+        at_least: Number of pieces on GPUs for groups with the same seeds, as far as there are as many.
+    """
     if not is_gpu(device):
         return [(group,) for group in groups]
-    return [tuple(own) for _, own in groupby(groups, lambda group: group.seeds)]
+    pieces = []
+    for _, found in groupby(groups, lambda group: group.seeds):
+        same = list(found)
+        size = -(-len(same) // at_least)
+        pieces += [tuple(same[start : start + size]) for start in range(0, len(same), size)]
+    return pieces
 
 
 def run_group(settings: str, output: str, group: Group) -> tuple[dict[Part, float], str]:

@@ -39,11 +39,15 @@ def run_pieces(
     num_workers: int,
     backend: Backend = "processes",
     name: Callable[[Piece], str] = str,
+    gpus: int = 0,
 ) -> Generator[tuple[Piece, Result], None, None]:
-    """Do pieces of work by an importable function, and yield each when done; a failure or Ctrl-C kills the workers."""
+    """Do pieces of work by an importable function, and yield each when done; a failure or Ctrl-C kills the workers.
+
+    With a number of `gpus`, each worker process has one of them as its current device, in turn.
+    """
     check_num_workers(num_workers, backend)
     outcomes = _run_on_ray if backend == "ray" else _run_here if num_workers == 1 else _run_in_processes
-    return _results(outcomes(function, pieces, num_workers), name)
+    return _results(outcomes(function, pieces, num_workers, gpus), name)
 
 
 def do_pieces(
@@ -68,18 +72,27 @@ def check_num_workers(num_workers: int, backend: Backend = "processes") -> None:
 
 
 def useful_workers(num_workers: int, backend: Backend, device: torch.device) -> int:
-    """Number of workers that a study is no slower with: one on a GPU, with a warning.
+    """Number of workers that a study is no slower with: at most one for each GPU, with a warning.
 
     Processes take turns with a GPU, and each has an encoder and hidden states in its memory.
     """
-    if num_workers == 1 or backend != "processes" or device.type != "cuda":
+    gpus = gpus_of(device)
+    if backend != "processes" or not 0 < gpus < num_workers:
         return num_workers
+    found = f"there is one GPU ({device})" if gpus == 1 else f"there are {gpus} GPUs"
     warnings.warn(
-        f"num_workers is {num_workers}, but all of them would take turns with one GPU, which is slower than one alone: "
-        'one works. Pass 1, or device="cpu".',
+        f"num_workers is {num_workers}, but {found}, and workers that take turns with one are slower than one alone: "
+        f'{gpus} will work. Pass {gpus}, or device="cpu".',
         stacklevel=3,
     )
-    return 1
+    return gpus
+
+
+def gpus_of(device: torch.device) -> int:
+    """Number of GPUs behind a device: all of this machine for "cuda", one for "cuda:1", none for a CPU."""
+    if device.type != "cuda":
+        return 0
+    return torch.cuda.device_count() if device.index is None else 1
 
 
 @dataclass(frozen=True)
@@ -133,7 +146,7 @@ def _results(
 
 
 def _run_here(
-    function: Callable[[Piece], Result], pieces: Sequence[Piece], num_workers: int
+    function: Callable[[Piece], Result], pieces: Sequence[Piece], num_workers: int, gpus: int
 ) -> Generator[tuple[Piece, _Outcome[Result]], None, None]:
     for piece in pieces:
         with interruptible():
@@ -157,10 +170,10 @@ def interruptible() -> Iterator[None]:
 class _Worker:
     """A process that does pieces of work until it is dismissed, or its parent has ended."""
 
-    def __init__(self, context: Any, function: Callable[[Any], Any], threads: int) -> None:
+    def __init__(self, context: Any, function: Callable[[Any], Any], threads: int, gpu: int | None) -> None:
         self.connection, self._theirs = context.Pipe()
         # No daemon: it could have no children, but data loaders need them.
-        self.process: BaseProcess = context.Process(target=_work, args=(self._theirs, function, threads))
+        self.process: BaseProcess = context.Process(target=_work, args=(self._theirs, function, threads, gpu))
 
     def start(self) -> None:
         """Start it."""
@@ -206,7 +219,7 @@ class _Worker:
 
 
 def _run_in_processes(
-    function: Callable[[Piece], Result], pieces: Sequence[Piece], num_workers: int
+    function: Callable[[Piece], Result], pieces: Sequence[Piece], num_workers: int, gpus: int
 ) -> Generator[tuple[Piece, _Outcome[Result]], None, None]:
     waiting, workers = deque(pieces), list[_Worker]()
     busy: dict[_Worker, Piece] = {}
@@ -222,8 +235,8 @@ def _run_in_processes(
             worker.send(None)
 
     try:
-        for _ in range(min(num_workers, len(pieces))):
-            workers.append(_Worker(context, function, threads))
+        for number in range(min(num_workers, len(pieces))):
+            workers.append(_Worker(context, function, threads, number % gpus if gpus else None))
             workers[-1].start()
             give(workers[-1])
         while busy:
@@ -243,8 +256,10 @@ def _run_in_processes(
             worker.end()
 
 
-def _work(connection: Connection, function: Callable[[Any], Any], threads: int) -> None:
+def _work(connection: Connection, function: Callable[[Any], Any], threads: int, gpu: int | None) -> None:
     """Loop of a worker process."""
+    if gpu is not None:  # "cuda" means this one from now on
+        torch.accelerator.set_device_index(gpu)
     with suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes, and the first one decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -283,7 +298,7 @@ def _interrupts_held() -> Iterator[None]:
 
 
 def _run_on_ray(
-    function: Callable[[Piece], Result], pieces: Sequence[Piece], num_workers: int
+    function: Callable[[Piece], Result], pieces: Sequence[Piece], num_workers: int, gpus: int
 ) -> Generator[tuple[Piece, _Outcome[Result]], None, None]:
     try:
         import ray

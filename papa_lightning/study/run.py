@@ -14,6 +14,7 @@ import pandas as pd
 
 from papa_lightning.calibration import AttentionConstants, describe_filling
 from papa_lightning.criteria import criterion_from
+from papa_lightning.either_lightning import Logger
 from papa_lightning.errors import StudyError
 from papa_lightning.progress import Progress
 from papa_lightning.runtime import find_device, machine_facts
@@ -28,12 +29,16 @@ from papa_lightning.study.artifacts import (
     warn_of_zero_mass,
 )
 from papa_lightning.study.cells import Choice, Group, cells_of, choices, pairs
-from papa_lightning.study.executors import Backend, check_num_workers, do_pieces, useful_workers
+from papa_lightning.study.executors import Backend, check_num_workers, do_pieces, gpus_of, useful_workers
+from papa_lightning.study.logged import log_study
+from papa_lightning.study.parts import StudyPart
 from papa_lightning.study.results import CellResult, results_table, save_summary, save_table
-from papa_lightning.study.settings import StudySettings
+from papa_lightning.study.settings import StudySettings, settings_from
+from papa_lightning.study.sources import encoder_folder, plain_tasks
 from papa_lightning.study.statistics import Evidence
 from papa_lightning.study.store import NAMED, StudyFolder
 from papa_lightning.study.timing import Part, Stopwatch, time_table
+from papa_lightning.study.views import StudyViews
 from papa_lightning.study.workbench import Bench
 from papa_lightning.text import Blocks, Table, tell
 
@@ -77,25 +82,45 @@ class PairPlan:
         return self.preparation + self.group_cost * len(self.groups)
 
 
-class Study:
+class Study(StudyViews):
     """Scores against shares of constant heads, for encoders, tasks, criteria, kinds of constants and seeds.
 
     Each encoder is calibrated and its heads are ranked once on each task. For every choice of heads it runs once over
     the data, and the probes of all seeds learn from its hidden states (Hassid et al. 2022, arXiv 2211.03495). Finished
     results are named by a hash of all they depend on: a killed study resumes, and never uses an old result.
 
+    In a notebook a study shows its curve; see also :meth:`results`, :meth:`plot`, :meth:`compare` and :meth:`report`.
+
     Args:
-        settings: Settings of the study.
+        settings: Settings of the study, or a map of their fields. Encoders may be modules, or pairs of a module and its
+            tokenizer, and tasks may be data modules: a copy of such an encoder is saved in the folder, and of a data
+            module class and arguments are noted, so that any process can go on.
         output: Folder of the study.
+        logger: A logger of Lightning, or several, which get the curves at the end of a run.
 
     Raises:
-        StudyError: When the folder cannot hold a study.
+        PapaError: When the folder cannot hold a study, or an encoder or data module cannot be used.
+
+    Example:
+        >>> from papa_lightning import DemoDataModule
+        >>> tasks = {"demo": DemoDataModule("bert-base-uncased", max_train_examples=200)}
+        >>> Study({"encoders": {"bert": "bert-base-uncased"}, "tasks": tasks, "shares": [0.5, 1]}, "studies/bert")
+        Study('studies/bert', 1 encoder, 1 task, no results yet)
     """
 
-    def __init__(self, settings: StudySettings, output: str | Path) -> None:
-        self.settings, self.folder = settings, StudyFolder(output)
+    def __init__(
+        self,
+        settings: StudySettings | Mapping[str, Any],
+        output: str | Path,
+        logger: Logger | Iterable[Logger] | None = None,
+    ) -> None:
+        self.folder = StudyFolder(output)
         self.folder.check()
-        self._json = json.dumps(settings.as_dict())
+        given = settings if isinstance(settings, StudySettings) else settings_from(plain_tasks(self.folder, settings))
+        encoders = {name: encoder_folder(self.folder, name, one) for name, one in given.encoders.items()}
+        self.settings = replace(given, encoders=encoders)
+        self._loggers = [] if logger is None else list(logger) if isinstance(logger, Iterable) else [logger]
+        self._json = json.dumps(self.settings.as_dict())
         self._finished: dict[str, CellResult] = {}
         self._evidence: Evidence | None = None
         self._watch, self._planning = Stopwatch(), 0.0
@@ -133,15 +158,17 @@ class Study:
         num_workers: int = 1,
         backend: Backend = "processes",
         progress: bool = True,
+        part: StudyPart | None = None,
     ) -> pd.DataFrame:
         """Compute the missing results; with a progress bar, a table at its end says where the time went.
 
         Args:
             plans: Result of :meth:`plan`, just made; None plans first.
-            num_workers: Number of worker processes. They end with this process, also when it is killed. On a GPU one
-                works, whatever the number.
+            num_workers: Number of worker processes. They end with this process, also when it is killed. On GPUs at most
+                one works for each.
             backend: Where the workers run.
             progress: Whether to show a progress bar.
+            part: Part of the study that this process works on, while others work on the others; None for all of it.
 
         Returns:
             The table of results, which is also in the folder.
@@ -151,26 +178,28 @@ class Study:
                 loaded, stored or trained. Finished results are kept.
         """
         check_num_workers(num_workers, backend)
-        num_workers = useful_workers(num_workers, backend, find_device(self.settings.device))
-        with self.folder.claimed():
+        device = find_device(self.settings.device)
+        num_workers = useful_workers(num_workers, backend, device)
+        with self.folder.claimed(part):
             plans, start = self.plan() if plans is None else plans, time.perf_counter()
+            do = partial(do_pieces, num_workers=num_workers, backend=backend, gpus=gpus_of(device))
+            own = plans if part is None else self._own(part, plans)
             files = {name: [file for plan in plans for file in plan.files[name]] for name in NAMED}
-            keep = self.settings.features.keep
-            self.folder.clear(keep)
+            self._clear(part)
             self.folder.write(self.settings.as_dict(), self._about(plans), files)
             try:
                 # The bar counts sequences that pass through an encoder, which take most of the time.
                 with Progress(
-                    total=sum(plan.passes * plan.examples for plan in plans),
+                    total=sum(plan.passes * plan.examples for plan in own),
                     desc="Study",
                     bar_format="{l_bar}{bar}| {elapsed}, {remaining} to go {postfix}",
                     disable=not progress,
                     dynamic_ncols=True,
                 ) as bar:
-                    texts = self._work(plans, partial(do_pieces, num_workers=num_workers, backend=backend), bar)
+                    texts = self._work(plans, own, do, num_workers, bar)
             finally:
                 open_bench.cache_clear()
-                self.folder.clear(keep)  # left by stopped workers
+                self._clear(part)  # left by stopped workers
             warn_of_zero_mass(texts)
             seconds, wall = self._watch.take(), self._planning + time.perf_counter() - start
             if progress and "probes" in seconds:
@@ -178,12 +207,38 @@ class Study:
             table = self.table(plans)
             self._evidence = None
             save_summary(self.evidence.summary, self.folder.path)
+            log_study(self._loggers, self.settings, self.evidence.summary)
             return table
 
-    def _work(self, plans: Sequence[PairPlan], do: Callable[..., Any], bar: Progress) -> list[str]:
+    def unfinished(self, plans: Iterable[PairPlan]) -> int:
+        """Number of probes that are still missing, of all parts."""
+        return sum(self._result(key) is None for plan in plans for key in plan.keys.values())
+
+    def _own(self, part: StudyPart, plans: Sequence[PairPlan]) -> list[PairPlan]:
+        """Plans with the groups of a part. What is finished already does not matter: it may differ between jobs."""
+        every = [(encoder, task, choice) for encoder, task in pairs(self.settings) for choice in choices(self.settings)]
+        chosen = set(part.of(every))
+        return [
+            replace(plan, groups=[one for one in plan.groups if (one.encoder, one.task, one.choice) in chosen])
+            for plan in plans
+        ]
+
+    def _clear(self, part: StudyPart | None) -> None:
+        """Remove what killed processes left, unless other parts of the study may be at work."""
+        if part is None:
+            self.folder.clear(self.settings.features.keep)
+
+    def _work(
+        self,
+        plans: Sequence[PairPlan],
+        own: Sequence[PairPlan],
+        do: Callable[..., Any],
+        num_workers: int,
+        bar: Progress,
+    ) -> list[str]:
         """Make constants and rankings, and train the probes; texts of zero mass warnings, of which some may be ""."""
         given = self._json, str(self.folder.path)
-        plan_of = {(plan.encoder, plan.task): plan for plan in plans}
+        plan_of = {(plan.encoder, plan.task): plan for plan in own}
         cost = {pair: plan.preparation * plan.examples for pair, plan in plan_of.items() if plan.groups}
         name = "encoder {0[0]}, task {0[1]}".format
 
@@ -206,7 +261,8 @@ class Study:
                 bar.update(plan.group_cost * plan.examples)
             self.table(plans)
 
-        pieces = [piece for plan in plans for piece in pieces_of(plan.groups, find_device(self.settings.device))]
+        device, at_least = find_device(self.settings.device), -(-num_workers // max(len(cost), 1))
+        pieces = [piece for plan in own for piece in pieces_of(plan.groups, device, at_least)]
         do(partial(run_groups, *given), pieces, trained, name=lambda groups: "; ".join(map(str, groups)))
         return texts
 
@@ -216,6 +272,13 @@ class Study:
         Args:
             plans: Result of :meth:`plan`.
         """
+        with self.folder.turn("table"):  # the last of several parts has seen the results of all
+            table = self._collected(plans)
+            save_table(table, self.folder.path)
+        return table
+
+    def _collected(self, plans: Iterable[PairPlan]) -> pd.DataFrame:
+        """The finished cells as a table."""
         keys = {(plan.encoder, plan.task): plan.keys for plan in plans}
         results = []
         for cell in cells_of(self.settings):
@@ -224,9 +287,7 @@ class Study:
                 # Cells that differ in irrelevant parts, such as the criterion at share 1, share a probe.
                 own = replace(result, encoder=cell.encoder, task=cell.task, criterion=cell.criterion)
                 results.append(replace(own, constants=cell.kind))
-        table = results_table(results)
-        save_table(table, self.folder.path)
-        return table
+        return results_table(results)
 
     def _result(self, key: str) -> CellResult | None:
         """The finished result of a hash, read once; None if it is missing."""

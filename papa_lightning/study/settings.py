@@ -12,6 +12,7 @@ from papa_lightning.checks import check_choice
 from papa_lightning.criteria import criterion_from
 from papa_lightning.encoders import Packing
 from papa_lightning.errors import PapaError, did_you_mean
+from papa_lightning.study.sources import plain_task
 from papa_lightning.study.training import ProbeSettings
 from papa_lightning.tasks.probes import Pooling
 
@@ -51,9 +52,11 @@ class StudySettings:
     """One study: every encoder on every task, with every criterion, share, seed and kind of constants.
 
     Args:
-        encoders: Names and where they are: on the hub, or folders written by ``save_pretrained``.
+        encoders: Names and where they are: on the hub, folders written by ``save_pretrained``, or checkpoints of
+            Lightning (a .ckpt, or a map of ``checkpoint``, ``encoder``, what was fine-tuned, and ``prefix``). From
+            Python also modules, or pairs of a module and its tokenizer.
         tasks: Names and their data modules: ``class_path`` and ``init_args``, without ``tokenizer``, which is the
-            encoder's.
+            encoder's. From Python also data module objects, of which the arguments are taken.
         criteria: By what heads are ranked: :data:`papa_lightning.criteria.CRITERIA`.
         shares: Shares of constant heads, from 0 to 1. Share 0 is always measured: everything is compared with it.
         seeds: Seeds of the probe: its initial values, the order of the examples, dropout.
@@ -75,7 +78,7 @@ class StudySettings:
         PapaError: When an argument is out of its range.
     """
 
-    encoders: Mapping[str, str] = field(default_factory=dict)
+    encoders: Mapping[str, str | Mapping[str, str]] = field(default_factory=dict)
     tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     criteria: Sequence[str] = ("variance",)
     shares: Sequence[float] = (0.0, 0.5, 0.875, 0.9375, 1.0)
@@ -94,6 +97,7 @@ class StudySettings:
     def __post_init__(self) -> None:
         for name in ("encoders", "tasks"):
             check_names(name, getattr(self, name))
+        object.__setattr__(self, "tasks", {name: plain_task(name, one) for name, one in self.tasks.items()})
         for name, made in (("probe", ProbeSettings), ("features", FeatureSettings)):
             object.__setattr__(self, name, _settings(name, made, getattr(self, name)))
         for name in ("criteria", "shares", "seeds", "constants", "control_shares"):
@@ -133,7 +137,8 @@ class StudySettings:
 
 
 def settings_from(plain: Mapping[str, Any]) -> StudySettings:
-    """The settings of plain values from :meth:`StudySettings.as_dict`."""
+    """The settings of a map of their fields, such as :meth:`StudySettings.as_dict` gives."""
+    _check_fields("settings", StudySettings, plain)
     return StudySettings(**plain)
 
 
@@ -153,14 +158,20 @@ def _settings(argument: str, kind: type[Any], given: Any) -> Any:
     """The settings of a part, which may be given as a map."""
     if isinstance(given, kind):
         return given
-    names = [one.name for one in fields(kind)]
     if not isinstance(given, Mapping):
-        raise PapaError(f"{argument} is {given!r}, but must be a {kind.__name__} or a map with {', '.join(names)}.")
+        names = ", ".join(one.name for one in fields(kind))
+        raise PapaError(f"{argument} is {given!r}, but must be a {kind.__name__} or a map with {names}.")
+    _check_fields(argument, kind, given)
+    return kind(**given)
+
+
+def _check_fields(argument: str, kind: type[Any], given: Mapping[str, Any]) -> None:
+    """Refuse what is no field of settings."""
+    names = [one.name for one in fields(kind)]
     for name in given:
         if name not in names:
             end = did_you_mean(name, names) or f": choose from {', '.join(names)}."
             raise PapaError(f"{argument} has no argument {name!r}{end}")
-    return kind(**given)
 
 
 def _check_list(argument: str, values: Sequence[Any]) -> None:

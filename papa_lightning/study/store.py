@@ -18,8 +18,9 @@ from papa_lightning.datamodules.reading.files import content_hash
 from papa_lightning.encoders import weights_fingerprint
 from papa_lightning.errors import PapaError, ResultFileError, StudyError, similar_file
 from papa_lightning.files.checked import read_json, write_json
-from papa_lightning.files.locking import claimed
+from papa_lightning.files.locking import claimed, waiting
 from papa_lightning.files.writing import check_work_folder, remove_left, temporary_folder
+from papa_lightning.study.parts import StudyPart
 
 _FORMAT = "papa_lightning.study/1"
 #: Part of every hash: raise it when the same settings would give other numbers than before.
@@ -27,6 +28,13 @@ _FORMAT = "papa_lightning.study/1"
 STUDY_VERSION = 2
 #: Kinds of files that study.json names, and the field that distinguishes the files of one pair.
 NAMED = {"constants": "kind", "rankings": "criterion"}
+
+
+#: Folders of what was given as objects or in checkpoints, which are written before the study begins.
+OBJECTS = ("encoders", "data")
+_PART_LOCK = ".lock-part-"
+#: Seconds that a part waits for another one that looks whether the whole study is at work.
+_PATIENCE = 10.0
 
 
 class _Hashed(Protocol):
@@ -45,17 +53,29 @@ class StudyFolder:
         self._held = False
 
     @contextmanager
-    def claimed(self) -> Iterator[None]:
-        """Keep other processes from writing to the folder. Reading needs no claim."""
+    def claimed(self, part: StudyPart | None = None) -> Iterator[None]:
+        """Keep other processes from writing to the folder, or from the same part. Reading needs no claim."""
         if self._held:
             yield
             return
-        with claimed("output", self.path, self.path / ".lock"):
+        whole = self.path / ".lock"
+        lock = whole if part is None else self.path / f"{_PART_LOCK}{part.number}-of-{part.total}"
+        with claimed("output", self.path, lock):
+            # Whole and part look for each other when they hold their own: both may be refused, but never pass.
+            for other in self.path.glob(f"{_PART_LOCK}*") if part is None else [whole]:
+                with claimed("output", self.path, other, patience=_PATIENCE * (part is not None)):
+                    pass
             self._held = True
             try:
                 yield
             finally:
                 self._held = False
+
+    @contextmanager
+    def turn(self, name: str) -> Iterator[None]:
+        """Let one process at a time into a ``with`` block of this name; all of them where files cannot be locked."""
+        with waiting(self.path / f".turn-{name}"):
+            yield
 
     def constants(self, encoder: str, task: str, kind: str, key: str) -> Path:
         """Path of the constants of an encoder on a task."""
@@ -64,6 +84,14 @@ class StudyFolder:
     def ranking(self, encoder: str, task: str, criterion: str, key: str) -> Path:
         """Path of a ranking."""
         return self.path / "rankings" / f"{_readable(encoder, task, criterion, key)}.json"
+
+    def encoder(self, name: str, key: str) -> Path:
+        """Folder of an encoder that was given as an object or in a checkpoint."""
+        return self.path / "encoders" / _readable(name, key)
+
+    def rows(self, name: str, key: str) -> Path:
+        """Folder of the tokenised rows of a data module that was given as an object."""
+        return self.path / "data" / _readable(name, key)
 
     def cell(self, key: str) -> Path:
         """Path of the result of one probe."""
@@ -109,8 +137,8 @@ class StudyFolder:
     def check(self) -> None:
         """Refuse a folder that cannot be written, or has files but no study."""
         check_work_folder("output", self.path)
-        if self.path.is_dir() and any(not path.name.startswith(".") for path in self.path.iterdir()):
-            self.read()  # a run that was killed at its start leaves only hidden files
+        if self.path.is_dir() and any(path.name[0] != "." and path.name not in OBJECTS for path in self.path.iterdir()):
+            self.read()  # a run that was killed at its start leaves only hidden files and what was given as objects
 
     def write(self, settings: Mapping[str, Any], about: Mapping[str, Any], files: Mapping[str, Any]) -> None:
         """Write ``study.json``: settings as plain values, facts about the measurement, and paths of files."""

@@ -66,7 +66,7 @@ class Bench:
         self._constants: tuple[Hashable, AttentionConstants] | None = None
         self.zero_mass = ZeroMassRecord()
         with self.watch.part("loading"):
-            self._load(settings.encoders[encoder], settings, task)
+            self._load(str(settings.encoders[encoder]), settings, task)
 
     def _load(self, folder: str, settings: StudySettings, task: str) -> None:
         check_plain(folder)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
@@ -42,6 +43,19 @@ def test_every_criterion_writes_a_ranking(
     layer, head = ranking.heads[0]
     assert any(line.split()[:3] == ["first", str(layer), str(head)] for line in lines)
     assert not Path("lightning_logs").exists()
+    table = pd.read_csv("out/ranking.csv", index_col=["layer", "head"])
+    pd.testing.assert_frame_equal(table, ranking.table())
+    assert ["layer", "head", "0", "1"] in [line.split() for line in lines], "the place of every head"
+
+
+def test_the_heads_of_a_layer_are_listed(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    main(["rank", *tiny, "--criterion", "layer:top_down", "--layer", "1"])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    start = lines.index(["head", "score", "place", "of", "4"])
+    assert [line[0] for line in lines[start + 1 : start + 3]] == ["1", "0"], "the one that matters most first"
+    assert not any(line[:1] == ["first"] for line in lines)
+    main(["rank", *tiny, "--criterion", "random", "--heads", "1"])
+    assert sum(line.split()[:1] in (["first"], ["last"]) for line in capsys.readouterr().out.splitlines()) == 2
 
 
 def test_constants_and_a_trained_task_are_taken_and_nothing_is_trained(tiny: list[str]) -> None:
@@ -77,6 +91,8 @@ def test_fit_with_gates_says_where_the_ranking_is(tiny: list[str], capsys: pytes
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--layer", "2"], "layer is 2, but the encoder has the layers 0 to 1"),
+        (["--output", "heads.csv"], "output is 'heads.csv', but the ranking is JSON"),
         (["--criterion", "median"], "criterion is 'median': choose from variance"),
         (["--constants", "nowhere.safetensors"], "constants file 'nowhere.safetensors' does not exist"),
         (

@@ -228,3 +228,20 @@ def test_no_file(tmp_path):
         HeadRanking.load(tmp_path / "missing.json")
     with pytest.raises(RankingFileError, match=r"cannot be read \(Is a directory"):
         HeadRanking.load(tmp_path)
+
+
+def test_the_table_has_every_head_by_layer():
+    table = HeadRanking(HEADS, [0.0, 0.5, 0.5, 2.0], "gate").table()
+    assert table.index.names == ["layer", "head"]
+    assert table.loc[1].to_dict() == {"place": {0: 1, 1: 4}, "score": {0: 0.0, 1: 2.0}}
+    assert table["place"].unstack().to_numpy().tolist() == [[3, 2], [1, 4]]
+    assert HeadRanking(HEADS).table()["score"].isna().all()
+    assert len(HeadRanking([]).table()) == 0
+
+
+def test_prompts_and_notebooks_show_it():
+    ranking = HeadRanking(HEADS, criterion="gate")
+    assert repr(ranking) == "HeadRanking('gate', 4 heads, (1, 0) first, (1, 1) last)"
+    assert repr(HeadRanking([])) == "HeadRanking('unnamed', 0 heads)"
+    assert "data:image/png;base64,iVBOR" in ranking._repr_html_()
+    assert "<img" not in HeadRanking([])._repr_html_()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -36,6 +37,7 @@ from papa_lightning.errors import ConstantsFileError, PapaError
 from papa_lightning.text import Table
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from typing_extensions import Self
 
 _FORMAT = "papa_lightning.compact_constants/1"
@@ -46,7 +48,7 @@ _OF_ALL = ("errors", "forms", "reaches")
 _SAVED = (*PARTS, "beyond")
 
 
-@dataclass(frozen=True, eq=False)  # tensors do not compare to one truth value
+@dataclass(frozen=True, eq=False, repr=False)  # tensors do not compare to one truth value
 class CompactConstants(EncoderConstants):
     """Constants of an encoder in few numbers a head, ``C[i,j] = rho(i - j) + alpha(j)`` for most heads.
 
@@ -181,6 +183,16 @@ class CompactConstants(EncoderConstants):
                     f"the compact constants of layer {number} were fitted for {layer.reach}, but the encoder has "
                     f"{wanted}: fit them to an average of this encoder, or use calibrate_compact."
                 )
+
+    def head_columns(self) -> dict[str, Any]:
+        """Form and relative error (L, H) of every head: the columns of :meth:`table`."""
+        return {"form": np.array([layer.forms for layer in self.layers]), "error": self.errors.detach().cpu().double()}
+
+    def _picture(self, title: str) -> Figure:
+        from papa_lightning.figures import constants_grid, shown_layers
+
+        shown = shown_layers(self.num_layers)  # the whole would be as large as the average that this replaces
+        return constants_grid(torch.stack([self.layers[layer].expand() for layer in shown]), title, shown)
 
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file, whole or not at all, in a folder that is made when missing; returns the path."""

@@ -12,6 +12,7 @@ from papa_lightning.text import tell
 if TYPE_CHECKING:
     from papa_lightning.study import KindsSettings, StudySettings
     from papa_lightning.study.executors import Backend
+    from papa_lightning.study.parts import StudyPart
 
 
 @VERBS.register("study")
@@ -21,6 +22,7 @@ def study(
     num_workers: int = 1,
     backend: Backend = "processes",
     dry_run: bool = False,
+    part: str | None = None,
     kinds: KindsSettings,
     **settings: Any,
 ) -> object:
@@ -28,14 +30,17 @@ def study(
 
     Args:
         output: Folder of the study; an existing one is resumed.
-        num_workers: Number of processes that work at the same time; on a GPU one works.
+        num_workers: Number of processes that work at the same time; on GPUs at most one works for each.
         backend: Where the processes run.
         dry_run: Only print what would be done, its size, and its time, from a trial on a few rows.
+        part: Part of the study that this process works on, such as 3/10, while others work on the others in the same
+            folder. The last one writes the report.
         kinds: A study that trains variants of a model instead; without variants, there is none.
         settings: Fields of StudySettings.
     """
     from papa_lightning.study import StudySettings
     from papa_lightning.study.executors import check_num_workers
+    from papa_lightning.study.parts import StudyPart
 
     check_num_workers(num_workers, backend)
     if not (kinds.variants or (settings["encoders"] and settings["tasks"])):
@@ -47,11 +52,16 @@ def study(
     with resumable():
         if kinds.variants:
             seeds = settings["seeds"]
+            if part is not None:
+                raise PapaError(f"part is {part!r}, but a study of kinds is not divided: leave it out.")
             return _study_kinds(kinds, seeds, output, num_workers, backend, dry_run)
-        return _study_shares(StudySettings(**settings), output, num_workers, backend, dry_run)
+        own = None if part is None else StudyPart.parse(part)
+        return _study_shares(StudySettings(**settings), output, num_workers, backend, dry_run, own)
 
 
-def _study_shares(settings: StudySettings, output: str, num_workers: int, backend: Backend, dry_run: bool) -> object:
+def _study_shares(
+    settings: StudySettings, output: str, num_workers: int, backend: Backend, dry_run: bool, part: StudyPart | None
+) -> object:
     from papa_lightning.study import (
         Study,
         format_filling,
@@ -60,6 +70,7 @@ def _study_shares(settings: StudySettings, output: str, num_workers: int, backen
         format_summary,
         write_report,
     )
+    from papa_lightning.study.comparison.encoders import encoder_tables
     from papa_lightning.study.trial import format_trial
 
     one = Study(settings, output)
@@ -67,11 +78,16 @@ def _study_shares(settings: StudySettings, output: str, num_workers: int, backen
         plans = one.plan()
         tell(format_groups(plans), "", format_plan(plans), format_trial(plans, settings))
         return plans
-    with one.folder.claimed():
+    with one.folder.claimed(part):
         plans = one.plan()
         tell(format_plan(plans))
-        table = one.run(plans, num_workers=num_workers, backend=backend)
-        tell(format_summary(one.evidence.summary, one.evidence.notes), *format_filling(one.folder, plans))
+        table = one.run(plans, num_workers=num_workers, backend=backend, part=part)
+        if left := one.unfinished(plans):
+            tell(f"part {part} is finished; {left} probes of other parts are still to be trained")
+            return table
+        found = one.evidence
+        tell(format_summary(found.summary, found.notes), *encoder_tables(found))
+        tell(*format_filling(one.folder, plans))
         tell(f"results  {one.folder.path / 'results.csv'}\nreport   {write_report(one.folder.path)}")
     return table
 

@@ -105,6 +105,15 @@ def write_kinds_report(folder: str | Path) -> Path:
     Raises:
         PapaError: When the folder holds no such study, or nothing is finished.
     """
+    store, data = StudyFolder(folder), read_kinds(folder)
+    write_atomically(store.path / "kinds.md", (kinds_overview(data.summary).markdown() + "\n").encode())
+    sections = COMPARISON_SECTIONS.built(data, Figures(store.path / "figures"))
+    lead = "Models that differ in what mixes their tokens, trained for the same number of steps."
+    return write_atomically(store.path / "report.html", render("Kinds of attention", lead, sections).encode())
+
+
+def read_kinds(folder: str | Path) -> ComparisonData:
+    """Read the data of a comparison of kinds; a PapaError where there is none, or nothing is finished."""
     store = StudyFolder(folder)
     noted = store.read()
     try:
@@ -121,11 +130,7 @@ def write_kinds_report(folder: str | Path) -> Path:
     table = kinds_table(KindResult.load(file) for file in files if file.exists())
     if not len(table):
         raise StudyError(f"{str(store.path)!r} has no finished training yet: run `papa study` first.")
-    data = ComparisonData(settings, seeds, noted["about"], table, summarize_kinds(table))
-    write_atomically(store.path / "kinds.md", (kinds_overview(data.summary).markdown() + "\n").encode())
-    sections = COMPARISON_SECTIONS.built(data, Figures(store.path / "figures"))
-    lead = "Models that differ in what mixes their tokens, trained for the same number of steps."
-    return write_atomically(store.path / "report.html", render("Kinds of attention", lead, sections).encode())
+    return ComparisonData(settings, seeds, noted["about"], table, summarize_kinds(table))
 
 
 @COMPARISON_SECTIONS.section("kinds", "Kinds of attention", place=10)

@@ -11,6 +11,7 @@ from pydoc import locate
 from typing import Any
 
 import pandas as pd
+import torch
 
 from papa_lightning import datamodules, from_scratch, tasks  # noqa: F401 (settings name their classes)
 from papa_lightning.calibration import AttentionConstants
@@ -29,7 +30,7 @@ from papa_lightning.runtime import computing_versions, find_device, release_memo
 from papa_lightning.study.comparison.report import write_kinds_report
 from papa_lightning.study.comparison.results import KindResult, kinds_table
 from papa_lightning.study.comparison.settings import KindsSettings
-from papa_lightning.study.executors import Backend, check_num_workers, do_pieces
+from papa_lightning.study.executors import Backend, check_num_workers, do_pieces, gpus_of, useful_workers
 from papa_lightning.study.store import StudyFolder, digest, encoder_identity, with_contents
 from papa_lightning.study.workbench import build
 from papa_lightning.tasks import EncoderTask
@@ -67,7 +68,7 @@ class KindsStudy:
         """Do the missing trainings, and write table, figures and page.
 
         Args:
-            num_workers: Number of worker processes.
+            num_workers: Number of worker processes; on GPUs at most one works for each.
             backend: Where the workers run.
             progress: Whether to show a progress bar.
 
@@ -79,6 +80,9 @@ class KindsStudy:
                 or trained. Finished results are kept.
         """
         check_num_workers(num_workers, backend)
+        device = device_of(self.settings)
+        num_workers = useful_workers(num_workers, backend, device)
+        how: dict[str, Any] = {"num_workers": num_workers, "backend": backend, "gpus": gpus_of(device)}
         with self.folder.claimed():
             plain = asdict(self.settings)
             hashes = cell_hashes(self.settings, self.seeds)  # computed again, because files may have changed
@@ -94,7 +98,7 @@ class KindsStudy:
 
                 work = partial(run_cell, json.dumps(plain), str(self.folder.path))
                 name = "variant {0[0]}, seed {0[1]}".format
-                do_pieces(work, missing, trained, num_workers=num_workers, backend=backend, name=name)
+                do_pieces(work, missing, trained, name=name, **how)
             write_kinds_report(self.folder.path)
             return self._table(hashes.values())
 
@@ -111,6 +115,11 @@ class KindsStudy:
         return [cell for cell in cells if not self.folder.cell(hashes[cell]).exists()]
 
 
+def device_of(settings: KindsSettings) -> torch.device:
+    """The device that Lightning's Trainer will choose."""
+    return find_device(settings.accelerator if settings.accelerator in ("auto", "cpu") else "auto")
+
+
 def cell_hashes(settings: KindsSettings, seeds: Sequence[int]) -> dict[tuple[str, int], str]:
     """Hash of everything that each training depends on; files count by content, so that they may move."""
     encoders: dict[str, Any] = {}
@@ -125,7 +134,7 @@ def cell_hashes(settings: KindsSettings, seeds: Sequence[int]) -> dict[tuple[str
         return with_contents({**arguments, "encoder": None}) | {"encoder": encoders[name]}
 
     plain = {name: value for name, value in asdict(settings).items() if name not in ("model", "data", "variants")}
-    device = find_device(settings.accelerator if settings.accelerator in ("auto", "cpu") else "auto").type
+    device = device_of(settings).type
     data = build(L.LightningDataModule, "kinds.data", settings.data)
     if hasattr(data, "fingerprint"):
         given = {k: value for k, value in (settings.data.get("init_args") or {}).items() if k not in _FINGERPRINTED}
@@ -159,7 +168,8 @@ def run_cell(settings: str, output: str, cell: tuple[str, int, str]) -> float:
         max_steps=study.steps,
         max_epochs=-1,
         accelerator=study.accelerator,
-        devices=1,
+        # Lightning would take the first GPU, and every worker has one of its own.
+        devices=[torch.cuda.current_device()] if device_of(study).type == "cuda" else 1,
         precision=study.precision,  # type: ignore[arg-type] # Lightning refuses what it does not know
         gradient_clip_val=study.gradient_clip,
         callbacks=[throughput := Throughput()],

@@ -110,7 +110,7 @@ def test_the_colours_of_a_map_say_what_they_tell() -> None:
 
 def test_tensorboard_gets_pixels() -> None:
     run, recorder = with_logger(TensorBoardLogger)
-    assert log_image(run, "attention/gates", png(), 7) == []
+    assert log_image(run.loggers, "attention/gates", png(), 7) == []
     ((call, (name, pixels, step), settings),) = recorder.calls
     assert (call, name, step, settings) == ("add_image", "attention/gates", 7, {"dataformats": "HWC"})
     assert pixels.dtype == np.uint8
@@ -120,7 +120,7 @@ def test_tensorboard_gets_pixels() -> None:
 def test_wandb_gets_an_image_under_the_step_of_the_trainer() -> None:
     calls = []
     run, _ = with_logger(WandbLogger, log_image=lambda self, *args: calls.append(args))
-    assert log_image(run, "attention/gates", png(), 7) == []
+    assert log_image(run.loggers, "attention/gates", png(), 7) == []
     ((name, (picture,), step),) = calls
     assert (name, step) == ("attention/gates", 7)
     assert picture.shape[:2] == Image.open(io.BytesIO(png())).size[::-1]
@@ -128,7 +128,7 @@ def test_wandb_gets_an_image_under_the_step_of_the_trainer() -> None:
 
 def test_mlflow_gets_an_artifact_for_each_step() -> None:
     run, recorder = with_logger(MLFlowLogger, run_id="r1")
-    assert log_image(run, "attention/gates", png(), 7) == []
+    assert log_image(run.loggers, "attention/gates", png(), 7) == []
     ((call, (run_id, picture), settings),) = recorder.calls
     assert (call, run_id, settings) == ("log_image", "r1", {"artifact_file": "attention/gates/step-000007.png"})
     assert picture.dtype == np.uint8

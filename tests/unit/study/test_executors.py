@@ -268,12 +268,34 @@ def test_what_waits_on_ray_is_cancelled_when_a_piece_fails(monkeypatch: pytest.M
     assert all(force for _, force in cancelled)
 
 
-def test_one_process_works_on_a_gpu() -> None:
+def test_one_process_works_on_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = torch.device("cuda")
-    with pytest.warns(UserWarning, match="num_workers is 3, but all of them would take turns with one GPU"):
-        assert executors.useful_workers(3, "processes", gpu) == 1
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.warns(UserWarning, match="num_workers is 3, but there are 2 GPUs, .* 2 will work. Pass 2"):
+        assert executors.useful_workers(3, "processes", gpu) == 2
+    with pytest.warns(UserWarning, match=r"num_workers is 3, but there is one GPU \(cuda:1\), .* 1 will work"):
+        assert executors.useful_workers(3, "processes", torch.device("cuda:1")) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert executors.useful_workers(1, "processes", gpu) == 1
+        assert executors.useful_workers(2, "processes", gpu) == 2
         assert executors.useful_workers(3, "ray", gpu) == 3
         assert executors.useful_workers(3, "processes", torch.device("cpu")) == 3
+
+
+def _wait_for_the_gpu(piece: int) -> tuple[int, list[int]]:
+    """The process, and the GPUs that were made its current device; long enough for every worker to have a piece."""
+    time.sleep(0.5)
+    return os.getpid(), getattr(torch.accelerator, "chosen", [])
+
+
+@pytest.mark.distributed
+def test_every_worker_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU: forked workers note which one they are told to take."""
+    monkeypatch.setattr(torch.accelerator, "chosen", [], raising=False)
+    monkeypatch.setattr(torch.accelerator, "set_device_index", vars(torch.accelerator)["chosen"].append)
+    monkeypatch.setattr(executors, "get_context", lambda method: get_context("fork"))
+    found = dict(outcome for _, outcome in run_pieces(_wait_for_the_gpu, [1, 2, 3], num_workers=3, gpus=2))
+    assert sorted(map(tuple, found.values())) == [(0,), (0,), (1,)]
+    found = dict(outcome for _, outcome in run_pieces(_wait_for_the_gpu, [1, 2], num_workers=2))
+    assert list(found.values()) == [[], []], "on a CPU none"

@@ -17,6 +17,7 @@ from papa_lightning.study.comparison.report import kind_panels, one_number, scor
 from papa_lightning.study.comparison.results import KindResult, kinds_overview, kinds_table, summarize_kinds
 from papa_lightning.study.comparison.run import KindsStudy, cell_hashes, learning_parameters, make_variant
 from papa_lightning.study.comparison.settings import KindsSettings
+from papa_lightning.study.report.latex import write_latex
 
 TEXT = "".join(chr(97 + number * number % 23) for number in range(1200))
 VARIANTS = {
@@ -127,6 +128,7 @@ def test_variants_that_differ_in_one_number_make_a_curve(settings, tmp_path):
     noted = {"cells": [store.relative(path) for path in cells]}
     store.write({"kinds": settings | {"variants": windows}, "seeds": [0]}, {}, noted)
     assert write_kinds_report(folder).read_text().count("<figure>") == 2
+    assert all(f"\n{name} & " in write_latex(folder).read_text() for name in windows)
     assert (folder / "figures" / "curve.svg").exists()
 
 
