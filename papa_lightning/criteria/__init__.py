@@ -9,6 +9,8 @@ file: a subclass of :class:`HeadCriterion` with ``@CRITERIA.register("name")``, 
 from papa_lightning.criteria.variance import AttentionVariance
 from papa_lightning.criteria.divergence import AttentionDivergence
 from papa_lightning.criteria.output import OutputChange
+from papa_lightning.criteria.activity import AttentionEntropy, HeadActivity, OutputNorm
+from papa_lightning.criteria.first_token import FirstTokenShare
 from papa_lightning.criteria.taylor import TaylorImportance
 from papa_lightning.criteria.gate import GATE_LEARNING_RATE, LearnedGates, gates_for
 from papa_lightning.criteria.greedy import GreedySearch
@@ -31,12 +33,16 @@ __all__ = [
     "CRITERIA",
     "GATE_LEARNING_RATE",
     "AttentionDivergence",
+    "AttentionEntropy",
     "AttentionVariance",
+    "FirstTokenShare",
     "GreedySearch",
+    "HeadActivity",
     "HeadCriterion",
     "LayerOrder",
     "LearnedGates",
     "OutputChange",
+    "OutputNorm",
     "RandomOrder",
     "RankingInputs",
     "RankingRun",

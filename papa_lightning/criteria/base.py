@@ -181,8 +181,8 @@ def criterion_from(spec: str) -> HeadCriterion:
         >>> criterion_from("median")
         Traceback (most recent call last):
         ...
-        papa_lightning.errors.PapaError: criterion is 'median': choose from variance, divergence, output, taylor, \
-gate, greedy, random, random:SEED, layer:bottom_up, layer:top_down.
+        papa_lightning.errors.PapaError: criterion is 'median': choose from variance, divergence, output, \
+output_norm, entropy, first_token, taylor, gate, greedy, random, random:SEED, layer:bottom_up, layer:top_down.
     """
     name, colon, detail = str(spec).partition(":")
     made = CRITERIA[name].from_detail(detail) if name in CRITERIA and bool(colon) == bool(detail) else None

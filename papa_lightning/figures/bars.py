@@ -1,4 +1,4 @@
-"""Bars and points at few shares: relative drops of tasks, kinds of constants, encoders."""
+"""Points at few shares: kinds of constants, encoders."""
 
 import math
 import string
@@ -10,43 +10,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from papa_lightning.figures import style
-
-_HATCHES = ("////", "", "....", "xxxx")
-
-
-@style.styled
-def drop_bars(summary: pd.DataFrame, title: str) -> Figure:
-    """Relative drop of the score by task, one bar a share, of one encoder and one criterion a task."""
-    tasks, shares = list(dict.fromkeys(summary["task"])), sorted(set(summary["share"]))
-    figure = style.new_figure(max(5.6, 1.0 + 1.05 * len(tasks)), 3.8)
-    axes = figure.subplots()
-    width = 0.8 / len(shares)
-    handles, ends = [], [0.0]
-    for index, share in enumerate(shares):
-        rows = summary[summary["share"] == share].set_index("task").reindex(tasks)
-        mean = -100.0 * rows["relative"].to_numpy(float)
-        low, high = (-100.0 * rows[name].to_numpy(float) for name in ("relative_high", "relative_low"))
-        places = np.arange(len(tasks)) + (index - (len(shares) - 1) / 2) * width
-        colour = style.COLOURS[index % len(style.COLOURS)]
-        look: dict[str, Any] = {"color": colour, "edgecolor": style.INK, "hatch": _HATCHES[index % 4]}
-        handles.append(axes.bar(places, np.nan_to_num(mean), 0.92 * width, linewidth=0.6, **look))
-        kept = np.isfinite(mean)
-        bars = style.interval_bars(mean, low, high)[:, kept]
-        axes.errorbar(places[kept], mean[kept], yerr=bars, color=style.INK, linestyle="none", linewidth=1.1)
-        ends += [float(value) for value in np.concatenate([mean, low, high]) if math.isfinite(value)]
-    axes.axhline(0.0, color=style.INK, linewidth=0.8)
-    axes.spines["bottom"].set_visible(False)
-    # Limits include 0, where bars start, and are not so tight that noise fills them.
-    low, high = min(ends), max(*ends, min(ends) + 2.0)
-    axes.set_ylim((1.1 * low if low < 0 else 0.0), (1.1 * high if high > 0 else 0.0))
-    axes.set_xlim(-0.6, len(tasks) - 0.4)
-    many = len(tasks) > 4 or max(map(len, map(str, tasks))) > 9
-    axes.set_xticks(range(len(tasks)), [style.label(task, 20) for task in tasks], ha="right" if many else "center")
-    axes.tick_params(axis="x", rotation=30 if many else 0, length=0)
-    axes.grid(visible=False, axis="x")
-    axes.set(xlabel="task", ylabel="relative drop (%)", title=style.label(title, 58))
-    style.legend_below(figure, handles, style.share_labels(shares))
-    return figure
 
 
 @style.styled

@@ -1,4 +1,4 @@
-"""Curves: score and relative change against the share of constant heads, and the score against calibration size."""
+"""Curves: the score against the share of constant heads and against calibration size, and weights by level."""
 
 import math
 from collections.abc import Sequence
@@ -13,10 +13,11 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from papa_lightning.figures import style
 
-#: Shortest span of an axis, as a share of the score with all heads dynamic, and in percent for relative changes: less
-#: would make noise look like a result.
+#: Shortest span of an axis, as a share of the score with all heads dynamic: less would make noise look like a result.
 LEAST_SPAN_OF_SCORE = 0.1
+#: The same in percent.
 LEAST_SPAN_OF_CHANGE = 5.0
+#: Panels in a row.
 _COLUMNS = 3
 
 
@@ -24,29 +25,72 @@ _COLUMNS = 3
 def score_curves(summary: pd.DataFrame, title: str) -> Figure:
     """Score against share of constant heads, one line for each criterion: the figure of the paper.
 
-    The summary is of one encoder, task, metric and kind of constants. Source: Hassid et al. 2022, arXiv 2211.03495.
+    Error bars are the intervals of the paired differences to the score with all heads dynamic, drawn around the score:
+    one that does not reach the dashed line differs from it. The band below that line is the margin, and the one around
+    "random" the standard deviation over its orders. Points say their values on a page.
+
+    Args:
+        summary: Rows of one encoder, task, metric and kind of constants.
+        title: Title of the figure.
+
+    Source: Hassid et al. 2022, arXiv 2211.03495.
     """
     figure = style.new_figure(5.6, 4.0)
     axes = figure.subplots()
-    criteria = list(dict.fromkeys(summary["criterion"]))
-    handles: list[Any] = []
+    found = paired(summary)
+    criteria, handles = list(dict.fromkeys(found["criterion"])), list[Any]()
     for index, criterion in enumerate(criteria):
-        rows = summary[summary["criterion"] == criterion].sort_values("share")
+        rows = found[found["criterion"] == criterion].sort_values("share")
         # A small shift, so that error bars of different criteria do not overlap.
         aside = (index - (len(criteria) - 1) / 2) * min(0.9, 4.0 / len(criteria))
         handles.append(_line(axes, rows, ("mean", "low", "high"), 1.0, aside, index))
+        _spread(axes, rows, aside, index)
+        _tips(axes, rows, aside)
     labels = [style.label(criterion) for criterion in criteria]
-    baseline = summary.loc[summary["share"] == 0.0, "mean"].dropna()
-    if len(baseline):
-        handles.append(style.reference_line(axes, float(baseline.iloc[0])))
+    baseline = _baseline(found)
+    if math.isfinite(baseline):
+        handles.append(style.reference_line(axes, baseline))
         labels.append("all heads dynamic")
-    means = summary.sort_values("share")["mean"].dropna()
+        margin = float(found["margin"].iloc[0])
+        handles.append(axes.axhspan(baseline - margin * abs(baseline), baseline, color=style.MUTED, alpha=0.15, lw=0))
+        labels.append(f"margin, {100 * margin:.3g} %")
+    means = found.sort_values("share")["mean"].dropna()
     span = LEAST_SPAN_OF_SCORE * abs(float(means.iloc[0])) if len(means) else 1.0
-    axes.set_ylim(*style.padded_limits(_seen(summary, ("mean", "low", "high")), span))
-    style.share_axis(axes, sorted(set(summary["share"])))
-    axes.set(ylabel=style.label(summary["metric"].iloc[0]), title=style.label(title, 58))
+    axes.set_ylim(*style.padded_limits(_seen(found, ("mean", "low", "high")), span))
+    style.share_axis(axes, sorted(set(found["share"])))
+    axes.set(ylabel=style.label(found["metric"].iloc[0]), title=style.label(title, 58))
     style.legend_below(figure, handles, labels)
     return figure
+
+
+def paired(summary: pd.DataFrame) -> pd.DataFrame:
+    """The rows with the intervals of their differences to share 0, drawn around its score; share 0 itself has none."""
+    rows, baseline = summary.copy(), _baseline(summary)
+    for name in ("low", "high"):
+        rows[name] = (baseline + rows[f"difference_{name}"]).where(rows["share"] > 0)
+    return rows
+
+
+def _baseline(summary: pd.DataFrame) -> float:
+    known = summary.loc[summary["share"] == 0.0, "mean"].dropna()
+    return float(known.iloc[0]) if len(known) else math.nan
+
+
+def _spread(axes: Axes, rows: pd.DataFrame, aside: float, index: int) -> None:
+    """The band of one standard deviation over random orders."""
+    deviation, mean = rows["ranking_deviation"].to_numpy(float), rows["mean"].to_numpy(float)
+    if np.isfinite(deviation).any():
+        places, half = 100.0 * rows["share"].to_numpy(float) + aside, np.nan_to_num(deviation)
+        colour = style.COLOURS[index % len(style.COLOURS)]
+        axes.fill_between(places, mean - half, mean + half, color=colour, alpha=0.15, linewidth=0)
+
+
+def _tips(axes: Axes, rows: pd.DataFrame, aside: float) -> None:
+    """Invisible points with their values in words as ids, which pages show where a pointer rests."""
+    for row in rows[rows["mean"].notna()].itertuples():
+        ends = f" ({row.low:.3f} to {row.high:.3f})" if math.isfinite(row.low) else ""
+        text = f"tip: {row.criterion}, {100 * row.share:.3g} %: {row.mean:.3f}{ends}"
+        axes.plot([100.0 * row.share + aside], [row.mean], "o", markersize=13, alpha=0.0, gid=text)
 
 
 @style.styled

@@ -1,13 +1,16 @@
 """Maps over layers and heads: scores of rankings, constant matrices, and how well they are covered by data."""
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize, PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 from torch import Tensor
@@ -105,6 +108,24 @@ def constants_grid(values: Tensor, title: str, numbers: Sequence[int] | None = N
     axes.spines[:].set_visible(False)
     axes.set(xlabel="head (in a matrix: keys →)", ylabel="layer (in a matrix: queries ↓)", title=label(title, 64))
     return figure
+
+
+def thumbnail(matrix: Tensor, pixels: int = 48) -> bytes:
+    """A constant matrix as a small PNG, the same bytes each time.
+
+    Args:
+        matrix: Weights (T, T), rows are queries.
+        pixels: Largest side of the image, to which longer matrices are averaged down.
+
+    Returns:
+        The image; colours go from 0 to the largest weight, and follow the square root.
+    """
+    side = min(matrix.shape[0], pixels)
+    tile = torch.nn.functional.adaptive_avg_pool2d(matrix.detach().cpu().double()[None], side)[0].numpy()
+    buffer = io.BytesIO()
+    image = colormaps[_MAP](PowerNorm(0.5, 0.0, float(tile.max()) or 1.0)(tile), bytes=True)
+    imsave(buffer, image, format="png")
+    return buffer.getvalue()
 
 
 @styled

@@ -321,7 +321,10 @@ def test_threads():
 
 
 @pytest.mark.parametrize("name", ["llama", "roberta"])
-@pytest.mark.parametrize("criterion", ["variance", "divergence", "output", "taylor", "greedy"])
+@pytest.mark.parametrize(
+    "criterion",
+    ["variance", "divergence", "output", "output_norm", "entropy", "first_token", "taylor", "greedy"],
+)
 def test_criteria(name, criterion):
     model, constants = build(name), plain_constants(name)
 

@@ -18,8 +18,9 @@ import yaml
 from command_runs import start
 from integration.conftest import write_rows
 
-from papa_lightning import AttentionConstants, HeadRanking, study
+from papa_lightning import AttentionConstants, HeadRanking
 from papa_lightning.attention import ZeroMassWarning
+from papa_lightning.benchmark import applied
 from papa_lightning.cli.main import main
 from papa_lightning.errors import ResultFileError
 from papa_lightning.study import Evidence, ProbeSettings, Study, StudySettings, load_table, stacked, training
@@ -39,9 +40,9 @@ def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.fixture(autouse=True)
 def draw_report(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Called by a test that looks at the report: its figures take longer than all the rest of a study."""
-    write_report = study.write_report
-    monkeypatch.setattr(study, "write_report", lambda folder: Path(folder) / "report.html")
-    return lambda: monkeypatch.setattr(study, "write_report", write_report)
+    timed_report = applied.timed_report
+    monkeypatch.setattr(applied, "timed_report", lambda folder: (Path(folder) / "report.html", []))
+    return lambda: monkeypatch.setattr(applied, "timed_report", timed_report)
 
 
 @pytest.fixture
@@ -104,6 +105,7 @@ def test_every_cell_is_in_the_table_and_the_report(
     page = Path("out/report.html").read_text()
     assert "tiny" in page
     assert "ner" in page
+    assert page.count("times the stock encoder") == 2
     noted = json.loads(Path("out/study.json").read_text())
     for entry in noted["files"]["constants"]:
         assert AttentionConstants.load(f"out/{entry['path']}").max_length == 24

@@ -22,6 +22,7 @@ ORDER = (
     {"tasks"},
     {"from_scratch"},
     {"criteria"},
+    {"atlas"},
     {"study", "export"},
     {"benchmark"},
     {"public"},

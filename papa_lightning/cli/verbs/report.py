@@ -20,9 +20,10 @@ def report(folder: str, *, latex: bool = False) -> Path:
         table = write_latex(folder)
         tell(f"table    {table}")
         return table
-    from papa_lightning.study import write_kinds_report, write_report
+    from papa_lightning.benchmark.applied import timed_report
+    from papa_lightning.study import write_kinds_report
     from papa_lightning.study.comparison.report import is_kinds_study
 
-    path = write_kinds_report(folder) if is_kinds_study(folder) else write_report(folder)
-    tell(f"report   {path}")
+    path, notes = (write_kinds_report(folder), []) if is_kinds_study(folder) else timed_report(folder)
+    tell(*notes, f"report   {path}")
     return path

@@ -62,13 +62,13 @@ def study(
 def _study_shares(
     settings: StudySettings, output: str, num_workers: int, backend: Backend, dry_run: bool, part: StudyPart | None
 ) -> object:
+    from papa_lightning.benchmark.applied import timed_report
     from papa_lightning.study import (
         Study,
         format_filling,
         format_groups,
         format_plan,
         format_summary,
-        write_report,
     )
     from papa_lightning.study.comparison.encoders import encoder_tables
     from papa_lightning.study.trial import format_trial
@@ -88,7 +88,8 @@ def _study_shares(
         found = one.evidence
         tell(format_summary(found.summary, found.notes), *encoder_tables(found))
         tell(*format_filling(one.folder, plans))
-        tell(f"results  {one.folder.path / 'results.csv'}\nreport   {write_report(one.folder.path)}")
+        page, notes = timed_report(one.folder.path)
+        tell(f"results  {one.folder.path / 'results.csv'}", *notes, f"report   {page}")
     return table
 
 

@@ -35,6 +35,7 @@ class StudyData:
 
     folder: Path
     evidence: Evidence
+    settings: Mapping[str, Any]
     about: Mapping[str, Any]
     constants: tuple[NamedFile, ...]
     rankings: tuple[NamedFile, ...]
@@ -47,9 +48,9 @@ class StudyData:
 
     def has(self, need: str) -> bool:
         """Whether the data hold what a section needs: constants, rankings, about, or a column with a value."""
-        if need in self.table:
-            return bool(self.table[need].notna().any())
         found = {"constants": self.constants, "rankings": self.rankings, "about": self.about}
+        if need not in found and need in self.table:
+            return bool(self.table[need].notna().any())
         if need not in found:
             choices = ", ".join([*found, *map(str, self.table.columns)])
             raise PapaError(f"needs of a section has {need!r}, but must be one of {choices}.")
@@ -59,6 +60,12 @@ class StudyData:
     def summary(self) -> pd.DataFrame:
         """Means and intervals of every metric."""
         return self.evidence.summary
+
+    @property
+    def encoders(self) -> Mapping[str, str]:
+        """Where each encoder is, by its name in the study."""
+        found = self.settings.get("encoders")
+        return found if isinstance(found, Mapping) else {}
 
     @cached_property
     def scores(self) -> pd.DataFrame:
@@ -176,6 +183,7 @@ def read_study(folder: str | Path) -> StudyData:
     return StudyData(
         folder=place,
         evidence=evidence,
+        settings=content["settings"],
         about=content["about"],
         constants=tuple(one for one in constants if one.path.is_file()),
         rankings=tuple(one for one in rankings if one.path.is_file()),

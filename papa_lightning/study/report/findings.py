@@ -2,11 +2,16 @@
 
 import math
 from collections.abc import Iterable
+from datetime import datetime, timezone
 
 import pandas as pd
+import yaml
 
+from papa_lightning.calibration import AttentionConstants, describe_filling
+from papa_lightning.figures.heads import coverage_histograms
 from papa_lightning.study.report.data import StudyData
-from papa_lightning.study.report.sections import SECTIONS, Block, Facts, Figures, Text
+from papa_lightning.study.report.sections import SECTIONS, Block, Drawings, Facts, Figures, Folded, Text
+from papa_lightning.study.verdicts import verdict_words
 from papa_lightning.text import Table
 from papa_lightning.version import __version__
 
@@ -38,13 +43,6 @@ def interval(low: float, high: float, relative: bool = False, *, signed: bool = 
     return f"{first} to {last}"
 
 
-def share_in_words(share: float) -> str:
-    """A share of the heads in words."""
-    if share == 1.0:
-        return "all heads"
-    return "half of the heads" if abs(share - 0.5) < 0.005 else f"{100.0 * share:.3g} % of the heads"
-
-
 def seeds_in_words(count: int) -> str:
     """A number of seeds in words."""
     return "one seed" if count == 1 else f"{count} seeds"
@@ -56,45 +54,6 @@ def telling_shares(shares: Iterable[float]) -> list[float]:
     between = [share for share in measured if share < 1.0]
     middle = [min(between, key=lambda share: abs(share - 0.5))] if between else []
     return sorted({*middle, *measured[-1:]})
-
-
-def finding(data: StudyData, encoder: str, task: str) -> str:
-    """The result in one to three sentences; changes are absolute where the score with all heads dynamic is too low."""
-    baseline, rows = data.baseline(encoder, task), data.main_curve(encoder, task)
-    if baseline is None:
-        return "The score with all heads dynamic has not been measured yet, so changes are not known."
-    known = rows[rows["mean"].notna()]
-    chosen = known[known["share"].isin(telling_shares(known["share"]))].sort_values("share")
-    low, metric = data.is_low(encoder, task), baseline["metric"]
-    changes = [_change(row, "difference" if low else "relative") for _, row in chosen.iterrows()]
-    change = f"{metric} changes by {', and by '.join(changes)}" if changes else "nothing else has been measured yet"
-    by = "" if set(chosen["share"]) <= {1.0} else f"; heads ranked by {chosen['criterion'].iloc[0]}"
-    ends = interval(baseline["low"], baseline["high"])
-    seeds = seeds_in_words(int(baseline["n"]))
-    start = f"{number(baseline['mean'])} ({f'95 % interval {ends}; ' if ends else ''}{seeds}{by})"
-    if low:
-        return (
-            f"With all heads dynamic {metric} is only {start}: too low for a relative change to mean anything. In "
-            f"units of the metric, {change}."
-        )
-    return f"{change[:1].upper()}{change[1:]}. With all heads dynamic it is {start}."
-
-
-def _change(row: pd.Series, column: str) -> str:
-    """A change with its interval: "-3.9 % (95 % interval -5.0 to -2.8) with all heads constant"."""
-    value, low, high = (float(row[name]) for name in (column, f"{column}_low", f"{column}_high"))
-    relative = column == "relative"
-    amount = percent(value) if relative else number(value, signed=True)
-    ends = interval(low, high, relative, signed=True)
-    if not math.isfinite(value):
-        doubt = "a seed lacks its score with all heads dynamic"
-    elif not ends:
-        doubt = "no interval" if row["n"] > 1 else "one seed, so no interval"
-    else:
-        # At the printed precision: an interval that ends at "0.0" contains 0 for its reader.
-        step = 0.0005
-        doubt = f"95 % interval {ends}" + (", so it may be chance" if low <= step and high >= -step else "")
-    return f"{amount} ({doubt}) with {share_in_words(row['share'])} constant"
 
 
 _PAPER = """@inproceedings{hassid-etal-2022-much,
@@ -112,22 +71,13 @@ _SOFTWARE = """@software{{papa_lightning,
 }}"""
 
 
-@SECTIONS.section("findings", "What was found", place=10)
-def finding_section(data: StudyData, figures: Figures) -> list[Block]:
-    """The result of every encoder on every task in words."""
-    blocks: list[Block] = []
-    for encoder, task in data.pairs:
-        blocks += [Text(f"{encoder}, {task}", "heading"), Text(finding(data, encoder, task))]
-    return blocks
-
-
 @SECTIONS.section("tables", "Tables", place=100)
 def table_section(data: StudyData, figures: Figures) -> list[Block]:
     """All means with their intervals, a table for each encoder and task."""
     blocks: list[Block] = [
         Text(
-            "Means with 95 % intervals. Differences and relative changes are against share 0, paired over examples and "
-            "seeds. Every single result is in results.csv and results.parquet.",
+            "Means with 95 % intervals; differences and relative changes are against share 0, paired. Click a title to "
+            "sort. The same numbers are in summary.csv, every single result in results.csv.",
             "soft",
         )
     ]
@@ -135,7 +85,7 @@ def table_section(data: StudyData, figures: Figures) -> list[Block]:
         # The task's own score first, then metric by metric.
         rows = rows.sort_values(["is_score", "metric"], ascending=[False, True], kind="stable")
         random = bool((rows["rankings"] > 1).any())
-        columns = ["metric", "constants", "criterion", "share", "seeds", "score", "difference", "relative"]
+        columns = ["metric", "constants", "criterion", "share", "seeds", "score", "difference", "relative", "verdict"]
         lines = [_line(row, random) for _, row in rows.iterrows()]
         table = Table(columns + ["spread of rankings"] * random, lines, left=3)
         blocks += [Text(f"{encoder}, {task}", "heading"), table]
@@ -147,14 +97,39 @@ def measured_section(data: StudyData, figures: Figures) -> list[Block]:
     """Machine, versions, sizes and settings behind the numbers."""
     about = dict(data.about)
     pairs = about.pop("pairs", None)
-    blocks: list[Block] = [Facts(about)] if about else []
+    measured = datetime.fromtimestamp((data.folder / "results.parquet").stat().st_mtime, tz=timezone.utc)
+    blocks: list[Block] = [Facts({"date": f"{measured:%Y-%m-%d}", **about})]
     if isinstance(pairs, list) and all(isinstance(pair, dict) for pair in pairs):
         for pair in pairs:
             rest = {name: value for name, value in pair.items() if name not in ("encoder", "task")}
             blocks += [Text(f"{pair.get('encoder')}, {pair.get('task')}", "heading"), Facts(rest)]
+    if data.settings:
+        settings = yaml.safe_dump(dict(data.settings), sort_keys=False, allow_unicode=True)
+        command = "papa study --config study.yaml --output DIR, where study.yaml is:"
+        blocks.append(Folded("Command and settings", [Text(command), Text(settings, "code")]))
+    blocks += _coverage(data, figures)
     if data.missing:
         blocks.append(Text(f"Files that the study names and that are missing: {', '.join(data.missing)}."))
     return blocks
+
+
+def _coverage(data: StudyData, figures: Figures) -> list[Block]:
+    """The number of sequences behind the entries of the averages."""
+    drawn = []
+    for file in data.constants:
+        if file.name != "average":
+            continue
+        constants = AttentionConstants.load(file.path)
+        line = describe_filling(constants.filled())
+        caption = (
+            f"{file.encoder}, {file.task}: attention averaged over the training examples. Left: number of the T x T "
+            "entries by the number of sequences that they average. Right: number of sequences in which a position "
+            "holds a real token. Heads use entries that lean on a profile, the more the fewer their sequences"
+            + (f"; {line}." if line else ".")
+        )
+        figure = coverage_histograms(constants.pair_counts, f"{file.encoder} · {file.task}")
+        drawn.append(figures.add(figure, ["coverage", file.encoder, file.task], caption))
+    return [Drawings(drawn)] if drawn else []
 
 
 @SECTIONS.section("cite", "How to cite", place=120)
@@ -170,6 +145,7 @@ def _line(row: pd.Series, random: bool) -> list[str]:
     for name in ("difference", "relative"):
         at_zero = row["share"] == 0.0
         cells.append("" if at_zero else _estimate(row, name, f"{name}_low", f"{name}_high", True))
+    cells.append(verdict_words(row["verdict"], row["margin"], row["examples_needed"]))
     spread = row["ranking_deviation"]
     return cells + ([number(spread) if pd.notna(spread) else ""] if random else [])
 

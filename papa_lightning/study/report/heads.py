@@ -3,15 +3,18 @@
 import torch
 from torch import Tensor
 
-from papa_lightning.calibration import AttentionConstants, describe_filling
+from papa_lightning.atlas import make_atlas
+from papa_lightning.calibration import AttentionConstants
 from papa_lightning.criteria import CRITERIA
 from papa_lightning.errors import PapaError
 from papa_lightning.figures.curves import level_curves
-from papa_lightning.figures.heads import MOST_HEADS, constants_grid, coverage_histograms, head_maps, shown_layers
+from papa_lightning.figures.heads import head_maps
 from papa_lightning.ranking import HeadRanking
+from papa_lightning.study.report.answer import Proposal, proposals
+from papa_lightning.study.report.atlas import overview
 from papa_lightning.study.report.data import StudyData
 from papa_lightning.study.report.findings import seeds_in_words
-from papa_lightning.study.report.sections import SECTIONS, Block, Drawings, Figures, noted
+from papa_lightning.study.report.sections import SECTIONS, Block, Cell, Drawings, Figures, Folded, Map, Text, noted
 
 #: Largest map of heads.
 _MOST_CELLS = 10**6
@@ -19,22 +22,47 @@ _MOST_CELLS = 10**6
 
 @SECTIONS.section("heads", "Which heads become constant first", place=60, needs=["rankings"])
 def ranking_section(data: StudyData, figures: Figures) -> list[Block]:
-    """Scores of the heads by criteria that measure something: maps of the others show how they are defined."""
+    """The order of the heads with its cut, and the scores by the other criteria that measure something."""
+    blocks: list[Block] = [_cut_map(one) for one in proposals(data) if one.ranking is not None]
+    cut = {one.ranking for one in proposals(data)}
     maps: dict[tuple[str, str], dict[str, Tensor]] = {}
     for file in data.rankings:
         name = file.name.partition(":")[0]
-        if name not in CRITERIA or CRITERIA[name].measures:
+        if file.path not in cut and (name not in CRITERIA or CRITERIA[name].measures):
             ranking = HeadRanking.load(file.path)
             if ranking.heads:
                 maps.setdefault((file.encoder, file.task), {})[file.name] = head_scores(ranking)
     drawn = []
     for (encoder, task), scores in maps.items():
         caption = (
-            f"{encoder}, {task}: scores of the heads, from the training examples. The heads with the lowest scores "
-            "become constant first. Each panel has its own scale."
+            f"{encoder}, {task}: scores of the heads by the other criteria, from the training examples. The heads with "
+            "the lowest scores become constant first. Each panel has its own scale."
         )
         drawn.append(figures.add(head_maps(scores, f"{encoder} · {task}"), ["heads", encoder, task], caption))
-    return [Drawings(drawn, wide=True)] if drawn else []
+    return [*blocks, *([Drawings(drawn, wide=True)] if drawn else [])]
+
+
+def _cut_map(proposal: Proposal) -> Map:
+    """The place of every head in a ranking, with the heads before the cut marked."""
+    assert proposal.ranking is not None
+    ranking = HeadRanking.load(proposal.ranking)
+    scores, places = head_scores(ranking), {head: place for place, head in enumerate(ranking.heads)}
+    chosen, total = set(ranking.heads[: proposal.heads]), max(len(ranking.heads) - 1, 1)
+
+    def cell(layer: int, head: int) -> Cell:
+        place = places.get((layer, head))
+        if place is None:
+            return Cell("", f"head {layer}.{head}: not ranked", 0.0, False)
+        state = "constant" if (layer, head) in chosen else "dynamic"
+        title = f"head {layer}.{head}: {ranking.criterion} {float(scores[layer, head]):.4g}, {state}"
+        return Cell(str(place + 1), title, 1.0 - place / total, (layer, head) in chosen)
+
+    cells = [[cell(layer, head) for head in range(scores.shape[1])] for layer in range(scores.shape[0])]
+    caption = (
+        f"{proposal.encoder}, {proposal.task}: place of each head in the order by {ranking.criterion}; 1 becomes "
+        f"constant first. The {proposal.heads} framed ones are before the cut."
+    )
+    return Map("layer", "head", cells, caption)
 
 
 def head_scores(ranking: HeadRanking) -> Tensor:
@@ -48,28 +76,18 @@ def head_scores(ranking: HeadRanking) -> Tensor:
     return scores
 
 
-@SECTIONS.section("constants", "Averaged attention", place=70, needs=["constants"])
-def constants_section(data: StudyData, figures: Figures) -> list[Block]:
-    """The averaged attention matrices, and the number of sequences behind their entries."""
-    grids, histograms = [], []
-    for file in data.constants:
-        if file.name != "average":
-            continue
-        constants, title = AttentionConstants.load(file.path), f"{file.encoder} · {file.task}"
-        names = [file.encoder, file.task]
-        about = f"{file.encoder}, {file.task}: attention averaged over the training examples"
-        grid = constants_grid(constants.values, title)
-        grids.append(figures.add(grid, ["constants", *names], _grid(about, constants)))
-        caption = (
-            f"{about}. Left: number of the T x T entries by the number of sequences that they average. Right: number "
-            "of sequences in which a position holds a real token. Entries with few sequences are noisy, those with "
-            "none are 0. Heads use entries that lean on a profile, the more the fewer their sequences"
-        )
-        line = describe_filling(constants.filled())
-        caption += f"; {line}." if line else "."
-        histogram = coverage_histograms(constants.pair_counts, title)
-        histograms.append(figures.add(histogram, ["coverage", *names], caption))
-    return [Drawings(grids, wide=True), Drawings(histograms)] if grids else []
+@SECTIONS.section("atlas", "What each head does", place=70, needs=["constants"])
+def atlas_section(data: StudyData, figures: Figures) -> list[Block]:
+    """The atlas of the heads of each encoder, from its averages on the first task."""
+    blocks: list[Block] = []
+    for encoder in dict.fromkeys(file.encoder for file in data.constants):
+        file = next(one for one in data.constants if one.encoder == encoder)
+        atlas = make_atlas(AttentionConstants.load(file.path))
+        title = f"{encoder}, {file.task}: all heads" if len(data.constants) > 1 else "All heads"
+        counts, *rest = overview(atlas)
+        blocks += [counts, Folded(title, rest)]
+    note = "papa atlas with the encoder adds entropy and output norms, and a page for each layer."
+    return [*blocks, Text(note, "soft")] if blocks else []
 
 
 @SECTIONS.section("levels", "What the probe reads", place=80)
@@ -90,14 +108,3 @@ def level_section(data: StudyData, figures: Figures) -> list[Block]:
             drawn.append(figures.add(figure, ["levels", encoder, task], caption))
     note = "All weights begin at 1/T, so small differences say that the probe has hardly moved them."
     return noted(note, drawn)
-
-
-def _grid(about: str, constants: AttentionConstants) -> str:
-    layers, heads = constants.num_layers, constants.num_heads
-    shown = shown_layers(layers)
-    parts = [f"{about}, one matrix for each head, T = {constants.max_length}."]
-    if len(shown) < layers:
-        parts.append(f"{len(shown)} of the {layers} layers are shown, at even distances.")
-    if heads > MOST_HEADS:
-        parts.append(f"The first {MOST_HEADS} of the {heads} heads are shown.")
-    return " ".join(parts)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from papa_lightning.files.writing import write_atomically
-from papa_lightning.study.report import findings, heads, scores  # noqa: F401 (they register their sections)
+from papa_lightning.study.report import answer, findings, heads, scores  # noqa: F401 (they register their sections)
 from papa_lightning.study.report.data import read_study
 from papa_lightning.study.report.sections import SECTIONS, Figures, render
 from papa_lightning.text import counted

@@ -1,15 +1,14 @@
 """Sections of the report with figures of scores."""
 
 import math
-from collections.abc import Iterable
 
 import pandas as pd
 
 from papa_lightning.calibration import CONTROLS, constants_kind
-from papa_lightning.figures.bars import control_points, drop_against_baseline, drop_bars
-from papa_lightning.figures.curves import relative_curves, score_curves, sequences_curve
+from papa_lightning.figures.bars import control_points, drop_against_baseline
+from papa_lightning.figures.curves import score_curves, sequences_curve
 from papa_lightning.study.correlation import RankCorrelation, rank_correlation
-from papa_lightning.study.report.data import LOW_SCORE, StudyData
+from papa_lightning.study.report.data import StudyData
 from papa_lightning.study.report.findings import number, seeds_in_words, telling_shares
 from papa_lightning.study.report.sections import SECTIONS, Block, Drawing, Drawings, Figures, Text, noted
 
@@ -31,39 +30,11 @@ def curve_section(data: StudyData, figures: Figures) -> list[Block]:
             )
             drawn.append(figures.add(score_curves(rows, f"{encoder} · {task}"), ["score", encoder, task], caption))
     note = (
-        "The vertical axes need not begin at 0, but span at least a tenth of the score; lines are moved aside a little."
+        "Error bars are those of the paired difference to all heads dynamic, drawn around the score: a bar that does "
+        "not reach the dashed line is a difference. The grey band is the margin. Axes need not begin at 0, but span at "
+        "least a tenth of the score; lines are moved aside a little. Values show where a pointer rests on a point."
     )
     return noted(note, drawn)
-
-
-@SECTIONS.section("relative", "Relative change by task", place=30)
-def relative_section(data: StudyData, figures: Figures) -> list[Block]:
-    """Relative change against share of constant heads, all encoders and tasks in one figure."""
-    rows = data.relative
-    if not len(rows):
-        return []
-    caption = (
-        "Relative change of the score against share 0 of the same seed, one line for each encoder, one panel "
-        f"for each task; heads ranked by {_listed(rows['criterion'])}. {_error_bars(rows)} {_SIZES}{_left_out(data)}"
-    )
-    return [Drawings([figures.add(relative_curves(rows), ["relative"], caption)], wide=True)]
-
-
-@SECTIONS.section("drops", "Relative drop by task", place=40)
-def drop_section(data: StudyData, figures: Figures) -> list[Block]:
-    """Bars of the relative drop with half of the heads and with all heads constant, a figure for each encoder."""
-    drawn = []
-    for encoder in dict.fromkeys(data.relative["encoder"]):
-        rows = data.relative[data.relative["encoder"] == encoder]
-        rows = rows[rows["share"].isin(telling_shares(rows["share"])) & rows["relative"].notna()]
-        if len(rows):
-            caption = (
-                f"{encoder}: relative drop of each task's score against share 0 of the same seed; a drop below 0 is a "
-                f"gain. Heads ranked by {_listed(rows['criterion'])}. {_error_bars(rows)} {_SIZES}"
-                + _left_out(data, encoder)
-            )
-            drawn.append(figures.add(drop_bars(rows, encoder), ["drop", encoder], caption))
-    return [Drawings(drawn)] if drawn else []
 
 
 @SECTIONS.section("controls", "Controls: other kinds of constants", place=50)
@@ -191,14 +162,9 @@ def _error_bars(rows: pd.DataFrame) -> str:
     return f"Means over {seeds} of the probe{orders}; error bars are 95 % intervals over {' or '.join(basis)}."
 
 
-def _left_out(data: StudyData, encoder: str | None = None) -> str:
+def _left_out(data: StudyData) -> str:
     """The pairs that are left out because their score is too low for a relative change."""
-    low = [f"{one} on {task}" for one, task in data.pairs if encoder in (None, one) and data.is_low(one, task)]
+    low = [f"{one} on {task}" for one, task in data.pairs if data.is_low(one, task)]
     if not low:
         return ""
-    why = f"the score with all heads dynamic is missing, below {LOW_SCORE}, or not above 0 or chance"
-    return f" Left out, because {why}: {', '.join(low)}."
-
-
-def _listed(names: Iterable[object]) -> str:
-    return ", ".join(dict.fromkeys(map(str, names)))
+    return f" Left out, because the score with all heads dynamic does not beat chance or is too low: {', '.join(low)}."

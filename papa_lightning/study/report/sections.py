@@ -1,6 +1,9 @@
 """Sections of a page: their registration, the blocks that they are made of, and the template that shows them."""
 
+from __future__ import annotations
+
 import re
+from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, count
@@ -42,13 +45,73 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Drawings:
-    """Figures beside each other, or below each other if `wide`."""
+    """Figures beside each other, below each other if `wide`, or many in a row if `small`."""
 
     drawings: Sequence[Drawing]
     wide: bool = False
+    small: bool = False
 
 
-Block: TypeAlias = Text | Facts | Drawings | Table
+@dataclass(frozen=True)
+class Links:
+    """A list of links: the text of each, and the address, of a file beside the page or a page of the web."""
+
+    addresses: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Card:
+    """A short answer to a question, with what it rests on, and links by their text."""
+
+    question: str
+    answer: str
+    lines: Sequence[str]
+    links: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cards:
+    """Cards beside each other, or below each other on a narrow page."""
+
+    cards: Sequence[Card]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a map: its text, what it is in words, its shade from 0 to 1, and whether it lies before the cut."""
+
+    text: str
+    title: str
+    shade: float
+    marked: bool
+
+
+@dataclass(frozen=True)
+class Map:
+    """A map of cells in rows and columns, as a table that can be read without colours.
+
+    Args:
+        rows: Title of the rows, such as "layer".
+        columns: Title of the columns.
+        cells: The cells by row; rows and columns are numbered from 0.
+        caption: Text above it.
+    """
+
+    rows: str
+    columns: str
+    cells: Sequence[Sequence[Cell]]
+    caption: str
+
+
+@dataclass(frozen=True)
+class Folded:
+    """Blocks that a reader unfolds; they are printed in any case."""
+
+    title: str
+    blocks: Sequence[Block]
+
+
+Block: TypeAlias = Text | Facts | Drawings | Links | Cards | Map | Folded | Table
 """Parts of a section."""
 
 
@@ -130,10 +193,8 @@ def render(title: str, lead: str, sections: Sequence[tuple[str, str, Sequence[Bl
     environment = Environment(
         loader=PackageLoader("papa_lightning.study.report", "."), autoescape=True, undefined=StrictUndefined
     )
-    shown = [
-        {"name": name, "title": heading, "blocks": [(type(block).__name__, block) for block in blocks]}
-        for name, heading, blocks in sections
-    ]
+    environment.filters["form"] = lambda block: type(block).__name__
+    shown = [{"name": name, "title": heading, "blocks": blocks} for name, heading, blocks in sections]
     return environment.get_template("page.html.jinja").render(title=title, lead=lead, sections=shown) + "\n"
 
 
@@ -142,11 +203,20 @@ def noted(note: str, drawings: Sequence[Drawing], wide: bool = False) -> list[Bl
     return [Text(note, "soft"), Drawings(drawings, wide)] if drawings else []
 
 
+def image(png: bytes, alternative: str, width: int) -> Markup:
+    """An ``img`` element that holds a PNG itself, with a text for readers who cannot see it and a width in pixels."""
+    data = b64encode(png).decode()
+    return Markup('<img src="data:image/png;base64,{}" alt="{}" title="{}" width="{}" height="{}">').format(
+        data, alternative, alternative, width, width
+    )
+
+
 def _for_page(svg: str, name: str, caption: str) -> Markup:
     """The ``svg`` element alone, with ids of its own and the colours of the page."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}--", svg)
+    svg = re.sub(r'<g id="[^"]*?--(tip: [^"]*)">', r"<g><title>\1</title>", svg).replace("<title>tip: ", "<title>")
     svg = svg.replace(INK, "currentColor").replace(GROUND, "var(--ground)")
     opening = Markup('<svg role="img" aria-label="{}"').format(caption)
     return Markup(svg.replace("<svg", opening, 1).strip())

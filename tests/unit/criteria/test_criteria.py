@@ -10,15 +10,27 @@ from unit.encoders.tiny_encoders import HEADS, LAYERS, LENGTH, build, make_const
 from papa_lightning import AttentionConstants, HeadRanking, PapaError, calibrate
 from papa_lightning.criteria import CRITERIA, HeadCriterion, RankingInputs, criterion_from, rank_heads
 
-NAMES = ["variance", "divergence", "output", "taylor", "gate", "random", "layer"]
+NAMES = [
+    "variance",
+    "divergence",
+    "output",
+    "taylor",
+    "gate",
+    "output_norm",
+    "entropy",
+    "first_token",
+    "random",
+    "layer",
+]
 
 
 def test_the_names() -> None:
     assert set(NAMES) <= set(CRITERIA)
     assert all(CRITERIA[name].name == name for name in CRITERIA)
-    assert all(criterion_from(name).spec == name for name in NAMES[:5])
+    assert all(criterion_from(name).spec == name for name in NAMES[:8])
     assert {name for name in NAMES if criterion_from(f"{name}:bottom_up" if name == "layer" else name).passes == 0} == {
         "variance",
+        "first_token",
         "random",
         "layer",
     }

@@ -115,6 +115,68 @@ def test_output_change(name: str) -> None:
     assert_close(scores, changes / energies, **EXACT)
 
 
+@FAMILIES
+def test_output_norm(name: str) -> None:
+    """Against the change of a layer's output when the matrices of one head are 0."""
+    model, outputs = copy.deepcopy(plain(name, "eager")), list[torch.Tensor]()
+    for path, module in encoder_of(model).named_modules():
+        if path.endswith(PROJECTIONS[name]):
+            module.register_forward_hook(lambda *args: outputs.append(args[-1].detach()))
+    squares, tokens = torch.zeros(CASES[name].layers, HEADS).double(), 0
+
+    def outputs_without(inputs, real, layer, head):
+        def replace(number, matrices):
+            kept = matrices.clone()
+            kept[:, head] *= float(number != layer)
+            return kept
+
+        outputs.clear()
+        with explicit_attention(model, CASES[name].layers, replace):
+            run(model, inputs)
+        return torch.stack([output[real] for output in outputs])
+
+    for inputs in two_batches(name):
+        real = real_tokens(name, inputs)
+        tokens += int(real.sum())
+        whole = outputs_without(inputs, real, -1, 0)
+        for layer in range(CASES[name].layers):
+            for head in range(HEADS):
+                own = whole[layer] - outputs_without(inputs, real, layer, head)[layer]
+                squares[layer, head] += own.square().sum()
+    norms = (squares / tokens).sqrt()
+    scores = criterion_from("output_norm").scores(RankingInputs(model_of(name), batches=two_batches(name)))
+    assert_close(scores, norms / norms.mean(dim=1, keepdim=True), **EXACT)
+
+
+@FAMILIES
+def test_entropy(name: str) -> None:
+    total, rows = torch.zeros(CASES[name].layers, HEADS).double(), 0
+    for inputs in two_batches(name):
+        with explicit_attention(plain(name, "eager"), CASES[name].layers) as record:
+            run(plain(name, "eager"), inputs)
+        real = real_tokens(name, inputs)
+        rows += int(real.sum())
+        for layer, matrices in enumerate(record.matrices):
+            for row, mask in enumerate(real):
+                total[layer] += torch.special.entr(matrices[row][:, mask]).sum(dim=(1, 2))
+    scores = criterion_from("entropy").scores(RankingInputs(model_of(name), batches=two_batches(name)))
+    assert scores.min() > 0
+    assert_close(scores, total / rows, **EXACT)
+
+
+def test_first_token() -> None:
+    total, rows = 0.0, 0
+    for inputs in two_batches("bert"):
+        with explicit_attention(plain("bert", "eager"), CASES["bert"].layers) as record:
+            run(plain("bert", "eager"), inputs)
+        real = real_tokens("bert", inputs)
+        total += torch.stack([(own[..., 0] * real[:, None]).sum(dim=(0, 2)) for own in record.matrices])
+        rows += int(real[real[:, 0]].sum())  # a row whose first token is padding cannot look at it
+    constants = calibrate(plain("bert"), two_batches("bert"), CASES["bert"].length)
+    scores = criterion_from("first_token").scores(RankingInputs(model_of("bert"), constants))
+    assert_close(scores, 1 - total / rows, **EXACT)
+
+
 def sequence_losses(name, model, inputs):
     """(B,), of the real tokens of each sequence with fixed random weights."""
     hidden = encode(model, inputs)
@@ -152,14 +214,14 @@ def inputs_of(name, model, batches):
     )
 
 
-@pytest.mark.parametrize("criterion", ["divergence", "output", "taylor"])
+@pytest.mark.parametrize("criterion", ["divergence", "output", "taylor", "output_norm", "entropy"])
 def test_scores_do_not_depend_on_the_batches(criterion: str) -> None:
     whole = criterion_from(criterion).scores(inputs_of("bert", model_of("bert"), two_batches("bert")))
     alone = criterion_from(criterion).scores(inputs_of("bert", model_of("bert"), singles(two_batches("bert"))))
     assert_close(alone, whole, **EXACT)
 
 
-@pytest.mark.parametrize("criterion", ["divergence", "output", "taylor"])
+@pytest.mark.parametrize("criterion", ["divergence", "output", "taylor", "output_norm", "entropy"])
 def test_sequences_of_padding_and_what_stands_at_padding_do_not_count(criterion: str) -> None:
     batches = two_batches("bert")
     padded = []
@@ -244,7 +306,7 @@ def test_losses_that_cannot_be_used(loss, message: str) -> None:
         rank_heads("taylor", inputs)
 
 
-@pytest.mark.parametrize("criterion", ["divergence", "output", "taylor"])
+@pytest.mark.parametrize("criterion", ["divergence", "output", "taylor", "output_norm", "entropy"])
 def test_no_batches_are_refused(criterion: str) -> None:
     model = model_of("bert")
     with pytest.raises(PapaError, match="batches"):
@@ -268,7 +330,7 @@ def test_an_output_projection_that_is_no_linear_layer_is_named() -> None:
         rank_heads("output", RankingInputs(model, constants_of("bert"), two_batches("bert")))
 
 
-@pytest.mark.parametrize("criterion", ["variance", "divergence", "output", "taylor", "gate"])
+@pytest.mark.parametrize("criterion", ["variance", "divergence", "output", "taylor", "gate", "first_token", "entropy"])
 def test_what_is_missing_is_named(criterion: str) -> None:
     needs = CRITERIA[criterion].needs
     given = {
@@ -283,7 +345,7 @@ def test_what_is_missing_is_named(criterion: str) -> None:
             rank_heads(criterion, inputs)
 
 
-@pytest.mark.parametrize("criterion", ["divergence", "output"])
+@pytest.mark.parametrize("criterion", ["divergence", "output", "output_norm", "entropy"])
 @FAMILIES
 def test_packed_scores_are_those_of_padded_batches(name: str, criterion: str) -> None:
     model, constants, batches = model_of(name), constants_of(name), two_batches(name)

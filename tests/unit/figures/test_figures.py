@@ -64,7 +64,6 @@ FIGURES = {
     "score, many": lambda: curves.score_curves(averages(criteria=CRITERIA), "mini · sst2"),
     "score, one seed": lambda: curves.score_curves(averages(seeds=(0,)), "mini · sst2"),
     "relative": lambda: curves.relative_curves(averages(encoders=("a", "b"), tasks=tuple("uvwx"), criteria=("gate",))),
-    "drop": lambda: bars.drop_bars(averages(tasks=("u", "v"), criteria=("gate",)).query("share in (0.5, 1)"), "mini"),
     "controls": lambda: bars.control_points(control_rows(), "mini · sst2", 0.8),
     "sequences": lambda: curves.sequences_curve([1, 16], sequences(), "mini · sst2", 0.8, 0.75),
     "levels": lambda: curves.level_curves(levels(), "mini · sst2"),
@@ -122,7 +121,7 @@ def test_legend_covers_no_axes(figure):
 def test_lines_differ_without_colour():
     for name in ("score", "score, many", "relative", "sequences", "levels"):
         for axes in FIGURES[name]().axes:
-            drawn = [line for line in axes.get_lines() if line.get_marker() not in ("|", "_")]
+            drawn = [one for one in axes.get_lines() if one.get_marker() not in ("|", "_") and one.get_gid() is None]
             styles = [(line.get_marker(), str(line._unscaled_dash_pattern)) for line in drawn]
             assert len(set(styles)) == len(styles) >= 2
 
@@ -130,22 +129,22 @@ def test_lines_differ_without_colour():
 def test_controls_differ_without_colour():
     markers = [line.get_marker() for line in FIGURES["controls"]().axes[0].get_lines()]
     assert {"o", "s"} <= set(markers)
-    hatches = [bars.patches[0].get_hatch() for bars in FIGURES["drop"]().axes[0].containers if hasattr(bars, "patches")]
-    assert len(set(hatches)) == len(hatches) == 2
 
 
 def test_score_curves_show_the_numbers():
     rows = averages()
     axes = curves.score_curves(rows, "mini · sst2").axes[0]
-    lines = [line for line in axes.get_lines() if line.get_marker() in ("o", "s")]
+    lines = [line for line in axes.get_lines() if line.get_marker() in ("o", "s") and line.get_gid() is None]
     for line, (_, expected) in zip(lines, rows.groupby("criterion", sort=False), strict=True):
         assert line.get_ydata() == pytest.approx(expected["mean"].to_numpy())
         assert line.get_xdata() == pytest.approx(100 * expected["share"].to_numpy(), abs=1)
+    rows = curves.paired(rows).query("share > 0")
     segments = [path.vertices[:, 1] for bars in axes.collections for path in bars.get_paths()]
+    segments = [(low, high) for low, high in segments if low < high]  # share 0 has none
     assert sorted(low for low, _ in segments) == pytest.approx(sorted(rows["low"]))
     assert sorted(high for _, high in segments) == pytest.approx(sorted(rows["high"]))
     dashed = next(line for line in axes.get_lines() if line.get_linestyle() == "--" and line.get_marker() == "None")
-    assert dashed.get_ydata() == pytest.approx([rows.query("share == 0")["mean"].iloc[0]] * 2)
+    assert dashed.get_ydata() == pytest.approx([averages().query("share == 0")["mean"].iloc[0]] * 2)
 
 
 def test_score_axis_does_not_blow_up_noise():
@@ -155,28 +154,27 @@ def test_score_axis_does_not_blow_up_noise():
     assert high - low >= 0.08
 
 
+def test_error_bars_of_score_curves_are_those_of_paired_differences():
+    rows = averages(criteria=("gate",))
+    found = curves.paired(rows)
+    half = found["share"] == 0.5
+    baseline = float(rows.loc[rows["share"] == 0, "mean"].iloc[0])
+    assert found.loc[half, "low"].tolist() == pytest.approx((baseline + rows.loc[half, "difference_low"]).tolist())
+    assert found.loc[found["share"] == 0, ["low", "high"]].isna().all(axis=None)
+
+
+def test_a_thumbnail_is_a_small_image_that_is_the_same_each_time():
+    first, again = (heads.thumbnail(torch.eye(100), 20) for _ in range(2))
+    assert first == again
+    image = Image.open(io.BytesIO(first)).convert("RGB")
+    assert image.size == (20, 20)
+    assert sum(image.getpixel((3, 3))) > sum(image.getpixel((9, 3)))  # yellow on dark blue
+
+
 def test_relative_curves_have_one_panel_a_task_and_one_scale():
     axes = FIGURES["relative"]().axes
     assert [one.get_title() for one in axes] == list("uvwx")
     assert len({one.get_ylim() for one in axes}) == 1
-
-
-def test_drop_bars_begin_at_zero_and_point_upwards_for_losses():
-    rows = averages(shares=(0.0, 0.5, 1.0)).query("criterion == 'gate' and share > 0")
-    axes = bars.drop_bars(rows, "mini").axes[0]
-    assert [bar.get_y() for bar in axes.patches] == [0.0, 0.0]
-    assert [bar.get_height() for bar in axes.patches] == pytest.approx((-100 * rows["relative"]).tolist())
-    assert axes.get_ylim()[0] <= 0.0 <= axes.get_ylim()[1]
-
-
-@pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_drop_axis_holds_zero_also_for_gains(sign):
-    rows = averages(shares=(0.0, 1.0)).query("criterion == 'gate' and share > 0").copy()
-    for name in ("relative", "relative_low", "relative_high"):
-        rows[name] = sign * 0.1
-    low, high = bars.drop_bars(rows, "mini").axes[0].get_ylim()
-    assert low <= 0.0 <= high
-    assert low <= -10.0 * sign <= high
 
 
 def test_sequences_are_in_order_whatever_the_order_of_rows():
@@ -239,8 +237,7 @@ def test_names_may_hold_anything(name):
     rows = summarize(table).query("is_score")
     figure = curves.score_curves(rows, f"{name} · {name}")
     assert b"<svg" in style.as_svg(figure, "x")
-    assert len(figure.legends[0].get_texts()) == 3
-    style.as_png(curves.relative_curves(rows[rows["criterion"] == name]))
+    assert len(figure.legends[0].get_texts()) == 4
     assert max(len(text.get_text()) for text in figure.legends[0].get_texts()) <= 31
 
 

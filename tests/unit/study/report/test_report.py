@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,16 +15,17 @@ from unit.study.synthetic_study import make_cells, make_ranking, write_study
 from papa_lightning.calibration import AttentionConstants
 from papa_lightning.errors import ConstantsFileError, PapaError, RankingFileError, ResultFileError, StudyError
 from papa_lightning.ranking import HeadRanking
+from papa_lightning.study.report.answer import answer_section, proposals
+from papa_lightning.study.report.applied import Applied, save_applied
 from papa_lightning.study.report.data import read_study
-from papa_lightning.study.report.findings import finding
 from papa_lightning.study.report.heads import head_scores
 from papa_lightning.study.report.page import write_report
 from papa_lightning.study.report.scores import encoder_section
 from papa_lightning.study.report.sections import SECTIONS, Facts, Figures, Text, render
 from papa_lightning.study.results import results_table, save_table
 
-EVERY = ["findings", "curves", "relative", "drops", "controls", "heads", "constants", "levels", "tables", "measured"]
-ALWAYS = ["findings", "curves", "tables", "cite"]
+EVERY = ["answer", "apply", "curves", "controls", "heads", "atlas", "levels", "tables", "measured", "cite"]
+ALWAYS = ["answer", "curves", "tables", "measured", "cite"]
 EVIL = "<script>alert('1')</script> & \"q\" $x$ ../.."
 
 
@@ -39,7 +41,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.elements.append((tag, dict(attributes)))
-        if tag not in ("meta", "br"):
+        if tag not in ("meta", "br", "img"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attributes):
@@ -49,7 +51,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if "style" not in self.open:
+        if not {"style", "script"} & set(self.open):
             self.texts.append(data)
 
     def ids(self, tag):
@@ -78,12 +80,14 @@ def data_of(folder, **shape):
 
 def test_every_section_is_there(full):
     folder, page = full
-    assert page.ids("section") == [*EVERY, "cite"]
+    assert page.ids("section") == EVERY
     assert page.open == []
     links = [attributes["href"] for name, attributes in page.elements if name == "a"]
-    assert links == [f"#{name}" for name in page.ids("section")]
-    expected = ["constants", "controls", "coverage", "heads", "levels", "score", "sequences"]
-    names = {f"{name}-mini-sst2" for name in expected} | {"relative", "drop-mini"}
+    assert links[: len(EVERY)] == [f"#{name}" for name in page.ids("section")]
+    for link in links[len(EVERY) :]:
+        assert link in [f"#{name}" for name in EVERY] or (folder / link).is_file()
+    expected = ["controls", "coverage", "levels", "score", "sequences"]
+    names = {f"{name}-mini-sst2" for name in expected}
     assert {path.name for path in (folder / "figures").iterdir()} == {
         f"{n}.{end}" for n in names for end in ("png", "svg")
     }
@@ -104,19 +108,15 @@ def test_the_averages_say_what_heads_use_of_them(full, tmp_path):
 @pytest.mark.parametrize(
     ("parts", "expected"),
     [
-        ({"about": False}, [*ALWAYS[:2], "relative", "drops", *ALWAYS[2:]]),
-        ({"weights": True}, ["findings", "curves", "relative", "drops", "levels", "tables", "measured", "cite"]),
-        (
-            {"controls": ("zero",)},
-            ["findings", "curves", "relative", "drops", "controls", "tables", "measured", "cite"],
-        ),
-        ({"baseline": 0.1, "about": False}, ALWAYS),
+        ({}, ALWAYS),
+        ({"weights": True}, [*ALWAYS[:2], "levels", *ALWAYS[2:]]),
+        ({"controls": ("zero",)}, [*ALWAYS[:2], "controls", *ALWAYS[2:]]),
         ({"encoders": ("a", "b"), "about": False, "shares": (0.0, 1.0)}, None),
     ],
 )
 def test_sections_without_data_are_left_out(tmp_path, parts, expected):
     page = report(tmp_path, **parts)
-    expected = expected or ["findings", "curves", "relative", "drops", "encoders", "tables", "cite"]
+    expected = expected or [*ALWAYS[:2], "encoders", *ALWAYS[2:]]
     assert page.ids("section") == expected
 
 
@@ -124,9 +124,11 @@ def test_the_page_needs_nothing_else(full):
     folder, page = full
     text = (folder / "report.html").read_text("utf-8")
     for name, attributes in page.elements:
-        assert name not in ("script", "link", "iframe", "object", "embed", "img")
-        for key in ("src", "href", "xlink:href", "srcset", "data", "poster"):
+        assert name not in ("link", "iframe", "object", "embed")
+        for key in ("src", "xlink:href", "srcset", "data", "poster"):
             assert (attributes.get(key) or "#").startswith(("#", "data:image/png;base64,"))
+    assert page.count("script") == 1
+    assert not re.findall(r"fetch|XMLHttp|import\(|innerHTML", text)
     assert "@import" not in text
     assert not [place for place in re.findall(r"url\(([^)]*)\)", text) if not place.startswith("#")]
     assert "prefers-color-scheme: dark" in text
@@ -162,7 +164,8 @@ def test_captions_say_how_it_was_measured(full):
 
 def test_names_may_hold_anything(tmp_path):
     page = report(tmp_path, encoders=(EVIL,), tasks=("<img src=x onerror=alert(1)>",), maps=True, weights=True)
-    assert page.count("script") == page.count("img") == 0
+    assert page.count("script") == 1  # that of the page
+    assert not [held for name, held in page.elements if name == "img" and "onerror" in held]
     assert EVIL in page.text
     assert page.open == []
     assert all(re.fullmatch(r"[a-z0-9.-]+\.(png|svg)", path.name) for path in (tmp_path / "figures").iterdir())
@@ -177,7 +180,7 @@ def test_values_of_about_are_escaped():
 
 @pytest.fixture
 def toy_section():
-    """A section of another package, between the curves and the relative changes."""
+    """A section of another package, behind the curves."""
 
     @SECTIONS.section("toy", "Seconds & <costs>", place=25, needs=["seconds", "rankings"])
     def toy(data, figures):
@@ -189,7 +192,7 @@ def toy_section():
 
 def test_a_section_registers_once(toy_section, tmp_path):
     page = report(tmp_path / "with", maps=True)
-    assert page.ids("section")[:4] == ["findings", "curves", "toy", "relative"]
+    assert page.ids("section")[:4] == ["answer", "apply", "curves", "toy"]
     assert re.search(r"Seconds & <costs> \d+ seconds", page.text)
     assert "toy" not in report(tmp_path / "without", maps=False).ids("section")
 
@@ -216,64 +219,105 @@ def test_names_that_look_alike_as_files_do_not_overwrite_each_other(tmp_path):
     assert page.count("figure") * 2 == len(list((tmp_path / "figures").iterdir()))
 
 
-def one_finding(folder, scores, metric="accuracy", shares=(0.0, 0.5, 1.0), **about):
-    """The finding of a study in which the seeds have these scores at these shares."""
-    cells = make_cells(StudyShape(criteria=("gate",), shares=shares, seeds=tuple(range(len(scores[0]))), metric=metric))
+def answer_page(folder):
+    """The page with the answer alone: the figures take longer."""
+    return Page(render("", "", [("answer", "", answer_section(read_study(folder), Figures(folder)))]))
+
+
+def answer_of(folder, scores, metric="accuracy", shares=(0.0, 0.5, 1.0), criteria=("gate",), **about):
+    """The answer of a study in which the seeds have these scores at these shares."""
+    cells = make_cells(StudyShape(criteria=criteria, shares=shares, seeds=tuple(range(len(scores[0]))), metric=metric))
     cells = [
         type(cell)(**{**vars(cell), "scores": {metric: scores[shares.index(cell.share)][cell.seed]}}) for cell in cells
     ]
-    write_study(folder, maps=False, weights=False)
+    write_study(folder, maps=True, weights=False, criteria=criteria)
     save_table(results_table(cells), folder)
     content = json.loads((folder / "study.json").read_text())
     content["about"] = {"pairs": [{"encoder": "mini", "task": "sst2", **about}]}
     (folder / "study.json").write_text(json.dumps(content))
-    return finding(read_study(folder), "mini", "sst2").replace("\N{MINUS SIGN}", "-")
-
-
-def test_finding_with_a_clear_and_an_unclear_change(tmp_path):
-    text = one_finding(tmp_path, [[0.80, 0.80, 0.80], [0.79, 0.80, 0.81], [0.72, 0.72, 0.736]])
-    assert text == (
-        "Accuracy changes by 0.0 % (95 % interval -3.1 to +3.1, so it may be chance) with half of the heads constant, "
-        "and by -9.3 % (95 % interval -12.2 to -6.5) with all heads constant. With all heads dynamic it is 0.800 "
-        "(95 % interval 0.800 to 0.800; 3 seeds; heads ranked by gate)."
+    page = Page(write_report(folder).read_text("utf-8"))
+    text = (
+        " ".join(" ".join(page.texts).split())
+        .replace("\N{MINUS SIGN}", "-")
+        .replace("\N{EN DASH}", "-")
+        .replace("\N{NO-BREAK SPACE}", " ")
     )
+    return text[text.index("How many?") :]
 
 
-def test_finding_of_one_seed(tmp_path):
-    text = one_finding(tmp_path, [[0.8], [0.6]], shares=(0.0, 1.0))
-    assert text == (
-        "Accuracy changes by -25.0 % (one seed, so no interval) with all heads constant. With all heads dynamic it is "
-        "0.800 (one seed)."
-    )
+def test_the_answer_names_the_largest_share_within_the_margin_and_the_next(tmp_path):
+    text = answer_of(tmp_path, [[0.80, 0.81, 0.80], [0.80, 0.81, 0.801], [0.60, 0.61, 0.60]])
+    assert "4 of 8 heads (50 %) They cost at most 3 % of accuracy" in text
+    assert "Next measured: 8 heads, -24.9 % (-25.3 to -24.5): costs more than 3 %." in text
+    assert re.search(r"Which\? The 4 with the lowest gate scores Layer \d: [\d, -]+", text)
+    assert "accuracy 0.803 → 0.804 (3 seeds)" in text
+    assert "No random order of the heads was measured beside it." in text
 
 
-@pytest.mark.parametrize(
-    ("start", "about"),
-    [
-        ([0.10, 0.12, 0.11], {}),
-        ([0.25, -0.2, 0.1], {}),
-        ([0.9, 0.1, 0.4], {}),
-        ([0.52, 0.52, 0.52], {"chance": 0.53}),
-    ],
-)
-def test_finding_of_a_low_baseline_tells_no_relative_change(tmp_path, start, about):
-    text = one_finding(tmp_path, [start, [value - 0.05 for value in start]], shares=(0.0, 1.0), **about)
-    assert "too low for a relative change to mean anything" in text
-    assert "changes by -0.050 (95 % interval -0.050 to -0.050) with all heads constant" in text
-    assert " % with" not in text
+def test_a_change_that_is_not_settled_is_no_answer(tmp_path):
+    text = answer_of(tmp_path, [[0.80, 0.80, 0.80], [0.79, 0.74, 0.81], [0.60, 0.61, 0.60]])
+    assert "How many? Not settled Whether 4 of 8 heads (50 %) cost at most 3 % of accuracy is not settled" in text
 
 
-def test_chance_below_the_score_is_no_obstacle(tmp_path):
-    assert "too low" not in one_finding(tmp_path, [[0.8, 0.81], [0.7, 0.71]], shares=(0.0, 1.0), chance=0.5)
+def test_a_share_that_costs_more_is_said(tmp_path):
+    text = answer_of(tmp_path, [[0.80, 0.80, 0.80], [0.70, 0.70, 0.701], [0.60, 0.61, 0.60]])
+    assert "How many? None that was measured 4 of 8 heads (50 %) cost more than 3 % of accuracy." in text
 
 
-def test_finding_of_an_unfinished_study(tmp_path):
+def test_a_baseline_at_chance_answers_nothing(tmp_path):
+    text = answer_of(tmp_path, [[0.52, 0.51, 0.53], [0.52, 0.51, 0.53], [0.5, 0.5, 0.51]], chance=0.53)
+    assert "No answer: no better than chance With all heads dynamic accuracy is 0.520; chance is 0.530" in text
+    assert " %" not in text[text.index("At what cost?") : text.index("accuracy 0.520")]
+
+
+def test_random_orders_stand_beside_the_proposal(tmp_path):
+    scores = [[0.80, 0.81, 0.80], [0.80, 0.81, 0.801], [0.60, 0.61, 0.60]]
+    text = answer_of(tmp_path, scores, criteria=("gate", "random:0", "random:1"))
+    assert re.search(r"No better than random: .* against 0\.804 \(2 random orders, spread [\d.]+\)", text)
+
+
+def test_an_unfinished_study_is_reported(tmp_path):
     nan = float("nan")
-    assert "not been measured" in one_finding(tmp_path / "a", [[nan, nan], [0.7, 0.7]], shares=(0.0, 1.0))
-    only = one_finding(tmp_path / "b", [[0.8, 0.8]], shares=(0.0,))
-    assert only.startswith("Nothing else has been measured yet. With all heads dynamic it is 0.800")
-    assert (tmp_path / "a" / "study.json").exists()
-    assert Page(write_report(tmp_path / "b").read_text("utf-8")).ids("section")[:2] == ["findings", "curves"]
+    for name, scores in {"a": [[nan, nan], [0.7, 0.7]], "b": [[0.8, 0.8], [nan, nan]]}.items():
+        text = answer_of(tmp_path / name, scores, shares=(0.0, 1.0))
+        assert "not settled" in text.lower() or "not measured" in text
+
+
+def test_many_pairs_are_a_table(tmp_path):
+    page = answer_page(write_study(tmp_path, tasks=("a", "b", "c")))
+    assert page.count("table") == 1
+    assert page.count("article") == 0
+    assert "against random orders" in page.text
+
+
+def test_measured_speed_is_shown(tmp_path):
+    write_study(tmp_path)
+    (one,) = proposals(read_study(tmp_path))
+    parameters = {"whole": 10_000_000, "left_out": 2_000_000, "added": 500_000, "saved": 8_500_000}
+    speed = Applied("mini", "sst2", one.heads, one.ranking_name, "16x16", 0.05, 0.06, 1.2, 1.1, 1.3, parameters)
+    save_applied(tmp_path, [speed])
+    text = answer_page(tmp_path).text
+    assert "10.0 M → 8.5 M parameters" in text
+    assert "1.20 times the stock encoder (quartiles 1.10 to 1.30), 60 → 50 ms for 16 x 16 tokens" in text
+    save_applied(tmp_path, [replace(speed, heads=one.heads + 1)])  # of other heads
+    assert "1.20 times" not in answer_page(tmp_path).text
+
+
+def test_the_map_marks_the_proposed_heads(full):
+    folder, page = full
+    (one,) = proposals(read_study(folder))
+    cells = [held for name, held in page.elements if name == "td" and "--shade" in (held.get("style") or "")]
+    assert len(cells) == 8
+    assert [held["title"].partition(":")[0] for held in cells if held.get("class") == "marked"] == [
+        f"head {layer}.{head}" for layer, head in sorted(one.chosen())
+    ]
+
+
+def test_points_of_a_curve_say_their_values(full):
+    folder, _ = full
+    text = (folder / "report.html").read_text("utf-8")
+    assert re.search(r"<title>gate, 50 %: 0\.\d{3} \(0\.\d{3} to 0\.\d{3}\)</title>", text)
+    assert "tip:" not in text
 
 
 def test_encoders_are_correlated_from_three_on(tmp_path):
@@ -306,7 +350,7 @@ def test_missing_files_are_named_and_their_sections_left_out(tmp_path):
     shutil.rmtree(tmp_path / "cells")
     page = Page(write_report(tmp_path).read_text("utf-8"))
     assert "constants/0.safetensors" in page.text
-    assert {"heads"} == {"heads", "constants", "levels"} & set(page.ids("section"))
+    assert {"heads"} == {"heads", "atlas", "levels"} & set(page.ids("section"))
 
 
 def test_random_rankings_are_one_line_with_their_spread(tmp_path):
