@@ -108,7 +108,7 @@ def test_blocks_are_marked_and_quoted(block: Block) -> None:
 
 
 def test_few_blocks_are_not_run_and_no_code_stands_outside_of_them() -> None:
-    assert len([block for block in BLOCKS if block.reason in REASONS]) <= 13
+    assert len([block for block in BLOCKS if block.reason in REASONS]) <= 14
     for page in PAGES:
         outside = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
         assert not re.findall(r"^    (?:papa|python|import|from|\w+ = \w+\() .*", outside, flags=re.MULTILINE), page
@@ -209,6 +209,6 @@ def test_blocks_of_yaml_are_configurations(blocks: list[Block], reader: Path) ->
         else:
             parser = parser_of("study")
             given = vars(parser.instantiate(parser.parse_args(["--config=page.yaml", "--output=mine"])))
-            own = {"config", "output", "num_workers", "backend", "dry_run", "kinds"}
+            own = {"config", "output", "num_workers", "backend", "dry_run", "part", "kinds"}
             if not given["kinds"].variants:
                 StudySettings(**{name: value for name, value in given.items() if name not in own})
