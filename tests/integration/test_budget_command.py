@@ -23,12 +23,17 @@ def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.fixture
 def tiny(encoder_folder: str) -> list[str]:
-    """The shipped configuration with a tiny encoder and little data."""
+    """The shipped configuration with a tiny encoder, and little data that it can tell apart."""
+    Path("data").mkdir()
+    for split in ("train", "validation"):
+        lines = [json.dumps({"text": f"{'zzzz' if i % 2 else 'aaaa'} {i}", "label": i % 2}) for i in range(48)]
+        Path("data", f"{split}.jsonl").write_text("\n".join(lines), encoding="utf-8")
     config = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
     config["encoder"] = encoder_folder
-    config["task"]["init_args"] |= {"max_train_examples": 48, "max_eval_examples": 24}
+    own = {"data_dir": "data", "label_names": ["bad", "good"], "max_length": 16}
+    config["task"] = {"class_path": "TextClassificationDataModule", "init_args": own}
     Path("budget.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    small = ["--probe.max_epochs", "2", "--seeds", "[0,1]", "--device", "cpu"]
+    small = ["--probe.max_epochs", "40", "--seeds", "[0,1]", "--device", "cpu"]
     return ["budget", "--config", "budget.yaml", "--output", "out", *small]
 
 
@@ -37,11 +42,13 @@ def test_the_printed_line_makes_the_heads_constant(
     search: str, tiny: list[str], encoder_folder: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main([*tiny, "--within", "40%", "--search", search, "--search_sequences", "4"])
-    *times, found, held_out, files, use = capsys.readouterr().out.splitlines()
+    *times, found, selection, held_out, verdict, files, use = capsys.readouterr().out.splitlines()
     assert "probes (training, evaluation)" in "\n".join(times)
     plan = json.loads(Path("out/budget.json").read_text())
     assert f"within 40 %: {plan['heads']} of 4 heads" in found
-    assert held_out.startswith("held out  confirmed: accuracy ") == plan["held_out"]["confirmed"]
+    assert "chance" in selection
+    assert "chance" in held_out
+    assert verdict.startswith("verdict    confirmed: accuracy ") == plan["held_out"]["confirmed"]
     for name in files.removeprefix("files").split(","):
         assert Path(name.strip()).is_file()
     assert plan["heads"] > 0

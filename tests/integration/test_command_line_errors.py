@@ -30,10 +30,10 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "no command is given. Choose from study, report, budget, fit, "),
+        ([], "no command is given. Choose from demo, init, study, report, budget, atlas, fit, "),
         (
             ["frob"],
-            "there is no command 'frob'. Choose from study, report, budget, fit, validate, test, predict, ",
+            "there is no command 'frob'. Choose from demo, init, study, report, budget, atlas, fit, validate, ",
         ),
         (["fit", "--config", "nowhere.yaml"], "config is 'nowhere.yaml', which is neither a file nor a configuration"),
         (["study", "--config", "dem.yaml"], "Similar: demo.yaml, study/demo.yaml."),

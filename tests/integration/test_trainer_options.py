@@ -48,7 +48,8 @@ def facts(cli: LightningCLI) -> dict[str, Any]:
     known = [
         one for one in trainer.callbacks if not isinstance(one, OURS)
     ]  # the summary is our own, but as often there
-    found["callbacks"] = ["Summary" if isinstance(one, ModelSummary) else type(one).__name__ for one in known]
+    # Sorted: a summary of our own stands before the Timer that Lightning adds for max_time, its own behind it.
+    found["callbacks"] = sorted("Summary" if isinstance(one, ModelSummary) else type(one).__name__ for one in known)
     found["optimizers"] = [(type(one).__name__, one.param_groups[0]["lr"]) for one in trainer.optimizers]
     found["metrics"] = {name: float(value) for name, value in trainer.callback_metrics.items()}
     return found

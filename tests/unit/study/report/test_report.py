@@ -386,7 +386,7 @@ def test_damaged_studies_are_refused(tmp_path, name, content, error):
 
 
 def test_folders_without_a_finished_result_are_refused(tmp_path):
-    with pytest.raises(StudyError, match="not the folder of a study"):
+    with pytest.raises(StudyError, match="there is no such folder"):
         write_report(tmp_path / "nowhere")
     write_study(tmp_path, maps=False)
     save_table(results_table([]), tmp_path)
