@@ -42,18 +42,21 @@ def test_the_printed_line_makes_the_heads_constant(
     search: str, tiny: list[str], encoder_folder: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main([*tiny, "--within", "40%", "--search", search, "--search_sequences", "4"])
-    *times, found, selection, held_out, verdict, files, use = capsys.readouterr().out.splitlines()
-    assert "probes (training, evaluation)" in "\n".join(times)
+    printed = capsys.readouterr().out
+    assert "probes (training, evaluation)" in printed
+    said = dict(
+        re.split(r" {2,}", line, maxsplit=1) for line in printed.splitlines() if re.match(r"\w[\w ]*? {2,}", line)
+    )
     plan = json.loads(Path("out/budget.json").read_text())
-    assert f"within 40 %: {plan['heads']} of 4 heads" in found
-    assert "chance" in selection
-    assert "chance" in held_out
-    assert verdict.startswith("verdict    confirmed: accuracy ") == plan["held_out"]["confirmed"]
-    for name in files.removeprefix("files").split(","):
+    assert f"within 40 %: {plan['heads']} of 4 heads" in said["found"]
+    assert "chance" in said["selection"]
+    assert "chance" in said["held out"]
+    assert said["verdict"].startswith("confirmed: accuracy ") == plan["held_out"]["confirmed"]
+    for name in said["files"].split(","):
         assert Path(name.strip()).is_file()
     assert plan["heads"] > 0
     encoder = AutoModel.from_pretrained(encoder_folder)
-    exec(use.removeprefix("use").strip(), {**vars(papa_lightning), "encoder": encoder})
+    exec(said["use"], {**vars(papa_lightning), "encoder": encoder})
     constant = [[layer, head] for layer, mixer in enumerate(swapped_layers(encoder)) for head in mixer.constant_heads]
     assert constant == sorted(plan["chosen"])
     assert all(mixer.calibrated for mixer in swapped_layers(encoder))

@@ -10,7 +10,7 @@ from papa_lightning.text import tell
 
 @VERBS.register("demo")
 def demo(*, output: str = "studies/demo", encoder: str | None = None, fetch: bool = False) -> object:
-    """Run a small study of a real encoder on bundled data, with a report: about a minute on two cores.
+    """Run a small study of a real encoder on bundled data, with a report: under two minutes on two cores.
 
     Args:
         output: Folder of the study; an existing one is resumed.
