@@ -44,7 +44,7 @@ class Remembered(Generic[Result]):
             return compute()
         if held is not None and known:
             return held[1]
-        if not all(_is_plain(parameter) for parameter in parameters):
+        if not all(is_plain(parameter) for parameter in parameters):
             self.forget()
             return compute()
         # What is made in inference mode could never take part in a backward pass.
@@ -131,7 +131,7 @@ def _learns(parameters: Sequence[Tensor]) -> bool:
     return any(parameter.requires_grad for parameter in parameters)
 
 
-def _is_plain(parameter: Tensor) -> bool:
+def is_plain(parameter: Tensor) -> bool:
     """Whether changes of a tensor can be detected, unlike those of stand-ins as in torch.func."""
     return (
         type(parameter) in (Tensor, nn.Parameter)

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from papa_lightning.attention import DynamicHeads
-from papa_lightning.attention.parameter_cache import Remembered
+from papa_lightning.attention.parameter_cache import Remembered, is_plain
 from papa_lightning.encoders.projections.cut import CutProjection, HeadProjection, Rows, Slices
+from papa_lightning.encoders.projections.joined import joined_linear
 from papa_lightning.runtime import is_exporting
 
 
@@ -47,7 +48,7 @@ class ValueProjection(HeadProjection):
 class JointProjection:
     """One matrix product for queries, keys and values of a layer, which begins with the query.
 
-    It is taken on devices, of weights that do not learn, where nobody looks at one of the three layers.
+    It is taken on devices, where nobody looks at one of the three layers.
 
     Args:
         query: Query projection.
@@ -125,9 +126,9 @@ class JointProjection:
         if not self._suits or not dynamic or torch.compiler.is_compiling() or not self.serves(query._place[0]._modules):
             return None
         rows = self._kept_rows(hidden_states.device, dynamic)
-        if rows is None:
+        joint = self._learning(hidden_states, dynamic) if rows is None else F.linear(hidden_states, *rows)
+        if joint is None:
             return None
-        joint = F.linear(hidden_states, *rows)
         chosen = joint.shape[-1] * len(dynamic) // (2 * len(dynamic) + value.heads.num_heads)
         parts = joint.split_with_sizes((chosen, chosen, joint.shape[-1] - 2 * chosen), -1)
         self._held.keep(hidden_states, {key: parts[1], value: parts[2]})
@@ -143,6 +144,20 @@ class JointProjection:
         if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in held):
             return None
         return self._rows.recall(lambda: self._joined(dynamic), held, dynamic)
+
+    def _learning(self, hidden_states: Tensor, dynamic: tuple[int, ...]) -> Tensor | None:
+        """The output of weights that learn, or None where each layer is to compute its own."""
+        if not _pays(hidden_states.device):
+            return None
+        weights = [cast(nn.Linear, part).weight for part in self.parts]
+        biases = [cast("Tensor | None", cast(nn.Linear, part).bias) for part in self.parts]
+        given = [one for one in biases if one is not None]
+        if len(given) not in (0, len(weights)) or not all(map(is_plain, (hidden_states, *weights, *given))):
+            return None
+        count = self.parts[2].heads.num_heads
+        values = (2 * count + head for head in _order(dynamic, count) or range(count))
+        heads = (*dynamic, *(count + head for head in dynamic), *values)
+        return joined_linear(hidden_states, heads, len(weights[2]) // count, weights, given or None)
 
     def _joined(self, dynamic: tuple[int, ...]) -> Rows:
         rows = [part.cut_rows(dynamic) for part in self.parts]
