@@ -39,7 +39,7 @@ tasks:
     class_path: {class_path}
     init_args:
 {arguments}
-criteria: [variance, random]  # a ranking of the heads, and a random order as control
+criteria: [variance, random, "random:1", "random:2"]  # a ranking of the heads, and three random orders as control
 shares: [0, 0.5, 0.875, 0.9375, 1]  # shares of constant heads
 seeds: [0, 1, 2]  # of the probe
 probe:  # the encoder stays as it is: a classifier learns from its hidden states
