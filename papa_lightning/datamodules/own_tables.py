@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from papa_lightning.checks import as_label_names, number_of
 from papa_lightning.datamodules.reading.files import find_split_files, missing_split, read_split
 from papa_lightning.datamodules.reading.formats import ID_COLUMNS
 from papa_lightning.datamodules.rows.checks import HIDDEN_LABEL
-from papa_lightning.errors import DataError
+from papa_lightning.errors import DataError, did_you_mean
 from papa_lightning.files.writing import staged_folder
 
 #: Names of columns that hold the label wherever they occur, the most telling first.
@@ -169,11 +168,8 @@ def _check_header(rows: Dataset, source: str) -> None:
 
 def _check_column(rows: Dataset, argument: str, name: str, source: str) -> None:
     if name not in rows.column_names:
-        lowered = {one.lower(): one for one in rows.column_names}
-        near = get_close_matches(name.lower(), lowered, n=1)
-        hint = f"did you mean {lowered[near[0]]!r}? " if near else ""
-        found = ", ".join(map(repr, rows.column_names))
-        raise DataError(f"{argument} is {name!r}, which is no column of {source}: {hint}Its columns are {found}.")
+        end, found = did_you_mean(name, rows.column_names) or ".", ", ".join(map(repr, rows.column_names))
+        raise DataError(f"{argument} is {name!r}, which is no column of {source}{end} Its columns are {found}.")
     if argument != "label" and name not in _text_columns(rows):
         raise DataError(
             f"{argument} is {name!r}, a column of {source} that holds no texts ({_kind(rows, name)}): name another one."

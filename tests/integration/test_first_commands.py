@@ -64,15 +64,15 @@ def test_a_known_task_is_named(data_folder: str, encoder_folder: str) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["tikets.csv"], "did you mean 'tickets.csv'"),
-        (["sst3"], "did you mean 'sst2'"),
+        (["tikets.csv"], "Did you mean 'tickets.csv'?"),
+        (["sst3"], "Did you mean 'sst2'?"),
         (["notes.txt"], "tables end with"),
         (["sst2", "--label", "kind"], "source is 'sst2', a task"),
         (["sst2", "--data_dir", "nowhere"], "which is no folder"),
         (["tickets.csv", "--data_dir", "."], "leave one of them out"),
         (["tickets.csv", "--encoder", "models/mine"], "no such folder in the working folder"),
         (["tickets.csv"], "--fetch does that for you, and --encoder takes"),
-        (["tickets.csv", "--label", "knd", "--encoder", "some/encoder"], "did you mean 'kind'"),
+        (["tickets.csv", "--label", "knd", "--encoder", "some/encoder"], "Did you mean 'kind'?"),
     ],
 )
 def test_what_cannot_work_is_refused(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

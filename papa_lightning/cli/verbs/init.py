@@ -4,7 +4,6 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ import yaml
 
 from papa_lightning.cli.configurations import shipped
 from papa_lightning.cli.verbs.registry import VERBS
-from papa_lightning.errors import PapaError
+from papa_lightning.errors import PapaError, did_you_mean
 from papa_lightning.files.writing import write_atomically
 from papa_lightning.text import tell
 
@@ -143,11 +142,10 @@ def _check_source(source: str, tasks: Mapping[str, Any], columns: Sequence[str |
                 f"data_dir is {data_dir!r}, which is no folder: pass one with the files train and validation."
             )
     elif not Path(source).expanduser().exists():
-        near = get_close_matches(source, [*tasks, *(one.name for one in Path().iterdir() if suffix_of(one) in READERS)])
+        meant = did_you_mean(source, [*tasks, *(one.name for one in Path().iterdir() if suffix_of(one) in READERS)])
         raise PapaError(
-            f"source is {source!r}, but there is no such file, folder or task: "
-            f"{f'did you mean {near[0]!r}? ' if near else ''}Tasks are {', '.join(tasks)}; tables end with "
-            f"{', '.join(READERS)}."
+            f"source is {source!r}, but there is no such file, folder or task{meant or '.'} Tasks are "
+            f"{', '.join(tasks)}; tables end with {', '.join(READERS)}."
         )
     elif data_dir is not None:
         raise PapaError(f"data_dir is {data_dir!r}, but source is {source!r}, a path: leave one of them out.")
