@@ -8,7 +8,8 @@ import re
 import string
 import subprocess
 import sys
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ from lightning import seed_everything
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, BertTokenizer
 
 from papa_lightning import calibrate
+from papa_lightning.atlas.patterns import PATTERNS
 from papa_lightning.cli.configurations import locate_configs
 from papa_lightning.cli.main import main
 from papa_lightning.cli.verbs.registry import parser_of, run_verb
-from papa_lightning.criteria import CRITERIA, RankingInputs, rank_heads
+from papa_lightning.criteria import RankingInputs, rank_heads
 from papa_lightning.datamodules import demo
+from papa_lightning.registry import Registry
 from papa_lightning.study import StudySettings
 from papa_lightning.study.report.sections import SECTIONS
 
@@ -116,15 +119,32 @@ def test_few_blocks_are_not_run_and_no_code_stands_outside_of_them() -> None:
 
 @pytest.mark.parametrize("blocks", of("python"))
 def test_blocks_of_python_run(blocks: list[Block], reader: Path, tiny: str) -> None:
-    names, registered = what_python_has(tiny), [(registry, list(registry)) for registry in (CRITERIA, SECTIONS)]
-    try:
+    names = what_python_has(tiny)
+    with registries_kept():
         for block in blocks:
             with redirect_stdout(io.StringIO()):
                 exec(compile("\n" * block.line + block.text, str(block.page), "exec"), names)
+
+
+@contextmanager
+def registries_kept() -> Iterator[None]:
+    """Forget the parts that a page registers: tests that run later in this process would find them."""
+    modules = [module for name, module in sys.modules.items() if name.startswith("papa_lightning.")]
+    found = {id(held): held for module in modules for held in vars(module).values() if isinstance(held, Registry)}
+    before = [(registry, set(registry)) for registry in found.values()]
+    try:
+        yield
     finally:
-        for registry, before in registered:
-            for name in set(registry) - set(before):
+        for registry, names in before:
+            for name in set(registry) - names:
                 del registry[name]
+
+
+def test_what_a_page_registers_is_forgotten() -> None:
+    with registries_kept():
+        PATTERNS["of_a_page"] = PATTERNS["first"]
+        SECTIONS["of_a_page"] = next(iter(SECTIONS.values()))
+    assert not [registry for registry in (PATTERNS, SECTIONS) if "of_a_page" in registry]
 
 
 def what_python_has(folder: str) -> dict[str, Any]:
