@@ -1,4 +1,4 @@
-"""Recipe of a probe: optimizer, learning rate schedule and dropout, the same in a task and in a study."""
+"""Recipes of training: optimizer and learning rate schedule, and for a probe its dropout."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
@@ -15,19 +15,14 @@ Schedule = Literal["constant", "linear", "cosine"]
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Optimizer, learning rate schedule and dropout of a probe.
-
-    The defaults follow the published code (Hassid et al. 2022, arXiv 2211.03495): AdamW at 2e-5 with a constant
-    schedule. Dropout and weight decay are not given there: 0.1 is the dropout that BERT and RoBERTa were trained with,
-    0.01 the default of AdamW.
+class Optimization:
+    """AdamW and a learning rate schedule.
 
     Args:
         learning_rate: Learning rate of AdamW, after the warm-up.
         weight_decay: Weight decay of AdamW.
         schedule: Learning rate after the warm-up: constant, or falling to 0 along a line or half a cosine.
         warmup_share: Share of all optimizer steps over which the learning rate rises from 0.
-        dropout: Dropout of the probe.
 
     Raises:
         PapaError: If one is out of its range.
@@ -37,7 +32,6 @@ class Recipe:
     weight_decay: float = 0.01
     schedule: Schedule = "constant"
     warmup_share: float = 0.0
-    dropout: float = 0.1
 
     #: What messages write before the name of an argument.
     prefix: ClassVar[str] = ""
@@ -47,7 +41,6 @@ class Recipe:
         self._check("learning_rate", self.learning_rate > 0, "above 0")
         self._check("weight_decay", self.weight_decay >= 0, "at least 0")
         self._check("warmup_share", 0 <= self.warmup_share <= 1, "a share from 0 to 1")
-        self._check("dropout", 0 <= self.dropout < 1, "a share from 0 to below 1")
 
     def _check(self, name: str, valid: bool, wanted: str) -> None:
         if not valid:
@@ -72,3 +65,25 @@ class Recipe:
             num_training_steps=steps,
         )
         return scheduler
+
+
+@dataclass(frozen=True)
+class Recipe(Optimization):
+    """Optimizer, learning rate schedule and dropout of a probe.
+
+    The defaults follow the published code (Hassid et al. 2022, arXiv 2211.03495): AdamW at 2e-5 with a constant
+    schedule. Dropout and weight decay are not given there: 0.1 is the dropout that BERT and RoBERTa were trained with,
+    0.01 the default of AdamW.
+
+    Args:
+        dropout: Dropout of the probe.
+
+    Raises:
+        PapaError: If one is out of its range.
+    """
+
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check("dropout", 0 <= self.dropout < 1, "a share from 0 to below 1")
