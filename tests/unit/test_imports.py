@@ -16,6 +16,7 @@ ORDER = (
     {"attention"},
     {"encoders"},
     {"calibration"},
+    {"embeddings"},
     {"lightning_project"},
     {"datamodules"},
     {"callbacks"},
