@@ -8,7 +8,7 @@ enters by Student's t. See docs/method.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,7 +27,9 @@ FEWEST_SEEDS = 3
 #: Random numbers that are held at once while examples are drawn.
 _DRAWN = 4_000_000
 
-Basis = Literal["examples and seeds", "examples", "seeds", "none"]
+Unit = Literal["examples", "pairs", "queries"]
+"""What is drawn again: examples of a probe, or what an embedding is judged by."""
+Basis = Literal["examples and seeds", "seeds", "none"] | Unit
 """What an interval takes into account."""
 
 
@@ -64,17 +66,19 @@ class Sample:
         seeds: (S,), the value of each seed. Their mean is the estimate.
         resampled: (B, S), the values in B resamples; None without predictions.
         examples: Number of examples.
+        unit: What an example is.
     """
 
     seeds: Numbers
     resampled: Numbers | None = None
     examples: int = 0
+    unit: Unit = "examples"
 
     def minus(self, other: Sample) -> Sample:
         """The paired difference, seed by seed and resample by resample."""
         both = self.resampled is not None and other.resampled is not None
         resampled = self.resampled - other.resampled if both else None  # type: ignore[operator]
-        return Sample(self.seeds - other.seeds, resampled, self.examples if both else 0)
+        return Sample(self.seeds - other.seeds, resampled, self.examples if both else 0, self.unit)
 
 
 def estimate(
@@ -109,7 +113,7 @@ def relative_estimate(
     means, below_means = difference.resampled.mean(axis=1), baseline.resampled.mean(axis=1)
     ratios = np.divide(means, np.abs(below_means), out=np.full_like(means, value), where=below_means != 0)
     spread = difference.resampled / abs(below) - value * baseline.resampled / below
-    return _estimate(value, ratios, (Sample(linear, spread, difference.examples),), bounds)
+    return _estimate(value, ratios, (Sample(linear, spread, difference.examples, difference.unit),), bounds)
 
 
 def _estimate(
@@ -130,7 +134,8 @@ def _estimate(
             drawn = drawn + error * _student(len(resampled), len(one.seeds), SEED + 1 + place)
     tail = 50 * (1 - CONFIDENCE)
     low, high = np.clip(np.percentile(drawn, [tail, 100 - tail]), *bounds).tolist()
-    basis: Basis = "examples" if number < FEWEST_SEEDS else "examples and seeds"
+    probes = number >= FEWEST_SEEDS and sample.unit == "examples"
+    basis: Basis = "examples and seeds" if probes else sample.unit
     own, others = float(resampled.std(ddof=1)), math.hypot(*errors)
     return Estimate(value, min(low, value), max(high, value), sample.examples, number, basis, own, others)
 
@@ -170,19 +175,33 @@ def mean_interval(values: ArrayLike, bounds: tuple[float, float] = (-math.inf, m
 def resampled_sums(counts: Numbers, resamples: int = RESAMPLES, seed: int = SEED) -> Numbers:
     """Sums (B, K) over resamples of N examples of their counts (N, K), which are whole numbers; N is at least 2.
 
-    The same N, B and seed draw the same examples. The sums are exact, so that no order of adding changes them.
+    The sums are exact, so that no order of adding changes them.
     """
-    number = len(counts)
+    return resampled(len(counts), lambda times: times @ counts, resamples, seed)
 
-    def sums(drawn: NDArray[np.int64], axis: int = -1) -> Numbers:
+
+def resampled(
+    number: int, statistic: Callable[[Numbers], Numbers], resamples: int = RESAMPLES, seed: int = SEED
+) -> Numbers:
+    """Values (B, K) of a statistic over B resamples of N examples; the same N, B and seed draw the same ones.
+
+    Args:
+        number: Number of examples N, at least 2.
+        statistic: Function of how often each example occurs in b of the resamples, (b, N), that returns (b, K).
+        resamples: Number of resamples B.
+        seed: Seed of the draw.
+    """
+
+    def values(drawn: NDArray[np.int64], axis: int = -1) -> Numbers:
         rows = drawn.reshape(-1, number) + number * np.arange(drawn.size // number)[:, None]
         times = np.bincount(rows.ravel(), minlength=rows.size).reshape(rows.shape).astype(np.float64)
-        found: Numbers = (times @ counts).T.reshape(counts.shape[1], *drawn.shape[:-1])
-        return found
+        found = statistic(times)
+        shaped: Numbers = found.T.reshape(found.shape[1], *drawn.shape[:-1])
+        return shaped
 
     found = stats.bootstrap(
         (np.arange(number),),
-        sums,
+        values,
         vectorized=True,
         n_resamples=resamples,
         batch=max(1, _DRAWN // number),

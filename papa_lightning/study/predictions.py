@@ -1,4 +1,4 @@
-"""Predictions: what a probe says of every validation example, kept beside its scores."""
+"""Predictions: what a probe or an embedding says of every validation example, kept beside its scores."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow
@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from papa_lightning.embeddings import Answers
 from papa_lightning.errors import PapaError, ResultFileError
 from papa_lightning.files.checked import SUM
 from papa_lightning.files.writing import write_atomically
@@ -28,6 +29,8 @@ from papa_lightning.tasks.metrics import METRICS, Labels
 from papa_lightning.tasks.scores import UNLABELLED
 
 _FORMAT = "papa_lightning.predictions/1"
+#: Format of files in which every set is of answers.
+_ANSWERS_FORMAT = "papa_lightning.answers/1"
 #: Losses are summed as whole numbers of this step: such sums do not depend on their order.
 _LOSS_STEP = 2.0**-20
 LOSS = "loss"
@@ -108,41 +111,59 @@ class Predictions:
         return sums.numpy(), Counts(lambda predicted, labels: predicted, mean)
 
 
-def same_examples(one: Predictions, other: Predictions) -> bool:
-    """Whether two probes were evaluated on the same examples."""
+Evaluation: TypeAlias = Predictions | Answers
+"""What is known of one evaluation set: of a probe, or of an embedding, which is judged by pairs or queries."""
+
+
+def same_examples(one: Evaluation, other: Evaluation) -> bool:
+    """Whether two probes or embeddings were evaluated on the same examples."""
+    if isinstance(one, Answers) or isinstance(other, Answers):
+        return isinstance(one, Answers) and isinstance(other, Answers) and _same_units(one, other)
     return one.total == other.total and all(
         torch.equal(getattr(one, name), getattr(other, name)) for name in ("labels", "examples")
     )
 
 
-def save_predictions(path: str | Path, sets: Mapping[str, Predictions]) -> Path:
-    """Write the predictions of a probe by evaluation set as one parquet file, whole or not at all.
+def _same_units(one: Answers, other: Answers) -> bool:
+    """Whether two embeddings were judged by the same pairs, or by as many queries."""
+    gold = [answers.columns.get("gold") for answers in (one, other)]
+    if one.kind != other.kind or number_of(one) != number_of(other):
+        return False
+    return gold[0] is None or gold[1] is None or torch.equal(gold[0], gold[1])
 
-    Columns: ``set``, ``example``, ``label``, and the logit of each label as ``logit_0``, ``logit_1`` and so on.
+
+def number_of(one: Evaluation) -> int:
+    """Number of examples, pairs or queries of an evaluation set."""
+    return len(one) if isinstance(one, Answers) else one.total
+
+
+def save_predictions(path: str | Path, sets: Mapping[str, Evaluation]) -> Path:
+    """Write what is known of every example, by evaluation set, as one parquet file, whole or not at all.
+
+    Columns of a probe: ``set``, ``example``, ``label``, and the logit of each label as ``logit_0``, ``logit_1`` and so
+    on. Those of an embedding: ``set``, and the columns of its :class:`~papa_lightning.embeddings.Answers`.
     """
-    parts = [_part(name, one) for name, one in sets.items()]
-    table = pyarrow.concat_tables(parts)
-    about = {
-        name: {"total": one.total, "label_names": one.label_names and list(one.label_names)}
-        for name, one in sets.items()
-    }
-    noted = {"format": _FORMAT, "sets": json.dumps(about)}
+    table = pyarrow.concat_tables([_part(name, one) for name, one in sets.items()])
+    about = {name: _about(one) for name, one in sets.items()}
+    answers = any(isinstance(one, Answers) for one in sets.values())
+    noted = {"format": _ANSWERS_FORMAT if answers else _FORMAT, "sets": json.dumps(about)}
     noted[SUM] = _sum(table, noted["sets"])
     content = BytesIO()
     pyarrow.parquet.write_table(table.replace_schema_metadata(noted), content, write_page_checksum=True)
     return write_atomically(path, content.getvalue())
 
 
-def load_predictions(path: str | Path) -> dict[str, Predictions]:
+def load_predictions(path: str | Path) -> dict[str, Evaluation]:
     """Read what :func:`save_predictions` wrote; raises a ResultFileError for anything else."""
     place = Path(path).expanduser()
     try:
         content = BytesIO(place.read_bytes())
         table = pyarrow.parquet.read_table(content, page_checksum_verification=True)
         noted = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
-        if noted.get("format") != _FORMAT or noted.get(SUM) != _sum(table, noted["sets"]):
+        if noted.get("format") not in (_FORMAT, _ANSWERS_FORMAT) or noted.get(SUM) != _sum(table, noted["sets"]):
             raise ValueError(f"its format or its {SUM} is not that of its content")
-        return {name: _read(table, name, about) for name, about in json.loads(noted["sets"]).items()}
+        read = _read if noted["format"] == _FORMAT else _read_answers
+        return {name: read(table, name, about) for name, about in json.loads(noted["sets"]).items()}
     except Exception as error:  # pyarrow does not document the errors of damaged files
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise ResultFileError(
@@ -151,8 +172,18 @@ def load_predictions(path: str | Path) -> dict[str, Predictions]:
         ) from error
 
 
-def _part(name: str, one: Predictions) -> pyarrow.Table:
-    columns: dict[str, Any] = {"set": pyarrow.array([name] * len(one.labels)).dictionary_encode()}
+def _about(one: Evaluation) -> dict[str, Any]:
+    """What the file says of an evaluation set beside its columns."""
+    if isinstance(one, Answers):
+        return {"kind": one.kind}
+    return {"total": one.total, "label_names": one.label_names and list(one.label_names)}
+
+
+def _part(name: str, one: Evaluation) -> pyarrow.Table:
+    number = number_of(one) if isinstance(one, Answers) else len(one.labels)
+    columns: dict[str, Any] = {"set": pyarrow.array([name] * number).dictionary_encode()}
+    if isinstance(one, Answers):
+        return pyarrow.table(columns | {column: values.numpy() for column, values in one.columns.items()})
     columns |= {"example": one.examples.int().numpy(), "label": one.labels.int().numpy()}
     logits = one.logits.float().T.contiguous().numpy()
     return pyarrow.table(columns | {f"logit_{number}": column for number, column in enumerate(logits)})
@@ -164,6 +195,12 @@ def _read(table: pyarrow.Table, name: str, about: Mapping[str, Any]) -> Predicti
     names = [column for column in rows.column_names if column.startswith("logit_")]
     logits = torch.from_numpy(np.stack([rows[column].to_numpy() for column in names], axis=1))
     return Predictions(logits, label, example, int(about["total"]), about["label_names"])
+
+
+def _read_answers(table: pyarrow.Table, name: str, about: Mapping[str, Any]) -> Answers:
+    rows = table.filter(pyarrow.compute.equal(table["set"], name))
+    columns = [column for column in rows.column_names if column != "set"]
+    return Answers(about["kind"], {column: torch.from_numpy(rows[column].to_numpy().copy()) for column in columns})
 
 
 def _sum(table: pyarrow.Table, noted: str) -> str:

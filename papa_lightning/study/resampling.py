@@ -1,4 +1,4 @@
-"""Scores of probes in resamples of the validation examples."""
+"""Scores of probes and embeddings in resamples of the validation examples, pairs or queries."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import TypeAlias
 import numpy as np
 import pandas as pd
 
-from papa_lightning.study.intervals import RESAMPLES, Numbers, Sample, resampled_sums
-from papa_lightning.study.predictions import LOSS, Predictions, same_examples
+from papa_lightning.embeddings import EMBEDDING_METRICS, Answers
+from papa_lightning.study.intervals import RESAMPLES, Numbers, Sample, Unit, resampled, resampled_sums
+from papa_lightning.study.predictions import LOSS, Evaluation, Predictions, number_of, same_examples
 from papa_lightning.tasks.metrics import METRICS, chance_level
 
-Sets: TypeAlias = Mapping[str, Predictions]
-"""The predictions of a probe by evaluation set."""
+Sets: TypeAlias = Mapping[str, Evaluation]
+"""The predictions of a probe, or the answers of an embedding, by evaluation set."""
 
 #: Columns of counts that are resampled at once.
 _COLUMNS = 512
@@ -31,13 +32,21 @@ def metric_and_set(name: str) -> tuple[str, str]:
 def bounds_of(name: str) -> tuple[float, float]:
     """Lowest and highest value of a metric or of the loss."""
     metric, _ = metric_and_set(name)
+    if metric in EMBEDDING_METRICS:
+        return EMBEDDING_METRICS[metric]
     if metric in METRICS:
         return METRICS[metric].bounds
     return (0.0, math.inf) if metric == LOSS else (-math.inf, math.inf)
 
 
+def is_metric(name: str) -> bool:
+    """Whether a name is that of a metric, of which more is better, and not of the loss."""
+    metric, _ = metric_and_set(name)
+    return metric in METRICS or metric in EMBEDDING_METRICS
+
+
 class Probes:
-    """The probes of an encoder on a task, which were evaluated on the same examples.
+    """The probes of an encoder on a task, or its embeddings, which were evaluated on the same examples.
 
     Args:
         rows: Their rows of the table of results.
@@ -68,7 +77,7 @@ class Probes:
         if not len(rows) or not set(rows["hash"]) <= known.keys():
             return Sample(means)
         drawn = [np.mean([known[key] for key in keys], axis=0) for _, keys in groups["hash"]]
-        return Sample(means, np.stack(drawn, axis=1), self._examples(metric))
+        return Sample(means, np.stack(drawn, axis=1), self._examples(metric), self.unit)
 
     def chance(self, metric: str, level: float | None, seeds: int) -> Sample | None:
         """The best score of a constant answer, the same for each of some seeds; None where it is not known.
@@ -83,16 +92,23 @@ class Probes:
         found = self._chances[metric]
         if found is None:
             return None
-        return Sample(np.full(seeds, found[0]), np.repeat(found[1][:, None], seeds, axis=1), first.total)
+        resamples = np.repeat(found[1][:, None], seeds, axis=1)
+        return Sample(np.full(seeds, found[0]), resamples, number_of(first), self.unit)
 
-    def _first(self, metric: str) -> Predictions | None:
+    @property
+    def unit(self) -> Unit:
+        """What is drawn again."""
+        first = next(iter(next(iter(self._sets.values()), {}).values()), None)
+        return first.kind if isinstance(first, Answers) else "examples"
+
+    def _first(self, metric: str) -> Evaluation | None:
         """The predictions of some probe for the evaluation set of a metric, if they are enough for resamples."""
         first = next(iter(self._sets.values()), {}).get(metric_and_set(metric)[1])
-        return first if first is not None and first.total >= 2 else None
+        return first if first is not None and number_of(first) >= 2 else None
 
     def _examples(self, metric: str) -> int:
         first = self._first(metric)
-        return 0 if first is None else first.total
+        return 0 if first is None else number_of(first)
 
     def _scores(self, metric: str) -> dict[str, Numbers]:
         """The scores (B,) in all resamples, of each probe with predictions."""
@@ -103,8 +119,13 @@ class Probes:
     def _resample(self, metric: str) -> dict[str, Numbers]:
         name, evaluated = metric_and_set(metric)
         counts, score, stored = dict[str, Numbers](), None, self._stored.get(metric, {})
-        for key, sets in self._sets.items():
-            found = sets[evaluated].counts(name)
+        found_by = {key: sets[evaluated] for key, sets in self._sets.items()}
+        if isinstance(self._first(metric), Answers):
+            answers = {key: one for key, one in found_by.items() if isinstance(one, Answers)}
+            known = {key: one.scores().get(name, math.nan) - stored.get(key, math.nan) for key, one in answers.items()}
+            return {key: _of_answers(answers[key], name) for key, gap in known.items() if abs(gap) < _ROUNDING}
+        for key, one in found_by.items():
+            found = one.counts(name) if isinstance(one, Predictions) else None
             if found is None:
                 return {}
             # A metric of the same name that computes something else has no intervals over examples.
@@ -123,8 +144,16 @@ class Probes:
         return scores
 
 
-def _chance(predictions: Predictions, metric: str) -> tuple[float, Numbers] | None:
-    """The best score of a constant answer, on all examples and in resamples (B,)."""
+def _of_answers(answers: Answers, metric: str) -> Numbers:
+    """The scores (B,) of an embedding in resamples of its pairs or queries."""
+    return resampled(number_of(answers), lambda times: answers.resampled(metric, times)[:, None])[:, 0]
+
+
+def _chance(predictions: Evaluation, metric: str) -> tuple[float, Numbers] | None:
+    """The best score of a constant answer, or of no order, on all examples and in resamples (B,)."""
+    if isinstance(predictions, Answers):
+        expected = predictions.chance(metric)
+        return expected, np.full(RESAMPLES, expected)
     level = chance_level(metric, predictions.labels)
     if level is None:
         return None

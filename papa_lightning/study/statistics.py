@@ -13,12 +13,11 @@ import pandas as pd
 from papa_lightning.checks import refuse
 from papa_lightning.study.intervals import FEWEST_SEEDS, Estimate, estimate, relative_estimate
 from papa_lightning.study.predictions import load_predictions
-from papa_lightning.study.resampling import Probes, Sets, bounds_of, metric_and_set
+from papa_lightning.study.resampling import Probes, Sets, bounds_of, is_metric
 from papa_lightning.study.results import load_table
 from papa_lightning.study.settings import read_share
 from papa_lightning.study.store import StudyFolder
 from papa_lightning.study.verdicts import examples_needed, verdict_of
-from papa_lightning.tasks.metrics import METRICS
 from papa_lightning.text import counted
 
 #: Largest relative loss of score that counts as none, unless the settings say otherwise.
@@ -30,7 +29,7 @@ _ESTIMATES = {"score": ("mean", "low", "high")} | {
 }
 #: Columns of the summary behind those of :data:`_GROUP`.
 _COLUMNS = [
-    *("is_score", "constant_heads", "total_heads", "n", "rankings", "examples", "basis"),
+    *("is_score", "constant_heads", "total_heads", "n", "rankings", "examples", "unit", "basis"),
     *(name for key in ("score", "difference", "relative") for name in _ESTIMATES[key]),
     *("ranking_deviation", "chance"),
     *_ESTIMATES["above_chance"],
@@ -102,7 +101,11 @@ class Evidence:
         """What limits the intervals, in sentences; empty if nothing does."""
         own = self.table[self.table["is_score"]]
         lacking = {key for pair in self._by_pair for key in self._probes(pair).lacking}
-        seeds = own.groupby(["encoder", "task"])["seed"].nunique() if len(own) else pd.Series([FEWEST_SEEDS])
+        seeds = [
+            rows["seed"].nunique()
+            for pair, rows in own.groupby(["encoder", "task"])
+            if self._probes(pair).unit == "examples"
+        ]
         notes = []
         if lacking:
             notes.append(
@@ -110,7 +113,7 @@ class Evidence:
                 "an older version: their intervals cover seeds only, from three on. To get them, delete the folder "
                 "cells and run the study again."
             )
-        if int(seeds.min()) < FEWEST_SEEDS:
+        if min(seeds, default=FEWEST_SEEDS) < FEWEST_SEEDS:
             notes.append(
                 f"With fewer than {FEWEST_SEEDS} seeds the intervals cover the choice of the examples only, not that "
                 "of the probe: add seeds."
@@ -139,25 +142,27 @@ class Evidence:
                 refuse(name, place, f"a criterion, share and kind of constants with results of {encoder} on {task}")
         return self._difference((encoder, task), *sides)
 
-    def largest_within(self, encoder: str, task: str, criterion: str) -> pd.Series | None:
+    def largest_within(self, encoder: str, task: str, criterion: str, constants: str = "average") -> pd.Series | None:
         """The row of the largest share that costs no more than the margin, as do all smaller ones; None if none."""
-        rows, found = self._curve(encoder, task, criterion), None
+        rows, found = self._curve(encoder, task, criterion, constants), None
         for _, row in rows.iterrows():
             if row["verdict"] != "within":
                 break
             found = row
         return found
 
-    def next_after(self, row: pd.Series | None, encoder: str, task: str, criterion: str) -> pd.Series | None:
+    def next_after(
+        self, row: pd.Series | None, encoder: str, task: str, criterion: str, constants: str = "average"
+    ) -> pd.Series | None:
         """The row of the next larger share that was measured, after none for None; None if there is none."""
-        rows = self._curve(encoder, task, criterion)
+        rows = self._curve(encoder, task, criterion, constants)
         rows = rows if row is None else rows[rows["share"] > row["share"]]
         return rows.iloc[0] if len(rows) else None
 
-    def _curve(self, encoder: str, task: str, criterion: str) -> pd.DataFrame:
-        """The rows of a task's own score by a criterion with averaged attention, by share above 0."""
+    def _curve(self, encoder: str, task: str, criterion: str, constants: str) -> pd.DataFrame:
+        """The rows of a task's own score by a criterion with a kind of constants, by share above 0."""
         rows = self.summary
-        names = {"encoder": encoder, "task": task, "criterion": criterion, "constants": "average"}
+        names = {"encoder": encoder, "task": task, "criterion": criterion, "constants": constants}
         for name, value in names.items():
             rows = rows[rows[name] == value]
         return rows[rows["is_score"].astype(bool) & (rows["share"] > 0)].sort_values("share")
@@ -175,7 +180,8 @@ class Evidence:
         found: dict[str, Any] = {name: first[name] for name in ("is_score", "constant_heads", "total_heads")}
         score = estimate(self._probes(pair).sample(rows), bounds_of(metric))
         found |= {"n": rows["seed"].nunique(), "rankings": max(rankings, 1), "margin": self.margin}
-        found |= {"examples": score.examples, "basis": score.basis, "ranking_deviation": math.nan}
+        found |= {"examples": score.examples, "unit": self._probes(pair).unit, "basis": score.basis}
+        found["ranking_deviation"] = math.nan
         if rankings > 1:
             of_rankings = rows.groupby("ranking_seed")["score"].mean(skipna=False).to_numpy(float)
             found["ranking_deviation"] = float(of_rankings.std(ddof=1))
@@ -191,7 +197,7 @@ class Evidence:
         for names, one in zip(_ESTIMATES.values(), estimates, strict=True):
             found |= dict(zip(names, (one.value, one.low, one.high), strict=True))
         verdict = ""
-        if share > 0 and metric_and_set(metric)[0] in METRICS:
+        if share > 0 and is_metric(metric):
             verdict = "no baseline" if no_baseline else verdict_of(relative, self.margin)
         needed = examples_needed(relative, self.margin) if verdict == "open" else math.nan
         return found | {"chance": chance, "beats_chance": above.low > 0, "verdict": verdict, "examples_needed": needed}
@@ -261,14 +267,15 @@ def summarize(table: pd.DataFrame, folder: str | Path | None = None, margin: flo
 
         - is_score, constant_heads, total_heads: as in the table;
         - n: number of probe seeds; rankings: number of ranking seeds, 1 for a criterion that is not random;
-        - examples: number of validation examples behind the interval, 0 without predictions; basis: what it covers;
+        - examples: number of validation examples behind the interval, 0 without predictions; unit: what these are,
+          "examples" of a probe, "pairs" or "queries" of an embedding; basis: what the interval covers;
         - mean, low, high: the score;
         - difference, difference_low, difference_high: score minus score at share 0;
         - relative, relative_low, relative_high: the mean difference divided by the size of the mean score at share 0,
           NaN where that does not beat chance;
         - ranking_deviation: standard deviation over the rankings of their mean scores, NaN for a single one;
-        - chance: best score of a constant answer; above_chance, above_chance_low, above_chance_high: score minus
-          chance; beats_chance: whether that interval lies above 0;
+        - chance: best score of a constant answer, for embeddings that of a random order; above_chance,
+          above_chance_low, above_chance_high: score minus chance; beats_chance: whether that interval lies above 0;
         - against_random, against_random_low, against_random_high: score minus that of random orders at the same share;
         - verdict: "within" where the interval of the relative change lies above -margin, "beyond" where it lies below,
           "open" where it contains it, "no baseline" where the score at share 0 does not beat chance, else "";

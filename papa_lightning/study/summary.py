@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
-from papa_lightning.study.verdicts import verdict_words
+from papa_lightning.study.verdicts import counted_units, verdict_words
 from papa_lightning.text import Blocks, Table, counted
 
 #: Widest line of :func:`format_summary`, in characters.
@@ -63,9 +63,11 @@ def _about(rows: pd.DataFrame) -> str:
     """Metric, sizes, kind of constants, and what the intervals cover."""
     first, seeds = rows.iloc[0], rows["n"]
     span = counted(int(seeds.max()), "probe seed")
-    parts = [str(first["metric"]), span if seeds.min() == seeds.max() else f"{seeds.min()} to {span}"]
+    parts = [str(first["metric"])]
     if first["examples"]:
-        parts.insert(1, counted(int(first["examples"]), "validation example"))
+        parts.append(counted_units(int(first["examples"]), first["unit"]))
+    if first["unit"] == "examples":  # of a probe
+        parts.append(span if seeds.min() == seeds.max() else f"{seeds.min()} to {span}")
     basis = [one for one in dict.fromkeys(rows["basis"]) if one != "none"]
     parts += [f"constants: {first['constants']}"]
     return "; ".join([*parts, f"95 % intervals over {' or '.join(basis)}" if basis else "no intervals"])
@@ -105,7 +107,8 @@ def _cells(row: pd.Series) -> tuple[str, str, str]:
     needed = row["examples_needed"]
     answer = {"within": "yes", "beyond": "no", "no baseline": ""}.get(row["verdict"])
     change = _change(row, "difference" if math.isnan(row["relative"]) else "relative")
-    return _score(row), change, verdict_words(row["verdict"], row["margin"], needed) if answer is None else answer
+    words = verdict_words(row["verdict"], row["margin"], needed, row["unit"])
+    return _score(row), change, words if answer is None else answer
 
 
 def _score(row: pd.Series) -> str:

@@ -37,7 +37,7 @@ def examples_needed(change: Estimate, margin: float) -> float:
     seeds = float(stats.t.ppf(0.5 + CONFIDENCE / 2, max(change.seeds - 1, 1))) * change.seeds_error
     left = (change.value + margin) ** 2 - seeds**2
     if left <= 0:
-        return math.inf
+        return math.inf if seeds > 0 else math.nan
     needed = change.examples * (normal * change.examples_error) ** 2 / left
     if needed > _MOST * change.examples:
         return math.nan
@@ -47,15 +47,28 @@ def examples_needed(change: Estimate, margin: float) -> float:
     return float(math.ceil(needed / step) * step)
 
 
-def verdict_words(verdict: str, margin: float, needed: float = math.nan) -> str:
-    """A verdict in words, with the margin as a percentage."""
+def counted_units(number: int, unit: str) -> str:
+    """A number of what an interval is over, in words.
+
+    Example:
+        >>> counted_units(500, "examples"), counted_units(1, "pairs"), counted_units(50, "queries")
+        ('500 validation examples', '1 pair', '50 queries')
+    """
+    one, several = {"pairs": ("pair", "pairs"), "queries": ("query", "queries")}.get(
+        unit, ("validation example", "validation examples")
+    )
+    return f"{number} {one if number == 1 else several}"
+
+
+def verdict_words(verdict: str, margin: float, needed: float = math.nan, unit: str = "examples") -> str:
+    """A verdict in words, with the margin as a percentage; `unit` says what is needed more of."""
     limit = f"{100 * margin:.4g} %"
     if verdict == "open":
         if math.isnan(needed):
             return "not settled"
         if math.isinf(needed):
             return "not settled: needs more seeds"
-        return f"not settled: needs about {needed:,.0f} examples"
+        return f"not settled: needs about {needed:,.0f} {unit}"
     return {
         "within": f"costs at most {limit}",
         "beyond": f"costs more than {limit}",
