@@ -1,9 +1,9 @@
 """Data modules of tasks: one short class each, over a shared base.
 
 ``reading`` turns files and data sets of the hub into rows, ``rows`` turns rows into numbers; ``base``, ``text`` and
-``tokens`` combine them; ``own_tables`` guesses the columns of a table for ``papa init``. Imports nothing of encoders
-but the loading of tokenizers. A task of the GLUE kind is added in ``glue``, with a YAML in ``configs``; a file format
-in ``reading/formats``.
+``tokens`` combine them, and ``embedding`` has texts without labels; ``own_tables`` guesses the columns of a table for
+``papa init``. Imports nothing of encoders but the loading of tokenizers and what a folder says of its prompts. A task
+of the GLUE kind is added in ``glue``, with a YAML in ``configs``; a file format in ``reading/formats``.
 """
 
 from papa_lightning.datamodules.base import TaskDataModule
@@ -13,6 +13,9 @@ from papa_lightning.datamodules.custom import (
     TokenClassificationDataModule,
 )
 from papa_lightning.datamodules.demo import DemoDataModule
+from papa_lightning.datamodules.embedding.retrieval import RetrievalDataModule
+from papa_lightning.datamodules.embedding.similarity import SimilarityDataModule, STSBDataModule, STSDataModule
+from papa_lightning.datamodules.embedding.texts import EmbeddingDataModule
 from papa_lightning.datamodules.glue import CoLADataModule, MNLIDataModule, MRPCDataModule, SST2DataModule
 from papa_lightning.datamodules.ner import NERDataModule
 from papa_lightning.datamodules.parts import PartsDataModule
@@ -24,12 +27,17 @@ from papa_lightning.datamodules.tokens import TokenDataModule
 __all__ = [
     "CoLADataModule",
     "DemoDataModule",
+    "EmbeddingDataModule",
     "MNLIDataModule",
     "MRPCDataModule",
     "NERDataModule",
     "POSDataModule",
     "PartsDataModule",
+    "RetrievalDataModule",
     "SST2DataModule",
+    "STSBDataModule",
+    "STSDataModule",
+    "SimilarityDataModule",
     "TaskDataModule",
     "TextClassificationDataModule",
     "TextDataModule",

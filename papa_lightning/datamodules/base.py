@@ -208,13 +208,31 @@ class TaskDataModule(LightningDataModule, ABC):
         Raises:
             DataError: They cannot be read.
         """
-        name = self.split_names[split]
         if self.folder is not None:
-            files = find_split_files(self.folder, [name], self.suffixes)
-            return self.read_file(files[name]) if name in files else None
+            file = self.split_file(split)
+            return None if file is None else self.read_file(file)
         if self.hub_path is None:
             raise DataError(f"data_dir is None, but {self.task_name} is on no hub: pass a folder of local files.")
-        return load_hub(self.hub_path, self.hub_config, self.revision, self.hub_remedy).get(name)
+        return load_hub(self.hub_path, self.hub_config, self.revision, self.hub_remedy).get(self.split_names[split])
+
+    def rows_of(self, split: str) -> Dataset:
+        """Rows of a split that must exist, up to the limit, as `encode` reads them."""
+        rows = self.load_split(split)
+        if rows is None:
+            name = self.split_names[split]
+            if self.folder is not None:
+                raise missing_split(self.folder, name, self.suffixes)
+            raise DataError(f"{self.source} has no split {name!r}: pass another revision, or data_dir.")
+        if len(rows) == 0:
+            raise DataError(f"{self._where(split)} holds no rows: it needs at least one.")
+        limit = self.max_train_examples if split == "train" else self.max_eval_examples
+        return rows if limit is None or limit >= len(rows) else rows.select(range(limit))
+
+    def split_file(self, split: str) -> Path | None:
+        """Path of the file of a split in `data_dir`, None if there is none."""
+        assert self.folder is not None
+        name = self.split_names[split]
+        return find_split_files(self.folder, [name], self.suffixes).get(name)
 
     def read_file(self, path: Path) -> Dataset:
         """Read the file of one split."""
@@ -231,9 +249,7 @@ class TaskDataModule(LightningDataModule, ABC):
         roles = self._resolve(stage)
         for role, used in roles.items():
             if role not in self._splits:
-                report_missing_splits(
-                    f"{self.task_name} ({self.source})", role, self.role_splits, self.split_names, used
-                )
+                self.report_role(role, used)
         splits = dict.fromkeys(split for splits in roles.values() for split in splits)
         new = {split: self._tokenized(split) for split in splits if not self._is_ready(split)}
         self._rows.update(new)
@@ -243,6 +259,10 @@ class TaskDataModule(LightningDataModule, ABC):
             train, others = ({self._file(split): self._rows[split] for split in roles[r]} for r in ROLES["fit"])
             if all("labels" in rows.column_names for rows in [*train.values(), *others.values()]):
                 report_labels(self.task_name, train, others, self.label_names, self.label_column)
+
+    def report_role(self, role: Role, used: Sequence[str]) -> None:
+        """Warn of a role whose splits, by their keys, are others than its own, or fewer."""
+        report_missing_splits(f"{self.task_name} ({self.source})", role, self.role_splits, self.split_names, used)
 
     def report(self, splits: Mapping[str, Dataset]) -> None:
         """Warn once of the losses in new splits: tokenised rows by name of their file."""
@@ -319,7 +339,7 @@ class TaskDataModule(LightningDataModule, ABC):
 
     def _tokenized(self, split: str) -> Dataset:
         """Load, check and tokenise a split, with the cache of the datasets library."""
-        rows = self._load_rows(split)
+        rows = self.rows_of(split)
         labelled = self.needs_labels(split) or (self._reads_labels and self.is_labelled(rows))
         try:
             return encode_rows(self, rows, labelled, self._where(split))
@@ -332,32 +352,18 @@ class TaskDataModule(LightningDataModule, ABC):
         """Whether a split is tokenised, with labels if they are needed now."""
         if split not in self._rows or "labels" in self._rows[split].column_names or not self._reads_labels:
             return split in self._rows
-        return not self.needs_labels(split) and not self.is_labelled(self._load_rows(split))
-
-    def _load_rows(self, split: str) -> Dataset:
-        """Rows of a split that must exist, up to the limit."""
-        rows = self.load_split(split)
-        if rows is None:
-            name = self.split_names[split]
-            if self.folder is not None:
-                raise missing_split(self.folder, name, self.suffixes)
-            raise DataError(f"{self.source} has no split {name!r}: pass another revision, or data_dir.")
-        if len(rows) == 0:
-            raise DataError(f"{self._where(split)} holds no rows: it needs at least one.")
-        limit = self.max_train_examples if split == "train" else self.max_eval_examples
-        return rows if limit is None or limit >= len(rows) else rows.select(range(limit))
+        return not self.needs_labels(split) and not self.is_labelled(self.rows_of(split))
 
     def _where(self, split: str) -> str:
         """Source of a split, for messages about its rows."""
-        name = self.split_names[split]
         if self.folder is None:
-            return f"{self.source}, split {name!r}"
-        return repr(str(find_split_files(self.folder, [name], self.suffixes)[name]))
+            return f"{self.source}, split {self.split_names[split]!r}"
+        return repr(str(self.split_file(split)))
 
     def _file(self, split: str) -> str:
         """Short name of a split: of its file, or on the hub."""
-        name = self.split_names[split]
-        return name if self.folder is None else find_split_files(self.folder, [name], self.suffixes)[name].name
+        file = None if self.folder is None else self.split_file(split)
+        return self.split_names[split] if file is None else file.name
 
     def _one_or_all(self, role: Role) -> Loader | list[Loader]:
         """The dataloader of a role, or all where there may be several."""

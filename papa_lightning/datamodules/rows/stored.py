@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from datasets import Dataset, Features
 from datasets.fingerprint import Hasher
 
-from papa_lightning.datamodules.reading.files import content_hash, find_split_files
+from papa_lightning.datamodules.reading.files import content_hash
 from papa_lightning.datamodules.reading.formats import ID_COLUMNS, suffix_of
 from papa_lightning.datamodules.rows.checks import check_columns, class_names, named, number_column
 from papa_lightning.datamodules.rows.tokenizing import fingerprint
@@ -28,8 +28,8 @@ ROWS_VERSION = 4
 def data_fingerprint(module: TaskDataModule) -> str:
     """Identity of the data of a module by content, see `TaskDataModule.fingerprint`; it need not be set up."""
     if module.folder is not None:
-        files = find_split_files(module.folder, module.split_names.values(), module.suffixes)
-        contents = {name: [suffix_of(path), content_hash(path)] for name, path in files.items()}
+        files = {name: module.split_file(split) for split, name in module.split_names.items()}
+        contents = {name: [suffix_of(path), content_hash(path)] for name, path in files.items() if path is not None}
     else:
         splits = {name: module.load_split(split) for split, name in module.split_names.items()}
         contents = {name: [rows._fingerprint] for name, rows in splits.items() if rows is not None}
