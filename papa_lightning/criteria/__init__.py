@@ -11,6 +11,7 @@ from papa_lightning.criteria.divergence import AttentionDivergence
 from papa_lightning.criteria.output import OutputChange
 from papa_lightning.criteria.activity import AttentionEntropy, HeadActivity, OutputNorm
 from papa_lightning.criteria.first_token import FirstTokenShare
+from papa_lightning.criteria.embedding import EmbeddingChange
 from papa_lightning.criteria.taylor import TaylorImportance
 from papa_lightning.criteria.gate import GATE_LEARNING_RATE, LearnedGates, gates_for
 from papa_lightning.criteria.greedy import GreedySearch
@@ -35,6 +36,7 @@ __all__ = [
     "AttentionDivergence",
     "AttentionEntropy",
     "AttentionVariance",
+    "EmbeddingChange",
     "FirstTokenShare",
     "GreedySearch",
     "HeadActivity",

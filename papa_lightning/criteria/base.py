@@ -35,6 +35,8 @@ class RankingInputs:
         task: Task that holds `encoder`; a copy of it is trained.
         packing: Settings of packing for criteria that run the encoder themselves, None for the defaults; a task has
             its own.
+        embed: Function of a batch that returns the embeddings (B, d) of its sentences, computed through `encoder`; see
+            :class:`~papa_lightning.embeddings.Embedder`.
     """
 
     encoder: nn.Module
@@ -43,6 +45,7 @@ class RankingInputs:
     loss: Callable[[Mapping[str, Any]], Tensor] | None = None
     task: EncoderTask | None = None
     packing: Packing | None = None
+    embed: Callable[[Mapping[str, Any]], Tensor] | None = None
 
 
 class HeadCriterion(ABC):
@@ -182,7 +185,8 @@ def criterion_from(spec: str) -> HeadCriterion:
         Traceback (most recent call last):
         ...
         papa_lightning.errors.PapaError: criterion is 'median': choose from variance, divergence, output, \
-output_norm, entropy, first_token, taylor, gate, greedy, random, random:SEED, layer:bottom_up, layer:top_down.
+output_norm, entropy, first_token, embedding, embedding:SEQUENCES, taylor, gate, greedy, greedy:SEQUENCES, random, \
+random:SEED, layer:bottom_up, layer:top_down.
     """
     name, colon, detail = str(spec).partition(":")
     made = CRITERIA[name].from_detail(detail) if name in CRITERIA and bool(colon) == bool(detail) else None

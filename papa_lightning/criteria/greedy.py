@@ -1,29 +1,23 @@
 """Criterion "greedy": a search over the loss, in rounds that each make the cheapest heads constant."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from papa_lightning.attention.functional import apply_attention, constant_attention
-from papa_lightning.calibration import eval_mode
-from papa_lightning.calibration.batches import checked_inputs
 from papa_lightning.checks import whole
-from papa_lightning.criteria.base import CRITERIA, HeadCriterion, RankingInputs, on_device, per_layer, precision
-from papa_lightning.encoders import find_encoder, replace_mixing
+from papa_lightning.criteria.base import CRITERIA, RankingInputs, precision
+from papa_lightning.criteria.sampled import Head, HeadTrials, SampledCriterion, batch_size
+from papa_lightning.encoders import encoder_shape, find_encoder
 from papa_lightning.errors import PapaError
 from papa_lightning.progress import Progress
 from papa_lightning.ranking import merge_ties
 
-Head = tuple[int, int]
-
 
 @CRITERIA.register("greedy")
-class GreedySearch(HeadCriterion):
+class GreedySearch(SampledCriterion):
     """Rank heads by searching: each round takes the heads that cost least on top of those that are taken already.
 
         loss[l,h] = mean loss with the heads of all rounds before constant, and head h of layer l besides
@@ -40,8 +34,8 @@ class GreedySearch(HeadCriterion):
     Raises:
         PapaError: When one of them is below 1.
 
-    Cost: heads x about two thirds of the rounds x `sequences`, with explicit attention matrices; `passes` is that for
-    144 heads and 10,000 sequences.
+    Cost: heads x about two thirds of the rounds, each one pass over `sequences` through the layers from that of the
+    head upwards; `passes` is that for 144 heads and 10,000 sequences, where the layers can be run by themselves.
 
     Example:
         >>> GreedySearch(rounds=0)
@@ -52,39 +46,39 @@ class GreedySearch(HeadCriterion):
 
     formula = "rounds of a search over the loss, see `GreedySearch`"
     needs = frozenset({"constants", "batches", "loss"})
-    passes = 21.0
+    passes = 12.0
 
     def __init__(self, sequences: int = 256, rounds: int = 8) -> None:
-        self.sequences, self.rounds = whole(1)("sequences", sequences), whole(1)("rounds", rounds)
+        super().__init__(sequences)
+        self.rounds = whole(1)("rounds", rounds)
 
     def measure(self, inputs: RankingInputs) -> Tensor:
         """See :meth:`HeadCriterion.measure`; no sequence, or a loss that is negative or not finite, is refused."""
         loss = inputs.loss
         assert loss is not None
-        assert inputs.batches is not None
-        base, constants = find_encoder(inputs.encoder), per_layer(inputs)
-        batches: list[Mapping[str, Any]] = []  # kept on the device of the encoder for many measurements
-        for number, batch in enumerate(first_sequences(inputs.batches, self.sequences)):
-            checked_inputs(base, batch, number, constants[0].shape[-1])
-            batches.append(on_device(batch, base.device))
+        base = find_encoder(inputs.encoder)
+        batches, scores = list(self.sample(inputs)), torch.zeros(encoder_shape(base), dtype=torch.float64)
         if not batches:
             raise PapaError("batches is empty: pass at least one labelled batch.")
-        scores = torch.zeros(len(constants), len(constants[0]), dtype=torch.float64)
         heads = [(layer, head) for layer, row in enumerate(scores) for head, _ in enumerate(row)]
-        own: list[list[int]] = [[] for _ in constants]  # of each layer, the heads that are constant at present
+        # disable=None shows the bar on a terminal only.
+        total = len(batches) * measurements(len(heads), self.rounds)
+        bar = Progress(total=total, desc="Greedy search", dynamic_ncols=True)
 
-        def loss_of(chosen: Sequence[Head]) -> float:
-            for layer, here in enumerate(own):
-                here[:] = sorted(head for other, head in chosen if other == layer)
-            mean = sum(float(loss(batch)) * _size(batch) for batch in batches) / sum(map(_size, batches))
-            if not math.isfinite(mean) or mean < 0:
-                raise PapaError(f"loss gave a mean of {mean}, but must be finite and not below 0: check the probe.")
-            return mean
+        def losses_of(chosen: Sequence[Head], left: Sequence[Head]) -> list[float]:
+            sums = [0.0] * len(left)
+            for batch in batches:
+                trials.begin(chosen)
+                loss(batch)  # what the layers give with the heads of the rounds before
+                for number, head in enumerate(left):
+                    trials.add(chosen, head)
+                    sums[number] += float(loss(batch)) * batch_size(batch)
+                    bar.update()
+            return [_checked(one / sum(map(batch_size, batches))) for one in sums]
 
-        mixings = [partial(_mix, here, values) for here, values in zip(own, constants, strict=True)]
-        with torch.no_grad(), eval_mode(base), replace_mixing(base, mixings):
-            for number, head, found in _search(heads, self.rounds, loss_of, precision(base)):
-                scores[head] = number + found / (1 + found)
+        with HeadTrials.of(inputs) as trials, bar:
+            for number, taken, found in _search(heads, self.rounds, losses_of, precision(base)):
+                scores[taken] = number + found / (1 + found)
         return scores
 
     def rounding(self, inputs: RankingInputs, scores: Tensor) -> float:
@@ -92,13 +86,11 @@ class GreedySearch(HeadCriterion):
         return 0.0
 
 
-def _mix(heads: list[int], constants: Tensor, attention: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Mix the values of one layer, with some heads constant."""
-    mixed, length = apply_attention(attention, value), value.shape[2]
-    if heads:
-        chosen = constants[heads, :length, :length]
-        mixed[:, :, heads] = constant_attention(chosen, value[:, heads], mask).to(mixed.dtype)
-    return mixed
+def _checked(loss: float) -> float:
+    """A mean loss, refused where heads cannot be ranked by it."""
+    if not math.isfinite(loss) or loss < 0:
+        raise PapaError(f"loss gave a mean of {loss}, but must be finite and not below 0: check the probe.")
+    return loss
 
 
 def steps(heads: int, rounds: int) -> list[int]:
@@ -113,35 +105,22 @@ def measurements(heads: int, rounds: int) -> int:
     return sum(sum(taken[number:]) for number in range(len(taken)))
 
 
-def first_sequences(batches: Iterable[Mapping[str, Any]], sequences: int) -> Iterator[Mapping[str, Any]]:
-    """The first batches that have so many sequences together; the last one is cut."""
-    left = sequences
-    for batch in batches:
-        yield {name: entry[:left] for name, entry in batch.items()}
-        left -= _size(batch)
-        if left <= 0:
-            return
-
-
 def _search(
-    heads: Sequence[Head], rounds: int, loss_of: Callable[[Sequence[Head]], float], precision: float
+    heads: Sequence[Head],
+    rounds: int,
+    losses_of: Callable[[Sequence[Head], Sequence[Head]], Sequence[float]],
+    precision: float,
 ) -> Iterator[tuple[int, Head, float]]:
-    """Round, head and loss of heads as they become constant; losses within `precision` of the largest are equal."""
+    """Round, head and loss of heads as they become constant; losses within `precision` of the largest are equal.
+
+    The losses are those of constant heads with each of the others.
+    """
     chosen: list[Head] = []
     left = list(heads)
-    # disable=None shows the bar on a terminal only.
-    with Progress(total=measurements(len(left), rounds), desc="Greedy search", dynamic_ncols=True) as bar:
-        for number, step in enumerate(steps(len(heads), rounds)):
-            found = []
-            for head in left:
-                found.append(loss_of([*chosen, head]))
-                bar.update()
-            losses = dict(zip(left, merge_ties(found, precision * max(found)), strict=True))
-            best = sorted(left, key=losses.__getitem__)[:step]  # stable: ties in the order of layers and heads
-            yield from ((number, head, losses[head]) for head in best)
-            chosen += best
-            left = [head for head in left if head not in best]
-
-
-def _size(batch: Mapping[str, Any]) -> int:
-    return len(next(iter(batch.values())))
+    for number, step in enumerate(steps(len(heads), rounds)):
+        found = losses_of(chosen, left)
+        losses = dict(zip(left, merge_ties(found, precision * max(found)), strict=True))
+        best = sorted(left, key=losses.__getitem__)[:step]  # stable: ties in the order of layers and heads
+        yield from ((number, head, losses[head]) for head in best)
+        chosen += best
+        left = [head for head in left if head not in best]

@@ -19,6 +19,8 @@ NAMES = [
     "output_norm",
     "entropy",
     "first_token",
+    "greedy",
+    "embedding",
     "random",
     "layer",
 ]
@@ -27,7 +29,7 @@ NAMES = [
 def test_the_names() -> None:
     assert set(NAMES) <= set(CRITERIA)
     assert all(CRITERIA[name].name == name for name in CRITERIA)
-    assert all(criterion_from(name).spec == name for name in NAMES[:8])
+    assert all(criterion_from(name).spec == name for name in NAMES[:10])
     assert {name for name in NAMES if criterion_from(f"{name}:bottom_up" if name == "layer" else name).passes == 0} == {
         "variance",
         "first_token",
@@ -38,7 +40,20 @@ def test_the_names() -> None:
 
 @pytest.mark.parametrize(
     "spec",
-    ["", "median", "layer", "layer:", "layer:sideways", "random:", "random:-1", "random:x", "gate:2", "Variance"],
+    [
+        "",
+        "median",
+        "layer",
+        "layer:",
+        "layer:sideways",
+        "random:",
+        "random:-1",
+        "random:x",
+        "gate:2",
+        "Variance",
+        "embedding:0",
+        "greedy:x",
+    ],
 )
 def test_what_is_no_criterion_is_refused(spec: str) -> None:
     with pytest.raises(PapaError, match=rf"criterion is '{spec}': choose from variance, .*layer:bottom_up"):

@@ -11,7 +11,8 @@ from transformers import BertConfig, BertModel
 
 from papa_lightning import HeadRanking, PapaError, calibrate, restore_attention, swap_attention
 from papa_lightning.criteria import GreedySearch, RankingInputs, criterion_from, rank_heads
-from papa_lightning.criteria.greedy import first_sequences, measurements, steps
+from papa_lightning.criteria.greedy import measurements, steps
+from papa_lightning.criteria.sampled import first_sequences
 
 LAYERS, HEADS, WIDTH, LENGTH = 2, 4, 8, 6
 #: They reach the hidden states; the output projection drops the others.
@@ -182,7 +183,7 @@ def test_only_the_first_sequences_are_looked_at():
 
     limited = RankingInputs(encoder, inputs.constants, batches, loss)
     scores = GreedySearch(sequences=2, rounds=2).scores(limited)
-    assert sizes == [2] * measurements(8, 2)
+    assert sizes == [2] * (measurements(8, 2) + 2)  # each round begins with a run of its own
     assert torch.equal(scores, GreedySearch(rounds=2).scores(inputs))
 
 

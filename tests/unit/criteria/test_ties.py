@@ -16,7 +16,17 @@ from papa_lightning.criteria import CRITERIA, GreedySearch, RankingInputs, crite
 from papa_lightning.ranking import merge_ties
 
 LAYERS, HEADS, WIDTH, LENGTH, SEQUENCES = 2, 6, 4, 8, 24
-MEASURED = ["variance", "divergence", "output", "output_norm", "entropy", "first_token", "taylor", "greedy"]
+MEASURED = [
+    "variance",
+    "divergence",
+    "output",
+    "output_norm",
+    "entropy",
+    "first_token",
+    "taylor",
+    "greedy",
+    "embedding",
+]
 IN_ORDER = [(layer, head) for layer in range(LAYERS) for head in range(HEADS)]
 
 
@@ -60,7 +70,12 @@ def make_inputs(encoder, size, loss=None, padded=True):
         states = encoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
         return F.cross_entropy(states[:, 0] @ weight, batch["labels"])
 
-    return RankingInputs(encoder, calibrate(encoder, batches, LENGTH), batches, loss or cross_entropy)
+    def embed(batch):
+        states = encoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+        return states[:, 0] @ weight
+
+    constants = calibrate(encoder, batches, LENGTH)
+    return RankingInputs(encoder, constants, batches, loss or cross_entropy, embed=embed)
 
 
 def test_every_criterion_that_measures_is_tried_here():
