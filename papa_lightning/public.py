@@ -32,8 +32,14 @@ from papa_lightning.datamodules import (
     TokenClassificationDataModule,
 )
 from papa_lightning.encoders import gate_logits, restore_attention, swap_attention
+from papa_lightning.encoders.sentence_files import SentenceFiles, read_sentence_files
 from papa_lightning.errors import PapaError
-from papa_lightning.export import export_encoder, load_exported_encoder
+from papa_lightning.export import (
+    export_encoder,
+    export_sentence_transformer,
+    load_exported_encoder,
+    load_sentence_transformer,
+)
 from papa_lightning.from_scratch import (
     DigitsDataModule,
     ImageClassificationTask,
@@ -77,6 +83,7 @@ __all__ = [
     "SST2DataModule",
     "STSBDataModule",
     "STSDataModule",
+    "SentenceFiles",
     "SequenceClassificationTask",
     "SimilarityDataModule",
     "SwappedAttention",
@@ -91,9 +98,12 @@ __all__ = [
     "calibrate",
     "calibrate_compact",
     "export_encoder",
+    "export_sentence_transformer",
     "gate_logits",
     "load_exported_encoder",
+    "load_sentence_transformer",
     "parameter_groups",
+    "read_sentence_files",
     "resplit_heads",
     "restore_attention",
     "swap_attention",

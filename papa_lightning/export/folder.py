@@ -3,22 +3,23 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from papa_lightning.encoders import SupportedEncoder, is_calibrated
 from papa_lightning.encoders.projections.trimmed import trimmed_state
+from papa_lightning.encoders.sentence_files import MODULES
 from papa_lightning.errors import ExportError, PapaError
 from papa_lightning.export.build import transient_buffers
-from papa_lightning.export.facts import CONFIG, FACTS, GRAPH, WEIGHTS, Facts, facts_of, is_export, read_facts
+from papa_lightning.export.facts import CONFIG, FACTS, GRAPH, WEIGHTS, Facts, facts_of, is_export, read_facts, sums_of
 from papa_lightning.export.graphs import check_wanted, export_onnx, first_position_id
 from papa_lightning.export.load import load_exported_encoder
-from papa_lightning.files.checked import file_sum
 from papa_lightning.files.writing import check_exchange, check_output_folder, staged_folder
 from papa_lightning.version import __version__
 
@@ -85,6 +86,25 @@ def export_encoder(
         torch.Size([0, 8])
     """
     check_wanted(onnx, position_ids)
+    target = check_target("output_dir", output_dir, replace)
+    with staged_export(encoder, target, tokenizer, replace, position_ids) as (folder, loaded):
+        if onnx:
+            export_onnx(loaded, folder / GRAPH, position_ids)
+    return target
+
+
+@contextmanager
+def staged_export(
+    encoder: nn.Module,
+    target: Path,
+    tokenizer: PreTrainedTokenizerBase | None,
+    replace: bool,
+    position_ids: bool = False,
+) -> Iterator[tuple[Path, PreTrainedModel]]:
+    """A new folder with an encoder, and the encoder as read back from it; it gets its name at the end, or is removed.
+
+    Arguments and errors are those of :func:`export_encoder`, with a target that :func:`check_target` allowed.
+    """
     found = SupportedEncoder.find(encoder)
     first = first_position_id(found) if position_ids else None
     if not is_calibrated(found.model):
@@ -94,7 +114,6 @@ def export_encoder(
         )
     if getattr(found.model.config, "quantization_config", None) is not None:
         raise ExportError("the encoder is quantized, which cannot be exported: export it before it is quantized.")
-    target = check_target("output_dir", output_dir, replace)
     with staged_folder(target, replace) as folder:
         _write_encoder(found, folder, first)
         if tokenizer is not None:
@@ -104,10 +123,8 @@ def export_encoder(
         except PapaError as error:
             reason = error.__cause__ if error.__cause__ is not None else error
             raise ExportError(f"the encoder cannot be exported, because it would not load: {reason}") from error
-        if onnx:
-            export_onnx(loaded, folder / GRAPH, position_ids)
+        yield folder, loaded
         check_target("output_dir", target, replace)  # another process may have been faster
-    return target
 
 
 def _write_encoder(found: SupportedEncoder, folder: Path, first: int | None) -> None:
@@ -125,8 +142,9 @@ def _write_encoder(found: SupportedEncoder, folder: Path, first: int | None) -> 
         ) from error
     content = _without_paths(json.loads(encoder.config.to_json_string()))
     (folder / CONFIG).write_bytes((json.dumps(content, indent=2) + "\n").encode())
-    sums = {name: file_sum(folder / name) for name in (CONFIG, WEIGHTS)}
-    facts = Facts(__version__, type(encoder).__name__, files=sums, first_position_id=first, **facts_of(found, state))
+    facts = Facts(
+        __version__, type(encoder).__name__, files=sums_of(folder), first_position_id=first, **facts_of(found, state)
+    )
     (folder / FACTS).write_bytes(facts.as_bytes())
 
 
@@ -160,12 +178,13 @@ def describe_export(folder: Path) -> str:
     heads, total = sum(map(len, facts.heads)), len(facts.heads) * facts.num_heads
     size = sum((folder / name).stat().st_size for name in (CONFIG, WEIGHTS))
     share = count["left_out"] / count["whole"]
+    loading = f"\nload it  SentenceTransformer({str(folder)!r}, trust_remote_code=True), or load_sentence_transformer"
     return (
         f"exported {folder}\n"
         f"heads    {heads} of {total} heads, kind {kinds}, up to {facts.max_length} tokens\n"
         f"weights  {share:.1%} of {_short(count['whole'])} left out, {_short(count['added'])} for constants, "
         f"{size / 1e6:.1f} MB"
-    )
+    ) + loading * (folder / MODULES).is_file()
 
 
 def _short(number: int) -> str:

@@ -1,16 +1,20 @@
 """Sources of `papa export`: a pretrained encoder with a constants file, or a checkpoint of a task."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from papa_lightning.calibration import AttentionConstants, CompactConstants
+from papa_lightning.checks import check_choice, maybe, one_of
 from papa_lightning.encoders import HeadSelection, is_noted, swap_as_saved, swap_attention
 from papa_lightning.encoders.loading import from_pretrained, load_encoder
+from papa_lightning.encoders.sentence_files import MODULES, POOLINGS, SentenceFiles, read_sentence_files
 from papa_lightning.errors import ExportError
 from papa_lightning.export.folder import check_target, export_encoder
 from papa_lightning.export.graphs import check_wanted
+from papa_lightning.export.sentence_folder import export_sentence_transformer
 from papa_lightning.lightning_project.filling import constants_in_use, log_filling
 from papa_lightning.ranking import HeadRanking
 from papa_lightning.tasks.checkpoints import read_checkpoint
@@ -37,6 +41,11 @@ class ExportSettings:
         replace: Whether to replace an earlier export.
         fill_unseen: Whether an average is filled at pairs of positions that calibration saw rarely or never, as in
             ConstantAttention; null: an average of a calibration is, but not for a checkpoint of the preset "reference".
+        format: Whose folder is written: "encoder" for load_exported_encoder, or "sentence-transformers" for
+            SentenceTransformer(folder).
+        pooling: How sentence-transformers makes an embedding of hidden states, in its words: "mean", "cls" or
+            "lasttoken"; null: as in the folder of the encoder, or "mean" where it has no modules.json.
+        normalize: Whether sentence-transformers normalizes embeddings; null: as in the folder of the encoder, or true.
     """
 
     encoder: str | None = None
@@ -50,13 +59,28 @@ class ExportSettings:
     position_ids: bool = False
     replace: bool = False
     fill_unseen: bool | None = None
+    format: Literal["encoder", "sentence-transformers"] = "encoder"
+    pooling: Literal["mean", "cls", "lasttoken"] | None = None
+    normalize: bool | None = None
 
     def __post_init__(self) -> None:
+        self._check_format()
         swapped = self.encoder is not None and is_noted(self.encoder)
         if self.ckpt_path is None and (self.encoder is None or (self.constants is None and not swapped)):
             raise ExportError(
                 f"encoder is {self.encoder!r}, constants is {self.constants!r} and ckpt_path is None: pass an encoder "
                 "and a constants file, an encoder that was saved swapped, or a checkpoint."
+            )
+
+    def _check_format(self) -> None:
+        check_choice("format", self.format, ("encoder", "sentence-transformers"))
+        maybe(one_of(*POOLINGS))("pooling", self.pooling)
+        sentences = self.format == "sentence-transformers"
+        without = ("onnx", "position_ids") if sentences else ("pooling", "normalize")
+        if wrong := [name for name in without if getattr(self, name) != getattr(ExportSettings, name)]:
+            raise ExportError(
+                f"{wrong[0]} is {getattr(self, wrong[0])!r}, which the format {self.format!r} does not have: leave it "
+                f"out, or pass format={'encoder' if sentences else 'sentence-transformers'!r}."
             )
 
 
@@ -71,8 +95,25 @@ def export_source(settings: ExportSettings, output: str) -> Path:
     else:
         name, encoder = _from_checkpoint(settings, settings.ckpt_path)
     tokenizer = _load_tokenizer(name, settings.tokenizer)
+    if settings.format == "sentence-transformers":
+        files = _sentence_files(name, settings)
+        return export_sentence_transformer(encoder, output, tokenizer, files, replace=settings.replace)
     options = {"replace": settings.replace, "onnx": settings.onnx, "position_ids": settings.position_ids}
     return export_encoder(encoder, output, tokenizer, **options)
+
+
+def _sentence_files(encoder: str, settings: ExportSettings) -> SentenceFiles:
+    """Those of the folder of the encoder, with what the settings say otherwise."""
+    files = read_sentence_files(encoder)
+    if files is None and settings.pooling is None and not Path(encoder).expanduser().is_dir():
+        raise ExportError(
+            f"pooling is None, but the encoder {encoder!r} is a name on the hub, whose {MODULES} is not read: pass "
+            "pooling and normalize, or the folder of the encoder."
+        )
+    given: dict[str, Any] = {} if settings.normalize is None else {"normalize": settings.normalize}
+    if settings.pooling is not None:
+        given["pooling"] = POOLINGS[settings.pooling]
+    return replace(files or SentenceFiles(), **given)
 
 
 def _swap(encoder: PreTrainedModel, settings: ExportSettings, preset: object) -> None:
