@@ -56,6 +56,7 @@ from papa_lightning.tasks import (
     SequenceClassificationTask,
     TokenClassificationTask,
 )
+from papa_lightning.tasks.recovery import distil
 from papa_lightning.version import __version__
 
 __all__ = [
@@ -97,6 +98,7 @@ __all__ = [
     "__version__",
     "calibrate",
     "calibrate_compact",
+    "distil",
     "export_encoder",
     "export_sentence_transformer",
     "gate_logits",

@@ -42,7 +42,7 @@ from papa_lightning.encoders.projections.cut import (
     InterleavedProjection,
 )
 from papa_lightning.encoders.saved_state import SwapReader, swap_as_saved
-from papa_lightning.encoders.seam.attaching import observe_attention, replace_mixing
+from papa_lightning.encoders.seam.attaching import dynamic_attention_of, observe_attention, replace_mixing
 from papa_lightning.encoders.seam.batch import ReadBatch, UnmaskedPaddingWarning
 from papa_lightning.encoders.seam.inline import InlineAttention
 from papa_lightning.encoders.seam.masks import check_mask
@@ -90,6 +90,7 @@ __all__ = [
     "check_vocabulary",
     "compute_device",
     "describe_lengths",
+    "dynamic_attention_of",
     "encoder_shape",
     "exact_when_packed",
     "find_encoder",

@@ -175,6 +175,15 @@ def observe_attention(encoder: nn.Module, observers: Sequence[Observer]) -> Iter
         yield
 
 
+@contextmanager
+def dynamic_attention_of(encoder: nn.Module | SupportedEncoder) -> Iterator[None]:
+    """Let an encoder, swapped or not, mix with all heads dynamic, in this thread."""
+    found = SupportedEncoder.find(encoder)
+    dynamic = RowMixing(lambda attention, value: attention.mix(value), reads_slots=True)
+    with replace_mixing(found, [dynamic] * found.num_layers):
+        yield
+
+
 def _observed(observer: Observer) -> Mixing:
     def mix(attention: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         mixed = apply_attention(attention, value)
