@@ -11,7 +11,7 @@ from papa_lightning.criteria.divergence import AttentionDivergence
 from papa_lightning.criteria.output import OutputChange
 from papa_lightning.criteria.activity import AttentionEntropy, HeadActivity, OutputNorm
 from papa_lightning.criteria.first_token import FirstTokenShare
-from papa_lightning.criteria.embedding import EmbeddingChange
+from papa_lightning.criteria.embedding import EmbeddingChange, check_for_embeddings, embedding_inputs
 from papa_lightning.criteria.taylor import TaylorImportance
 from papa_lightning.criteria.gate import GATE_LEARNING_RATE, LearnedGates, gates_for
 from papa_lightning.criteria.greedy import GreedySearch
@@ -49,11 +49,13 @@ __all__ = [
     "RankingInputs",
     "RankingRun",
     "TaylorImportance",
+    "check_for_embeddings",
     "check_layer",
     "criteria_help",
     "criteria_table",
     "criterion_from",
     "criterion_texts",
+    "embedding_inputs",
     "gates_for",
     "list_ranking",
     "load_trained",

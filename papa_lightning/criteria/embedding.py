@@ -1,15 +1,23 @@
-"""Criterion "embedding": change of the embedding of a sentence when one head is constant."""
+"""Criterion "embedding", and the change of embeddings as the loss of other criteria."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from papa_lightning.criteria.base import CRITERIA, RankingInputs, precision
+from papa_lightning.calibration import AttentionConstants, eval_mode
+from papa_lightning.criteria.base import CRITERIA, RankingInputs, criterion_from, on_device, precision
 from papa_lightning.criteria.sampled import HeadTrials, SampledCriterion
-from papa_lightning.encoders import encoder_shape, find_encoder
+from papa_lightning.encoders import Packing, dynamic_attention_of, encoder_shape, find_encoder
 from papa_lightning.errors import PapaError
 from papa_lightning.progress import Progress
 from papa_lightning.ranking import merge_ties
+
+#: Entry of a batch: the embeddings (B, d) of its sentences with all heads dynamic.
+_TARGET = "papa_embeddings"
 
 
 @CRITERIA.register("embedding")
@@ -70,3 +78,72 @@ class EmbeddingChange(SampledCriterion):
 def directions(embeddings: Tensor) -> Tensor:
     """Embeddings (B, d) divided by their norms, in float64."""
     return F.normalize(embeddings.double(), dim=1)
+
+
+@dataclass(frozen=True, eq=False)
+class _Targets:
+    """Batches with the embeddings of their sentences by an encoder with all heads dynamic."""
+
+    encoder: nn.Module
+    batches: Iterable[Mapping[str, Any]]
+    embed: Callable[[Mapping[str, Any]], Tensor]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        base = find_encoder(self.encoder)
+        for batch in self.batches:
+            moved = on_device(batch, base.device)
+            with torch.no_grad(), eval_mode(base), dynamic_attention_of(base):
+                yield {**moved, _TARGET: directions(self.embed(moved))}
+
+
+def embedding_inputs(
+    encoder: nn.Module,
+    constants: AttentionConstants | None,
+    batches: Iterable[Mapping[str, Any]],
+    embed: Callable[[Mapping[str, Any]], Tensor],
+    packing: Packing | None = None,
+) -> RankingInputs:
+    """Inputs of criteria for an encoder that is there for its embeddings, without a task that was trained.
+
+    The loss is the change of the embeddings, the mean over sentences of 1 - cos(e, e'), from those with all heads
+    dynamic, which each iteration over the batches computes anew.
+
+    Args:
+        encoder: The encoder, swapped or not.
+        constants: Constants of this encoder.
+        batches: Sentences, as for :func:`~papa_lightning.calibrate`.
+        embed: Function of a batch that returns the embeddings (B, d), such as
+            :meth:`Embedder.embed <papa_lightning.embeddings.Embedder.embed>`.
+        packing: Settings of packing.
+
+    Example:
+        >>> from papa_lightning import calibrate
+        >>> from papa_lightning.criteria import rank_heads
+        >>> from papa_lightning.embeddings import Embedder
+        >>> from transformers import BertConfig, BertModel
+        >>> config = BertConfig(num_hidden_layers=2, num_attention_heads=2, hidden_size=8, intermediate_size=8)
+        >>> encoder, tokens = BertModel(config), torch.arange(48).view(8, 6)
+        >>> batches = [{"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}]
+        >>> constants = calibrate(encoder, batches, max_length=6)
+        >>> inputs = embedding_inputs(encoder, constants, batches, Embedder(encoder).embed)
+        >>> sorted(rank_heads("greedy", inputs).heads)
+        [(0, 0), (0, 1), (1, 0), (1, 1)]
+    """
+
+    def change(batch: Mapping[str, Any]) -> Tensor:
+        target: Tensor = batch[_TARGET]
+        return (directions(embed(batch)) - target).square().sum(dim=1).mean() / 2
+
+    targets = _Targets(encoder, batches, embed)
+    return RankingInputs(encoder, constants, targets, change, packing=packing, embed=embed)
+
+
+def check_for_embeddings(criterion: str) -> None:
+    """Refuse a criterion that asks a trained probe, which embeddings do without; the message names others."""
+    if not criterion_from(criterion).needs_probe:
+        return
+    others = [name for name, own in CRITERIA.items() if not own.needs_probe]
+    raise PapaError(
+        f"criterion is {criterion!r}, which asks the loss of a trained probe, but embeddings have no probe, and their "
+        f"change has no slope where all heads are dynamic: choose from {', '.join(others)}."
+    )

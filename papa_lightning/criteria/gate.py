@@ -39,6 +39,7 @@ class LearnedGates(HeadCriterion):
     source = "Hassid et al. 2022, arXiv 2211.03495"
     needs = frozenset({"constants", "batches", "task"})
     passes = 2.7
+    needs_probe = True
 
     def __init__(self, max_epochs: int = 1, learning_rate: float = GATE_LEARNING_RATE, seed: int = 0) -> None:
         whole(1)("max_epochs", max_epochs)

@@ -36,6 +36,7 @@ class TaylorImportance(HeadCriterion):
     source = "Michel et al. 2019, arXiv 1905.10650, whose gate removes the head"
     needs = frozenset({"constants", "batches", "loss"})
     passes = 2.4
+    needs_probe = True
 
     def measure(self, inputs: RankingInputs) -> Tensor:
         """See :meth:`HeadCriterion.measure`; a loss without gradient or of several runs, or no sequence, is refused."""

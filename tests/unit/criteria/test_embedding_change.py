@@ -7,7 +7,16 @@ import torch
 from conformance.tiny_models import CASES, HEADS, encode, make_constants, make_inputs, plain, snapshot, two_batches
 
 from papa_lightning import PapaError, restore_attention, swap_attention
-from papa_lightning.criteria import EmbeddingChange, RankingInputs, criterion_from, rank_heads
+from papa_lightning.criteria import (
+    CRITERIA,
+    EmbeddingChange,
+    GreedySearch,
+    RankingInputs,
+    check_for_embeddings,
+    criterion_from,
+    embedding_inputs,
+    rank_heads,
+)
 
 
 def embedder(model):
@@ -80,3 +89,28 @@ def test_what_is_missing_is_named():
         rank_heads("embedding", inputs_of("bert", model, []))
     with pytest.raises(PapaError, match="sequences is 0, but must be a whole number, at least 1"):
         EmbeddingChange(0)
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_greedy_search_by_the_change_of_embeddings(swapped):
+    """With one round it is the criterion, also for an encoder that is swapped and in train mode."""
+    model, batches = copy.deepcopy(plain("bert")), two_batches("bert")
+    expected = EmbeddingChange().scores(inputs_of("bert", model, batches))
+    if swapped:
+        swap_attention(model, "constant", constants=make_constants("bert"), heads=[(0, 1)])
+        model.train()
+    before = snapshot(model)
+    inputs = embedding_inputs(model, make_constants("bert"), batches, embedder(model))
+    found = GreedySearch(rounds=1).scores(inputs)
+    torch.testing.assert_close(found / (1 - found), expected, atol=1e-12, rtol=1e-6)
+    assert rank_heads("embedding", inputs).heads == rank_heads(GreedySearch(rounds=1), inputs).heads
+    assert snapshot(model) == before
+
+
+def test_criteria_that_ask_a_probe_are_refused_for_embeddings():
+    for name in ("taylor", "gate"):
+        with pytest.raises(PapaError, match=rf"criterion is '{name}'.*: choose from variance, .*embedding, greedy"):
+            check_for_embeddings(name)
+    for name in ("embedding:32", "greedy", "variance", "random:2"):
+        check_for_embeddings(name)
+    assert {name for name, one in CRITERIA.items() if one.needs_probe} == {"taylor", "gate"}
