@@ -35,13 +35,6 @@ def build_encoder(config: PretrainedConfig, name: str, keys: Collection[str]) ->
     return encoder
 
 
-def absent_parts(encoder: PreTrainedModel) -> dict[str, bool]:
-    """Arguments of from_pretrained for parts that an encoder lacks; transformers would make them of random numbers."""
-    known, keys = inspect.signature(type(encoder)).parameters, encoder.state_dict().keys()
-    absent = [part for part, start in _OPTIONAL_PARTS.items() if not any(key.startswith(start) for key in keys)]
-    return {part: False for part in absent if part in known and known[part].default is True}
-
-
 class _WeightsWithoutMemory(TorchFunctionMode):
     """Puts the results of torch.empty, with which weights are made, on the meta device; buffers keep their values."""
 

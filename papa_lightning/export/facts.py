@@ -51,11 +51,6 @@ def facts_of(found: SupportedEncoder, state: Mapping[str, Tensor]) -> dict[str, 
     }
 
 
-def sums_of(folder: Path) -> dict[str, str]:
-    """The SHA-256 of the files that papa.json describes."""
-    return {name: file_sum(folder / name) for name in (CONFIG, WEIGHTS)}
-
-
 def read_facts(folder: Path) -> Facts:
     """Read papa.json, and check that the files beside it are those that it was written with."""
     remedy = "pass a folder that `papa export` or export_encoder of this version wrote, or export the encoder again"

@@ -17,9 +17,10 @@ from papa_lightning.encoders.projections.trimmed import trimmed_state
 from papa_lightning.encoders.sentence_files import MODULES
 from papa_lightning.errors import ExportError, PapaError
 from papa_lightning.export.build import transient_buffers
-from papa_lightning.export.facts import CONFIG, FACTS, GRAPH, WEIGHTS, Facts, facts_of, is_export, read_facts, sums_of
+from papa_lightning.export.facts import CONFIG, FACTS, GRAPH, WEIGHTS, Facts, facts_of, is_export, read_facts
 from papa_lightning.export.graphs import check_wanted, export_onnx, first_position_id
 from papa_lightning.export.load import load_exported_encoder
+from papa_lightning.files.checked import file_sum
 from papa_lightning.files.writing import check_exchange, check_output_folder, staged_folder
 from papa_lightning.version import __version__
 
@@ -115,7 +116,7 @@ def staged_export(
     if getattr(found.model.config, "quantization_config", None) is not None:
         raise ExportError("the encoder is quantized, which cannot be exported: export it before it is quantized.")
     with staged_folder(target, replace) as folder:
-        _write_encoder(found, folder, first)
+        write_encoder(found.model, folder, first)
         if tokenizer is not None:
             _write_tokenizer(tokenizer, folder)
         try:
@@ -127,8 +128,9 @@ def staged_export(
         check_target("output_dir", target, replace)  # another process may have been faster
 
 
-def _write_encoder(found: SupportedEncoder, folder: Path, first: int | None) -> None:
-    encoder = found.model
+def write_encoder(encoder: PreTrainedModel, folder: Path, first: int | None = None) -> None:
+    """Write the configuration, weights and facts of a swapped encoder; ``first`` is the first position id."""
+    found = SupportedEncoder.find(encoder)
     whole = trimmed_state(found) | transient_buffers(encoder)
     state = {name: held.detach().cpu().contiguous() for name, held in _once(whole).items()}
     try:
@@ -142,9 +144,8 @@ def _write_encoder(found: SupportedEncoder, folder: Path, first: int | None) -> 
         ) from error
     content = _without_paths(json.loads(encoder.config.to_json_string()))
     (folder / CONFIG).write_bytes((json.dumps(content, indent=2) + "\n").encode())
-    facts = Facts(
-        __version__, type(encoder).__name__, files=sums_of(folder), first_position_id=first, **facts_of(found, state)
-    )
+    sums = {name: file_sum(folder / name) for name in (CONFIG, WEIGHTS)}
+    facts = Facts(__version__, type(encoder).__name__, files=sums, first_position_id=first, **facts_of(found, state))
     (folder / FACTS).write_bytes(facts.as_bytes())
 
 

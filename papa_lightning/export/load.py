@@ -10,7 +10,7 @@ from papa_lightning.encoders.loading import from_pretrained
 from papa_lightning.encoders.projections.trimmed import trim
 from papa_lightning.errors import ExportError, PapaError
 from papa_lightning.export.build import build_encoder, fill_encoder
-from papa_lightning.export.facts import CONFIG, WEIGHTS, Facts, facts_of, is_export, read_facts
+from papa_lightning.export.facts import CONFIG, WEIGHTS, Facts, facts_of, read_facts
 from papa_lightning.files.checked import parse_json
 
 
@@ -37,7 +37,7 @@ def load_exported_encoder(folder: str | Path) -> PreTrainedModel:
         papa_lightning.errors.ExportError: manifest of an exported encoder 'no-such-folder/papa.json' cannot be ...
     """
     path = Path(folder).expanduser()
-    facts = None if is_noted(path) and not is_export(path) else read_facts(path)
+    facts = None if is_noted(path) else read_facts(path)
     try:
         if facts is not None:
             return _load(path, facts)
@@ -55,7 +55,6 @@ def load_exported_encoder(folder: str | Path) -> PreTrainedModel:
 def _load(folder: Path, facts: Facts) -> PreTrainedModel:
     state = safetensors.torch.load_file(folder / WEIGHTS)
     content = parse_json((folder / CONFIG).read_bytes())
-    content.pop("quantization_config", None)  # the note for from_pretrained; what it says is in papa.json too
     model_type = content.get("model_type")
     if model_type not in CONFIG_MAPPING:  # never by code that the folder names
         raise ExportError(f"{CONFIG} has model_type {model_type!r}, which transformers does not know")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from dataclasses import replace as changed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from papa_lightning.encoders.loading import load_encoder
+from papa_lightning.encoders import takes_images
 from papa_lightning.encoders.sentence_files import (
     EXPORTED_MODULE,
     MODULE_CONFIG,
@@ -21,9 +20,8 @@ from papa_lightning.encoders.sentence_files import (
     SentenceFiles,
     read_sentence_files,
 )
-from papa_lightning.errors import ExportError, PapaError
-from papa_lightning.export.build import absent_parts
-from papa_lightning.export.facts import FACTS, WEIGHTS, Facts, read_facts, sums_of
+from papa_lightning.errors import ExportError
+from papa_lightning.export.facts import read_facts
 from papa_lightning.export.folder import check_target, staged_export
 
 if TYPE_CHECKING:
@@ -67,18 +65,9 @@ def export_sentence_transformer(
         )
     target = check_target("output_dir", output_dir, replace)
     with staged_export(encoder, target, tokenizer, replace) as (folder, loaded):
-        facts = read_facts(folder)
-        (folder / WEIGHTS).unlink()  # the encoder may still be reading it
-        loaded.save_pretrained(folder)  # with the note by which from_pretrained swaps it again
-        (folder / FACTS).write_bytes(changed(facts, files=sums_of(folder)).as_bytes())
-        _write_sentence_files(folder, loaded, facts, files or SentenceFiles())
-        try:
-            load_encoder(str(folder))
-        except PapaError as error:
-            raise ExportError(
-                f"the encoder is a {type(loaded).__name__}, which transformers cannot load from a folder of its own; "
-                "nor can sentence-transformers: use export_encoder, without format."
-            ) from error
+        if takes_images(loaded):
+            raise ExportError("the encoder reads images, but a folder for sentence-transformers is for texts.")
+        _write_sentence_files(folder, loaded, files or SentenceFiles())
     return target
 
 
@@ -89,13 +78,13 @@ def load_sentence_transformer(folder: str | Path, **options: Any) -> SentenceTra
     ``trust_remote_code=True``, because the class of one module is in this package and not in that one.
 
     Args:
-        folder: Folder of ``papa export --format sentence-transformers``, or another one of sentence-transformers with
-            pooling by mean, class token or last token.
+        folder: Folder of ``papa export --format sentence-transformers``, or one that sentence-transformers saved while
+            the encoder was swapped.
         options: Further arguments of SentenceTransformer, such as device.
 
     Raises:
-        ExportError: When the folder is none of sentence-transformers, or that package is not installed.
-        PapaError: When its files are damaged, or its modules are others.
+        ExportError: When the folder has no modules.json or no such encoder, or sentence-transformers is not installed.
+        PapaError: When a file is damaged, or the modules are others than those that are written here.
 
     Example:
         >>> load_sentence_transformer("./no-such-folder")
@@ -121,13 +110,14 @@ def load_sentence_transformer(folder: str | Path, **options: Any) -> SentenceTra
     return SentenceTransformer(modules=modules, **{**known, "similarity_fn_name": files.similarity, **options})
 
 
-def _write_sentence_files(folder: Path, encoder: PreTrainedModel, facts: Facts, files: SentenceFiles) -> None:
+def _write_sentence_files(folder: Path, encoder: PreTrainedModel, files: SentenceFiles) -> None:
     """Write what sentence-transformers reads, in a form that all its versions since 2.3 know."""
     kinds = ["Pooling", "Normalize"] if files.normalize else ["Pooling"]
     modules = [{"idx": 0, "name": "0", "path": "", "type": EXPORTED_MODULE}]
     for number, kind in enumerate(kinds, start=1):
         path, name = f"{number}_{kind}", f"sentence_transformers.models.{kind}"
         modules.append({"idx": number, "name": str(number), "path": path, "type": name})
+    longest = read_facts(folder).max_length
     words = {"cls": "cls_token", "mean": "mean_tokens", "lasttoken": "lasttoken"}
     pooling = {f"pooling_mode_{flag}": word == _word_of(files) for word, flag in words.items()}
     (folder / "1_Pooling").mkdir()
@@ -141,9 +131,8 @@ def _write_sentence_files(folder: Path, encoder: PreTrainedModel, facts: Facts, 
             "similarity_fn_name": files.similarity,
         },
         "sentence_bert_config.json": {
-            "max_seq_length": min(facts.max_length, files.max_length or facts.max_length),
+            "max_seq_length": min(longest, files.max_length or longest),
             "do_lower_case": files.lower_case,
-            "model_args": absent_parts(encoder),
         },
     }.items():
         (folder / name).write_bytes((json.dumps(content, indent=2) + "\n").encode())

@@ -21,7 +21,6 @@ from papa_lightning import (
     AttentionConstants,
     PapaError,
     export_encoder,
-    export_sentence_transformer,
     load_exported_encoder,
     swap_attention,
 )
@@ -93,16 +92,6 @@ def test_pipeline_with_an_exported_encoder(tmp_path: Path) -> None:
     loaded = pipeline("text-classification", model=str(tmp_path / "saved"))
     assert loaded.model.bert.encoder.layer[1].attention.self.query.weight.numel() == 0
     assert torch.equal(numbers(loaded(TEXT)), found)
-
-
-def test_pipeline_of_an_export_for_sentence_transformers(tmp_path: Path) -> None:
-    """Its config.json has the note, so that transformers reads it too."""
-    model = make(AutoModel)
-    swap(model)
-    folder = export_sentence_transformer(model, tmp_path / "folder", tokenizer())
-    found = numbers(pipeline("feature-extraction", model=model, tokenizer=tokenizer())(TEXT))
-    loaded = pipeline("feature-extraction", model=str(folder))
-    torch.testing.assert_close(numbers(loaded(TEXT)), found, atol=1e-6, rtol=1e-6)
 
 
 @pytest.fixture
