@@ -54,6 +54,7 @@ from papa_lightning.ranking import HeadRanking
 from papa_lightning.tasks import (
     MaskedLanguageModelingTask,
     SequenceClassificationTask,
+    SimilarityTask,
     TokenClassificationTask,
 )
 from papa_lightning.tasks.recovery import distil
@@ -87,6 +88,7 @@ __all__ = [
     "SentenceFiles",
     "SequenceClassificationTask",
     "SimilarityDataModule",
+    "SimilarityTask",
     "SwappedAttention",
     "TextClassificationDataModule",
     "TextFileDataModule",

@@ -25,7 +25,8 @@ class PredictionWriter(BasePredictionWriter):
 
     Columns: ``example_id``, and ``label`` and ``probabilities`` of the classes, or for a label a token ``labels`` and
     ``probabilities`` with an entry for each word, null where it has no token within `max_length`, or for each predicted
-    token where batches tell no words. Labels are names where the module has `label_names`, else numbers.
+    token where batches tell no words. Labels are names where the module has `label_names`, else numbers. Of embeddings
+    it is ``example_id`` and ``embedding``.
 
     Each process writes a part beside the output, in a folder that all machines must see, and the first one joins them.
     Several data loaders have a file each, ``predictions-matched.jsonl``, named by the datamodule's `validation_names`
@@ -39,7 +40,7 @@ class PredictionWriter(BasePredictionWriter):
 
     Raises:
         PapaError: For another kind of file. While predicting: when a prediction is no mapping with ``example_id``,
-            ``labels`` and ``probabilities``, as the tasks of papa_lightning give it.
+            ``labels`` and ``probabilities``, or ``embeddings``, as the tasks of papa_lightning give it.
 
     Example:
         >>> from lightning import Trainer
@@ -151,6 +152,9 @@ def _targets(trainer: L.Trainer, target: Path) -> list[Path]:
 
 def prediction_rows(prediction: Any, label_names: Sequence[str] | None) -> Iterator[dict[str, Any]]:
     """One row of Python values for each example of a prediction, with an entry for each word if it tells the words."""
+    if isinstance(prediction, Mapping) and isinstance(prediction.get("embeddings"), Tensor):
+        yield from _embedding_rows(prediction)
+        return
     wanted = ("example_id", "labels", "probabilities")
     if not isinstance(prediction, Mapping) or not all(isinstance(prediction.get(name), Tensor) for name in wanted):
         found = ", ".join(map(str, prediction)) if isinstance(prediction, Mapping) else type(prediction).__name__
@@ -179,6 +183,18 @@ def prediction_rows(prediction: Any, label_names: Sequence[str] | None) -> Itera
             "labels": [None if slot is None else name(int(label[slot])) for slot in chosen],
             "probabilities": [None if slot is None else probability[slot].tolist() for slot in chosen],
         }
+
+
+def _embedding_rows(prediction: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """One row for each embedding (B, d) of a prediction."""
+    ids, vectors = prediction["example_id"].cpu(), prediction["embeddings"].float().cpu()
+    for example, vector in zip(ids.tolist(), vectors, strict=True):
+        if not bool(vector.isfinite().all()):
+            raise PapaError(
+                f"the embedding of example_id {example} is not finite: look at the weights of the module, or predict "
+                "in 32-bit precision."
+            )
+        yield {"example_id": example, "embedding": vector.tolist()}
 
 
 def _word_places(prediction: Mapping[str, Tensor]) -> list[list[int | None]] | None:

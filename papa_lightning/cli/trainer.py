@@ -120,7 +120,7 @@ class PapaTrainer(L.Trainer):
         output: str | None = None,
         **safety: Any,
     ) -> None:
-        """Write the predicted label and the probabilities of every example to a file.
+        """Write the predicted label and the probabilities of every example, or its embedding, to a file.
 
         Args:
             ckpt_path: Checkpoint of the task.

@@ -116,9 +116,31 @@ class Judgements(ABC):
     def __len__(self) -> int:
         """Number of pairs or queries."""
 
+    @property
     @abstractmethod
+    def num_texts(self) -> int:
+        """N, the number of texts."""
+
     def answers(self, embeddings: Tensor) -> Answers:
-        """What the embeddings (N, d) of the texts, by their numbers, say of every pair or query."""
+        """What embeddings say of every pair or query.
+
+        Args:
+            embeddings: (N, d), those of the texts by their numbers; of any length, on any device.
+
+        Raises:
+            PapaError: When there are fewer.
+        """
+        if embeddings.dim() != 2 or len(embeddings) < self.num_texts:
+            raise PapaError(
+                f"embeddings has shape {tuple(embeddings.shape)}, but there are {self.num_texts} texts: pass one "
+                "vector for each, in the order of their numbers."
+            )
+        # In double precision, so that only the encoder rounds.
+        return self.judge(F.normalize(embeddings.detach().cpu().double(), dim=-1))
+
+    @abstractmethod
+    def judge(self, unit: Tensor) -> Answers:
+        """What embeddings (N, d) of length 1, float64, say of every pair or query."""
 
 
 class SimilarPairs(Judgements):
@@ -158,10 +180,13 @@ class SimilarPairs(Judgements):
     def __len__(self) -> int:
         return len(self.gold)
 
-    def answers(self, embeddings: Tensor) -> Answers:
-        """Cosines and similarities of all pairs; see `Judgements.answers`."""
-        # Of double precision, so that only the encoder rounds.
-        unit = F.normalize(embeddings.detach().cpu().double(), dim=-1)
+    @property
+    def num_texts(self) -> int:
+        """The number of texts of the pairs."""
+        return 1 + int(torch.cat([self.first, self.second]).max())
+
+    def judge(self, unit: Tensor) -> Answers:
+        """Cosines and similarities of all pairs; see `Judgements.judge`."""
         cosines = (unit[self.first] * unit[self.second]).sum(dim=-1)
         return Answers("pairs", {"similarity": (cosines * _STEPS).round() / _STEPS, "gold": self.gold})
 
@@ -210,9 +235,13 @@ class RelevantPassages(Judgements):
     def __len__(self) -> int:
         return len(self.judged)
 
-    def answers(self, embeddings: Tensor) -> Answers:
-        """Metrics of all queries; see `Judgements.answers`."""
-        unit = F.normalize(embeddings.detach().cpu().double(), dim=-1)
+    @property
+    def num_texts(self) -> int:
+        """The number of texts of queries and passages."""
+        return 1 + int(torch.cat([self.queries, self.passages]).max())
+
+    def judge(self, unit: Tensor) -> Answers:
+        """Metrics of all queries; see `Judgements.judge`."""
         found = search(unit[self.queries], unit[self.passages], 100, _STEPS)
         rows = [self._metrics(*one) for one in zip(found, self._relevant, self._grades, strict=True)]
         columns = dict(zip(self.metrics, torch.tensor(rows, dtype=torch.float64).T, strict=True))

@@ -135,6 +135,8 @@ class Embedder:
         self.encoder = encoder
         with suppress(UnsupportedEncoderError):
             self.encoder = find_encoder(encoder)
+        # torch.compile keeps the encoder under this name in what it returns, which is to run.
+        self._compiled = encoder if hasattr(encoder, "_orig_mod") else None
         if not isinstance(self.encoder, PreTrainedModel):
             raise PapaError(f"encoder is a {type(encoder).__name__}: pass a PreTrainedModel of transformers.")
         self._inputs = accepted_inputs(self.encoder)
@@ -216,7 +218,8 @@ class Embedder:
 
     def _pack(self, inputs: Mapping[str, Tensor]) -> PackedSequences | None:
         """The real tokens of the encoder's inputs; None where it is to run over these as they are."""
-        if not self.packing.enabled or self.encoder.training or torch.compiler.is_compiling():
+        compiled = self._compiled is not None or torch.compiler.is_compiling()
+        if not self.packing.enabled or self.encoder.training or compiled:
             return None
         with suppress(UnsupportedEncoderError):
             return Packer.of(self.encoder).pack(inputs)
@@ -235,7 +238,7 @@ class Embedder:
         return torch.cat(found)[order.to(device)]
 
     def _pooled(self, inputs: Mapping[str, Any], mask: Tensor) -> Tensor:
-        hidden = self.encoder(**inputs, return_dict=True).last_hidden_state
+        hidden = (self._compiled or self.encoder)(**inputs, return_dict=True).last_hidden_state
         hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
         vectors = pool(self.pooling, hidden, mask.to(hidden.device))
         return F.normalize(vectors, dim=-1) if self.normalize else vectors

@@ -1,38 +1,21 @@
 """Base of all tasks: a pretrained encoder with a probe."""
 
-import copy
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any, Literal, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
-from transformers import PreTrainedModel
 
-from papa_lightning.calibration import AttentionConstants
 from papa_lightning.callbacks.distillation import Distillation
-from papa_lightning.callbacks.learned_constants import LearnedConstants
 from papa_lightning.checks import check_choice
 from papa_lightning.either_lightning import Callback
 from papa_lightning.encoders import (
     HeadSelection,
-    PackedSequences,
-    Packer,
     Packing,
-    accepted_inputs,
-    check_vocabulary,
-    position_limit,
-    swap_as_saved,
-    swap_attention,
-    swapped_layers,
 )
-from papa_lightning.encoders.loading import load_encoder
-from papa_lightning.errors import PapaError, UnsupportedEncoderError
-from papa_lightning.lightning_project.filling import constants_in_use, log_filling
-from papa_lightning.ranking import HeadRanking
-from papa_lightning.tasks.batch_checks import check_inputs
+from papa_lightning.errors import PapaError
 from papa_lightning.tasks.evaluation import EvaluatedTask
 from papa_lightning.tasks.recipe import Recipe, Schedule
 from papa_lightning.tasks.regimes import LearningTask, Regime
@@ -127,21 +110,16 @@ class EncoderTask(LearningTask, EvaluatedTask):
         packing: bool = True,
     ) -> None:
         super().__init__()
-        # A way of computing, which a checkpoint must not decide for the run that loads it.
-        self.packing = Packing(packing).enabled
         self.save_hyperparameters(ignore="packing")
         # On the command line Lightning saves the configured values, not those that a subclass sets by itself.
         self.hparams.update(num_labels=num_labels, max_length=max_length, metrics=metrics, label_names=label_names)
         self._check_arguments()
-        self.encoder = self.configure_encoder()
-        self._encoder_inputs = accepted_inputs(self.encoder)
-        self._vocabulary_checked = False
-        self._callbacks: list[Callback] = []
+        self.set_up_encoder(packing)
         self.probe = self.configure_probe()
         self.loss = self.configure_loss()
         metric_collection = self.configure_metrics()
         self.scores = nn.ModuleDict({stage: StageScores(stage, metric_collection) for stage in ("val", "test")})
-        self._apply_regime()
+        self.choose_parameters()
         # Encoders come in evaluation mode, and Trainer.fit keeps the modes that it finds.
         self.train()
 
@@ -149,11 +127,8 @@ class EncoderTask(LearningTask, EvaluatedTask):
         given = self.hparams
         check_choice("preset", given["preset"], get_args(Preset))
         _ = self.regime, self.recipe  # refuse wrong arguments of theirs
-        rate = given["constants_learning_rate"]
         for name, valid, wanted in (
             ("num_labels", given["num_labels"] >= 2, "at least 2"),
-            ("max_length", given["max_length"] >= 1, "at least 1"),
-            ("constants_learning_rate", rate is None or rate > 0, "above 0"),
             ("distillation", given["distillation"] >= 0, "at least 0"),
         ):
             if not valid:
@@ -169,41 +144,7 @@ class EncoderTask(LearningTask, EvaluatedTask):
                 f"label_names is {names!r}, but num_labels is {given['num_labels']}: pass one name for each class, or "
                 "None."
             )
-        if given["constants"] is None and (given["heads"] != "all" or given["ranking"] is not None):
-            raise PapaError(
-                f"heads is {given['heads']!r} and ranking is {given['ranking']!r}, but there is no constants file "
-                "that they could choose heads for: pass constants, or give both to the callback instead."
-            )
-
-    def configure_encoder(self) -> PreTrainedModel:
-        """Load the encoder, freeze it if asked, and give its heads constant attention if there are constants."""
-        encoder = self.make_encoder()
-        positions, max_length = position_limit(encoder), self.hparams["max_length"]
-        if positions is not None and max_length > positions:
-            raise PapaError(
-                f"max_length is {max_length}, but encoder {self.hparams['encoder']!r} has positions for {positions} "
-                f"tokens (max_position_embeddings={encoder.config.max_position_embeddings}): pass max_length="
-                f"{positions} or less."
-            )
-        if not self.learners.encoder:
-            encoder.requires_grad_(False)
-        if self.hparams["constants"] is not None:
-            average = AttentionConstants.load(self.hparams["constants"], max_length=max_length)
-            constants = constants_in_use(average, None, self.hparams["preset"])
-            log_filling(constants)
-            ranking = self.hparams["ranking"]
-            swap_attention(
-                encoder,
-                "constant",
-                constants=constants,
-                heads=self.hparams["heads"],
-                ranking=HeadRanking.load(ranking) if ranking is not None else None,
-            )
-        return encoder
-
-    def make_encoder(self) -> PreTrainedModel:
-        """Load the encoder, before anything is frozen or swapped."""
-        return load_encoder(self.hparams["encoder"])
+        self.check_encoder_arguments()
 
     @property
     def probe_sizes(self) -> dict[str, Any]:
@@ -238,47 +179,12 @@ class EncoderTask(LearningTask, EvaluatedTask):
         """The logged name of the first metric, for ``ModelCheckpoint(monitor=..., mode="max")``."""
         return f"val/{self.hparams['metrics'][0]}"
 
-    def train(self: Task, mode: bool = True) -> Task:
-        """Switch to train mode, except for a frozen encoder in the preset ``"default"``."""
-        super().train(mode)
-        if self._stays_in_eval_mode:
-            self.encoder.train(False)
-        return self
-
     def configure_callbacks(self) -> list[Callback]:
         """Callbacks that learn constants and distil, as far as the arguments ask for them."""
-        weight, rate = self.hparams["distillation"], self.hparams["constants_learning_rate"]
-        self._callbacks = [LearnedConstants(rate, encoder="encoder")] if self.learners.constants else []
+        callbacks, weight = super().configure_callbacks(), self.hparams["distillation"]
         if weight > 0:
-            self._callbacks.append(Distillation(weight, teacher=self.hparams["encoder"], encoder="encoder"))
-        return self._callbacks
-
-    def teardown(self, stage: str) -> None:
-        """Take the callbacks of this task out of the Trainer, whose next run may be of another module."""
-        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-        callbacks[:] = [one for one in callbacks if one not in self._callbacks]
-
-    def on_fit_start(self) -> None:
-        """Put a frozen encoder into train mode, so that Lightning does not warn of it."""
-        # It warns just before on_train_start, and still does of modules that are in evaluation mode by mistake.
-        if self._stays_in_eval_mode:
-            self.encoder.train()
-
-    def on_train_start(self) -> None:
-        """Put a frozen encoder into evaluation mode again."""
-        if self._stays_in_eval_mode:
-            self.encoder.train(False)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Swap the encoder for a checkpoint with constants, so that it loads without the callback that made them."""
-        state = checkpoint["state_dict"]
-        if any(".papa." in key for key in state) and not swapped_layers(self.encoder):
-            swap_as_saved(self.encoder, state, prefix="encoder.")
-            self._apply_regime()
-
-    def encoder_inputs(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Inputs of the encoder in a calibration pass: those of the batch, before the training step masks any."""
-        return batch
+            callbacks.append(Distillation(weight, teacher=self.hparams["encoder"], encoder="encoder"))
+        return callbacks
 
     def encode(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Run the encoder.
@@ -310,55 +216,7 @@ class EncoderTask(LearningTask, EvaluatedTask):
                 part.put(own, level)
         return tuple(levels)
 
-    def pack(self, inputs: Mapping[str, Tensor]) -> PackedSequences | None:
-        """The real tokens of the encoder's inputs; None where it is to run over these as they are."""
-        # It would be compiled anew for each shape; torch.compile keeps a module under this name.
-        compiled = hasattr(self.encoder, "_orig_mod") or torch.compiler.is_compiling()
-        if not self.packing or self.encoder.training or compiled or self._distils:
-            return None
-        with suppress(UnsupportedEncoderError):
-            return Packer.of(self.encoder).pack(inputs)
-        return None
-
-    def run_encoder(self, inputs: Mapping[str, Any]) -> tuple[Tensor, ...]:
-        """The hidden states, L+1 tensors (B, T, d), of the encoder's inputs, packed or not; see :meth:`encode`."""
-        with torch.set_grad_enabled(self._encoder_learns):
-            output = self.encoder(**inputs, output_hidden_states=True, return_dict=True)
-        hidden_states: tuple[Tensor, ...] = output.hidden_states
-        return hidden_states
-
-    @property
-    def _encoder_learns(self) -> bool:
-        """Whether gradients flow into the encoder; looked at anew, because gates or constants may join it later."""
-        return torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.encoder.parameters())
-
-    @property
-    def _distils(self) -> bool:
-        """Whether a teacher runs on the arguments of the encoder, which would not hear where tokens stood."""
-        callbacks = [] if self._trainer is None else self.trainer.callbacks  # type: ignore[attr-defined]
-        return self._encoder_learns and any(isinstance(one, Distillation) for one in callbacks)
-
-    def inputs_of(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The inputs of the encoder in a batch, checked; see :meth:`encode`."""
-        check_inputs(batch, self.hparams["max_length"])
-        # Reading values waits for an accelerator; the first batch is enough to find the tokenizer of another encoder.
-        if not self._vocabulary_checked or batch["input_ids"].device.type == "cpu":
-            check_vocabulary(batch["input_ids"], self.encoder.config.vocab_size)
-            self._vocabulary_checked = True
-        return {name: batch[name] for name in self._encoder_inputs if name in batch}
-
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Compute the logits of the probe for a batch, from the entries that `encode` reads."""
         logits: Tensor = self.probe(self.encode(batch), batch["attention_mask"])
         return logits
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        # transformers finds out which outputs a class of models can return when it constructs one. A process that got
-        # the task by pickle, as under ddp_spawn, has constructed none, and would get no hidden states.
-        with torch.device("meta"):
-            type(self.encoder)(copy.deepcopy(self.encoder.config))
-
-    @property
-    def _stays_in_eval_mode(self) -> bool:
-        return not self.learners.encoder and bool(self.hparams["preset"] == "default")

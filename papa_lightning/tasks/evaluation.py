@@ -2,13 +2,11 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 from torch.utils.data import DistributedSampler
 from torchmetrics import MetricCollection
-from typing_extensions import Self
 
 from papa_lightning.either_lightning import LightningModule, is_a
 from papa_lightning.errors import PapaError
@@ -49,21 +47,6 @@ class EvaluatedTask(LightningModule, ABC):
     """The part of `EncoderTask` that runs the steps, with `scores` by stage; subclasses have `score` and `predict`."""
 
     scores: nn.ModuleDict
-
-    @classmethod
-    def load_from_checkpoint(
-        cls,
-        checkpoint_path: str | Path | IO[bytes],
-        map_location: Any = None,
-        hparams_file: str | Path | None = None,
-        strict: bool | None = None,
-        weights_only: bool | None = True,
-        **kwargs: Any,
-    ) -> Self:
-        """Load a task from a checkpoint, as in Lightning, but code in it is run with `weights_only` = False only."""
-        return super().load_from_checkpoint(
-            checkpoint_path, map_location, hparams_file, strict, weights_only=weights_only, **kwargs
-        )
 
     @abstractmethod
     def score(self, batch: Mapping[str, Tensor], batch_idx: int, rows: int | None = None) -> Scored:

@@ -1,16 +1,13 @@
 """Regimes: which of probe, encoder and constants learn."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Literal, NamedTuple, cast
 
 from torch import nn
-from transformers import PreTrainedModel
 
-from papa_lightning.callbacks.learned_constants import learning_mixers, train_constants
-from papa_lightning.either_lightning import LightningModule, OptimizerLRScheduler
 from papa_lightning.errors import PapaError
+from papa_lightning.tasks.encoding import EncodingTask
 from papa_lightning.tasks.recipe import Recipe
 
 Regime = Literal["probe", "fine_tune", "fine_tune_constants", "probe_constants", "constants"]
@@ -34,30 +31,10 @@ REGIMES: Mapping[str, Learners] = {
 }
 
 
-class LearningTask(LightningModule):
-    """The part of `EncoderTask` that handles regimes: required gradients and optimizer."""
+class LearningTask(EncodingTask):
+    """The part of `EncoderTask` that handles regimes: the parameters that require gradients."""
 
-    encoder: PreTrainedModel
     probe: nn.Module
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build AdamW for all parameters that require a gradient, and a schedule that moves at every step."""
-        if self.learners.constants and not learning_mixers(self.encoder):
-            raise PapaError(
-                f"regime is {self.regime!r}, but the encoder has no constant heads whose constants could learn: add "
-                "the callback ConstantAttention, or pass constants, with heads other than none."
-            )
-        optimizer = self.recipe.make_optimizer(self)
-        if not self.recipe.has_schedule:
-            return optimizer
-        steps = self.trainer.estimated_stepping_batches
-        if math.isinf(steps):
-            raise PapaError(
-                f"schedule {self.recipe.schedule!r} with warmup_share={self.recipe.warmup_share} needs the number of "
-                "training steps, but the Trainer has no limit: set max_epochs or max_steps."
-            )
-        schedule = self.recipe.make_schedule(optimizer, int(steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     @property
     def recipe(self) -> Recipe:
@@ -85,8 +62,28 @@ class LearningTask(LightningModule):
         """Parts that learn."""
         return REGIMES[self.regime]
 
-    def _apply_regime(self) -> None:
+    @property
+    def trains_encoder(self) -> bool:
+        """See `EncodingTask.trains_encoder`."""
+        return self.learners.encoder
+
+    @property
+    def trains_constants(self) -> bool:
+        """See `EncodingTask.trains_constants`."""
+        return self.learners.constants
+
+    @property
+    def preset(self) -> str:
+        """See `EncodingTask.preset`."""
+        return str(self.hparams["preset"])
+
+    def choose_parameters(self) -> None:
+        """Freeze the probe in a regime without it; see `EncodingTask.choose_parameters`."""
         if not self.learners.probe:
             self.probe.requires_grad_(False)
-        if self.learners.constants:
-            train_constants(self.encoder, self.hparams["constants_learning_rate"])
+        super().choose_parameters()
+
+    @property
+    def learning_argument(self) -> str:
+        """See `EncodingTask.learning_argument`."""
+        return f"regime is {self.regime!r}"

@@ -80,8 +80,8 @@ class RetrievalDataModule(EmbeddingDataModule):
         **kwargs: Any,
     ) -> None:
         self.task_name = as_text("task_name", task_name)
-        options = {"max_length": max_length, "max_train_examples": max_train_examples, **kwargs}
-        super().__init__(tokenizer, as_text("data_dir", data_dir), **options)
+        folder = as_text("data_dir", data_dir)
+        super().__init__(tokenizer, folder, max_length=max_length, max_train_examples=max_train_examples, **kwargs)
         self.query_prefix = self.prompt("query_prefix", query_prefix, "query")
         self.passage_prefix = self.prompt("passage_prefix", passage_prefix, "document", "passage", "corpus")
 

@@ -157,9 +157,18 @@ class STSBDataModule(SimilarityDataModule):
         **kwargs: Any,
     ) -> None:
         original = data_dir is not None and any(Path(data_dir).expanduser().glob("sts-*.csv*"))
-        names = {"split_names": _ORIGINAL} if original else {}
-        options = {"task_name": "stsb", "hub_path": hub_path, "hub_config": hub_config, **names, **kwargs}
-        super().__init__(tokenizer, data_dir, prefix=prefix, **options)
+        super().__init__(
+            tokenizer,
+            data_dir,
+            text_columns=("sentence1", "sentence2"),
+            score_column="score",
+            prefix=prefix,
+            task_name="stsb",
+            hub_path=hub_path,
+            hub_config=hub_config,
+            split_names=_ORIGINAL if original else None,
+            **kwargs,
+        )
 
     def score_column(self, rows: Dataset) -> str:
         """The column score, or label in GLUE's form."""
@@ -205,8 +214,18 @@ class STSDataModule(SimilarityDataModule):
     ) -> None:
         check_choice("year", year, _YEARS)
         path, config = _YEARS[year]
-        options = {"task_name": f"sts{year}", "hub_path": path, "hub_config": hub_config or config, **kwargs}
-        super().__init__(tokenizer, data_dir, prefix=prefix, **options)
+        super().__init__(
+            tokenizer,
+            data_dir,
+            text_columns=("sentence1", "sentence2"),
+            score_column="score",
+            prefix=prefix,
+            task_name=f"sts{year}",
+            hub_path=path,
+            hub_config=hub_config or config,
+            split_names=None,
+            **kwargs,
+        )
 
 
 def _scores(values: Sequence[Any], column: str, where: str) -> torch.Tensor:

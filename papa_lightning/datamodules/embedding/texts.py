@@ -13,6 +13,7 @@ from datasets.fingerprint import Hasher
 from papa_lightning.checks import check_choice
 from papa_lightning.datamodules.base import TaskDataModule
 from papa_lightning.datamodules.parts import Role
+from papa_lightning.datamodules.rows.layouts import Layout
 from papa_lightning.datamodules.rows.tokenizing import tokenize
 from papa_lightning.either_lightning import rank_zero_warn
 from papa_lightning.embeddings import Judgements
@@ -56,8 +57,8 @@ class EmbeddingDataModule(TaskDataModule):
     }
     """Keys of `split_names` by role, of which the first that is there is taken."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"layout": "plain", **kwargs})
+    def __init__(self, tokenizer: str, data_dir: str | None = None, layout: Layout = "plain", **kwargs: Any) -> None:
+        super().__init__(tokenizer, data_dir, layout=layout, **kwargs)
         self._known: dict[str, JudgedTexts | None] = {}
 
     @abstractmethod
