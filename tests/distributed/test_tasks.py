@@ -16,6 +16,8 @@ from papa_lightning import (
     ConstantAttention,
     MaskedLanguageModelingTask,
     SequenceClassificationTask,
+    SimilarityDataModule,
+    SimilarityTask,
     TokenClassificationTask,
 )
 from papa_lightning.callbacks import PredictionWriter
@@ -85,6 +87,21 @@ def train_constants(encoder: str, regime: str, **arguments: Any) -> list[Tensor]
     return [layer.constants.detach() for layer in swapped_layers(task.encoder)]
 
 
+def embedding_scores(encoder: str, pairs: Path, **arguments: Any) -> dict[str, float]:
+    """Of 13 texts, of which Lightning's sampler repeats one."""
+    data = SimilarityDataModule(encoder, str(pairs), max_length=LENGTH, batch_size=2)
+    run = trainer(**arguments)
+    return dict(run.validate(SimilarityTask(encoder, LENGTH), datamodule=data, verbose=False)[0])
+
+
+def recover(encoder: str, pairs: Path, **arguments: Any) -> list[Tensor]:
+    """The encoder of a recovery, and its score."""
+    data = SimilarityDataModule(encoder, str(pairs), max_length=LENGTH, batch_size=2)
+    task, run = SimilarityTask(encoder, LENGTH), trainer(ConstantAttention(max_length=LENGTH), **arguments)
+    run.fit(task, datamodule=data)
+    return [*(one.detach() for one in task.encoder.parameters()), run.callback_metrics["val/spearman"]]
+
+
 SCORED = [("sequences", 7), ("sequences", 1), ("tokens", 7), ("masked", 5)]
 
 
@@ -97,6 +114,8 @@ def run(folder: Path) -> dict[str, Any]:
         predict(encoder, kind, folder / "two" / f"{kind}.jsonl", **two)
     for regime in ("fine_tune_constants", "constants"):
         results[regime] = train_constants(encoder, regime, **two)
+    results["embeddings"] = embedding_scores(encoder, folder / "pairs", **two)
+    results["recovery"] = recover(encoder, folder / "pairs", **two)
     return results
 
 
@@ -104,6 +123,10 @@ def run(folder: Path) -> dict[str, Any]:
 def two_processes(encoder: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two_processes")
     (folder / "encoder.txt").write_text(encoder)
+    (folder / "pairs").mkdir()
+    rows = [{"sentence1": f"w{row} w1", "sentence2": f"w{row // 2} w{row}", "score": row % 4} for row in range(7)]
+    for split in ("train", "validation"):
+        (folder / "pairs" / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     in_two_processes(run, folder)
     return folder
 
@@ -144,3 +167,16 @@ def test_constants_that_learn_are_the_same_everywhere(regime: str, two_processes
         sums = one.sum(dim=-1)
         torch.testing.assert_close(sums, (sums > 0).to(sums.dtype))
         assert sums.sum() > 0
+
+
+def test_embeddings_have_the_scores_of_one_process(encoder: str, two_processes: Path) -> None:
+    one = embedding_scores(encoder, two_processes / "pairs")
+    assert set(one) == {"val/spearman", "val/pearson"}
+    for rank in range(2):
+        assert torch.load(two_processes / f"rank{rank}.pt")["embeddings"] == pytest.approx(one, abs=1e-6)
+
+
+def test_a_recovery_is_the_same_everywhere(two_processes: Path) -> None:
+    first, second = (torch.load(two_processes / f"rank{rank}.pt")["recovery"] for rank in range(2))
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one, other)
