@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from papa_lightning.calibration import AttentionConstants, eval_mode
 from papa_lightning.criteria.base import CRITERIA, RankingInputs, criterion_from, on_device, precision
-from papa_lightning.criteria.sampled import HeadTrials, SampledCriterion
+from papa_lightning.criteria.sampled import HeadTrials, SampledCriterion, batch_size
 from papa_lightning.encoders import Packing, dynamic_attention_of, encoder_shape, find_encoder
 from papa_lightning.errors import PapaError
 from papa_lightning.progress import Progress
@@ -18,6 +18,8 @@ from papa_lightning.ranking import merge_ties
 
 #: Entry of a batch: the embeddings (B, d) of its sentences with all heads dynamic.
 _TARGET = "papa_embeddings"
+#: Sentences whose embeddings are made at once.
+_READ = 256
 
 
 @CRITERIA.register("embedding")
@@ -91,9 +93,11 @@ class _Targets:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         base = find_encoder(self.encoder)
         for batch in self.batches:
-            moved = on_device(batch, base.device)
-            with torch.no_grad(), eval_mode(base), dynamic_attention_of(base):
-                yield {**moved, _TARGET: directions(self.embed(moved))}
+            for start in range(0, batch_size(batch), _READ):  # a criterion that looks at few reads no more
+                part = on_device({name: held[start : start + _READ] for name, held in batch.items()}, base.device)
+                with torch.no_grad(), eval_mode(base), dynamic_attention_of(base):
+                    targets = directions(self.embed(part))
+                yield {**part, _TARGET: targets}
 
 
 def embedding_inputs(
