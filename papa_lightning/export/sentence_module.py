@@ -30,6 +30,8 @@ _KNOWN = {*_PLACES, "dtype", "torch_dtype", "trust_remote_code"}
 class ExportedTransformer(Transformer):
     """The module Transformer of sentence-transformers, around an exported encoder; its arguments are the same."""
 
+    # sentence-transformers has no public way to say how a model is loaded: _load_model is a method of its own (5.2 to
+    # 6.2), and __init__ sees whether it was called.
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if not is_calibrated(self.auto_model):
