@@ -125,8 +125,9 @@ class SimilarityTask(EncodingTask):
         packing: bool = True,
     ) -> None:
         super().__init__()
-        # On the command line Lightning saves the configured values, not those that data decide on.
-        self.save_hyperparameters(ignore="packing")
+        # On the command line Lightning saves the configured values, not those that data decide on, and the labels that
+        # other tasks take from data.
+        self.save_hyperparameters(ignore=["packing", "num_labels", "label_names"])
         self.hparams.update(max_length=max_length, metrics=metrics)
         for name in as_names("metrics", metrics, fewest=1):
             if name not in EMBEDDING_METRICS:

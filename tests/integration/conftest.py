@@ -83,12 +83,23 @@ def data_folders(tmp_path_factory: pytest.TempPathFactory, data_folder: str) -> 
         tokens = ["ada", "bell", "ran", "up"]  # sentences of 2 to 4 words
         return lambda i: {"tokens": tokens[: 2 + i % 3], column: tags[i % 2][: 2 + i % 3], "id": i}
 
+    def folder_of_retrieval() -> str:
+        folder = tmp_path_factory.mktemp("retrieval")
+        (folder / "qrels").mkdir()
+        write_rows(folder / "corpus.jsonl", [{"_id": i, "title": "a film", "text": f"no {i}"} for i in range(12)])
+        write_rows(folder / "queries.jsonl", [{"_id": i, "text": f"film {i}"} for i in range(7)])
+        judged = [f"{i}\t{i}\t1" for i in range(7)]
+        (folder / "qrels" / "dev.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *judged]))
+        return str(folder)
+
     names = [["B-PER", "I-PER", "O", "O"], ["O", "B-LOC", "O", "O"]]
     matched = ("train", "validation_matched", "validation_mismatched")
     return {
         **dict.fromkeys(("cola", "sst2", "mlm"), data_folder),
         "mrpc": make("mrpc", pair(("sentence1", "sentence2"), 2)),
         "mnli": make("mnli", pair(("premise", "hypothesis"), 3), matched),
+        "stsb": make("stsb", lambda i: {"sentence1": f"film {i}", "sentence2": f"no film {i % 3}", "score": i % 4}),
+        "retrieval": folder_of_retrieval(),
         "ner": make("ner", words("ner_tags", names)),
         "pos": make("pos", words("upos", [["PROPN", "PROPN", "VERB", "ADV"], ["NOUN", "PROPN", "VERB", "ADP"]])),
     }
