@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from papa_lightning.callbacks import CalibratingCallback, CalibrationRun, ConstantAttention, HeadGates, PredictionWriter
-from papa_lightning.criteria import RankingRun, check_layer, criterion_from, gates_for, load_trained, table_path
+from papa_lightning.criteria import RankingRun, check_layer, gates_for, load_trained, table_path, trains_first
 from papa_lightning.either_lightning import L
 from papa_lightning.encoders import encoder_shape
 from papa_lightning.errors import PapaError
@@ -95,6 +95,7 @@ class PapaTrainer(L.Trainer):
             check_layer(layer, encoder_shape(discover_encoder(model, calibration.encoder))[0])
         if ckpt_path is not None:
             load_trained(model, ckpt_path, calibration.encoder)
+        trained = trains_first(criterion, model, ckpt_path)
         if criterion == "gate":
             run: HeadGates | RankingRun = gates_for(output, constants, configured)
         elif self.world_size > 1:
@@ -103,8 +104,7 @@ class PapaTrainer(L.Trainer):
                 "--trainer.devices 1."
             )
         else:
-            train_first = "loss" in criterion_from(criterion).needs and ckpt_path is None
-            run = RankingRun(criterion, output, calibration, constants, train_first)
+            run = RankingRun(criterion, output, calibration, constants, trained)
         self.callbacks = [*(one for one in self.callbacks if one not in configured), run]
         self.fit(model, datamodule=datamodule)
         if run.ranking is None:

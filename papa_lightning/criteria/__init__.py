@@ -28,7 +28,15 @@ from papa_lightning.criteria.base import (
     criterion_texts,
     rank_heads,
 )
-from papa_lightning.criteria.run import RankingRun, check_layer, list_ranking, load_trained, table_path, task_inputs
+from papa_lightning.criteria.run import (
+    RankingRun,
+    check_layer,
+    list_ranking,
+    load_trained,
+    table_path,
+    task_inputs,
+    trains_first,
+)
 
 __all__ = [
     "CRITERIA",
@@ -62,4 +70,5 @@ __all__ = [
     "rank_heads",
     "table_path",
     "task_inputs",
+    "trains_first",
 ]

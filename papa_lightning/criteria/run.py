@@ -9,13 +9,16 @@ from typing import Any
 from papa_lightning.calibration import AttentionConstants, eval_mode
 from papa_lightning.callbacks import CalibratingCallback, calibrate_in, discover_encoder
 from papa_lightning.criteria.base import RankingInputs, criterion_from, rank_heads
+from papa_lightning.criteria.embedding import check_for_embeddings, embedding_inputs
 from papa_lightning.either_lightning import Callback, L, rank_zero_info
-from papa_lightning.encoders import restore_attention
+from papa_lightning.embeddings import Embedder
+from papa_lightning.encoders import Packing, restore_attention
 from papa_lightning.errors import PapaError
 from papa_lightning.lightning_project.sequences import CalibrationBatches
 from papa_lightning.ranking import HeadRanking
 from papa_lightning.tasks.base import EncoderTask
 from papa_lightning.tasks.checkpoints import read_checkpoint
+from papa_lightning.tasks.similarity import SimilarityTask
 from papa_lightning.text import Blocks, Table
 
 
@@ -62,9 +65,11 @@ class RankingRun(Callback):
             constants = self.calibration.in_use(trainer, pl_module, constants)
         if isinstance(batches, CalibrationBatches) and batches.read is None:
             batches = batches.recorded()
-        inputs = RankingInputs(encoder, constants, batches, packing=packing)
-        if isinstance(pl_module, EncoderTask):
+        if isinstance(pl_module, (EncoderTask, SimilarityTask)):
             inputs = replace(task_inputs(pl_module, constants, batches), packing=packing)
+        else:
+            embed = Embedder(encoder, packing=packing).embed
+            inputs = RankingInputs(encoder, constants, batches, packing=packing, embed=embed)
         with eval_mode(pl_module), trainer.precision_plugin.forward_context():
             self.ranking = rank_heads(self.criterion, inputs)
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -76,10 +81,24 @@ class RankingRun(Callback):
 
 
 def task_inputs(
-    task: EncoderTask, constants: AttentionConstants | None, batches: Iterable[Mapping[str, Any]]
+    task: EncoderTask | SimilarityTask, constants: AttentionConstants | None, batches: Iterable[Mapping[str, Any]]
 ) -> RankingInputs:
-    """Inputs of criteria from a task, with labelled batches; a trained task should be in evaluation mode."""
-    return RankingInputs(task.encoder, constants, batches, lambda batch: task.score(batch, 0).loss, task)
+    """Inputs of criteria from a task, with batches that have labels if it has a probe; it should be in evaluation mode.
+
+    The embeddings of a task with a probe are the means of the last hidden states over real tokens.
+    """
+    if isinstance(task, SimilarityTask):
+        return embedding_inputs(task.encoder, constants, batches, task.embedder.embed)
+    embed = Embedder(task.encoder, packing=Packing(task.packing)).embed
+    return RankingInputs(task.encoder, constants, batches, lambda batch: task.score(batch, 0).loss, task, embed=embed)
+
+
+def trains_first(criterion: str, module: L.LightningModule, ckpt_path: str | None) -> bool:
+    """Whether a module is trained before its heads are ranked; PapaError for a criterion that it cannot have."""
+    if isinstance(module, SimilarityTask):
+        check_for_embeddings(criterion)
+        return False
+    return "loss" in criterion_from(criterion).needs and ckpt_path is None
 
 
 def load_trained(module: L.LightningModule, ckpt_path: str, encoder: str | None = None) -> None:

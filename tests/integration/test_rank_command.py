@@ -1,5 +1,6 @@
 """`papa rank` as a user runs it, on a tiny encoder and tiny data."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +111,42 @@ def test_invalid_input_ends_with_one_line(
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert not Path("ranking.json").exists()
+
+
+@pytest.mark.parametrize("criterion", ["variance", "embedding:6", "greedy:6"])
+def test_an_encoder_for_embeddings_is_ranked_without_any_training(criterion: str, embeddings: list[str]) -> None:
+    cli: Any = main(["rank", *embeddings, "--criterion", criterion])
+    ranking = HeadRanking.load("ranking.json")
+    assert ranking.criterion == criterion
+    assert sorted(ranking.heads) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert cli.trainer.global_step == 0
+    assert not swapped_layers(cli.model.encoder)
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "gate"])
+def test_criteria_that_ask_a_probe_are_refused_for_embeddings(
+    criterion: str, embeddings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["rank", *embeddings, "--criterion", criterion])
+    assert f"criterion is '{criterion}', which asks the loss of a trained probe" in capsys.readouterr().err
+
+
+def test_a_task_with_a_probe_has_embeddings_too(tiny: list[str]) -> None:
+    """The means of its last hidden states; the probe is not trained for them."""
+    cli: Any = main(["rank", *tiny, "--criterion", "embedding:3"])
+    assert HeadRanking.load("ranking.json").scores[0] > 0
+    assert cli.trainer.global_step == 0
+
+
+@pytest.fixture
+def embeddings(encoder_folder: str, tmp_path: Path) -> list[str]:
+    """Arguments of a run on pairs of texts with a similarity."""
+    rows = [{"sentence1": "a b c", "sentence2": "d " * n, "score": n} for n in range(1, 9)]
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return [
+        "--model", "SimilarityTask", "--model.encoder", encoder_folder, "--model.max_length", "12",
+        "--data", "SimilarityDataModule", "--data.data_dir", str(tmp_path), "--data.max_length", "12",
+        "--data.batch_size", "4", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false",
+    ]  # fmt: skip
