@@ -1,7 +1,7 @@
 """Controls to compare an average with; entry points of the group ``papa_lightning.controls`` add others."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -163,12 +163,13 @@ class ConstantsKind:
         return self.name if detail is None else f"{self.name}:{detail}"
 
 
-def constants_kind(spec: str) -> ConstantsKind:
+def constants_kind(spec: str, also: Sequence[str] = ()) -> ConstantsKind:
     """Read the kind of constants from a setting.
 
     Args:
         spec: Name of a control in :data:`CONTROLS`; "sequences:16" for an average over that many sequences; or
             "other:TASK" for the average of another task.
+        also: Names of further kinds, which the caller makes.
 
     Raises:
         PapaError: For anything else; the message lists the choices.
@@ -180,7 +181,7 @@ def constants_kind(spec: str) -> ConstantsKind:
         'cola'
     """
     if isinstance(spec, str):
-        if spec in CONTROLS:
+        if spec in CONTROLS or spec in also:
             return ConstantsKind(spec)
         name, _, detail = spec.partition(":")
         if name == "sequences" and detail.isascii() and detail.isdecimal() and len(detail) < 19 and detail[0] != "0":
@@ -188,7 +189,7 @@ def constants_kind(spec: str) -> ConstantsKind:
         if name == "other" and detail and detail == detail.strip():
             return ConstantsKind(name, other_task=detail)
     raise PapaError(
-        f"constants is {spec!r}, but must be one of {', '.join(map(repr, CONTROLS))}, 'sequences:N' with a whole "
-        "number N from 1 on (an average over N sequences), or 'other:TASK' (the average of another task)"
-        f"{did_you_mean(spec, CONTROLS) or '.'}"
+        f"constants is {spec!r}, but must be one of {', '.join(map(repr, (*CONTROLS, *also)))}, 'sequences:N' with a "
+        "whole number N from 1 on (an average over N sequences), or 'other:TASK' (the average of another task)"
+        f"{did_you_mean(spec, (*CONTROLS, *also)) or '.'}"
     )

@@ -8,9 +8,10 @@ from papa_lightning.study.comparison.results import KindResult, summarize_kinds
 from papa_lightning.study.comparison.run import KindsStudy
 from papa_lightning.study.comparison.settings import KindsSettings
 from papa_lightning.study.correlation import rank_correlation
+from papa_lightning.study.plan import PairPlan, format_groups, format_plan
 from papa_lightning.study.report.page import write_report
 from papa_lightning.study.results import CellResult, load_table, results_table
-from papa_lightning.study.run import PairPlan, Study, format_filling, format_groups, format_plan
+from papa_lightning.study.run import Study, format_filling
 from papa_lightning.study.settings import FeatureSettings, StudySettings
 from papa_lightning.study.statistics import Evidence, summarize
 from papa_lightning.study.summary import format_summary

@@ -8,8 +8,8 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
-from functools import lru_cache
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache, partial
 from itertools import groupby
 from multiprocessing import parent_process
 from typing import Any
@@ -19,7 +19,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from papa_lightning.attention import ZeroMassWarning
-from papa_lightning.calibration import AttentionConstants, calibrate, constants_kind, control_constants, without_path
+from papa_lightning.calibration import AttentionConstants, calibrate, control_constants, without_path
 from papa_lightning.criteria import RankingInputs, criterion_from, rank_heads
 from papa_lightning.encoders import HeadSelection, encoder_shape, restore_attention, swap_attention
 from papa_lightning.errors import StudyError
@@ -27,12 +27,13 @@ from papa_lightning.ranking import HeadRanking
 from papa_lightning.runtime import versions
 from papa_lightning.study.cells import Choice, Group, choices
 from papa_lightning.study.features.features import Features, LiveFeatures, is_gpu, resident_features, store_features
-from papa_lightning.study.predictions import save_predictions
+from papa_lightning.study.judged import copy_of, judge, ranking_inputs, recover, scores_of
+from papa_lightning.study.predictions import Evaluation, save_predictions
 from papa_lightning.study.results import CellResult
-from papa_lightning.study.settings import settings_from
+from papa_lightning.study.settings import RECOVERED, kind_of, settings_from
 from papa_lightning.study.store import StudyFolder, digest
 from papa_lightning.study.timing import Part
-from papa_lightning.study.training import FeatureSet, TrainedProbe, initial_probe, train_probes, train_sets
+from papa_lightning.study.training import FeatureSet, initial_probe, train_probes, train_sets
 from papa_lightning.study.workbench import Bench
 
 
@@ -75,7 +76,7 @@ def constants_of(folder: StudyFolder, bench: Bench, kind: str = "average") -> At
 
 
 def _make_constants(folder: StudyFolder, bench: Bench, kind: str) -> AttentionConstants:
-    parsed = constants_kind(kind)
+    parsed = kind_of("average" if kind == RECOVERED else kind)
     if parsed.sequences is not None:
         return average_of(folder, bench, parsed.sequences).filled()
     if parsed.other_task is not None:
@@ -86,13 +87,15 @@ def _make_constants(folder: StudyFolder, bench: Bench, kind: str) -> AttentionCo
                 f"task {bench.name!r} has {bench.data.max_length}: give both the same."
             )
         return average_of(folder, other).filled()
-    return control_constants(kind, average_of(folder, bench).filled())
+    return control_constants(parsed.name, average_of(folder, bench).filled())
 
 
 def ranking_key(bench: Bench, criterion: str) -> str:
     """Hash of everything that a ranking depends on; labels and probe count only for criteria that use them."""
-    learns = not {"loss", "task"}.isdisjoint(criterion_from(criterion).needs)
-    settings = bench.settings
+    needs, settings = criterion_from(criterion).needs, bench.settings
+    if bench.judgements is not None:
+        return digest([bench.seen, criterion, None if {"loss", "embed"}.isdisjoint(needs) else bench.identity])
+    learns = not {"loss", "task"}.isdisjoint(needs)
     learned = [asdict(settings.probe), settings.pooling, settings.seeds[0], settings.features.storage == "float16"]
     return digest([bench.seen, criterion, [bench.identity, learned] if learns else None])
 
@@ -102,20 +105,29 @@ def ranking_of(folder: StudyFolder, bench: Bench, criterion: str) -> HeadRanking
     path = folder.ranking(bench.encoder, bench.name, criterion, ranking_key(bench, criterion))
     if path.exists():
         return HeadRanking.load(path)
-    wanted = criterion_from(criterion)
-    # Criteria that learn start from the same probe in every process, whatever was ranked before.
-    bench.task.probe.load_state_dict(initial_probe(bench.task, bench.settings.seeds[0]).state_dict())
-    inputs = RankingInputs(
-        encoder=bench.task.encoder,
-        constants=constants_of(folder, bench) if "constants" in wanted.needs else None,
-        batches=bench.batches() if {"loss", "task"}.isdisjoint(wanted.needs) else bench.padded_batches(),
-        loss=probe_loss(folder, bench) if "loss" in wanted.needs else None,
-        task=bench.task,
-        packing=bench.settings.packs,
-    )
+    constants = constants_of(folder, bench) if "constants" in criterion_from(criterion).needs else None
+    judged = bench.judgements is not None
+    inputs = (ranking_inputs if judged else partial(_probe_inputs, folder))(bench, criterion, constants)
     with bench.watch.part("encoder"):
         rank_heads(criterion, inputs).save(path)
     return HeadRanking.load(path)
+
+
+def _probe_inputs(
+    folder: StudyFolder, bench: Bench, criterion: str, constants: AttentionConstants | None
+) -> RankingInputs:
+    """Inputs of a criterion for a task with a probe."""
+    needs = criterion_from(criterion).needs
+    # Criteria that learn start from the same probe in every process, whatever was ranked before.
+    bench.probed.probe.load_state_dict(initial_probe(bench.probed, bench.settings.seeds[0]).state_dict())
+    return RankingInputs(
+        encoder=bench.task.encoder,
+        constants=constants,
+        batches=bench.batches() if {"loss", "task"}.isdisjoint(needs) else bench.padded_batches(),
+        loss=probe_loss(folder, bench) if "loss" in needs else None,
+        task=bench.probed,
+        packing=bench.settings.packs,
+    )
 
 
 @contextmanager
@@ -156,7 +168,7 @@ def features_of(
     settings, splits = bench.settings.features, {"train": bench.train}
     splits |= {f"evaluation-{name}": rows for name, rows in evaluations.items()}
     if settings.storage == "none":
-        live = [LiveFeatures(bench.task, bench.looked_through(rows), bench.watch) for rows in splits.values()]
+        live = [LiveFeatures(bench.probed, bench.looked_through(rows), bench.watch) for rows in splits.values()]
         yield live[0], dict(zip(evaluations, live[1:], strict=True))
         return
     left, found, packs = int(settings.budget_gigabytes * 1e9), list[Features](), bench.settings.packs
@@ -171,10 +183,10 @@ def features_of(
         for name, rows in splits.items():
             with bench.watch.part("storing"):
                 read = bench.looked_through(rows)
-                new: Features | None = None if settings.keep else resident_features(bench.task, read, **how)
+                new: Features | None = None if settings.keep else resident_features(bench.probed, read, **how)
                 if new is None:
                     stored = store_features(
-                        bench.task, read, place / name, budget_bytes=left, kept=settings.keep, **how
+                        bench.probed, read, place / name, budget_bytes=left, kept=settings.keep, **how
                     )
                     left -= stored.nbytes
                     new = stored.near(bench.task.device)
@@ -188,12 +200,12 @@ def probe_loss(folder: StudyFolder, bench: Bench) -> Callable[[Mapping[str, Tens
     half = settings.features.storage == "float16"
     key = digest([bench.identity, "loss", half])
     with features_of(folder, bench, key, {}) as (train, _), bench.watch.part("probes"):
-        (trained,) = train_probes(bench.task, train, {}, settings.seeds[:1], settings.probe)
-    bench.task.probe.load_state_dict(trained.probe.state_dict())
+        (trained,) = train_probes(bench.probed, train, {}, settings.seeds[:1], settings.probe)
+    bench.probed.probe.load_state_dict(trained.probe.state_dict())
 
     def loss(batch: Mapping[str, Tensor]) -> Tensor:
         on_device = {name: values.to(bench.task.device) for name, values in batch.items()}
-        return bench.task.score(on_device, batch_idx=0).loss
+        return bench.probed.score(on_device, batch_idx=0).loss
 
     return loss
 
@@ -210,15 +222,18 @@ def open_bench(settings: str, encoder: str, task: str) -> Bench:
 def features_key(bench: Bench, choice: Choice) -> str:
     """Hash of everything that the hidden states of a choice of heads depend on."""
     ranked = None if choice.criterion is None else ranking_key(bench, choice.criterion)
-    other = None if choice.kind is None else constants_kind(choice.kind).other_task
+    other = None if choice.kind is None else kind_of(choice.kind).other_task
     elsewhere = None if other is None else bench.seen_on(other)
     half = bench.settings.features.storage == "float16"
     return digest([bench.identity, choice.share, choice.kind, elsewhere, ranked, half])
 
 
 def cell_key(bench: Bench, choice: Choice, seed: int) -> str:
-    """Hash of everything that the result of one probe depends on."""
+    """Hash of everything that the result of one probe, or of embeddings, depends on."""
     settings = bench.settings
+    if bench.judgements is not None:
+        recovery = asdict(settings.recovery) if choice.kind == RECOVERED else None
+        return digest([features_key(bench, choice), recovery, seed])
     return digest([features_key(bench, choice), asdict(settings.probe), settings.pooling, seed])
 
 
@@ -260,6 +275,8 @@ def run_group(settings: str, output: str, group: Group) -> tuple[dict[Part, floa
 def run_groups(settings: str, output: str, groups: Sequence[Group]) -> tuple[dict[Part, float], str]:
     """Train the probes of some choices of heads for one encoder, task and list of seeds, and write their results.
 
+    Where the task has embeddings and no probe, these are judged instead.
+
     Returns:
         The seconds by part, and the text of the zero mass warning or "".
     """
@@ -267,6 +284,9 @@ def run_groups(settings: str, output: str, groups: Sequence[Group]) -> tuple[dic
     bench, folder = open_bench(settings, groups[0].encoder, groups[0].task), StudyFolder(output)
     with bench.watch.part("other"):
         for number, group in enumerate(groups):
+            if bench.judgements is not None:
+                _judge(folder, bench, group)
+                continue
             with chosen_heads(folder, bench, group.choice) as constant:
                 key = features_key(bench, group.choice)
                 with features_of(folder, bench, key, bench.evaluations) as found:
@@ -277,6 +297,21 @@ def run_groups(settings: str, output: str, groups: Sequence[Group]) -> tuple[dic
                         waiting.clear()
             start = time.perf_counter()
     return bench.watch.take(), bench.zero_mass.text
+
+
+def _judge(folder: StudyFolder, bench: Bench, group: Group) -> None:
+    """Judge the embeddings with one choice of heads, after a training of a copy of the encoder if asked."""
+    start, choice = time.perf_counter(), group.choice
+    used = bench if choice.kind != RECOVERED else copy_of(bench)
+    with chosen_heads(folder, used, choice) as constant:
+        if used is not bench:
+            recover(used, bench.original)
+        found = judge(used)
+    layers, heads = encoder_shape(bench.task.encoder)
+    for seed in group.seeds:
+        key, seconds = cell_key(bench, choice, seed), time.perf_counter() - start
+        made = (constant, layers * heads)
+        save_cell(folder, cell_result(bench, choice, made, seed, scores_of(found), seconds, key), found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -294,27 +329,33 @@ def _train(folder: StudyFolder, bench: Bench, waiting: Sequence[_Encoded]) -> No
     layers, heads = encoder_shape(bench.task.encoder)
     with bench.watch.part("probes"):
         sets = [one.features for one in waiting]
-        found = train_sets(bench.task, sets, waiting[0].group.seeds, bench.settings.probe)
+        found = train_sets(bench.probed, sets, waiting[0].group.seeds, bench.settings.probe)
     for one, trained in zip(waiting, found, strict=True):
         choice = one.group.choice
         for probe in trained:
             key, seconds = cell_key(bench, choice, probe.seed), one.seconds / len(trained) + probe.seconds
-            result = cell_result(bench, choice, (one.constant, layers * heads), probe, seconds, key)
-            save_cell(folder, result, probe)
+            made = (one.constant, layers * heads)
+            result = cell_result(bench, choice, made, probe.seed, probe.scores, seconds, key)
+            save_cell(folder, replace(result, level_weights=probe.level_weights), probe.predictions)
 
 
-def save_cell(folder: StudyFolder, result: CellResult, trained: TrainedProbe) -> None:
-    """Write the predictions of a trained probe and then its result, which marks it as finished."""
-    if trained.predictions:
-        save_predictions(folder.predictions(result.hash), trained.predictions)
+def save_cell(folder: StudyFolder, result: CellResult, predictions: Mapping[str, Evaluation]) -> None:
+    """Write predictions and then their result, which marks them as finished."""
+    if predictions:
+        save_predictions(folder.predictions(result.hash), predictions)
     result.save(folder.cell(result.hash))
 
 
 def cell_result(
-    bench: Bench, choice: Choice, heads: tuple[int, int], trained: TrainedProbe, seconds: float, key: str
+    bench: Bench,
+    choice: Choice,
+    heads: tuple[int, int],
+    seed: int,
+    scores: Mapping[str, float],
+    seconds: float,
+    key: str,
 ) -> CellResult:
-    """The result of a trained probe, with the numbers of constant heads and of all `heads`."""
-    weights = getattr(trained.probe, "position_weights", None)
+    """The result of a choice of heads, with the numbers of constant heads and of all `heads`."""
     return CellResult(
         encoder=bench.encoder,
         task=bench.name,
@@ -322,12 +363,11 @@ def cell_result(
         share=choice.share,
         constant_heads=heads[0],
         total_heads=heads[1],
-        seed=trained.seed,
+        seed=seed,
         constants=choice.kind or "average",
-        metric=bench.data.metrics[0],
-        scores=trained.scores,
+        metric=bench.metrics[0],
+        scores=scores,
         seconds=seconds,
         versions=versions(),
         hash=key,
-        level_weights=weights.detach().abs().mean(dim=1).tolist() if isinstance(weights, Tensor) else None,
     )

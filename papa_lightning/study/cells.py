@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from papa_lightning.study.settings import StudySettings
+from papa_lightning.study.settings import RECOVERED, StudySettings
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ def cells_of(settings: StudySettings) -> Iterator[Cell]:
     """All cells, in the order of the results."""
     for encoder, task in pairs(settings):
         for kind in settings.constants:
-            control = kind != "average"
+            control = kind not in ("average", RECOVERED)
             shares = {0.0, *map(float, settings.control_shares if control else settings.shares)}
-            for criterion in settings.criteria[:1] if control else settings.criteria:
+            for criterion in settings.criteria if kind == "average" else settings.criteria[:1]:
                 for share in sorted(shares):
                     for seed in settings.seeds:
                         yield Cell(encoder, task, criterion, share, kind, seed)

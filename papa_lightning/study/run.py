@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,12 @@ from papa_lightning.study.artifacts import (
     run_groups,
     warn_of_zero_mass,
 )
-from papa_lightning.study.cells import Choice, Group, cells_of, choices, pairs
+from papa_lightning.study.cells import Group, cells_of, choices, pairs
 from papa_lightning.study.executors import Backend, check_num_workers, do_pieces, gpus_of, useful_workers
+from papa_lightning.study.judged import check_pair
 from papa_lightning.study.logged import log_study
 from papa_lightning.study.parts import StudyPart
+from papa_lightning.study.plan import TRAINED, PairPlan
 from papa_lightning.study.results import CellResult, results_table, save_summary, save_table
 from papa_lightning.study.settings import StudySettings, settings_from
 from papa_lightning.study.sources import encoder_folder, plain_tasks
@@ -40,46 +42,7 @@ from papa_lightning.study.store import NAMED, StudyFolder
 from papa_lightning.study.timing import Part, Stopwatch, time_table
 from papa_lightning.study.views import StudyViews
 from papa_lightning.study.workbench import Bench
-from papa_lightning.text import Blocks, Table, tell
-
-
-@dataclass(frozen=True)
-class PairPlan:
-    """The plan of one encoder on one task.
-
-    Args:
-        encoder: Name of the encoder.
-        task: Name of the task.
-        keys: Hash of the result of every choice of heads and seed.
-        groups: The missing probes.
-        total: Number of probes, finished or not.
-        preparation: Estimated forward passes over the training rows before the first group.
-        group_cost: Estimated forward passes over the training rows for one group.
-        examples: Number of training rows.
-        about: Facts about the measurement.
-        files: Paths of constants and rankings.
-    """
-
-    encoder: str
-    task: str
-    keys: Mapping[tuple[Choice, int], str]
-    groups: list[Group]
-    total: int
-    preparation: float
-    group_cost: float
-    examples: int
-    about: Mapping[str, Any]
-    files: Mapping[str, list[dict[str, str]]]
-
-    @property
-    def missing(self) -> int:
-        """Number of probes that are still to be trained."""
-        return sum(len(group.seeds) for group in self.groups)
-
-    @property
-    def passes(self) -> float:
-        """Estimated forward passes over the training rows that are left."""
-        return self.preparation + self.group_cost * len(self.groups)
+from papa_lightning.text import tell
 
 
 class Study(StudyViews):
@@ -202,7 +165,7 @@ class Study(StudyViews):
                 self._clear(part)  # left by stopped workers
             warn_of_zero_mass(texts)
             seconds, wall = self._watch.take(), self._planning + time.perf_counter() - start
-            if progress and "probes" in seconds:
+            if progress and not {"probes", "judging"}.isdisjoint(seconds):
                 tell(time_table(seconds, wall, num_workers))
             table = self.table(plans)
             self._evidence = None
@@ -211,7 +174,7 @@ class Study(StudyViews):
             return table
 
     def unfinished(self, plans: Iterable[PairPlan]) -> int:
-        """Number of probes that are still missing, of all parts."""
+        """Number of results that are still missing, of all parts."""
         return sum(self._result(key) is None for plan in plans for key in plan.keys.values())
 
     def _own(self, part: StudyPart, plans: Sequence[PairPlan]) -> list[PairPlan]:
@@ -258,7 +221,7 @@ class Study(StudyViews):
                 if any(self._result(plan.keys[group.choice, seed]) is None for seed in group.seeds):
                     raise StudyError(f"{group}: encoder or data have changed since the plan was made: run it again.")
                 bar.set_postfix_str(f"{group.encoder}, {group.task}, share {group.choice.share:g}", refresh=False)
-                bar.update(plan.group_cost * plan.examples)
+                bar.update(plan.cost(group) * plan.examples)
             self.table(plans)
 
         device, at_least = find_device(self.settings.device), -(-num_workers // max(len(cost), 1))
@@ -282,8 +245,9 @@ class Study(StudyViews):
         keys = {(plan.encoder, plan.task): plan.keys for plan in plans}
         results = []
         for cell in cells_of(self.settings):
-            result = self._result(keys[cell.encoder, cell.task][cell.choice, cell.seed])
-            if result is not None:
+            # Tasks of embeddings have one seed.
+            key = keys[cell.encoder, cell.task].get((cell.choice, cell.seed))
+            if key is not None and (result := self._result(key)) is not None:
                 # Cells that differ in irrelevant parts, such as the criterion at share 1, share a probe.
                 own = replace(result, encoder=cell.encoder, task=cell.task, criterion=cell.criterion)
                 results.append(replace(own, constants=cell.kind))
@@ -298,8 +262,9 @@ class Study(StudyViews):
         return self._finished[key]
 
     def _plan_pair(self, bench: Bench) -> PairPlan:
+        check_pair(bench)
         encoder, task = bench.encoder, bench.name
-        chosen, seeds = choices(self.settings), self.settings.seeds
+        chosen, seeds, judged = choices(self.settings), bench.seeds, bench.judgements is not None
         keys = {(choice, seed): cell_key(bench, choice, seed) for choice in chosen for seed in seeds}
         left = {one: tuple(seed for seed in seeds if self._result(keys[one, seed]) is None) for one in chosen}
         groups = [Group(encoder, task, choice, missing) for choice, missing in left.items() if missing]
@@ -320,13 +285,15 @@ class Study(StudyViews):
             groups=groups,
             total=len(keys),
             preparation=(not average.exists()) + sum(costs) if groups else 0.0,
-            group_cost=1 + evaluated / len(bench.train),
+            group_cost=(not judged) + evaluated / len(bench.train),
             examples=len(bench.train),
             about=bench.describe(),
             files={
                 "constants": [file(average, kind="average")],
                 "rankings": [file(path, criterion=name) for name, path in rankings.items()],
             },
+            probes=not judged,
+            recovery_cost=TRAINED * self.settings.recovery.max_epochs,
         )
 
     def _about(self, plans: Iterable[PairPlan]) -> dict[str, Any]:
@@ -357,42 +324,3 @@ def format_filling(folder: StudyFolder, plans: Sequence[PairPlan]) -> list[str]:
             line = describe_filling(AttentionConstants.load(path).filled()) if path.exists() else ""
             lines += [f"{line} ({plan.encoder}, {plan.task})"] * bool(line)
     return lines
-
-
-def format_plan(plans: Sequence[PairPlan]) -> Blocks:
-    """The work that is left of a study, for the terminal.
-
-    Args:
-        plans: Result of :meth:`Study.plan`.
-
-    Returns:
-        A row for each pair: probes, finished probes, and estimated passes of the encoder over its training rows.
-    """
-    columns = ("encoder", "task", "probes", "finished", "choices left", "passes left")
-    rows = [
-        (one.encoder, one.task, f"{one.total}", f"{one.total - one.missing}", f"{len(one.groups)}", f"{one.passes:.1f}")
-        for one in plans
-    ]
-    missing, sequences = sum(plan.missing for plan in plans), sum(plan.passes * plan.examples for plan in plans)
-    left = (
-        f"{missing} probes to train; about {sequences:,.0f} sequences through an encoder (a pass goes once over the "
-        "training rows of its task)."
-    )
-    return Blocks([Table(columns, rows, left=2), left])
-
-
-def format_groups(plans: Sequence[PairPlan]) -> Table:
-    """The missing probes of a study, a row for each choice of heads, for the terminal.
-
-    Args:
-        plans: Result of :meth:`Study.plan`.
-
-    Returns:
-        Encoder, task, share, criterion, kind of constants, and the seeds of the probes.
-    """
-    columns = ("encoder", "task", "share", "criterion", "constants", "seeds")
-    rows = [
-        (one.encoder, one.task, f"{by.share:g}", by.criterion or "-", by.kind or "-", ", ".join(map(str, one.seeds)))
-        for one, by in ((group, group.choice) for plan in plans for group in plan.groups)
-    ]
-    return Table(columns, rows, left=len(columns))

@@ -7,17 +7,22 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
-from papa_lightning.calibration import constants_kind
+from papa_lightning.calibration import ConstantsKind, constants_kind
 from papa_lightning.checks import check_choice
 from papa_lightning.criteria import criterion_from
+from papa_lightning.embeddings import EmbeddingSettings
 from papa_lightning.encoders import Packing
 from papa_lightning.errors import PapaError, did_you_mean
 from papa_lightning.study.sources import plain_task
 from papa_lightning.study.training import ProbeSettings
 from papa_lightning.tasks.probes import Pooling
+from papa_lightning.tasks.recovery import RecoverySettings
 
 #: Names that can be parts of file names without ambiguity.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+#: Kind of constants of an encoder that is trained with averages in its heads, to the embeddings of the original.
+RECOVERED = "recovered"
 
 Storage = Literal["float32", "float16", "none"]
 """Storage of the hidden states; ``"none"`` runs the encoder again in every epoch."""
@@ -59,14 +64,19 @@ class StudySettings:
             encoder's. From Python also data module objects, of which the arguments are taken.
         criteria: By what heads are ranked: :data:`papa_lightning.criteria.CRITERIA`.
         shares: Shares of constant heads, from 0 to 1. Share 0 is always measured: everything is compared with it.
-        seeds: Seeds of the probe: its initial values, the order of the examples, dropout.
+        seeds: Seeds of the probe: its initial values, the order of the examples, dropout. Tasks of embeddings, which
+            have no probe, take the first.
         constants: Kinds of constants: :data:`papa_lightning.calibration.CONTROLS`, ``"sequences:N"`` for an average of
             N sequences, or ``"other:TASK"`` for the average of another task. ``"average"`` is measured at all `shares`
-            for all `criteria`; the others are controls, see `control_shares`.
+            for all `criteria`. ``"recovered"``, for tasks of embeddings, trains a copy of the encoder with these
+            constants, see `recovery`; it is measured at all `shares` with the first of `criteria`. The others are
+            controls, see `control_shares`.
         control_shares: Shares at which controls are measured, with the first of `criteria`.
         margin: Largest relative loss of score that counts as none: "3%" or 0.03. No result depends on it.
         pooling: The probe of sentence tasks; see :class:`~papa_lightning.SequenceClassificationTask`.
         probe: Recipe of the probes.
+        embedding: The vector of a text in tasks of embeddings; what is None is read from the folder of the encoder.
+        recovery: Training behind the constants ``"recovered"``.
         features: Storage of the hidden states.
         packing: Whether the encoder runs over the real tokens alone, where that is exact.
         tokens_per_batch: Largest number of tokens in a packed batch; None takes 1,536 on a CPU and 32,768 on other
@@ -88,6 +98,8 @@ class StudySettings:
     margin: str | float = "3%"
     pooling: Pooling = "layerwise"
     probe: ProbeSettings = field(default_factory=ProbeSettings)
+    embedding: EmbeddingSettings = field(default_factory=EmbeddingSettings)
+    recovery: RecoverySettings = field(default_factory=RecoverySettings)
     features: FeatureSettings = field(default_factory=FeatureSettings)
     packing: bool = True
     tokens_per_batch: int | None = None
@@ -98,7 +110,7 @@ class StudySettings:
         for name in ("encoders", "tasks"):
             check_names(name, getattr(self, name))
         object.__setattr__(self, "tasks", {name: plain_task(name, one) for name, one in self.tasks.items()})
-        for name, made in (("probe", ProbeSettings), ("features", FeatureSettings)):
+        for name, made in _PARTS.items():
             object.__setattr__(self, name, _settings(name, made, getattr(self, name)))
         for name in ("criteria", "shares", "seeds", "constants", "control_shares"):
             _check_list(name, getattr(self, name))
@@ -112,7 +124,7 @@ class StudySettings:
         for criterion in self.criteria:
             criterion_from(criterion)
         for kind in self.constants:
-            other = constants_kind(kind).other_task
+            other = kind_of(kind).other_task
             if other is not None and other not in self.tasks:
                 raise PapaError(f"constants has {kind!r}, but tasks has only {', '.join(self.tasks)}: add that task.")
         for name, task in self.tasks.items():
@@ -134,6 +146,20 @@ class StudySettings:
         for name in ("criteria", "shares", "seeds", "constants", "control_shares"):
             plain[name] = list(plain[name])
         return plain | {"encoders": dict(self.encoders), "tasks": {name: dict(one) for name, one in self.tasks.items()}}
+
+
+#: The settings of its parts, each of which may be given as a map.
+_PARTS = {
+    "probe": ProbeSettings,
+    "embedding": EmbeddingSettings,
+    "recovery": RecoverySettings,
+    "features": FeatureSettings,
+}
+
+
+def kind_of(text: str) -> ConstantsKind:
+    """The kind of constants of a setting; a PapaError for a text that means none."""
+    return constants_kind(text, also=(RECOVERED,))
 
 
 def settings_from(plain: Mapping[str, Any]) -> StudySettings:

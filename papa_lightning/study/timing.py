@@ -8,7 +8,7 @@ from typing import Literal
 
 from papa_lightning.text import Table
 
-Part = Literal["loading", "encoder", "storing", "probes", "other"]
+Part = Literal["loading", "encoder", "storing", "probes", "recovery", "judging", "other"]
 """What time is spent on."""
 
 #: What the parts are, in the order in which they are shown.
@@ -17,6 +17,8 @@ _PARTS: Mapping[Part, str] = {
     "encoder": "encoder (calibration, rankings, hidden states)",
     "storing": "storing hidden states",
     "probes": "probes (training, evaluation)",
+    "recovery": "recovery (training of encoders with constant heads)",
+    "judging": "judging embeddings",
     "other": "other",
 }
 
@@ -80,9 +82,12 @@ def time_table(seconds: Mapping[Part, float], wall: float, num_workers: int = 1)
         num_workers: Number of workers.
     """
     total = sum(seconds.values())
+    # Probes and embeddings have parts of their own, of which those that were not met are left out.
+    own: set[Part] = {"recovery", *(("storing", "probes") if "judging" in seconds else ("judging",))}
     rows = [
         (text, f"{seconds.get(part, 0.0):.1f}", f"{100 * seconds.get(part, 0.0) / total:.0f} %")
         for part, text in _PARTS.items()
+        if part in seconds or part not in own
     ]
     summed = f"; its parts are summed over {num_workers} workers" if num_workers > 1 else ""
     return Table(("part", "seconds", "share"), rows, title=f"Time: {wall:.1f} s{summed}")

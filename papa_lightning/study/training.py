@@ -88,6 +88,12 @@ class TrainedProbe:
     seconds: float
     predictions: dict[str, Predictions] = field(default_factory=dict)
 
+    @property
+    def level_weights(self) -> list[float] | None:
+        """Mean absolute position weight by level; None for a probe without such weights."""
+        weights = getattr(self.probe, "position_weights", None)
+        return weights.detach().abs().mean(dim=1).tolist() if isinstance(weights, Tensor) else None
+
 
 def train_probes(
     task: EncoderTask,

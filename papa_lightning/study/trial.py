@@ -4,10 +4,11 @@ import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from papa_lightning.study.artifacts import average_of, features_of
-from papa_lightning.study.run import PairPlan
+from papa_lightning.study.plan import PairPlan
 from papa_lightning.study.settings import StudySettings
 from papa_lightning.study.store import StudyFolder
 from papa_lightning.study.training import FeatureSet, train_sets
@@ -24,7 +25,7 @@ class PairTrial:
     Args:
         loading: Seconds to load encoder and data.
         calibrating: Seconds of a sequence in calibration.
-        encoding: Seconds of a sequence whose hidden states are stored.
+        encoding: Seconds of a sequence whose hidden states are stored, or which is embedded.
         step: Seconds of a step of the probes of all seeds.
         evaluating: Seconds in which the probes of all seeds are evaluated on a sequence.
     """
@@ -38,7 +39,7 @@ class PairTrial:
     def seconds(self, plan: PairPlan, settings: StudySettings) -> float:
         """Estimated seconds of what is left of a plan, with one worker."""
         evaluated = (plan.group_cost - 1) * plan.examples
-        encoded = len(plan.groups) * self.encoding * (plan.examples + evaluated)
+        encoded = self.encoding * (len(plan.groups) * plan.group_cost + plan.recovery) * plan.examples
         share = plan.missing / len(settings.seeds)  # choices of heads, each with the probes of all seeds
         trained = share * (self.step * settings.probe.steps(plan.examples) + self.evaluating * evaluated)
         return self.loading + self.calibrating * plan.preparation * plan.examples + encoded + trained
@@ -56,6 +57,8 @@ def try_pair(settings: StudySettings, encoder: str, task: str) -> PairTrial:
     bench = Bench(replace(settings, probe=replace(settings.probe, max_epochs=1)), encoder, task)
     loading = time.perf_counter() - start
     bench.train = bench.train.select(_some(len(bench.train)))
+    if bench.judgements is not None:
+        return _try_embeddings(bench, loading)
     name, rows = next(iter(bench.evaluations.items()))
     bench.evaluations = {name: rows.select(_some(len(rows)))}
     with tempfile.TemporaryDirectory() as place:
@@ -67,9 +70,9 @@ def try_pair(settings: StudySettings, encoder: str, task: str) -> PairTrial:
         with features_of(folder, bench, "trial", bench.evaluations) as (features, others):
             encoded = time.perf_counter()
             seeds, probe = settings.seeds, bench.settings.probe
-            train_sets(bench.task, [FeatureSet(features, {})], seeds, probe)
+            train_sets(bench.probed, [FeatureSet(features, {})], seeds, probe)
             trained = time.perf_counter()
-            train_sets(bench.task, [FeatureSet(features, others)], seeds, probe)
+            train_sets(bench.probed, [FeatureSet(features, others)], seeds, probe)
             evaluated = time.perf_counter()
     train, sequences = len(bench.train), len(bench.evaluations[name])
     return PairTrial(
@@ -79,6 +82,19 @@ def try_pair(settings: StudySettings, encoder: str, task: str) -> PairTrial:
         step=(trained - encoded) / probe.steps(train),
         evaluating=max(evaluated - trained - (trained - encoded), 0.0) / sequences,
     )
+
+
+def _try_embeddings(bench: Bench, loading: float) -> PairTrial:
+    """Calibrate on, and embed, a few training texts."""
+    embed = partial(bench.embedder.embed_rows, bench.batches())
+    embed()  # the first batches of a process are slower, and do not count
+    start = time.perf_counter()
+    embed()
+    embedded = time.perf_counter()
+    with tempfile.TemporaryDirectory() as place:
+        average_of(StudyFolder(Path(place) / "trial"), bench)
+    calibrated, texts = time.perf_counter(), len(bench.train)
+    return PairTrial(loading, (calibrated - embedded) / texts, (embedded - start) / texts, step=0.0, evaluating=0.0)
 
 
 def _some(rows: int) -> list[int]:
@@ -100,10 +116,11 @@ def format_trial(plans: Iterable[PairPlan], settings: StudySettings) -> str:
     seconds = sum(trial.seconds(plan, settings) for trial, plan in zip(trials, left, strict=True))
     each = [trial.encoding for trial in trials]
     sequence = f"{1000 * min(each):.3g}" + f" to {1000 * max(each):.3g}" * (len(each) > 1)
+    steps = [trial.step for trial in trials if trial.step]
+    probes = f", {1000 * steps[0]:.3g} ms a step of {len(settings.seeds)} probes" if steps else ""
     return (
         f"time: about {duration(seconds)} with one worker on this machine, from a trial on up to {ROWS} training rows "
-        f"({sequence} ms a sequence through an encoder, {1000 * trials[0].step:.3g} ms a step of {len(settings.seeds)} "
-        "probes)."
+        f"({sequence} ms a sequence through an encoder{probes})."
     )
 
 

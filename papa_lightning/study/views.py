@@ -69,7 +69,7 @@ class StudyViews:
     def __repr__(self) -> str:
         names = counted(len(self.settings.encoders), "encoder"), counted(len(self.settings.tasks), "task")
         done = len(list(self.folder.path.glob("cells/*.json")))
-        results = counted(done, "finished probe") if done else "no results yet"
+        results = counted(done, "finished result") if done else "no results yet"
         return f"Study({str(self.folder.path)!r}, {names[0]}, {names[1]}, {results})"
 
     def _repr_html_(self) -> str:

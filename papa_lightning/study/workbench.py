@@ -1,6 +1,7 @@
 """The workbench: one encoder and one task of a study, loaded."""
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
@@ -13,8 +14,10 @@ from papa_lightning.attention import ZeroMassRecord
 from papa_lightning.calibration import AttentionConstants
 from papa_lightning.configuration import account
 from papa_lightning.datamodules.base import TaskDataModule
+from papa_lightning.datamodules.embedding.texts import EmbeddingDataModule
 from papa_lightning.datamodules.rows.layouts import cut_padding
 from papa_lightning.datamodules.tokens import TokenDataModule
+from papa_lightning.embeddings import Embedder, Judgements
 from papa_lightning.encoders import encoder_shape
 from papa_lightning.encoders.loading import check_plain
 from papa_lightning.errors import PapaError, explanation
@@ -23,8 +26,9 @@ from papa_lightning.study.features.rows import SplitRows
 from papa_lightning.study.settings import StudySettings
 from papa_lightning.study.store import digest, encoder_identity, rows_digest
 from papa_lightning.study.timing import Stopwatch
-from papa_lightning.tasks import SequenceClassificationTask, TokenClassificationTask
+from papa_lightning.tasks import SequenceClassificationTask, SimilarityTask, TokenClassificationTask
 from papa_lightning.tasks.base import EncoderTask
+from papa_lightning.tasks.encoding import EncodingTask
 from papa_lightning.tasks.metrics import chance_level
 
 #: Settings of the probe that the task shares: the criterion "gate" trains a copy of the task.
@@ -54,6 +58,8 @@ class Bench:
     """An encoder with the probe of a task, and its tokenised rows; the first evaluation set is named "".
 
     Attributes:
+        judgements: What embeddings of the evaluation rows are judged by; None for a task with a probe.
+        units: Numbers of the pairs or queries of each evaluation set; None for all of them in the first.
         zero_mass: The watch of all its swaps.
         watch: Seconds of the work with it.
     """
@@ -72,16 +78,59 @@ class Bench:
         check_plain(folder)
         self.data = make_data(task, settings.tasks[task], folder)
         self.data.setup("fit")
-        self.task = make_task(self.data, folder, settings).to(find_device(settings.device)).eval()
+        self.task: EncodingTask = make_task(self.data, folder, settings).to(find_device(settings.device)).eval()
         self.train: Dataset = self.data.train_dataloader().dataset
         loaders: Any = self.data.val_dataloader()
         several = loaders if isinstance(loaders, list) else [loaders]
         names = ["", *self.data.validation_names[1:]]
         self.evaluations: dict[str, Dataset] = {name: one.dataset for name, one in zip(names, several, strict=False)}
+        self.judgements: Judgements | None = None
+        if isinstance(self.data, EmbeddingDataModule):
+            self.judgements = self.data.judgements("validation")
+        self.units: dict[str, Tensor] | None = None
+
+    @property
+    def seeds(self) -> Sequence[int]:
+        """Seeds of the probes; embeddings, which have none, take the first."""
+        return self.settings.seeds if self.judgements is None else self.settings.seeds[:1]
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the metrics; the first one is the score."""
+        return self.data.metrics if self.judgements is None else self.judgements.metrics
+
+    @cached_property
+    def embedder(self) -> Embedder:
+        """The embeddings by the encoder in its present state."""
+        assert isinstance(self.task, SimilarityTask)
+        return self.task.embedder
+
+    @property
+    def probed(self) -> EncoderTask:
+        """The task, where it has a probe."""
+        assert isinstance(self.task, EncoderTask)
+        return self.task
+
+    @cached_property
+    def original(self) -> Tensor:
+        """The embeddings (N, d) of the training texts with all heads dynamic, on the CPU."""
+        with self.watch.part("encoder"):
+            return self.embedder.embed_rows(self.batches())
 
     @cached_property
     def identity(self) -> dict[str, Any]:
         """Everything that the numbers of this encoder on this task depend on."""
+        return self._identity | ({} if self.judgements is None else self._judged_by)
+
+    @property
+    def _judged_by(self) -> dict[str, Any]:
+        """What only the numbers of embeddings depend on."""
+        units = None if self.units is None else {name: one.tolist() for name, one in self.units.items()}
+        embedding = {"pooling": self.embedder.pooling, "normalize": self.embedder.normalize}
+        return {"judgements": self.data.fingerprint(), "units": units, "embedding": embedding}
+
+    @property
+    def _identity(self) -> dict[str, Any]:
         return {
             "encoder": encoder_identity(self.task.encoder),
             "train": rows_digest(self.train),
@@ -89,7 +138,7 @@ class Bench:
             "max_length": self.data.max_length,
             "task": type(self.task).__name__,
             "labels": list(self.data.label_names),
-            "metrics": list(self.data.metrics),
+            "metrics": list(self.metrics),
             "computed": {
                 "batch_size": self.settings.calibration_batch_size,
                 **self.settings.packs.noted(self.task.device),
@@ -112,7 +161,7 @@ class Bench:
     def looked_through(self, rows: Dataset) -> SplitRows:
         """Rows of a split as features read them, looked through once for all choices of heads."""
         if id(rows) not in self._looked_through:
-            self._looked_through[id(rows)] = rows, SplitRows(self.task, rows)
+            self._looked_through[id(rows)] = rows, SplitRows(self.probed, rows)
         return self._looked_through[id(rows)][1]
 
     def constants(self, key: Hashable, make: Callable[[], AttentionConstants]) -> AttentionConstants:
@@ -139,17 +188,29 @@ class Bench:
         """Sizes of data and encoder, and settings of the data, for a report."""
         layers, heads = encoder_shape(self.task.encoder)
         return {
-            "train_examples": len(self.train),
-            "validation_examples": {name or "validation": len(rows) for name, rows in self.evaluations.items()},
+            **self._sizes(),
             "max_length": self.data.max_length,
             "layout": self.data.layout,
             "preset": self.data.preset,
             "data": self.data.description,
-            "metric": self.data.metrics[0],
-            "chance": chance_level(self.data.metrics[0], self.evaluations[""][:]["labels"]),
+            "metric": self.metrics[0],
             "layers": layers,
             "heads": heads,
             "hidden_size": self.task.encoder.config.hidden_size,
+        }
+
+    def _sizes(self) -> dict[str, Any]:
+        """Sizes of the data, and the score of a constant answer, which for embeddings only their answers know."""
+        if self.judgements is None:
+            rows = {name or "validation": len(rows) for name, rows in self.evaluations.items()}
+            chance = chance_level(self.metrics[0], self.evaluations[""][:]["labels"])
+            return {"train_examples": len(self.train), "validation_examples": rows, "chance": chance}
+        texts, embedder = len(self.evaluations[""]), self.embedder
+        return {
+            "calibration_texts": len(self.train),
+            f"validation_{self.judgements.kind}": len(self.judgements),
+            "validation_texts": texts,
+            "embedding": embedder.pooling + (", normalized" if embedder.normalize else ""),
         }
 
 
@@ -178,8 +239,11 @@ def build(base: type, argument: str, given: Mapping[str, Any]) -> Any:
         raise PapaError(account(str(error), argument)) from error
 
 
-def make_task(data: TaskDataModule, encoder: str, settings: StudySettings) -> EncoderTask:
-    """The task of a data module, with a frozen encoder."""
+def make_task(data: TaskDataModule, encoder: str, settings: StudySettings) -> EncodingTask:
+    """The task of a data module; the encoder of one with a probe is frozen."""
+    if isinstance(data, EmbeddingDataModule):
+        embedding = asdict(settings.embedding)
+        return SimilarityTask(encoder=encoder, max_length=data.max_length, packing=settings.packing, **embedding)
     arguments: dict[str, Any] = {
         "encoder": encoder,
         "num_labels": data.num_labels,

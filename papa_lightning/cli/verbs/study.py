@@ -83,7 +83,7 @@ def _study_shares(
         tell(format_plan(plans))
         table = one.run(plans, num_workers=num_workers, backend=backend, part=part)
         if left := one.unfinished(plans):
-            tell(f"part {part} is finished; {left} probes of other parts are still to be trained")
+            tell(f"part {part} is finished; {left} results of other parts are still missing")
             return table
         found = one.evidence
         tell(format_summary(found.summary, found.notes), *encoder_tables(found))

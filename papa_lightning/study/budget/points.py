@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 
@@ -12,15 +12,19 @@ import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset
+from torch import Tensor
 
 from papa_lightning.calibration import AttentionConstants
 from papa_lightning.datamodules.base import TaskDataModule
+from papa_lightning.embeddings import Judgements
 from papa_lightning.errors import StudyError
 from papa_lightning.ranking import HeadRanking
 from papa_lightning.study.artifacts import average_key, cell_result, features_of, save_cell, swapped
 from papa_lightning.study.budget.settings import ENCODER, TASK, BudgetSettings
 from papa_lightning.study.cells import Choice
-from papa_lightning.study.intervals import Basis, Estimate, Sample, estimate, relative_estimate
+from papa_lightning.study.intervals import Basis, Estimate, Sample, Unit, estimate, relative_estimate
+from papa_lightning.study.judged import check_pair, judge, scores_of
+from papa_lightning.study.predictions import Evaluation
 from papa_lightning.study.resampling import Probes, bounds_of
 from papa_lightning.study.results import CellResult
 from papa_lightning.study.statistics import stored_predictions
@@ -33,6 +37,7 @@ from papa_lightning.text import counted
 
 #: Name of the evaluation set on which a choice is confirmed; the set for the choice is the first one, named "".
 HELD_OUT = "held_out"
+_FEWEST_UNITS = 4
 _REMEDIES = (
     "train the probe longer (probe.max_epochs), or with another probe.learning_rate, or take more training and "
     "validation rows"
@@ -42,6 +47,11 @@ _REMEDIES = (
 def open_split_bench(settings: BudgetSettings) -> tuple[Bench, str]:
     """Load encoder and task, with selection and held-out rows as evaluation sets, and the origin of the latter."""
     bench = Bench(settings.study(), ENCODER, TASK)
+    check_pair(bench)
+    drawn = f"half of the validation split, drawn with seed {settings.split_seed}"
+    if bench.judgements is not None:
+        bench.units = dict(zip(("", HELD_OUT), _halves_of(bench.judgements, settings.split_seed), strict=True))
+        return bench, drawn
     with bench.watch.part("loading"):
         validation, test = bench.evaluations[""], _labelled_test(bench.data)
     if test is not None:
@@ -49,7 +59,7 @@ def open_split_bench(settings: BudgetSettings) -> tuple[Bench, str]:
         return bench, "the test split"
     selection, held_out = halves(validation, settings.split_seed)
     bench.evaluations = {"": selection, HELD_OUT: held_out}
-    return bench, f"half of the validation split, drawn with seed {settings.split_seed}"
+    return bench, drawn
 
 
 def halves(rows: Dataset, seed: int) -> tuple[Dataset, Dataset]:
@@ -62,6 +72,18 @@ def halves(rows: Dataset, seed: int) -> tuple[Dataset, Dataset]:
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
     middle = len(rows) // 2
     return rows.select(sorted(order[:middle])), rows.select(sorted(order[middle:]))
+
+
+def _halves_of(judgements: Judgements, seed: int) -> tuple[Tensor, Tensor]:
+    """The numbers of two random halves of pairs or queries, each in order."""
+    number = len(judgements)
+    if number < _FEWEST_UNITS:
+        raise StudyError(
+            f"task has {number} validation {judgements.kind}, but a choice of heads and its confirmation need some of "
+            f"their own: pass at least {_FEWEST_UNITS} (max_eval_examples?)."
+        )
+    order = torch.randperm(number, generator=torch.Generator().manual_seed(seed))
+    return order[: number // 2].sort().values, order[number // 2 :].sort().values
 
 
 def _labelled_test(data: TaskDataModule) -> Dataset | None:
@@ -192,25 +214,33 @@ class Points:
             StudyError: When it is 0 or no number for a seed, or does not beat chance: a loss of it means nothing.
         """
         rows, metric = "held-out" if held_out else "selection", self.at(0).metric
-        for seed, score in zip(self._bench.settings.seeds, self.at(0).scores(held_out), strict=True):
+        judged = self._bench.judgements
+        remedies = _REMEDIES if judged is None else f"take another encoder, or more {judged.kind}"
+        for seed, score in zip(self._bench.seeds, self.at(0).scores(held_out), strict=True):
             if score == 0 or not math.isfinite(score):
                 raise StudyError(
                     f"{metric} of seed {seed} is {score} on the {rows} data with all heads dynamic, so that there is "
-                    f"no relative loss of it: {_REMEDIES}."
+                    f"no relative loss of it: {remedies}."
                 )
-        sample = self._sample(0, held_out)
-        labels = self._bench.evaluations[HELD_OUT if held_out else ""][:]["labels"]
-        name = self._metric(held_out)
-        chance = self._probes.chance(name, chance_level(metric, torch.as_tensor(labels)), len(sample.seeds))
+        sample, name = self._sample(0, held_out), self._metric(held_out)
+        chance = self._probes.chance(name, self._chance_level(held_out), len(sample.seeds))
         above = Estimate(math.nan) if chance is None else estimate(sample.minus(chance))
         level = math.nan if chance is None else float(chance.seeds[0])
         found = Baseline(estimate(sample, bounds_of(metric)), level, above)
         if not found.beats_chance:
+            size = Size.of(self._bench, held_out)
             raise StudyError(
-                f"{metric} on the {rows} data does not beat chance: {found} ({counted(len(labels), 'example')}, "
-                f"{counted(len(sample.seeds), 'seed')}). A loss of it would mean nothing: {_REMEDIES}."
+                f"{metric} on the {rows} data does not beat chance: {found} ({size}). A loss of it would mean nothing: "
+                f"{remedies}."
             )
         return found
+
+    def _chance_level(self, held_out: bool) -> float | None:
+        """The best score of a constant answer; None for embeddings, whose answers know it."""
+        if self._bench.judgements is not None:
+            return None
+        labels = self._bench.evaluations[HELD_OUT if held_out else ""][:]["labels"]
+        return chance_level(self.at(0).metric, torch.as_tensor(labels))
 
     def _metric(self, held_out: bool) -> str:
         metric = self.at(0).metric
@@ -243,24 +273,65 @@ class Points:
         bench, settings = self._bench, self._bench.settings
         chosen = sorted(self._ranking.first(heads))
         seen = digest([bench.identity, average_key(bench, "average"), chosen, settings.features.storage == "float16"])
-        keys = {seed: digest([seen, asdict(settings.probe), settings.pooling, seed]) for seed in settings.seeds}
+        keys = {seed: digest([seen, asdict(settings.probe), settings.pooling, seed]) for seed in bench.seeds}
         missing = [seed for seed, key in keys.items() if not self._folder.cell(key).exists()]
         if missing:
-            total, start = len(self._ranking.heads), time.perf_counter()
-            choice = Choice(heads / total, self._ranking.criterion, "average")
-            with (
-                swapped(bench, self._constants, chosen),
-                features_of(self._folder, bench, seen, bench.evaluations) as (train, evaluations),
-            ):
-                shared = (time.perf_counter() - start) / len(missing)
-                with bench.watch.part("probes"):
-                    trained = train_probes(bench.task, train, evaluations, missing, settings.probe)
-                for probe in trained:
-                    key = keys[probe.seed]
-                    result = cell_result(bench, choice, (heads, total), probe, shared + probe.seconds, key)
-                    save_cell(self._folder, result, probe)
+            with swapped(bench, self._constants, chosen):
+                measure = self._train if bench.judgements is None else self._judge
+                measure(heads, seen, {seed: keys[seed] for seed in missing})
         results = tuple(self._folder.result(key, CellResult.load) for key in keys.values())
-        return Point(heads, results, bench.data.metrics[0])
+        return Point(heads, results, bench.metrics[0])
+
+    def _train(self, heads: int, seen: str, keys: Mapping[int, str]) -> None:
+        """Train the probes of some seeds, and write the results under their keys."""
+        bench, start = self._bench, time.perf_counter()
+        with features_of(self._folder, bench, seen, bench.evaluations) as (train, evaluations):
+            shared = (time.perf_counter() - start) / len(keys)
+            with bench.watch.part("probes"):
+                trained = train_probes(bench.probed, train, evaluations, list(keys), bench.settings.probe)
+        for one in trained:
+            self._save(heads, one.seed, one.scores, shared + one.seconds, keys[one.seed], one.predictions)
+
+    def _judge(self, heads: int, seen: str, keys: Mapping[int, str]) -> None:
+        """Judge the embeddings, and write the result under its key."""
+        start, found = time.perf_counter(), judge(self._bench)
+        for seed, key in keys.items():
+            self._save(heads, seed, scores_of(found), time.perf_counter() - start, key, found)
+
+    def _save(
+        self,
+        heads: int,
+        seed: int,
+        scores: Mapping[str, float],
+        seconds: float,
+        key: str,
+        predictions: Mapping[str, Evaluation],
+    ) -> None:
+        total = len(self._ranking.heads)
+        choice = Choice(heads / total, self._ranking.criterion, "average")
+        result = cell_result(self._bench, choice, (heads, total), seed, scores, seconds, key)
+        save_cell(self._folder, result, predictions)
+
+
+@dataclass(frozen=True)
+class Size:
+    """Number of selection or held-out examples of a probe, or pairs or queries, which have no seeds (0)."""
+
+    number: int
+    unit: Unit
+    seeds: int
+
+    @classmethod
+    def of(cls, bench: Bench, held_out: bool) -> Size:
+        """The size of the selection or held-out rows."""
+        name = HELD_OUT if held_out else ""
+        if bench.judgements is None or bench.units is None:
+            return cls(len(bench.evaluations[name]), "examples", len(bench.seeds))
+        return cls(len(bench.units[name]), bench.judgements.kind, 0)
+
+    def __str__(self) -> str:
+        """The size in words: "250 examples, 3 seeds", "750 pairs"."""
+        return f"{self.number} {self.unit}" + (f", {counted(self.seeds, 'seed')}" if self.seeds else "")
 
 
 def largest_within(fits: Callable[[int], bool], total: int) -> int:

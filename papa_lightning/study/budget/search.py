@@ -19,14 +19,15 @@ from papa_lightning.progress import Progress
 from papa_lightning.ranking import HeadRanking
 from papa_lightning.runtime import find_device, machine_facts
 from papa_lightning.study.artifacts import average_of, constants_of, probe_loss, ranking_of, warn_of_zero_mass
-from papa_lightning.study.budget.points import HELD_OUT, Baseline, Drop, Point, Points, largest_within, open_split_bench
+from papa_lightning.study.budget.points import Baseline, Drop, Point, Points, Size, largest_within, open_split_bench
 from papa_lightning.study.budget.settings import BudgetSettings
 from papa_lightning.study.executors import interruptible
+from papa_lightning.study.judged import ranking_inputs
 from papa_lightning.study.store import StudyFolder, digest
 from papa_lightning.study.timing import time_table
 from papa_lightning.study.verdicts import ROUNDING, verdict_words
 from papa_lightning.study.workbench import Bench
-from papa_lightning.text import Table, counted, tell
+from papa_lightning.text import Table, tell
 
 _FORMAT = "papa_lightning.head_budget/1"
 RANKING_FILE, CONSTANTS_FILE, BUDGET_FILE = "ranking.json", "constants.safetensors", "budget.json"
@@ -36,7 +37,8 @@ RANKING_FILE, CONSTANTS_FILE, BUDGET_FILE = "ranking.json", "constants.safetenso
 class HeadBudget:
     """The largest number of constant heads within a loss, chosen on the selection rows; 0 if no head can be.
 
-    `tried` has the drop on the selection rows of each of the points; the baselines are on selection and held-out rows.
+    `tried` has the drop on the selection rows of each of the points; baselines and sizes are those of selection and
+    held-out rows.
     """
 
     settings: BudgetSettings
@@ -48,6 +50,7 @@ class HeadBudget:
     tried: tuple[Drop, ...]
     baselines: tuple[Baseline, Baseline]
     about: Mapping[str, Any]
+    sizes: tuple[Size, Size]
 
     @property
     def total(self) -> int:
@@ -80,7 +83,7 @@ def _plan(settings: BudgetSettings, output: Path, folder: StudyFolder, progress:
         heads = _search(points, len(ranking.heads), settings.limit, progress)
     warn_of_zero_mass([bench.zero_mass.text])
     wall, seconds = time.perf_counter() - start, bench.watch.take()
-    if progress and "probes" in seconds:
+    if progress and not {"probes", "judging"}.isdisjoint(seconds):
         tell(time_table(seconds, wall))
     about = _about(bench, settings, held_out) | {"seconds": round(wall, 1)}
     about |= {"filled": describe_filling(used).removeprefix("filled ")}
@@ -95,6 +98,7 @@ def _plan(settings: BudgetSettings, output: Path, folder: StudyFolder, progress:
         tried=tuple(map(points.drop, numbers)),
         baselines=(points.baseline(held_out=False), points.baseline(held_out=True)),
         about=about,
+        sizes=(Size.of(bench, held_out=False), Size.of(bench, held_out=True)),
     )
     # The old budget.json goes first and the new one comes last: it never stands beside files of another budget.
     (output / BUDGET_FILE).unlink(missing_ok=True)
@@ -124,6 +128,8 @@ def _ranking(folder: StudyFolder, bench: Bench, settings: BudgetSettings) -> Hea
     """The order of the heads: by a criterion from the training rows, or by greedy search on the selection rows."""
     if settings.search == "share":
         return ranking_of(folder, bench, settings.criterion)
+    if bench.judgements is not None:
+        return _greedy_embeddings(folder, bench, settings.search_sequences)
     probe = [asdict(settings.probe), settings.pooling, settings.seeds[0], settings.features.storage == "float16"]
     depends = [bench.identity, probe, settings.search_sequences, settings.split_seed]
     path = folder.ranking(bench.encoder, bench.name, "greedy-selection", digest(depends))
@@ -141,15 +147,25 @@ def _ranking(folder: StudyFolder, bench: Bench, settings: BudgetSettings) -> Hea
     return HeadRanking.load(path)
 
 
+def _greedy_embeddings(folder: StudyFolder, bench: Bench, sequences: int) -> HeadRanking:
+    """The order of a greedy search by the change of embeddings of training texts, which no selection pair can bias."""
+    path = folder.ranking(bench.encoder, bench.name, "greedy-texts", digest([bench.identity, sequences]))
+    if not path.exists():
+        inputs = ranking_inputs(bench, "greedy", constants_of(folder, bench))
+        rank_heads(GreedySearch(sequences), inputs).save(path)
+    return HeadRanking.load(path)
+
+
 def _about(bench: Bench, settings: BudgetSettings, held_out: str) -> dict[str, Any]:
     """Facts about the measurement."""
     described = bench.describe()
-    del described["validation_examples"]
+    selection, confirmation = Size.of(bench, held_out=False), Size.of(bench, held_out=True)
+    del described[f"validation_{selection.unit}"]
     return {
         **machine_facts(find_device(settings.device)),
         **described,
-        "selection_examples": len(bench.evaluations[""]),
-        "held_out_examples": len(bench.evaluations[HELD_OUT]),
+        f"selection_{selection.unit}": selection.number,
+        f"held_out_{confirmation.unit}": confirmation.number,
         "held_out": held_out,
         "dtype": "float32",
         "features": settings.features.storage,
@@ -210,7 +226,7 @@ def format_budget(plan: HeadBudget, output: str | Path) -> str:
 
 def _found(plan: HeadBudget) -> str:
     metric, limit = plan.points[0].metric, _limit(plan)
-    examples = f"{plan.about['selection_examples']} examples, {counted(len(plan.settings.seeds), 'seed')}"
+    examples = str(plan.sizes[0])
     by = "greedy search" if plan.settings.search == "greedy" else f"criterion {plan.ranking.criterion}"
     if plan.heads == 0:
         tried = next((point for point in plan.points if point.heads > 0), None)
@@ -230,11 +246,12 @@ def _verdict(plan: HeadBudget) -> str:
         return "nothing to confirm"
     drop = plan.held_out
     words = {"within": "confirmed", "beyond": "NOT confirmed", "open": "not settled", "": "NOT confirmed, no interval"}
-    notes = [f"{plan.about['held_out_examples']} held-out examples, {plan.about['held_out']}"]
+    size = plan.sizes[1]
+    notes = [f"{size.number} held-out {size.unit}, {plan.about['held_out']}"]
     if not math.isnan(drop.low):
         notes.insert(0, f"95 % interval over {drop.basis} {_percent(drop.low)} to {_percent(drop.high)}")
     if drop.verdict == "open":
-        notes.append(verdict_words("open", plan.settings.limit, drop.examples_needed).partition(": ")[2])
+        notes.append(verdict_words("open", plan.settings.limit, drop.examples_needed, size.unit).partition(": ")[2])
     return f"{words[drop.verdict]}: {plan.points[0].metric} {_moves(drop)} ({'; '.join(filter(None, notes))})"
 
 

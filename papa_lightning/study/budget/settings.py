@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from papa_lightning.checks import check_choice
+from papa_lightning.embeddings import EmbeddingSettings
 from papa_lightning.errors import PapaError
 from papa_lightning.study.settings import FeatureSettings, StudySettings, read_share
 from papa_lightning.study.training import ProbeSettings
@@ -28,11 +29,15 @@ class BudgetSettings:
         search: ``"share"``: heads become constant in the order of `criterion`. ``"greedy"``: in the order of a greedy
             search on the selection data, see :class:`~papa_lightning.criteria.GreedySearch`.
         criterion: Criterion that ``"share"`` ranks by: :data:`papa_lightning.criteria.CRITERIA`.
-        seeds: Seeds of the probe. Losses are means over them.
-        search_sequences: Sequences of the selection data for every measurement of greedy search.
-        split_seed: Seed of the halves of the validation data, used without a labelled test split.
+        seeds: Seeds of the probe. Losses are means over them. A task of embeddings, which has no probe, takes the
+            first.
+        search_sequences: Sequences of the selection data for every measurement of greedy search; of the training texts
+            in a task of embeddings.
+        split_seed: Seed of the halves of the validation data, used without a labelled test split, and of the halves of
+            the pairs or queries.
         pooling: The probe of sentence tasks; see :class:`~papa_lightning.SequenceClassificationTask`.
         probe: Recipe of the probes.
+        embedding: The vector of a text in a task of embeddings; what is None is read from the folder of the encoder.
         features: Storage of the hidden states.
         packing: Whether the encoder runs over the real tokens alone, where that is exact.
         tokens_per_batch: Largest number of tokens in a packed batch; None takes 1,536 on a CPU and 32,768 on other
@@ -54,6 +59,7 @@ class BudgetSettings:
     split_seed: int = 0
     pooling: Pooling = "layerwise"
     probe: ProbeSettings = field(default_factory=ProbeSettings)
+    embedding: EmbeddingSettings = field(default_factory=EmbeddingSettings)
     features: FeatureSettings = field(default_factory=FeatureSettings)
     packing: bool = True
     tokens_per_batch: int | None = None
@@ -80,6 +86,7 @@ class BudgetSettings:
             "seeds",
             "pooling",
             "probe",
+            "embedding",
             "features",
             "packing",
             "tokens_per_batch",

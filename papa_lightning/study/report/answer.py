@@ -15,7 +15,8 @@ from papa_lightning.study.report.applied import Applied, load_applied
 from papa_lightning.study.report.data import StudyData
 from papa_lightning.study.report.findings import interval, number, percent
 from papa_lightning.study.report.sections import SECTIONS, Block, Card, Cards, Figures, Folded, Links, Text
-from papa_lightning.study.verdicts import verdict_words
+from papa_lightning.study.settings import RECOVERED
+from papa_lightning.study.verdicts import counted_units, verdict_words
 from papa_lightning.text import Table, counted
 
 #: Most pairs of an encoder and a task that get cards of their own; more are a table.
@@ -118,16 +119,27 @@ def _how_many(data: StudyData, proposal: Proposal) -> Card:
     elif row["verdict"] == "beyond":
         answer, lines = "None that was measured", [f"{heads} ({share}) cost more than {limit} of {row['metric']}."]
     else:
-        words = verdict_words("open", row["margin"], row["examples_needed"])
+        words = verdict_words("open", row["margin"], row["examples_needed"], row["unit"])
         answer, lines = (
             "Not settled",
             [f"Whether {heads} ({share}) cost at most {limit} of {row['metric']} is {words}."],
         )
     if following is not None:
-        words = verdict_words(following["verdict"], following["margin"], following["examples_needed"])
+        words = _words(following)
         change = _change(following, "relative")
         lines.append(f"Next measured: {following['constant_heads']} heads, {change}{f': {words}' if words else ''}.")
-    return Card("How many?", answer, [*lines, *_chance(data, proposal)])
+    return Card("How many?", answer, [*lines, *_recovered(data, proposal), *_chance(data, proposal)])
+
+
+def _recovered(data: StudyData, proposal: Proposal) -> list[str]:
+    """The largest number of heads within the margin where the encoder was trained with its constants."""
+    pair = proposal.encoder, proposal.task
+    found = data.evidence.largest_within(*pair, str(proposal.row["criterion"]), RECOVERED)
+    if found is not None:
+        heads = f"{found['constant_heads']} of {found['total_heads']} heads, {_change(found, 'relative')}"
+        return [f"With recovery, a training to the embeddings of the original: {heads}: {_words(found)}."]
+    first = data.evidence.next_after(None, *pair, str(proposal.row["criterion"]), RECOVERED)
+    return [] if first is None else [f"With recovery {first['constant_heads']} heads: {_words(first)}."]
 
 
 def _chance(data: StudyData, proposal: Proposal) -> list[str]:
@@ -183,8 +195,12 @@ def _cost(data: StudyData, proposal: Proposal, applied: Applied | None) -> Card:
 
 
 def _basis(row: pd.Series) -> str:
-    parts = [counted(int(row["examples"]), "validation example")] if row["examples"] else []
-    return ", ".join([*parts, counted(int(row["n"]), "seed")])
+    parts = [counted_units(int(row["examples"]), row["unit"])] if row["examples"] else []
+    return ", ".join(parts + [counted(int(row["n"]), "seed")] * (row["unit"] == "examples"))
+
+
+def _words(row: pd.Series) -> str:
+    return verdict_words(row["verdict"], row["margin"], row["examples_needed"], row["unit"])
 
 
 def _random(data: StudyData, proposal: Proposal) -> str:
@@ -233,7 +249,7 @@ def _change(row: pd.Series, name: str) -> str:
 def _line(data: StudyData, proposal: Proposal, applied: Applied | None) -> list[str]:
     row, baseline = proposal.row, data.baseline(proposal.encoder, proposal.task)
     name = "difference" if math.isnan(row["relative"]) else "relative"
-    words = verdict_words(row["verdict"], row["margin"], row["examples_needed"])
+    words = _words(row)
     before = "?" if baseline is None else number(baseline["mean"])
     return [
         proposal.encoder,

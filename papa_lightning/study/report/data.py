@@ -12,6 +12,7 @@ import pandas as pd
 from papa_lightning.errors import PapaError, StudyError
 from papa_lightning.study.intervals import mean_interval
 from papa_lightning.study.results import CellResult
+from papa_lightning.study.settings import RECOVERED
 from papa_lightning.study.statistics import Evidence
 from papa_lightning.study.store import NAMED, StudyFolder
 
@@ -92,10 +93,16 @@ class StudyData:
         rows = self._scores_of(encoder, task)
         return rows[rows["constants"] == "average"]
 
+    def with_recovery(self, encoder: str, task: str) -> pd.DataFrame:
+        """The rows of :meth:`curves`, and those of trained encoders as one more criterion."""
+        rows = self._scores_of(encoder, task)
+        trained = rows[rows["constants"] == RECOVERED]
+        return pd.concat([self.curves(encoder, task), trained.assign(criterion=trained["criterion"] + ", recovered")])
+
     def controls(self, encoder: str, task: str) -> pd.DataFrame:
         """Scores of a pair with every kind of constants, averaged attention first, by the criterion of the controls."""
         rows = self._scores_of(encoder, task)
-        others = rows[rows["constants"] != "average"]
+        others = rows[~rows["constants"].isin(("average", RECOVERED))]
         if not len(others):
             return others
         rows = pd.concat([rows[rows["constants"] == "average"], others])
@@ -136,6 +143,11 @@ class StudyData:
         pair, parts = self._about(encoder, task), []
         if (train := pair.get("train_examples")) is not None:
             parts.append(f"{train} training examples")
+        if (texts := pair.get("calibration_texts")) is not None:
+            parts.append(f"calibrated on {texts} texts")
+        parts += [
+            f"{pair[f'validation_{unit}']} {unit}" for unit in ("pairs", "queries") if f"validation_{unit}" in pair
+        ]
         validation = pair.get("validation_examples")
         for name, count in validation.items() if isinstance(validation, Mapping) else ():
             parts.append(f"{count} validation examples" + ("" if name == "validation" else f" of {name}"))

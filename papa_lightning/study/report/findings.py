@@ -86,8 +86,12 @@ def table_section(data: StudyData, figures: Figures) -> list[Block]:
         rows = rows.sort_values(["is_score", "metric"], ascending=[False, True], kind="stable")
         random = bool((rows["rankings"] > 1).any())
         columns = ["metric", "constants", "criterion", "share", "seeds", "score", "difference", "relative", "verdict"]
+        columns += ["spread of rankings"] * random
         lines = [_line(row, random) for _, row in rows.iterrows()]
-        table = Table(columns + ["spread of rankings"] * random, lines, left=3)
+        if rows["unit"].iloc[0] != "examples":  # embeddings have no seeds
+            seeds = columns.index("seeds")
+            columns, *lines = ([*line[:seeds], *line[seeds + 1 :]] for line in (columns, *lines))
+        table = Table(columns, lines, left=3)
         blocks += [Text(f"{encoder}, {task}", "heading"), table]
     return blocks
 
@@ -145,7 +149,7 @@ def _line(row: pd.Series, random: bool) -> list[str]:
     for name in ("difference", "relative"):
         at_zero = row["share"] == 0.0
         cells.append("" if at_zero else _estimate(row, name, f"{name}_low", f"{name}_high", True))
-    cells.append(verdict_words(row["verdict"], row["margin"], row["examples_needed"]))
+    cells.append(verdict_words(row["verdict"], row["margin"], row["examples_needed"], row["unit"]))
     spread = row["ranking_deviation"]
     return cells + ([number(spread) if pd.notna(spread) else ""] if random else [])
 

@@ -44,12 +44,11 @@ def _shares_latex(folder: str | Path) -> str:
     table.columns = pd.Index([f"{share:.4g} %" for share in table.columns])
     shown = table.reset_index()
     kept = [name for name in names if name in ("encoder", "task", "criterion") or shown[name].nunique() > 1]
-    seeds = counted(int(own["n"].max()), "seed")
+    probes = set(own["unit"]) == {"examples"}
+    seeds = f": means over {counted(int(own['n'].max()), 'seed')}" if probes else ""
     basis = ", ".join(found for found in dict.fromkeys(own["basis"]) if found != "none")
     metrics = ", ".join(dict.fromkeys(own["metric"]))
-    caption = f"{metrics} by share of constant heads: means over {seeds}" + (
-        f", 95 % intervals over {basis}." if basis else "."
-    )
+    caption = f"{metrics} by share of constant heads{seeds}" + (f", 95 % intervals over {basis}." if basis else ".")
     return _latex(shown[[*kept, *table.columns]].fillna("--"), len(kept), caption)
 
 

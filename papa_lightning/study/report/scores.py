@@ -4,13 +4,14 @@ import math
 
 import pandas as pd
 
-from papa_lightning.calibration import CONTROLS, constants_kind
+from papa_lightning.calibration import CONTROLS
 from papa_lightning.figures.bars import control_points, drop_against_baseline
 from papa_lightning.figures.curves import score_curves, sequences_curve
 from papa_lightning.study.correlation import RankCorrelation, rank_correlation
 from papa_lightning.study.report.data import StudyData
 from papa_lightning.study.report.findings import number, seeds_in_words, telling_shares
 from papa_lightning.study.report.sections import SECTIONS, Block, Drawing, Drawings, Figures, Text, noted
+from papa_lightning.study.settings import kind_of
 
 #: Fewest encoders for a conclusion from a rank correlation: four in the same order happen once in 24 by chance.
 TELLING_ENCODERS = 5
@@ -22,7 +23,7 @@ def curve_section(data: StudyData, figures: Figures) -> list[Block]:
     """Score against share of constant heads, a figure for each encoder and task."""
     drawn = []
     for encoder, task in data.pairs:
-        rows = data.curves(encoder, task)
+        rows = data.with_recovery(encoder, task)
         if rows["mean"].notna().any():
             caption = (
                 f"{encoder}, {task}: {rows['metric'].iloc[0]} by share of constant heads, one line for each criterion "
@@ -50,7 +51,7 @@ def control_section(data: StudyData, figures: Figures) -> list[Block]:
             drawn += _control_figures(data, figures, rows[rows["share"].isin(shares)], shares[-1])
     note = (
         "If another kind of constants scores as well as the average, the content of the average does not matter for "
-        "the task: the encoder does not need that information, or the probe makes up for it."
+        "the task: the encoder does not need that information, or a probe makes up for it."
     )
     return noted(note, drawn)
 
@@ -88,7 +89,7 @@ def _control_figures(data: StudyData, figures: Figures, rows: pd.DataFrame, shar
         f"ranked by {rows['criterion'].iloc[0]}. {_measured(data, rows)}"
     )
     drawn = [figures.add(control_points(rows, title, baseline), ["controls", encoder, task], caption)]
-    counts = {kind: constants_kind(kind).sequences for kind in dict.fromkeys(rows["constants"])}
+    counts = {kind: kind_of(kind).sequences for kind in dict.fromkeys(rows["constants"])}
     chosen = rows[(rows["share"] == share) & rows["constants"].map(lambda kind: counts[kind] is not None)]
     if len(chosen) > 1:
         whole = rows.loc[(rows["share"] == share) & (rows["constants"] == "average"), "mean"]
@@ -107,7 +108,7 @@ def _in_order(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows by kind of constants: the plain kinds, those of other tasks, and sequences by their number."""
 
     def place(kind: str) -> tuple[int, int]:
-        parsed = constants_kind(kind)
+        parsed = kind_of(kind)
         if parsed.sequences is not None:
             return 2, parsed.sequences
         plain = list(CONTROLS)
@@ -154,11 +155,13 @@ def _measured(data: StudyData, rows: pd.DataFrame) -> str:
 def _error_bars(rows: pd.DataFrame) -> str:
     least, most = int(rows["n"].min()), int(rows["n"].max())
     basis = [one for one in dict.fromkeys(rows["basis"]) if one != "none"]
+    random = int(rows["rankings"].max())
+    orders = f"; random is the mean of {random} random orders" if random > 1 else ""
+    if rows["unit"].iloc[0] != "examples":  # embeddings, which have no seeds
+        return f"Error bars are 95 % intervals over {' or '.join(basis) or 'nothing'}{orders}."
     if not basis:
         return f"{seeds_in_words(most).capitalize()} of the probe and no predictions, so no error bars."
     seeds = seeds_in_words(most) if least == most else f"{least} to {most} seeds"
-    random = int(rows["rankings"].max())
-    orders = f"; random is the mean of {random} random orders" if random > 1 else ""
     return f"Means over {seeds} of the probe{orders}; error bars are 95 % intervals over {' or '.join(basis)}."
 
 

@@ -26,6 +26,12 @@ def test_controls_have_their_own_shares_and_the_first_criterion_only() -> None:
     assert {(cell.criterion, cell.share) for cell in found} == {("variance", 0.0), ("variance", 0.25)}
 
 
+def test_recovery_has_all_shares_and_the_first_criterion_only() -> None:
+    given = settings(criteria=["variance", "random"], constants=["average", "recovered"], control_shares=[0.25])
+    found = [cell for cell in cells_of(given) if cell.kind == "recovered"]
+    assert {(cell.criterion, cell.share) for cell in found} == {("variance", share) for share in (0.0, 0.5, 1.0)}
+
+
 def test_what_the_heads_do_not_depend_on_is_done_once() -> None:
     given = settings(criteria=["variance", "random"], constants=["average", "zero"])
     assert choices(given) == [

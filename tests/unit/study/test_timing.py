@@ -70,6 +70,11 @@ def test_seconds_from_elsewhere_are_added(clock: Clock) -> None:
     assert watch.take() == {"probes": 8.0}
 
 
+def test_embeddings_have_parts_of_their_own() -> None:
+    lines = str(time_table({"encoder": 6.0, "judging": 2.0, "recovery": 1.0}, wall=9.5)).splitlines()
+    assert [line.split()[0] for line in lines[2:]] == ["loading", "encoder", "recovery", "judging", "other"]
+
+
 def test_the_table_has_every_part_and_says_what_is_summed() -> None:
     lines = str(time_table({"encoder": 6.0, "probes": 2.0}, wall=9.5)).splitlines()
     assert lines[0] == "Time: 9.5 s"

@@ -14,13 +14,16 @@ GIVEN: dict[str, Any] = {"encoders": {"e": "folder"}, "tasks": {"t": {"class_pat
 
 def test_seconds_are_those_of_the_trial_times_the_counts() -> None:
     settings = StudySettings(**GIVEN, seeds=(0, 1), probe={"max_epochs": 3, "batch_size": 10})
-    plan: Any = SimpleNamespace(examples=100, group_cost=1.5, preparation=2.0, groups=[0, 1, 2], missing=6)
+    counts = {"examples": 100, "group_cost": 1.5, "preparation": 2.0, "missing": 6, "recovery": 0.0}
+    plan: Any = SimpleNamespace(**counts, groups=[0, 1, 2])
     alone = PairTrial(loading=7.0, calibrating=0.0, encoding=0.0, step=0.0, evaluating=0.0)
     assert alone.seconds(plan, settings) == 7
     assert PairTrial(0, 0.1, 0, 0, 0).seconds(plan, settings) == pytest.approx(0.1 * 200)
     assert PairTrial(0, 0, 0.1, 0, 0).seconds(plan, settings) == pytest.approx(0.1 * 3 * 150)
     assert PairTrial(0, 0, 0, 0.1, 0).seconds(plan, settings) == pytest.approx(0.1 * 3 * 30)
     assert PairTrial(0, 0, 0, 0, 0.1).seconds(plan, settings) == pytest.approx(0.1 * 3 * 50)
+    plan.recovery = 18.0  # passes over the training rows, of encoders that are trained
+    assert PairTrial(0, 0, 0.1, 0, 0).seconds(plan, settings) == pytest.approx(0.1 * (3 * 150 + 1800))
 
 
 def test_durations_are_words() -> None:

@@ -30,7 +30,7 @@ def views(folder: Path, **shape: Any) -> Study:
 def test_a_study_shows_its_results(tmp_path: Path) -> None:
     study = views(tmp_path, shares=(0.0, 0.5, 1.0), seeds=(0, 1))
     assert len(study.results()) == 2 * 3 * 2 * 2, "criteria, shares, seeds, metrics"
-    assert repr(study) == f"Study({str(tmp_path)!r}, 1 encoder, 1 task, 8 finished probes)"
+    assert repr(study) == f"Study({str(tmp_path)!r}, 1 encoder, 1 task, 8 finished results)"
     summary = study.summary()
     assert len(summary) == 2 * 3
     assert {"mean", "low", "high", "verdict"} <= set(summary.columns)

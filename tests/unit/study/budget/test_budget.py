@@ -413,7 +413,7 @@ def test_greedy_search_sees_rows_of_the_selection_only(known, encoder_folder, da
     monkeypatch.setattr(budget, "rank_heads", rank_heads)
     settings = make_settings(encoder_folder, data_folder, search="greedy", search_sequences=2, seeds=[0])
     plan = find_budget(settings, tmp_path, progress=False)
-    assert plan.ranking.criterion == "greedy"
+    assert plan.ranking.criterion == "greedy:2"
     assert sorted(plan.ranking.heads) == [(layer, head) for layer in range(2) for head in range(4)]
     bench, _ = open_split_bench(settings)
     selection = [list(row) for row in bench.evaluations[""].with_format(None)["input_ids"]]
