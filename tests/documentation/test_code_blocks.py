@@ -82,6 +82,9 @@ def reader(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     texts = [f"a {'good' if i % 2 else 'bad'} film {i}" for i in range(24)]
     write("data/sst2", {"sentence": texts, "label": [i % 2 for i in range(24)]})
     write("data/wnut_17", {"tokens": [["ada", "ran"]] * 24, "ner_tags": [["B-person", "O"]] * 24})
+    pairs = {"sentence1": texts, "sentence2": texts[::-1], "score": [i % 6 for i in range(24)]}
+    write("data/stsb", pairs)
+    write_retrieval("data/scifact", texts)
     monkeypatch.setattr(demo, "BUNDLED", Path("data/sst2"))
     monkeypatch.setattr(
         "papa_lightning.cli.verbs.demo.run_verb", lambda verb, words: run_verb(verb, words + SHORT_STUDY)
@@ -97,6 +100,16 @@ def write(folder: str, columns: dict[str, list[Any]]) -> None:
     Path(folder).mkdir(parents=True)
     for split in ("train", "validation"):
         Path(folder, f"{split}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+
+
+def write_retrieval(folder: str, texts: list[str]) -> None:
+    """A folder of BEIR in which each query has one passage."""
+    Path(folder, "qrels").mkdir(parents=True)
+    for name in ("corpus", "queries"):
+        rows = [{"_id": f"{name}{i}", "text": text} for i, text in enumerate(texts)]
+        Path(folder, f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    judged = ["query-id\tcorpus-id\tscore", *(f"queries{i}\tcorpus{i}\t1" for i in range(len(texts)))]
+    Path(folder, "qrels", "test.tsv").write_text("\n".join(judged), encoding="utf-8")
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.place)
