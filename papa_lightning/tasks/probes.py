@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from papa_lightning.embeddings import pool
 from papa_lightning.errors import PapaError
 
 Pooling = Literal["layerwise", "mean", "class_token"]
@@ -107,9 +108,9 @@ class PooledProbe(Probe):
 
     .. math:: \text{logits} = U\, \text{dropout}(\tanh(W v + b)) + c,
 
-    where v is the mean of the last hidden states over the real tokens (``"mean"``), or the hidden state at position 0,
-    where the tokenizers of encoders put the class token (``"class_token"``; Devlin et al. 2019, arXiv 1810.04805). A
-    sequence without any real token has a mean of 0.
+    where v is the mean of the last hidden states over the real tokens (``"mean"``), or the hidden state of the first
+    real token, where the tokenizers of encoders put the class token (``"class_token"``; Devlin et al. 2019, arXiv
+    1810.04805). A sequence without any real token has a mean of 0.
 
     Args:
         pooling: ``"mean"`` or ``"class_token"``.
@@ -132,7 +133,7 @@ class PooledProbe(Probe):
     def forward(self, hidden_states: Sequence[Tensor], attention_mask: Tensor) -> Tensor:
         """Logits (B, C) of the last one of the hidden states (B, T, d); the mask (B, T) may have holes."""
         last = hidden_states[-1].to(self.dense.weight.dtype)
-        return self.classify(pool_last(self.pooling, last, attention_mask))
+        return self.classify(pool(self.pooling, last, attention_mask))
 
 
 class TokenProbe(Probe):
@@ -163,14 +164,6 @@ class TokenProbe(Probe):
         """Logits (..., C) of every token of L+1 hidden states (..., d), the embeddings first; the mask is not read."""
         _check_levels(len(hidden_states), self.num_levels)
         return self.classify(torch.cat([level.to(self.dense.weight.dtype) for level in hidden_states], dim=-1))
-
-
-def pool_last(pooling: Literal["mean", "class_token"], last: Tensor, attention_mask: Tensor) -> Tensor:
-    """One vector (B, d) of the last hidden states (B, T, d) of a sequence, with the mask (B, T); see `PooledProbe`."""
-    if pooling == "class_token":
-        return last[:, 0]
-    mask = attention_mask.to(last.dtype)
-    return torch.einsum("bt,btd->bd", mask, last) / mask.sum(dim=1, keepdim=True).clamp_min(1)
 
 
 def _check_levels(found: int, levels: int) -> None:

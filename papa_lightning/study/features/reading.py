@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from papa_lightning.embeddings import pool
 from papa_lightning.errors import PapaError
 from papa_lightning.tasks.base import EncoderTask
-from papa_lightning.tasks.probes import LayerwiseProbe, PooledProbe, Probe, TokenProbe, pool_last
+from papa_lightning.tasks.probes import LayerwiseProbe, PooledProbe, Probe, TokenProbe
 from papa_lightning.tasks.scores import UNLABELLED
 from papa_lightning.tasks.sequence_classification import SequenceClassificationTask
 from papa_lightning.tasks.token_classification import TokenClassificationTask
@@ -177,7 +178,7 @@ class PooledReading(Reading):
 
     def collect(self, hidden_states: Sequence[Tensor], attention_mask: Tensor, places: Tensor) -> Tensor:
         """The pooled last level."""
-        return pool_last(self.pooling, hidden_states[-1], attention_mask)
+        return pool(self.pooling, hidden_states[-1], attention_mask)
 
 
 @dataclass(frozen=True)
