@@ -51,12 +51,12 @@ class RecoverySettings(Optimization):
         papa_lightning.errors.PapaError: recovery.gram_weight is -1.0: pass a value that is at least 0.
     """
 
-    learning_rate: float = 1e-4
+    learning_rate: float = 3e-4
     schedule: Schedule = "linear"
     warmup_share: float = 0.1
     max_epochs: int = 3
-    batch_size: int = 64
-    gram_weight: float = 1.0
+    batch_size: int = 32
+    gram_weight: float = 10.0
     learn_constants: bool = False
     seed: int = 0
 
