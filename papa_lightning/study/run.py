@@ -35,7 +35,7 @@ from papa_lightning.study.logged import log_study
 from papa_lightning.study.parts import StudyPart
 from papa_lightning.study.plan import TRAINED, PairPlan
 from papa_lightning.study.results import CellResult, results_table, save_summary, save_table
-from papa_lightning.study.settings import StudySettings, settings_from
+from papa_lightning.study.settings import RECOVERED, StudySettings, settings_from
 from papa_lightning.study.sources import encoder_folder, plain_tasks
 from papa_lightning.study.statistics import Evidence
 from papa_lightning.study.store import NAMED, StudyFolder
@@ -296,16 +296,20 @@ class Study(StudyViews):
             recovery_cost=TRAINED * self.settings.recovery.max_epochs,
         )
 
-    def _about(self, plans: Iterable[PairPlan]) -> dict[str, Any]:
+    def _about(self, plans: Sequence[PairPlan]) -> dict[str, Any]:
         """Facts about the measurement."""
         settings = self.settings
+        probes = {
+            "features": settings.features.storage,
+            "probe": asdict(settings.probe) | {"pooling": settings.pooling},
+            "seeds": list(settings.seeds),
+        }
         return {
             **machine_facts(find_device(settings.device)),
             "dtype": "float32",
-            "features": settings.features.storage,
             **settings.packs.noted(find_device(settings.device)),
-            "probe": asdict(settings.probe) | {"pooling": settings.pooling},
-            "seeds": list(settings.seeds),
+            **(probes if any(plan.probes for plan in plans) else {}),
+            **({"recovery": asdict(settings.recovery)} if RECOVERED in settings.constants else {}),
             "pairs": [{"encoder": plan.encoder, "task": plan.task, **plan.about} for plan in plans],
         }
 

@@ -111,7 +111,7 @@ class Captions(Figures):
 def test_report_and_latex_speak_of_pairs(finished: Path, tmp_path: Path) -> None:
     data = read_study(finished)
     text = " ".join(str(SECTIONS[name](data, Captions(tmp_path))) for name in ("answer", "curves", "tables"))
-    for found in ("120 pairs", "With recovery", "calibrated on 24 texts", "are 95 % intervals over pairs"):
+    for found in ("120 pairs", "With recovery", "24 calibration texts", "are 95 % intervals over pairs"):
         assert found in text
     assert "variance, recovered" in set(data.with_recovery("tiny", "pairs")["criterion"])
     assert set(data.controls("tiny", "pairs")["constants"]) == {"average", "uniform"}

@@ -272,6 +272,8 @@ ranking = HeadRanking.load({ranking!r})
 swap_attention(encoder, "constant", constants=constants, heads={heads}, ranking=ranking)"""
 _COMMAND = """papa export --encoder {encoder} --constants {constants} \\
   --ranking {ranking} --heads {heads} --output exported"""
+#: What the command ends with for an embedding model: the folder is one that SentenceTransformer loads.
+_SENTENCES = " --format sentence-transformers"
 
 
 @SECTIONS.section("apply", "Use it", place=15, needs=["constants", "rankings"])
@@ -288,7 +290,7 @@ def apply_section(data: StudyData, figures: Figures) -> list[Block]:
         title = f"{one.encoder}, {one.task}: {one.heads} constant heads"
         own: list[Block] = [
             Text(_PYTHON.format(**named), "code"),
-            Text(_COMMAND.format(**named), "code"),
+            Text(_COMMAND.format(**named) + _SENTENCES * (one.row["unit"] != "examples"), "code"),
             Links({"ranking": one.ranking_name, "constants": constants, **tables}),
         ]
         blocks += [Folded(title, own)] if len(found) > MOST_CARDS else [Text(title), *own]

@@ -144,7 +144,7 @@ class StudyData:
         if (train := pair.get("train_examples")) is not None:
             parts.append(f"{train} training examples")
         if (texts := pair.get("calibration_texts")) is not None:
-            parts.append(f"calibrated on {texts} texts")
+            parts.append(f"{texts} calibration texts")
         parts += [
             f"{pair[f'validation_{unit}']} {unit}" for unit in ("pairs", "queries") if f"validation_{unit}" in pair
         ]
