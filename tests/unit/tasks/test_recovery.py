@@ -12,7 +12,7 @@ from papa_lightning.embeddings import Embedder
 from papa_lightning.encoders import Packing, dynamic_attention_of, swapped_layers
 from papa_lightning.tasks.recovery import RecoverySettings, embedding_loss
 
-SETTINGS = RecoverySettings(learning_rate=3e-3, max_epochs=6, batch_size=6)
+SETTINGS = RecoverySettings(learning_rate=3e-3, max_epochs=6, batch_size=6, gram_weight=1.0)
 
 
 def batches_of(name, number=6):
