@@ -115,12 +115,12 @@ def _read(path: Path, text: str | None, text_pair: str | None, label: str | None
     _check_header(rows, source)
     for argument, name in (("text", text), ("text_pair", text_pair), ("label", label)):
         if name is not None:
-            _check_column(rows, argument, name, source)
+            check_column(rows, argument, name, source)
     frame = rows.to_pandas()
     values = {name: frame[name].map(_label_text) for name in _value_columns(rows)}
     frame = frame.assign(**{**values, "idx": range(len(frame))})
     known = label or next((name for name in _LABEL_COLUMNS if name in frame and name not in (text, text_pair)), None)
-    first = text or _longest(rows, frame, (known, text_pair), source)
+    first = text or longest_column(rows, frame, (known, text_pair), source)
     texts = (first,) if text_pair is None else (first, text_pair)
     label = known or _fewest_values(rows, frame, texts, source)
     if label in texts or len(set(texts)) < len(texts):
@@ -166,11 +166,12 @@ def _check_header(rows: Dataset, source: str) -> None:
         raise DataError(f"{source} has a column {max(names, key=len)!r}: write the names of the columns into line 1.")
 
 
-def _check_column(rows: Dataset, argument: str, name: str, source: str) -> None:
+def check_column(rows: Dataset, argument: str, name: str, source: str) -> None:
+    """Refuse a column that a table does not have, or that holds no texts and is no label or score."""
     if name not in rows.column_names:
         end, found = did_you_mean(name, rows.column_names) or ".", ", ".join(map(repr, rows.column_names))
         raise DataError(f"{argument} is {name!r}, which is no column of {source}{end} Its columns are {found}.")
-    if argument != "label" and name not in _text_columns(rows):
+    if argument not in ("label", "score") and name not in _text_columns(rows):
         raise DataError(
             f"{argument} is {name!r}, a column of {source} that holds no texts ({_kind(rows, name)}): name another one."
             " For lists of words with tags see TokenClassificationDataModule in docs/tasks.md."
@@ -200,7 +201,7 @@ def _label_text(value: Any) -> str | None:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-def _longest(rows: Dataset, frame: pd.DataFrame, used: Sequence[str | None], source: str) -> str:
+def longest_column(rows: Dataset, frame: pd.DataFrame, used: Sequence[str | None], source: str) -> str:
     """The column with the longest texts."""
     lengths = {name: frame[name].str.len().mean() for name in _text_columns(rows) if name not in used}
     if not lengths:

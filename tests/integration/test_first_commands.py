@@ -61,9 +61,41 @@ def test_a_known_task_is_named(data_folder: str, encoder_folder: str) -> None:
     assert main(["study", "--config", "mine.yaml", *SHORT, "--dry_run"])
 
 
+def test_pairs_with_a_score_become_a_study_of_embeddings(
+    encoder_folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"a": f"a film {i}", "b": f"film {i} {i}" if i else "", "like": i % 5 / 4} for i in range(24)]
+    pd.DataFrame(rows).to_csv("pairs.csv", index=False)
+    columns = ["--text", "a", "--text_pair", "b", "--score", "like"]
+    main(["init", "pairs.csv", *columns, "--encoder", encoder_folder])
+    said = capsys.readouterr().out
+    assert (
+        "score    like, 0 to 1\nleft out 1 rows without both texts and a number\npairs    7 to average over, 16" in said
+    )
+    found = yaml.safe_load(Path("pairs-study.yaml").read_text(encoding="utf-8"))
+    assert found["tasks"]["pairs"]["class_path"] == "SimilarityDataModule"
+    assert {"probe", "seeds"}.isdisjoint(found)
+    (plan,) = main(["study", "--config", "pairs-study.yaml", "--dry_run"])  # type: ignore[misc]
+    assert (plan.probes, plan.about["validation_pairs"]) == (False, 16)
+
+
+def test_the_tasks_of_embeddings_are_known(encoder_folder: str) -> None:
+    main(["init", "stsb", "--encoder", encoder_folder])
+    found = yaml.safe_load(Path("stsb-study.yaml").read_text(encoding="utf-8"))
+    assert (found["tasks"]["stsb"]["class_path"], found["margin"]) == ("STSBDataModule", "1%")
+    assert "probe" not in found
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["tickets.csv", "--score", "kind"], "score is 'kind', but text_pair is None"),
+        (["tickets.csv", "--score", "kind", "--label", "kind"], "but label is 'kind'"),
+        (["tickets.csv", "--text_pair", "title", "--score", "knd"], "Did you mean 'kind'?"),
+        (["tickets.csv", "--text", "title", "--text_pair", "title", "--score", "kind"], "name different columns"),
+        (["tickets.csv", "--text", "title", "--text_pair", "kind", "--score", "title"], "name different columns"),
+        (["stsb", "--score", "kind"], "source is 'stsb', a task"),
+        (["retrieval"], "pass --data_dir FOLDER"),
         (["tikets.csv"], "Did you mean 'tickets.csv'?"),
         (["sst3"], "Did you mean 'sst2'?"),
         (["notes.txt"], "tables end with"),

@@ -27,7 +27,7 @@ _LENGTHS, _TOKENS = (16, 128), 1.4
 #: Share of the most frequent label from which accuracy says little.
 _UNEVEN = 0.75
 
-_TEMPLATE = """\
+_HEAD = """\
 # How many attention heads of {encoder_name} can be constant on {name}, which ones, and what does that cost?
 #   papa study --config {config}
 output: studies/{name}  # folder of results and report; the same command resumes it
@@ -38,6 +38,8 @@ tasks:
     class_path: {class_path}
     init_args:
 {arguments}
+"""
+_PROBE = """\
 criteria: [variance, random, "random:1", "random:2"]  # a ranking of the heads, and three random orders as control
 shares: [0, 0.5, 0.875, 0.9375, 1]  # shares of constant heads
 seeds: [0, 1, 2]  # of the probe
@@ -47,6 +49,12 @@ probe:  # the encoder stays as it is: a classifier learns from its hidden states
   learning_rate: 1.0e-3  # papa configs study/defaults.yaml prints the recipe of the paper
   schedule: linear
   warmup_share: 0.1
+"""
+_EMBEDDINGS = """\
+criteria: [embedding, random, "random:1", "random:2"]  # a ranking of the heads, and three random orders as control
+shares: [0, 0.25, 0.5, 0.75, 1]  # shares of constant heads
+constants: [average]  # add recovered: a copy of the encoder is trained with its constant heads, which takes minutes
+margin: 1%  # largest loss that counts as none
 """
 
 
@@ -58,20 +66,22 @@ def init(
     text: str | None = None,
     text_pair: str | None = None,
     label: str | None = None,
+    score: str | None = None,
     data_dir: str | None = None,
     output: str | None = None,
     replace: bool = False,
     fetch: bool = False,
 ) -> Path:
-    """Write the configuration of a study, for a known task or for texts and labels of your own.
+    """Write the configuration of a study, for a known task, or for texts and labels or pairs and scores of your own.
 
     Args:
-        source: Name of a task (demo, cola, mnli, mrpc, ner, pos, sst2), path of a table (.csv, .tsv, .jsonl, .json,
-            .parquet), or path of a folder with the tables train and, if there is one, validation.
+        source: Name of a task (demo, cola, mnli, mrpc, ner, pos, retrieval, sst2, stsb), path of a table (.csv, .tsv,
+            .jsonl, .json, .parquet), or path of a folder with the tables train and, if there is one, validation.
         encoder: Folder of an encoder, or its name on the hub; null: that of `papa demo`.
         text: Column of the text; null: the one with the longest texts.
         text_pair: Column of the second text, where each row has two.
         label: Column of the label; null: one that is called so, or the one with the fewest different values.
+        score: Column of the similarity of two texts, a number: a study of embeddings, without a label.
         data_dir: Folder with the files of a known task; null: they come from the hub.
         output: File to write; null: NAME-study.yaml in the working folder.
         replace: Replace existing files.
@@ -80,14 +90,17 @@ def init(
     from papa_lightning.cli.demo_package import demo_encoder  # brings transformers, which help texts do not need
 
     tasks, columns = _known_tasks(), (text, text_pair, label)
-    _check_source(source, tasks, columns, data_dir)
+    _check_source(source, tasks, (*columns, score), data_dir)
     name = plain_name(source if source in tasks else Path(source).name.partition(".")[0])
     path, folder = Path(output or f"{name}-study.yaml").expanduser(), Path(f"{name}-data")
     _check_files(path, None if source in tasks else folder, encoder, replace)
     if source in tasks:
         content, notes = _task_content(source, tasks[source], data_dir)
         return _written(path, notes, encoder or demo_encoder(fetch), name=name, **content)
-    content, notes, write_rows = _own_content(name, folder, source, columns)
+    if score is None:
+        content, notes, write_rows = _own_content(name, folder, source, columns)
+    else:
+        content, notes, write_rows = _pairs_content(name, folder, source, (text, text_pair, label, score))
     used = encoder or demo_encoder(fetch)
     write_rows(replace)
     return _written(path, notes, used, name=name, **content)
@@ -96,7 +109,8 @@ def init(
 def _written(path: Path, notes: Sequence[str], encoder: str, **values: Any) -> Path:
     """Write the configuration, and say what was chosen and what comes next."""
     named = {"encoder": _quoted(encoder), "encoder_name": plain_name(encoder), "config": path, "batch": _BATCH}
-    written = write_atomically(path, _TEMPLATE.format(**values, **named).encode())
+    template = _HEAD + (_PROBE if "epochs" in values else _EMBEDDINGS)
+    written = write_atomically(path, template.format(**values, **named).encode())
     tell(*notes, f"written  {written}", f"next     papa study --config {written}")
     return written
 
@@ -120,12 +134,12 @@ def plain_name(path: str) -> str:
 
 
 def _known_tasks() -> dict[str, Mapping[str, Any]]:
-    """The data modules of the shipped configurations, by the names of their tasks."""
+    """The shipped configurations with a data module, by the names of their tasks."""
     read = {
         Path(one).stem: yaml.safe_load(path.read_text("utf-8")) for one, path in shipped().items() if "/" not in one
     }
     # Masked language modelling has no labels, so that no study reads its data.
-    return {name: found["data"] for name, found in read.items() if "data" in found and name != "mlm"}
+    return {name: found for name, found in read.items() if "data" in found and name != "mlm"}
 
 
 def _check_source(source: str, tasks: Mapping[str, Any], columns: Sequence[str | None], data_dir: str | None) -> None:
@@ -135,7 +149,7 @@ def _check_source(source: str, tasks: Mapping[str, Any], columns: Sequence[str |
     if source in tasks:
         if any(columns):
             raise PapaError(
-                f"text, text_pair and label name columns of your own table, but source is {source!r}, a task."
+                f"text, text_pair, label and score name columns of your own table, but source is {source!r}, a task."
             )
         if data_dir is not None and not Path(data_dir).expanduser().is_dir():
             raise PapaError(
@@ -155,10 +169,14 @@ def _check_source(source: str, tasks: Mapping[str, Any], columns: Sequence[str |
 
 def _task_content(source: str, task: Mapping[str, Any], data_dir: str | None) -> tuple[dict[str, Any], list[str]]:
     """What a known task fills into the template, and lines to print."""
+    data, embeds = task["data"], task.get("model", {}).get("class_path") == "SimilarityTask"
+    if source == "retrieval" and data_dir is None:
+        raise PapaError("data_dir is None, but retrieval is on no hub: pass --data_dir FOLDER, with corpus.jsonl.")
     place = "bundled with papa_lightning" if source == "demo" else "from the hub at the first run, or --data_dir FOLDER"
     arguments = {} if data_dir is None else {"data_dir": f"{_quoted(data_dir)}  # a file for each split"}
-    arguments["max_length"] = f"{task['init_args']['max_length']}  # tokens; longer texts are cut"
-    content = {"class_path": task["class_path"], "epochs": _EPOCHS[1], "arguments": _lines(arguments, "all", "all")}
+    arguments["max_length"] = f"{data['init_args']['max_length']}  # tokens; longer texts are cut"
+    content = {"class_path": data["class_path"], "arguments": _lines(arguments, "all", "all", embeds)}
+    content |= {} if embeds else {"epochs": _EPOCHS[1]}
     return content, [f"data     {source}, {place if data_dir is None else f'from {data_dir}'}"]
 
 
@@ -173,6 +191,30 @@ def _own_content(
     return content, notes, lambda replace: write_splits(folder, train, validation, replace)
 
 
+def _pairs_content(
+    name: str, folder: Path, source: str, columns: Sequence[str | None]
+) -> tuple[dict[str, Any], list[str], Callable[[bool], None]]:
+    """What a table of pairs with scores fills into the template, lines to print, and what writes its rows."""
+    from papa_lightning.datamodules.own_pairs import read_pairs, write_pairs
+
+    pairs = read_pairs(Path(source).expanduser(), *columns)
+    arguments = {
+        "data_dir": f"{_quoted(str(folder))}  # train.jsonl, validation.jsonl",
+        "task_name": _quoted(name),
+        "text_columns": _quoted(pairs.texts),
+        "score_column": _quoted(pairs.score),
+        "max_length": f"{_length(pairs.words(0.95))}  # tokens; longer texts are cut",
+    }
+    lines = _lines(arguments, f"{len(pairs.train):,}", f"{len(pairs.validation):,}", embeds=True)
+    content: dict[str, Any] = {"class_path": "SimilarityDataModule", "arguments": lines}
+    return content, pairs.notes, lambda replace: write_pairs(folder, pairs, replace)
+
+
+def _length(words: float) -> int:
+    """The `max_length` for a number of words: multiples of 16 are computed fastest."""
+    return min(max(16 * math.ceil((_TOKENS * words + 3) / 16), _LENGTHS[0]), _LENGTHS[1])
+
+
 def _table_content(name: str, folder: Path, train: "TextTable", validation: "TextTable") -> dict[str, Any]:
     """What texts and labels fill into the template."""
     names, rows, pair = train.label_names, len(train.frame), len(train.texts) == 2
@@ -180,8 +222,6 @@ def _table_content(name: str, folder: Path, train: "TextTable", validation: "Tex
         raise PapaError(f"{validation.source} has labels {sorted(unknown)} that no row to train on has: add such rows.")
     frequent, words = max(train.counts.values()) / rows, train.words(0.95)
     metrics = "[matthews_corrcoef, accuracy]" if frequent >= _UNEVEN else "[accuracy]"
-    needed = 16 * math.ceil((_TOKENS * words + 3) / 16)  # multiples of 16 are computed fastest
-    length = min(max(needed, _LENGTHS[0]), _LENGTHS[1])
     arguments = {
         "data_dir": f"{_quoted(str(folder))}  # train.jsonl, validation.jsonl",
         "task_name": _quoted(name),
@@ -189,7 +229,7 @@ def _table_content(name: str, folder: Path, train: "TextTable", validation: "Tex
         "label_column": _quoted(train.label),
         "label_names": _quoted(names),
         "metrics": f"{metrics}  # the first is the score; the most frequent label alone has accuracy {frequent:.2f}",
-        "max_length": f"{length}  # tokens; longer texts are cut; 95 % of yours have at most {words:.0f} words",
+        "max_length": f"{_length(words)}  # tokens; longer texts are cut; 95 % of yours have at most {words:.0f} words",
     }
     return {
         "class_path": f"Text{'Pair' * pair}ClassificationDataModule",
@@ -198,10 +238,11 @@ def _table_content(name: str, folder: Path, train: "TextTable", validation: "Tex
     }
 
 
-def _lines(arguments: Mapping[str, str], train: str, validation: str) -> str:
+def _lines(arguments: Mapping[str, str], train: str, validation: str, embeds: bool = False) -> str:
     """YAML of the arguments of a data module, and the limits of its rows."""
+    more = "attention is averaged over their texts" if embeds else "more make scores better and take longer"
     limits = {
-        "max_train_examples": f"{_ROWS}  # from the start; more make scores better and take longer; null: {train}",
+        "max_train_examples": f"{_ROWS}  # from the start; {more}; null: {train}",
         "max_eval_examples": f"{_ROWS}  # more make intervals narrower; null: {validation}",
     }
     return "\n".join(f"      {key}: {value}" for key, value in {**arguments, **limits}.items())
