@@ -65,7 +65,8 @@ class SimilarityTask(EncodingTask):
 
     A fit is a recovery: the encoder, whose heads a callback or `constants` has made constant, learns to give the
     embeddings of the original encoder on the training texts, by
-    :func:`~papa_lightning.tasks.recovery.embedding_loss`; it stays in evaluation mode, without dropout.
+    :func:`~papa_lightning.tasks.recovery.embedding_loss`; its token embeddings rest, and it stays in evaluation mode,
+    without dropout.
 
     Args:
         encoder: Name of the encoder on the hub, or a folder written by ``save_pretrained`` or by sentence-transformers.
@@ -164,6 +165,11 @@ class SimilarityTask(EncodingTask):
     def stays_in_eval_mode(self) -> bool:
         """The encoder gives the embeddings of the original, which dropout would change."""
         return True
+
+    def choose_parameters(self) -> None:
+        """Let the token embeddings rest, which are most of a small encoder; see `EncodingTask.choose_parameters`."""
+        self.encoder.get_input_embeddings().requires_grad_(False)
+        super().choose_parameters()
 
     @property
     def recipe(self) -> RecoverySettings:
