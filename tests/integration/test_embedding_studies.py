@@ -146,6 +146,18 @@ def test_a_study_is_printed_and_gone_on_with(
     assert "0 results to measure" in capsys.readouterr().out
 
 
+def test_the_shipped_configuration_is_run(
+    encoder_folder: str, pairs_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(applied, "timed_report", lambda folder: (Path(folder) / "report.html", []))
+    own = ["--encoders.MiniLM-L6", encoder_folder, "--tasks.stsb.init_args.data_dir", pairs_folder]
+    main(["study", "--config", "embeddings.yaml", *own, "--output", str(tmp_path / "out")])
+    table = load_table(tmp_path / "out")
+    assert set(table["share"]) == {0, 0.25, 0.5, 0.75, 1}
+    assert set(table["criterion"]) == {"variance", "embedding", "random"}
+    assert set(table["constants"]) == {"average", "uniform", "identity"}
+
+
 def test_greedy_search_follows_the_embeddings(encoder_folder: str, pairs_folder: str, tmp_path: Path) -> None:
     config = study(encoder_folder, pairs_folder, criteria=["greedy"], shares=[0.5])
     table = Study(config, tmp_path / "out").run(progress=False)

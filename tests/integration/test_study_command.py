@@ -488,5 +488,6 @@ def test_every_shipped_configuration_is_run() -> None:
     run_here = {"demo", "defaults", "six_tasks", "controls"}
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == run_here | {
         "budget",  # test_budget_command runs that
+        "embeddings",  # test_embedding_studies runs that
         *("kinds", "heads", "kinds_digits"),  # and test_kinds_studies these
     }
