@@ -75,7 +75,8 @@ def test_pairs_with_a_score_become_a_study_of_embeddings(
     found = yaml.safe_load(Path("pairs-study.yaml").read_text(encoding="utf-8"))
     assert found["tasks"]["pairs"]["class_path"] == "SimilarityDataModule"
     assert {"probe", "seeds"}.isdisjoint(found)
-    (plan,) = main(["study", "--config", "pairs-study.yaml", "--dry_run"])  # type: ignore[misc]
+    plans: Any = main(["study", "--config", "pairs-study.yaml", "--dry_run"])
+    (plan,) = plans
     assert (plan.probes, plan.about["validation_pairs"]) == (False, 16)
 
 

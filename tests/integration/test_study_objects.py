@@ -195,7 +195,7 @@ def test_parts_make_what_one_process_makes(
     expected = load_table("whole").drop(columns="seconds")
     for number, left in ((3, 2), (1, 1)):
         main([*words, "parts", "--part", f"{number}/3"])
-        assert f"part {number}/3 is finished; {left} probe" in capsys.readouterr().out
+        assert f"part {number}/3 is finished; {left} result" in capsys.readouterr().out
         assert not Path("parts/report.html").exists()
     main([*words, "parts", "--part", "2/3"])
     pd.testing.assert_frame_equal(load_table("parts").drop(columns="seconds"), expected)
