@@ -15,7 +15,7 @@ from papa_lightning.study.intervals import FEWEST_SEEDS, Estimate, estimate, rel
 from papa_lightning.study.predictions import load_predictions
 from papa_lightning.study.resampling import Probes, Sets, bounds_of, is_metric
 from papa_lightning.study.results import load_table
-from papa_lightning.study.settings import read_share
+from papa_lightning.study.settings import RECOVERED, read_share
 from papa_lightning.study.store import StudyFolder
 from papa_lightning.study.verdicts import examples_needed, verdict_of
 from papa_lightning.text import counted
@@ -298,6 +298,12 @@ def summarize(table: pd.DataFrame, folder: str | Path | None = None, margin: flo
     """
     found = None if folder is None else partial(stored_predictions, StudyFolder(folder))
     return Evidence(table, found, margin).summary
+
+
+def with_recovery(summary: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a summary with averaged attention, and those of trained encoders as criteria of their own."""
+    average, trained = (summary[summary["constants"] == kind] for kind in ("average", RECOVERED))
+    return pd.concat([average, trained.assign(criterion=trained["criterion"] + ", recovered")])
 
 
 def stored_predictions(folder: StudyFolder, key: str) -> Sets | None:

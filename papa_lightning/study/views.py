@@ -14,6 +14,7 @@ from papa_lightning.figures.html import notebook_html
 from papa_lightning.study.comparison.encoders import compare_encoders
 from papa_lightning.study.report.page import write_report
 from papa_lightning.study.results import load_table
+from papa_lightning.study.statistics import with_recovery
 from papa_lightning.text import counted
 
 if TYPE_CHECKING:
@@ -80,8 +81,8 @@ class StudyViews:
 
 
 def curve_figure(summary: pd.DataFrame, encoder: str | None = None, task: str | None = None) -> Figure:
-    """The curves of averaged attention in a summary; see :meth:`StudyViews.plot`."""
-    rows = summary[summary["is_score"].astype(bool) & (summary["constants"] == "average") & summary["mean"].notna()]
+    """The curves of averaged attention, and of trained encoders, in a summary; see :meth:`StudyViews.plot`."""
+    rows = with_recovery(summary[summary["is_score"].astype(bool) & summary["mean"].notna()])
     for name, asked in (("encoder", encoder), ("task", task)):
         known = list(dict.fromkeys(rows[name]))
         if asked is not None and asked not in known:

@@ -20,6 +20,7 @@ from papa_lightning.study import Evidence, Study, format_summary, load_table
 from papa_lightning.study.report.data import read_study
 from papa_lightning.study.report.latex import write_latex
 from papa_lightning.study.report.sections import SECTIONS, Drawing, Figures
+from papa_lightning.study.views import curve_figure
 
 
 def pair(numbers: random.Random) -> dict[str, Any]:
@@ -114,6 +115,8 @@ def test_report_and_latex_speak_of_pairs(finished: Path, tmp_path: Path) -> None
     for found in ("120 pairs", "With recovery", "24 calibration texts", "are 95 % intervals over pairs"):
         assert found in text
     assert "variance, recovered" in set(data.with_recovery("tiny", "pairs")["criterion"])
+    labels = [text.get_text() for text in curve_figure(data.summary).legends[0].get_texts()]
+    assert "variance, recovered" in labels
     assert set(data.controls("tiny", "pairs")["constants"]) == {"average", "uniform"}
     for word in ("of the probe", "seed", "validation example"):
         assert word not in text

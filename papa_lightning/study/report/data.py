@@ -13,7 +13,7 @@ from papa_lightning.errors import PapaError, StudyError
 from papa_lightning.study.intervals import mean_interval
 from papa_lightning.study.results import CellResult
 from papa_lightning.study.settings import RECOVERED
-from papa_lightning.study.statistics import Evidence
+from papa_lightning.study.statistics import Evidence, with_recovery
 from papa_lightning.study.store import NAMED, StudyFolder
 
 #: Relative changes of a score below this mean nothing.
@@ -95,9 +95,7 @@ class StudyData:
 
     def with_recovery(self, encoder: str, task: str) -> pd.DataFrame:
         """The rows of :meth:`curves`, and those of trained encoders as one more criterion."""
-        rows = self._scores_of(encoder, task)
-        trained = rows[rows["constants"] == RECOVERED]
-        return pd.concat([self.curves(encoder, task), trained.assign(criterion=trained["criterion"] + ", recovered")])
+        return with_recovery(self._scores_of(encoder, task))
 
     def controls(self, encoder: str, task: str) -> pd.DataFrame:
         """Scores of a pair with every kind of constants, averaged attention first, by the criterion of the controls."""
