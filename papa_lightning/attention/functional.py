@@ -292,18 +292,22 @@ def is_symbolic(length: object) -> bool:
 
 
 def constant_attention_of_any_size(constants: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """:func:`constant_attention` in one product, contiguous: one path for all sizes, as ``torch.export`` needs it."""
+    """:func:`constant_attention` as graphs have it: contiguous, one path for all sizes, few operators on large tensors.
+
+    Rows of padding queries are not 0 here, but finite: nothing reads them.
+    """
     batch, heads, length, size = value.shape
-    extended = torch.cat([value, value.new_ones(batch, heads, length, 1)], dim=-1)  # the ones make the mass
-    if mask is not None:
-        extended = extended * mask.to(value.dtype)[:, None, :, None]
+    rows, exact = value.transpose(1, 2), constants.to(accumulation_dtype(constants.dtype))
+    if mask is None:
+        mass = constant_mass(exact, None)[0, :, :, None]
+    else:
+        rows = rows * mask.to(value.dtype)[:, :, None, None]
+        real = mask.to(exact.dtype).transpose(0, 1).expand(heads, -1, -1)  # matmul itself would look at the sizes
+        mass = torch.bmm(exact, real)
     # clone, and not contiguous: that would ask whether the tensor is contiguous already, which depends on its sizes.
-    columns = extended.permute(1, 2, 0, 3).clone(memory_format=torch.contiguous_format)
-    mixed = torch.bmm(constants.to(value.dtype), columns.view(heads, length, -1)).view(heads, length, batch, size + 1)
-    mass = mixed[..., size:].clamp_min(EPS)
-    result = (mixed[..., :size] / mass).permute(2, 1, 0, 3)
-    if mask is not None:
-        result = result * mask.to(value.dtype)[:, :, None, None]
+    columns = rows.permute(2, 1, 0, 3).clone(memory_format=torch.contiguous_format)
+    mixed = torch.bmm(constants.to(value.dtype), columns.view(heads, length, -1)).view(heads, length, batch, size)
+    result = (mixed / mass.clamp_min(EPS)[..., None]).to(value.dtype).permute(2, 1, 0, 3)
     return result.clone(memory_format=torch.contiguous_format)
 
 

@@ -6,6 +6,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from papa_lightning.runtime import is_exporting
+
 
 def head_runs(heads: Sequence[int]) -> list[tuple[int, int]]:
     """Ascending heads as runs of neighbours, each (first, number): [0, 1, 4] is [(0, 2), (4, 1)]."""
@@ -23,7 +25,7 @@ def take_heads(tensor: Tensor, heads: Sequence[int], dim: int, width: int = 1) -
     runs = head_runs(heads)
     if len(runs) == 1:
         return tensor.narrow(dim, runs[0][0] * width, runs[0][1] * width)
-    if tensor.device.type == "cpu":
+    if tensor.device.type == "cpu" and not is_exporting():
         return torch.cat([tensor.narrow(dim, first * width, number * width) for first, number in runs], dim=dim)
     # One kernel, also backward, where each run would have one of its own.
     by_head = tensor if width == 1 else torch.unflatten(tensor, dim, (-1, width))
@@ -46,6 +48,11 @@ def merge_heads(parts: Sequence[tuple[Sequence[int], Tensor]], dim: int) -> Tens
     """The inverse of :func:`take_heads`: groups (ascending heads, tensor) of all heads in head order, with one copy."""
     if len(parts) == 1:
         return parts[0][1]
+    if is_exporting():  # one operator, which a graph can leave to the weights of the layer that follows
+        present = [head for heads, _ in parts for head in heads]
+        joined = torch.cat([tensor for _, tensor in parts], dim=dim)
+        order = tuple(present.index(head) for head in range(len(present)))
+        return joined.index_select(dim, head_index(order, joined.device))
     pieces: list[tuple[int, Tensor]] = []
     for heads, tensor in parts:
         position = 0

@@ -19,6 +19,7 @@ from papa_lightning.encoders.seam.layer import is_touched, layer_of, mixers_of
 from papa_lightning.encoders.seam.masks import can_look, check_mask, is_true_everywhere, key_mask
 from papa_lightning.encoders.seam.slots import POSITIONS, NumberedTokens, PositionRule, Positions, SlotRule, slots_of
 from papa_lightning.errors import PapaError
+from papa_lightning.runtime import is_exporting
 
 
 class UnmaskedPaddingWarning(UserWarning):
@@ -72,6 +73,9 @@ class ReadBatch:
             mask = inputs.get("attention_mask")
             if is_touched(self.modules[0]):  # else another thread has detached
                 layer_of(self.modules[0]).batch.begin(foreign=isinstance(mask, Tensor) and mask.dim() != 2)
+        elif is_exporting():
+            mask = inputs.get("attention_mask")
+            layer_of(self.modules[0]).batch.exported = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
         positions: Positions | None = None
         if POSITIONS in kwargs:  # of a packed batch, whose layers hear of them from the encoder or otherwise
             return args, {name: held for name, held in kwargs.items() if self.passes_on or name != POSITIONS}

@@ -10,6 +10,7 @@ from torch import Tensor
 from papa_lightning.attention import Slots, fused_mask
 from papa_lightning.encoders.seam.masks import key_mask
 from papa_lightning.encoders.seam.slots import Positions, SlotRule, slots_of
+from papa_lightning.runtime import is_exporting
 
 
 class CurrentBatch(threading.local):
@@ -17,9 +18,12 @@ class CurrentBatch(threading.local):
 
     Attributes:
         foreign: Whether the caller made the masks of the layers itself.
+        exported: The mask (B, T) of the graph that is being exported, of which the encoder makes those of its layers;
+            None where the caller made them.
     """
 
     foreign = False
+    exported: Tensor | None = None
     _mask: tuple[Tensor, Tensor] | None = None
     _slots: tuple[Tensor, object, Slots | None] | None = None
     _fused: tuple[Tensor, torch.dtype, Tensor] | None = None
@@ -32,7 +36,8 @@ class CurrentBatch(threading.local):
     def key_mask(self, given: Tensor | None) -> Tensor | None:
         """See :func:`~papa_lightning.encoders.seam.masks.key_mask`."""
         if given is None or not isinstance(given, Tensor) or torch.compiler.is_compiling():
-            return key_mask(given)
+            known = self.exported if given is not None and is_exporting() else None
+            return key_mask(given if known is None else known)  # to read a larger mask takes many operators
         if self._mask is None or self._mask[0] is not given:
             found = key_mask(given)
             assert found is not None

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
@@ -15,6 +16,7 @@ from papa_lightning.encoders.seam.layer import attend, is_stock, is_touched, lay
 from papa_lightning.encoders.seam.masks import score_bias
 from papa_lightning.encoders.seam.slots import POSITIONS
 from papa_lightning.errors import UnsupportedEncoderError
+from papa_lightning.runtime import is_exporting
 
 IMPLEMENTATION = "papa"
 
@@ -47,6 +49,7 @@ def papa_attention_forward(
     scale = value.shape[-1] ** -0.5 if scaling is None else scaling
     positions, need_weights = kwargs.pop(POSITIONS, None), wants_weights(config, kwargs)
     if is_stock(module):
+        attention_mask = _exported_mask(module, attention_mask)
         kwargs["output_attentions"] = False  # implementations without matrices would warn
         eager = getattr(sys.modules[original_class(module).__module__], "eager_attention_forward", None)
         stock: Any = ALL_ATTENTION_FUNCTIONS.get(config._attn_implementation, cast(Any, eager))
@@ -64,6 +67,16 @@ def papa_attention_forward(
         position_bias=kwargs.get("position_bias"),
         positions=positions,
     )
+
+
+def _exported_mask(module: nn.Module, attention_mask: Tensor | None) -> Tensor | None:
+    """The mask of a layer that sees all real keys as (B, 1, 1, T) in a graph, as other layers read it."""
+    if attention_mask is None or not is_exporting() or not is_touched(module) or attention_mask.dtype != torch.bool:
+        return attention_mask
+    layer = layer_of(module)
+    if attention_mask.dim() != 4 or not layer.reach.unlimited or layer.batch.exported is None:
+        return attention_mask
+    return cast(Tensor, layer.batch.key_mask(attention_mask))[:, None, None]
 
 
 def wants_weights(config: PretrainedConfig, kwargs: Mapping[str, Any]) -> bool:
