@@ -16,10 +16,13 @@ from papa_lightning.encoders import SupportedEncoder, is_calibrated
 from papa_lightning.encoders.projections.trimmed import trimmed_state
 from papa_lightning.encoders.sentence_files import MODULES
 from papa_lightning.errors import ExportError, PapaError
+from papa_lightning.export.aot import PACKAGE, check_aot, export_aot
 from papa_lightning.export.build import transient_buffers
 from papa_lightning.export.facts import CONFIG, FACTS, GRAPH, WEIGHTS, Facts, facts_of, is_export, read_facts
-from papa_lightning.export.graphs import check_wanted, export_onnx, first_position_id
+from papa_lightning.export.graphs import first_position_id
 from papa_lightning.export.load import load_exported_encoder
+from papa_lightning.export.onnx.quantization import Quantization, check_quantization
+from papa_lightning.export.onnx.write import check_onnx, export_onnx
 from papa_lightning.files.checked import file_sum
 from papa_lightning.files.writing import check_exchange, check_output_folder, staged_folder
 from papa_lightning.version import __version__
@@ -53,6 +56,8 @@ def export_encoder(
     replace: bool = False,
     onnx: bool = False,
     position_ids: bool = False,
+    aot: bool = False,
+    quantize: Quantization | None = None,
 ) -> Path:
     """Write a swapped encoder to a folder, without the query and key weights of its constant heads.
 
@@ -66,11 +71,13 @@ def export_encoder(
         tokenizer: Tokenizer of the encoder.
         replace: Whether an earlier export in this place may be replaced; other folders never are.
         onnx: Whether to write model.onnx too, see :func:`export_onnx`.
-        position_ids: Whether model.onnx has the input position_ids too, see :func:`export_program`.
+        position_ids: Whether model.onnx and model.pt2 have the input position_ids too, see :func:`export_program`.
+        quantize: "int8" for a model.onnx with products of 8-bit integers, see :func:`export_onnx`.
+        aot: Whether to write model.pt2 too, see :func:`export_aot`.
 
     Raises:
         ExportError: When the encoder is not swapped or not as transformers builds it, the folder is taken, packages for
-            ``onnx`` are missing, or model.onnx cannot have position_ids.
+            ``onnx`` or a compiler for ``aot`` are missing, or a graph cannot have position_ids or be quantized.
         OutputError: When the folder cannot be written.
         UnsupportedEncoderError: For a model that is not a supported encoder.
 
@@ -86,12 +93,33 @@ def export_encoder(
         >>> loaded.encoder.layer[0].attention.self.query.weight.shape
         torch.Size([0, 8])
     """
-    check_wanted(onnx, position_ids)
+    check_wanted(onnx, position_ids, quantize, aot)
     target = check_target("output_dir", output_dir, replace)
     with staged_export(encoder, target, tokenizer, replace, position_ids) as (folder, loaded):
         if onnx:
-            export_onnx(loaded, folder / GRAPH, position_ids)
+            export_onnx(loaded, folder / GRAPH, position_ids, quantize)
+        if aot:
+            export_aot(loaded, folder / PACKAGE, position_ids)
     return target
+
+
+def check_wanted(onnx: bool, position_ids: bool, quantize: Quantization | None, aot: bool) -> None:
+    """Refuse to begin without what graphs need, and what is asked of a graph without one."""
+    if onnx:
+        check_onnx()
+        check_quantization(quantize)
+    if aot:
+        check_aot()
+    if position_ids and not (onnx or aot):
+        raise ExportError(
+            "position_ids is True, but onnx is False, so that there is no graph to take them: pass onnx=True (--onnx "
+            "true), or leave position_ids out. An encoder that is loaded takes them anyway."
+        )
+    if quantize is not None and not onnx:
+        raise ExportError(
+            f"quantize is {quantize!r}, but onnx is False, so that there is no graph to quantize: pass onnx=True "
+            "(--onnx true), or leave quantize out."
+        )
 
 
 @contextmanager
@@ -116,7 +144,7 @@ def staged_export(
     if getattr(found.model.config, "quantization_config", None) is not None:
         raise ExportError("the encoder is quantized, which cannot be exported: export it before it is quantized.")
     with staged_folder(target, replace) as folder:
-        write_encoder(found.model, folder, first)
+        write_encoder(found, folder, first)
         if tokenizer is not None:
             _write_tokenizer(tokenizer, folder)
         try:
@@ -128,9 +156,9 @@ def staged_export(
         check_target("output_dir", target, replace)  # another process may have been faster
 
 
-def write_encoder(encoder: PreTrainedModel, folder: Path, first: int | None = None) -> None:
+def write_encoder(found: SupportedEncoder, folder: Path, first: int | None = None) -> None:
     """Write the configuration, weights and facts of a swapped encoder; ``first`` is the first position id."""
-    found = SupportedEncoder.find(encoder)
+    encoder = found.model
     whole = trimmed_state(found) | transient_buffers(encoder)
     state = {name: held.detach().cpu().contiguous() for name, held in _once(whole).items()}
     try:

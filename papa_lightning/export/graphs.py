@@ -1,11 +1,9 @@
-"""Encoders as graphs: of torch.export, and in ONNX for other runtimes."""
+"""Encoders as graphs of torch.export, and what graphs of all formats are made of."""
 
-import importlib.util
 import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -66,62 +64,13 @@ def export_program(encoder: nn.Module, position_ids: bool = False) -> torch.expo
         ExportError: When the encoder has no constants, is in training mode, cannot be a graph, or its layers do not
             hear of position ids.
     """
-    module, inputs, sizes = _parts(encoder, position_ids)
+    module, inputs, sizes = parts(encoder, position_ids)
     # A graph for sizes of 1 too, as the ONNX export of torch makes it.
-    with _quiet(), shapes.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+    with quiet(), shapes.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
         try:
             return torch.export.export(module, (), kwargs=inputs, dynamic_shapes=sizes, strict=False)
         except Exception as error:  # torch raises anything
-            raise _no_graph(error) from error
-
-
-def export_onnx(encoder: nn.Module, path: str | Path, position_ids: bool = False) -> Path:
-    """Write a swapped encoder as an ONNX file, for any batch size and any length up to that of its constants.
-
-    Inputs and output are those of :func:`export_program`, with the axes "batch" and "length"; a length of 1 is served
-    too. An exported encoder (:func:`load_exported_encoder`) gives the smallest file.
-
-    Args:
-        encoder: A swapped and calibrated encoder, in evaluation mode.
-        path: The file. Weights of more than 2 GB are in a second file beside it.
-        position_ids: Whether the graph has the input position_ids too, see :func:`export_program`.
-
-    Raises:
-        ExportError: As :func:`export_program`, and when packages are missing.
-    """
-    check_onnx()
-    module, inputs, sizes = _parts(encoder, position_ids)
-    names = {name: {axis: "length" if axis else "batch" for axis in sizes[name]} for name in inputs}
-    options: Any = {"input_names": list(inputs), "output_names": ["last_hidden_state"], "verbose": False}
-    with _quiet():
-        try:
-            program = torch.onnx.export(module, (), kwargs=inputs, dynamo=True, dynamic_shapes=names, **options)
-        except Exception as error:  # torch raises anything
-            raise _no_graph(error) from error
-        assert program is not None
-        program.save(str(path))
-    return Path(path)
-
-
-def check_wanted(onnx: bool, position_ids: bool) -> None:
-    """Refuse to begin without the packages that ``onnx`` needs, and ``position_ids`` without a graph to take them."""
-    if onnx:
-        check_onnx()
-    elif position_ids:
-        raise ExportError(
-            "position_ids is True, but onnx is False, so that there is no graph to take them: pass onnx=True (--onnx "
-            "true), or leave position_ids out. An encoder that is loaded takes them anyway."
-        )
-
-
-def check_onnx() -> None:
-    """Refuse to begin without the packages that ONNX files are written with."""
-    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ExportError(
-            f"onnx is asked for, but {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed: "
-            'pip install "papa-lightning[onnx]".'
-        )
+            raise no_graph(error) from error
 
 
 def first_position_id(found: SupportedEncoder) -> int:
@@ -135,7 +84,7 @@ def first_position_id(found: SupportedEncoder) -> int:
     return reader.first
 
 
-def _parts(encoder: nn.Module, position_ids: bool) -> tuple[nn.Module, dict[str, Tensor], dict[str, Any]]:
+def parts(encoder: nn.Module, position_ids: bool) -> tuple[nn.Module, dict[str, Tensor], dict[str, Any]]:
     """The module, an example of its inputs, and the dynamic ones of their sizes."""
     found = SupportedEncoder.find(encoder)
     first = first_position_id(found) if position_ids else None
@@ -164,13 +113,14 @@ def _parts(encoder: nn.Module, position_ids: bool) -> tuple[nn.Module, dict[str,
     return HiddenStates(base), inputs, {name: {0: batch, **length} for name in inputs}
 
 
-def _no_graph(error: Exception) -> ExportError:
+def no_graph(error: Exception) -> ExportError:
+    """The error for an encoder that torch makes no graph of."""
     line = " ".join(str(error).split())[:400]
     return ExportError(f"the encoder cannot be made a graph by this version of torch ({type(error).__name__}: {line}).")
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence torch's messages for its developers while it makes graphs."""
     logger = logging.getLogger("torch.onnx")
     before = logger.level

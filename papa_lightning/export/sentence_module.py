@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file
 
-from papa_lightning.encoders import is_calibrated
+from papa_lightning.encoders import SupportedEncoder, is_calibrated
 from papa_lightning.errors import ExportError
 from papa_lightning.export.facts import CONFIG, FACTS, WEIGHTS
 from papa_lightning.export.folder import write_encoder
@@ -61,7 +61,7 @@ class ExportedTransformer(Transformer):
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
         """Save the module; config.json and weights are those of an export."""
         super().save(output_path, *args, **kwargs)
-        write_encoder(self.auto_model, Path(output_path))
+        write_encoder(SupportedEncoder.find(self.auto_model), Path(output_path))
 
 
 def _folder_of(name: str, options: Mapping[str, Any]) -> Path:

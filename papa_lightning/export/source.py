@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from papa_lightning.calibration import AttentionConstants, CompactConstants
@@ -12,8 +13,8 @@ from papa_lightning.encoders import HeadSelection, is_noted, swap_as_saved, swap
 from papa_lightning.encoders.loading import from_pretrained, load_encoder
 from papa_lightning.encoders.sentence_files import MODULES, POOLINGS, SentenceFiles, read_sentence_files
 from papa_lightning.errors import ExportError
-from papa_lightning.export.folder import check_target, export_encoder
-from papa_lightning.export.graphs import check_wanted
+from papa_lightning.export.folder import check_target, check_wanted, export_encoder
+from papa_lightning.export.onnx.quantization import Quantization
 from papa_lightning.export.sentence_folder import export_sentence_transformer
 from papa_lightning.lightning_project.filling import constants_in_use, log_filling
 from papa_lightning.ranking import HeadRanking
@@ -37,7 +38,10 @@ class ExportSettings:
         ckpt_path: Checkpoint of a task of papa_lightning, with constants in it or with a constants file.
         tokenizer: Name or folder of the tokenizer; null takes that of the encoder, where it has one.
         onnx: Whether to write model.onnx too.
-        position_ids: Whether model.onnx has the input position_ids too, so that a server can pack.
+        position_ids: Whether model.onnx and model.pt2 have the input position_ids too, so that a server can pack.
+        quantize: int8 for a model.onnx with products of 8-bit integers; null for the numbers of the encoder.
+        dtype: Numbers of all files, the graph as well; float16 halves them. null keeps those of the encoder.
+        aot: Whether to write model.pt2 too, a package of AOTInductor.
         replace: Whether to replace an earlier export.
         fill_unseen: Whether an average is filled at pairs of positions that calibration saw rarely or never, as in
             ConstantAttention; null: an average of a calibration is, but not for a checkpoint of the preset "reference".
@@ -57,6 +61,9 @@ class ExportSettings:
     tokenizer: str | None = None
     onnx: bool = False
     position_ids: bool = False
+    quantize: Quantization | None = None
+    dtype: Literal["float32", "float16"] | None = None
+    aot: bool = False
     replace: bool = False
     fill_unseen: bool | None = None
     format: Literal["encoder", "sentence-transformers"] = "encoder"
@@ -71,12 +78,16 @@ class ExportSettings:
                 f"encoder is {self.encoder!r}, constants is {self.constants!r} and ckpt_path is None: pass an encoder "
                 "and a constants file, an encoder that was saved swapped, or a checkpoint."
             )
+        if self.quantize is not None and self.dtype == "float16":
+            raise ExportError(
+                f"quantize is {self.quantize!r} and dtype is 'float16', but integers need float32: pass one of them."
+            )
 
     def _check_format(self) -> None:
         check_choice("format", self.format, ("encoder", "sentence-transformers"))
         maybe(one_of(*POOLINGS))("pooling", self.pooling)
         sentences = self.format == "sentence-transformers"
-        without = ("onnx", "position_ids") if sentences else ("pooling", "normalize")
+        without = ("onnx", "position_ids", "quantize", "aot") if sentences else ("pooling", "normalize")
         if wrong := [name for name in without if getattr(self, name) != getattr(ExportSettings, name)]:
             raise ExportError(
                 f"{wrong[0]} is {getattr(self, wrong[0])!r}, which the format {self.format!r} does not have: leave it "
@@ -87,7 +98,7 @@ class ExportSettings:
 def export_source(settings: ExportSettings, output: str) -> Path:
     """Load the encoder of the settings, and export it to a folder, which is checked before anything is loaded."""
     check_target("output", output, settings.replace)
-    check_wanted(settings.onnx, settings.position_ids)
+    check_wanted(settings.onnx, settings.position_ids, settings.quantize, settings.aot)
     if settings.ckpt_path is None:
         assert settings.encoder is not None
         name, encoder = settings.encoder, load_encoder(settings.encoder)
@@ -95,10 +106,12 @@ def export_source(settings: ExportSettings, output: str) -> Path:
     else:
         name, encoder = _from_checkpoint(settings, settings.ckpt_path)
     tokenizer = _load_tokenizer(name, settings.tokenizer)
+    if settings.dtype is not None:
+        encoder = encoder.to(getattr(torch, settings.dtype))
     if settings.format == "sentence-transformers":
         files = _sentence_files(name, settings)
         return export_sentence_transformer(encoder, output, tokenizer, files, replace=settings.replace)
-    options = {"replace": settings.replace, "onnx": settings.onnx, "position_ids": settings.position_ids}
+    options = {name: getattr(settings, name) for name in ("replace", "onnx", "position_ids", "quantize", "aot")}
     return export_encoder(encoder, output, tokenizer, **options)
 
 

@@ -84,7 +84,7 @@ def test_a_fit_recovers_the_embeddings_of_the_original(data, letters_folder, tmp
     distances = []
     for rate, epochs in ((1e-9, 1), (1e-2, 12)):
         task = SimilarityTask(str(tmp_path), LENGTH, learning_rate=rate, gram_weight=1.0)
-        original = Embedder(task.make_encoder())
+        original, table = Embedder(task.make_encoder()), task.encoder.get_input_embeddings().weight.clone()
         run = trainer(ConstantAttention(max_length=LENGTH), max_epochs=epochs, check_val_every_n_epoch=epochs)
         run.fit(task, datamodule=data)
         rows = data.train_dataloader().dataset.with_format("torch")
@@ -94,6 +94,7 @@ def test_a_fit_recovers_the_embeddings_of_the_original(data, letters_folder, tmp
         assert not task.encoder.training
         assert "val/spearman" in run.callback_metrics
         assert task._teacher is None
+        assert torch.equal(task.encoder.get_input_embeddings().weight, table)
     assert 0 < distances[1] < 0.5 * distances[0]
 
 
