@@ -55,8 +55,8 @@ notebook: $(VENV)/.notebook $(ENCODER)/config.json ## run the notebook of the do
 	$(BIN)/python tools/make_notebook_page.py --execute
 
 # The sets of docs/performance.md; `make bench BENCHMARKS=speed` runs one of them.
-BENCHMARKS := speed calibration folded compact growth
-bench: $(VENV)/.runtime ## time and memory against the stock encoder: tables and figures in build/benchmark
+BENCHMARKS := speed runtimes calibration folded compact growth
+bench: $(VENV)/.dev ## time and memory against the stock encoder: tables and figures in build/benchmark
 	for name in $(BENCHMARKS); do \
 		$(BIN)/papa benchmark --config $$name.yaml --output build/benchmark/$$name || exit 1; \
 	done

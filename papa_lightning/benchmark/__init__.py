@@ -1,7 +1,7 @@
 """Benchmarks: speed and memory of stock and swapped encoders, beside the bound of the arithmetic.
 
 Imports everything below, study and export. A kind with a bound or a set-up of its own has an entry in cases, another
-way to run an encoder in backends.
+way to run an encoder in backends, another runtime a class in runtimes.
 """
 
 from papa_lightning.benchmark.bound import block_of

@@ -1,36 +1,45 @@
-"""Backends: how an encoder runs over the batches that are timed, op by op, compiled, as a CUDA graph, or packed."""
+"""Backends: how an encoder runs over the batches that are timed: op by op, compiled, packed, or in another runtime."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
+from papa_lightning.benchmark.runtimes import RUNTIMES, pass_of
 from papa_lightning.encoders import PackedSequences, Packer, Packing
 from papa_lightning.errors import PapaError
 
 Batches: TypeAlias = Sequence[Mapping[str, Tensor]]
 Mode = Literal["eager", "compile", "graph", "packed"]
-"""How the operations of a pass reach the device; times of one mode are compared with each other."""
+"""How torch brings the operations of a pass to the device; times of one mode are compared with each other."""
 Work = Literal["forward", "training"]
 """What is timed: the forward in inference mode, or forward and backward."""
 
 
 @dataclass(frozen=True)
 class Backend:
-    """A way to compute attention: its name in transformers, the mode of a pass, and a context around every pass."""
+    """A way to compute attention: its name in transformers, the mode of a pass, and a context around every pass.
+
+    The mode is one of :data:`Mode`, or the name of another runtime.
+    """
 
     implementation: str
-    mode: Mode = "eager"
+    mode: str = "eager"
     kernel: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     @property
-    def compared(self) -> Mode:
+    def is_torch(self) -> bool:
+        """Whether modules are run, and no graph of another runtime."""
+        return self.mode in get_args(Mode)
+
+    @property
+    def compared(self) -> str:
         """Mode of the stock encoder that its times are compared with; nothing packs for a stock encoder."""
         return "eager" if self.mode == "packed" else self.mode
 
@@ -47,10 +56,26 @@ BACKENDS: dict[str, Backend] = {
 REFERENCE = "sdpa"
 
 
+def backend_of(name: str) -> Backend:
+    """A backend, or a runtime with the attention that its graphs are made with: "onnxruntime", "onnxruntime/eager"."""
+    if name in BACKENDS:
+        return BACKENDS[name]
+    runtime, _, attention = name.partition("/")
+    return Backend(attention or RUNTIMES[runtime].stock_attention[0], runtime)
+
+
+def stock_forms(name: str) -> list[str]:
+    """The backends that the stock encoder is measured with beside one, so that the fastest of them is found."""
+    if backend_of(name).is_torch:
+        return [name]
+    others = RUNTIMES[name].stock_attention[1:]
+    return [name, *(f"{name}/{other}" for other in others)]
+
+
 def use_backend(encoder: PreTrainedModel, backend: str) -> None:
     """Let an encoder compute its attention with a backend; a family without sdpa keeps its own attention."""
     if encoder._supports_sdpa:
-        encoder.set_attn_implementation(BACKENDS[backend].implementation)
+        encoder.set_attn_implementation(backend_of(backend).implementation)
 
 
 def check_backend(backend: str, dtype: str, device: torch.device, padded: bool) -> None:
@@ -61,6 +86,13 @@ def check_backend(backend: str, dtype: str, device: torch.device, padded: bool) 
         raise PapaError("backends has 'flash', which is for half precision on CUDA: pass dtype bfloat16 or float16.")
     if backend == "graph" and device.type != "cuda":
         raise PapaError(f"backends has 'graph', a CUDA graph, but device is {device.type}: leave it out.")
+
+
+def check_runtime(runtime: str, dtype: str, device: torch.device) -> None:
+    """Refuse a runtime beside torch that is not installed, or cannot run with this dtype and device."""
+    if dtype != "float32":
+        raise PapaError(f"runtimes has {runtime!r}, whose graphs are in float32, but dtype is {dtype}: leave one out.")
+    RUNTIMES[runtime].check(device)
 
 
 @contextmanager
@@ -95,6 +127,8 @@ class Way:
     def pass_of(self, encoder: PreTrainedModel) -> Callable[[], object]:
         """One pass over all batches; packed ones are made here, as the others were before."""
         mode = self.backend.mode
+        if not self.backend.is_torch:
+            return pass_of(RUNTIMES[mode], encoder, self.batches)
         model = torch.compile(encoder) if mode == "compile" else encoder
         inputs = packed(encoder, self.batches) if mode == "packed" else padded(self.batches)
         train = partial(_train, encoder) if self.work == "training" else _infer

@@ -37,11 +37,9 @@ def make_stock(settings: BenchmarkSettings, size: Size, device: torch.device) ->
     encoder = find_encoder(made)
     if takes_images(encoder):
         raise PapaError(f"the encoder is a {encoder.config.model_type}, which reads images: pass an encoder of text.")
-    if not fits_positions(encoder, size.length):
-        raise PapaError(
-            f"inputs has {size.batch}x{size.length}, but the encoder's sequences must be {describe_lengths(encoder)}: "
-            "pass shorter ones."
-        )
+    if not fits_positions(encoder, longest := max(size.length, settings.max_length or 0)):
+        given = f"inputs has {size.batch}x{size.length}" if longest == size.length else f"max_length is {longest}"
+        raise PapaError(f"{given}, but the encoder's sequences must be {describe_lengths(encoder)}: pass shorter ones.")
     dtype = torch.float32 if settings.dtype == "bf16-mixed" else getattr(torch, settings.dtype)
     nn.Module.to(encoder, device=device, dtype=dtype)
     nn.Module.eval(encoder)
@@ -58,7 +56,8 @@ def _with_random_weights(settings: BenchmarkSettings, size: Size) -> PreTrainedM
             num_hidden_layers=size.layers,
             num_attention_heads=size.heads,
             intermediate_size=4 * size.hidden,
-            max_position_embeddings=max(512, size.length) + 2,  # RoBERTa's start after that of the padding token
+            max_position_embeddings=max(512, size.length, settings.max_length or 0)
+            + 2,  # RoBERTa's start after that of the padding token
             pad_token_id=0,
             **_OPTIONS.get(model_type, {}),
         )

@@ -7,14 +7,24 @@ from functools import cache
 import torch
 from transformers import PreTrainedModel
 
-from papa_lightning.benchmark.backends import BACKENDS, REFERENCE, Way, Work, check_backend, compiling, use_backend
+from papa_lightning.benchmark.backends import (
+    REFERENCE,
+    Way,
+    Work,
+    backend_of,
+    check_backend,
+    check_runtime,
+    compiling,
+    stock_forms,
+    use_backend,
+)
 from papa_lightning.benchmark.bound import block_of
 from papa_lightning.benchmark.cases import Case, kind_of, sums_bytes
 from papa_lightning.benchmark.encoders import choose_heads, copy_of, make_batches, make_stock, random_constants
 from papa_lightning.benchmark.results import BenchmarkResult, Measurement, StudyTime
 from papa_lightning.benchmark.settings import BenchmarkSettings, Size
 from papa_lightning.benchmark.study_times import time_study
-from papa_lightning.benchmark.timing import Spread, interleaved_times, synchronizer
+from papa_lightning.benchmark.timing import Spread, interleaved_times, nothing, settle, synchronizer
 from papa_lightning.calibration import AttentionConstants, without_path
 from papa_lightning.encoders import encoder_shape
 from papa_lightning.progress import Progress
@@ -33,10 +43,12 @@ class Variant:
 
 def variants(settings: BenchmarkSettings, size: Size) -> list[Variant]:
     """The variants that are measured at a size, for each kind of work the reference first."""
-    backends = [name for name in settings.backends if not (name == "flash" and size.padding)]
+    backends = [name for name in settings.ways if not (name == "flash" and size.padding)]
+    reference = [REFERENCE] if settings.with_torch else []
     # What has no dynamic attention is the same with any kernel for that.
-    modes = [REFERENCE, *(name for name in backends if BACKENDS[name].mode != "eager")]
-    found = [Variant("stock", None, backend, work) for work in settings.work for backend in [REFERENCE, *backends]]
+    modes = [*reference, *(name for name in backends if backend_of(name).mode != "eager")]
+    forms = [form for name in [*reference, *backends] for form in stock_forms(name)]
+    found = [Variant("stock", None, backend, work) for work in settings.work for backend in forms]
     for name in settings.kinds:
         kind = kind_of(name)
         shares = [float(share) for share in settings.shares] if kind.by_share else [None]
@@ -63,12 +75,14 @@ def run_benchmark(
         keep: Function that gets what is finished after each size, to save it; None for none.
 
     Raises:
-        PapaError: For an encoder, a device or a backend that cannot be used.
+        PapaError: For an encoder, a device, a backend or a runtime that cannot be used.
     """
     device, sections, rows = find_device(settings.device), settings.by_section(), list[Measurement]()
     for own in sections.values():
         for backend in own.backends:
             check_backend(backend, own.dtype, device, padded=min(own.paddings) > 0)
+        for runtime in own.graph_runtimes:
+            check_runtime(runtime, own.dtype, device)
     work = [(name, own, size) for name, own in sections.items() for size in own.sizes()]
     encoder = None if settings.encoder is None else without_path(settings.encoder)
 
@@ -97,19 +111,23 @@ def _measure(settings: BenchmarkSettings, size: Size, device: torch.device) -> l
 
     runs: dict[Variant, Callable[[], object]] = {}
     for variant, encoder in encoders.items():
-        way = Way(BACKENDS[variant.backend], batches, variant.work, settings.dtype == "bf16-mixed")
+        way = Way(backend_of(variant.backend), batches, variant.work, settings.dtype == "bf16-mixed")
         heads, options = choose_heads(encoder, settings, variant.share or 0.0), settings.options.get(variant.kind, {})
         use_backend(encoder, variant.backend)
-        runs[variant] = kind_of(variant.kind).prepare(encoder, Case(heads, size.length, options, constants), way)
+        runs[variant] = kind_of(variant.kind).prepare(
+            encoder, Case(heads, settings.max_length or size.length, options, constants), way
+        )
     memory: dict[Variant, tuple[int | None, int]] = {}
-    with compiling([BACKENDS[variant.backend] for variant in runs]):
+    with compiling([backend_of(variant.backend) for variant in runs]):
         with torch.inference_mode():
             stock(**batches[0])  # memory that a device takes once belongs to no variant
         for variant, run in runs.items():
-            if BACKENDS[variant.backend].mode == "compile":
+            if backend_of(variant.backend).mode == "compile":
                 run()  # torch.compile compiles here, which takes memory of its own
-            memory[variant] = _memory(run, device)
-        times = interleaved_times(runs, settings.repeats, settings.warmup, synchronizer(device))
+            memory[variant] = _memory(run, device, variant)
+        several = any(not backend_of(variant.backend).is_torch for variant in runs)
+        before = settle if several else nothing
+        times = interleaved_times(runs, settings.repeats, settings.warmup, synchronizer(device), before=before)
     held = {variant: held_bytes(encoder, without=stock) for variant, encoder in encoders.items()}
     tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
     return [
@@ -118,8 +136,10 @@ def _measure(settings: BenchmarkSettings, size: Size, device: torch.device) -> l
     ]
 
 
-def _memory(run: Callable[[], object], device: torch.device) -> tuple[int | None, int]:
-    """The peak of a pass beyond the sums that it returns, and the size of these."""
+def _memory(run: Callable[[], object], device: torch.device, variant: Variant) -> tuple[int | None, int]:
+    """The peak of a pass beyond the sums that it returns, and the size of these; other runtimes do not tell."""
+    if not backend_of(variant.backend).is_torch:
+        return None, 0
     returned: list[object] = []
     peak = peak_bytes(lambda: returned.append(run()), device)
     sums = sums_bytes(returned.pop())
@@ -128,10 +148,10 @@ def _memory(run: Callable[[], object], device: torch.device) -> tuple[int | None
 
 def reference_of(variant: Variant, times: Mapping[Variant, Sequence[float]]) -> Variant:
     """The fastest form of the stock encoder in the mode that a variant is compared with, for the same work."""
-    mode = BACKENDS[variant.backend].compared
+    mode = backend_of(variant.backend).compared
     forms = [one for one in times if one.kind == "stock" and one.work == variant.work]
     return min(
-        (one for one in forms if BACKENDS[one.backend].mode == mode), key=lambda one: Spread.of(times[one]).median
+        (one for one in forms if backend_of(one.backend).mode == mode), key=lambda one: Spread.of(times[one]).median
     )
 
 
@@ -174,7 +194,7 @@ def _measurement(
 def _bound(settings: BenchmarkSettings, size: Size, stock: PreTrainedModel, variant: Variant) -> float | None:
     """The bound of a forward over padded batches; None for other work, and where it is not known."""
     block, saves = block_of(stock.config, size.length), kind_of(variant.kind).saves
-    if block is None or variant.work != "forward" or BACKENDS[variant.backend].mode == "packed":
+    if block is None or variant.work != "forward" or backend_of(variant.backend).mode == "packed":
         return None
     layers, heads = encoder_shape(stock)
     # A share is rounded to whole heads.

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from papa_lightning.benchmark.backends import BACKENDS, Work
 from papa_lightning.benchmark.cases import kind_names
+from papa_lightning.benchmark.runtimes import RUNTIMES, TORCH
 from papa_lightning.checks import check_choice, refuse
 from papa_lightning.errors import PapaError
 
@@ -61,6 +62,12 @@ class ShapeSettings:
     layers: Sequence[int] = (12,)
     heads: Sequence[int] = (12,)
 
+    @property
+    def is_default(self) -> bool:
+        """Whether all sizes are the default ones; those of a command line are lists."""
+        own = ShapeSettings(self.type, *(tuple(held) for held in (self.hidden, self.layers, self.heads)))
+        return own == ShapeSettings()
+
 
 @dataclass(frozen=True)
 class StudyTiming:
@@ -109,8 +116,9 @@ class StudyTiming:
 class BenchmarkSettings:
     """The encoders, inputs and variants of a benchmark, and the number of runs.
 
-    The stock encoder is always measured, under PyTorch's scaled dot-product attention and with each of `backends`.
-    Speeds are relative to the fastest of its forms in the same mode: eager, compiled, or as a CUDA graph.
+    The stock encoder is always measured, under PyTorch's scaled dot-product attention, with each of `backends` and in
+    each of `runtimes`. Speeds are relative to the fastest of its forms in the same mode: eager, compiled, as a CUDA
+    graph, or in the same runtime.
 
     Args:
         encoder: Name on the hub, or a folder written by ``save_pretrained``; null makes encoders with random weights in
@@ -131,6 +139,10 @@ class BenchmarkSettings:
             (PyTorch's flash kernel and no other, where there is no padding), ``"compile"`` (sdpa under torch.compile),
             ``"graph"`` (sdpa, captured once in a CUDA graph and replayed), ``"packed"`` (sdpa over the real tokens of
             all batches alone; compared with the padded stock encoder).
+        runtimes: What runs the encoders: ``"torch"``, with each of `backends`; ``"onnxruntime"``, files of ONNX;
+            ``"inductor"``, packages of AOTInductor. Graphs are in float32, of forwards only, and take any batch size
+            and length; encoders with other attention are exported first.
+        max_length: Length of the constants, for inputs up to it; null is the length of each input.
         work: What is timed: the ``"forward"`` in inference mode; ``"training"``, forward and backward for all
             parameters that learn, without dropout and without an optimizer.
         dtype: Dtype of the weights; ``"bf16-mixed"`` is float32 under autocast to bfloat16.
@@ -164,6 +176,8 @@ class BenchmarkSettings:
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     placement: Placement = "random"
     backends: Sequence[str] = ("sdpa",)
+    runtimes: Sequence[str] = (TORCH,)
+    max_length: int | None = None
     work: Sequence[Work] = ("forward",)
     dtype: Dtype = "float32"
     device: str = "auto"
@@ -182,12 +196,17 @@ class BenchmarkSettings:
         check_choice("dtype", self.dtype, get_args(Dtype))
         _check_each("kinds", self.kinds, kind_names())
         _check_each("backends", self.backends, BACKENDS)
+        _check_each("runtimes", self.runtimes, [TORCH, *RUNTIMES])
         _check_each("work", self.work, get_args(Work))
+        if self.graph_runtimes and "training" in self.work:
+            raise PapaError(
+                f"work has 'training', but runtimes has {self.graph_runtimes[0]!r}, which computes no gradients: leave "
+                "one of them out."
+            )
         for name in self.options:
             check_choice("options", name, self.kinds)
         least = {"batches": 1, "repeats": LEAST_REPEATS, "warmup": 0, "seed": 0}
-        if self.threads is not None:
-            least["threads"] = 1
+        least |= {name: 1 for name in ("threads", "max_length") if getattr(self, name) is not None}
         for name, lowest in least.items():
             _check_whole(name, getattr(self, name), lowest)
         for padding in self.paddings:
@@ -196,10 +215,25 @@ class BenchmarkSettings:
         for share in self.shares:
             if isinstance(share, bool) or not 0 <= share <= 1:
                 raise PapaError(f"shares has {share!r}, but a share of heads is from 0 to 1.")
-        if self.encoder is not None and self.shape != ShapeSettings():
+        if self.encoder is not None and not self.shape.is_default:
             raise PapaError(f"encoder is {self.encoder!r}, which has its own sizes: leave out encoder, or shape.")
         self.sizes()
         self.by_section()
+
+    @property
+    def with_torch(self) -> bool:
+        """Whether torch is one of the runtimes."""
+        return TORCH in self.runtimes
+
+    @property
+    def graph_runtimes(self) -> list[str]:
+        """The runtimes beside torch."""
+        return [name for name in self.runtimes if name != TORCH]
+
+    @property
+    def ways(self) -> list[str]:
+        """The backends of torch, where it is a runtime, and the other runtimes."""
+        return [*(self.backends if self.with_torch else ()), *self.graph_runtimes]
 
     @property
     def paddings(self) -> Sequence[float]:
@@ -233,6 +267,11 @@ class BenchmarkSettings:
             for (batch, length), padding, hidden, layers, heads in _combinations(lists, self.vary)
         ]
         for size in found:
+            if self.max_length is not None and size.length > self.max_length:
+                raise PapaError(
+                    f"max_length is {self.max_length}, but inputs has {size.batch}x{size.length}: pass a max_length of "
+                    f"{size.length} or more, or shorter inputs."
+                )
             if size.heads and size.hidden % size.heads:
                 raise PapaError(
                     f"shape.heads has {size.heads}, which does not divide shape.hidden {size.hidden}: pass numbers of "

@@ -14,8 +14,18 @@ import torch
 Key = TypeVar("Key", bound=Hashable)
 
 
-def nothing() -> None:
-    """Do nothing: the CPU needs no synchronization."""
+#: Seconds in which the threads of one runtime go to sleep; until then they take cores from those of another.
+REST = 0.02
+
+
+def nothing(*_: object) -> None:
+    """Do nothing: the CPU needs no synchronization, and one runtime alone no rest."""
+
+
+def settle(run: Callable[[], object]) -> None:
+    """Let the threads of what ran last go to sleep, and wake those of a function."""
+    time.sleep(REST)
+    run()
 
 
 def interleaved_times(
@@ -24,8 +34,12 @@ def interleaved_times(
     warmup: int,
     synchronize: Callable[[], object] = nothing,
     clock: Callable[[], float] = time.perf_counter,
+    before: Callable[[Callable[[], object]], object] = nothing,
 ) -> dict[Key, list[float]]:
-    """Seconds of each run of functions in turn, so that drift affects all alike; without garbage collection."""
+    """Seconds of each run of functions in turn, so that drift affects all alike; without garbage collection.
+
+    What is done ``before`` each run, with its function, is not timed.
+    """
     times: dict[Key, list[float]] = {key: [] for key in runs}
     enabled = gc.isenabled()
     gc.collect()
@@ -33,6 +47,7 @@ def interleaved_times(
     try:
         for repeat in range(warmup + repeats):
             for key, run in runs.items():
+                before(run)
                 synchronize()
                 start = clock()
                 run()

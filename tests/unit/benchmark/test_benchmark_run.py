@@ -92,7 +92,7 @@ def test_every_kind_of_the_registry_can_be_measured():
 def test_medians_are_those_of_the_times(monkeypatch):
     made = {"stock": [8.0, 1.0, 4.0, 2.0, 6.0, 3.0, 5.0], "constant": [2.0, 2.0, 2.0, 2.0, 2.0, 9.0, 1.0]}
 
-    def times(runs, repeats, warmup, synchronize):
+    def times(runs, repeats, warmup, synchronize, before):
         assert (repeats, warmup) == (7, 0)
         return {variant: made[variant.kind] for variant in runs}
 
@@ -229,7 +229,7 @@ def test_nothing_of_the_caller_is_changed(monkeypatch):
     torch.manual_seed(3)
     threads = torch.get_num_threads()
 
-    def times(runs, repeats, warmup, synchronize):
+    def times(runs, repeats, warmup, synchronize, before):
         assert torch.get_num_threads() == threads + 1
         return {variant: [1.0, 1.0] for variant in runs}
 

@@ -140,3 +140,9 @@ def test_a_section_differs_in_what_it_names():
 def test_a_study_that_cannot_be_timed(changed, message):
     with pytest.raises(PapaError, match=message):
         StudyTiming(**changed)
+
+
+def test_an_encoder_and_the_sizes_that_a_command_line_fills_in():
+    assert BenchmarkSettings(encoder="some/encoder", shape=ShapeSettings(hidden=[384], layers=[12], heads=[12])).sizes()
+    with pytest.raises(PapaError, match="which has its own sizes: leave out encoder, or shape"):
+        BenchmarkSettings(encoder="some/encoder", shape=ShapeSettings(layers=[6]))

@@ -6,7 +6,7 @@ import itertools
 import pytest
 import torch
 
-from papa_lightning.benchmark.timing import Spread, interleaved_times, synchronizer
+from papa_lightning.benchmark.timing import REST, Spread, interleaved_times, settle, synchronizer
 
 
 class Clock:
@@ -46,6 +46,20 @@ def test_what_was_left_to_do_before_is_nobodys_time():
     clock.work(100.0)
     times = interleaved_times({"a": lambda: clock.work(1.0)}, 2, 0, clock.wait, clock)
     assert times == {"a": [1.0, 1.0]}
+
+
+def test_several_runtimes_rest_and_run_once_before_each_time(monkeypatch):
+    order, slept = [], []
+    monkeypatch.setattr("papa_lightning.benchmark.timing.time.sleep", slept.append)
+    clock = Clock()
+
+    def run():
+        order.append("run")
+        clock.work(1.0)
+
+    times = interleaved_times({"a": run}, 2, 1, clock.wait, clock, before=settle)
+    assert times == {"a": [1.0, 1.0]}
+    assert (len(order), slept) == (6, [REST] * 3)
 
 
 @pytest.mark.parametrize("enabled", [True, False])
