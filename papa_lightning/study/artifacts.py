@@ -21,6 +21,7 @@ from torch import Tensor
 from papa_lightning.attention import ZeroMassWarning
 from papa_lightning.calibration import AttentionConstants, calibrate, control_constants, without_path
 from papa_lightning.criteria import RankingInputs, criterion_from, rank_heads
+from papa_lightning.embeddings import Embedder
 from papa_lightning.encoders import HeadSelection, encoder_shape, restore_attention, swap_attention
 from papa_lightning.errors import StudyError
 from papa_lightning.ranking import HeadRanking
@@ -127,6 +128,7 @@ def _probe_inputs(
         loss=probe_loss(folder, bench) if "loss" in needs else None,
         task=bench.probed,
         packing=bench.settings.packs,
+        embed=Embedder(bench.task.encoder, packing=bench.settings.packs).embed,
     )
 
 

@@ -299,6 +299,13 @@ def test_rankings_that_learn_depend_neither_on_the_process_nor_on_others(config:
     assert rank("together", ["taylor", "gate"]) == rank("alone", ["gate"])
 
 
+def test_heads_of_a_task_with_a_probe_are_ranked_by_the_mean_of_their_hidden_states_too(config: dict[str, Any]) -> None:
+    table = run(config | {"criteria": ["embedding:4"], "seeds": [0], "shares": [0.5]})
+    assert set(table["criterion"]) == {"embedding:4"}
+    (path,) = Path("out").glob("rankings/*embedding*")
+    assert max(HeadRanking.load(path).scores or []) > 0
+
+
 @pytest.mark.distributed
 @pytest.mark.usefixtures("quick_workers")
 def test_two_workers_give_the_table_of_one(
