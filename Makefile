@@ -22,10 +22,10 @@ demo: $(VENV)/.runtime ## a small study of a real encoder on real text: score ag
 	$(BIN)/papa demo --fetch
 
 test: $(VENV)/.dev ## all tests and doctests
-	$(BIN)/python -m pytest --numprocesses auto
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 coverage: $(VENV)/.dev ## the same, with the share of lines that they reach; takes half as long again
-	$(BIN)/python -m pytest --numprocesses auto --cov --cov-report term
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal --cov --cov-report term
 
 lint: $(VENV)/.dev ## style and types
 	$(BIN)/ruff check .
