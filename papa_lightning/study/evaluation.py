@@ -1,8 +1,10 @@
 """Evaluation of probes on features: their scores, and what they say of every example."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -14,6 +16,11 @@ from papa_lightning.tasks.base import EncoderTask
 from papa_lightning.tasks.probes import Probe
 from papa_lightning.tasks.scores import UNLABELLED, Scored, StageScores
 
+if TYPE_CHECKING:
+    from papa_lightning.study.training import ProbeSettings
+
+#: Name of the evaluation set that holds the results of a probe after its best epoch.
+BEST = "best"
 #: Sequences that are evaluated at once where their features are on the device.
 _EVALUATED = 1024
 
@@ -24,6 +31,51 @@ class Evaluated:
 
     scores: dict[str, float]
     predictions: dict[str, Predictions]
+
+    def beside(self, other: Evaluated) -> Evaluated:
+        """These results and those of another epoch or set."""
+        return Evaluated(self.scores | other.scores, self.predictions | other.predictions)
+
+
+class EpochReview:
+    """The evaluation of probes that are in training: after the last epoch, and where asked after every epoch.
+
+    Args:
+        task: The task of the probes.
+        evaluations: Features to evaluate on; the score on the first set decides which epoch is the best.
+        settings: The recipe of the probes.
+    """
+
+    def __init__(self, task: EncoderTask, evaluations: Mapping[str, Features], settings: ProbeSettings) -> None:
+        self._task, self._evaluations, self._settings = task, evaluations, settings
+        self._score = task.score_name.removeprefix("val/")
+        self._best: list[Evaluated] = []
+        #: Results of each probe after the last epoch, beside which are those of the best epoch, if asked for.
+        self.evaluated: list[Evaluated] = []
+
+    def after(self, epoch: int, probes: Sequence[Probe]) -> None:
+        """Evaluate the probes after an epoch (from 0), if there is a use for it."""
+        last = epoch + 1 == self._settings.max_epochs
+        every = self._settings.best_epoch and bool(self._evaluations)
+        if last or every:
+            sets = self._evaluations if last else dict(list(self._evaluations.items())[:1])
+            found = evaluate_probes(self._task, probes, sets, self._settings.batch_size)
+            if every:
+                self._compare([_first_set(one, epoch) for one in found])
+            if last:
+                self.evaluated = [one.beside(best) for one, best in zip(found, self._best or found, strict=True)]
+
+    def _compare(self, found: Sequence[Evaluated]) -> None:
+        """Keep what is better than before; of equal epochs the first one stays."""
+        name = f"{self._score}/{BEST}"
+        pairs = zip(self._best or found, found, strict=True)
+        self._best = [new if new.scores[name] > old.scores[name] else old for old, new in pairs]
+
+
+def _first_set(evaluated: Evaluated, epoch: int) -> Evaluated:
+    """The results on the first set under the name of the best epoch, with the number of the epoch, from 1."""
+    scores = {f"{name}/{BEST}": score for name, score in evaluated.scores.items() if "/" not in name}
+    return Evaluated(scores | {f"epoch/{BEST}": float(epoch + 1)}, {BEST: evaluated.predictions[""]})
 
 
 def evaluate_probes(

@@ -83,8 +83,8 @@ def train_stacked(
 ) -> Iterator[tuple[int, list[float] | None]]:
     """Train probes in place: those of all seeds on the first features, then those on the second, and so on.
 
-    All features are of the same sequences. Yields numbers of steps that were given to the device, with the sum of the
-    losses of each probe after an epoch.
+    All features are of the same sequences. Yields numbers of steps that were given to the device; after an epoch, when
+    the probes have their weights, with the sum of the losses of each.
     """
     module = StackedProbes(probes)
     tables = _Tables(trains[0], seeds, settings, (len(probes), probes[0].dense.out_features))
@@ -94,8 +94,9 @@ def train_stacked(
     for steps, ends in tables.stretches():
         for _ in range(steps):
             step()
+        if ends:
+            module.put(probes)
         yield steps, tables.take_losses() if ends else None
-    module.put(probes)
 
 
 class _Tables:

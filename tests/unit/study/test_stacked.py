@@ -101,6 +101,16 @@ def test_few_steps_at_once(encoder: str, tmp_path: Path, monkeypatch: pytest.Mon
             torch.testing.assert_close(dict(one.probe.state_dict()), dict(other.probe.state_dict()), atol=0, rtol=0)
 
 
+def test_the_best_epoch_of_each_probe(encoder: str, tmp_path: Path) -> None:
+    task, recipe = cases.make_task(encoder, "mean"), settings(max_epochs=5, best_epoch=True)
+    sets = [store(task, count, "mean", tmp_path) for count in (20, 11)]
+    each = train_probes(task, sets[0], {"": sets[1]}, SEEDS, recipe)
+    together = train_probes(task, sets[0].on(CPU), {"": sets[1].on(CPU)}, SEEDS, recipe)
+    for one, other in zip(each, together, strict=True):
+        assert one.scores == pytest.approx(other.scores, abs=1e-5)
+        torch.testing.assert_close(one.predictions["best"].logits, other.predictions["best"].logits, atol=1e-4, rtol=0)
+
+
 def test_progress_counts_steps_of_all_seeds(encoder: str, tmp_path: Path) -> None:
     task, done = cases.make_task(encoder, "mean"), list[int]()
     train = store(task, 10, "mean", tmp_path).on(CPU)

@@ -279,6 +279,25 @@ def test_scores_are_those_of_the_trainer(encoder: str, tmp_path: Path, kind: str
     assert {"loss", "loss/mismatched"} <= expected.keys()
 
 
+@pytest.mark.parametrize("kind", ["layerwise", "tokens"])
+def test_the_best_epoch_is_the_highest_score_of_shorter_trainings(encoder: str, tmp_path: Path, kind: str) -> None:
+    task = cases.make_task(encoder, kind)
+    train, first, second = (store(task, cases.make_rows(n, kind, seed=n), tmp_path / str(n)) for n in (20, 9, 7))
+    sets, score = {"": first, "mismatched": second}, task.score_name.removeprefix("val/")
+    # Without a schedule, a training of k epochs begins like one of more.
+    shorter = [train_probes(task, train, sets, [4], settings(max_epochs=epochs))[0] for epochs in range(1, 6)]
+    (trained,) = train_probes(task, train, sets, [4], settings(max_epochs=5, best_epoch=True))
+    scores = [one.scores[score] for one in shorter]
+    best = shorter[scores.index(max(scores))]
+    assert len(set(scores)) > 1
+    extra = {"epoch/best": 1.0 + scores.index(max(scores))}
+    extra |= {f"{name}/best": value for name, value in best.scores.items() if "/" not in name}
+    assert trained.scores == pytest.approx(shorter[-1].scores | extra, abs=1e-6)
+    assert list(trained.predictions) == ["", "mismatched", "best"]
+    torch.testing.assert_close(trained.predictions["best"].logits, best.predictions[""].logits)
+    torch.testing.assert_close(trained.probe.state_dict(), shorter[-1].probe.state_dict(), atol=0, rtol=0)
+
+
 def test_progress_counts_steps_of_all_seeds(encoder: str) -> None:
     task, done = cases.make_task(encoder, "mean"), []
     train = LiveFeatures(task, cases.make_rows(10, "mean"))
