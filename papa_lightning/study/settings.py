@@ -4,8 +4,10 @@ import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
+
+from typing_extensions import Self
 
 from papa_lightning.calibration import ConstantsKind, constants_kind
 from papa_lightning.checks import check_choice
@@ -61,7 +63,8 @@ class StudySettings:
             Lightning (a .ckpt, or a map of ``checkpoint``, ``encoder``, what was fine-tuned, and ``prefix``). From
             Python also modules, or pairs of a module and its tokenizer.
         tasks: Names and their data modules: ``class_path`` and ``init_args``, without ``tokenizer``, which is the
-            encoder's. From Python also data module objects, of which the arguments are taken.
+            encoder's; and ``probe``, a map of what in the recipe of its probes differs from `probe`. From Python also
+            data module objects, of which the arguments are taken.
         criteria: By what heads are ranked: :data:`papa_lightning.criteria.CRITERIA`.
         shares: Shares of constant heads, from 0 to 1. Share 0 is always measured: everything is compared with it.
         seeds: Seeds of the probe: its initial values, the order of the examples, dropout. Tasks of embeddings, which
@@ -129,6 +132,7 @@ class StudySettings:
                 raise PapaError(f"constants has {kind!r}, but tasks has only {', '.join(self.tasks)}: add that task.")
         for name, task in self.tasks.items():
             _check_task(name, task)
+            self._probe_of(name)  # refuse wrong values
         read_share("margin", self.margin)
         check_choice("pooling", self.pooling, get_args(Pooling))
         _ = self.packs  # refuse wrong values
@@ -139,6 +143,16 @@ class StudySettings:
     def packs(self) -> Packing:
         """The settings of packing."""
         return Packing(self.packing, self.tokens_per_batch)
+
+    def for_task(self, name: str) -> Self:
+        """The settings with the recipe of the probes of one task."""
+        return replace(self, probe=self._probe_of(name))
+
+    def _probe_of(self, task: str) -> ProbeSettings:
+        try:
+            return replace(self.probe, **(self.tasks[task].get("probe") or {}))
+        except PapaError as error:
+            raise PapaError(f"tasks.{task}: {error}") from error
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as plain values of JSON."""
@@ -207,17 +221,25 @@ def _check_list(argument: str, values: Sequence[Any]) -> None:
         raise PapaError(f"{argument} is {list(values)}, which has a value twice: give each once.")
 
 
+#: What a task of the settings has.
+_TASK = ("class_path", "init_args", "probe")
+
+
 def _meant(unknown: Collection[Any]) -> str:
-    return next((end for one in unknown if (end := did_you_mean(one, ("class_path", "init_args")))), ".")
+    return next((end for one in unknown if (end := did_you_mean(one, _TASK))), ".")
 
 
 def _check_task(name: str, task: Mapping[str, Any]) -> None:
-    unknown = set(task) - {"class_path", "init_args"} if isinstance(task, Mapping) else {repr(task)}
+    unknown = set(task) - {*_TASK} if isinstance(task, Mapping) else {repr(task)}
     if unknown or "class_path" not in task:
         raise PapaError(
             f"tasks has {name!r} with {', '.join(map(str, sorted(unknown))) or 'no class_path'}, but a task is a data "
             f"module: class_path, e.g. SST2DataModule, and init_args{_meant(unknown)}"
         )
+    own = task.get("probe") or {}
+    if not isinstance(own, Mapping):
+        raise PapaError(f"tasks has {name!r} with probe={own!r}: pass a map, e.g. {{learning_rate: 1e-3}}.")
+    _check_fields(f"tasks.{name}.probe", ProbeSettings, own)
     if "tokenizer" in (task.get("init_args") or {}):
         raise PapaError(f"tasks has {name!r} with a tokenizer, but every encoder brings its own: leave it out.")
 

@@ -40,8 +40,9 @@ class PairTrial:
         """Estimated seconds of what is left of a plan, with one worker."""
         evaluated = (plan.group_cost - 1) * plan.examples
         encoded = self.encoding * (len(plan.groups) * plan.group_cost + plan.recovery) * plan.examples
-        share = plan.missing / len(settings.seeds)  # choices of heads, each with the probes of all seeds
-        trained = share * (self.step * settings.probe.steps(plan.examples) + self.evaluating * evaluated)
+        probe, share = settings.for_task(plan.task).probe, plan.missing / len(settings.seeds)  # choices of heads
+        evaluations = probe.max_epochs if probe.best_epoch else 1
+        trained = share * (self.step * probe.steps(plan.examples) + self.evaluating * evaluated * evaluations)
         return self.loading + self.calibrating * plan.preparation * plan.examples + encoded + trained
 
 
@@ -54,7 +55,7 @@ def try_pair(settings: StudySettings, encoder: str, task: str) -> PairTrial:
         task: Name of the task.
     """
     start = time.perf_counter()
-    bench = Bench(replace(settings, probe=replace(settings.probe, max_epochs=1)), encoder, task)
+    bench = Bench(settings, encoder, task)
     loading = time.perf_counter() - start
     bench.train = bench.train.select(_some(len(bench.train)))
     if bench.judgements is not None:
@@ -69,7 +70,7 @@ def try_pair(settings: StudySettings, encoder: str, task: str) -> PairTrial:
         calibrated = time.perf_counter()
         with features_of(folder, bench, "trial", bench.evaluations) as (features, others):
             encoded = time.perf_counter()
-            seeds, probe = settings.seeds, bench.settings.probe
+            seeds, probe = settings.seeds, replace(bench.settings.probe, max_epochs=1, best_epoch=False)
             train_sets(bench.probed, [FeatureSet(features, {})], seeds, probe)
             trained = time.perf_counter()
             train_sets(bench.probed, [FeatureSet(features, others)], seeds, probe)

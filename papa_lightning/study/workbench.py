@@ -65,14 +65,14 @@ class Bench:
     """
 
     def __init__(self, settings: StudySettings, encoder: str, task: str, watch: Stopwatch | None = None) -> None:
-        self.settings, self.encoder, self.name = settings, encoder, task
+        self.settings, self.encoder, self.name = settings.for_task(task), encoder, task
         self.watch = watch or Stopwatch()
         self._seen: dict[str, str] = {}
         self._looked_through: dict[int, tuple[Dataset, SplitRows]] = {}
         self._constants: tuple[Hashable, AttentionConstants] | None = None
         self.zero_mass = ZeroMassRecord()
         with self.watch.part("loading"):
-            self._load(str(settings.encoders[encoder]), settings, task)
+            self._load(str(settings.encoders[encoder]), self.settings, task)
 
     def _load(self, folder: str, settings: StudySettings, task: str) -> None:
         check_plain(folder)
@@ -187,8 +187,10 @@ class Bench:
     def describe(self) -> dict[str, Any]:
         """Sizes of data and encoder, and settings of the data, for a report."""
         layers, heads = encoder_shape(self.task.encoder)
+        own = self.settings.tasks[self.name].get("probe")
         return {
             **self._sizes(),
+            **({"probe": dict(own)} if own else {}),
             "max_length": self.data.max_length,
             "layout": self.data.layout,
             "preset": self.data.preset,
@@ -216,7 +218,10 @@ class Bench:
 
 def make_data(name: str, settings: Mapping[str, Any], encoder: str) -> TaskDataModule:
     """The data module of a task with the tokenizer of an encoder."""
-    given = {**settings, "init_args": {**(settings.get("init_args") or {}), "tokenizer": encoder}}
+    given = {
+        "class_path": settings["class_path"],
+        "init_args": {**(settings.get("init_args") or {}), "tokenizer": encoder},
+    }
     data: TaskDataModule = build(TaskDataModule, f"tasks.{name}", given)
     if data.preset != "default":
         raise PapaError(

@@ -170,6 +170,12 @@ def test_changed_settings_never_find_old_results(
     assert not set(done.hash) & set(measure(config).hash)
 
 
+def test_the_recipe_of_a_task_is_as_if_all_tasks_had_it(config: dict[str, Any], done: pd.DataFrame) -> None:
+    config["tasks"]["sst2"]["probe"] = config["probe"]
+    config["probe"] = {"learning_rate": 1.0, "max_epochs": 9}
+    assert measure(config).hash.tolist() == done.hash.tolist()
+
+
 def test_changed_data_never_find_old_results(config: dict[str, Any], done: pd.DataFrame, tmp_path: Path) -> None:
     task = config["tasks"]["sst2"]["init_args"]
     changed = tmp_path / "changed"

@@ -36,6 +36,9 @@ def test_settings_survive_json() -> None:
         ({"tasks": {"t": {"init_args": {}}}}, ["tasks", "'t'", "class_path"]),
         ({"tasks": {"t": {"class_path": "X", "arguments": {}}}}, ["tasks", "'t'", "arguments"]),
         ({"tasks": {"t": {"class_path": "X", "init_args": {"tokenizer": "x"}}}}, ["'t'", "tokenizer"]),
+        ({"tasks": {"t": {"class_path": "X", "probe": "long"}}}, ["'t'", "probe='long'", "map"]),
+        ({"tasks": {"t": {"class_path": "X", "probe": {"learning_rates": 1}}}}, ["tasks.t.probe", "learning_rate"]),
+        ({"tasks": {"t": {"class_path": "X", "probe": {"max_epochs": 0}}}}, ["tasks.t", "probe.max_epochs is 0"]),
         ({"criteria": []}, ["criteria", "[]"]),
         ({"criteria": "variance"}, ["criteria", "'variance'", "list"]),
         ({"criteria": ["variance", "variance"]}, ["criteria", "twice"]),
@@ -63,3 +66,11 @@ def test_bad_settings_are_refused_by_name(changes: dict[str, Any], words: list[s
 def test_bad_storage_is_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(PapaError, match=rf"features\.{name} is {value!r}"):
         FeatureSettings(**{name: value})
+
+
+def test_a_task_may_have_a_recipe_of_its_own() -> None:
+    own = {"ner": {"class_path": "NERDataModule", "probe": {"learning_rate": 1e-3}}}
+    settings = StudySettings(encoders={"e": "x"}, tasks=TASKS | own, probe={"learning_rate": 1e-4, "max_epochs": 3})
+    assert settings.for_task("sst2") == settings
+    assert settings.for_task("ner").probe == ProbeSettings(learning_rate=1e-3, max_epochs=3)
+    assert settings_from(settings.as_dict()).as_dict() == settings.as_dict()
