@@ -81,6 +81,16 @@ class Sample:
         return Sample(self.seeds - other.seeds, resampled, self.examples if both else 0, self.unit)
 
 
+def weighted(samples: Sequence[Sample], weights: Sequence[float]) -> Sample:
+    """The weighted sum of quantities of the same seeds and examples, seed by seed and resample by resample."""
+    seeds = sum(weight * one.seeds for one, weight in zip(samples, weights, strict=True))
+    known = [one.resampled for one in samples if one.resampled is not None]
+    if len(known) < len(samples):
+        return Sample(np.asarray(seeds))
+    resampled = sum(weight * one for one, weight in zip(known, weights, strict=True))
+    return Sample(np.asarray(seeds), np.asarray(resampled), samples[0].examples, samples[0].unit)
+
+
 def estimate(
     sample: Sample, bounds: tuple[float, float] = (-math.inf, math.inf), also: Sequence[Sample] = ()
 ) -> Estimate:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import pandas as pd
 
 from papa_lightning.checks import refuse
-from papa_lightning.study.intervals import FEWEST_SEEDS, Estimate, estimate, relative_estimate
+from papa_lightning.study.intervals import FEWEST_SEEDS, Estimate, estimate, relative_estimate, weighted
 from papa_lightning.study.predictions import load_predictions
 from papa_lightning.study.resampling import Probes, Sets, bounds_of, is_metric
 from papa_lightning.study.results import load_table
@@ -134,13 +134,44 @@ class Evidence:
         Raises:
             PapaError: When one of them has no results.
         """
-        rows = self._by_pair.get((encoder, task), self.table.iloc[:0])
-        rows = rows[rows["is_score"] if metric is None else rows["metric"] == metric]
+        rows = self._measured(encoder, task, metric)
         sides = [rows[_is(rows, place)] for place in (first, second)]
         for name, place, side in zip(("first", "second"), (first, second), sides, strict=True):
             if not len(side):
                 refuse(name, place, f"a criterion, share and kind of constants with results of {encoder} on {task}")
-        return self._difference((encoder, task), *sides)
+        return self._difference((encoder, task), [sides])
+
+    def area(
+        self, encoder: str, task: str, first: str, second: str, constants: str = "average", metric: str | None = None
+    ) -> Estimate:
+        """The paired area between two curves over all shares, in units of the metric, first criterion minus second.
+
+        The curves are straight between shares and meet where no head is constant and where all are, so that this is
+        the mean difference of a share that is drawn evenly from 0 to 1. It takes the shares, the seeds, and the random
+        orders that both curves have.
+
+        Args:
+            encoder: Name of the encoder.
+            task: Name of the task.
+            first: Name of a criterion; "random" stands for all random orders together.
+            second: Another one.
+            constants: Kind of constants.
+            metric: Name of the metric; None for the task's own score.
+
+        Raises:
+            PapaError: When one of them has no results at a share between 0 and 1.
+        """
+        rows = self._measured(encoder, task, metric)
+        rows = rows[(rows["constants"] == constants) & rows["share"].between(0, 1, inclusive="neither")]
+        curves = [dict(iter(rows[rows["criterion"] == one].groupby("share"))) for one in (first, second)]
+        for name, criterion, curve in zip(("first", "second"), (first, second), curves, strict=True):
+            if not curve:
+                refuse(name, criterion, f"a criterion with results of {encoder} on {task} between share 0 and 1")
+        shares = sorted(curves[0].keys() & curves[1].keys())
+        ends = [0.0, *shares, 1.0]
+        weights = [(after - before) / 2 for before, after in zip(ends, ends[2:], strict=False)]
+        sides = [[_with_common(curve, shares, share) for curve in curves] for share in shares]
+        return self._difference((encoder, task), sides, weights)
 
     def largest_within(self, encoder: str, task: str, criterion: str, constants: str = "average") -> pd.Series | None:
         """The row of the largest share that costs no more than the margin, as do all smaller ones; None if none."""
@@ -166,6 +197,11 @@ class Evidence:
         for name, value in names.items():
             rows = rows[rows[name] == value]
         return rows[rows["is_score"].astype(bool) & (rows["share"] > 0)].sort_values("share")
+
+    def _measured(self, encoder: str, task: str, metric: str | None) -> pd.DataFrame:
+        """The rows of an encoder on a task, of a metric or for None of the task's own score."""
+        rows = self._by_pair.get((encoder, task), self.table.iloc[:0])
+        return rows[rows["is_score"] if metric is None else rows["metric"] == metric]
 
     def _probes(self, pair: tuple[str, str]) -> Probes:
         if pair not in self._known:
@@ -233,17 +269,24 @@ class Evidence:
         every = self._by_pair[pair]
         for name in ("metric", "share", "constants"):
             every = every[every[name] == rows[name].iloc[0]]
-        return self._difference(pair, rows, every[every["criterion"] == "random"])
+        return self._difference(pair, [(rows, every[every["criterion"] == "random"])])
 
-    def _difference(self, pair: tuple[str, str], rows: pd.DataFrame, others: pd.DataFrame) -> Estimate:
-        """Difference of two choices of heads over the seeds that both have, and over the random orders of either."""
-        seeds = set(rows["seed"]) & set(others["seed"])
-        rows, others = (side[side["seed"].isin(seeds)] for side in (rows, others))
+    def _difference(
+        self, pair: tuple[str, str], sides: Sequence[Sequence[pd.DataFrame]], weights: Sequence[float] = (1.0,)
+    ) -> Estimate:
+        """Weighted sum of differences of two choices of heads, over common seeds and the random orders of either."""
+        found = [set(rows["seed"]) for both in sides for rows in both]
+        seeds = set.intersection(*found) if found else set()
         if not seeds:
             return Estimate(math.nan)
-        probes = self._probes(pair)
-        orders = [probes.sample(side, "ranking_seed") for side in (rows, others) if side["ranking_seed"].nunique() > 1]
-        return estimate(probes.sample(rows).minus(probes.sample(others)), also=orders)
+        probes, kept = self._probes(pair), [[rows[rows["seed"].isin(seeds)] for rows in both] for both in sides]
+        differences = [probes.sample(rows).minus(probes.sample(others)) for rows, others in kept]
+        orders = [
+            weighted([probes.sample(rows, "ranking_seed") for rows in side], weights)
+            for side in zip(*kept, strict=True)
+            if side[0]["ranking_seed"].nunique() > 1
+        ]
+        return estimate(weighted(differences, weights), also=orders)
 
 
 def summarize(table: pd.DataFrame, folder: str | Path | None = None, margin: float = MARGIN) -> pd.DataFrame:
@@ -310,6 +353,12 @@ def stored_predictions(folder: StudyFolder, key: str) -> Sets | None:
     """The predictions of a probe in the folder of a study; None where an older version has kept none."""
     path = folder.predictions(key)
     return load_predictions(path) if path.is_file() else None
+
+
+def _with_common(curve: Mapping[float, pd.DataFrame], shares: Sequence[float], share: float) -> pd.DataFrame:
+    """The rows of a curve at a share, of the random orders that it has at all shares."""
+    orders = set.intersection(*(set(curve[one]["ranking_seed"]) for one in shares))
+    return curve[share][curve[share]["ranking_seed"].isin(orders)]
 
 
 def _is(rows: pd.DataFrame, place: Place) -> pd.Series:

@@ -109,6 +109,26 @@ def test_orders_are_compared_over_the_same_examples(evidence):
         evidence.compare("e", "t", ("gate", 0.5, "average"), ("taylor", 0.5, "average"))
 
 
+def test_areas_are_mean_differences_over_all_shares():
+    ends = {("gate", 0.0): 340, ("gate", 1.0): 280, ("random:0", 0.0): 340, ("random:1", 0.0): 340}
+    inner = {("gate", 0.25): 338, ("gate", 0.5): 330, ("random:0", 0.5): 300, ("random:1", 0.5): 320}
+    further = {("random:0", 0.25): 330, ("random:1", 0.25): 322, ("random:2", 0.5): 200}
+    found = Evidence(*(lambda table, kept: (table, kept.get))(*study(ends | inner | further)))
+    area = found.area("e", "t", "gate", "random")
+    # An order that lacks a share is left out; flips are as many on both sides.
+    assert area.value == pytest.approx((0.25 * (338 - 326) + 0.375 * (330 - 310)) / TOTAL, abs=0.01)
+    assert 0 < area.low < area.value < area.high
+    assert found.area("e", "t", "random", "gate").value == pytest.approx(-area.value)
+    assert (area.seeds, area.examples, area.basis) == (3, TOTAL, "examples and seeds")
+    # One share alone is half of its difference.
+    one = Evidence(*(lambda table, kept: (table, kept.get))(*study(RIGHTS)))
+    half = one.compare("e", "t", ("gate", 0.5, "average"), ("random", 0.5, "average"))
+    assert one.area("e", "t", "gate", "random").low == pytest.approx(half.low / 2)
+    assert math.isnan(Evidence(one.table).area("e", "t", "gate", "random").examples_error)
+    with pytest.raises(PapaError, match=r"^second is 'taylor'.* between share 0 and 1"):
+        found.area("e", "t", "gate", "taylor")
+
+
 def test_a_baseline_at_chance_has_no_relative_changes():
     table, kept = study({("gate", 0.0): 205, ("gate", 1.0): 190})
     found = Evidence(table, kept.get)
