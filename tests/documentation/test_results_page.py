@@ -1,0 +1,144 @@
+"""The page of results says what the file of results says, and nothing else that was measured."""
+
+import math
+import re
+import sys
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+import pytest
+
+from papa_lightning.errors import PapaError
+from papa_lightning.study.intervals import Estimate
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+from results_page import claims, collecting, data, page, words  # noqa: E402
+
+sys.path.pop(0)
+
+DOCS = ROOT / "docs"
+PAGE = (DOCS / "results.md").read_text(encoding="utf-8")
+#: Numbers outside of the blocks that nobody measured here.
+ALLOWED = {"95 %"}
+
+
+@pytest.fixture(scope="module")
+def results():
+    return data.Results.read(DOCS / "data" / "evidence.parquet")
+
+
+def test_the_blocks_are_what_the_file_says(results):
+    assert page.with_blocks(PAGE, results) == PAGE, "run `python tools/make_results.py page`"
+    assert (DOCS / "data" / "evidence.parquet").stat().st_size < 500_000
+
+
+def test_the_figures_are_what_the_file_says(results):
+    made = page.drawn(results)
+    found = {path.name: path.read_bytes() for path in (DOCS / "figures").glob("results_*.svg")}
+    assert sorted(found) == sorted(made), "run `python tools/make_results.py page`"
+    version = f"Matplotlib v{matplotlib.__version__},".encode()
+    for name, image in made.items():
+        # Another version of matplotlib draws the same figure in another way.
+        assert found[name] == image or version not in found[name], f"{name}: run `python tools/make_results.py page`"
+    assert all(name in PAGE for name in found)
+
+
+def measured_numbers(text: str) -> list[str]:
+    """Decimals and percentages outside of the blocks, of code and of links."""
+    text = re.sub(r"<!-- results: (.*?) -->.*?<!-- end of \1 -->", "", text, flags=re.DOTALL)
+    text = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)", "", text, flags=re.DOTALL)
+    return [one for one in re.findall(r"\d+(?:\.\d+)?\s*%|\d+\.\d+", text) if one not in ALLOWED]
+
+
+def test_no_measured_number_is_typed_by_hand():
+    assert not measured_numbers(PAGE)
+    assert measured_numbers("0.5 of `0.6`, 3 %\n<!-- results: a -->\n0.7\n<!-- end of a -->\n95 %") == ["0.5", "3 %"]
+
+
+def rows(changes: dict[tuple[str, str, float], tuple[float, float, float]], beats: bool = True) -> pd.DataFrame:
+    """Rows of relative changes by encoder, task and share, with a score of 0.8 at share 0."""
+    bases = {(encoder, task, 0.0): (0.0, 0.0, 0.0) for encoder, task, _ in changes}
+    found = []
+    for (encoder, task, share), change in {**bases, **changes}.items():
+        names = {"kind": "score", "encoder": encoder, "task": task, "share": share, "against": "", "study": "s"}
+        names |= {"criterion": "variance" if 0 < share < 1 else "", "constants": "average" if share else ""}
+        names |= dict(zip(("relative", "relative_low", "relative_high"), change, strict=True))
+        facts = {"metric": "accuracy", "is_score": True, "unit": "examples", "total_heads": 36, "n": 3, "mean": 0.8}
+        found.append(names | facts | {"low": 0.7, "high": 0.9, "beats_chance": beats})
+    return pd.DataFrame(found)
+
+
+def made(changes, beats=True):
+    settings = {"encoders": {"a": ""}, "tasks": {"x": {}, "y": {}}, "criteria": ["variance"], "shares": [0.5, 1.0]}
+    settings |= {"constants": ["average"], "control_shares": [1.0]}
+    return data.Results(rows(changes, beats), {"s": {"settings": settings, "pairs": []}})
+
+
+def test_means_over_tasks_have_the_intervals_of_independent_examples():
+    found = made({("a", "x", 1.0): (-0.02, -0.05, 0.02), ("a", "y", 1.0): (-0.04, -0.08, -0.01)}).tasks.change("a", 1.0)
+    assert found.value == pytest.approx(-0.03)
+    assert found.value - found.low == pytest.approx(math.hypot(0.03, 0.04) / 2)
+    assert found.high - found.value == pytest.approx(math.hypot(0.04, 0.03) / 2)
+    assert found.tasks == ("x", "y")
+    nan = math.nan
+    left = made({("a", "x", 1.0): (nan, nan, nan), ("a", "y", 1.0): (-0.04, -0.08, -0.01)}).tasks.change("a", 1.0)
+    assert left.tasks == ("y",)  # x is at chance
+
+
+@pytest.mark.parametrize(
+    ("change", "said", "answer"),
+    [
+        ((-0.004, -0.009, 0.001), "at most 1 % lost", "Yes, within 1 %"),
+        ((-0.004, -0.029, 0.021), "at most 3 % lost", "Nearly"),
+        ((-0.02, -0.025, -0.015), "1 to 3 % lost", "Nearly"),
+        ((-0.02, -0.04, 0.01), "not settled", "Not settled"),
+        ((-0.03, -0.04, -0.02), "more than 1 % lost", "No."),
+        ((-0.06, -0.08, -0.04), "more than 3 % lost", "No."),
+    ],
+)
+def test_the_verdict_on_half_follows_from_the_interval(change, said, answer):
+    assert words.verdict(Estimate(*change)) == said
+    text = claims.verdicts(made({("a", "x", 0.5): change}))
+    assert f"**Half of the heads cost nothing?** {answer}" in text
+    assert f"({said}: a)" in text
+    assert ("lost, settled: a on x" in text) == (change[2] < -0.01)
+
+
+@pytest.mark.parametrize(
+    ("change", "answer"),
+    [((-0.02, -0.05, 0.01), "Less."), ((-0.07, -0.09, -0.05), "It may be so."), ((-0.2, -0.3, -0.1), "More.")],
+)
+def test_the_verdict_on_all_follows_from_the_interval(change, answer):
+    assert f"**All heads cost 8 %?** {answer}" in claims.verdicts(made({("a", "x", 1.0): change}))
+
+
+def test_better_models_are_settled_by_checkpoints_alone():
+    def of(sign):
+        steps = {f"step-{number:06d}": sign * number for number in range(8)}
+        table = rows({(name, "x", 1.0): (-0.01 * drop, -0.2, 0.2) for name, drop in steps.items()})
+        table.loc[table["share"] == 0, "mean"] = [0.5 + 0.01 * number for number in range(8)]
+        return claims.verdicts(data.Results(table, made({("a", "x", 1.0): (0.0, 0.0, 0.0)}).studies))
+
+    assert "**Better models lose more?** Yes. " in of(1)
+    assert "**Better models lose more?** The other way round. " in of(-1)
+
+
+def test_sections_without_data_are_left_out_and_named(results):
+    empty = made({("a", "x", 0.5): (-0.004, -0.009, 0.001)})
+    assert [name for name in ("all", "constants", "criteria", "embeddings") if page.block(name, empty)] == []
+    text = page.block("state", empty)
+    assert "Not measured yet: graded encoders; embedding models; a on y; a on x with all heads." in text
+    with pytest.raises(PapaError, match="the page has the blocks state, but must have verdicts"):
+        page.with_blocks("<!-- results: state -->\n<!-- end of state -->\n", results)
+
+
+def test_studies_may_not_disagree_and_paths_stay_here():
+    one = made({("a", "x", 1.0): (-0.02, -0.05, 0.02)}).rows.assign(scores=[[0.8]] * 2)
+    other = one.assign(study="t", scores=[[0.8], [0.7]])
+    assert len(collecting._without_repeats(pd.concat([one, one], ignore_index=True))) == 2
+    with pytest.raises(PapaError, match=r"'s' and 't' have different scores of encoder 'a', task 'x'"):
+        collecting._without_repeats(pd.concat([one, other], ignore_index=True))
+    plain = {"data_dir": "sst2", "of": ["a/b", 1]}
+    assert collecting._without_places({"data_dir": "/home/me/sst2", "of": ["a/b", 1]}) == plain

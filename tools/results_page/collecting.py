@@ -1,0 +1,212 @@
+"""Results of finished and unfinished studies in one small file: a row for each choice of heads and metric.
+
+Rows whose column `kind` is "score" are those of the summary of a study, with the scores by seed. "area" rows compare
+the curves of two criteria over all shares, "difference" rows another kind of constants with the average; both need
+the predictions, and their `relative` is the difference divided by the mean score with all heads dynamic.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow
+import pyarrow.parquet
+
+from papa_lightning import AttentionConstants
+from papa_lightning.errors import PapaError
+from papa_lightning.files.writing import write_atomically
+from papa_lightning.study import CellResult, Evidence, results_table
+from papa_lightning.study.evaluation import BEST
+from papa_lightning.study.intervals import Estimate
+from papa_lightning.study.resampling import is_metric
+from papa_lightning.study.settings import RECOVERED, read_share
+from papa_lightning.study.statistics import MARGIN, stored_predictions
+from papa_lightning.study.store import StudyFolder
+from papa_lightning.text import tell
+
+#: Key of the metadata of the file: settings and conditions of each study, as JSON.
+STUDIES = b"papa_lightning.studies"
+#: Columns that identify a row.
+NAMES = ["kind", "encoder", "task", "criterion", "constants", "share", "metric", "against"]
+_EPOCH = f"epoch/{BEST}"
+#: Decimals that are kept: more than any page shows.
+_DECIMALS = 6
+
+
+def collect(folders: Iterable[Path], output: Path, plan: Mapping[str, Any] | None = None) -> pd.DataFrame:
+    """Write the results of studies as one parquet file, and return them.
+
+    Args:
+        folders: Folders of the studies.
+        output: The file.
+        plan: Settings of a study that is run in parts, in place of those of the last part, which its folder has.
+
+    Raises:
+        PapaError: When two studies have different results of one name.
+    """
+    tables, studies = list[pd.DataFrame](), dict[str, Any]()
+    for folder in folders:
+        settings = StudyFolder(folder).read()["settings"]
+        if plan and _is_part(settings, plan):
+            settings = {**settings, **plan}
+        evidence = read_evidence(folder, settings)
+        tell(f"{folder.name}: {evidence.table['hash'].nunique()} results")
+        tables.append(study_rows(evidence).assign(study=folder.name))
+        studies[folder.name] = conditions(folder, settings)
+    rows = _without_repeats(pd.concat(tables, ignore_index=True))
+    content = pyarrow.Table.from_pandas(rows, preserve_index=False)
+    noted = {**(content.schema.metadata or {}), STUDIES: json.dumps(studies, sort_keys=True)}
+    buffer = BytesIO()
+    texts = [name for name in rows.columns if rows[name].dtype.kind != "f"]
+    small = {"compression": "zstd", "compression_level": 19, "use_dictionary": texts, "write_statistics": False}
+    pyarrow.parquet.write_table(content.replace_schema_metadata(noted), buffer, **small)
+    write_atomically(output, buffer.getvalue())
+    return rows
+
+
+def read_evidence(folder: Path, settings: Mapping[str, Any]) -> Evidence:
+    """All results in the folder of a study, also those of earlier runs with other settings."""
+    first = settings["criteria"][0]
+    orders = [[*settings[name]] for name in ("encoders", "tasks", "constants", "criteria")]
+    cells = [_plain(CellResult.load(path), first) for path in folder.glob("cells/*.json")]
+
+    def place(cell: CellResult) -> tuple[Any, ...]:
+        """Where a result stands: as in the settings, and what they do not name behind."""
+        names = (cell.encoder, cell.task, cell.constants, cell.criterion)
+        known = [order.index(name) if name in order else len(order) for order, name in zip(orders, names, strict=True)]
+        return (*zip(known, names, strict=True), cell.share, cell.seed)
+
+    found = partial(stored_predictions, StudyFolder(folder))
+    margin = read_share("margin", settings.get("margin", MARGIN))
+    return Evidence(results_table(sorted(cells, key=place)), found, margin)
+
+
+def _is_part(settings: Mapping[str, Any], plan: Mapping[str, Any]) -> bool:
+    """Whether a study has encoders and tasks of a plan alone."""
+    classes = [{name: str(task["class_path"]) for name, task in one["tasks"].items()} for one in (settings, plan)]
+    same = all(path.endswith(classes[1].get(name, " ")) for name, path in classes[0].items())
+    return same and settings["encoders"].keys() <= plan["encoders"].keys()
+
+
+def _plain(cell: CellResult, criterion: str) -> CellResult:
+    """A result under one name where its share leaves no choice: no head, or all."""
+    if 0 < cell.share < 1:
+        return cell
+    return replace(cell, criterion=criterion, constants=cell.constants if cell.share else "average")
+
+
+def study_rows(evidence: Evidence) -> pd.DataFrame:
+    """All rows of one study."""
+    table = evidence.table
+    evidence.table = table[[name == _EPOCH or is_metric(name) for name in table["metric"]]]
+    summary = evidence.summary.assign(kind="score", against="")
+    found = pd.concat([summary, pd.DataFrame(_derived(evidence, summary))], ignore_index=True)
+    edge = found["share"].isin((0.0, 1.0))
+    found["criterion"] = found["criterion"].mask(edge, "")  # it does not matter with no head or with all
+    # Where it has no head to be in, a kind of constants has no meaning.
+    found["constants"] = found["constants"].mask(found["share"] == 0.0, "")
+    found = found.drop_duplicates(NAMES).merge(_by_seed(evidence.table), how="left", on=NAMES[1:-1])
+    found["scores"] = [one if isinstance(one, list) else [] for one in found["scores"]]
+    floats = found.select_dtypes("float").columns
+    found[floats] = found[floats].round(_DECIMALS)
+    return found
+
+
+def _by_seed(table: pd.DataFrame) -> pd.DataFrame:
+    """The scores by seed, the mean over random orders, and the seconds of the probes, of each choice and metric."""
+    edge = table["share"].isin((0.0, 1.0))
+    own = table.assign(
+        criterion=table["criterion"].mask(edge, ""), constants=table["constants"].mask(table["share"] == 0.0, "")
+    )
+    own = own.drop_duplicates(["hash", *NAMES[1:-1]])
+    return pd.DataFrame(
+        [
+            dict(zip(NAMES[1:-1], key, strict=True))
+            | {
+                "scores": [round(score, _DECIMALS) for score in rows.groupby("seed")["score"].mean()],
+                "seconds": float(rows["seconds"].sum()),
+            }
+            for key, rows in own.groupby(NAMES[1:-1], sort=False)
+        ]
+    )
+
+
+def _derived(evidence: Evidence, summary: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """Areas between criteria, and differences of kinds of constants to the average, of the tasks' own scores."""
+    own = summary[summary["is_score"].astype(bool)]
+    for (encoder, task), rows in own.groupby(["encoder", "task"], sort=False):
+        base = rows.loc[rows["share"] == 0.0, "mean"]
+        size = abs(float(base.iloc[0])) if len(base) else math.nan
+        about = {"encoder": encoder, "task": task, "metric": rows["metric"].iloc[0], "is_score": True}
+        about |= {"beats_chance": bool(rows.loc[rows["share"] == 0.0, "beats_chance"].any())}
+        inner = rows[(rows["constants"] == "average") & rows["share"].between(0, 1, inclusive="neither")]
+        whole = inner.groupby("criterion", sort=False)["share"].nunique() == inner["share"].nunique()
+        criteria = list(whole.index[whole])
+        for first in criteria:
+            for second in dict.fromkeys(("random", *criteria[:1])):
+                if second in criteria and first != second:
+                    found = evidence.area(encoder, task, first, second)
+                    names = {"kind": "area", "criterion": first, "constants": "average", "against": second}
+                    yield about | names | {"share": math.nan} | _columns(found, size)
+        for _, row in rows[(rows["share"] > 0) & ~rows["constants"].isin(("average", RECOVERED))].iterrows():
+            place = str(row["criterion"]), float(row["share"]), str(row["constants"])
+            average = (*place[:2], "average")
+            if not len(rows[(rows["constants"] == "average") & (rows["share"] == place[1])]):
+                continue
+            found = evidence.compare(encoder, task, place, average)
+            names = {"kind": "difference", "criterion": place[0], "constants": place[2], "against": "average"}
+            yield about | names | {"share": place[1]} | _columns(found, size)
+
+
+def _columns(found: Estimate, size: float) -> dict[str, Any]:
+    """The columns of an estimate; relative to the size of the score with all heads dynamic."""
+    values = {"": found.value, "_low": found.low, "_high": found.high}
+    relative = {f"relative{end}": value / size for end, value in values.items()}
+    difference = {f"difference{end}": value for end, value in values.items()}
+    return difference | relative | {"n": found.seeds, "examples": found.examples, "basis": found.basis}
+
+
+def _without_repeats(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows without those that another study has too, which must have the same scores."""
+    again = rows[rows.duplicated(NAMES)]
+    first = rows.drop_duplicates(NAMES)
+    both = again.merge(first, on=NAMES, suffixes=("", "_first"))
+    for row in both.itertuples():
+        if row.kind == "score" and not np.array_equal(row.scores, row.scores_first):
+            name = ", ".join(f"{one} {getattr(row, one)!r}" for one in NAMES[1:-1])
+            raise PapaError(
+                f"studies {row.study_first!r} and {row.study!r} have different scores of {name}: give their encoders "
+                "or tasks different names."
+            )
+    return first
+
+
+def conditions(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings and conditions of a study, and what its constants say of encoders and data."""
+    pairs = []
+    for path in sorted(folder.glob("constants/*--average--*.safetensors")):
+        encoder, task, _, _ = path.stem.split("--")
+        noted = AttentionConstants.load(path).metadata
+        names = ("data", "max_length", "layout", "preset", "sequences", "model")
+        pairs.append({"encoder": encoder, "task": task} | {name: noted[name] for name in names})
+    about = StudyFolder(folder).read()["about"]
+    about.pop("pairs", None)  # of the last run alone
+    return {"settings": _without_places(settings), "about": _without_places(about), "pairs": _without_places(pairs)}
+
+
+def _without_places(value: Any) -> Any:
+    """Plain values in which a path of this machine is replaced by its last part."""
+    if isinstance(value, Mapping):
+        return {name: _without_places(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_without_places(one) for one in value]
+    return Path(value).name if isinstance(value, str) and Path(value).expanduser().is_absolute() else value

@@ -1,0 +1,140 @@
+"""Blocks on the measurement itself: settings, data, cost, and what is missing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from papa_lightning.text import counted
+from results_page.data import Part, Results
+from results_page.words import listed, tables
+
+_PARTS = {"pretrained encoders on tasks": "tasks", "graded encoders": "graded", "embedding models": "embeddings"}
+
+
+def state(results: Results) -> str:
+    """What the page rests on, in one line, and what is not measured yet, in another."""
+    part, missing = results.tasks, _missing(results)
+    lines = []
+    if part:
+        sizes = [counted(len(part.encoders), "encoder"), counted(len(part.tasks), "task")]
+        seeds = counted(int(part.own["n"].max()), "seed")
+        if part.own["n"].min() < part.own["n"].max():
+            seeds = f"{part.own['n'].min()} to {seeds}"
+        lines.append(
+            f"{', '.join([*sizes, seeds])}; in brackets 95 % intervals, of tasks over examples and seeds; all "
+            "changes are paired over both. Means are over the tasks that beat chance."
+        )
+    return "\n\n".join([*lines, *[f"Not measured yet: {'; '.join(missing)}."] * bool(missing)])
+
+
+def _missing(results: Results) -> list[str]:
+    """What the settings of the studies ask for and the file does not have, and parts without any study."""
+    found = [name for name, part in _PARTS.items() if not getattr(results, part)]
+    for part in (results.tasks, results.graded, results.embeddings):
+        for study in part.studies.values():
+            found += _left(part, study["settings"])
+    return list(dict.fromkeys(found))
+
+
+def _left(part: Part, settings: Mapping[str, Any]) -> list[str]:
+    found = []
+    criteria = list(dict.fromkeys("random" if one.startswith("random") else one for one in settings["criteria"]))
+    for encoder in settings["encoders"]:
+        tasks = [task for task in settings["tasks"] if part.row(encoder, task, 0.0) is None]
+        if tasks:
+            found.append(f"{encoder} on {listed(tasks)}")
+        for task in settings["tasks"]:
+            if task not in tasks and (parts := _left_of(part, settings, criteria, encoder, task)):
+                found.append(f"{encoder} on {task} with {listed(parts)}")
+    return found
+
+
+def _left_of(part: Part, settings: Mapping[str, Any], criteria: list[str], encoder: str, task: str) -> list[str]:
+    inner = [share for share in settings["shares"] if 0 < share < 1]
+    parts = [f"`{one}`" for one in criteria if any(part.row(encoder, task, share, one) is None for share in inner)]
+    parts += ["all heads"] * (1 in settings["shares"] and part.row(encoder, task, 1.0) is None)
+    parts += [
+        f"`{kind}`"
+        for kind in settings["constants"]
+        if kind not in ("average", f"other:{task}")
+        and any(part.row(encoder, task, share, part.first, constants=kind) is None for share in _at(settings, kind))
+    ]
+    return parts
+
+
+def _at(settings: Mapping[str, Any], kind: str) -> list[float]:
+    """The shares above 0 at which a kind of constants is measured."""
+    shares = settings["shares"] if kind == "recovered" else settings["control_shares"]
+    return [share for share in shares if share > 0]
+
+
+def conditions(results: Results) -> str:
+    """How probes were trained, on what data, on which machine, with which versions and weights."""
+    blocks = [f"**{name[0].upper()}{name[1:]}.** {_settings(part)}" for name, part in _parts(results).items()]
+    blocks.append(_data(results))
+    blocks.append(_weights(results))
+    return "\n\n".join(blocks)
+
+
+def _parts(results: Results) -> dict[str, Part]:
+    return {name: part for name, place in _PARTS.items() if (part := getattr(results, place))}
+
+
+def _settings(part: Part) -> str:
+    """Sentences about each way of measuring, once for studies that share it."""
+    return " ".join(dict.fromkeys(_of_study(study) for study in part.studies.values()))
+
+
+def _of_study(study: Mapping[str, Any]) -> str:
+    about, settings = study["about"], study["settings"]
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    machine = (
+        f"{about['dtype']} on {about['device']} ({about['cpu']}, {counted(about['cores'], 'core')}, "
+        f"{counted(about['threads'], 'thread')}); {versions}."
+    )
+    probe = about.get("probe")
+    if not probe:
+        return f"No probe, no seeds; intervals over pairs or queries; {machine}"
+    seeds = settings["seeds"]
+    return (
+        f"Frozen encoder; {probe['pooling']} probe (sentences) or token probe, AdamW, {probe['max_epochs']} epochs, "
+        f"batch {probe['batch_size']}, learning rate {probe['learning_rate']:g}, {probe['schedule']} schedule with "
+        f"{100 * probe['warmup_share']:g} % warm-up, weight decay {probe['weight_decay']:g}, dropout "
+        f"{probe['dropout']:g}; {counted(len(seeds), 'seed')} ({seeds[0]} to {seeds[-1]}); {machine}"
+    )
+
+
+def _data(results: Results) -> str:
+    """Examples, length, metric and chance of each task."""
+    rows = dict[str, tuple[str, ...]]()
+    for part in _parts(results).values():
+        for (encoder, task), fact in part.facts().items():
+            row = part.row(encoder, task, 0.0)
+            if row is not None:
+                unit = "" if row["unit"] == "examples" else f" {row['unit']}"
+                sizes = f"{fact['sequences']:,}{' texts' if unit else ''}", f"{row['examples']:,}{unit}"
+                level = f"{row['chance']:.3f}" if math.isfinite(row["chance"]) else ""
+                line = (fact["data"], *sizes, f"{fact['max_length']}", row["metric"].replace("_", " "), level)
+                rows.setdefault(fact["data"], line)
+    columns = ("data", "training", "validation", "T", "metric", "chance")
+    return tables(columns, list(rows.values()))
+
+
+def _weights(results: Results) -> str:
+    """SHA-256 of the weights of each encoder, shortened."""
+    models = {one["encoder"]: one["model"] for study in results.studies.values() for one in study["pairs"]}
+    told = ", ".join(f"{name} `{models[name]['weights'][:12]}`" for name in sorted(models))
+    return f"SHA-256 of the weights, whole in the file: {told}." if told else ""
+
+
+def cost(results: Results) -> str:
+    """Numbers of results and the time of their probes, by part and encoder."""
+    rows = []
+    for name, part in _parts(results).items():
+        for encoder in part.encoders:
+            own = part.own[part.own["encoder"] == encoder]
+            number, minutes = int((own["n"] * own["rankings"]).sum()), own["seconds"].sum() / 60
+            rows.append((name, encoder, f"{own['task'].nunique()}", f"{number:,}", f"{minutes:,.1f}"))
+    return tables(("part", "encoder", "tasks", "results", "minutes"), rows) if rows else ""
