@@ -5,13 +5,18 @@ from __future__ import annotations
 import math
 import re
 
+import pandas as pd
+
 from papa_lightning.criteria import criterion_from
+from papa_lightning.study.intervals import Estimate
 from papa_lightning.text import counted
 from results_page.data import HALF, Average, Part, Results, average
-from results_page.words import change, grouped, sign_words, tables
+from results_page.words import NONE, change, grouped, of_row, sign_words, tables
 
 #: What an interval of an area settles.
 _WORDS = ("better", "worse", "not told apart")
+#: What an interval of pruned minus average settles.
+_PRUNED = ("pruning is better", "pruning is as good within 1 %", "the average is better", "not told apart")
 #: Shares of the controls, and their names.
 _SHARES = ((HALF, "half"), (1.0, "all"))
 
@@ -43,8 +48,13 @@ def _kinds(part: Part) -> list[str]:
 
 def difference(part: Part, encoder: str, share: float, kind: str) -> Average | None:
     """The mean of the paired differences of a kind of constants to the average, over tasks that beat chance."""
+    return average(list(_differences(part, encoder, share, kind).values()))
+
+
+def _differences(part: Part, encoder: str, share: float, kind: str) -> dict[str, pd.Series]:
+    """The paired differences to the average by task, of tasks that beat chance and are not that of the kind itself."""
     rows = part.known(encoder, share, part.first, constants=kind, kind="difference")
-    return average([row for row in rows if row["beats_chance"] and kind != f"other:{row['task']}"])
+    return {row["task"]: row for row in rows if row["beats_chance"] and kind != f"other:{row['task']}"}
 
 
 def _kind_row(part: Part, encoder: str, kind: str) -> tuple[str, ...]:
@@ -59,17 +69,33 @@ def _kind_row(part: Part, encoder: str, kind: str) -> tuple[str, ...]:
 
 
 def _pruning(part: Part) -> str:
-    """Where pruning does as well as the average."""
-    words = ("pruning is better than the average", "the average is better", "pruning cannot be told from the average")
-    lines = []
+    """Where pruning does as well as the average: on the mean, and on each task."""
+    blocks = []
     for share, name in _SHARES:
         found = {encoder: difference(part, encoder, share, "zero") for encoder in part.encoders}
         known = {encoder: one for encoder, one in found.items() if one is not None and math.isfinite(one.low)}
-        if known:
-            said = {encoder: sign_words(one, *words) for encoder, one in known.items()}
-            figures = ", ".join(f"{encoder} {change(one)}" for encoder, one in known.items())
-            lines.append(f"- With {name} of the heads: {grouped(said, words)}. Pruned minus average: {figures}.")
-    return "\n".join(lines)
+        if not known:
+            continue
+        said = {encoder: _pruned(one.estimate) for encoder, one in known.items()}
+        rows = {encoder: _differences(part, encoder, share, "zero") for encoder in known}
+        single = {
+            f"{encoder} on {task}": _pruned(of_row(row)) for encoder, own in rows.items() for task, row in own.items()
+        }
+        told = f"**Pruning with {name} of the heads**, mean over tasks: {grouped(said, _PRUNED)}."
+        lines = [(task, *(change(rows[encoder].get(task)) for encoder in known)) for task in part.tasks]
+        lines.append(("**mean**", *map(change, known.values())))
+        table = tables(("pruned minus average", *known), [line for line in lines if any(line[1:])])
+        blocks.append(f"{told} By task: {grouped(single, _PRUNED)}.\n\n{table}")
+    return "\n\n".join(blocks)
+
+
+def _pruned(one: Estimate) -> str:
+    """What the interval of pruned minus average settles."""
+    if one.low > 0:
+        return _PRUNED[0]
+    if one.low >= -NONE:
+        return _PRUNED[1]
+    return _PRUNED[2] if one.high < 0 else _PRUNED[3]
 
 
 def criteria(results: Results) -> str:
@@ -94,42 +120,40 @@ def _criterion_row(part: Part, encoder: str, criterion: str) -> tuple[str, ...]:
 
 
 def _recommendation(part: Part) -> str:
-    """The criterion with the largest area, and whether it is settled that it is better than the first one."""
-    known = {
-        one: [found for encoder in part.encoders if (found := average(part.areas(encoder, one, "random"))) is not None]
-        for one in part.criteria
-        if one != "random"
-    }
-    means = {one: sum(area.value for area in found) / len(found) for one, found in known.items() if found}
-    if not means:
-        return ""
+    """What is settled of each criterion, and which to take."""
     lines, any_better = list[str](), False
-    for one in means:
-        found = {encoder: average(part.areas(encoder, one, "random")) for encoder in part.encoders}
-        known = {name: area for name, area in found.items() if area is not None and math.isfinite(area.low)}
-        said = {encoder: sign_words(area, *_WORDS) for encoder, area in known.items()}
+    for criterion in part.criteria:
+        known = {name: one for name, one in _areas(part, criterion, "random").items() if math.isfinite(one.low)}
+        said = {encoder: sign_words(one, *_WORDS) for encoder, one in known.items()}
         any_better |= _WORDS[0] in said.values()
         if said:
-            lines.append(f"- `{one}` against random orders: {grouped(said, _WORDS)}.")
-    best = max(means, key=lambda one: means[one])
-    told = _choice(part, best) if any_better else "None is settled to be better than random orders for any encoder."
-    return "\n".join([*lines, f"- {told}"])
+            lines.append(f"- `{criterion}` against random orders: {grouped(said, _WORDS)}.")
+    if lines and not any_better:
+        lines.append("- None is settled to be better than random orders for any encoder.")
+    return "\n".join([*lines, *[f"- {_choice(part)}"] * any_better])
 
 
-def _choice(part: Part, best: str) -> str:
+def _areas(part: Part, criterion: str, against: str) -> dict[str, Average]:
+    """The mean areas by encoder."""
+    found = {encoder: average(part.areas(encoder, criterion, against)) for encoder in part.encoders}
+    return {encoder: one for encoder, one in found.items() if one is not None}
+
+
+def _choice(part: Part) -> str:
     """Which criterion to take: another than the first only where an encoder settles that it is better."""
+    areas = {one: _areas(part, one, "random") for one in part.criteria if one != "random"}
+    common = [encoder for encoder in part.encoders if all(encoder in found for found in areas.values())]
+    if not common:
+        return "No encoder has all criteria yet."
+    best = max(areas, key=lambda one: sum(areas[one][encoder].value for encoder in common))
+    largest = f"The largest area, on average over {counted(len(common), 'encoder')} with all criteria, has `{best}`"
     if best == part.first:
-        return f"The largest area, on average over the encoders, has `{best}`: take it."
-    found = {encoder: average(part.areas(encoder, best, part.first)) for encoder in part.encoders}
-    known = {encoder: one for encoder, one in found.items() if one is not None and math.isfinite(one.low)}
-    better = [encoder for encoder, one in known.items() if one.low > 0]
-    worse = [encoder for encoder, one in known.items() if one.high < 0]
-    settled = f"settled for {counted(len(better), 'encoder')} of {len(known)}"
+        return f"{largest}: take it."
+    known = [one for one in _areas(part, best, part.first).values() if math.isfinite(one.low)]
+    better, worse = (sum(one.low > 0 for one in known), sum(one.high < 0 for one in known))
     if better and not worse:
         taken = f"take it where {criterion_from(best).passes:g} passes are affordable"
     else:
         taken = f"take `{part.first}`, which costs {criterion_from(part.first).passes:g} passes"
-    return (
-        f"The largest area, on average over the encoders, has `{best}`; that it is better than `{part.first}` is "
-        f"{settled}: {taken}."
-    )
+    settled = f"that it is better than `{part.first}` is settled for {better} of {counted(len(known), 'encoder')}"
+    return f"{largest}; {settled}: {taken}."

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from io import BytesIO
@@ -24,7 +24,7 @@ import pyarrow.parquet
 from papa_lightning import AttentionConstants
 from papa_lightning.errors import PapaError
 from papa_lightning.files.writing import write_atomically
-from papa_lightning.study import CellResult, Evidence, results_table
+from papa_lightning.study import CellResult, Evidence, load_table, results_table
 from papa_lightning.study.evaluation import BEST
 from papa_lightning.study.intervals import Estimate
 from papa_lightning.study.resampling import is_metric
@@ -77,7 +77,7 @@ def read_evidence(folder: Path, settings: Mapping[str, Any]) -> Evidence:
     """All results in the folder of a study, also those of earlier runs with other settings."""
     first = settings["criteria"][0]
     orders = [[*settings[name]] for name in ("encoders", "tasks", "constants", "criteria")]
-    cells = [_plain(CellResult.load(path), first) for path in folder.glob("cells/*.json")]
+    cells = _latest([_plain(CellResult.load(path), first) for path in folder.glob("cells/*.json")], folder)
 
     def place(cell: CellResult) -> tuple[Any, ...]:
         """Where a result stands: as in the settings, and what they do not name behind."""
@@ -88,6 +88,14 @@ def read_evidence(folder: Path, settings: Mapping[str, Any]) -> Evidence:
     found = partial(stored_predictions, StudyFolder(folder))
     margin = read_share("margin", settings.get("margin", MARGIN))
     return Evidence(results_table(sorted(cells, key=place)), found, margin)
+
+
+def _latest(cells: Sequence[CellResult], folder: Path) -> list[CellResult]:
+    """The results without those of other settings of which the last run has one of the same name."""
+    last = set(load_table(folder)["hash"])
+    names = [(one.encoder, one.task, one.criterion, one.share, one.constants, one.seed) for one in cells]
+    measured = {name for name, one in zip(names, cells, strict=True) if one.hash in last}
+    return [one for name, one in zip(names, cells, strict=True) if one.hash in last or name not in measured]
 
 
 def _is_part(settings: Mapping[str, Any], plan: Mapping[str, Any]) -> bool:

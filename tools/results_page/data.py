@@ -139,7 +139,8 @@ class Part:
         for _, row in self.rows.iterrows():
             own, names = self.metrics.get((row["encoder"], row["task"])), tuple(row[name] for name in NAMES[:6])
             if row["kind"] != "area" and row["metric"] in (own, f"{own}/best"):
-                found[(*names, row["metric"] != own)] = row
+                key = (*names, row["metric"] != own)
+                found[key] = row
         return found
 
     def known(self, encoder: str, share: float, criterion: str = "", **names: Any) -> list[pd.Series]:

@@ -105,4 +105,5 @@ def tables(columns: Sequence[str], rows: Sequence[Sequence[str]], fixed: int = 1
 
 def of_row(row: pd.Series) -> Estimate:
     """The relative change of a row."""
-    return Estimate(*(float(row[f"relative{end}"]) for end in ("", "_low", "_high")))
+    value, low, high = (float(row[f"relative{end}"]) for end in ("", "_low", "_high"))
+    return Estimate(value, low, high)
