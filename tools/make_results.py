@@ -1,6 +1,6 @@
 """Make docs/results.md from studies: first a small file of their results, then the page and its figures from that file.
 
-    python tools/make_results.py collect STUDY... [--plan evidence.yaml]
+    python tools/make_results.py collect STUDY...
     python tools/make_results.py page
 
 Studies need not be finished: the page says what is there. On the page, everything between a comment
@@ -17,6 +17,7 @@ from results_page.collecting import collect
 from results_page.page import write_page
 
 DOCS = Path(__file__).parents[1] / "docs"
+PLAN = DOCS.parent / "papa_lightning" / "configs" / "study" / "evidence.yaml"
 DATA, PAGE = DOCS / "data" / "evidence.parquet", DOCS / "results.md"
 
 
@@ -27,14 +28,13 @@ def main() -> None:
     step = steps.add_parser("collect", help="read studies, write one file")
     step.add_argument("studies", type=Path, nargs="+", help="folders of studies")
     step.add_argument("--output", type=Path, default=DATA, help="the file to write")
-    step.add_argument("--plan", type=Path, help="configuration of a study that is run in parts, for all its settings")
+    step.add_argument("--plan", type=Path, default=PLAN, help="settings of a study that may have been run in parts")
     step = steps.add_parser("page", help="write the blocks of the page, and its figures")
     step.add_argument("--data", type=Path, default=DATA, help="the file that `collect` wrote")
     step.add_argument("--page", type=Path, default=PAGE, help="the page to rewrite")
     args = parser.parse_args()
     if args.step == "collect":
-        plan = yaml.safe_load(args.plan.read_text(encoding="utf-8")) if args.plan else None
-        collect(args.studies, args.output, plan)
+        collect(args.studies, args.output, yaml.safe_load(args.plan.read_text(encoding="utf-8")))
     else:
         write_page(args.page, args.data)
 

@@ -9,6 +9,7 @@ import pandas as pd
 
 from papa_lightning.criteria import criterion_from
 from papa_lightning.study.intervals import Estimate
+from papa_lightning.study.report.data import LOW_SCORE
 from papa_lightning.text import counted
 from results_page.data import HALF, Average, Part, Results, average
 from results_page.words import NONE, change, grouped, of_row, sign_words, tables
@@ -17,6 +18,8 @@ from results_page.words import NONE, change, grouped, of_row, sign_words, tables
 _WORDS = ("better", "worse", "not told apart")
 #: What an interval of pruned minus average settles.
 _PRUNED = ("pruning is better", "pruning is as good within 1 %", "the average is better", "not told apart")
+#: Title of the column without tasks whose scores are near 0.
+_SOLID = f"the same, scores of at least {LOW_SCORE}"
 #: Shares of the controls, and their names.
 _SHARES = ((HALF, "half"), (1.0, "all"))
 
@@ -104,19 +107,19 @@ def criteria(results: Results) -> str:
     blocks = []
     for encoder in part.encoders:
         rows = [_criterion_row(part, encoder, one) for one in part.criteria]
-        shown = [row for row in rows if any(row[2:])]
+        shown = [row for row in rows if row[2]]
         if len(shown) > 1:
-            columns = (encoder, "passes", "tasks", "area against random", f"against `{part.first}`", "change at half")
+            columns = (encoder, "passes", "tasks", "against random", _SOLID, f"against `{part.first}`")
             blocks.append(tables(columns, shown))
     return "\n\n".join([_recommendation(part), *blocks]) if blocks else ""
 
 
 def _criterion_row(part: Part, encoder: str, criterion: str) -> tuple[str, ...]:
-    against = [average(part.areas(encoder, criterion, other)) for other in ("random", part.first)]
-    tasks = max((len(one.tasks) for one in against if one is not None), default=0)
-    at_half = change(part.change(encoder, HALF, criterion))
-    cost = f"{criterion_from(criterion).passes:g}"
-    return f"`{criterion}`", cost, f"{tasks or ''}", *map(change, against), at_half
+    rows, solid = part.areas(encoder, criterion, "random"), part.solid(encoder)
+    found = [rows, [row for row in rows if row["task"] in solid], part.areas(encoder, criterion, part.first)]
+    areas = [average(one) for one in found]
+    tasks = max((len(one.tasks) for one in areas if one is not None), default=0)
+    return f"`{criterion}`", f"{criterion_from(criterion).passes:g}", f"{tasks or ''}", *map(change, areas)
 
 
 def _recommendation(part: Part) -> str:

@@ -169,7 +169,9 @@ def tasks(results: Results) -> str:
                 score(part.row(encoder, task, *place), part.row(encoder, task, *place, best=True)) for place in places
             ]
             if any(own):
-                rows.append((f"{task}, {part.metrics[encoder, task].replace('_', ' ')}", *own))
+                base = part.row(encoder, task, 0.0)
+                level = "" if base is None or base["beats_chance"] else ", at chance"
+                rows.append((f"{task}, {part.metrics[encoder, task].replace('_', ' ')}{level}", *own))
         layers, heads = part.layers(encoder)
         blocks.append(f"**{encoder}**, {layers} layers, {heads} heads\n\n{tables(columns, rows)}")
     return "\n\n".join(blocks)

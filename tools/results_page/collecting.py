@@ -42,13 +42,13 @@ _EPOCH = f"epoch/{BEST}"
 _DECIMALS = 6
 
 
-def collect(folders: Iterable[Path], output: Path, plan: Mapping[str, Any] | None = None) -> pd.DataFrame:
+def collect(folders: Iterable[Path], output: Path, plan: Mapping[str, Any]) -> pd.DataFrame:
     """Write the results of studies as one parquet file, and return them.
 
     Args:
         folders: Folders of the studies.
         output: The file.
-        plan: Settings of a study that is run in parts, in place of those of the last part, which its folder has.
+        plan: Settings of a study that is run in parts, instead of those of the last part, which are in its folder.
 
     Raises:
         PapaError: When two studies have different results of one name.
@@ -56,7 +56,7 @@ def collect(folders: Iterable[Path], output: Path, plan: Mapping[str, Any] | Non
     tables, studies = list[pd.DataFrame](), dict[str, Any]()
     for folder in folders:
         settings = StudyFolder(folder).read()["settings"]
-        if plan and _is_part(settings, plan):
+        if _is_part(settings, plan):
             settings = {**settings, **plan}
         evidence = read_evidence(folder, settings)
         tell(f"{folder.name}: {evidence.table['hash'].nunique()} results")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import product
 from typing import Any
 
+from papa_lightning.study.settings import RECOVERED
 from papa_lightning.text import counted
 from results_page.data import Part, Results
-from results_page.words import listed, tables
+from results_page.words import grouped, listed, tables
 
 _PARTS = {"pretrained encoders on tasks": "tasks", "graded encoders": "graded", "embedding models": "embeddings"}
 
@@ -32,41 +34,45 @@ def state(results: Results) -> str:
 def _missing(results: Results) -> list[str]:
     """What the settings of the studies ask for and the file does not have, and parts without any study."""
     found = [name for name, part in _PARTS.items() if not getattr(results, part)]
-    for part in (results.tasks, results.graded, results.embeddings):
+    for part in _parts(results).values():
+        left = dict[str, dict[str, list[str]]]()
         for study in part.studies.values():
-            found += _left(part, study["settings"])
-    return list(dict.fromkeys(found))
-
-
-def _left(part: Part, settings: Mapping[str, Any]) -> list[str]:
-    found = []
-    criteria = list(dict.fromkeys("random" if one.startswith("random") else one for one in settings["criteria"]))
-    for encoder in settings["encoders"]:
-        tasks = [task for task in settings["tasks"] if part.row(encoder, task, 0.0) is None]
-        if tasks:
-            found.append(f"{encoder} on {listed(tasks)}")
-        for task in settings["tasks"]:
-            if task not in tasks and (parts := _left_of(part, settings, criteria, encoder, task)):
-                found.append(f"{encoder} on {task} with {listed(parts)}")
+            settings = study["settings"]
+            for encoder, task in product(settings["encoders"], settings["tasks"]):
+                if said := _left(part, settings, encoder, task):
+                    left.setdefault(said, {}).setdefault(encoder, []).append(task)
+        found += [
+            f"{said} for {listed(f'{encoder} on {listed(dict.fromkeys(tasks))}' for encoder, tasks in pairs.items())}"
+            for said, pairs in left.items()
+        ]
     return found
 
 
-def _left_of(part: Part, settings: Mapping[str, Any], criteria: list[str], encoder: str, task: str) -> list[str]:
+def _left(part: Part, settings: Mapping[str, Any], encoder: str, task: str) -> str:
+    """What is missing of an encoder on a task."""
+    if part.row(encoder, task, 0.0) is None:
+        return "everything"
     inner = [share for share in settings["shares"] if 0 < share < 1]
-    parts = [f"`{one}`" for one in criteria if any(part.row(encoder, task, share, one) is None for share in inner)]
-    parts += ["all heads"] * (1 in settings["shares"] and part.row(encoder, task, 1.0) is None)
-    parts += [
-        f"`{kind}`"
-        for kind in settings["constants"]
-        if kind not in ("average", f"other:{task}")
-        and any(part.row(encoder, task, share, part.first, constants=kind) is None for share in _at(settings, kind))
+    criteria = list(dict.fromkeys("random" if one.startswith("random") else one for one in settings["criteria"]))
+    known = {one: [share for share in inner if part.row(encoder, task, share, one) is not None] for one in criteria}
+    parts = [f"`{one}`" for one, shares in known.items() if inner and not shares]
+    begun = [share for shares in known.values() if shares for share in inner if share not in shares]
+    begun += [1.0] * (1 in settings["shares"] and part.row(encoder, task, 1.0) is None)
+    if begun:
+        parts.append(f"shares {listed(f'{100 * share:g} %' for share in sorted(set(begun)))}")
+    kinds = [kind for kind in settings["constants"] if kind not in ("average", f"other:{task}")]
+    lacking = [
+        kind
+        for kind in kinds
+        if any(part.row(encoder, task, share, part.first, constants=kind) is None for share in _at(settings, kind))
     ]
-    return parts
+    parts += ["other constants"] if len(lacking) == len(kinds) > 1 else [f"`{kind}`" for kind in lacking]
+    return listed(parts) if parts else ""
 
 
 def _at(settings: Mapping[str, Any], kind: str) -> list[float]:
     """The shares above 0 at which a kind of constants is measured."""
-    shares = settings["shares"] if kind == "recovered" else settings["control_shares"]
+    shares = settings["shares"] if kind == RECOVERED else settings["control_shares"]
     return [share for share in shares if share > 0]
 
 
@@ -100,10 +106,20 @@ def _of_study(study: Mapping[str, Any]) -> str:
     seeds = settings["seeds"]
     return (
         f"Frozen encoder; {probe['pooling']} probe (sentences) or token probe, AdamW, {probe['max_epochs']} epochs, "
-        f"batch {probe['batch_size']}, learning rate {probe['learning_rate']:g}, {probe['schedule']} schedule with "
-        f"{100 * probe['warmup_share']:g} % warm-up, weight decay {probe['weight_decay']:g}, dropout "
+        f"batch {probe['batch_size']}, learning rate {probe['learning_rate']:g}{_own(settings)}, {probe['schedule']} "
+        f"schedule with {100 * probe['warmup_share']:g} % warm-up, weight decay {probe['weight_decay']:g}, dropout "
         f"{probe['dropout']:g}; {counted(len(seeds), 'seed')} ({seeds[0]} to {seeds[-1]}); {machine}"
     )
+
+
+def _own(settings: Mapping[str, Any]) -> str:
+    """What tasks with a recipe of their own have instead."""
+    own = {
+        name: listed(f"{key.replace('_', ' ')} {value:g}" for key, value in task["probe"].items())
+        for name, task in settings["tasks"].items()
+        if task.get("probe")
+    }
+    return f" ({grouped(own, dict.fromkeys(own.values()))})" if own else ""
 
 
 def _data(results: Results) -> str:
