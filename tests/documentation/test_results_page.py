@@ -3,14 +3,19 @@
 import math
 import re
 import sys
+from itertools import product
 from pathlib import Path
 
 import matplotlib
 import pandas as pd
 import pytest
+import torch
 
 from papa_lightning.errors import PapaError
 from papa_lightning.study.intervals import Estimate
+from papa_lightning.study.predictions import Predictions, save_predictions
+from papa_lightning.study.results import CellResult, results_table, save_table
+from papa_lightning.study.store import StudyFolder
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
@@ -129,7 +134,7 @@ def test_sections_without_data_are_left_out_and_named(results):
     empty = made({("a", "x", 0.5): (-0.004, -0.009, 0.001)})
     assert [name for name in ("all", "constants", "criteria", "embeddings") if page.block(name, empty)] == []
     text = page.block("state", empty)
-    assert "Not measured yet: graded encoders; embedding models; a on y; a on x with all heads." in text
+    assert "Not measured yet: graded encoders; embedding models; share 100 % for a on x; everything for a on y." in text
     with pytest.raises(PapaError, match="the page has the blocks state, but must have verdicts"):
         page.with_blocks("<!-- results: state -->\n<!-- end of state -->\n", results)
 
@@ -142,3 +147,47 @@ def test_studies_may_not_disagree_and_paths_stay_here():
         collecting._without_repeats(pd.concat([one, other], ignore_index=True))
     plain = {"data_dir": "sst2", "of": ["a/b", 1]}
     assert collecting._without_places({"data_dir": "/home/me/sst2", "of": ["a/b", 1]}) == plain
+
+
+def finished_study(folder: Path) -> None:
+    """The files of a study of two shares by two criteria, with pruning beside the average, over 60 examples."""
+    store, labels, cells = StudyFolder(folder), torch.arange(60) % 2, []
+    rights = {("variance", 0.0, "average"): 50, ("variance", 0.5, "average"): 49, ("random", 0.5, "average"): 40}
+    rights |= {("variance", 0.5, "zero"): 30, ("variance", 1.0, "average"): 45, ("gate", 1.0, "average"): 45}
+    for ((criterion, share, constants), right), seed in product(rights.items(), range(3)):
+        chosen = torch.where(torch.arange(60) < right + seed, labels, 1 - labels)
+        key = f"{criterion}-{share}-{constants}-{seed}"
+        one = Predictions(torch.nn.functional.one_hot(chosen, 2).float(), labels, torch.arange(60), 60, ["no", "yes"])
+        scores = {"accuracy": (right + seed) / 60, "accuracy/best": (right + seed) / 60, "epoch/best": 2.0}
+        heads = {"constant_heads": int(12 * share), "total_heads": 12, "share": share, "constants": constants}
+        facts = {"encoder": "a", "task": "x", "metric": "accuracy", "seconds": 60.0, "versions": {}, "hash": key}
+        cell = CellResult(criterion=criterion, seed=seed, scores=scores, **heads, **facts)
+        cell.save(store.cell(key))
+        save_predictions(store.predictions(key), {"": one, "best": one})
+        cells.append(cell)
+    settings = {"encoders": {"a": "/home/me/a"}, "tasks": {"x": {"class_path": "X"}}, "seeds": [0, 1, 2]}
+    settings |= {"criteria": ["variance", "random"], "shares": [0.0, 0.5, 1.0], "control_shares": [0.5]}
+    settings |= {"constants": ["average", "zero"]}
+    store.write(settings, {"versions": {}}, {})
+    save_table(results_table(cells[:-3]), folder)  # the last run had no gate
+
+
+def test_a_study_becomes_rows_and_sentences(tmp_path):
+    finished_study(tmp_path / "s")
+    collecting.collect([tmp_path / "s"], tmp_path / "e.parquet", {"encoders": {}, "tasks": {}})
+    found = data.Results.read(tmp_path / "e.parquet")
+    part = found.tasks
+    base, half = part.row("a", "x", 0.0), part.row("a", "x", 0.5, "variance")
+    assert list(half["scores"]) == pytest.approx([49 / 60, 50 / 60, 51 / 60], abs=1e-6)
+    assert (half["n"], half["seconds"], half["examples"], base["constants"]) == (3, 180, 60, "")
+    assert part.row("a", "x", 0.5, "variance", best=True)["mean"] == half["mean"]
+    assert part.row("a", "x", 1.0)["n"] == 3  # once, whatever the criterion
+    (area,) = part.areas("a", "variance", "random")
+    assert area["difference"] == pytest.approx(9 / 60 / 2, abs=1e-5)
+    assert area["relative"] == pytest.approx(9 / 60 / 2 / base["mean"], abs=1e-5)
+    pruned = part.row("a", "x", 0.5, "variance", constants="zero", kind="difference")
+    assert pruned["difference"] == pytest.approx(-19 / 60, abs=1e-5)
+    assert pruned["relative_high"] < 0
+    assert "the average is better: a on x" in page.block("constants", found)
+    assert "`variance` against random orders: better: a." in page.block("criteria", found)
+    assert "/home" not in str(found.studies)

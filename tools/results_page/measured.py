@@ -59,7 +59,8 @@ def _left(part: Part, settings: Mapping[str, Any], encoder: str, task: str) -> s
     begun = [share for shares in known.values() if shares for share in inner if share not in shares]
     begun += [1.0] * (1 in settings["shares"] and part.row(encoder, task, 1.0) is None)
     if begun:
-        parts.append(f"shares {listed(f'{100 * share:g} %' for share in sorted(set(begun)))}")
+        shares = [f"{100 * share:g} %" for share in sorted(set(begun))]
+        parts.append(f"share{'s' * (len(shares) > 1)} {listed(shares)}")
     kinds = [kind for kind in settings["constants"] if kind not in ("average", f"other:{task}")]
     lacking = [
         kind
