@@ -113,10 +113,18 @@ def test_the_verdict_on_half_follows_from_the_interval(change, said, answer):
 
 @pytest.mark.parametrize(
     ("change", "answer"),
-    [((-0.02, -0.05, 0.01), "Less."), ((-0.07, -0.09, -0.05), "It may be so."), ((-0.2, -0.3, -0.1), "More.")],
+    [((-0.02, -0.05, 0.01), "Less."), ((-0.07, -0.09, -0.05), "Not settled."), ((-0.2, -0.3, -0.1), "More.")],
 )
 def test_the_verdict_on_all_follows_from_the_interval(change, answer):
     assert f"**All heads cost 8 %?** {answer}" in claims.verdicts(made({("a", "x", 1.0): change}))
+
+
+def test_what_is_open_for_one_encoder_does_not_depend_on_the_encoder():
+    less, open_one, more = (-0.02, -0.05, 0.01), (-0.07, -0.09, -0.05), (-0.2, -0.3, -0.1)
+    text = claims.verdicts(made({("a", "x", 1.0): less, ("b", "x", 1.0): open_one}))
+    assert "**All heads cost 8 %?** Less, where it is settled. " in text
+    assert "(less than 8 %: a; 8 % lies in the interval: b)" in text
+    assert "It depends on the encoder" in claims.verdicts(made({("a", "x", 1.0): less, ("b", "x", 1.0): more}))
 
 
 def test_better_models_are_settled_by_checkpoints_alone():

@@ -111,8 +111,10 @@ def _all(part: Part) -> str:
         return ""
     said = {name: _against_paper(one) for name, one in known.items()}
     order = ("less than 8 %", "8 % lies in the interval", "more than 8 %")
-    answers = {"less than 8 %": "Less", "more than 8 %": "More", "8 % lies in the interval": "It may be so"}
-    answer = answers[next(iter(said.values()))] if len(set(said.values())) == 1 else "It depends on the encoder"
+    settled = [one for one in (order[0], order[2]) if one in said.values()]
+    answers = {order[0]: "Less", order[2]: "More"}
+    answer = answers[settled[0]] if len(settled) == 1 else "It depends on the encoder" if settled else "Not settled"
+    answer += ", where it is settled" if len(settled) == 1 and order[1] in said.values() else ""
     figures = f"{_figures(found)} ({grouped(said, order)}). {_without_low(part, 1.0)}"
     return f"**All heads cost {100 * PAPER:.0f} %?** {answer}. {figures}"
 
@@ -160,7 +162,7 @@ def tasks(results: Results) -> str:
     if not part:
         return ""
     places = [(0.0, ""), (HALF, part.first), (HALF, "random"), (1.0, "")]
-    columns = ("task, metric", "all dynamic", f"half, `{part.first}`", "half, random", "all constant")
+    columns = ("task, metric, examples", "all dynamic", f"half, `{part.first}`", "half, random", "all constant")
     blocks = []
     for encoder in part.encoders:
         rows = []
@@ -170,11 +172,20 @@ def tasks(results: Results) -> str:
             ]
             if any(own):
                 base = part.row(encoder, task, 0.0)
+                size = "" if base is None else f", n {base['examples']:,}"
                 level = "" if base is None or base["beats_chance"] else ", at chance"
-                rows.append((f"{task}, {part.metrics[encoder, task].replace('_', ' ')}{level}", *own))
+                rows.append((f"{task}, {part.metrics[encoder, task].replace('_', ' ')}{size}{level}", *own))
         layers, heads = part.layers(encoder)
-        blocks.append(f"**{encoder}**, {layers} layers, {heads} heads\n\n{tables(columns, rows)}")
+        about = f"**{encoder}**, {layers} layers, {heads} heads; {_seeds(part, encoder)}"
+        blocks.append(f"{about}\n\n{tables(columns, rows)}")
     return "\n\n".join(blocks)
+
+
+def _seeds(part: Part, encoder: str) -> str:
+    """Number of seeds, or the smallest and the largest one."""
+    counts = part.own.loc[part.own["encoder"] == encoder, "n"]
+    least, most = int(counts.min()), counted(int(counts.max()), "seed")
+    return most if least == counts.max() else f"{least} to {most}"
 
 
 def half(results: Results) -> str:

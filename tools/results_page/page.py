@@ -61,13 +61,14 @@ SECTIONS: Mapping[str, Section] = {
         "examples and seeds. The marks say what the whole interval settles: at most 1 % or 3 % lost (≤), a loss "
         "between the two (1-3 %), more than that (>), or nothing (open). The mean is over the tasks whose score "
         "with all heads dynamic beats chance; its half-width is the root of the sum of the squares of theirs, "
-        "divided by their number.",
+        "divided by their number. Seeds and examples as in the [scores](#scores-on-the-tasks).",
     ),
     "all": Section(
         claims.everything,
         "All heads",
         "Relative change with all heads constant, with its 95 % interval, paired over examples and seeds; "
-        "means as above. The paper reports a loss of 8 % on average.",
+        "means as above. The paper reports a loss of 8 % on average. "
+        "Seeds and examples as in the [scores](#scores-on-the-tasks).",
     ),
     "better": Section(
         claims.better,
@@ -76,7 +77,7 @@ SECTIONS: Mapping[str, Section] = {
         "one small masked language model, kept at several points. The rank correlation of the score with all "
         "heads dynamic and the relative drop ranks encoders within each task; its 95 % interval is over "
         "encoders. A score that is high by chance makes its drop larger, so that a small positive correlation"
-        " means little.",
+        " means little. Seeds and examples of pretrained encoders as in the [scores](#scores-on-the-tasks).",
         figures.graded,
         "Relative drop with all heads constant against the score with all heads dynamic, by checkpoint and task",
     ),
@@ -86,14 +87,15 @@ SECTIONS: Mapping[str, Section] = {
         'Other constants in the same heads. The change is relative to the score with all heads dynamic; "to '
         'average" is the paired difference to averaged attention, in the same unit, means over tasks with 95 '
         "% intervals. `zero` prunes the heads, `sequences:16` is an average over 16 rows, and `other:` the "
-        "average over the rows of another task.",
+        "average over the rows of another task. Seeds and examples as in the [scores](#scores-on-the-tasks).",
     ),
     "criteria": Section(
         choices.criteria,
         "Which criterion is best",
         "The area between two curves is the mean gain of a share drawn evenly from none to all heads, "
         "relative to the score with all heads dynamic; means over tasks with 95 % intervals, paired over "
-        "examples, seeds and random orders. Cost in passes of the encoder over the training rows.",
+        "examples, seeds and random orders. Cost in passes of the encoder over the training rows. "
+        "Seeds and examples as in the [scores](#scores-on-the-tasks).",
     ),
     "embeddings": Section(
         embeddings.embeddings,
