@@ -51,8 +51,6 @@ def average_of(folder: StudyFolder, bench: Bench, sequences: int | None = None) 
         return AttentionConstants.load(path, bench.task.encoder, bench.data.max_length)
     rows = bench.train
     if sequences is not None:
-        if sequences > len(rows):
-            raise StudyError(f"constants has {kind!r}, but task {bench.name!r} has {len(rows)} training rows.")
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
         rows = rows.select(order[:sequences].tolist())
     noted = {"tokenizer": without_path(bench.data.tokenizer_name), "data": bench.data.description, "kind": kind}
@@ -81,14 +79,23 @@ def _make_constants(folder: StudyFolder, bench: Bench, kind: str) -> AttentionCo
     if parsed.sequences is not None:
         return average_of(folder, bench, parsed.sequences).filled()
     if parsed.other_task is not None:
-        other = Bench(bench.settings, bench.encoder, parsed.other_task, bench.watch)
-        if other.data.max_length != bench.data.max_length:
-            raise StudyError(
-                f"constants has {kind!r}, but task {parsed.other_task!r} has max_length {other.data.max_length}, and "
-                f"task {bench.name!r} has {bench.data.max_length}: give both the same."
-            )
-        return average_of(folder, other).filled()
+        return average_of(folder, bench.of_task(parsed.other_task)).filled()
     return control_constants(parsed.name, average_of(folder, bench).filled())
+
+
+def check_constants(bench: Bench) -> None:
+    """Refuse kinds of constants that the data of a task cannot give."""
+    for kind in bench.settings.constants:
+        wanted, rows = kind_of(kind).sequences or 0, len(bench.train)
+        if wanted > rows:
+            raise StudyError(f"constants has {kind!r}, but task {bench.name!r} has {rows} training rows: pass fewer.")
+        if (task := kind_of(kind).other_task) is not None:
+            own, other = bench.data.max_length, bench.other(task)[1]
+            if own != other:
+                raise StudyError(
+                    f"constants has {kind!r}, but task {task!r} has max_length {other}, and task {bench.name!r} has "
+                    f"{own}: give both the same."
+                )
 
 
 def ranking_key(bench: Bench, criterion: str) -> str:
@@ -225,7 +232,7 @@ def features_key(bench: Bench, choice: Choice) -> str:
     """Hash of everything that the hidden states of a choice of heads depend on."""
     ranked = None if choice.criterion is None else ranking_key(bench, choice.criterion)
     other = None if choice.kind is None else kind_of(choice.kind).other_task
-    elsewhere = None if other is None else bench.seen_on(other)
+    elsewhere = None if other is None else bench.other(other)[0]
     half = bench.settings.features.storage == "float16"
     return digest([bench.identity, choice.share, choice.kind, elsewhere, ranked, half])
 

@@ -21,6 +21,7 @@ from papa_lightning.runtime import find_device, machine_facts
 from papa_lightning.study.artifacts import (
     average_key,
     cell_key,
+    check_constants,
     open_bench,
     pieces_of,
     prepare,
@@ -263,6 +264,7 @@ class Study(StudyViews):
 
     def _plan_pair(self, bench: Bench) -> PairPlan:
         check_pair(bench)
+        check_constants(bench)
         encoder, task = bench.encoder, bench.name
         chosen, seeds, judged = choices(self.settings), bench.seeds, bench.judgements is not None
         keys = {(choice, seed): cell_key(bench, choice, seed) for choice in chosen for seed in seeds}

@@ -1,5 +1,7 @@
 """The workbench: one encoder and one task of a study, loaded."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -67,7 +69,7 @@ class Bench:
     def __init__(self, settings: StudySettings, encoder: str, task: str, watch: Stopwatch | None = None) -> None:
         self.settings, self.encoder, self.name = settings.for_task(task), encoder, task
         self.watch = watch or Stopwatch()
-        self._seen: dict[str, str] = {}
+        self._others: dict[str, tuple[str, int]] = {}
         self._looked_through: dict[int, tuple[Dataset, SplitRows]] = {}
         self._constants: tuple[Hashable, AttentionConstants] | None = None
         self.zero_mass = ZeroMassRecord()
@@ -152,11 +154,16 @@ class Bench:
         """Hash of everything that a calibration depends on."""
         return digest([self.identity[name] for name in ("encoder", "train", "max_length", "computed")])
 
-    def seen_on(self, task: str) -> str:
-        """Hash of everything that a calibration on another task of the study depends on."""
-        if task not in self._seen:
-            self._seen[task] = Bench(self.settings, self.encoder, task, self.watch).seen
-        return self._seen[task]
+    def of_task(self, task: str) -> Bench:
+        """The same encoder with another task of the study; it is loaded again."""
+        return Bench(self.settings, self.encoder, task, self.watch)
+
+    def other(self, task: str) -> tuple[str, int]:
+        """Hash of all that a calibration on another task of the study depends on, and the `max_length` of that task."""
+        if task not in self._others:
+            bench = self.of_task(task)
+            self._others[task] = bench.seen, bench.data.max_length
+        return self._others[task]
 
     def looked_through(self, rows: Dataset) -> SplitRows:
         """Rows of a split as features read them, looked through once for all choices of heads."""

@@ -467,6 +467,24 @@ def test_bad_input_ends_with_one_line(
         assert word in message
 
 
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [("sequences:13", ["'sequences:13'", "has 12 training rows"]), ("other:longer", ["max_length 40", "24"])],
+)
+def test_constants_that_the_data_cannot_give_are_refused_before_anything_runs(
+    config: dict[str, Any], capsys: pytest.CaptureFixture[str], kind: str, words: list[str]
+) -> None:
+    longer = {**config["tasks"]["sst2"]["init_args"], "max_length": 40}
+    config["tasks"]["longer"] = {"class_path": "SST2DataModule", "init_args": longer}
+    config["constants"] = ["average", kind]
+    with pytest.raises(SystemExit) as stopped:
+        run(config)
+    assert stopped.value.code == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert all(word in line for word in words), line
+    assert not Path("out").exists()
+
+
 def test_a_report_of_no_study_ends_with_one_line(
     draw_report: Callable[[], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
