@@ -199,3 +199,45 @@ def test_a_study_becomes_rows_and_sentences(tmp_path):
     assert "the average is better: a on x" in page.block("constants", found)
     assert "`variance` against random orders: better: a." in page.block("criteria", found)
     assert "/home" not in str(found.studies)
+
+
+def compared(half=0.02, task=0.1, rho=0.99) -> pd.DataFrame:
+    """Comparisons of averages of an encoder on two tasks, in two random orders."""
+    found = []
+    for name, seed in product("xy", (0, 1)):
+        sizes = {"1": 0.4, "16": 0.1, "64": 0.06, "256": 0.03 + 0.03 * (name == "y") * seed}
+        distances = {("half", ""): half + 0.002 * seed} | {("sequences", size): one for size, one in sizes.items()}
+        names = {"encoder": "a", "task": name, "rows": 1200, "seed": seed}
+        for (kind, size), one in distances.items():
+            ranked = {"rank_correlation": rho - 0.01 * seed, "lowest_half_overlap": 0.95}
+            found.append({**names, "kind": kind, "with": size, "distance_mean": one, "distance_max": 2 * one, **ranked})
+    return pd.DataFrame([*found, {**found[0], "kind": "task", "with": "y", "distance_mean": task, "seed": math.nan}])
+
+
+def test_what_is_said_of_reliability_follows_from_the_distances():
+    one = made({("a", "x", 0.5): (0.0, 0.0, 0.0)})
+
+    def of(**distances):
+        return page.block("reliability", data.Results(one.rows, one.studies, compared(**distances)))
+
+    text = of()
+    assert "Yes. The averages of two halves of the rows are at most 0.022 apart, those of two tasks at least" in text
+    assert "Hardly. The rank correlation of two halves is at least 0.980" in text
+    assert "falls on other tokens from 256 rows: a on x; more than 256 rows: a on y." in text
+    assert "| a, x: 1,200 rows, 2 orders | 0.021 (0.044) | 0.100 (0.200) | 0.030 (0.060) | y 0.100 (0.040) |" in text
+    assert "| a, y: 1,200 rows, 2 orders | 0.021 (0.044) | 0.100 (0.200) | 0.045 (0.120) | x 0.100 (0.040) |" in text
+    assert "Not for a on x and a on y. The averages" in of(task=0.021)
+    assert "Yes. The rank correlation of two halves is at least 0.890" in of(rho=0.9)
+    assert page.block("reliability", one) == ""
+
+
+def test_reliability_is_kept_in_the_file(tmp_path):
+    finished_study(tmp_path / "s")
+    compared().to_csv(tmp_path / "r.csv", index=False)
+    plan = {"encoders": {}, "tasks": {}}
+    collecting.collect([tmp_path / "s"], tmp_path / "e.parquet", plan, tmp_path / "r.csv")
+    found = data.Results.read(tmp_path / "e.parquet").reliability
+    pd.testing.assert_frame_equal(found[compared().columns], compared(), check_dtype=False)
+    (tmp_path / "other.csv").write_text("encoder,task\na,x\n")
+    with pytest.raises(PapaError, match=r"other.csv' has no column 'kind'"):
+        collecting.collect([tmp_path / "s"], tmp_path / "e.parquet", plan, tmp_path / "other.csv")

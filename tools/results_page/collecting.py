@@ -3,6 +3,7 @@
 Rows whose column `kind` is "score" are those of the summary of a study, with the scores by seed. "area" rows compare
 the curves of two criteria over all shares, "difference" rows another kind of constants with the average; both need
 the predictions, and their `relative` is the difference divided by the mean score with all heads dynamic.
+How far averages of attention are apart stands in the metadata of the file, as tools/measure_reliability.py wrote it.
 """
 
 from __future__ import annotations
@@ -35,24 +36,33 @@ from papa_lightning.text import tell
 
 #: Key of the metadata of the file: settings and conditions of each study, as JSON.
 STUDIES = b"papa_lightning.studies"
+#: Key of the metadata of the file: how far averages of attention are apart, as JSON.
+RELIABILITY = b"papa_lightning.reliability"
 #: Columns that identify a row.
 NAMES = ["kind", "encoder", "task", "criterion", "constants", "share", "metric", "against"]
 _EPOCH = f"epoch/{BEST}"
 #: Decimals that are kept: more than any page shows.
 _DECIMALS = 6
+#: Columns of a file of tools/measure_reliability.py that the page reads.
+_COMPARED = ["encoder", "task", "kind", "with", "distance_mean", "distance_max", "rank_correlation"]
+_COMPARED += ["lowest_half_overlap", "rows", "seed"]
 
 
-def collect(folders: Iterable[Path], output: Path, plan: Mapping[str, Any]) -> pd.DataFrame:
+def collect(
+    folders: Iterable[Path], output: Path, plan: Mapping[str, Any], reliability: Path | None = None
+) -> pd.DataFrame:
     """Write the results of studies as one parquet file, and return them.
 
     Args:
         folders: Folders of the studies.
         output: The file.
         plan: Settings of a study that is run in parts, instead of those of the last part, which are in its folder.
+        reliability: What tools/measure_reliability.py wrote; None for none.
 
     Raises:
-        PapaError: When two studies have different results of one name.
+        PapaError: When two studies have different results of one name, or `reliability` is another file.
     """
+    compared = "" if reliability is None else read_reliability(reliability)
     tables, studies = list[pd.DataFrame](), dict[str, Any]()
     for folder in folders:
         settings = StudyFolder(folder).read()["settings"]
@@ -63,14 +73,28 @@ def collect(folders: Iterable[Path], output: Path, plan: Mapping[str, Any]) -> p
         tables.append(study_rows(evidence).assign(study=folder.name))
         studies[folder.name] = conditions(folder, settings)
     rows = _without_repeats(pd.concat(tables, ignore_index=True))
+    _write(rows, {STUDIES: json.dumps(studies, sort_keys=True), RELIABILITY: compared}, output)
+    return rows
+
+
+def _write(rows: pd.DataFrame, noted: Mapping[bytes, str], output: Path) -> None:
+    """Write rows as a small file; metadata that are empty are left out."""
     content = pyarrow.Table.from_pandas(rows, preserve_index=False)
-    noted = {**(content.schema.metadata or {}), STUDIES: json.dumps(studies, sort_keys=True)}
+    kept = {**(content.schema.metadata or {}), **{name: text for name, text in noted.items() if text}}
     buffer = BytesIO()
     texts = [name for name in rows.columns if rows[name].dtype.kind != "f"]
     small = {"compression": "zstd", "compression_level": 19, "use_dictionary": texts, "write_statistics": False}
-    pyarrow.parquet.write_table(content.replace_schema_metadata(noted), buffer, **small)
+    pyarrow.parquet.write_table(content.replace_schema_metadata(kept), buffer, **small)
     write_atomically(output, buffer.getvalue())
-    return rows
+
+
+def read_reliability(path: Path) -> str:
+    """The table that tools/measure_reliability.py wrote, as JSON; PapaError for another file."""
+    table = pd.read_csv(path, dtype={"with": str})
+    if missing := [name for name in _COMPARED if name not in table]:
+        raise PapaError(f"{str(path)!r} has no column {missing[0]!r}: pass what tools/measure_reliability.py wrote.")
+    compared = table[_COMPARED].fillna({"with": ""})
+    return str(compared.to_json(orient="split", index=False, double_precision=_DECIMALS))
 
 
 def read_evidence(folder: Path, settings: Mapping[str, Any]) -> Evidence:

@@ -17,7 +17,7 @@ import pyarrow.parquet
 
 from papa_lightning.study.intervals import Estimate
 from papa_lightning.study.report.data import LOW_SCORE
-from results_page.collecting import NAMES, STUDIES
+from results_page.collecting import NAMES, RELIABILITY, STUDIES
 
 #: Names of encoders that are checkpoints of one training.
 _GRADED = re.compile(r"step-\d+")
@@ -183,10 +183,11 @@ class Results:
     Args:
         rows: The rows of the file.
         studies: Settings and conditions of the studies, by name.
+        reliability: How far averages of attention are apart, as tools/measure_reliability.py writes it; None for none.
     """
 
-    def __init__(self, rows: pd.DataFrame, studies: Mapping[str, Any]) -> None:
-        self.rows, self.studies = rows, studies
+    def __init__(self, rows: pd.DataFrame, studies: Mapping[str, Any], reliability: pd.DataFrame | None = None) -> None:
+        self.rows, self.studies, self.reliability = rows, studies, reliability
         embedded = self._pairs(rows["unit"].isin(("pairs", "queries")))
         graded = np.array([bool(_GRADED.fullmatch(name)) for name in rows["encoder"]], dtype=bool)
         self.tasks = Part(rows[~graded & ~embedded], studies)
@@ -198,7 +199,9 @@ class Results:
         """What :func:`~results_page.collecting.collect` wrote."""
         table = pyarrow.parquet.read_table(path)
         rows: pd.DataFrame = table.to_pandas()
-        return cls(rows, json.loads(table.schema.metadata[STUDIES]))
+        noted = table.schema.metadata
+        compared = json.loads(noted.get(RELIABILITY, "null"))
+        return cls(rows, json.loads(noted[STUDIES]), None if compared is None else pd.DataFrame(**compared))
 
     def _pairs(self, chosen: Iterable[bool]) -> Any:
         """All rows of the studies that have one of the chosen rows."""

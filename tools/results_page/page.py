@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from papa_lightning.errors import PapaError
 from papa_lightning.figures import as_svg
 from papa_lightning.files.writing import write_atomically
-from results_page import choices, claims, embeddings, figures, measured
+from results_page import choices, claims, embeddings, figures, measured, reliability
 from results_page.data import Results
 
 
@@ -88,6 +88,16 @@ SECTIONS: Mapping[str, Section] = {
         'average" is the paired difference to averaged attention, in the same unit, means over tasks with 95 '
         "% intervals. `zero` prunes the heads, `sequences:16` is an average over 16 rows, and `other:` the "
         "average over the rows of another task. Seeds and examples as in the [scores](#scores-on-the-tasks).",
+    ),
+    "reliability": Section(
+        reliability.reliability,
+        "How reliable the averages are",
+        "How far averages over different rows are apart: the share of a row's attention that falls on other tokens "
+        "(the total variation distance, from 0 to 1), as the mean over heads and random orders, and in brackets the "
+        "largest of a head. An average over a number of rows is compared with that of all rows but these. "
+        "*Rankings*: by variance on two halves of the rows, the lowest rank correlation, and the smallest part that "
+        "the lowest halves of the heads have in common, which is 50 % by chance. "
+        "Encoders and rows as in [how it was measured](#how-it-was-measured).",
     ),
     "criteria": Section(
         choices.criteria,
