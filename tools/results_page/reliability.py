@@ -47,10 +47,7 @@ def _row(found: pd.DataFrame, encoder: str, task: str, sizes: Iterable[int]) -> 
         about += f": {int(halves['rows'].iloc[0]):,} rows, {counted(halves['seed'].nunique(), 'order')}"
     numbers = (_distance(_of(found, "sequences", encoder, task, beside=str(size))) for size in sizes)
     others = ", ".join(f"{name} {_distance(rows)}" for name, rows in _others(found, encoder, task).groupby("with"))
-    ranked = ""
-    if len(halves):
-        ranked = f"{number(halves['rank_correlation'].min())}, {100 * halves['lowest_half_overlap'].min():.0f} %"
-    return about, _distance(halves), *numbers, others, ranked
+    return about, _distance(halves), *numbers, others, _least(halves) if len(halves) else ""
 
 
 def _others(found: pd.DataFrame, encoder: str, task: str) -> pd.DataFrame:
@@ -87,11 +84,17 @@ def _rankings(found: pd.DataFrame) -> str:
         return ""
     lowest = float(halves["rank_correlation"].min()), float(halves["lowest_half_overlap"].min())
     agree = all(value >= least for value, least in zip(lowest, _AGREE, strict=True))
+    tasks = _of(found, "task")
+    beside = f"; of two tasks, {_least(tasks)}" if len(tasks) else ""
     return (
-        f"**Do rankings by variance depend on the rows?** {'Hardly' if agree else 'Yes'}. The rank correlation of two "
-        f"halves is at least {number(lowest[0])}, and their lowest halves of the heads have at least "
-        f"{100 * lowest[1]:.0f} % in common."
+        f"**Do rankings by variance depend on the rows?** {'Hardly' if agree else 'Yes'}. Lowest rank correlation, and "
+        f"part of the lowest half of the heads that is in both: of two halves of the rows, {_least(halves)}{beside}."
     )
+
+
+def _least(rows: pd.DataFrame) -> str:
+    """Lowest rank correlation, and lowest part of the lowest half of the heads in common."""
+    return f"{number(rows['rank_correlation'].min())} and {100 * rows['lowest_half_overlap'].min():.0f} %"
 
 
 def _enough(found: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> str:
@@ -106,5 +109,9 @@ def _enough(found: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> str:
             said[f"{encoder} on {task}"] = f"{close[0]:,} rows" if close else most
     if not said:
         return ""
-    told = f"At most {100 * _CLOSE:.0f} % of the attention falls on other tokens from"
-    return f"**How many rows are enough?** {told} {grouped(said, dict.fromkeys(said.values()))}."
+    sizes = sorted(_of(found, "sequences")["with"].astype(int).unique())
+    return (
+        f"**How many rows are enough?** At most {100 * _CLOSE:.0f} % of the attention falls on other tokens, on "
+        f"average over heads and in every order, from (of {listed(f'{size:,}' for size in sizes)} measured) "
+        f"{grouped(said, dict.fromkeys(said.values()))}."
+    )
