@@ -166,10 +166,18 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--config", type=Path, required=True, help="settings of a study")
     parser.add_argument("--encoders", nargs="+", help="names of encoders in it; all by default")
     parser.add_argument("--tasks", nargs="+", help="names of tasks in it; all by default")
-    parser.add_argument("--sequences", nargs="+", type=int, default=SEQUENCES, help="numbers of rows k")
+    parser.add_argument(
+        "--sequences",
+        nargs="+",
+        type=int,
+        default=SEQUENCES,
+        help="numbers of rows k; of each task those below its own",
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="seeds of the random orders")
     parser.add_argument("--output", type=Path, required=True, help="the file of comma-separated values to write")
     args = parser.parse_args(words)
+    if min(args.sequences) < 1:
+        parser.error(f"--sequences has {min(args.sequences)}, but an average is over 1 row at least")
     plain = yaml.safe_load(args.config.read_text(encoding="utf-8"))
     own = {name: chosen(name, plain[name], getattr(args, name)) for name in ("encoders", "tasks")}
     settings = settings_from({**plain, **own, "constants": ["average"]})

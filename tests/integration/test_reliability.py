@@ -97,6 +97,8 @@ def test_every_comparison_is_a_line(plan: dict[str, Any], tmp_path: Path) -> Non
     assert (found["rank_correlation"].isna() == (found["with"] == "1")).all()
     with pytest.raises(PapaError, match=r"--tasks has 'mprc', but the settings have .*Did you mean 'mrpc'"):
         script.main([*words, "--tasks", "mprc"])
+    with pytest.raises(SystemExit):
+        script.main([*words, "--sequences", "0"])
 
 
 def test_parts_add_up_to_a_calibration_on_all_rows(plan: dict[str, Any]) -> None:
