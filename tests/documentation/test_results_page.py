@@ -222,13 +222,13 @@ def test_what_is_said_of_reliability_follows_from_the_distances():
 
     text = of()
     assert "Yes. The averages of two halves of the rows are at most 0.022 apart, those of two tasks at least" in text
-    assert "Hardly. Lowest rank correlation" in text
+    assert "On the half of a task's rows hardly, on the task hardly. Lowest rank correlation" in text
     assert "of two halves of the rows, 0.980 and 95 %; of two tasks, 0.990 and 95 %." in text
     assert "from (of 1, 16, 64 and 256 measured) 256 rows: a on x; more than 256 rows: a on y." in text
     assert "| a, x: 1,200 rows, 2 orders | 0.021 (0.044) | 0.100 (0.200) | 0.030 (0.060) | y 0.100 (0.040) |" in text
     assert "| a, y: 1,200 rows, 2 orders | 0.021 (0.044) | 0.100 (0.200) | 0.045 (0.120) | x 0.100 (0.040) |" in text
     assert "Not for a on x and a on y. The averages" in of(task=0.021)
-    assert "Yes. Lowest rank correlation" in of(rho=0.9)
+    assert "On the half of a task's rows yes, on the task yes. Lowest" in of(rho=0.9)
     assert page.block("reliability", one) == ""
 
 

@@ -82,14 +82,22 @@ def _rankings(found: pd.DataFrame) -> str:
     halves = _of(found, "half")
     if not len(halves):
         return ""
-    lowest = float(halves["rank_correlation"].min()), float(halves["lowest_half_overlap"].min())
-    agree = all(value >= least for value, least in zip(lowest, _AGREE, strict=True))
     tasks = _of(found, "task")
-    beside = f"; of two tasks, {_least(tasks)}" if len(tasks) else ""
+    answer = f"On the half of a task's rows {_depend(halves)}"
+    beside = ""
+    if len(tasks):
+        answer += f", on the task {_depend(tasks)}"
+        beside = f"; of two tasks, {_least(tasks)}"
     return (
-        f"**Do rankings by variance depend on the rows?** {'Hardly' if agree else 'Yes'}. Lowest rank correlation, and "
-        f"part of the lowest half of the heads that is in both: of two halves of the rows, {_least(halves)}{beside}."
+        f"**Do rankings by variance depend on the rows?** {answer}. Lowest rank correlation, and part of the lowest "
+        f"half of the heads that is in both: of two halves of the rows, {_least(halves)}{beside}."
     )
+
+
+def _depend(rows: pd.DataFrame) -> str:
+    """Whether rankings depend on what is compared: "hardly" where all of them agree."""
+    lowest = rows["rank_correlation"].min(), rows["lowest_half_overlap"].min()
+    return "hardly" if all(value >= least for value, least in zip(lowest, _AGREE, strict=True)) else "yes"
 
 
 def _least(rows: pd.DataFrame) -> str:
