@@ -495,7 +495,9 @@ def test_a_report_of_no_study_ends_with_one_line(
     assert "nowhere" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("names", [["demo"], ["defaults", "six_tasks"], ["defaults", "controls"], ["evidence"]])
+@pytest.mark.parametrize(
+    "names", [["demo"], ["defaults", "six_tasks"], ["defaults", "controls"], ["evidence"], ["graded"]]
+)
 def test_every_shipped_study_runs(names: list[str], encoder_folder: str, data_folders: dict[str, str]) -> None:
     shipped: dict[str, Any] = {}
     for name in names:
@@ -521,7 +523,7 @@ def test_every_shipped_study_runs(names: list[str], encoder_folder: str, data_fo
 
 
 def test_every_shipped_configuration_is_run() -> None:
-    run_here = {"demo", "defaults", "six_tasks", "controls", "evidence"}
+    run_here = {"demo", "defaults", "six_tasks", "controls", "evidence", "graded"}
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == run_here | {
         "budget",  # test_budget_command runs that
         "embeddings",  # test_embedding_studies runs that
