@@ -148,6 +148,8 @@ def _choice(part: Part) -> str:
     common = [encoder for encoder in part.encoders if all(encoder in found for found in areas.values())]
     if not common:
         return "No encoder has all criteria yet."
+    if len(areas) == 1:
+        return f"No other criterion than `{part.first}` has been measured beside random orders."
     best = max(areas, key=lambda one: sum(areas[one][encoder].value for encoder in common))
     largest = f"The largest area, on average over {counted(len(common), 'encoder')} with all criteria, has `{best}`"
     if best == part.first:

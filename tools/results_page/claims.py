@@ -142,7 +142,13 @@ def _better(results: Results) -> str:
         return ""
     if graded.encoders >= _FEWEST and math.isfinite(graded.low):
         answer = "Yes" if graded.low > 0 else "The other way round" if graded.high < 0 else "Not settled"
-        said = f"{answer}. Checkpoints of one training, rank correlation of score and relative drop: {_rho(graded)}"
+        losses = _changes(results.graded, 1.0)
+        if not any(one.high < 0 for one in losses.values()):
+            answer += " by rank, but no loss of a checkpoint is settled" if answer != "Not settled" else ""
+        said = (
+            f"{answer}. Checkpoints of one training, rank correlation of score and relative drop: {_rho(graded)}; the "
+            f"last one changes by {change(list(losses.values())[-1])} with all heads constant"
+        )
     else:
         said = "Not settled: too few encoders that are alike in everything else have been measured"
     beside = f"; the pretrained ones: {_rho(pretrained)}" if math.isfinite(pretrained.rho) else ""

@@ -42,6 +42,8 @@ def tasks(results: Results) -> Figure | None:
     Tasks with scores near 0, whose intervals are wide, are left out.
     """
     part = results.tasks
+    if not part:
+        return None
     rows = part.own[part.own["criterion"].isin(("", part.first)) & part.own["constants"].isin(("", "average"))]
     solid = [(encoder, task) for encoder in part.encoders for task in part.solid(encoder)]
     rows = rows[[pair in solid for pair in zip(rows["encoder"], rows["task"], strict=True)]]

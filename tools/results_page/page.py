@@ -74,7 +74,8 @@ SECTIONS: Mapping[str, Section] = {
         claims.better,
         "Do better models lose more?",
         "Pretrained encoders differ in more than quality, so checkpoints of one training are compared too: "
-        "one small masked language model, kept at several points. The rank correlation of the score with all "
+        "a student of a pretrained encoder with its embeddings and random layers, kept at points of its training "
+        "to the hidden states of that encoder. The rank correlation of the score with all "
         "heads dynamic and the relative drop ranks encoders within each task; its 95 % interval is over "
         "encoders. A score that is high by chance makes its drop larger, so that a small positive correlation"
         " means little. Seeds and examples of pretrained encoders as in the [scores](#scores-on-the-tasks).",
