@@ -1,8 +1,8 @@
 """tools/measure_reliability.py: its mathematics on matrices made by hand, and all of it at toy size."""
 
-import importlib.util
+import runpy
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -15,18 +15,8 @@ from papa_lightning.errors import PapaError
 from papa_lightning.study.settings import settings_from
 from papa_lightning.study.workbench import Bench
 
-
-def load_script() -> ModuleType:
-    path = Path(__file__).parents[2] / "tools" / "measure_reliability.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-script = load_script()
+SCRIPT = Path(__file__).parents[2] / "tools" / "measure_reliability.py"
+script = SimpleNamespace(**runpy.run_path(str(SCRIPT)))
 
 
 def averages(*matrices: list[list[float]], mask: list[bool] | None = None) -> AttentionAverages:
