@@ -141,6 +141,14 @@ def test_better_models_are_settled_by_checkpoints_alone():
     assert "the last one changes by \N{MINUS SIGN}7.0 % (\N{MINUS SIGN}20.0 to +20.0) with all heads constant." in of(1)
 
 
+def test_few_encoders_have_no_interval_of_their_correlation():
+    drops = {(name, "x", 1.0): (-0.01 * number, -0.2, 0.2) for number, name in enumerate("abc", start=1)}
+    table = rows(drops)
+    table.loc[table["share"] == 0, "mean"] = [0.5, 0.6, 0.7]
+    text = claims.verdicts(data.Results(table, made({("a", "x", 1.0): (0.0, 0.0, 0.0)}).studies))
+    assert "the pretrained ones: 1.00 (too few for an interval), 3 encoders, 1 task." in text
+
+
 def test_sections_without_data_are_left_out_and_named(results):
     empty = made({("a", "x", 0.5): (-0.004, -0.009, 0.001)})
     assert [name for name in ("all", "constants", "criteria", "embeddings") if page.block(name, empty)] == []

@@ -30,7 +30,7 @@ from results_page.words import (
     verdict,
 )
 
-#: Fewest checkpoints whose rank correlation is a verdict.
+#: Fewest encoders whose rank correlation has an interval here, and can be a verdict.
 _FEWEST = 5
 #: Title of rows without tasks whose scores are near 0.
 _SOLID = f"mean of scores of at least {LOW_SCORE}"
@@ -158,7 +158,8 @@ def _better(results: Results) -> str:
 def _rho(one: RankCorrelation) -> str:
     if math.isnan(one.rho):
         return "not defined"
-    ends = "" if math.isnan(one.low) else f" ({number(one.low, 2)} to {number(one.high, 2)})"
+    few = one.encoders < _FEWEST or math.isnan(one.low)  # resamples of so few are all alike
+    ends = " (too few for an interval)" if few else f" ({number(one.low, 2)} to {number(one.high, 2)})"
     return f"{number(one.rho, 2)}{ends}, {counted(one.encoders, 'encoder')}, {counted(one.tasks, 'task')}"
 
 
