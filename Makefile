@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Everything works offline once it is installed; nothing here asks a hub.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo test coverage lint format docs notebook bench gpu release clean
+.PHONY: help demo test coverage lint format docs notebook bench gpu results release clean
 help: ## list the commands
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -64,6 +64,37 @@ bench: $(VENV)/.dev ## time and memory against the stock encoder: tables and fig
 gpu: $(VENV)/.dev ## on a GPU: the tests that need one, then its times: one table in build/benchmark/gpu
 	CUDA_VISIBLE_DEVICES=$${CUDA_VISIBLE_DEVICES:-0} $(BIN)/python -m pytest --numprocesses 4 -vv -m gpu tests/gpu
 	CUDA_VISIBLE_DEVICES=$${CUDA_VISIBLE_DEVICES:-0} $(BIN)/papa benchmark --config gpu.yaml --output build/benchmark/gpu
+
+# The folder of docs/results.md: data/ and encoders/ as that page says; the rest is written, and goes on after a kill.
+RESULTS := build/results
+IN_RESULTS = cd $(RESULTS) && PATH=$(CURDIR)/$(BIN):$$PATH
+results: $(VENV)/.runtime ## everything that docs/results.md says, measured again: a night on two cores
+	$(IN_RESULTS) papa study --config evidence.yaml --output studies/evidence
+	$(IN_RESULTS) papa study --config evidence.yaml --config evidence_criteria.yaml --output studies/evidence
+	$(MAKE) $(RESULTS)/graded $(RESULTS)/data/retrieval $(RESULTS)/reliability.csv
+	$(IN_RESULTS) papa study --config graded.yaml --output studies/graded
+	$(IN_RESULTS) papa study --config evidence_embeddings.yaml --output studies/embeddings
+	$(IN_RESULTS) papa study --config evidence_embeddings.yaml --output studies/embeddings_e5 \
+		--encoders '{"e5-small": "encoders/e5-small"}' --tasks.stsb.init_args.prefix 'query: ' \
+		--tasks.mnli.init_args.query_prefix 'query: ' --tasks.mnli.init_args.passage_prefix 'passage: '
+	$(BIN)/python tools/make_results.py collect $(addprefix $(RESULTS)/studies/,evidence graded embeddings embeddings_e5) \
+		--reliability $(RESULTS)/reliability.csv
+	$(BIN)/python tools/make_results.py page
+
+$(RESULTS)/graded: $(RESULTS)/text.txt
+	$(BIN)/python tools/train_graded_encoders.py $(RESULTS)/encoders/MiniLM-L6 $< $@ \
+		--tokens 640000 --batch 16 --learning-rate 1e-3
+
+$(RESULTS)/text.txt:
+	$(BIN)/python tools/join_texts.py $(RESULTS)/data $@ --train_only
+
+$(RESULTS)/data/retrieval: $(RESULTS)/data/mnli
+	$(BIN)/python tools/make_retrieval_set.py $< $@
+
+$(RESULTS)/reliability.csv:
+	$(IN_RESULTS) python $(CURDIR)/tools/measure_reliability.py \
+		--config $(CURDIR)/papa_lightning/configs/study/evidence.yaml \
+		--encoders MiniLM-L3 MiniLM-L6 --tasks cola sst2 mrpc --output reliability.csv
 
 $(VENV)/.release: $(VENV)/.runtime
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[release]'

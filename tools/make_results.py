@@ -17,7 +17,7 @@ from results_page.collecting import collect
 from results_page.page import write_page
 
 DOCS = Path(__file__).parents[1] / "docs"
-PLAN = DOCS.parent / "papa_lightning" / "configs" / "study" / "evidence.yaml"
+CONFIGS = DOCS.parent / "papa_lightning" / "configs" / "study"
 DATA, PAGE = DOCS / "data" / "evidence.parquet", DOCS / "results.md"
 
 
@@ -28,15 +28,22 @@ def main() -> None:
     step = steps.add_parser("collect", help="read studies, write one file")
     step.add_argument("studies", type=Path, nargs="+", help="folders of studies")
     step.add_argument("--output", type=Path, default=DATA, help="the file to write")
-    step.add_argument("--plan", type=Path, default=PLAN, help="settings of a study that may have been run in parts")
+    plans = [CONFIGS / "evidence.yaml", CONFIGS / "evidence_criteria.yaml"]
+    step.add_argument(
+        "--plans",
+        type=Path,
+        nargs="+",
+        default=plans,
+        help="settings of all runs in one folder, each over those of the first",
+    )
     step.add_argument("--reliability", type=Path, help="the file that tools/measure_reliability.py wrote")
     step = steps.add_parser("page", help="write the blocks of the page, and its figures")
     step.add_argument("--data", type=Path, default=DATA, help="the file that `collect` wrote")
     step.add_argument("--page", type=Path, default=PAGE, help="the page to rewrite")
     args = parser.parse_args()
     if args.step == "collect":
-        plan = yaml.safe_load(args.plan.read_text(encoding="utf-8"))
-        collect(args.studies, args.output, plan, args.reliability)
+        first, *others = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in args.plans]
+        collect(args.studies, args.output, [first, *({**first, **other} for other in others)], args.reliability)
     else:
         write_page(args.page, args.data)
 

@@ -78,7 +78,7 @@ def rows(changes: dict[tuple[str, str, float], tuple[float, float, float]], beat
 def made(changes, beats=True):
     settings = {"encoders": {"a": ""}, "tasks": {"x": {}, "y": {}}, "criteria": ["variance"], "shares": [0.5, 1.0]}
     settings |= {"constants": ["average"], "control_shares": [1.0]}
-    return data.Results(rows(changes, beats), {"s": {"settings": settings, "pairs": []}})
+    return data.Results(rows(changes, beats), {"s": {"runs": [settings], "pairs": []}})
 
 
 def test_means_over_tasks_have_the_intervals_of_independent_examples():
@@ -193,7 +193,7 @@ def finished_study(folder: Path) -> None:
 
 def test_a_study_becomes_rows_and_sentences(tmp_path):
     finished_study(tmp_path / "s")
-    collecting.collect([tmp_path / "s"], tmp_path / "e.parquet", {"encoders": {}, "tasks": {}})
+    collecting.collect([tmp_path / "s"], tmp_path / "e.parquet", [{"encoders": {}, "tasks": {}}])
     found = data.Results.read(tmp_path / "e.parquet")
     part = found.tasks
     base, half = part.row("a", "x", 0.0), part.row("a", "x", 0.5, "variance")
@@ -246,10 +246,10 @@ def test_what_is_said_of_reliability_follows_from_the_distances():
 def test_reliability_is_kept_in_the_file(tmp_path):
     finished_study(tmp_path / "s")
     compared().to_csv(tmp_path / "r.csv", index=False)
-    plan = {"encoders": {}, "tasks": {}}
-    collecting.collect([tmp_path / "s"], tmp_path / "e.parquet", plan, tmp_path / "r.csv")
+    plans = [{"encoders": {}, "tasks": {}}]
+    collecting.collect([tmp_path / "s"], tmp_path / "e.parquet", plans, tmp_path / "r.csv")
     found = data.Results.read(tmp_path / "e.parquet").reliability
     pd.testing.assert_frame_equal(found[compared().columns], compared(), check_dtype=False)
     (tmp_path / "other.csv").write_text("encoder,task\na,x\n")
     with pytest.raises(PapaError, match=r"other.csv' has no column 'kind'"):
-        collecting.collect([tmp_path / "s"], tmp_path / "e.parquet", plan, tmp_path / "other.csv")
+        collecting.collect([tmp_path / "s"], tmp_path / "e.parquet", plans, tmp_path / "other.csv")

@@ -161,6 +161,21 @@ def test_the_shipped_configuration_is_run(
     assert set(table["constants"]) == {"average", "uniform", "identity"}
 
 
+def test_the_evidence_on_embeddings_is_measured(
+    encoder_folder: str, pairs_folder: str, passages_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(applied, "timed_report", lambda folder: (Path(folder) / "report.html", []))
+    # As `make results` has it for an encoder with prefixes.
+    own = ["--encoders", json.dumps({"e5-small": encoder_folder}), "--tasks.stsb.init_args.prefix", "query: "]
+    own += ["--tasks.mnli.init_args.query_prefix", "query: ", "--tasks.mnli.init_args.passage_prefix", "passage: "]
+    data = ["--tasks.stsb.init_args.data_dir", pairs_folder, "--tasks.mnli.init_args.data_dir", passages_folder]
+    main(["study", "--config", "evidence_embeddings.yaml", *own, *data, "--output", str(tmp_path / "out")])
+    table = load_table(tmp_path / "out")
+    assert set(table["encoder"]) == {"e5-small"}
+    assert set(table["task"]) == {"stsb", "mnli"}
+    assert set(table["constants"]) == {"average", "recovered", "uniform", "identity"}
+
+
 def test_greedy_search_follows_the_embeddings(encoder_folder: str, pairs_folder: str, tmp_path: Path) -> None:
     config = study(encoder_folder, pairs_folder, criteria=["greedy"], shares=[0.5])
     table = Study(config, tmp_path / "out").run(progress=False)

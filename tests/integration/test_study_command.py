@@ -496,7 +496,15 @@ def test_a_report_of_no_study_ends_with_one_line(
 
 
 @pytest.mark.parametrize(
-    "names", [["demo"], ["defaults", "six_tasks"], ["defaults", "controls"], ["evidence"], ["graded"]]
+    "names",
+    [
+        ["demo"],
+        ["defaults", "six_tasks"],
+        ["defaults", "controls"],
+        ["evidence"],
+        ["evidence", "evidence_criteria"],
+        ["graded"],
+    ],
 )
 def test_every_shipped_study_runs(names: list[str], encoder_folder: str, data_folders: dict[str, str]) -> None:
     shipped: dict[str, Any] = {}
@@ -504,7 +512,7 @@ def test_every_shipped_study_runs(names: list[str], encoder_folder: str, data_fo
         shipped |= yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
     tasks = shipped.get("tasks") or {"sst2": _task("SST2DataModule", data_folders["sst2"])}
     shares = shipped["shares"]
-    if names == ["evidence"]:  # a task of each kind, and one share between the ends
+    if names[0] == "evidence":  # a task of each kind, and one share between the ends
         tasks, shares = {name: tasks[name] for name in ("mrpc", "ner")}, [0, 0.5, 1]
     for task, settings in tasks.items():
         folder = {"data_dir": data_folders.get(task, data_folders["sst2"])}
@@ -524,9 +532,9 @@ def test_every_shipped_study_runs(names: list[str], encoder_folder: str, data_fo
 
 
 def test_every_shipped_configuration_is_run() -> None:
-    run_here = {"demo", "defaults", "six_tasks", "controls", "evidence", "graded"}
+    run_here = {"demo", "defaults", "six_tasks", "controls", "evidence", "evidence_criteria", "graded"}
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == run_here | {
         "budget",  # test_budget_command runs that
-        "embeddings",  # test_embedding_studies runs that
+        *("embeddings", "evidence_embeddings"),  # test_embedding_studies runs these
         *("kinds", "heads", "kinds_digits"),  # and test_kinds_studies these
     }

@@ -29,7 +29,7 @@ from papa_lightning.study import CellResult, Evidence, load_table, results_table
 from papa_lightning.study.evaluation import BEST
 from papa_lightning.study.intervals import Estimate
 from papa_lightning.study.resampling import is_metric
-from papa_lightning.study.settings import RECOVERED, read_share
+from papa_lightning.study.settings import RECOVERED, read_share, settings_from
 from papa_lightning.study.statistics import MARGIN, stored_predictions
 from papa_lightning.study.store import StudyFolder
 from papa_lightning.text import tell
@@ -49,14 +49,15 @@ _COMPARED += ["lowest_half_overlap", "rows", "seed"]
 
 
 def collect(
-    folders: Iterable[Path], output: Path, plan: Mapping[str, Any], reliability: Path | None = None
+    folders: Iterable[Path], output: Path, plans: Sequence[Mapping[str, Any]], reliability: Path | None = None
 ) -> pd.DataFrame:
     """Write the results of studies as one parquet file, and return them.
 
     Args:
         folders: Folders of the studies.
         output: The file.
-        plan: Settings of a study that is run in parts, instead of those of the last part, which are in its folder.
+        plans: Settings of all runs in the folder of one study, where only those of the last run are. The first has all
+            encoders and tasks of the others.
         reliability: What tools/measure_reliability.py wrote; None for none.
 
     Raises:
@@ -65,13 +66,12 @@ def collect(
     compared = "" if reliability is None else read_reliability(reliability)
     tables, studies = list[pd.DataFrame](), dict[str, Any]()
     for folder in folders:
-        settings = StudyFolder(folder).read()["settings"]
-        if _is_part(settings, plan):
-            settings = {**settings, **plan}
-        evidence = read_evidence(folder, settings)
+        last = StudyFolder(folder).read()["settings"]
+        runs = [settings_from(plan).as_dict() for plan in plans] if _is_part(last, plans[0]) else [last]
+        evidence = read_evidence(folder, runs)
         tell(f"{folder.name}: {evidence.table['hash'].nunique()} results")
         tables.append(study_rows(evidence).assign(study=folder.name))
-        studies[folder.name] = conditions(folder, settings)
+        studies[folder.name] = conditions(folder, runs)
     rows = _without_repeats(pd.concat(tables, ignore_index=True))
     _write(rows, {STUDIES: json.dumps(studies, sort_keys=True), RELIABILITY: compared}, output)
     return rows
@@ -97,10 +97,11 @@ def read_reliability(path: Path) -> str:
     return str(compared.to_json(orient="split", index=False, double_precision=_DECIMALS))
 
 
-def read_evidence(folder: Path, settings: Mapping[str, Any]) -> Evidence:
+def read_evidence(folder: Path, runs: Sequence[Mapping[str, Any]]) -> Evidence:
     """All results in the folder of a study, also those of earlier runs with other settings."""
-    first = settings["criteria"][0]
-    orders = [[*settings[name]] for name in ("encoders", "tasks", "constants", "criteria")]
+    columns = ("encoders", "tasks", "constants", "criteria")
+    orders = [list(dict.fromkeys(name for run in runs for name in run[column])) for column in columns]
+    first = orders[-1][0]
     cells = _latest([_plain(CellResult.load(path), first) for path in folder.glob("cells/*.json")], folder)
 
     def place(cell: CellResult) -> tuple[Any, ...]:
@@ -110,7 +111,7 @@ def read_evidence(folder: Path, settings: Mapping[str, Any]) -> Evidence:
         return (*zip(known, names, strict=True), cell.share, cell.seed)
 
     found = partial(stored_predictions, StudyFolder(folder))
-    margin = read_share("margin", settings.get("margin", MARGIN))
+    margin = read_share("margin", runs[0].get("margin", MARGIN))
     return Evidence(results_table(sorted(cells, key=place)), found, margin)
 
 
@@ -222,8 +223,8 @@ def _without_repeats(rows: pd.DataFrame) -> pd.DataFrame:
     return first
 
 
-def conditions(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings and conditions of a study, and what its constants say of encoders and data."""
+def conditions(folder: Path, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Settings of the runs of a study, its conditions, and what its constants say of encoders and data."""
     pairs = []
     for path in sorted(folder.glob("constants/*--average--*.safetensors")):
         encoder, task, _, _ = path.stem.split("--")
@@ -232,7 +233,7 @@ def conditions(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
         pairs.append({"encoder": encoder, "task": task} | {name: noted[name] for name in names})
     about = StudyFolder(folder).read()["about"]
     about.pop("pairs", None)  # of the last run alone
-    return {"settings": _without_places(settings), "about": _without_places(about), "pairs": _without_places(pairs)}
+    return {name: _without_places(one) for name, one in {"runs": [*runs], "about": about, "pairs": pairs}.items()}
 
 
 def _without_places(value: Any) -> Any:

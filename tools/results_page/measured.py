@@ -36,8 +36,7 @@ def _missing(results: Results) -> list[str]:
     found = [name for name, part in _PARTS.items() if not getattr(results, part)]
     for part in _parts(results).values():
         left = dict[str, dict[str, list[str]]]()
-        for study in part.studies.values():
-            settings = study["settings"]
+        for settings in (run for study in part.studies.values() for run in study["runs"]):
             for encoder, task in product(settings["encoders"], settings["tasks"]):
                 if said := _left(part, settings, encoder, task):
                     left.setdefault(said, {}).setdefault(encoder, []).append(task)
@@ -95,7 +94,7 @@ def _settings(part: Part) -> str:
 
 
 def _of_study(study: Mapping[str, Any]) -> str:
-    about, settings = study["about"], study["settings"]
+    about, settings = study["about"], study["runs"][0]
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     machine = (
         f"{about['dtype']} on {about['device']} ({about['cpu']}, {counted(about['cores'], 'core')}, "
