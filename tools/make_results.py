@@ -37,15 +37,16 @@ def main() -> None:
         help="settings of all runs in one folder, each over those of the first",
     )
     step.add_argument("--reliability", type=Path, help="the file that tools/measure_reliability.py wrote")
-    step = steps.add_parser("page", help="write the blocks of the page, and its figures")
+    step = steps.add_parser("page", help="write the blocks of the page and of README.md, and the figures")
     step.add_argument("--data", type=Path, default=DATA, help="the file that `collect` wrote")
     step.add_argument("--page", type=Path, default=PAGE, help="the page to rewrite")
+    step.add_argument("--readme", type=Path, default=DOCS.parent / "README.md", help="the file with the short table")
     args = parser.parse_args()
     if args.step == "collect":
         first, *others = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in args.plans]
         collect(args.studies, args.output, [first, *({**first, **other} for other in others)], args.reliability)
     else:
-        write_page(args.page, args.data)
+        write_page(args.page, args.data, args.readme)
 
 
 if __name__ == "__main__":

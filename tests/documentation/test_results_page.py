@@ -36,6 +36,8 @@ def results():
 
 def test_the_blocks_are_what_the_file_says(results):
     assert page.with_blocks(PAGE, results) == PAGE, "run `python tools/make_results.py page`"
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert page.with_blocks(readme, results, page.SUMMARY) == readme, "run `python tools/make_results.py page`"
     assert (DOCS / "data" / "evidence.parquet").stat().st_size < 500_000
 
 

@@ -42,6 +42,27 @@ def verdicts(results: Results) -> str:
     return "\n".join(f"- {' '.join(line.split())}" for line in lines if line)
 
 
+def summary(results: Results) -> str:
+    """The scores of one encoder with half and all heads constant, by task: of that with the most scores far from 0."""
+    part = results.tasks
+    if not part:
+        return ""
+    encoder = max(part.encoders, key=lambda name: len(part.solid(name)))
+    rows = [
+        (
+            f"{row['task']}, {row['metric'].replace('_', ' ')}, n {row['examples']:,}",
+            number(row["mean"]),
+            *(change(part.row(encoder, row["task"], share, part.first)) for share in (HALF, 1.0)),
+        )
+        for row in part.known(encoder, 0.0)
+        if row["beats_chance"]
+    ]
+    seeds = counted(int(part.own["n"].max()), "probe")
+    return tables(
+        (f"{encoder}, {seeds} a cell", "all dynamic", f"half constant, by `{part.first}`", "all constant"), rows
+    )
+
+
 def _changes(part: Part, share: float, criterion: str = "", solid: bool = False) -> dict[str, Average]:
     """The mean changes by encoder; `solid` leaves out tasks with scores near 0."""
     found = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +36,7 @@ class Section:
 
 
 #: The blocks by name.
-SECTIONS: Mapping[str, Section] = {
+SECTIONS: dict[str, Section] = {
     "verdicts": Section(
         claims.verdicts,
         figure=figures.shares,
@@ -125,6 +125,8 @@ SECTIONS: Mapping[str, Section] = {
         "Probes, or embeddings with their recoveries; passes of the encoder that probes share are not in the minutes.",
     ),
 }
+#: The block of README.md.
+SUMMARY: dict[str, Section] = {"summary": Section(claims.summary)}
 
 
 def markers(name: str) -> tuple[str, str]:
@@ -134,7 +136,7 @@ def markers(name: str) -> tuple[str, str]:
 
 def block(name: str, results: Results) -> str:
     """The text of a block, with its heading and the link to its figure; empty without data."""
-    section = SECTIONS[name]
+    section = (SECTIONS | SUMMARY)[name]
     text = section.make(results)
     if not text:
         return ""
@@ -144,11 +146,11 @@ def block(name: str, results: Results) -> str:
     return "\n\n".join(part for part in (heading, section.about, text, figure) if part)
 
 
-def with_blocks(text: str, results: Results) -> str:
-    """The text of the page with new blocks."""
+def with_blocks(text: str, results: Results, wanted: Iterable[str] = SECTIONS) -> str:
+    """The text of a page with new blocks."""
     named = re.findall(r"^<!-- results: (.*) -->$", text, flags=re.MULTILINE)
-    if sorted(named) != sorted(SECTIONS):
-        raise PapaError(f"the page has the blocks {', '.join(named)}, but must have {', '.join(SECTIONS)}, each once.")
+    if sorted(named) != sorted(wanted):
+        raise PapaError(f"the page has the blocks {', '.join(named)}, but must have {', '.join(wanted)}, each once.")
     for name in named:
         begin, end = markers(name)
         before, _, rest = text.partition(begin)
@@ -171,10 +173,11 @@ def drawn(results: Results) -> dict[str, bytes]:
     return {figure_name(name): as_svg(one, figure_name(name)) for name, one in made.items() if one is not None}
 
 
-def write_page(page: Path, data: Path) -> None:
-    """Rewrite the blocks of the page and the figures beside it."""
+def write_page(page: Path, data: Path, readme: Path) -> None:
+    """Rewrite the blocks of the page and the figures beside it, and the block of README.md."""
     results, folder = Results.read(data), page.parent / "figures"
-    write_atomically(page, with_blocks(page.read_text(encoding="utf-8"), results).encode())
+    for path, wanted in ((page, SECTIONS), (readme, SUMMARY)):
+        write_atomically(path, with_blocks(path.read_text(encoding="utf-8"), results, wanted).encode())
     images = drawn(results)
     for name, image in images.items():
         write_atomically(folder / name, image)
