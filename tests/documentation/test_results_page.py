@@ -170,16 +170,17 @@ def test_studies_may_not_disagree_and_paths_stay_here():
     assert collecting._without_places({"data_dir": "/home/me/sst2", "of": ["a/b", 1]}) == plain
 
 
-def finished_study(folder: Path) -> None:
+def finished_study(folder: Path, base: int = 50) -> None:
     """The files of a study of two shares by two criteria, with pruning beside the average, over 60 examples."""
     store, labels, cells = StudyFolder(folder), torch.arange(60) % 2, []
-    rights = {("variance", 0.0, "average"): 50, ("variance", 0.5, "average"): 49, ("random", 0.5, "average"): 40}
+    rights = {("variance", 0.0, "average"): base, ("variance", 0.5, "average"): 49, ("random", 0.5, "average"): 40}
     rights |= {("variance", 0.5, "zero"): 30, ("variance", 1.0, "average"): 45, ("gate", 1.0, "average"): 45}
-    for ((criterion, share, constants), right), seed in product(rights.items(), range(3)):
-        chosen = torch.where(torch.arange(60) < right + seed, labels, 1 - labels)
+    for ((criterion, share, constants), fewest), seed in product(rights.items(), range(3)):
+        right = max(fewest + seed, 0)
+        chosen = torch.where(torch.arange(60) < right, labels, 1 - labels)
         key = f"{criterion}-{share}-{constants}-{seed}"
         one = Predictions(torch.nn.functional.one_hot(chosen, 2).float(), labels, torch.arange(60), 60, ["no", "yes"])
-        scores = {"accuracy": (right + seed) / 60, "accuracy/best": (right + seed) / 60, "epoch/best": 2.0}
+        scores = {"accuracy": right / 60, "accuracy/best": right / 60, "epoch/best": 2.0}
         heads = {"constant_heads": int(12 * share), "total_heads": 12, "share": share, "constants": constants}
         facts = {"encoder": "a", "task": "x", "metric": "accuracy", "seconds": 60.0, "versions": {}, "hash": key}
         cell = CellResult(criterion=criterion, seed=seed, scores=scores, **heads, **facts)
@@ -212,6 +213,16 @@ def test_a_study_becomes_rows_and_sentences(tmp_path):
     assert "the average is better: a on x" in page.block("constants", found)
     assert "`variance` against random orders: better: a." in page.block("criteria", found)
     assert "/home" not in str(found.studies)
+
+
+def test_changes_of_a_score_of_0_are_not_defined(tmp_path):
+    finished_study(tmp_path / "s", base=-9)
+    collecting.collect([tmp_path / "s"], tmp_path / "e.parquet", [{"encoders": {}, "tasks": {}}])
+    part = data.Results.read(tmp_path / "e.parquet").tasks
+    assert part.row("a", "x", 0.0)["mean"] == 0
+    pruned = part.row("a", "x", 0.5, "variance", constants="zero", kind="difference")
+    assert pruned["difference"] == pytest.approx(-19 / 60, abs=1e-5)
+    assert math.isnan(pruned["relative"])
 
 
 def compared(half=0.02, task=0.1, rho=0.99) -> pd.DataFrame:

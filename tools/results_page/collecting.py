@@ -178,7 +178,7 @@ def _derived(evidence: Evidence, summary: pd.DataFrame) -> Iterator[dict[str, An
     own = summary[summary["is_score"].astype(bool)]
     for (encoder, task), rows in own.groupby(["encoder", "task"], sort=False):
         base = rows.loc[rows["share"] == 0.0, "mean"]
-        size = abs(float(base.iloc[0])) if len(base) else math.nan
+        size = (abs(float(base.iloc[0])) if len(base) else 0.0) or math.nan  # a change relative to 0 is not defined
         about = {"encoder": encoder, "task": task, "metric": rows["metric"].iloc[0], "is_score": True}
         about |= {"beats_chance": bool(rows.loc[rows["share"] == 0.0, "beats_chance"].any())}
         inner = rows[(rows["constants"] == "average") & rows["share"].between(0, 1, inclusive="neither")]
