@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from papa_lightning.attention import GatedHeads, TokenMixer
 from papa_lightning.callbacks.calibrating import CalibratingCallback, refuse_sharding
-from papa_lightning.either_lightning import L, rank_zero_info
+from papa_lightning.either_lightning import L, rank_zero_info, rank_zero_warn
 from papa_lightning.encoders import gate_logits, is_calibrated, swap_attention, swapped_layers
 from papa_lightning.errors import PapaError
 from papa_lightning.files.writing import check_output
@@ -129,6 +129,11 @@ class HeadGates(CalibratingCallback):
         if not is_calibrated(encoder):
             return
         self.ranking = ranking_of_gates(encoder)
+        if not any(bool(gates.any()) for gates in self.gates(pl_module)):
+            rank_zero_warn(
+                "no gate has moved from 0, so that the heads are ranked by layer and head: look at the learning rate "
+                "of the gates at every step, which a schedule scales in proportion."
+            )
         path = new_file(trainer, "ranking.json", self.encoder) if self.output is None else self.output
         if path is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return

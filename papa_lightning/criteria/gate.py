@@ -88,6 +88,10 @@ class _Batches:
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
         return iter(self.batches)
 
+    def __len__(self) -> int:
+        """Number of batches, over which the learning rate is scheduled; a TypeError where it is not known."""
+        return len(self.batches)  # type: ignore[arg-type]
+
 
 def gates_for(output: str, constants: str | None, configured: Sequence[CalibratingCallback]) -> HeadGates:
     """The callback that ranks by gates, from the callbacks that a run has configured.

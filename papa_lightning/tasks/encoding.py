@@ -166,10 +166,15 @@ class EncodingTask(LightningModule, ABC):
         if not self.recipe.has_schedule:
             return optimizer
         steps = self.trainer.estimated_stepping_batches
-        if math.isinf(steps):
+        if math.isinf(steps) or steps < 0:  # -1 where a loader has no length, although epochs have a limit
+            lacking = (
+                "the Trainer has no limit: set max_epochs or max_steps"
+                if math.isinf(steps)
+                else "the training loader has no length: set max_steps, or take a loader that has one"
+            )
             raise PapaError(
                 f"schedule {self.recipe.schedule!r} with warmup_share={self.recipe.warmup_share} needs the number of "
-                "training steps, but the Trainer has no limit: set max_epochs or max_steps."
+                f"training steps, but {lacking}."
             )
         schedule = self.recipe.make_schedule(optimizer, int(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -93,7 +93,7 @@ def _half(part: Part) -> str:
     return (
         f"**Half of the heads cost nothing?** {answer}. By `{part.first}`, mean of the relative changes: "
         f"{_figures(found)} ({grouped(said, VERDICTS)}). {_without_low(part, HALF, part.first)} "
-        f"{_singles(part)} {_random_half(part)}"
+        f"{_singles(part)}"
     )
 
 
@@ -107,11 +107,6 @@ def _half_answer(said: set[str]) -> str:
     if min(ranks) >= 4:
         return "No"
     return "Not by every encoder" if max(ranks) >= 4 else "Not settled"
-
-
-def _random_half(part: Part) -> str:
-    found = _changes(part, HALF, "random")
-    return f"In random order: {_figures(found)}." if found else ""
 
 
 def _singles(part: Part) -> str:

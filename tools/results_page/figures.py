@@ -9,7 +9,6 @@ from matplotlib.figure import Figure
 
 from papa_lightning.figures.bars import drop_against_baseline
 from papa_lightning.figures.curves import relative_curves
-from papa_lightning.text import counted
 from results_page.data import Part, Results
 
 
@@ -31,7 +30,7 @@ def _mean_curve(part: Part, criterion: str, title: str) -> list[dict[str, object
         for share in (0.0, *inner, 1.0) if tasks and inner else ():
             mean = part.change(encoder, share, criterion, tasks=tasks)
             if mean is not None:
-                line = {"encoder": f"{encoder} ({counted(len(mean.tasks), 'task')})", "task": title, "share": share}
+                line = {"encoder": encoder, "task": title, "share": share}
                 rows.append(line | {"relative": mean.value, "relative_low": mean.low, "relative_high": mean.high})
     return rows
 

@@ -221,6 +221,19 @@ def test_gates_that_no_loss_reaches_are_refused() -> None:
     assert "configure_optimizers" not in module.__dict__
 
 
+def test_gates_that_did_not_move_bring_a_warning() -> None:
+    class Unmoved(FrozenEncoder):
+        def configure_optimizers(self) -> Any:
+            optimizer = super().configure_optimizers()
+            return [optimizer], [schedules.LambdaLR(optimizer, lambda step: 0.0)]
+
+    gates = HeadGates(max_length=LENGTH)
+    with pytest.warns(UserWarning, match=r"no gate has moved.*ranked by layer and head.*learning rate"):
+        trainer(gates).fit(Unmoved(), **loaders())
+    assert gates.ranking is not None
+    assert set(gates.ranking.scores or ()) == {0.0}
+
+
 def test_gates_that_were_frozen_are_refused() -> None:
     class Freezes(FrozenEncoder):
         def setup(self, stage: str) -> None:

@@ -61,6 +61,18 @@ def test_a_task_that_fine_tunes_is_copied_whole(task: SequenceClassificationTask
     assert all(torch.equal(tuned.state_dict()[name], value) for name, value in state.items())
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_the_schedule_of_the_task_goes_over_all_batches(task: SequenceClassificationTask) -> None:
+    scheduled = SequenceClassificationTask(**{**task.hparams, "schedule": "linear", "warmup_share": 0.5})
+    inputs = inputs_of(scheduled)
+    scores = LearnedGates(learning_rate=0.1).scores(inputs)
+    # Adam moves a gate by about its learning rate: 0, half, all and half of 0.1 in the four steps.
+    assert 0.05 < scores.abs().max() < 0.21
+    endless = RankingInputs(inputs.encoder, inputs.constants, iter(list(inputs.batches)), task=scheduled)
+    with pytest.raises(PapaError, match="the training loader has no length"):
+        LearnedGates().scores(endless)
+
+
 def test_a_task_of_another_encoder_is_refused(task: SequenceClassificationTask) -> None:
     inputs = inputs_of(task)
     other = BertModel(tiny_config())

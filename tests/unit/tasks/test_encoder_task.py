@@ -257,6 +257,19 @@ def test_schedule_without_end(bert: str) -> None:
         make_trainer(max_steps=-1, max_epochs=-1).fit(make_task(bert, schedule="linear"), make_loader())
 
 
+def test_schedule_of_a_loader_without_length(bert: str) -> None:
+    class Endless(torch.utils.data.IterableDataset[Any]):
+        def __iter__(self) -> Any:
+            return iter(make_loader(2).dataset)
+
+    loader = DataLoader(Endless(), batch_size=None)
+    with pytest.raises(PapaError, match=r"schedule 'linear'.*the training loader has no length: set max_steps"):
+        make_trainer(max_steps=-1, max_epochs=1).fit(make_task(bert, schedule="linear"), loader)
+    trainer = make_trainer(max_steps=1)
+    trainer.fit(make_task(bert, schedule="linear"), loader)
+    assert trainer.global_step == 1
+
+
 def test_only_inputs_that_the_encoder_takes(roberta: str) -> None:
     # Token types of 1 would be out of range in RoBERTa's table of one row.
     task = make_task(roberta).eval()
