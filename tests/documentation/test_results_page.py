@@ -72,7 +72,15 @@ def rows(changes: dict[tuple[str, str, float], tuple[float, float, float]], beat
         names = {"kind": "score", "encoder": encoder, "task": task, "share": share, "against": "", "study": "s"}
         names |= {"criterion": "variance" if 0 < share < 1 else "", "constants": "average" if share else ""}
         names |= dict(zip(("relative", "relative_low", "relative_high"), change, strict=True))
-        facts = {"metric": "accuracy", "is_score": True, "unit": "examples", "total_heads": 36, "n": 3, "mean": 0.8}
+        facts = {
+            "metric": "accuracy",
+            "is_score": True,
+            "unit": "examples",
+            "total_heads": 36,
+            "n": 3,
+            "mean": 0.8,
+            "examples": 100,
+        }
         found.append(names | facts | {"low": 0.7, "high": 0.9, "beats_chance": beats})
     return pd.DataFrame(found)
 
@@ -158,6 +166,13 @@ def test_sections_without_data_are_left_out_and_named(results):
     assert "Not measured yet: graded encoders; embedding models; share 100 % for a on x; everything for a on y." in text
     with pytest.raises(PapaError, match="the page has the blocks state, but must have verdicts"):
         page.with_blocks("<!-- results: state -->\n<!-- end of state -->\n", results)
+
+
+def test_the_short_table_is_of_the_encoder_with_most_tasks_above_chance():
+    found = made({("a", "x", 0.5): (-0.01, -0.02, 0.0), ("b", "x", 1.0): (0, 0, 0), ("b", "y", 1.0): (-0.1, -0.2, 0.0)})
+    text = page.block("summary", found)
+    assert text.startswith("| b, 3 probes a cell |")
+    assert "| y, accuracy, n 100 | 0.800 |  | " in text
 
 
 def test_studies_may_not_disagree_and_paths_stay_here():

@@ -43,11 +43,11 @@ def verdicts(results: Results) -> str:
 
 
 def summary(results: Results) -> str:
-    """The scores of one encoder with half and all heads constant, by task: of that with the most scores far from 0."""
+    """The scores of one encoder with half and all heads constant, by task: of that with the most tasks above chance."""
     part = results.tasks
     if not part:
         return ""
-    encoder = max(part.encoders, key=lambda name: len(part.solid(name)))
+    encoder = max(part.encoders, key=lambda name: sum(row["beats_chance"] for row in part.known(name, 0.0)))
     rows = [
         (
             f"{row['task']}, {row['metric'].replace('_', ' ')}, n {row['examples']:,}",
