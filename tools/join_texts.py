@@ -50,6 +50,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--train_only", action="store_true", help="text that stands in training files alone")
     given = parser.parse_args(arguments)
     text = joined(given.folder, given.train_only)
+    if not text:
+        parser.error(f"folder is {str(given.folder)!r}, where no .jsonl file has text: pass the folder of the tasks.")
     write_atomically(given.output, text.encode())
     print(f"{given.output}: {len(text):,} characters, {len(set(text))} different ones")
 

@@ -61,6 +61,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--passages", type=int, default=3000, help="number of documents")
     parser.add_argument("--queries", type=int, default=500, help="number of queries")
     given = parser.parse_args(arguments)
+    if lacking := [name for name in FILES if not (given.folder / name).is_file()]:
+        parser.error(f"folder is {str(given.folder)!r}, which has no {lacking[0]}: pass the folder of MNLI's files.")
     for name, content in retrieval_set(pairs(given.folder), given.passages, given.queries).items():
         path = given.output / name
         path.parent.mkdir(parents=True, exist_ok=True)

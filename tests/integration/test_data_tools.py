@@ -4,6 +4,8 @@ import json
 import runpy
 from pathlib import Path
 
+import pytest
+
 from papa_lightning import RetrievalDataModule
 
 TOOLS = Path(__file__).parents[2] / "tools"
@@ -27,6 +29,20 @@ def test_text_of_training_files_has_no_line_of_another_file(tmp_path: Path) -> N
 
     assert text() == ["four films", "one film", "three films", "two films"]
     assert text("--train_only") == ["four films", "one film"]
+
+
+@pytest.mark.parametrize(
+    ("tool", "message"),
+    [("join_texts.py", "where no .jsonl file has text"), ("make_retrieval_set.py", "has no validation_matched.jsonl")],
+)
+def test_folders_without_data_are_refused(
+    tool: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main = runpy.run_path(str(TOOLS / tool))["main"]
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "none"), str(tmp_path / "out")])
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
 
 
 def test_queries_are_answered_by_what_entails_them(tmp_path: Path, encoder_folder: str) -> None:
