@@ -1,9 +1,11 @@
 """Make docs/results.md from studies: first a small file of their results, then the page and its figures from that file.
 
     python tools/make_results.py collect STUDY... --reliability FILE
+    python tools/make_results.py collect STUDY... --earlier docs/data/evidence.parquet
     python tools/make_results.py page
 
-Studies need not be finished: the page says what is there. On the page, everything between a comment
+Studies need not be finished: the page says what is there. `--earlier` adds to a file when the folders of its studies
+are not here, as after work on another machine. On the page, everything between a comment
 `<!-- results: NAME -->` and its end is replaced; the rest stays, and has no measured numbers.
 """
 
@@ -37,6 +39,7 @@ def main() -> None:
         help="settings of all runs in one folder, each over those of the first",
     )
     step.add_argument("--reliability", type=Path, help="the file that tools/measure_reliability.py wrote")
+    step.add_argument("--earlier", type=Path, help="a file that `collect` wrote, whose results are kept beside")
     step = steps.add_parser("page", help="write the blocks of the page and of README.md, and the figures")
     step.add_argument("--data", type=Path, default=DATA, help="the file that `collect` wrote")
     step.add_argument("--page", type=Path, default=PAGE, help="the page to rewrite")
@@ -44,7 +47,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.step == "collect":
         first, *others = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in args.plans]
-        collect(args.studies, args.output, [first, *({**first, **other} for other in others)], args.reliability)
+        layered = [first, *({**first, **other} for other in others)]
+        collect(args.studies, args.output, layered, args.reliability, args.earlier)
     else:
         write_page(args.page, args.data, args.readme)
 

@@ -19,7 +19,7 @@ from papa_lightning.study.store import StudyFolder
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
-from results_page import claims, collecting, data, page, words  # noqa: E402
+from results_page import claims, collecting, data, figures, page, words  # noqa: E402
 
 sys.path.pop(0)
 
@@ -168,6 +168,13 @@ def test_sections_without_data_are_left_out_and_named(results):
         page.with_blocks("<!-- results: state -->\n<!-- end of state -->\n", results)
 
 
+def test_wide_intervals_do_not_hide_the_figure_by_task():
+    narrow, wide = (-0.05, -0.1, 0.0), (-0.05, -0.2, 0.1)
+    drawn = figures.tasks(made({("a", "x", 1.0): narrow, ("a", "y", 1.0): wide}))
+    assert [axes.get_title() for axes in drawn.axes] == ["x"]
+    assert figures.tasks(made({("a", "y", 1.0): wide})) is None
+
+
 def test_the_short_table_is_of_the_encoder_with_most_tasks_above_chance():
     found = made({("a", "x", 0.5): (-0.01, -0.02, 0.0), ("b", "x", 1.0): (0, 0, 0), ("b", "y", 1.0): (-0.1, -0.2, 0.0)})
     text = page.block("summary", found)
@@ -185,7 +192,7 @@ def test_studies_may_not_disagree_and_paths_stay_here():
     assert collecting._without_places({"data_dir": "/home/me/sst2", "of": ["a/b", 1]}) == plain
 
 
-def finished_study(folder: Path, base: int = 50) -> None:
+def finished_study(folder: Path, base: int = 50, task: str = "x", device: str = "cpu") -> None:
     """The files of a study of two shares by two criteria, with pruning beside the average, over 60 examples."""
     store, labels, cells = StudyFolder(folder), torch.arange(60) % 2, []
     rights = {("variance", 0.0, "average"): base, ("variance", 0.5, "average"): 49, ("random", 0.5, "average"): 40}
@@ -197,15 +204,15 @@ def finished_study(folder: Path, base: int = 50) -> None:
         one = Predictions(torch.nn.functional.one_hot(chosen, 2).float(), labels, torch.arange(60), 60, ["no", "yes"])
         scores = {"accuracy": right / 60, "accuracy/best": right / 60, "epoch/best": 2.0}
         heads = {"constant_heads": int(12 * share), "total_heads": 12, "share": share, "constants": constants}
-        facts = {"encoder": "a", "task": "x", "metric": "accuracy", "seconds": 60.0, "versions": {}, "hash": key}
+        facts = {"encoder": "a", "task": task, "metric": "accuracy", "seconds": 60.0, "versions": {}, "hash": key}
         cell = CellResult(criterion=criterion, seed=seed, scores=scores, **heads, **facts)
         cell.save(store.cell(key))
         save_predictions(store.predictions(key), {"": one, "best": one})
         cells.append(cell)
-    settings = {"encoders": {"a": "/home/me/a"}, "tasks": {"x": {"class_path": "X"}}, "seeds": [0, 1, 2]}
+    settings = {"encoders": {"a": "/home/me/a"}, "tasks": {task: {"class_path": "X"}}, "seeds": [0, 1, 2]}
     settings |= {"criteria": ["variance", "random"], "shares": [0.0, 0.5, 1.0], "control_shares": [0.5]}
     settings |= {"constants": ["average", "zero"]}
-    store.write(settings, {"versions": {}}, {})
+    store.write(settings, {"versions": {}, "device": device}, {})
     save_table(results_table(cells[:-3]), folder)  # the last run had no gate
 
 
@@ -238,6 +245,36 @@ def test_changes_of_a_score_of_0_are_not_defined(tmp_path):
     pruned = part.row("a", "x", 0.5, "variance", constants="zero", kind="difference")
     assert pruned["difference"] == pytest.approx(-19 / 60, abs=1e-5)
     assert math.isnan(pruned["relative"])
+
+
+def test_results_of_another_folder_are_added_to_a_file(tmp_path):
+    def collected(folder, output, *earlier):
+        plans = [{"encoders": {"a": "a"}, "tasks": {"w": {"class_path": "W"}}, "criteria": ["variance", "random"]}]
+        collecting.collect([tmp_path / folder], tmp_path / output, plans, None, *earlier)
+        return data.Results.read(tmp_path / output)
+
+    finished_study(tmp_path / "s", task="z")
+    finished_study(tmp_path / "elsewhere" / "s", task="y")
+    first = collected("s", "first.parquet")
+    both = collected("elsewhere/s", "both.parquet", tmp_path / "first.parquet")
+    assert (both.tasks.tasks, list(both.studies)) == (["y", "z"], ["s"])
+    pd.testing.assert_frame_equal(both.rows[both.rows["task"] == "z"].reset_index(drop=True), first.rows)
+    assert page.block("criteria", both).count("better: a.") == 1
+    again = collected("s", "again.parquet", tmp_path / "both.parquet")
+    pd.testing.assert_frame_equal(again.rows, collected("s", "again.parquet", tmp_path / "again.parquet").rows)
+    assert again.tasks.tasks == ["z", "y"]  # as the settings of the folder, then those of the file
+
+    finished_study(tmp_path / "gpu" / "s", task="v", device="cuda")
+    with pytest.raises(
+        PapaError, match="parts of the study 's' differ in device: cpu in the earlier file, cuda in the"
+    ):
+        collected("gpu/s", "both.parquet", tmp_path / "first.parquet")
+    finished_study(tmp_path / "changed" / "s", base=47, task="z")
+    with pytest.raises(PapaError, match=r"study 's' has other scores of encoder 'a', task 'z'.* than the earlier file"):
+        collected("changed/s", "both.parquet", tmp_path / "first.parquet")
+    pd.DataFrame({"a": [1]}).to_parquet(tmp_path / "other.parquet")
+    with pytest.raises(PapaError, match=r"other.parquet' has no studies in its metadata"):
+        collected("s", "both.parquet", tmp_path / "other.parquet")
 
 
 def compared(half=0.02, task=0.1, rho=0.99) -> pd.DataFrame:

@@ -41,6 +41,8 @@ RELIABILITY = b"papa_lightning.reliability"
 #: Columns that identify a row.
 NAMES = ["kind", "encoder", "task", "criterion", "constants", "share", "metric", "against"]
 _EPOCH = f"epoch/{BEST}"
+#: Settings of a study that name the values of a column, from the outermost.
+_RUN = {"encoder": "encoders", "task": "tasks", "constants": "constants", "criterion": "criteria"}
 #: Decimals that are kept: more than any page shows.
 _DECIMALS = 6
 #: Columns of a file of tools/measure_reliability.py that the page reads.
@@ -49,7 +51,11 @@ _COMPARED += ["lowest_half_overlap", "rows", "seed"]
 
 
 def collect(
-    folders: Iterable[Path], output: Path, plans: Sequence[Mapping[str, Any]], reliability: Path | None = None
+    folders: Iterable[Path],
+    output: Path,
+    plans: Sequence[Mapping[str, Any]],
+    reliability: Path | None = None,
+    earlier: Path | None = None,
 ) -> pd.DataFrame:
     """Write the results of studies as one parquet file, and return them.
 
@@ -59,9 +65,12 @@ def collect(
         plans: Settings of all runs in the folder of one study, where only those of the last run are. The first has all
             encoders and tasks of the others.
         reliability: What tools/measure_reliability.py wrote; None for none.
+        earlier: A file that this function wrote, of studies whose folders are elsewhere; None for none. Its rows are
+            kept beside those of the folders, and a study of the same name is the same study.
 
     Raises:
-        PapaError: When two studies have different results of one name, or `reliability` is another file.
+        PapaError: When two studies have different results of one name, when parts of one study were measured under
+            different conditions, or when a file is another one.
     """
     compared = "" if reliability is None else read_reliability(reliability)
     tables, studies = list[pd.DataFrame](), dict[str, Any]()
@@ -72,9 +81,54 @@ def collect(
         tell(f"{folder.name}: {evidence.table['hash'].nunique()} results")
         tables.append(study_rows(evidence).assign(study=folder.name))
         studies[folder.name] = conditions(folder, runs)
-    rows = _without_repeats(pd.concat(tables, ignore_index=True))
+    if earlier is not None:
+        before, noted, known = read_collected(earlier)
+        tables.append(before)
+        studies = {name: _joined(name, noted.get(name), studies.get(name)) for name in {**noted, **studies}}
+        compared = compared or known
+    rows = _ordered(_without_repeats(pd.concat(tables, ignore_index=True)), studies)
     _write(rows, {STUDIES: json.dumps(studies, sort_keys=True), RELIABILITY: compared}, output)
     return rows
+
+
+def read_collected(path: Path) -> tuple[pd.DataFrame, dict[str, Any], str]:
+    """Rows, studies by name, and comparisons of averages as JSON, that :func:`collect` wrote."""
+    table = pyarrow.parquet.read_table(path)
+    noted = table.schema.metadata or {}
+    if STUDIES not in noted:
+        raise PapaError(f"{str(path)!r} has no studies in its metadata: pass what `make_results.py collect` wrote.")
+    return table.to_pandas(), json.loads(noted[STUDIES]), noted.get(RELIABILITY, b"").decode()
+
+
+def _joined(name: str, before: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Settings, conditions and data of one study, of which parts are in a file and in a folder."""
+    if before is None or now is None:
+        return dict(before or now or {})
+    changed = [one for one in {**before["about"], **now["about"]} if before["about"].get(one) != now["about"].get(one)]
+    if changed:
+        raise PapaError(
+            f"parts of the study {name!r} differ in {changed[0]}: {before['about'].get(changed[0])} in the earlier "
+            f"file, {now['about'].get(changed[0])} in the folder: rename the folder, and it is a study of its own."
+        )
+    known = {(one["encoder"], one["task"]) for one in now["pairs"]}
+    pairs = [*now["pairs"], *(one for one in before["pairs"] if (one["encoder"], one["task"]) not in known)]
+    runs = [*now["runs"], *(run for run in before["runs"] if run not in now["runs"])]
+    return {"runs": runs, "about": now["about"], "pairs": pairs}
+
+
+def _ordered(rows: pd.DataFrame, studies: Mapping[str, Any]) -> pd.DataFrame:
+    """The rows by study, and in each as its settings name encoders, tasks, constants and criteria."""
+
+    def places(column: pd.Series) -> pd.Series:
+        if column.name == "study":
+            return column.map(list(studies).index)
+        names = {
+            name: None for study in studies.values() for run in study["runs"] for name in run.get(_RUN[column.name], ())
+        }
+        order = {name: place for place, name in enumerate(names)}
+        return column.map(lambda name: order.get(name, len(order) if name else -1))
+
+    return rows.sort_values(["study", *_RUN], key=places, kind="stable", ignore_index=True)
 
 
 def _write(rows: pd.DataFrame, noted: Mapping[bytes, str], output: Path) -> None:
@@ -217,8 +271,10 @@ def _without_repeats(rows: pd.DataFrame) -> pd.DataFrame:
         if row.kind == "score" and not np.array_equal(row.scores, row.scores_first):
             name = ", ".join(f"{one} {getattr(row, one)!r}" for one in NAMES[1:-1])
             raise PapaError(
-                f"studies {row.study_first!r} and {row.study!r} have different scores of {name}: give their encoders "
-                "or tasks different names."
+                f"study {row.study!r} has other scores of {name} than the earlier file: collect without that file."
+                if row.study_first == row.study
+                else f"studies {row.study_first!r} and {row.study!r} have different scores of {name}: give their "
+                "encoders or tasks different names."
             )
     return first
 

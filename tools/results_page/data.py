@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet
 
 from papa_lightning.study.intervals import Estimate
 from papa_lightning.study.report.data import LOW_SCORE
-from results_page.collecting import NAMES, RELIABILITY, STUDIES
+from results_page.collecting import NAMES, read_collected
 
 #: Names of encoders that are checkpoints of one training.
 _GRADED = re.compile(r"step-\d+")
@@ -197,11 +196,8 @@ class Results:
     @classmethod
     def read(cls, path: Path) -> Results:
         """What :func:`~results_page.collecting.collect` wrote."""
-        table = pyarrow.parquet.read_table(path)
-        rows: pd.DataFrame = table.to_pandas()
-        noted = table.schema.metadata
-        compared = json.loads(noted.get(RELIABILITY, "null"))
-        return cls(rows, json.loads(noted[STUDIES]), None if compared is None else pd.DataFrame(**compared))
+        rows, studies, compared = read_collected(path)
+        return cls(rows, studies, pd.DataFrame(**json.loads(compared)) if compared else None)
 
     def _pairs(self, chosen: Iterable[bool]) -> Any:
         """All rows of the studies that have one of the chosen rows."""

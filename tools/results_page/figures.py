@@ -11,6 +11,9 @@ from papa_lightning.figures.bars import drop_against_baseline
 from papa_lightning.figures.curves import relative_curves
 from results_page.data import Part, Results
 
+#: Largest width of an interval in the figure by task, as a part of the score with all heads dynamic.
+WIDEST = 0.2
+
 
 def shares(results: Results) -> Figure | None:
     """Mean relative change over tasks against the share of constant heads, by a criterion and in random order."""
@@ -38,14 +41,15 @@ def _mean_curve(part: Part, criterion: str, title: str) -> list[dict[str, object
 def tasks(results: Results) -> Figure | None:
     """Relative change against the share of constant heads, by the first criterion, a panel for each task.
 
-    Tasks with scores near 0, whose intervals are wide, are left out.
+    Curves with an interval wider than :data:`WIDEST` are left out: they would hide all others.
     """
     part = results.tasks
     if not part:
         return None
     rows = part.own[part.own["criterion"].isin(("", part.first)) & part.own["constants"].isin(("", "average"))]
-    solid = [(encoder, task) for encoder in part.encoders for task in part.solid(encoder)]
-    rows = rows[[pair in solid for pair in zip(rows["encoder"], rows["task"], strict=True)]]
+    widths = (rows["relative_high"] - rows["relative_low"]).groupby([rows["encoder"], rows["task"]]).max()
+    narrow = widths.index[widths <= WIDEST]
+    rows = rows[[pair in narrow for pair in zip(rows["encoder"], rows["task"], strict=True)]]
     changed = rows[(rows["share"] > 0) & rows["relative"].notna()]
     return relative_curves(rows[rows["task"].isin(changed["task"])]) if len(changed) else None
 

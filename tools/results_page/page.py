@@ -52,7 +52,7 @@ SECTIONS: dict[str, Section] = {
         " too high.",
         figures.tasks,
         "Relative change of the score against the share of constant heads, by task and encoder, with 95 % "
-        "intervals; without tasks whose scores are near 0",
+        f"intervals; without curves that have an interval wider than {100 * figures.WIDEST:g} points",
     ),
     "half": Section(
         claims.half,
