@@ -216,21 +216,22 @@ def half(results: Results) -> str:
     part = results.tasks
     blocks, every = list[str](), dict[tuple[str, str, str], str]()
     for encoder in part.encoders:
-        found = {one: part.change(encoder, HALF, one) for one in part.criteria}
-        if not any(found.values()):
+        criteria = [one for one in part.criteria if part.known(encoder, HALF, one)]
+        if not criteria:
             continue
+        found = {one: part.change(encoder, HALF, one) for one in criteria}
         rows = []
         for task in part.tasks:
-            own = [part.row(encoder, task, HALF, one) for one in part.criteria]
+            own = [part.row(encoder, task, HALF, one) for one in criteria]
             rows.append((task, *map(marked, own)))
-            for name, row in zip(part.criteria, own, strict=True):
+            for name, row in zip(criteria, own, strict=True):
                 if row is not None and math.isfinite(row["relative"]):
                     every[encoder, task, name] = verdict(of_row(row))
-        rows.append(("**mean**", *(marked(found[one]) for one in part.criteria)))
-        solid = [part.change(encoder, HALF, one, tasks=part.solid(encoder)) for one in part.criteria]
-        if any(one != found[name] for name, one in zip(part.criteria, solid, strict=True)):
+        rows.append(("**mean**", *(marked(found[one]) for one in criteria)))
+        solid = [part.change(encoder, HALF, one, tasks=part.solid(encoder)) for one in criteria]
+        if any(one != found[name] for name, one in zip(criteria, solid, strict=True)):
             rows.append((_SOLID, *map(marked, solid)))
-        columns = (encoder, *(f"`{one}`" for one in part.criteria))
+        columns = (encoder, *(f"`{one}`" for one in criteria))
         kept = [row for row in rows if any(row[1:])]
         blocks.append(tables(columns, kept))
     return "\n\n".join([_counts(every), *blocks]) if blocks else ""

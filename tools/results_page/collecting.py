@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from io import BytesIO
@@ -84,7 +84,8 @@ def collect(
     if earlier is not None:
         before, noted, known = read_collected(earlier)
         tables.append(before)
-        studies = {name: _joined(name, noted.get(name), studies.get(name)) for name in {**noted, **studies}}
+        names = dict.fromkeys([*before["study"], *studies])
+        studies = {name: _joined(name, noted.get(name), studies.get(name)) for name in names}
         compared = compared or known
     rows = _ordered(_without_repeats(pd.concat(tables, ignore_index=True)), studies)
     _write(rows, {STUDIES: json.dumps(studies, sort_keys=True), RELIABILITY: compared}, output)
@@ -110,25 +111,27 @@ def _joined(name: str, before: Mapping[str, Any] | None, now: Mapping[str, Any] 
             f"parts of the study {name!r} differ in {changed[0]}: {before['about'].get(changed[0])} in the earlier "
             f"file, {now['about'].get(changed[0])} in the folder: rename the folder, and it is a study of its own."
         )
-    known = {(one["encoder"], one["task"]) for one in now["pairs"]}
-    pairs = [*now["pairs"], *(one for one in before["pairs"] if (one["encoder"], one["task"]) not in known)]
+    pairs = {(one["encoder"], one["task"]): one for one in (*before["pairs"], *now["pairs"])}
     runs = [*now["runs"], *(run for run in before["runs"] if run not in now["runs"])]
-    return {"runs": runs, "about": now["about"], "pairs": pairs}
+    return {"runs": runs, "about": now["about"], "pairs": list(pairs.values())}
 
 
 def _ordered(rows: pd.DataFrame, studies: Mapping[str, Any]) -> pd.DataFrame:
     """The rows by study, and in each as its settings name encoders, tasks, constants and criteria."""
+    found = []
+    for study, about in studies.items():
+        named = {column: [name for run in about["runs"] for name in run.get(key, ())] for column, key in _RUN.items()}
+        own = rows[rows["study"] == study]
+        found.append(
+            own.sort_values([*_RUN], key=lambda column: column.map(_places(named[column.name])), kind="stable")
+        )
+    return pd.concat(found, ignore_index=True)
 
-    def places(column: pd.Series) -> pd.Series:
-        if column.name == "study":
-            return column.map(list(studies).index)
-        names = {
-            name: None for study in studies.values() for run in study["runs"] for name in run.get(_RUN[column.name], ())
-        }
-        order = {name: place for place, name in enumerate(names)}
-        return column.map(lambda name: order.get(name, len(order) if name else -1))
 
-    return rows.sort_values(["study", *_RUN], key=places, kind="stable", ignore_index=True)
+def _places(names: Iterable[str]) -> Callable[[str], int]:
+    """The place of a name: none stands first, and one that is not among `names` last."""
+    order = {name: place for place, name in enumerate(dict.fromkeys(("", *names)))}
+    return lambda name: order.get(name, len(order))
 
 
 def _write(rows: pd.DataFrame, noted: Mapping[bytes, str], output: Path) -> None:
