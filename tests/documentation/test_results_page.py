@@ -168,6 +168,15 @@ def test_sections_without_data_are_left_out_and_named(results):
         page.with_blocks("<!-- results: state -->\n<!-- end of state -->\n", results)
 
 
+def test_the_first_figure_has_the_means_that_the_verdicts_tell():
+    shares = {0.25: "x", 0.5: "xy", 1.0: "xy"}
+    drops = {("a", task, share): (-0.1 * share, -0.2, 0.2) for share, names in shares.items() for task in names}
+    drops |= {("b", "x", 1.0): (-0.1, -0.2, 0.2)}  # no share between: no curve
+    (axes,) = figures.shares(made(drops)).axes
+    (curve,) = [one for one in axes.get_lines() if len(one.get_xdata()) > 2 and one.get_linestyle() != "None"]
+    assert list(curve.get_ydata()) == pytest.approx([0, -5, -10])  # not at a quarter, which one task has
+
+
 def test_wide_intervals_do_not_hide_the_figure_by_task():
     narrow, wide = (-0.05, -0.1, 0.0), (-0.05, -0.2, 0.1)
     drawn = figures.tasks(made({("a", "x", 1.0): narrow, ("a", "y", 1.0): wide}))

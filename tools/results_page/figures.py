@@ -24,17 +24,20 @@ def shares(results: Results) -> Figure | None:
 
 
 def _mean_curve(part: Part, criterion: str, title: str) -> list[dict[str, object]]:
-    """Mean changes at all shares, over the tasks that have all of them."""
-    inner = sorted(set(part.own.loc[part.own["criterion"] == criterion, "share"]))
+    """Mean changes by encoder over all of its tasks that beat chance, at the shares that all of these have."""
+    every = sorted(set(part.own.loc[part.own["criterion"] == criterion, "share"]))
     rows = []
     for encoder in part.encoders:
-        every = [{row["task"] for row in part.known(encoder, share, criterion)} for share in (*inner, 1.0)]
-        tasks = set.intersection(*every)
-        for share in (0.0, *inner, 1.0) if tasks and inner else ():
-            mean = part.change(encoder, share, criterion, tasks=tasks)
-            if mean is not None:
-                line = {"encoder": encoder, "task": title, "share": share}
-                rows.append(line | {"relative": mean.value, "relative_low": mean.low, "relative_high": mean.high})
+        means = {share: part.change(encoder, share, criterion) for share in (*every, 1.0)}
+        most = max((len(mean.tasks) for mean in means.values() if mean), default=0)
+        kept = {share: mean for share, mean in means.items() if mean and len(mean.tasks) == most}
+        if len(kept) > 1:  # at 1 there is no order
+            line = {"encoder": encoder, "task": title}
+            rows.append(line | {"share": 0.0, "relative": 0.0, "relative_low": 0.0, "relative_high": 0.0})
+            rows += [
+                line | {"share": share, "relative": one.value, "relative_low": one.low, "relative_high": one.high}
+                for share, one in kept.items()
+            ]
     return rows
 
 

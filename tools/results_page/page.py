@@ -41,7 +41,7 @@ SECTIONS: dict[str, Section] = {
         claims.verdicts,
         figure=figures.shares,
         caption="Relative change of the score against the share of constant heads, by encoder: mean over the tasks "
-        "that beat chance, with 95 % intervals",
+        "that beat chance, with 95 % intervals, at the shares that all of these tasks have",
     ),
     "state": Section(measured.state),
     "tasks": Section(
