@@ -49,6 +49,22 @@ def test_study_of_digits(tmp_path):
     assert (table["metric"] == "accuracy").all()
 
 
+def test_study_of_a_converted_encoder(encoder_folder, data_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = SST2DataModule(tokenizer=encoder_folder, data_dir=data_folder, max_length=16, batch_size=4)
+    data.setup("fit")
+    calibrate(AutoModel.from_pretrained(encoder_folder), data.train_dataloader(), 16).save("constants.safetensors")
+    settings = yaml.safe_load((CONFIGS / "kinds_converted.yaml").read_text())
+    settings["kinds"] |= {"steps": 2, "accelerator": "cpu"}
+    settings["kinds"]["model"]["init_args"]["encoder"] = encoder_folder
+    given = {"tokenizer": encoder_folder, "data_dir": data_folder, "max_length": 16, "batch_size": 4}
+    settings["kinds"]["data"]["init_args"] |= given
+    Path("small.yaml").write_text(json.dumps(settings | {"seeds": [0]}))
+    table = main(["study", "--config", "small.yaml", "--output", "study"])
+    assert list(table["variant"]) == ["dynamic", "constant", "from_constants", "paper"]
+    assert table["loss"].nunique() == 4
+
+
 def test_a_pretrained_encoder(encoder_folder, data_folder, tmp_path):
     """Swapped to each kind, with constants if a file is given, and fine-tuned for the same number of steps."""
     data = SST2DataModule(tokenizer=encoder_folder, data_dir=data_folder, max_length=16, batch_size=4)
@@ -71,6 +87,7 @@ def test_a_pretrained_encoder(encoder_folder, data_folder, tmp_path):
             "constant": {"kind": "constant", "constants": file},
             "aft_local": {"kind": "aft_local", "constants": file, "kind_options": {"window": 4}},
             "additive": {"kind": "additive"},
+            "additive_fast": {"kind": "additive", "added_learning_rate": 0.5},
         },
     }
     (tmp_path / "study.yaml").write_text(json.dumps({"seeds": [0], "kinds": settings}))
@@ -78,7 +95,7 @@ def test_a_pretrained_encoder(encoder_folder, data_folder, tmp_path):
     sizes = dict(zip(table["variant"], table["parameters"], strict=True))
     assert sizes["constant"] < sizes["stock"] < sizes["aft_local"], "queries and keys frozen; biases added"
     assert table["score"].between(0.0, 1.0).all()
-    assert table["loss"].nunique() == 4, "each mixes in its own way"
+    assert table["loss"].nunique() == 5, "each mixes in its own way, or learns at its own rate"
 
 
 @pytest.mark.parametrize(

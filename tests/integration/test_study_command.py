@@ -536,5 +536,5 @@ def test_every_shipped_configuration_is_run() -> None:
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == run_here | {
         "budget",  # test_budget_command runs that
         *("embeddings", "evidence_embeddings"),  # test_embedding_studies runs these
-        *("kinds", "heads", "kinds_digits"),  # and test_kinds_studies these
+        *("kinds", "heads", "kinds_digits", "kinds_converted"),  # and test_kinds_studies these
     }

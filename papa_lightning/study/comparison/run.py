@@ -15,7 +15,7 @@ import torch
 
 from papa_lightning import datamodules, from_scratch, tasks  # noqa: F401 (settings name their classes)
 from papa_lightning.calibration import AttentionConstants
-from papa_lightning.callbacks import Throughput
+from papa_lightning.callbacks import SwappedAttention, Throughput
 from papa_lightning.datamodules.reading.files import content_hash
 from papa_lightning.datamodules.rows.tokenizing import fingerprint
 from papa_lightning.either_lightning import L
@@ -172,7 +172,7 @@ def run_cell(settings: str, output: str, cell: tuple[str, int, str]) -> float:
         devices=[torch.cuda.current_device()] if device_of(study).type == "cuda" else 1,
         precision=study.precision,  # type: ignore[arg-type] # Lightning refuses what it does not know
         gradient_clip_val=study.gradient_clip,
-        callbacks=[throughput := Throughput()],
+        callbacks=[throughput := Throughput(), *_learning_rates(study, variant, task)],
         limit_val_batches=0,
         logger=False,
         enable_checkpointing=False,
@@ -187,6 +187,16 @@ def run_cell(settings: str, output: str, cell: tuple[str, int, str]) -> float:
     result = _result(study, cell, task, scores, throughput.facts, seconds)
     result.save(StudyFolder(output).cell(result.hash))
     return seconds
+
+
+def _learning_rates(settings: KindsSettings, variant: str, task: EncoderTask) -> list[L.Callback]:
+    """What gives the parameters that a kind adds to a pretrained encoder a learning rate of their own."""
+    swap = settings.swap(variant)
+    rate = swap.get("added_learning_rate")
+    if rate is None:
+        return []
+    constants, length = swap.get("constants"), task.hparams["max_length"]
+    return [SwappedAttention(swap["kind"], swap.get("kind_options"), rate, length, constants, save_constants=False)]
 
 
 def make_variant(settings: KindsSettings, variant: str, data: L.LightningDataModule) -> EncoderTask:

@@ -1,5 +1,6 @@
 """Settings of a comparison of kinds of attention: a task, its data, variants of the model, steps."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,7 +9,7 @@ from papa_lightning.errors import PapaError
 from papa_lightning.study.settings import check_names
 
 #: Keys of a variant that are no arguments of the task.
-_SWAP = ("kind", "kind_options", "constants")
+_SWAP = ("kind", "kind_options", "constants", "added_learning_rate")
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,9 @@ class KindsSettings:
             LanguageModelingTask, or one with a pretrained encoder, whose attention is swapped before it is trained.
         data: The data module: ``class_path`` and ``init_args``.
         variants: Changes by name of the variant: arguments of the task, such as ``num_heads``, and ``kind`` with
-            ``kind_options``. For a pretrained encoder also ``constants``, the file from which the kind starts. The
-            first variant is the reference.
+            ``kind_options``. For a pretrained encoder also ``constants``, the file from which the kind starts, and
+            ``added_learning_rate``, the learning rate of the parameters that the kind adds. The first variant is the
+            reference.
         steps: Optimizer steps of each training.
         equal_parameters: Whether every variant gets as many parameters as the reference, as closely as the width of the
             feed-forward layers allows; for tasks that learn from nothing.
@@ -53,6 +55,7 @@ class KindsSettings:
         for name, variant in self.variants.items():
             if not isinstance(variant, Mapping):
                 raise PapaError(f"kinds.variants has {name!r} as {variant!r}, but must map arguments to values.")
+            _check_rate(f"kinds.variants.{name}", variant)
         if isinstance(self.steps, bool) or self.steps < 1:
             raise PapaError(f"kinds.steps is {self.steps!r}, but must be at least 1.")
         if not self.gradient_clip > 0:
@@ -71,3 +74,13 @@ class KindsSettings:
     def swap(self, variant: str) -> dict[str, Any]:
         """The arguments of the swap of a variant."""
         return {name: value for name, value in self.variants[variant].items() if name in _SWAP}
+
+
+def _check_rate(name: str, variant: Mapping[str, Any]) -> None:
+    rate, kind = variant.get("added_learning_rate"), variant.get("kind", "dynamic")
+    if rate is None:
+        return
+    if kind == "dynamic":
+        raise PapaError(f"{name} has added_learning_rate={rate!r}, but adds nothing: give it a kind, or leave it out.")
+    if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate < math.inf:
+        raise PapaError(f"{name}.added_learning_rate is {rate!r}, but must be a number above 0.")

@@ -196,6 +196,14 @@ def test_results_of_other_types_are_refused_by_name(tmp_path, name, value):
         ({"steps": 0}, r"kinds\.steps is 0"),
         ({"variants": {}}, r"kinds\.variants is {}, but must map"),
         ({"variants": {"a b": {}}}, r"kinds\.variants has the name 'a b'"),
+        (
+            {"variants": {"a": {"added_learning_rate": 0.1}}},
+            r"kinds\.variants\.a has added_learning_rate=0\.1, but adds",
+        ),
+        (
+            {"variants": {"a": {"kind": "additive", "added_learning_rate": 0}}},
+            r"kinds\.variants\.a\.added_learning_rate is 0, but must be a number above 0",
+        ),
         ({"model": {"init_args": {}}}, r"kinds\.model is .* but must have class_path"),
     ],
 )
