@@ -18,12 +18,13 @@ _KEY_OF_SUBCOMMAND = re.compile(r"Subcommand '[^']*' does not accept option '([^
 _KEY_OF_GROUP = re.compile(r"(?:Group '([^']*)' does not accept option|^Option) '([^']*)'")
 _UNRECOGNIZED = re.compile(r"unrecognized arguments: (\S+)")
 _ABOUT = re.compile(r"([A-Za-z_][\w.]*) (?:is|has|holds|cannot) ")
+_WITHOUT_CLASS = re.compile(r"class_path '[\w.]*\.Lightning(Data)?Module':\s+Option '([^']*)' is not accepted")
 _REQUIRED = re.compile(r"the following arguments are required: (.*)")
 
 _FILE = "pass them, or a file that has them: --config FILE (`papa configs` lists those of the package)"
 _MODEL = (
-    "pass a file that has model and data, such as --config sst2.yaml (`papa configs` lists those of the package), or "
-    "--model CLASS and --data CLASS"
+    "put --config defaults.yaml before the file of a task, or pass a file that has model and data, such as --config "
+    "demo.yaml (`papa configs` lists those of the package), or --model CLASS and --data CLASS"
 )
 
 
@@ -67,7 +68,7 @@ def placed(words: Sequence[str]) -> Iterator[None]:
 
 def _line(message: str, parser: ArgumentParser, words: Sequence[str]) -> str:
     fault = _of_a_key(message, parser) or _of_a_word(message, parser) or _of_what_is_missing(message, parser, words)
-    fault = fault or fault_of(message)
+    fault = fault or _of_no_class(message) or fault_of(message)
     place = _place(fault.key, fault.value, words)
     return f"{place}: {fault.line}" if place else fault.line
 
@@ -130,3 +131,12 @@ def _of_what_is_missing(message: str, parser: ArgumentParser, words: Sequence[st
     if any(one.endswith(".model") for one in missing):
         return Fault(f"model is missing: {_MODEL}")
     return Fault(line if given else f"{line}: {_FILE}")
+
+
+def _of_no_class(message: str) -> Fault | None:
+    """The fault of arguments of a model or of data whose class is not given."""
+    found = _WITHOUT_CLASS.search(message)
+    if found is None:
+        return None
+    name = "data" if found[1] else "model"
+    return Fault(f"{name}.{found[2]} is given, but not the class of {name}: {_MODEL}", f"{name}.{found[2]}")

@@ -82,8 +82,8 @@ class PapaCLI(LightningCLI):
             check_checkpoint(str(checkpoint))
         elif config.get("data") is None and config.get("model.init_args.num_labels", 0) is None:
             raise PapaError(
-                "data is missing, which decides the number of labels of the model: pass --data CLASS, or a file that "
-                "has model and data, such as --config sst2.yaml."
+                "data is missing, which decides the number of labels of the model: pass --data CLASS, or the file of "
+                "a task, such as --config sst2.yaml."
             )
         self._asked, self._options = self._task_arguments(), _options(args)
 

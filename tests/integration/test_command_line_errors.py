@@ -53,7 +53,14 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ),
         (["study"], "required: output: pass them, or a file that has them: --config FILE"),
         (["report"], "the following arguments are required: folder: `papa report FOLDER`"),
-        (["fit"], "model is missing: pass a file that has model and data, such as --config sst2.yaml"),
+        (
+            ["fit"],
+            "model is missing: put --config defaults.yaml before the file of a task, or pass a file that has mod",
+        ),
+        (["fit", "--config", "sst2.yaml"], "model is missing: put --config defaults.yaml before the file of a task"),
+        (["fit", "--model.encoder", "x"], "model.encoder is given, but not the class of model: put --config defaults"),
+        (["rank", "--data.max_length", "8"], "data.max_length is given, but not the class of data: put --config def"),
+        (["calibrate", "--config", "encoders/minilm.yaml"], "minilm.yaml, line 7: model.encoder is given, but not the"),
         (
             ["fit", "--model", "SequenceClassificationTask", "--model.encoder", "x"],
             "data is missing, which decides the",
