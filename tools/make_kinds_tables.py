@@ -77,7 +77,7 @@ def with_blocks(text: str, results: pd.DataFrame) -> str:
 
 def has_figure(rows: pd.DataFrame) -> bool:
     """Whether a study has several numbers of steps, which its figure shows."""
-    return rows["steps"].nunique() > 1
+    return len(set(rows["steps"])) > 1
 
 
 def figure_name(name: str) -> str:

@@ -26,13 +26,13 @@ def shares(results: Results) -> Figure | None:
 def _mean_curve(part: Part, criterion: str, title: str) -> list[dict[str, object]]:
     """Mean changes by encoder over all of its tasks that beat chance, at the shares that all of these have."""
     every = sorted(set(part.own.loc[part.own["criterion"] == criterion, "share"]))
-    rows = []
+    rows = list[dict[str, object]]()
     for encoder in part.encoders:
         means = {share: part.change(encoder, share, criterion) for share in (*every, 1.0)}
         most = max((len(mean.tasks) for mean in means.values() if mean), default=0)
         kept = {share: mean for share, mean in means.items() if mean and len(mean.tasks) == most}
         if len(kept) > 1:  # at 1 there is no order
-            line = {"encoder": encoder, "task": title}
+            line: dict[str, object] = {"encoder": encoder, "task": title}
             rows.append(line | {"share": 0.0, "relative": 0.0, "relative_low": 0.0, "relative_high": 0.0})
             rows += [
                 line | {"share": share, "relative": one.value, "relative_low": one.low, "relative_high": one.high}
