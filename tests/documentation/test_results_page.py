@@ -284,6 +284,10 @@ def test_results_of_another_folder_are_added_to_a_file(tmp_path):
     pd.DataFrame({"a": [1]}).to_parquet(tmp_path / "other.parquet")
     with pytest.raises(PapaError, match=r"other.parquet' has no studies in its metadata"):
         collected("s", "both.parquet", tmp_path / "other.parquet")
+    (tmp_path / "text.parquet").write_text("a")
+    for name in ("text.parquet", "none.parquet"):
+        with pytest.raises(PapaError, match=f"{name}' cannot be read"):
+            collected("s", "both.parquet", tmp_path / name)
 
 
 def compared(half=0.02, task=0.1, rho=0.99) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from transformers import AutoModel
 from papa_lightning import PapaError, SST2DataModule, calibrate
 from papa_lightning.cli.main import main
 from papa_lightning.encoders import swapped_layers
-from papa_lightning.study.comparison.run import make_variant
+from papa_lightning.study.comparison.run import KindsStudy, make_variant
 from papa_lightning.study.comparison.settings import KindsSettings
 
 CONFIGS = Path(__file__).parents[2] / "papa_lightning" / "configs" / "study"
@@ -63,6 +63,12 @@ def test_study_of_a_converted_encoder(encoder_folder, data_folder, tmp_path, mon
     table = main(["study", "--config", "small.yaml", "--output", "study"])
     assert list(table["variant"]) == ["dynamic", "constant", "from_constants", "paper"]
     assert table["loss"].nunique() == 4
+    settings["kinds"]["variants"]["constant"]["added_learning_rate"] = 0.1
+    study = KindsStudy(KindsSettings(**settings["kinds"]), [0], "study")
+    with pytest.raises(
+        PapaError, match=r"constant has added_learning_rate=0\.1, but kind 'constant' adds no parameters"
+    ):
+        study.run(progress=False)
 
 
 def test_a_pretrained_encoder(encoder_folder, data_folder, tmp_path):

@@ -94,7 +94,10 @@ def collect(
 
 def read_collected(path: Path) -> tuple[pd.DataFrame, dict[str, Any], str]:
     """Rows, studies by name, and comparisons of averages as JSON, that :func:`collect` wrote."""
-    table = pyarrow.parquet.read_table(path)
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (OSError, pyarrow.ArrowInvalid) as error:
+        raise PapaError(f"{str(path)!r} cannot be read: pass what `make_results.py collect` wrote.") from error
     noted = table.schema.metadata or {}
     if STUDIES not in noted:
         raise PapaError(f"{str(path)!r} has no studies in its metadata: pass what `make_results.py collect` wrote.")

@@ -19,7 +19,7 @@ from papa_lightning.callbacks import SwappedAttention, Throughput
 from papa_lightning.datamodules.reading.files import content_hash
 from papa_lightning.datamodules.rows.tokenizing import fingerprint
 from papa_lightning.either_lightning import L
-from papa_lightning.encoders import is_calibrated, swap_attention
+from papa_lightning.encoders import is_calibrated, swap_attention, swapped_layers
 from papa_lightning.encoders.loading import check_plain, load_encoder
 from papa_lightning.errors import PapaError
 from papa_lightning.files.writing import write_atomically
@@ -196,7 +196,13 @@ def _learning_rates(settings: KindsSettings, variant: str, task: EncoderTask) ->
     if rate is None:
         return []
     constants, length = swap.get("constants"), task.hparams["max_length"]
-    return [SwappedAttention(swap["kind"], swap.get("kind_options"), rate, length, constants, save_constants=False)]
+    callback = SwappedAttention(swap["kind"], swap.get("kind_options"), rate, length, constants, save_constants=False)
+    if not any(list(callback.own_parameters(layer)) for layer in swapped_layers(task.encoder)):
+        raise PapaError(
+            f"kinds.variants.{variant} has added_learning_rate={rate!r}, but kind {swap['kind']!r} adds no parameters: "
+            "leave it out."
+        )
+    return [callback]
 
 
 def make_variant(settings: KindsSettings, variant: str, data: L.LightningDataModule) -> EncoderTask:
