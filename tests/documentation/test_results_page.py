@@ -80,6 +80,7 @@ def rows(changes: dict[tuple[str, str, float], tuple[float, float, float]], beat
             "n": 3,
             "mean": 0.8,
             "examples": 100,
+            "shares": math.nan,
         }
         found.append(names | facts | {"low": 0.7, "high": 0.9, "beats_chance": beats})
     return pd.DataFrame(found)
@@ -199,6 +200,46 @@ def test_studies_may_not_disagree_and_paths_stay_here():
         collecting._without_repeats(pd.concat([one, other], ignore_index=True))
     plain = {"data_dir": "sst2", "of": ["a/b", 1]}
     assert collecting._without_places({"data_dir": "/home/me/sst2", "of": ["a/b", 1]}) == plain
+
+
+def test_an_area_over_few_shares_does_not_replace_one_over_more():
+    area = dict.fromkeys(collecting.NAMES, "") | {"kind": "area", "share": math.nan}
+    few, more = area | {"shares": 1, "relative": 0.1, "study": "s"}, area | {"shares": 3, "relative": 0.2, "study": "s"}
+    for order in ([few, more], [more, few]):
+        assert list(collecting._without_repeats(pd.DataFrame(order))["relative"]) == [0.2]
+    new = more | {"relative": 0.3}
+    assert list(collecting._without_repeats(pd.DataFrame([new, few, more]))["relative"]) == [0.3]
+
+
+def with_areas(areas: dict[tuple[str, str, str], tuple[float, float, float]]) -> data.Results:
+    """Results of an encoder with areas by criterion, other criterion and task."""
+    one = made({("a", task, 0.5): (0.0, 0.0, 0.0) for _, _, task in areas})
+    scores = [one.rows.assign(criterion=name).query("share == 0.5") for name, _, _ in areas]
+    found = [
+        {"kind": "area", "criterion": name, "against": other, "task": task, "share": math.nan, "shares": 1}
+        | {"encoder": "a", "constants": "average", "metric": "accuracy", "study": "s", "is_score": True}
+        | {"unit": "examples", "beats_chance": True}
+        | dict(zip(("relative", "relative_low", "relative_high"), area, strict=True))
+        for (name, other, task), area in areas.items()
+    ]
+    return data.Results(pd.concat([one.rows, *scores, pd.DataFrame(found)], ignore_index=True), one.studies)
+
+
+def test_criteria_are_compared_on_the_tasks_that_both_have():
+    # On y, where only `variance` has an area, it is far better than a random order: no reason to prefer it.
+    areas = {("variance", "random", "x"): (0.01, 0.005, 0.015), ("variance", "random", "y"): (0.2, 0.1, 0.3)}
+    areas |= {("gate", "random", "x"): (0.04, 0.03, 0.05), ("gate", "variance", "x"): (0.03, 0.02, 0.04)}
+    text = page.block("criteria", with_areas(areas))
+    assert "Beside `variance`, on the tasks that both have, `gate` does best: a +3.0 % (+2.0 to +4.0); " in text
+    assert "that it is better is settled for 1 of 1 encoder: take it where 2.7 passes are affordable." in text
+    assert "| `gate` | 2.7 | 1; 1 | +4.0 % (+3.0 to +5.0) |" in text
+    areas[("gate", "variance", "x")] = (0.03, -0.01, 0.07)
+    assert "settled for 0 of 1 encoder: take `variance`, which costs 0 passes." in page.block(
+        "criteria", with_areas(areas)
+    )
+    both = {("variance", "random", "x"): (0.01, 0.005, 0.015), ("random", "variance", "x"): (-0.01, -0.015, -0.005)}
+    alone = with_areas(both)
+    assert "No other criterion than `variance` has been measured beside" in page.block("criteria", alone)
 
 
 def finished_study(folder: Path, base: int = 50, task: str = "x", device: str = "cpu") -> None:

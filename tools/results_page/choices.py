@@ -109,7 +109,7 @@ def criteria(results: Results) -> str:
         rows = [_criterion_row(part, encoder, one) for one in part.criteria]
         shown = [row for row in rows if row[2]]
         if len(shown) > 1:
-            columns = (encoder, "passes", "tasks", "against random", _SOLID, f"against `{part.first}`")
+            columns = (encoder, "passes", "tasks; shares", "against random", _SOLID, f"against `{part.first}`")
             blocks.append(tables(columns, shown))
     return "\n\n".join([_recommendation(part), *blocks]) if blocks else ""
 
@@ -119,7 +119,9 @@ def _criterion_row(part: Part, encoder: str, criterion: str) -> tuple[str, ...]:
     found = [rows, [row for row in rows if row["task"] in solid], part.areas(encoder, criterion, part.first)]
     areas = [average(one) for one in found]
     tasks = max((len(one.tasks) for one in areas if one is not None), default=0)
-    return f"`{criterion}`", f"{criterion_from(criterion).passes:g}", f"{tasks or ''}", *map(change, areas)
+    shares = " or ".join(f"{number:g}" for number in sorted({row["shares"] for row in rows + found[2]}))
+    about = f"{tasks}; {shares}" if tasks else ""
+    return f"`{criterion}`", f"{criterion_from(criterion).passes:g}", about, *map(change, areas)
 
 
 def _recommendation(part: Part) -> str:
@@ -143,22 +145,21 @@ def _areas(part: Part, criterion: str, against: str) -> dict[str, Average]:
 
 
 def _choice(part: Part) -> str:
-    """Which criterion to take: another than the first only where an encoder settles that it is better."""
-    areas = {one: _areas(part, one, "random") for one in part.criteria if one != "random"}
-    common = [encoder for encoder in part.encoders if all(encoder in found for found in areas.values())]
-    if not common:
-        return "No encoder has all criteria yet."
-    if len(areas) == 1:
+    """Which criterion to take: another than the first only where an encoder settles that it is better.
+
+    Criteria have results on different tasks, so each is compared with the first on the tasks that both have.
+    """
+    others = [one for one in part.criteria if one not in (part.first, "random")]
+    known = {one: found for one in others if (found := _areas(part, one, part.first))}
+    if not known:
         return f"No other criterion than `{part.first}` has been measured beside random orders."
-    best = max(areas, key=lambda one: sum(areas[one][encoder].value for encoder in common))
-    largest = f"The largest area, on average over {counted(len(common), 'encoder')} with all criteria, has `{best}`"
-    if best == part.first:
-        return f"{largest}: take it."
-    known = [one for one in _areas(part, best, part.first).values() if math.isfinite(one.low)]
-    better, worse = (sum(one.low > 0 for one in known), sum(one.high < 0 for one in known))
+    best = max(known, key=lambda one: sum(found.value for found in known[one].values()) / len(known[one]))
+    areas = [one for one in known[best].values() if math.isfinite(one.low)]
+    better, worse = (sum(one.low > 0 for one in areas), sum(one.high < 0 for one in areas))
     if better and not worse:
         taken = f"take it where {criterion_from(best).passes:g} passes are affordable"
     else:
         taken = f"take `{part.first}`, which costs {criterion_from(part.first).passes:g} passes"
-    settled = f"that it is better than `{part.first}` is settled for {better} of {counted(len(known), 'encoder')}"
-    return f"{largest}; {settled}: {taken}."
+    told = "; ".join(f"{encoder} {change(one)}" for encoder, one in known[best].items())
+    settled = f"that it is better is settled for {better} of {counted(len(areas), 'encoder')}"
+    return f"Beside `{part.first}`, on the tasks that both have, `{best}` does best: {told}; {settled}: {taken}."

@@ -1,8 +1,9 @@
 """Results of finished and unfinished studies in one small file: a row for each choice of heads and metric.
 
 Rows whose column `kind` is "score" are those of the summary of a study, with the scores by seed. "area" rows compare
-the curves of two criteria over all shares, "difference" rows another kind of constants with the average; both need
-the predictions, and their `relative` is the difference divided by the mean score with all heads dynamic.
+the curves of two criteria over all shares, of which `shares` is the number between none and all; "difference" rows
+compare another kind of constants with the average. Both need the predictions, and their `relative` is the difference
+divided by the mean score with all heads dynamic.
 How far averages of attention are apart stands in the metadata of the file, as tools/measure_reliability.py wrote it.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from io import BytesIO
@@ -87,7 +88,9 @@ def collect(
         names = dict.fromkeys([*before["study"], *studies])
         studies = {name: _joined(name, noted.get(name), studies.get(name)) for name in names}
         compared = compared or known
-    rows = _ordered(_without_repeats(pd.concat(tables, ignore_index=True)), studies)
+    found = _without_repeats(pd.concat(tables, ignore_index=True))
+    ordered = [_in_order(found[found["study"] == name], about["runs"]) for name, about in studies.items()]
+    rows = pd.concat(ordered, ignore_index=True)
     _write(rows, {STUDIES: json.dumps(studies, sort_keys=True), RELIABILITY: compared}, output)
     return rows
 
@@ -119,22 +122,15 @@ def _joined(name: str, before: Mapping[str, Any] | None, now: Mapping[str, Any] 
     return {"runs": runs, "about": now["about"], "pairs": list(pairs.values())}
 
 
-def _ordered(rows: pd.DataFrame, studies: Mapping[str, Any]) -> pd.DataFrame:
-    """The rows by study, and in each as its settings name encoders, tasks, constants and criteria."""
-    found = []
-    for study, about in studies.items():
-        named = {column: [name for run in about["runs"] for name in run.get(key, ())] for column, key in _RUN.items()}
-        own = rows[rows["study"] == study]
-        found.append(
-            own.sort_values([*_RUN], key=lambda column: column.map(_places(named[column.name])), kind="stable")
-        )
-    return pd.concat(found, ignore_index=True)
+def _in_order(rows: pd.DataFrame, runs: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """The rows as the settings of runs name encoders, tasks, constants and criteria; what they do not name is last."""
 
+    def places(column: pd.Series) -> pd.Series:
+        named = (name for run in runs for name in run.get(_RUN[column.name], ()))
+        names = dict.fromkeys(("", *named, *sorted(set(column))))
+        return column.map({name: place for place, name in enumerate(names)})
 
-def _places(names: Iterable[str]) -> Callable[[str], int]:
-    """The place of a name: none stands first, and one that is not among `names` last."""
-    order = {name: place for place, name in enumerate(dict.fromkeys(("", *names)))}
-    return lambda name: order.get(name, len(order))
+    return rows.sort_values("share", kind="stable").sort_values([*_RUN], key=places, kind="stable")
 
 
 def _write(rows: pd.DataFrame, noted: Mapping[bytes, str], output: Path) -> None:
@@ -159,20 +155,12 @@ def read_reliability(path: Path) -> str:
 
 def read_evidence(folder: Path, runs: Sequence[Mapping[str, Any]]) -> Evidence:
     """All results in the folder of a study, also those of earlier runs with other settings."""
-    columns = ("encoders", "tasks", "constants", "criteria")
-    orders = [list(dict.fromkeys(name for run in runs for name in run[column])) for column in columns]
-    first = orders[-1][0]
+    first = next(name for run in runs for name in run["criteria"])
     cells = _latest([_plain(CellResult.load(path), first) for path in folder.glob("cells/*.json")], folder)
-
-    def place(cell: CellResult) -> tuple[Any, ...]:
-        """Where a result stands: as in the settings, and what they do not name behind."""
-        names = (cell.encoder, cell.task, cell.constants, cell.criterion)
-        known = [order.index(name) if name in order else len(order) for order, name in zip(orders, names, strict=True)]
-        return (*zip(known, names, strict=True), cell.share, cell.seed)
-
+    table = _in_order(results_table(sorted(cells, key=lambda cell: (cell.criterion, cell.seed))), runs)
     found = partial(stored_predictions, StudyFolder(folder))
     margin = read_share("margin", runs[0].get("margin", MARGIN))
-    return Evidence(results_table(sorted(cells, key=place)), found, margin)
+    return Evidence(table.reset_index(drop=True), found, margin)
 
 
 def _latest(cells: Sequence[CellResult], folder: Path) -> list[CellResult]:
@@ -249,7 +237,8 @@ def _derived(evidence: Evidence, summary: pd.DataFrame) -> Iterator[dict[str, An
                 if second in criteria and first != second:
                     found = evidence.area(encoder, task, first, second)
                     names = {"kind": "area", "criterion": first, "constants": "average", "against": second}
-                    yield about | names | {"share": math.nan} | _columns(found, size)
+                    places = {"share": math.nan, "shares": inner["share"].nunique()}
+                    yield about | names | places | _columns(found, size)
         for _, row in rows[(rows["share"] > 0) & ~rows["constants"].isin(("average", RECOVERED))].iterrows():
             place = str(row["criterion"]), float(row["share"]), str(row["constants"])
             average = (*place[:2], "average")
@@ -269,7 +258,11 @@ def _columns(found: Estimate, size: float) -> dict[str, Any]:
 
 
 def _without_repeats(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows without those that another study has too, which must have the same scores."""
+    """The rows without those that another study has too, which must have the same scores.
+
+    Of two areas that over more shares stays, and the first of two over as many.
+    """
+    rows = rows.sort_values("shares", ascending=False, kind="stable")
     again = rows[rows.duplicated(NAMES)]
     first = rows.drop_duplicates(NAMES)
     both = again.merge(first, on=NAMES, suffixes=("", "_first"))

@@ -105,7 +105,8 @@ SECTIONS: dict[str, Section] = {
         "Which criterion is best",
         "The area between two curves is the mean gain of a share drawn evenly from none to all heads, "
         "relative to the score with all heads dynamic; means over tasks with 95 % intervals, paired over "
-        "examples, seeds and random orders. Cost in passes of the encoder over the training rows. "
+        "examples, seeds and random orders; *shares* is how many between none and all were measured. "
+        "Cost in passes of the encoder over the training rows. "
         "Seeds and examples as in the [scores](#scores-on-the-tasks).",
     ),
     "embeddings": Section(
