@@ -81,6 +81,7 @@ def rows(changes: dict[tuple[str, str, float], tuple[float, float, float]], beat
             "mean": 0.8,
             "examples": 100,
             "shares": math.nan,
+            "rankings": 1,
         }
         found.append(names | facts | {"low": 0.7, "high": 0.9, "beats_chance": beats})
     return pd.DataFrame(found)
@@ -203,12 +204,27 @@ def test_studies_may_not_disagree_and_paths_stay_here():
 
 
 def test_an_area_over_few_shares_does_not_replace_one_over_more():
-    area = dict.fromkeys(collecting.NAMES, "") | {"kind": "area", "share": math.nan}
+    area = dict.fromkeys(collecting.NAMES, "") | {"kind": "area", "share": math.nan, "rankings": 1}
     few, more = area | {"shares": 1, "relative": 0.1, "study": "s"}, area | {"shares": 3, "relative": 0.2, "study": "s"}
     for order in ([few, more], [more, few]):
         assert list(collecting._without_repeats(pd.DataFrame(order))["relative"]) == [0.2]
     new = more | {"relative": 0.3}
     assert list(collecting._without_repeats(pd.DataFrame([new, few, more]))["relative"]) == [0.3]
+
+
+def test_a_mean_over_few_random_orders_does_not_replace_one_over_more():
+    one = made({("a", "x", 0.5): (-0.02, -0.05, 0.02)}).rows.query("share == 0.5").assign(scores=[[0.8]])
+    more = one.assign(rankings=5, scores=[[0.7]], relative=-0.03)
+    for order in ([one, more], [more, one]):
+        assert list(collecting._without_repeats(pd.concat(order))["relative"]) == [-0.03]
+
+
+def test_random_orders_that_are_missing_are_named():
+    one = made({("a", "x", 0.5): (0.0, 0.0, 0.0)})
+    orders = one.rows.query("share == 0.5").assign(criterion="random", rankings=2)
+    one.studies["s"]["runs"][0]["criteria"] = ["variance", "random", "random:1", "random:2"]
+    text = page.block("state", data.Results(pd.concat([one.rows, orders], ignore_index=True), one.studies))
+    assert "share 100 % and 1 random order for a on x;" in text
 
 
 def with_areas(areas: dict[tuple[str, str, str], tuple[float, float, float]]) -> data.Results:

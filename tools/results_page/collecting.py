@@ -237,8 +237,9 @@ def _derived(evidence: Evidence, summary: pd.DataFrame) -> Iterator[dict[str, An
                 if second in criteria and first != second:
                     found = evidence.area(encoder, task, first, second)
                     names = {"kind": "area", "criterion": first, "constants": "average", "against": second}
-                    places = {"share": math.nan, "shares": inner["share"].nunique()}
-                    yield about | names | places | _columns(found, size)
+                    orders = inner.loc[inner["criterion"].isin((first, second)), "rankings"].max()
+                    known = {"share": math.nan, "shares": inner["share"].nunique(), "rankings": orders}
+                    yield about | names | known | _columns(found, size)
         for _, row in rows[(rows["share"] > 0) & ~rows["constants"].isin(("average", RECOVERED))].iterrows():
             place = str(row["criterion"]), float(row["share"]), str(row["constants"])
             average = (*place[:2], "average")
@@ -260,14 +261,15 @@ def _columns(found: Estimate, size: float) -> dict[str, Any]:
 def _without_repeats(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows without those that another study has too, which must have the same scores.
 
-    Of two areas that over more shares stays, and the first of two over as many.
+    The row over more random orders stays, and the area over more shares; the first of two that are alike in both.
     """
-    rows = rows.sort_values("shares", ascending=False, kind="stable")
+    rows = rows.sort_values(["rankings", "shares"], ascending=False)
     again = rows[rows.duplicated(NAMES)]
     first = rows.drop_duplicates(NAMES)
     both = again.merge(first, on=NAMES, suffixes=("", "_first"))
     for row in both.itertuples():
-        if row.kind == "score" and not np.array_equal(row.scores, row.scores_first):
+        same = row.kind == "score" and row.rankings == row.rankings_first
+        if same and not np.array_equal(row.scores, row.scores_first):
             name = ", ".join(f"{one} {getattr(row, one)!r}" for one in NAMES[1:-1])
             raise PapaError(
                 f"study {row.study!r} has other scores of {name} than the earlier file: collect without that file."

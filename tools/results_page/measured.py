@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from itertools import product
 from typing import Any
 
+import pandas as pd
+
 from papa_lightning.study.settings import RECOVERED
 from papa_lightning.text import counted
 from results_page.data import Part, Results
@@ -60,6 +62,8 @@ def _left(part: Part, settings: Mapping[str, Any], encoder: str, task: str) -> s
     if begun:
         shares = [f"{100 * share:g} %" for share in sorted(set(begun))]
         parts.append(f"share{'s' * (len(shares) > 1)} {listed(shares)}")
+    if orders := _orders_left(part, encoder, task, settings):
+        parts.append(counted(orders, "random order"))
     kinds = [kind for kind in settings["constants"] if kind not in ("average", f"other:{task}")]
     lacking = [
         kind
@@ -68,6 +72,19 @@ def _left(part: Part, settings: Mapping[str, Any], encoder: str, task: str) -> s
     ]
     parts += ["other constants"] if len(lacking) == len(kinds) > 1 else [f"`{kind}`" for kind in lacking]
     return listed(parts) if parts else ""
+
+
+def _orders_left(part: Part, encoder: str, task: str, settings: Mapping[str, Any]) -> int:
+    """How many random orders the settings have more than the measured ones; 0 when none was measured at all."""
+    own = _random(part)
+    found = own.loc[(own["encoder"] == encoder) & (own["task"] == task), "rankings"]
+    planned = sum(one.startswith("random") for one in settings["criteria"])
+    return max(0, planned - int(found.min())) if len(found) else 0
+
+
+def _random(part: Part) -> pd.DataFrame:
+    """The rows of random orders with averages as constants."""
+    return part.own[(part.own["criterion"] == "random") & (part.own["constants"] == "average")]
 
 
 def _at(settings: Mapping[str, Any], kind: str) -> list[float]:
@@ -89,8 +106,15 @@ def _parts(results: Results) -> dict[str, Part]:
 
 
 def _settings(part: Part) -> str:
-    """Sentences about each way of measuring, once for studies that share it."""
-    return " ".join(dict.fromkeys(_of_study(study) for study in part.studies.values()))
+    """Sentences about each way of measuring, once for studies that share it, and the number of random orders."""
+    said = dict.fromkeys(_of_study(study) for study in part.studies.values())
+    counts = _random(part).groupby(["encoder", "task"], sort=False)["rankings"].max().astype(int)
+    pairs = {f"{encoder} on {task}": f"{number}" for (encoder, task), number in counts.items()}
+    if pairs:
+        numbers = list(dict.fromkeys(pairs.values()))
+        told = f"{numbers[0]}" if len(numbers) == 1 else grouped(pairs, sorted(numbers, key=int))
+        said[f"Random orders: {told}."] = None
+    return " ".join(said)
 
 
 def _of_study(study: Mapping[str, Any]) -> str:
