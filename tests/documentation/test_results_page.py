@@ -219,6 +219,14 @@ def test_a_mean_over_few_random_orders_does_not_replace_one_over_more():
         assert list(collecting._without_repeats(pd.concat(order))["relative"]) == [-0.03]
 
 
+def test_tasks_of_other_constants_are_counted_for_each_share():
+    one = made({("a", "x", 0.5): (0.0, -0.1, 0.1), ("a", "x", 1.0): (0.0, -0.1, 0.1), ("a", "y", 1.0): (0, -0.1, 0.1)})
+    pruned = one.rows.query("share > 0").assign(constants="zero")
+    found = pd.concat([one.rows, pruned, pruned.assign(kind="difference", against="average")], ignore_index=True)
+    text = page.block("constants", data.Results(found, one.studies))
+    assert "| `zero` | half 1, all 2 | " in text
+
+
 def test_random_orders_that_are_missing_are_named():
     one = made({("a", "x", 0.5): (0.0, 0.0, 0.0)})
     orders = one.rows.query("share == 0.5").assign(criterion="random", rankings=2)
@@ -298,7 +306,10 @@ def test_a_study_becomes_rows_and_sentences(tmp_path):
     pruned = part.row("a", "x", 0.5, "variance", constants="zero", kind="difference")
     assert pruned["difference"] == pytest.approx(-19 / 60, abs=1e-5)
     assert pruned["relative_high"] < 0
-    assert "the average is better: a on x" in page.block("constants", found)
+    constants = page.block("constants", found)
+    assert "the average is better: a on x" in constants
+    assert "| `average` | 1 | " in constants
+    assert "| `zero` | 1 | " in constants
     assert "`variance` against random orders: better: a." in page.block("criteria", found)
     assert "/home" not in str(found.studies)
 

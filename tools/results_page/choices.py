@@ -61,14 +61,17 @@ def _differences(part: Part, encoder: str, share: float, kind: str) -> dict[str,
 
 
 def _kind_row(part: Part, encoder: str, kind: str) -> tuple[str, ...]:
-    cells, tasks = list[str](), 0
-    for share, _ in _SHARES:
+    cells, tasks = list[str](), dict[str, str]()
+    for share, name in _SHARES:
         rows = part.known(encoder, share, part.first, constants=kind)
         whole = average([row for row in rows if kind != f"other:{row['task']}"])
         beside = None if kind == "average" else difference(part, encoder, share, kind)
-        tasks = max(tasks, 0 if whole is None else len(whole.tasks))
+        if whole is not None:
+            tasks[name] = f"{len(whole.tasks)}"
         cells += [change(whole), change(beside)]
-    return f"`{kind}`", f"{tasks or ''}", *cells
+    numbers = [*dict.fromkeys(tasks.values())]
+    told = numbers if len(numbers) < 2 else [f"{name} {number}" for name, number in tasks.items()]
+    return f"`{kind}`", ", ".join(told), *cells
 
 
 def _pruning(part: Part) -> str:
