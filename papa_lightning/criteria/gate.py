@@ -13,6 +13,7 @@ from papa_lightning.criteria.base import CRITERIA, HeadCriterion, RankingInputs
 from papa_lightning.either_lightning import L, isolate_rng
 from papa_lightning.encoders import find_encoder, gate_logits, swap_attention
 from papa_lightning.errors import PapaError
+from papa_lightning.lightning_project.encoder import Origin, note_origin
 
 #: Gates move by hundredths in an epoch, visibly and far from saturation; measured in docs/rankings.md.
 GATE_LEARNING_RATE = 1e-2
@@ -24,8 +25,8 @@ class LearnedGates(HeadCriterion):
 
         score[l,h] = g[l,h]
 
-    Source: Hassid et al. 2022, arXiv 2211.03495. A copy of the task is trained over the batches, in their order; it
-    shares the frozen parameters with the task, which stays as it is.
+    Source: Hassid et al. 2022, arXiv 2211.03495. A copy of the task is trained over the batches, in their order and
+    in train mode; it shares the frozen parameters with the task, which stays as it is.
 
     Args:
         max_epochs: Number of passes over the batches.
@@ -40,6 +41,7 @@ class LearnedGates(HeadCriterion):
     needs = frozenset({"constants", "batches", "task"})
     passes = 2.7
     needs_probe = True
+    version = 2  # 1 followed no schedule, and had no dropout for a task in evaluation mode
 
     def __init__(self, max_epochs: int = 1, learning_rate: float = GATE_LEARNING_RATE, seed: int = 0) -> None:
         whole(1)("max_epochs", max_epochs)
@@ -58,8 +60,9 @@ class LearnedGates(HeadCriterion):
         memo: dict[int, Any] = {id(one): one for one in inputs.task.parameters() if not one.requires_grad}
         if inputs.task._trainer is not None:
             memo[id(inputs.task._trainer)] = None
-        task, device = copy.deepcopy(inputs.task, memo), find_encoder(inputs.encoder).device
+        task, device = copy.deepcopy(inputs.task, memo).train(), find_encoder(inputs.encoder).device
         swap_attention(task.encoder, "gated", constants=inputs.constants)
+        note_origin(find_encoder(task.encoder), Origin("", "the averages that the criterion was given"))
         trainer = L.Trainer(
             accelerator="gpu" if device.type == "cuda" else device.type,
             devices=[device.index or 0] if device.type == "cuda" else 1,
@@ -73,7 +76,7 @@ class LearnedGates(HeadCriterion):
         try:
             with isolate_rng():
                 torch.manual_seed(self.seed)
-                trainer.fit(task, train_dataloaders=_Batches(inputs.batches))
+                trainer.fit(task, _Batches(inputs.batches), val_dataloaders=[])
         finally:
             task.to(device)  # the Trainer leaves a module in main memory, and with it what it shares
         return torch.stack([gates.detach() for gates in gate_logits(task.encoder)])

@@ -100,12 +100,13 @@ def check_constants(bench: Bench) -> None:
 
 def ranking_key(bench: Bench, criterion: str) -> str:
     """Hash of everything that a ranking depends on; labels and probe count only for criteria that use them."""
-    needs, settings = criterion_from(criterion).needs, bench.settings
+    ranks, settings = criterion_from(criterion), bench.settings
+    needs, named = ranks.needs, criterion if ranks.version == 1 else [criterion, ranks.version]
     if bench.judgements is not None:
-        return digest([bench.seen, criterion, None if {"loss", "embed"}.isdisjoint(needs) else bench.identity])
+        return digest([bench.seen, named, None if {"loss", "embed"}.isdisjoint(needs) else bench.identity])
     learns = not {"loss", "task"}.isdisjoint(needs)
     learned = [asdict(settings.probe), settings.pooling, settings.seeds[0], settings.features.storage == "float16"]
-    return digest([bench.seen, criterion, [bench.identity, learned] if learns else None])
+    return digest([bench.seen, named, [bench.identity, learned] if learns else None])
 
 
 def ranking_of(folder: StudyFolder, bench: Bench, criterion: str) -> HeadRanking:

@@ -52,6 +52,18 @@ def test_the_task_is_left_as_it_was(task: SequenceClassificationTask, swapped: b
     assert "configure_optimizers" not in task.__dict__
 
 
+def test_a_task_in_evaluation_mode_learns_with_dropout_too(
+    task: SequenceClassificationTask, recwarn: pytest.WarningsRecorder
+) -> None:
+    inputs = inputs_of(task)
+    scores = LearnedGates(learning_rate=0.05).scores(inputs)
+    task.eval()  # as studies and `papa rank` hand it over
+    assert torch.equal(LearnedGates(learning_rate=0.05).scores(inputs), scores)
+    assert not any(module.training for module in task.modules())
+    said = [str(one.message) for one in recwarn]
+    assert not [one for one in said if "in eval mode" in one or "val_dataloader" in one]
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_task_that_fine_tunes_is_copied_whole(task: SequenceClassificationTask) -> None:
     tuned = SequenceClassificationTask(**{**task.hparams, "freeze_encoder": False})
