@@ -41,7 +41,7 @@ class LearnedGates(HeadCriterion):
     needs = frozenset({"constants", "batches", "task"})
     passes = 2.7
     needs_probe = True
-    version = 2  # 1 followed no schedule, and had no dropout for a task in evaluation mode
+    ordered = True
 
     def __init__(self, max_epochs: int = 1, learning_rate: float = GATE_LEARNING_RATE, seed: int = 0) -> None:
         whole(1)("max_epochs", max_epochs)
@@ -67,6 +67,7 @@ class LearnedGates(HeadCriterion):
             accelerator="gpu" if device.type == "cuda" else device.type,
             devices=[device.index or 0] if device.type == "cuda" else 1,
             max_epochs=self.max_epochs,
+            limit_val_batches=0,
             callbacks=[HeadGates(self.learning_rate, max_length=inputs.constants.max_length, save_constants=False)],
             logger=False,
             enable_checkpointing=False,

@@ -33,6 +33,7 @@ class SampledCriterion(HeadCriterion):
     """
 
     details = ("", "SEQUENCES")
+    ordered = True
 
     def __init__(self, sequences: int = 256) -> None:
         self.sequences = whole(1)("sequences", sequences)

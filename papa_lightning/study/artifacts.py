@@ -20,7 +20,7 @@ from torch import Tensor
 
 from papa_lightning.attention import ZeroMassWarning
 from papa_lightning.calibration import AttentionConstants, calibrate, control_constants, without_path
-from papa_lightning.criteria import RankingInputs, criterion_from, rank_heads
+from papa_lightning.criteria import HeadCriterion, RankingInputs, criterion_from, rank_heads
 from papa_lightning.embeddings import Embedder
 from papa_lightning.encoders import HeadSelection, encoder_shape, restore_attention, swap_attention
 from papa_lightning.errors import StudyError
@@ -49,10 +49,7 @@ def average_of(folder: StudyFolder, bench: Bench, sequences: int | None = None) 
     path = folder.constants(bench.encoder, bench.name, kind, average_key(bench, kind))
     if path.exists():
         return AttentionConstants.load(path, bench.task.encoder, bench.data.max_length)
-    rows = bench.train
-    if sequences is not None:
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
-        rows = rows.select(order[:sequences].tolist())
+    rows = bench.train if sequences is None else bench.random_rows(sequences)
     noted = {"tokenizer": without_path(bench.data.tokenizer_name), "data": bench.data.description, "kind": kind}
     noted |= {"layout": bench.data.layout, "preset": bench.data.preset}
     packs = bench.settings.packs
@@ -101,12 +98,16 @@ def check_constants(bench: Bench) -> None:
 def ranking_key(bench: Bench, criterion: str) -> str:
     """Hash of everything that a ranking depends on; labels and probe count only for criteria that use them."""
     ranks, settings = criterion_from(criterion), bench.settings
-    needs, named = ranks.needs, criterion if ranks.version == 1 else [criterion, ranks.version]
     if bench.judgements is not None:
-        return digest([bench.seen, named, None if {"loss", "embed"}.isdisjoint(needs) else bench.identity])
-    learns = not {"loss", "task"}.isdisjoint(needs)
+        return digest([bench.seen, criterion, None if {"loss", "embed"}.isdisjoint(ranks.needs) else bench.identity])
     learned = [asdict(settings.probe), settings.pooling, settings.seeds[0], settings.features.storage == "float16"]
-    return digest([bench.seen, named, [bench.identity, learned] if learns else None])
+    order = ["random order"] if ranks.ordered else []
+    return digest([bench.seen, criterion, [bench.identity, learned] if _asks_labels(ranks) else None, *order])
+
+
+def _asks_labels(criterion: HeadCriterion) -> bool:
+    """Whether a criterion reads the labels of batches."""
+    return not {"loss", "task"}.isdisjoint(criterion.needs)
 
 
 def ranking_of(folder: StudyFolder, bench: Bench, criterion: str) -> HeadRanking:
@@ -126,14 +127,15 @@ def _probe_inputs(
     folder: StudyFolder, bench: Bench, criterion: str, constants: AttentionConstants | None
 ) -> RankingInputs:
     """Inputs of a criterion for a task with a probe."""
-    needs = criterion_from(criterion).needs
+    ranks = criterion_from(criterion)
+    rows = bench.random_rows() if ranks.ordered else None
     # Criteria that learn start from the same probe in every process, whatever was ranked before.
     bench.probed.probe.load_state_dict(initial_probe(bench.probed, bench.settings.seeds[0]).state_dict())
     return RankingInputs(
         encoder=bench.task.encoder,
         constants=constants,
-        batches=bench.batches() if {"loss", "task"}.isdisjoint(needs) else bench.padded_batches(),
-        loss=probe_loss(folder, bench) if "loss" in needs else None,
+        batches=bench.padded_batches(rows) if _asks_labels(ranks) else bench.batches(rows),
+        loss=probe_loss(folder, bench) if "loss" in ranks.needs else None,
         task=bench.probed,
         packing=bench.settings.packs,
         embed=Embedder(bench.task.encoder, packing=bench.settings.packs).embed,

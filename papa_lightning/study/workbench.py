@@ -7,6 +7,7 @@ from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
+import torch
 from datasets import Dataset
 from jsonargparse import ArgumentParser
 from torch import Tensor
@@ -176,6 +177,11 @@ class Bench:
         if self._constants is None or self._constants[0] != key:
             self._constants = key, make()
         return self._constants[1]
+
+    def random_rows(self, number: int | None = None) -> Dataset:
+        """Some training rows in random order, of which the first ones are the same for every number; None for all."""
+        order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(0))
+        return self.train.select(order[:number].tolist())
 
     def batches(self, rows: Dataset | None = None) -> Iterable[Mapping[str, Tensor]]:
         """Batches of training rows in order, as calibration takes them; all rows by default."""

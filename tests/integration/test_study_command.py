@@ -22,6 +22,7 @@ from papa_lightning import AttentionConstants, HeadRanking
 from papa_lightning.attention import ZeroMassWarning
 from papa_lightning.benchmark import applied
 from papa_lightning.cli.main import main
+from papa_lightning.criteria import rank_heads
 from papa_lightning.errors import ResultFileError
 from papa_lightning.study import Evidence, ProbeSettings, Study, StudySettings, load_table, stacked, training
 from papa_lightning.study import artifacts as work
@@ -303,6 +304,30 @@ def test_rankings_that_learn_depend_neither_on_the_process_nor_on_others(config:
         return HeadRanking.load(path)
 
     assert rank("together", ["taylor", "gate"]) == rank("alone", ["gate"])
+
+
+def test_criteria_that_depend_on_the_order_of_rows_get_a_random_one(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files may be sorted by label: one half would teach a gate the opposite of the other."""
+    labels = [number // 8 for number in range(16)]
+    for split in ("train", "validation"):
+        rows = [{"sentence": f"a film {number}", "label": one, "idx": number} for number, one in enumerate(labels)]
+        write_rows(tmp_path / f"{split}.jsonl", rows)
+    config["tasks"] = {"sst2": _task("SST2DataModule", str(tmp_path))}
+    seen = dict[str, list[int]]()
+
+    def watched(criterion: Any, inputs: Any) -> HeadRanking:
+        seen[criterion] = [int(label) for batch in inputs.batches for label in batch.get("labels", [])]
+        return rank_heads(criterion, inputs)
+
+    monkeypatch.setattr(work, "rank_heads", watched)
+    run(config | {"criteria": ["taylor", "gate", "greedy:8"], "shares": [0.5], "seeds": [0]})
+    assert seen["taylor"] == labels
+    assert seen["gate"] != labels
+    assert sorted(seen["gate"]) == labels
+    assert seen["greedy:8"] == seen["gate"]
+    assert len(set(seen["greedy:8"][:8])) == 2
 
 
 def test_heads_of_a_task_with_a_probe_are_ranked_by_the_mean_of_their_hidden_states_too(config: dict[str, Any]) -> None:
