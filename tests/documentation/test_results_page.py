@@ -314,6 +314,15 @@ def test_a_study_becomes_rows_and_sentences(tmp_path):
     assert "/home" not in str(found.studies)
 
 
+def test_a_study_of_one_criterion_has_no_area(tmp_path):
+    finished_study(tmp_path / "s")
+    for path in (tmp_path / "s" / "cells").glob("*.json"):
+        if CellResult.load(path).criterion == "random":
+            path.unlink()
+    found = collecting.collect([tmp_path / "s"], tmp_path / "e.parquet", [{"encoders": {}, "tasks": {}}])
+    assert set(found["kind"]) == {"score", "difference"}
+
+
 def test_changes_of_a_score_of_0_are_not_defined(tmp_path):
     finished_study(tmp_path / "s", base=-9)
     collecting.collect([tmp_path / "s"], tmp_path / "e.parquet", [{"encoders": {}, "tasks": {}}])

@@ -189,7 +189,7 @@ def study_rows(evidence: Evidence) -> pd.DataFrame:
     """All rows of one study."""
     table = evidence.table
     evidence.table = table[[name == _EPOCH or is_metric(name) for name in table["metric"]]]
-    summary = evidence.summary.assign(kind="score", against="")
+    summary = evidence.summary.assign(kind="score", against="", shares=math.nan)
     found = pd.concat([summary, pd.DataFrame(_derived(evidence, summary))], ignore_index=True)
     edge = found["share"].isin((0.0, 1.0))
     found["criterion"] = found["criterion"].mask(edge, "")  # it does not matter with no head or with all
