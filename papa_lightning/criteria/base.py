@@ -59,8 +59,8 @@ class HeadCriterion(ABC):
         details: Forms of the text after the name and a colon, for help texts; "" for the name alone.
         needs: Names of the fields of :class:`RankingInputs` that must not be None.
         passes: Cost in forward passes over the batches; 0 where nothing is run.
-        ordered: Whether scores depend on the order of the batches; a study of a task with a probe gives its training
-            rows in random order then, because they may be sorted by label.
+        ordered: Whether scores depend on the order of the batches; studies and ``papa rank`` give training
+            rows of a task with a probe in random order then, because they may be sorted by label.
         needs_probe: Whether it asks a probe that was trained on labels, so that it says nothing about embeddings.
         measures: Whether scores say something about the encoder, so that reports show them.
         magnitude: Magnitude of quantities whose difference a score is, where it can be much larger than every score.

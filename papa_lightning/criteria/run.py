@@ -63,8 +63,10 @@ class RankingRun(Callback):
             constants = calibrate_in(trainer, encoder, batches, length, packing)
         if constants is not None:  # criteria compare with what will be swapped in
             constants = self.calibration.in_use(trainer, pl_module, constants)
-        if isinstance(batches, CalibrationBatches) and batches.read is None:
-            batches = batches.recorded()
+        if isinstance(batches, CalibrationBatches):
+            if isinstance(pl_module, EncoderTask) and criterion_from(self.criterion).ordered:
+                batches = batches.in_random_order()
+            batches = batches if batches.read else batches.recorded()
         if isinstance(pl_module, (EncoderTask, SimilarityTask)):
             inputs = replace(task_inputs(pl_module, constants, batches), packing=packing)
         else:

@@ -1,5 +1,6 @@
 """Inputs of an encoder from the train data of a Trainer, each sequence once, for the calibration pass."""
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -49,6 +50,12 @@ class CalibrationBatches:
     def __len__(self) -> int:
         """Number of batches of this process, if known; where the step runs, of recorded calls once it has run."""
         return len(self.batches) if self._recorded is None else len(self._recorded)
+
+    def in_random_order(self) -> "CalibrationBatches":
+        """The same sequences in random order, where the data can be read in any order."""
+        other = copy.copy(self)
+        other.batches, other._recorded = self.batches.in_random_order(), None
+        return other
 
     def observe(self, progress: bool = False) -> AttentionAverages:
         """Sums of this process over the attention in all calls of the encoder by the step of the module."""

@@ -2,10 +2,11 @@
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence, Sized
-from itertools import islice
+from itertools import chain, islice
 from types import GeneratorType
 from typing import Any, cast
 
+import torch
 import torch.distributed as dist
 from torch.utils._pytree import tree_map
 from torch.utils.data import (
@@ -48,6 +49,13 @@ class TrainBatches:
             return number if self.limit is None else min(number, self.limit)
         return self.limit
 
+    def in_random_order(self) -> "TrainBatches":
+        """The same samples in random order, drawn with seed 0; as they are where data can only be iterated."""
+        other = copy.copy(self)
+        if _has_places(self.batches):
+            other.batches = _reordered(cast("DataLoader[Any]", self.batches))
+        return other
+
 
 def _combined(loaders: Any) -> Iterator[Any]:
     """The batches of several loaders in one."""
@@ -78,9 +86,24 @@ def _once(trainer: L.Trainer, loader: Any, batch_size: int | None, limit: int | 
         return _as_it_is(trainer, loader)
     batches = _batches(trainer, loader)
     batches = batches if limit is None else batches[:limit]
-    sampling: dict[str, Any] = {"sampler": batches, "batch_size": None}
-    if loader.batch_sampler is not None:
-        sampling = {"batch_sampler": _resized(batches, batch_size)}
+    if loader.batch_sampler is None:
+        return _over(loader, sampler=batches, batch_size=None)
+    return _over(loader, batch_sampler=_resized(batches, batch_size))
+
+
+def _reordered(loader: DataLoader[Any]) -> DataLoader[Any]:
+    """A loader of the same samples, or of the same batches where it makes none, in random order."""
+    places: Any = loader.sampler if loader.batch_sampler is None else list(chain.from_iterable(loader.batch_sampler))
+    drawn = torch.randperm(len(places), generator=torch.Generator().manual_seed(0)).tolist()
+    order = [places[number] for number in drawn]
+    if loader.batch_sampler is None:
+        return _over(loader, sampler=order, batch_size=None)
+    size = max(map(len, cast(Any, loader.batch_sampler)), default=1)
+    return _over(loader, batch_sampler=_Chunks(order, size, drop_last=False))
+
+
+def _over(loader: DataLoader[Any], **sampling: Any) -> DataLoader[Any]:
+    """A loader of the same data with a sampler of its own."""
     kept = ("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context")
     return DataLoader(loader.dataset, **sampling, **{name: getattr(loader, name) for name in kept})
 

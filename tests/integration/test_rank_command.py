@@ -7,9 +7,11 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from integration.conftest import write_rows
 
 from papa_lightning import AttentionConstants, HeadRanking
 from papa_lightning.cli.main import main
+from papa_lightning.criteria import rank_heads, run
 from papa_lightning.encoders import swapped_layers
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
@@ -47,6 +49,29 @@ def test_every_criterion_writes_a_ranking(
     table = pd.read_csv("out/ranking.csv", index_col=["layer", "head"])
     pd.testing.assert_frame_equal(table, ranking.table())
     assert ["layer", "head", "0", "1"] in [line.split() for line in lines], "the place of every head"
+
+
+def test_a_sampled_criterion_gets_rows_in_random_order(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is sorted by label: the first rows have one label only."""
+    labels = [number // 8 for number in range(16)]
+    for split in ("train", "validation"):
+        rows = [{"sentence": f"a film {number}", "label": one, "idx": number} for number, one in enumerate(labels)]
+        write_rows(tmp_path / f"{split}.jsonl", rows)
+    seen = dict[str, list[int]]()
+
+    def watched(criterion: Any, inputs: Any) -> HeadRanking:
+        seen[criterion] = [int(label) for batch in inputs.batches for label in batch["labels"]]
+        return rank_heads(criterion, inputs)
+
+    monkeypatch.setattr(run, "rank_heads", watched)
+    for criterion in ("taylor", "greedy:8"):
+        main(["rank", *tiny, "--data.data_dir", str(tmp_path), "--criterion", criterion])
+    assert seen["taylor"] == labels
+    drawn = torch.randperm(16, generator=torch.Generator().manual_seed(0)).tolist()
+    assert seen["greedy:8"] == [labels[number] for number in drawn], "the order in studies"
+    assert len(set(seen["greedy:8"][:8])) == 2
 
 
 def test_the_heads_of_a_layer_are_listed(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
