@@ -52,8 +52,14 @@ def report_missing_splits(
 def report_labels(
     task: str, train: Mapping[str, Dataset], others: Mapping[str, Dataset], label_names: Sequence[str], column: str
 ) -> None:
-    """Warn of labels that occur only in training or only in validation rows."""
+    """Warn of labels that occur only in training or only in validation rows, and of rows that all have one label."""
     (learned_from,), known = train, _labels(train)
+    if len(known) == 1 < len(label_names) and _labels(others) == known:
+        rank_zero_warn(
+            f"{task}: all rows, also those to validate on, have the label {label_names[min(known)]!r} of column "
+            f"{column!r}, so nothing can be learnt or scored. Limited numbers of rows are from the start of a split: "
+            "shuffle files that are sorted by label, or take more rows."
+        )
     for name, rows in others.items():
         pairs = ((name, rows, learned_from, known), (learned_from, train[learned_from], name, _labels({name: rows})))
         found = []

@@ -144,6 +144,17 @@ def test_labels_in_some_splits_only_are_named_once(sst2, task_dir, write_jsonl):
         sst2().setup("fit")
 
 
+def test_rows_of_one_label_are_named(sst2, task_dir, write_jsonl):
+    for split in ("train", "validation"):
+        rows = [{"sentence": f"w{number}", "label": number // 4} for number in range(8)]  # sorted by label
+        write_jsonl(task_dir / f"{split}.jsonl", rows)
+    with pytest.warns(UserWarning, match=r"sst2: all rows.* have the label 'negative' of column 'label', so nothing"):
+        sst2(max_train_examples=3, max_eval_examples=3).setup("fit")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sst2().setup("fit")
+
+
 def test_split_without_rows(bert_folder, monkeypatch, sentences):
     full = Dataset.from_list(sentences(2))
     splits = DatasetDict({"train": full, "validation": full.select([])})
