@@ -219,6 +219,16 @@ def test_a_mean_over_few_random_orders_does_not_replace_one_over_more():
         assert list(collecting._without_repeats(pd.concat(order))["relative"]) == [-0.03]
 
 
+def test_means_of_criteria_are_compared_on_the_tasks_that_all_have():
+    one = made({("a", "x", 0.5): (0.01, 0.0, 0.02), ("a", "y", 0.5): (0.05, 0.04, 0.06)})
+    gate = one.rows.query("share == 0.5 and task == 'x'").assign(criterion="gate", relative=0.03)
+    lines = page.block("half", data.Results(pd.concat([one.rows, gate], ignore_index=True), one.studies)).splitlines()
+    (whole,), (common,) = ([line for line in lines if words in line] for words in ("**mean**", "all criteria have"))
+    assert "| +3.0 %" in whole
+    assert "| +1.0 % (0.0 to +2.0) ≤ 1 % | +3.0 % (" in common
+    assert "all criteria have" not in page.block("half", one)
+
+
 def test_tasks_of_other_constants_are_counted_for_each_share():
     one = made({("a", "x", 0.5): (0.0, -0.1, 0.1), ("a", "x", 1.0): (0.0, -0.1, 0.1), ("a", "y", 1.0): (0, -0.1, 0.1)})
     pruned = one.rows.query("share > 0").assign(constants="zero")

@@ -34,6 +34,8 @@ from results_page.words import (
 _FEWEST = 5
 #: Title of rows without tasks whose scores are near 0.
 _SOLID = f"mean of scores of at least {LOW_SCORE}"
+#: Title of means that can be compared between criteria.
+_COMMON = "mean of the tasks that all criteria have"
 
 
 def verdicts(results: Results) -> str:
@@ -231,6 +233,10 @@ def half(results: Results) -> str:
         solid = [part.change(encoder, HALF, one, tasks=part.solid(encoder)) for one in criteria]
         if any(one != found[name] for name, one in zip(criteria, solid, strict=True)):
             rows.append((_SOLID, *map(marked, solid)))
+        measured = [set(one.tasks) for one in found.values() if one is not None]
+        if any(one != measured[0] for one in measured):
+            common = [part.change(encoder, HALF, one, tasks=set.intersection(*measured)) for one in criteria]
+            rows.append((_COMMON, *map(marked, common)))
         columns = (encoder, *(f"`{one}`" for one in criteria))
         kept = [row for row in rows if any(row[1:])]
         blocks.append(tables(columns, kept))
