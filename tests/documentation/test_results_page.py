@@ -264,9 +264,12 @@ def test_criteria_are_compared_on_the_tasks_that_both_have():
     areas = {("variance", "random", "x"): (0.01, 0.005, 0.015), ("variance", "random", "y"): (0.2, 0.1, 0.3)}
     areas |= {("gate", "random", "x"): (0.04, 0.03, 0.05), ("gate", "variance", "x"): (0.03, 0.02, 0.04)}
     text = page.block("criteria", with_areas(areas))
-    assert "Beside `variance`, on the tasks that both have, `gate` does best: a +3.0 % (+2.0 to +4.0); " in text
-    assert "that it is better is settled for 1 of 1 encoder: take it where 2.7 passes are affordable." in text
-    assert "| `gate` | 2.7 | 1; 1 | +4.0 % (+3.0 to +5.0) |" in text
+    assert (
+        "on the tasks that both have with scores of at least 0.2, `gate` does best: a +3.0 % (+2.0 to +4.0). " in text
+    )
+    assert "settled for 1 of 1 encoder: take it where 2.7 passes are affordable, else `variance`" in text
+    assert "By task: better: a on x." in text
+    assert "| `gate`: 2.7 | 1; 1 | +4.0 % (+3.0 to +5.0) |" in text
     areas[("gate", "variance", "x")] = (0.03, -0.01, 0.07)
     assert "settled for 0 of 1 encoder: take `variance`, which costs 0 passes." in page.block(
         "criteria", with_areas(areas)

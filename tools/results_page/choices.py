@@ -110,28 +110,40 @@ def criteria(results: Results) -> str:
     blocks = []
     for encoder in part.encoders:
         rows = [_criterion_row(part, encoder, one) for one in part.criteria]
-        shown = [row for row in rows if row[2]]
+        shown = [row for row in rows if row[1]]
         if len(shown) > 1:
-            columns = (encoder, "passes", "tasks; shares", "against random", _SOLID, f"against `{part.first}`")
+            columns = (
+                f"{encoder}: passes",
+                "tasks; shares",
+                "against random",
+                _SOLID,
+                f"against `{part.first}`",
+                _SOLID,
+            )
             blocks.append(tables(columns, shown))
     return "\n\n".join([_recommendation(part), *blocks]) if blocks else ""
 
 
 def _criterion_row(part: Part, encoder: str, criterion: str) -> tuple[str, ...]:
-    rows, solid = part.areas(encoder, criterion, "random"), part.solid(encoder)
-    found = [rows, [row for row in rows if row["task"] in solid], part.areas(encoder, criterion, part.first)]
-    areas = [average(one) for one in found]
+    others = [part.areas(encoder, criterion, against) for against in ("random", part.first)]
+    areas = [average(rows) for own in others for rows in (own, _solid(part, own))]
     tasks = max((len(one.tasks) for one in areas if one is not None), default=0)
-    shares = " or ".join(f"{number:g}" for number in sorted({row["shares"] for row in rows + found[2]}))
+    shares = " or ".join(f"{number:g}" for number in sorted({row["shares"] for own in others for row in own}))
     about = f"{tasks}; {shares}" if tasks else ""
-    return f"`{criterion}`", f"{criterion_from(criterion).passes:g}", about, *map(change, areas)
+    return f"`{criterion}`: {criterion_from(criterion).passes:g}", about, *map(change, areas)
+
+
+def _solid(part: Part, rows: list[pd.Series]) -> list[pd.Series]:
+    """The rows of tasks whose scores are not near 0."""
+    return [row for row in rows if row["task"] in part.solid(row["encoder"])]
 
 
 def _recommendation(part: Part) -> str:
     """What is settled of each criterion, and which to take."""
     lines, any_better = list[str](), False
     for criterion in part.criteria:
-        known = {name: one for name, one in _areas(part, criterion, "random").items() if math.isfinite(one.low)}
+        rows = [row for encoder in part.encoders for row in part.areas(encoder, criterion, "random")]
+        known = {name: one for name, one in _by_encoder(rows).items() if math.isfinite(one.low)}
         said = {encoder: sign_words(one, *_WORDS) for encoder, one in known.items()}
         any_better |= _WORDS[0] in said.values()
         if said:
@@ -141,28 +153,34 @@ def _recommendation(part: Part) -> str:
     return "\n".join([*lines, *[f"- {_choice(part)}"] * any_better])
 
 
-def _areas(part: Part, criterion: str, against: str) -> dict[str, Average]:
-    """The mean areas by encoder."""
-    found = {encoder: average(part.areas(encoder, criterion, against)) for encoder in part.encoders}
-    return {encoder: one for encoder, one in found.items() if one is not None}
-
-
 def _choice(part: Part) -> str:
     """Which criterion to take: another than the first only where an encoder settles that it is better.
 
-    Criteria have results on different tasks, so each is compared with the first on the tasks that both have.
+    Criteria have results on different tasks, so each is compared with the first on the tasks that both have, without
+    those whose scores are near 0, of which relative changes say little.
     """
     others = [one for one in part.criteria if one not in (part.first, "random")]
-    known = {one: found for one in others if (found := _areas(part, one, part.first))}
+    rows = {one: [row for encoder in part.encoders for row in part.areas(encoder, one, part.first)] for one in others}
+    known = {one: found for one in others if (found := _by_encoder(_solid(part, rows[one])))}
     if not known:
         return f"No other criterion than `{part.first}` has been measured beside random orders."
     best = max(known, key=lambda one: sum(found.value for found in known[one].values()) / len(known[one]))
     areas = [one for one in known[best].values() if math.isfinite(one.low)]
     better, worse = (sum(one.low > 0 for one in areas), sum(one.high < 0 for one in areas))
-    if better and not worse:
-        taken = f"take it where {criterion_from(best).passes:g} passes are affordable"
-    else:
-        taken = f"take `{part.first}`, which costs {criterion_from(part.first).passes:g} passes"
+    cheap = f"`{part.first}`, which costs {criterion_from(part.first).passes:g} passes"
+    passes = f"{criterion_from(best).passes:g} passes"
+    taken = f"take it where {passes} are affordable, else {cheap}" if better and not worse else f"take {cheap}"
     told = "; ".join(f"{encoder} {change(one)}" for encoder, one in known[best].items())
-    settled = f"that it is better is settled for {better} of {counted(len(areas), 'encoder')}"
-    return f"Beside `{part.first}`, on the tasks that both have, `{best}` does best: {told}; {settled}: {taken}."
+    single = {f"{row['encoder']} on {row['task']}": sign_words(of_row(row), *_WORDS) for row in rows[best]}
+    return (
+        f"Beside `{part.first}`, on the tasks that both have with scores of at least {LOW_SCORE}, `{best}` does best: "
+        f"{told}. That it is better is settled for {better} of {counted(len(areas), 'encoder')}: {taken}. By task: "
+        f"{grouped(single, _WORDS)}."
+    )
+
+
+def _by_encoder(rows: list[pd.Series]) -> dict[str, Average]:
+    """The mean areas by encoder."""
+    names = dict.fromkeys(row["encoder"] for row in rows)
+    found = {name: average([row for row in rows if row["encoder"] == name]) for name in names}
+    return {name: one for name, one in found.items() if one is not None}

@@ -85,7 +85,7 @@ def grouped(found: Mapping[str, str], order: Iterable[str]) -> str:
     return "; ".join(f"{said}: {listed(names)}" for said, names in parts if names)
 
 
-def sign_words(one: Average, better: str, worse: str, neither: str) -> str:
+def sign_words(one: Average | Estimate, better: str, worse: str, neither: str) -> str:
     """Which of three words the interval of a difference settles."""
     return better if one.low > 0 else worse if one.high < 0 else neither
 
