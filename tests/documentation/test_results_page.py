@@ -237,6 +237,20 @@ def test_tasks_of_other_constants_are_counted_for_each_share():
     assert "| `zero` | half 1, all 2 | " in text
 
 
+def test_the_fewest_rows_that_are_enough_follow_from_the_intervals():
+    one = made({("a", "x", 0.5): (0.0, -0.1, 0.1)})
+    lows = {"sequences:1": -0.03, "sequences:16": -0.009, "sequences:256": -0.002}
+    found = [
+        one.rows.query("share > 0").assign(constants=kind, kind="difference", relative=0.0, relative_low=low)
+        for kind, low in lows.items()
+    ]
+    text = page.block("constants", data.Results(pd.concat([one.rows, *found], ignore_index=True), one.studies))
+    assert "settled: half, a on x: from 16 rows (of 1, 16 and 256 measured)." in text
+    found[2]["relative_low"] = -0.02
+    text = page.block("constants", data.Results(pd.concat([one.rows, *found], ignore_index=True), one.studies))
+    assert "half, a on x: more than 256 rows (of" in text
+
+
 def test_random_orders_that_are_missing_are_named():
     one = made({("a", "x", 0.5): (0.0, 0.0, 0.0)})
     orders = one.rows.query("share == 0.5").assign(criterion="random", rankings=2)

@@ -12,7 +12,7 @@ from papa_lightning.study.intervals import Estimate
 from papa_lightning.study.report.data import LOW_SCORE
 from papa_lightning.text import counted
 from results_page.data import HALF, Average, Part, Results, average
-from results_page.words import NONE, change, grouped, of_row, sign_words, tables
+from results_page.words import NONE, change, grouped, listed, of_row, sign_words, tables
 
 #: What an interval of an area settles.
 _WORDS = ("better", "worse", "not told apart")
@@ -29,6 +29,7 @@ def constants(results: Results) -> str:
     part = results.tasks
     kinds = _kinds(part)
     blocks = [_pruning(part)] if "zero" in kinds else []
+    blocks += [told] if (told := _enough(part, kinds)) else []
     for encoder in part.encoders:
         rows = [_kind_row(part, encoder, kind) for kind in ("average", *kinds)]
         shown = [row for row in rows if any(row[1:])]
@@ -36,6 +37,27 @@ def constants(results: Results) -> str:
             columns = (encoder, "tasks", "half: change", "half: to average", "all: change", "all: to average")
             blocks.append(tables(columns, shown))
     return "\n\n".join(blocks)
+
+
+def _enough(part: Part, kinds: list[str]) -> str:
+    """From how many rows on an average is settled to lose at most 1 % beside that of all rows."""
+    parts = []
+    for share, name in _SHARES:
+        for encoder in part.encoders:
+            found = {one: difference(part, encoder, share, one) for one in kinds if one.startswith("sequences:")}
+            known = {int(one.split(":")[1]): diff for one, diff in found.items() if diff is not None}
+            if not known:
+                continue
+            open_ones = [number for number, diff in known.items() if not diff.low >= -NONE]
+            enough = [number for number in known if number > max(open_ones, default=0)]
+            said = f"from {counted(min(enough), 'row')}" if enough else f"more than {counted(max(known), 'row')}"
+            tasks = listed(next(iter(known.values())).tasks)
+            parts.append(f"{name}, {encoder} on {tasks}: {said} (of {listed(map(str, known))} measured)")
+    return (
+        f"**How many rows are enough**, at most 1 % lost beside the average of all, settled: {'; '.join(parts)}."
+        if parts
+        else ""
+    )
 
 
 def _kinds(part: Part) -> list[str]:
