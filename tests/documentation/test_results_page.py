@@ -249,6 +249,11 @@ def test_the_fewest_rows_that_are_enough_follow_from_the_intervals():
     found[2]["relative_low"] = -0.02
     text = page.block("constants", data.Results(pd.concat([one.rows, *found], ignore_index=True), one.studies))
     assert "half, a on x: more than 256 rows (of" in text
+    # A task that only one number of rows has says nothing of the others.
+    other = found[0].assign(task="y", relative_low=0.0)
+    found[2]["relative_low"] = -0.002
+    text = page.block("constants", data.Results(pd.concat([one.rows, *found, other], ignore_index=True), one.studies))
+    assert "half, a on x: from 16 rows (of" in text
 
 
 def test_random_orders_that_are_missing_are_named():

@@ -29,7 +29,7 @@ def constants(results: Results) -> str:
     part = results.tasks
     kinds = _kinds(part)
     blocks = [_pruning(part)] if "zero" in kinds else []
-    blocks += [told] if (told := _enough(part, kinds)) else []
+    blocks += _enough(part, kinds)
     for encoder in part.encoders:
         rows = [_kind_row(part, encoder, kind) for kind in ("average", *kinds)]
         shown = [row for row in rows if any(row[1:])]
@@ -39,25 +39,30 @@ def constants(results: Results) -> str:
     return "\n\n".join(blocks)
 
 
-def _enough(part: Part, kinds: list[str]) -> str:
-    """From how many rows on an average is settled to lose at most 1 % beside that of all rows."""
-    parts = []
-    for share, name in _SHARES:
-        for encoder in part.encoders:
-            found = {one: difference(part, encoder, share, one) for one in kinds if one.startswith("sequences:")}
-            known = {int(one.split(":")[1]): diff for one, diff in found.items() if diff is not None}
-            if not known:
-                continue
-            open_ones = [number for number, diff in known.items() if not diff.low >= -NONE]
-            enough = [number for number in known if number > max(open_ones, default=0)]
-            said = f"from {counted(min(enough), 'row')}" if enough else f"more than {counted(max(known), 'row')}"
-            tasks = listed(next(iter(known.values())).tasks)
-            parts.append(f"{name}, {encoder} on {tasks}: {said} (of {listed(map(str, known))} measured)")
-    return (
-        f"**How many rows are enough**, at most 1 % lost beside the average of all, settled: {'; '.join(parts)}."
-        if parts
-        else ""
-    )
+def _enough(part: Part, kinds: list[str]) -> list[str]:
+    """A sentence on the fewest rows that are enough; none where numbers of rows were not measured."""
+    parts = [
+        f"{name}, {encoder} on {said}"
+        for share, name in _SHARES
+        for encoder in part.encoders
+        if (said := _fewest(part, encoder, share, kinds))
+    ]
+    told = "**How many rows are enough**, at most 1 % lost beside the average of all, settled"
+    return [f"{told}: {'; '.join(parts)}."] if parts else []
+
+
+def _fewest(part: Part, encoder: str, share: float, kinds: list[str]) -> str:
+    """From how many rows on the loss is settled to be at most 1 %, on the tasks that have all numbers of rows."""
+    numbers = {kind: int(kind.split(":")[1]) for kind in kinds if kind.startswith("sequences:")}
+    found = {number: own for kind, number in numbers.items() if (own := _differences(part, encoder, share, kind))}
+    tasks = [task for task in part.tasks if found and all(task in own for own in found.values())]
+    means = {number: average([own[task] for task in tasks]) for number, own in found.items()}
+    unsettled = [number for number, mean in means.items() if mean is None or not mean.low >= -NONE]
+    enough = [number for number in found if number > max(unsettled, default=0)]
+    if not tasks:
+        return ""
+    said = f"from {counted(min(enough), 'row')}" if enough else f"more than {counted(max(found), 'row')}"
+    return f"{listed(tasks)}: {said} (of {listed(map(str, found))} measured)"
 
 
 def _kinds(part: Part) -> list[str]:
