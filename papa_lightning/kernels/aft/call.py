@@ -64,10 +64,12 @@ def channels(tensor: Tensor) -> int:
 
 
 def _readable(tensor: Tensor) -> Tensor:
-    """The tensor itself where its strides are those of (B, T, d), else a copy."""
+    """The tensor itself where its strides are those of (B, T, d), else a copy with such strides, in the same shape."""
     stride = tensor.stride()
-    side_by_side = stride[-1] == 1 and (len(stride) == 3 or stride[1] == tensor.shape[3])
-    return tensor if side_by_side else joined(tensor)
+    if stride[-1] == 1 and (len(stride) == 3 or stride[1] == tensor.shape[3]):
+        return tensor
+    rows = joined(tensor)  # in its own shape again, which gradients have too
+    return rows if len(stride) == 3 else rows.unflatten(2, (tensor.shape[1], -1)).transpose(1, 2)
 
 
 def prepared(call: Call) -> Call:

@@ -168,6 +168,21 @@ def test_strides_and_a_wide_head_of_one_key():
     assert_close(*gradients, atol=1e-4, rtol=1e-4)
 
 
+def test_heads_in_a_layout_of_their_own_get_gradients_of_their_shape():
+    """Rows (B, H, T, h) that are contiguous, and not views of a projection."""
+    torch.manual_seed(0)
+    rows = [torch.randn(2, 3, 20, 4).requires_grad_() for _ in range(3)]
+    joined = [row.detach().transpose(1, 2).flatten(2).requires_grad_() for row in rows]
+    by_head = kernels.attention_free_mixing(*rows, None, True)
+    flat = kernels.attention_free_mixing(*joined, None, True)
+    assert torch.equal(by_head.flatten(2), flat)
+    weight = torch.randn_like(flat)
+    (by_head.flatten(2) * weight).sum().backward()
+    (flat * weight).sum().backward()
+    for row, other in zip(rows, joined, strict=True):
+        assert torch.equal(row.grad.transpose(1, 2).flatten(2), other.grad)
+
+
 def test_the_operator_is_registered_as_torch_wants_it():
     tensors, mask, others = make_case("band", "channels", 1, 3, 1, 2, "holes", 1.0, True)
     rows = [tensors[name].float().nan_to_num().requires_grad_() for name in ("query", "key", "value")]
