@@ -33,7 +33,14 @@ def resident(task: Any, count: int, kind: str, layout: str = "segment") -> Resid
     return found
 
 
-@pytest.mark.parametrize("recipe", [{"dropout": 0.0}, {"dropout": 0.3, "schedule": "linear", "warmup_share": 0.25}])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"dropout": 0.0},
+        {"dropout": 0.3, "schedule": "linear", "warmup_share": 0.25},
+        {"dropout": 0.0, "best_epoch": True},
+    ],
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_stacked_is_each_by_itself(encoder: str, device: torch.device, kind: str, recipe: dict[str, Any]) -> None:
     task = cases.make_task(encoder, kind).to(device)
@@ -41,9 +48,9 @@ def test_stacked_is_each_by_itself(encoder: str, device: torch.device, kind: str
     each = training._train_each(task, train, {"": evaluation}, SEEDS, settings(**recipe), list[int]().append)
     together = train_probes(task, train, {"": evaluation}, SEEDS, settings(**recipe))
     again = train_probes(task, train, {"": evaluation}, SEEDS, settings(**recipe))
-    for (probe, scores), one, other in zip(each, together, again, strict=True):
+    for (probe, evaluated), one, other in zip(each, together, again, strict=True):
         torch.testing.assert_close(dict(probe.state_dict()), dict(one.probe.state_dict()), atol=1e-5, rtol=0)
-        torch.testing.assert_close(scores, one.scores, atol=1e-5, rtol=0)
+        torch.testing.assert_close(evaluated.scores, one.scores, atol=1e-5, rtol=0)
         torch.testing.assert_close(dict(one.probe.state_dict()), dict(other.probe.state_dict()), atol=0, rtol=0)
 
 

@@ -15,6 +15,9 @@ CONSTANTS[1, 3] = 0
 def test_it_comes_with_a_later_batch(device: torch.device) -> None:
     watch, constants = ZeroMassWatch(), CONSTANTS.to(device)
     short, whole = torch.tensor([[1, 1, 1, 0]], device=device), torch.ones(1, 4, device=device)
+    for mask in (short, whole):
+        ZeroMassRecord().check(5, [0, 3], constants, mask)  # a kernel that is loaded lets the host wait, once
+    torch.cuda.synchronize()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         torch.cuda.set_sync_debug_mode("error")
@@ -33,8 +36,11 @@ def test_it_comes_with_a_later_batch(device: torch.device) -> None:
 
 
 def test_a_record_waits_for_what_is_on_its_way(device: torch.device) -> None:
-    record = ZeroMassRecord()
-    record.check(0, [0, 1], CONSTANTS.to(device), None)
+    record, constants = ZeroMassRecord(), CONSTANTS.to(device)
+    ZeroMassRecord().check(0, [0, 1], constants, None)
+    torch.cuda.synchronize()
+    torch.cuda._sleep(200_000_000)  # type: ignore[no-untyped-call]  # no result can be here yet
+    record.check(0, [0, 1], constants, None)
     assert copy.deepcopy(record).text == ""
     assert "positions [3]" in record.text
 
