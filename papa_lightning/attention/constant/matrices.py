@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -25,6 +25,9 @@ from papa_lightning.attention.parameter_cache import Remembered
 from papa_lightning.attention.zero_mass import first_zero_of_diagonal
 from papa_lightning.errors import PapaError
 from papa_lightning.kernels import usable
+
+if TYPE_CHECKING:
+    from papa_lightning.kernels.constant.product import RepeatedProduct
 
 #: Heads that the kernel can tell apart: bits of an integer.
 MOST_HEADS = 64
@@ -150,6 +153,20 @@ class MatrixHeads(TokenMixer):
         from papa_lightning.kernels.constant.product import faster
 
         return dropout > 0.0 or faster(value, attention.mask)
+
+    def repeated_product(self, like: Tensor) -> RepeatedProduct | None:
+        """The product of the kernel for batches without gradients and slots, or None where it is not used.
+
+        Args:
+            like: A tensor with the dtype and the device of the values.
+        """
+        if not usable(like, self.constants) or self.heads.num_heads > MOST_HEADS:
+            return None
+        from papa_lightning.kernels.constant.product import RepeatedProduct, faster
+
+        if not faster(like, None):
+            return None
+        return RepeatedProduct(self.constant_heads, self.heads.num_heads)
 
     def _product(
         self,

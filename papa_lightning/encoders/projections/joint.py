@@ -61,6 +61,8 @@ class JointProjection:
         #: Their names in the self-attention module.
         self.names = tuple(part._place[1] for part in self.parts)
         self._rows: Remembered[Rows] = Remembered()
+        #: What a layer keeps that computes with these rows.
+        self.prepared: Remembered[Any] = Remembered()
         self._held = _Held()
         self._suits = True
         for part in self.parts:
@@ -79,6 +81,7 @@ class JointProjection:
     def forget(self) -> None:
         """Drop the kept rows."""
         self._rows.forget()
+        self.prepared.forget()
 
     def serves(self, parts: Mapping[str, nn.Module | None]) -> bool:
         """Whether the three layers are among these parts of a module, plain and with no adapter, and nobody looks on.
@@ -107,11 +110,11 @@ class JointProjection:
         value, some = self.parts[2], len(dynamic)
         others = value.heads.num_heads - some
         if not some:
-            nothing, values = _by_head(_output(value, hidden_states), size, (0, others))
+            nothing, values = _by_head(F.linear(hidden_states, *self.rows_of_values()), size, (0, others))
             return nothing, nothing, nothing, values
-        rows = self._kept_rows(hidden_states.device, dynamic)
-        if rows is not None:
-            return _by_head(F.linear(hidden_states, *rows), size, (some, some, some, others))
+        joint = self._together(hidden_states, dynamic)
+        if joint is not None:
+            return _by_head(joint, size, (some, some, some, others))
         own = [F.linear(hidden_states, *part.rows(dynamic)) for part in self.parts]
         return *_by_head(own[0], size), *_by_head(own[1], size), *_by_head(own[2], size, (some, others))
 
@@ -125,8 +128,7 @@ class JointProjection:
         dynamic = query.heads.dynamic
         if not self._suits or not dynamic or torch.compiler.is_compiling() or not self.serves(query._place[0]._modules):
             return None
-        rows = self._kept_rows(hidden_states.device, dynamic)
-        joint = self._learning(hidden_states, dynamic) if rows is None else F.linear(hidden_states, *rows)
+        joint = self._together(hidden_states, dynamic)
         if joint is None:
             return None
         chosen = joint.shape[-1] * len(dynamic) // (2 * len(dynamic) + value.heads.num_heads)
@@ -134,16 +136,34 @@ class JointProjection:
         self._held.keep(hidden_states, {key: parts[1], value: parts[2]})
         return parts[0]
 
+    def _together(self, hidden_states: Tensor, dynamic: tuple[int, ...]) -> Tensor | None:
+        """The output of all three layers side by side, or None where each is to compute its own."""
+        rows = self._kept_rows(hidden_states.device, dynamic)
+        return self._learning(hidden_states, dynamic) if rows is None else F.linear(hidden_states, *rows)
+
+    def parameters(self, dynamic: tuple[int, ...]) -> list[Tensor]:
+        """Weights and biases of all three layers, of which :meth:`rows` are made; none without a dynamic head."""
+        held: list[Tensor] = []
+        for part in self.parts if dynamic else ():
+            held += [parameter for parameter in part._parameters.values() if parameter is not None]
+        return held
+
+    def rows(self, dynamic: tuple[int, ...]) -> Rows:
+        """Weight and bias of all three layers for the dynamic heads and the values, copied when one has changed."""
+        return self._rows.recall(lambda: self._joined(dynamic), self.parameters(dynamic), dynamic)
+
+    def rows_of_values(self) -> Rows:
+        """Weight and bias of the value projection, which are all that a layer without a dynamic head needs."""
+        own = self.parts[2]._parameters
+        return cast(Tensor, own["weight"]), own["bias"]
+
     def _kept_rows(self, device: torch.device, dynamic: tuple[int, ...]) -> Rows | None:
         """The rows of all three layers, or None where each is to compute its own output."""
         if not _pays(device):
             return None
-        held: list[Tensor] = []
-        for part in self.parts:
-            held += [parameter for parameter in part._parameters.values() if parameter is not None]
-        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in held):
+        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters(dynamic)):
             return None
-        return self._rows.recall(lambda: self._joined(dynamic), held, dynamic)
+        return self.rows(dynamic)
 
     def _learning(self, hidden_states: Tensor, dynamic: tuple[int, ...]) -> Tensor | None:
         """The output of weights that learn, or None where each layer is to compute its own."""

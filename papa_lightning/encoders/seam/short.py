@@ -17,6 +17,7 @@ from papa_lightning.encoders.projections.joint import JointProjection, is_hooked
 from papa_lightning.encoders.seam.inline import adopt
 from papa_lightning.encoders.seam.interface import wants_weights
 from papa_lightning.encoders.seam.layer import LAYER, TouchedLayer, check_padding
+from papa_lightning.encoders.seam.prepared import PreparedLayer, takes_prepared
 from papa_lightning.encoders.seam.slots import POSITIONS, Positions
 
 #: Arguments of a call that are not for functions of transformers, or are given anyway.
@@ -62,7 +63,14 @@ class ShortForward(nn.Module):
             return self._stock(layer, layer.joint, hidden_states, attention_mask, kwargs)
         if not layer.reach.unlimited or not declares(mixer, "mixes_parts") or is_hooked(mixer):
             return None
-        return self._constant(layer, layer.joint, mixer, hidden_states, attention_mask, kwargs.get(POSITIONS))
+        positions = kwargs.get(POSITIONS)
+        if mixer.checks_mask:
+            check_padding(layer, attention_mask, positions)
+        if takes_prepared(hidden_states):
+            prepared = PreparedLayer.of(layer.joint, mixer, hidden_states)
+            read = layer.batch.read(attention_mask, layer.slots, positions, prepared.dtype)
+            return prepared.mix(hidden_states, read, self.attention_head_size, self.scaling)
+        return self._constant(layer, layer.joint, mixer, hidden_states, attention_mask, positions)
 
     def _stock(
         self,
@@ -94,11 +102,8 @@ class ShortForward(nn.Module):
     ) -> Tensor:
         """The mixed values of a layer with constant heads."""
         dynamic = mixer.heads.dynamic
-        if mixer.checks_mask:
-            check_padding(layer, attention_mask, positions)
         query, key, own, fixed = joint.by_head(hidden_states, dynamic, self.attention_head_size)
-        mask = layer.batch.key_mask(attention_mask)
-        slots, fused = layer.batch.slots(mask, layer.slots, positions), layer.batch.fused_mask(mask, query.dtype)
+        mask, slots, fused = layer.batch.read(attention_mask, layer.slots, positions, query.dtype)
         attention = DynamicAttention(query, key, mask, self.scaling, None, slots, fused)
         return mixer.mix_parts(attention, own if dynamic else None, fixed).flatten(2)
 

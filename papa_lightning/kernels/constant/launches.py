@@ -87,16 +87,49 @@ def launch_product(
         transposed: Whether the source is a gradient.
     """
     source, others, mask, places = _close(source), _close(others), _close(mask), _close(places)
-    rows = source.shape[2] if places is not None else readable(constants, source.shape[2], 1 if transposed else 2)
-    launch = _product_launch(
-        _Shape.of(source), result.shape[2], constants.dtype, (len(constants), rows, *constants.stride()),
-        source.stride()[:3], None if others is None else others.stride()[:3], None if mask is None else mask.stride(0),
-        None if places is None else places.stride(0), mass is not None, None if seed is None else dropout,
-        (bits, before, after), min(before, after) < constants.shape[1] - 1, transposed, precision(source),
+    launch = find_launch(
+        constants, source, result.shape[2], others, mask, places, mass is not None, None if seed is None else dropout,
+        (bits, before, after), transposed,
     )  # fmt: skip
     tensors = (constants, source, result, others, mask, places, mass, seed)
     with torch.cuda.device_of(source):
         launch(aligned(*tensors), *tensors)
+
+
+def find_launch(
+    constants: Tensor,
+    source: Tensor,
+    heads: int,
+    others: Tensor | None,
+    mask: Tensor | None,
+    places: Tensor | None,
+    has_mass: bool,
+    dropout: float | None,
+    reached: tuple[int, int, int],
+    transposed: bool,
+) -> Launch:
+    """The launch of :func:`launch_product` for tensors of these dtypes, sizes and strides, whose last one is 1.
+
+    Args:
+        constants: As there; also longer ones than the source.
+        source: As there.
+        heads: Number of heads of the result.
+        others: As there.
+        mask: As there.
+        places: As there.
+        has_mass: Whether row sums are read or written.
+        dropout: Share that is dropped, or None without a seed.
+        reached: A bit for each constant head, and the reach of rows.
+        transposed: As there.
+    """
+    length, (_, before, after) = source.shape[2], reached
+    rows = length if places is not None else readable(constants, length, 1 if transposed else 2)
+    return _product_launch(
+        _Shape.of(source), heads, constants.dtype, (len(constants), rows, *constants.stride()),
+        source.stride()[:3], None if others is None else others.stride()[:3], None if mask is None else mask.stride(0),
+        None if places is None else places.stride(0), has_mass, dropout,
+        reached, min(before, after) < constants.shape[1] - 1, transposed, precision(source),
+    )  # fmt: skip
 
 
 def launch_gradient(

@@ -15,10 +15,14 @@ import torch
 from torch import Tensor
 
 from papa_lightning.errors import PapaError
-from papa_lightning.kernels.constant.launches import launch_gradient, launch_product
+from papa_lightning.kernels.constant.launches import find_launch, launch_gradient, launch_product
+from papa_lightning.kernels.launch import precision
+from papa_lightning.kernels.launches import Launch, aligned
 
 #: Reach without a limit.
 _FAR = 2**30
+#: Launches that a :class:`RepeatedProduct` keeps: shapes of batches.
+_MOST_LAUNCHES = 256
 #: Heads that fit in the bits of an integer.
 _BITS = 64
 
@@ -81,6 +85,56 @@ def constant_product(
         tensors = (constants, value, mixed, dynamic, mask, places, None, seed)
         launch_product(*tensors, dropout, bits, behind, ahead, transposed=False)
     return mixed
+
+
+class RepeatedProduct:
+    """:func:`constant_product` for batch after batch of a layer: without gradients, reach, slots and dropout.
+
+    What a launch needs beside its tensors is kept by their shapes and strides: to find it takes longer than the launch.
+
+    Args:
+        heads: As there.
+        num_heads: As there.
+    """
+
+    def __init__(self, heads: Sequence[int], num_heads: int) -> None:
+        self._heads, self._num_heads = heads, num_heads
+        self._launches: dict[tuple[Any, ...], Launch] = {}
+
+    def __call__(self, constants: Tensor, value: Tensor, mask: Tensor | None, dynamic: Tensor | None) -> Tensor:
+        """Mix values beside those of the other heads, as there; the last strides of values and masks are 1.
+
+        Args:
+            constants: (C, S, S) of C heads, or (1, S, S), for sequences of up to S tokens; in every call of the same
+                dtype, shape and strides.
+            value: (B, C, T, h).
+            mask: (B, T) boolean, or None.
+            dynamic: (B, T, num_heads - C, h), or None.
+        """
+        batch, _, length, size = shape = value.shape
+        mixed = value.new_empty(batch, length, self._num_heads, size)
+        key = (
+            shape, value.stride(), value.dtype, precision(value),
+            None if mask is None else mask.stride(), None if dynamic is None else dynamic.stride(),
+        )  # fmt: skip
+        launch = self._launches.get(key)
+        if launch is None:
+            launch = self._find(constants, value, mask, dynamic)
+            if len(self._launches) >= _MOST_LAUNCHES:
+                self._launches.clear()
+            self._launches[key] = launch
+        tensors = (constants, value, mixed, dynamic, mask, None, None, None)
+        with torch.cuda.device_of(value):
+            launch(aligned(*tensors), *tensors)
+        return mixed
+
+    def _find(self, constants: Tensor, value: Tensor, mask: Tensor | None, dynamic: Tensor | None) -> Launch:
+        """Check the shapes, and find the launch."""
+        length = value.shape[2]
+        _check(constants[:, :length, :length], value, mask, self._heads, self._num_heads, dynamic, None)
+        bits = 0 if dynamic is None else _bits_of(self._heads)
+        reached = (bits, _FAR, _FAR)
+        return find_launch(constants, value, self._num_heads, dynamic, mask, None, False, None, reached, False)
 
 
 def _bits_of(heads: Sequence[int]) -> int:

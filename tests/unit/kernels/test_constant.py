@@ -15,7 +15,7 @@ from papa_lightning.errors import PapaError
 from papa_lightning.kernels.constant import launches as constant_launch
 from papa_lightning.kernels.constant import product as kernel
 from papa_lightning.kernels.constant.launches import Blocks, readable
-from papa_lightning.kernels.constant.product import constant_product, faster
+from papa_lightning.kernels.constant.product import RepeatedProduct, constant_product, faster
 from papa_lightning.kernels.launch import precision
 
 assert_close = torch.testing.assert_close
@@ -312,6 +312,34 @@ def test_a_compiled_graph_takes_the_operator_as_one():
         strict=True,
     ):
         assert_close(one, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("heads", [(0, 2), (0, 1, 2)])
+def test_a_repeated_product_is_the_product(heads, padded, dtype):
+    repeated = RepeatedProduct(heads, 3)
+    longest = make_case(heads=heads, length=25, dtype=dtype)
+    whole = torch.nn.functional.pad(longest.constants.detach(), (0, 5, 0, 5), value=0.5)
+    for length, batch, seed in ((21, 2, 0), (25, 2, 1), (21, 2, 2), (3, 1, 3), (21, 2, 0)):
+        case = make_case(heads=heads, length=length, batch=batch, dtype=dtype, padded=padded, seed=seed)
+        case = case._replace(constants=whole[:, :length, :length])
+        with torch.no_grad():
+            assert torch.equal(repeated(whole, case.value, case.mask, case.dynamic), case.run())
+    assert len(repeated._launches) == 3
+
+
+def test_a_repeated_product_keeps_few_launches_and_refuses_what_does_not_fit(monkeypatch):
+    monkeypatch.setattr(kernel, "_MOST_LAUNCHES", 2)
+    repeated, case = RepeatedProduct((0, 2), 3), make_case()
+    with torch.no_grad():
+        for length in (1, 2, 3, 4, 5):
+            repeated(case.constants, case.value[:, :, :length], None, case.dynamic[:, :length])
+        assert len(repeated._launches) == 1
+        with pytest.raises(PapaError, match="dynamic is None"):
+            repeated(case.constants, case.value, None, None)
+        with pytest.raises(PapaError, match="constants has shape"):
+            repeated(case.constants[:, :4, :4], case.value, None, case.dynamic)
 
 
 def test_no_mass_is_kept_where_no_gradient_is_taken(monkeypatch):
