@@ -35,7 +35,13 @@ def take_heads(tensor: Tensor, heads: Sequence[int], dim: int, width: int = 1) -
 
 def head_index(heads: tuple[int, ...], device: torch.device) -> Tensor:
     """The numbers of heads as a tensor on a device, which is kept: making one lets a device wait."""
-    return torch.tensor(heads, device=device) if torch.compiler.is_compiling() else _kept_index(heads, device)
+    return torch.tensor(heads, device=device) if is_exporting() else _constant_index(heads, device)
+
+
+# A graph of torch.compile holds it too, where it would make one in every call.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _constant_index(heads: tuple[int, ...], device: torch.device) -> Tensor:
+    return _kept_index(heads, device)
 
 
 @lru_cache(maxsize=4096)

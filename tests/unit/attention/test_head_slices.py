@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from papa_lightning.attention.head_slices import head_runs, merge_heads, take_heads
+from papa_lightning.attention.head_slices import head_index, head_runs, merge_heads, take_heads
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
@@ -47,3 +47,24 @@ def test_gradient_passes_through():
     parts = [([0, 2], take_heads(tensor, [0, 2], 0)), ([1, 3], 2 * take_heads(tensor, [1, 3], 0))]
     merge_heads(parts, dim=0).sum().backward()
     assert tensor.grad[:, 0].tolist() == [1, 2, 1, 2]
+
+
+def test_a_compiled_graph_holds_the_numbers_of_heads():
+    """A tensor that is made in the graph would be copied to the device in every call, which waits for it."""
+    called = []
+
+    def keep(graph, _):
+        called.extend(node.target for node in graph.graph.nodes if node.op == "call_function")
+        return graph.forward
+
+    def chosen(tensor):
+        index = head_index((0, 2), tensor.device)
+        return tensor.index_select(0, index), take_heads(tensor.to("meta"), [0, 2], dim=0, width=2)
+
+    torch._dynamo.reset()
+    tensor = torch.arange(6.0)
+    found, elsewhere = torch.compile(chosen, backend=keep, fullgraph=True)(tensor)
+    torch._dynamo.reset()
+    assert found.tolist() == [0, 2]
+    assert elsewhere.shape == (4,)
+    assert torch.tensor not in called
