@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from papa_lightning.attention.head_slices import head_index
 
@@ -33,47 +32,33 @@ def joined_linear(
         biases: Their biases, (heads of the layer x h) each, or None.
 
     Returns:
-        (B, T, heads x h), once differentiable.
+        (B, T, heads x h).
     """
     index = head_index(heads, hidden_states.device)
     given = (*weights, *(biases or ()))
-    made: Tensor = _JoinedLinear.apply(hidden_states, index, size, len(weights), *given)  # type: ignore[no-untyped-call]
-    return made
+    rows: tuple[Tensor, ...] = _HeadRows.apply(index, size, len(weights), *given)  # type: ignore[no-untyped-call]
+    return F.linear(hidden_states, *rows)
 
 
-class _JoinedLinear(torch.autograd.Function):
-    """See :func:`joined_linear`; under autocast all products are in its dtype, as those of a linear layer are."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden_states: Tensor, index: Tensor, size: int, layers: int, *parameters: Tensor) -> Tensor:
-        """The output; parameters are all weights, then all biases."""
-        weight = _rows(parameters[:layers], size, index)
-        bias = _rows(parameters[layers:], size, index) if len(parameters) > layers else None
-        device = hidden_states.device.type
-        if torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
-            hidden_states, weight = hidden_states.to(dtype), weight.to(dtype)
-            bias = None if bias is None else bias.to(dtype)
-        ctx.save_for_backward(hidden_states, weight, index)
-        ctx.size, ctx.rows = size, [len(one) for one in parameters[:layers]]
-        with torch.autocast(device, enabled=False):
-            return F.linear(hidden_states, weight, bias)
+class _HeadRows(torch.autograd.Function):
+    """The rows of the heads of an index, of all weights and, if there are any, of all biases."""
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of the input, and of the whole weights and biases; those of rows that took no part are 0."""
-        hidden_states, weight, index = ctx.saved_tensors
-        asked = ctx.needs_input_grad
-        layers, by_row = len(ctx.rows), grad.flatten(0, -2)
-        own: list[Tensor | None] = [None] * (len(asked) - 4)
-        with torch.autocast(grad.device.type, enabled=False):
-            if any(asked[4 : 4 + layers]):
-                own[:layers] = _whole(by_row.mT @ hidden_states.flatten(0, -2), ctx.size, index, ctx.rows)
-            if any(asked[4 + layers :]):
-                own[layers:] = _whole(by_row.sum(0), ctx.size, index, ctx.rows)
-            before = grad @ weight if asked[0] else None
-        return before, None, None, None, *own
+    def forward(ctx: Any, index: Tensor, size: int, layers: int, *parameters: Tensor) -> tuple[Tensor, ...]:
+        """The rows; parameters are all weights, then all biases."""
+        ctx.save_for_backward(index)
+        ctx.size, ctx.lengths = size, [len(one) for one in parameters[:layers]]
+        ctx.set_materialize_grads(False)
+        groups = (parameters[:layers], parameters[layers:])
+        return tuple(_rows(group, size, index) for group in groups if group)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Gradients of the whole weights and biases; those of rows that took no part are 0."""
+        (index,), found = ctx.saved_tensors, list[Tensor | None]()
+        for grad in grads:
+            found += [None] * len(ctx.lengths) if grad is None else _whole(grad, ctx.size, index, ctx.lengths)
+        return None, None, None, *found
 
 
 def _rows(parts: Sequence[Tensor], size: int, index: Tensor) -> Tensor:

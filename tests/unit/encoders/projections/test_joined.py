@@ -44,6 +44,16 @@ def test_output_and_gradients(bias, frozen):
     torch.testing.assert_close(torch.autograd.grad(found, learns, up), torch.autograd.grad(expected, learns, up))
 
 
+def test_second_derivatives():
+    states, weights, biases = make(True)
+    learns, found = [states, *weights, *biases], []
+    for function in (lambda *given: joined_linear(given[0], HEADS, 2, *given[1:]), by_rows):
+        out = function(states, weights, biases)
+        first = torch.autograd.grad(out.tanh().square().sum(), learns, create_graph=True)
+        found.append(torch.autograd.grad(sum(one.square().sum() for one in first), learns))
+    torch.testing.assert_close(*found)
+
+
 def test_autocast_takes_its_dtype_and_gives_gradients_in_that_of_the_weights():
     states, weights, biases = make(True, torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
