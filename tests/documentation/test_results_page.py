@@ -293,6 +293,10 @@ def test_criteria_are_compared_on_the_tasks_that_both_have():
     assert "settled for 0 of 1 encoder: take `variance`, which costs 0 passes." in page.block(
         "criteria", with_areas(areas)
     )
+    # Another is better on x and was measured on y too, where nothing helps: no reason to prefer `gate`.
+    further = {("taylor", "variance", "x"): (0.04, 0.03, 0.05), ("taylor", "variance", "y"): (0.002, 0.001, 0.003)}
+    text = page.block("criteria", with_areas(areas | further))
+    assert "of at least 0.2, `taylor` does best: a +2.1 % (" in text
     both = {("variance", "random", "x"): (0.01, 0.005, 0.015), ("random", "variance", "x"): (-0.01, -0.015, -0.005)}
     alone = with_areas(both)
     assert "No other criterion than `variance` has been measured beside" in page.block("criteria", alone)

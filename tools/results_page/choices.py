@@ -138,7 +138,7 @@ def criteria(results: Results) -> str:
     for encoder in part.encoders:
         rows = [_criterion_row(part, encoder, one) for one in part.criteria]
         shown = [row for row in rows if row[1]]
-        if len(shown) > 1:
+        if shown:
             columns = (
                 f"{encoder}: passes",
                 "tasks; shares",
@@ -184,20 +184,30 @@ def _choice(part: Part) -> str:
     """Which criterion to take: another than the first only where an encoder settles that it is better.
 
     Criteria have results on different tasks, so each is compared with the first on the tasks that both have, without
-    those whose scores are near 0, of which relative changes say little.
+    those whose scores are near 0, of which relative changes say little. Which of them is the best is judged by the
+    encoders and tasks that all of them have, where there are any.
     """
     others = [one for one in part.criteria if one not in (part.first, "random")]
     rows = {one: [row for encoder in part.encoders for row in part.areas(encoder, one, part.first)] for one in others}
-    known = {one: found for one in others if (found := _by_encoder(_solid(part, rows[one])))}
-    if not known:
+    solid = {one: found for one in others if (found := _solid(part, rows[one]))}
+    if not solid:
         return f"No other criterion than `{part.first}` has been measured beside random orders."
-    best = max(known, key=lambda one: sum(found.value for found in known[one].values()) / len(known[one]))
-    areas = [one for one in known[best].values() if math.isfinite(one.low)]
+    places = {one: {(row["encoder"], row["task"]) for row in own} for one, own in solid.items()}
+    common = set.intersection(*places.values())
+
+    def gain(criterion: str) -> float:
+        own = [row for row in solid[criterion] if not common or (row["encoder"], row["task"]) in common]
+        means = [one.value for one in _by_encoder(own).values()]
+        return sum(means) / len(means)
+
+    best = max(solid, key=gain)
+    known = _by_encoder(solid[best])
+    areas = [one for one in known.values() if math.isfinite(one.low)]
     better, worse = (sum(one.low > 0 for one in areas), sum(one.high < 0 for one in areas))
     cheap = f"`{part.first}`, which costs {criterion_from(part.first).passes:g} passes"
     passes = f"{criterion_from(best).passes:g} passes"
     taken = f"take it where {passes} are affordable, else {cheap}" if better and not worse else f"take {cheap}"
-    told = "; ".join(f"{encoder} {change(one)}" for encoder, one in known[best].items())
+    told = "; ".join(f"{encoder} {change(one)}" for encoder, one in known.items())
     single = {f"{row['encoder']} on {row['task']}": sign_words(of_row(row), *_WORDS) for row in rows[best]}
     return (
         f"Beside `{part.first}`, on the tasks that both have with scores of at least {LOW_SCORE}, `{best}` does best: "
