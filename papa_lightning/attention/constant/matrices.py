@@ -113,7 +113,7 @@ class MatrixHeads(TokenMixer):
         """Mix values (B, H, T, h) by one matrix for all heads, (B, 1, T, T) or constants; dropout is of its entries."""
         (batch, heads, length, size), mask = value.shape, attention.mask
         channels = value.transpose(1, 2).reshape(batch, 1, length, heads * size)  # a view of a folded projection
-        explicit = need_weights or (dropout > 0.0 and not self._uses_kernel(channels, attention, dropout))
+        explicit = need_weights or (dropout > 0.0 and not self._uses_kernel(channels, attention.slots, dropout))
         if weights is None and explicit:
             weights = normalized_constants(self.constants_for(value), mask)
         if weights is None:
@@ -134,7 +134,7 @@ class MatrixHeads(TokenMixer):
             dynamic: (B, T, dynamic heads, h), or None without any.
             dropout: Attention dropout, for tokens in the order of their slots.
         """
-        if self._uses_kernel(value, attention, dropout):
+        if self._uses_kernel(value, attention.slots, dropout):
             return self._product(value, attention, self.constant_heads, dynamic, dropout)
         if dropout > 0.0:  # the one case that needs every sequence's own matrix
             fixed = apply_attention(normalized_constants(self.constants_for(value), attention.mask), value, dropout)
@@ -144,15 +144,15 @@ class MatrixHeads(TokenMixer):
             fixed if dynamic is None else merge_heads([(self.constant_heads, fixed), (self.heads.dynamic, dynamic)], 2)
         )
 
-    def _uses_kernel(self, value: Tensor, attention: DynamicAttention, dropout: float = 0.0) -> bool:
+    def _uses_kernel(self, value: Tensor, slots: Slots | None, dropout: float = 0.0) -> bool:
         """Whether the product is that of the kernel: where it runs, has the gradients, and is faster."""
         if not usable(value, self.constants) or self.heads.num_heads > MOST_HEADS:
             return False
-        if attention.slots is not None and self.constants.requires_grad and torch.is_grad_enabled():
+        if slots is not None and self.constants.requires_grad and torch.is_grad_enabled():
             return False
         from papa_lightning.kernels.constant.product import faster
 
-        return dropout > 0.0 or faster(value, attention.mask)
+        return dropout > 0.0 or faster(value)
 
     def repeated_product(self, like: Tensor) -> RepeatedProduct | None:
         """The product of the kernel for batches without gradients and slots, or None where it is not used.
@@ -160,12 +160,10 @@ class MatrixHeads(TokenMixer):
         Args:
             like: A tensor with the dtype and the device of the values.
         """
-        if not usable(like, self.constants) or self.heads.num_heads > MOST_HEADS:
+        if not self._uses_kernel(like, None):
             return None
-        from papa_lightning.kernels.constant.product import RepeatedProduct, faster
+        from papa_lightning.kernels.constant.product import RepeatedProduct
 
-        if not faster(like, None):
-            return None
         return RepeatedProduct(self.constant_heads, self.heads.num_heads)
 
     def _product(
@@ -205,7 +203,7 @@ class MatrixHeads(TokenMixer):
         Dropout is that of the kernel: without one it takes explicit matrices.
         """
         slots = attention.slots
-        if self._uses_kernel(value, attention, dropout):
+        if self._uses_kernel(value, attention.slots, dropout):
             return self._product(value, attention, range(value.shape[1]), None, dropout)
         if slots is None:
             return self.mix(value, attention.mask)

@@ -33,7 +33,6 @@ class CurrentBatch(threading.local):
 
     foreign = False
     exported: Tensor | None = None
-    _read: tuple[Tensor | None, Positions | None, torch.dtype, ReadMask] | None = None
     _mask: tuple[Tensor, Tensor] | None = None
     _slots: tuple[Tensor, object, Slots | None] | None = None
     _fused: tuple[Tensor, torch.dtype, Tensor] | None = None
@@ -41,16 +40,12 @@ class CurrentBatch(threading.local):
     def begin(self, foreign: bool = False) -> None:
         """Forget the batch before, because masks may have changed in place since."""
         self.foreign = foreign
-        self._mask = self._slots = self._fused = self._read = None
+        self._mask = self._slots = self._fused = None
 
     def read(self, given: Tensor | None, rule: SlotRule, positions: Positions | None, dtype: torch.dtype) -> ReadMask:
         """The mask of a batch, its slots, and the mask that a fused kernel for a dtype takes, all at once."""
-        held = self._read
-        if held is None or held[0] is not given or held[1] is not positions or held[2] != dtype:
-            mask = self.key_mask(given)
-            found = ReadMask(mask, self.slots(mask, rule, positions), self.fused_mask(mask, dtype))
-            self._read = held = given, positions, dtype, found
-        return held[3]
+        mask = self.key_mask(given)
+        return ReadMask(mask, self.slots(mask, rule, positions), self.fused_mask(mask, dtype))
 
     def key_mask(self, given: Tensor | None) -> Tensor | None:
         """See :func:`~papa_lightning.encoders.seam.masks.key_mask`."""
