@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Everything works offline once it is installed; nothing here asks a hub.
 export HF_HUB_OFFLINE := 1
+# Python keeps what it compiles, whatever the shell says: without it every process compiles torch anew, ten seconds each.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help demo test coverage lint format docs notebook bench gpu results release clean
 help: ## list the commands

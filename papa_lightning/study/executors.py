@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import signal
@@ -263,6 +264,9 @@ def _work(connection: Connection, function: Callable[[Any], Any], threads: int, 
     with suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes, and the first one decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    logging.disable(logging.INFO)  # every worker would tell what is installed here
+    for category in (DeprecationWarning, FutureWarning):  # of libraries, for those who write code
+        warnings.simplefilter("ignore", category)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch.set_num_threads(threads)  # a thread for every core in every worker would slow all of them down
     with suppress(EOFError, OSError):  # the first process has ended

@@ -1,6 +1,7 @@
 """Pieces of work, here and in other processes, and what ends them."""
 
 import importlib.util
+import logging
 import math
 import os
 import signal
@@ -39,11 +40,22 @@ def _root_and_threads(piece: int) -> tuple[float, int]:
     return math.sqrt(piece), torch.get_num_threads()
 
 
+def _root_that_tells(piece: int) -> tuple[float, int]:
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").info("what is installed here")
+    warnings.warn("a name that will go", FutureWarning, stacklevel=2)
+    warnings.warn("a row that is empty", stacklevel=2)
+    return _root_and_threads(piece)
+
+
 @pytest.mark.distributed
-def test_a_spawned_worker_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_spawned_worker_gives_the_same(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     """As users have them: all other tests with workers have these copied from a server, which is sooner."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
-    assert list(run_pieces(_root_and_threads, [4], num_workers=2)) == [(4, (2.0, 3))]
+    assert list(run_pieces(_root_that_tells, [4], num_workers=2)) == [(4, (2.0, 3))]
+    told = capfd.readouterr().err
+    assert "a row that is empty" in told
+    assert "what is installed here" not in told
+    assert "a name that will go" not in told
 
 
 @pytest.mark.distributed
