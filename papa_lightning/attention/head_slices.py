@@ -5,6 +5,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from papa_lightning.runtime import is_exporting
 
@@ -29,13 +30,16 @@ def take_heads(tensor: Tensor, heads: Sequence[int], dim: int, width: int = 1) -
         return torch.cat([tensor.narrow(dim, first * width, number * width) for first, number in runs], dim=dim)
     # One kernel, also backward, where each run would have one of its own.
     by_head = tensor if width == 1 else torch.unflatten(tensor, dim, (-1, width))
-    taken = by_head.index_select(dim, head_index(tuple(heads), tensor.device))
+    taken = by_head.index_select(dim, head_index(tuple(heads), tensor))
     return taken if width == 1 else taken.flatten(dim, dim + 1)
 
 
-def head_index(heads: tuple[int, ...], device: torch.device) -> Tensor:
-    """The numbers of heads as a tensor on a device, which is kept: making one lets a device wait."""
-    return torch.tensor(heads, device=device) if is_exporting() else _constant_index(heads, device)
+def head_index(heads: tuple[int, ...], like: Tensor) -> Tensor:
+    """The numbers of heads on the device of a tensor; they are kept, because making them lets a device wait."""
+    if is_exporting() or isinstance(like, FakeTensor):  # whose numbers are of no use to another call
+        return torch.tensor(heads, device=like.device)
+    kept: Tensor = _constant_index(heads, like.device)
+    return kept
 
 
 # A graph of torch.compile holds it too, where it would make one in every call.
@@ -58,7 +62,7 @@ def merge_heads(parts: Sequence[tuple[Sequence[int], Tensor]], dim: int) -> Tens
         present = [head for heads, _ in parts for head in heads]
         joined = torch.cat([tensor for _, tensor in parts], dim=dim)
         order = tuple(present.index(head) for head in range(len(present)))
-        return joined.index_select(dim, head_index(order, joined.device))
+        return joined.index_select(dim, head_index(order, joined))
     pieces: list[tuple[int, Tensor]] = []
     for heads, tensor in parts:
         position = 0

@@ -20,11 +20,13 @@ class Remembered(Generic[Result]):
     """The last result of a function of parameters, computed again when one of them is replaced or changed.
 
     New memory, steps of any optimizer and writes that torch counts are changes. Nothing is kept where gradients may
-    flow, and in a compiled graph.
+    flow, and in a compiled graph. A CUDA graph computes results of parameters that learn in every replay; those of
+    frozen ones it takes as they were kept before its capture, and they stay for as long as this object.
     """
 
     def __init__(self) -> None:
         self._held: tuple[_Origin, Result] | None = None
+        self._captured: list[Result] = []
 
     def recall(
         self,
@@ -42,7 +44,12 @@ class Remembered(Generic[Result]):
         if learns and (training or torch.is_grad_enabled()):
             self.forget()
             return compute()
+        capturing = _is_capturing(parameters)
+        if capturing and (learns or not known):  # memory of the graph, which is filled when it is replayed
+            return compute()
         if held is not None and known:
+            if capturing and not any(one is held[1] for one in self._captured):
+                self._captured.append(held[1])
             return held[1]
         if not all(is_plain(parameter) for parameter in parameters):
             self.forget()
@@ -129,6 +136,11 @@ def _state(parameter: Tensor) -> Hashable:
 
 def _learns(parameters: Sequence[Tensor]) -> bool:
     return any(parameter.requires_grad for parameter in parameters)
+
+
+def _is_capturing(parameters: Sequence[Tensor]) -> bool:
+    """Whether a CUDA graph is being captured, of what is computed from parameters."""
+    return any(parameter.is_cuda for parameter in parameters) and torch.cuda.is_current_stream_capturing()
 
 
 def is_plain(parameter: Tensor) -> bool:

@@ -102,7 +102,7 @@ class _Flag:
         self._found = torch.empty((), dtype=torch.bool, pin_memory=True)
         self._found.copy_(empty.any(), non_blocking=True)
         self._arrival = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        self._arrival.record()
+        self._arrival.record(torch.cuda.current_stream(empty.device))  # which may not be of the current device
 
     @property
     def is_here(self) -> bool:

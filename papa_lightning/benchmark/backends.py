@@ -133,7 +133,11 @@ class Way:
         inputs = packed(encoder, self.batches) if mode == "packed" else padded(self.batches)
         train = partial(_train, encoder) if self.work == "training" else _infer
         run = partial(train, model, inputs, partial(self._context, encoder.device))
-        return Captured(run) if mode == "graph" else run
+        if mode != "graph":
+            return run
+        if self.work == "forward":  # as a served encoder is: a graph takes kept rows of frozen weights
+            encoder.requires_grad_(False)
+        return Captured(run, encoder.device)
 
     @contextmanager
     def _context(self, device: torch.device) -> Iterator[None]:
@@ -187,21 +191,27 @@ def packed(encoder: PreTrainedModel, batches: Batches) -> _Inputs:
 
 
 class Captured:
-    """A function without arguments as a CUDA graph: the first call captures it, all others replay the graph."""
+    """A function without arguments as a CUDA graph: the first call captures it, all others replay the graph.
+
+    Args:
+        run: The function.
+        device: The GPU that it runs on.
+    """
 
     #: Calls before the capture: kernels are compiled and chosen in the first ones.
     WARMUP = 3
 
-    def __init__(self, run: Callable[[], object]) -> None:
-        self._run = run
+    def __init__(self, run: Callable[[], object], device: torch.device) -> None:
+        self._run, self._device = run, device
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self) -> None:
         """Capture the graph, or replay it."""
-        if self._graph is None:
-            self._graph = self._capture()
-        else:
-            self._graph.replay()
+        with torch.cuda.device(self._device):  # of which streams and graphs are
+            if self._graph is None:
+                self._graph = self._capture()
+            else:
+                self._graph.replay()
 
     def _capture(self) -> torch.cuda.CUDAGraph:
         beside, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()  # type: ignore[no-untyped-call]

@@ -15,6 +15,11 @@ def aligned(*tensors: Tensor | None) -> bool:
     return not places & 15
 
 
+def by_sequence(mask: Tensor | None, batch: int) -> Tensor | None:
+    """A mask (B, T), also of one row for all sequences, which is read for each of them without a copy."""
+    return mask if mask is None or mask.shape[0] == batch else mask.expand(batch, -1)
+
+
 class Launch:
     """A kernel whose first arguments are tensors, and all others numbers that are known.
 

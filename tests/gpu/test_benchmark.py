@@ -24,7 +24,7 @@ def test_a_captured_function_is_replayed(device: torch.device) -> None:
         calls.append(1)
         target.copy_(2 * source)
 
-    graph = Captured(run)
+    graph = Captured(run, torch.device("cuda"))
     graph()
     calls.clear()
     source.fill_(5.0)

@@ -329,6 +329,32 @@ def test_a_cuda_graph_follows_its_inputs(name: str, way: str, device: torch.devi
         assert distance(found, expected(name, way, inputs)) < NEAR[torch.float32]
 
 
+@pytest.mark.parametrize("way", ["half", "all"])
+def test_a_cuda_graph_and_what_the_encoder_keeps(way: str, device: torch.device) -> None:
+    """What was kept of frozen weights stays for the graph, and weights that learn are read in every replay."""
+    inputs = make_inputs("bert-64")
+    fixed, frozen = on(inputs, device), ours("bert-64", way, device).requires_grad_(False)
+    real = fixed["attention_mask"].bool()
+    graph, states = captured(frozen, fixed)
+    frozen.train().eval()  # which forgets
+    with torch.no_grad():
+        wanted = encode(frozen, fixed)
+    with torch.inference_mode():
+        states.zero_()
+    graph.replay()
+    assert distance(states[real], wanted) < NEAR[torch.float32]
+    learning = ours("bert-64", way, device)
+    graph, states = captured(learning, fixed)
+    with torch.no_grad():
+        for one in learning.parameters():
+            one.mul_(0.8)
+        wanted = encode(learning, fixed)
+    with torch.inference_mode():
+        states.zero_()
+    graph.replay()
+    assert distance(states[real], wanted) < NEAR[torch.float32]
+
+
 @of_reach
 def test_autocast_and_inference_mode(name: str, way: str, device: torch.device) -> None:
     inputs, model = on(make_inputs(name), device), ours(name, way, device)

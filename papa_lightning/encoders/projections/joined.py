@@ -34,7 +34,7 @@ def joined_linear(
     Returns:
         (B, T, heads x h).
     """
-    index = head_index(heads, hidden_states.device)
+    index = head_index(heads, hidden_states)
     given = (*weights, *(biases or ()))
     rows: tuple[Tensor, ...] = _HeadRows.apply(index, size, len(weights), *given)  # type: ignore[no-untyped-call]
     return F.linear(hidden_states, *rows)

@@ -68,6 +68,11 @@ class JointProjection:
         for part in self.parts:
             part.__dict__["joint"] = self  # no submodule
 
+    @property
+    def training(self) -> bool:
+        """Whether the layers are in training mode, where weights may be written in ways that torch does not count."""
+        return self.parts[0].training
+
     def anew(self, module: nn.Module) -> JointProjection:
         """The same of the layers that a module has by now under these names, which are the same or trimmed ones."""
         return JointProjection(*(cast(Any, module._modules[name]) for name in self.names))
@@ -150,7 +155,7 @@ class JointProjection:
 
     def rows(self, dynamic: tuple[int, ...]) -> Rows:
         """Weight and bias of all three layers for the dynamic heads and the values, copied when one has changed."""
-        return self._rows.recall(lambda: self._joined(dynamic), self.parameters(dynamic), dynamic)
+        return self._rows.recall(lambda: self._joined(dynamic), self.parameters(dynamic), dynamic, self.training)
 
     def rows_of_values(self) -> Rows:
         """Weight and bias of the value projection, which are all that a layer without a dynamic head needs."""

@@ -40,12 +40,13 @@ class PreparedLayer:
     def of(cls, joint: JointProjection, mixer: ConstantHeads, hidden_states: Tensor) -> PreparedLayer:
         """The layer for hidden states (B, T, hidden), kept until parameters, constants or dtypes change."""
         dynamic, device, dtype = mixer.heads.dynamic, hidden_states.device, hidden_states.dtype
-        if torch.is_autocast_enabled(device.type):
+        if device.type != "meta" and torch.is_autocast_enabled(device.type):  # which knows no such device
             dtype = torch.get_autocast_dtype(device.type)
         found: PreparedLayer = joint.prepared.recall(
             lambda: cls(joint, mixer, hidden_states.new_empty(0, dtype=dtype)),
             [*joint.parameters(dynamic), mixer.constants],
             (dynamic, device, dtype),
+            joint.training,
         )
         return found
 

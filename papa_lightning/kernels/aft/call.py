@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from papa_lightning.kernels.launch import takes_tf32
+from papa_lightning.kernels.launches import by_sequence
 
 
 class Call(NamedTuple):
@@ -74,7 +75,8 @@ def _readable(tensor: Tensor) -> Tensor:
 
 def prepared(call: Call) -> Call:
     """The call with tensors as the kernels read them."""
-    mask = None if call.mask is None else dense_rows(call.mask.bool()).view(torch.uint8)
+    mask = by_sequence(call.mask, call.value.shape[0])
+    mask = None if mask is None else dense_rows(mask.bool()).view(torch.uint8)
     return Call(_readable(call.query), _readable(call.key), _readable(call.value), mask, *call[4:])
 
 

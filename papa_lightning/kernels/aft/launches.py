@@ -16,6 +16,8 @@ def scans(call: Call) -> bool:
 
 def launch_mixing(call: Call) -> Tensor:
     """The output of a call."""
+    if 0 in call.value.shape:
+        return new_output(call.value)
     call = prepared(call)
     with torch.cuda.device_of(call.value):
         if scans(call):
@@ -30,11 +32,21 @@ def launch_mixing(call: Call) -> Tensor:
 
 def launch_gradients(call: Call, grad: Tensor, out: Tensor) -> tuple[Tensor, ...]:
     """Gradients of query, key, value, the three scales (3, d), and the position bias; empty without such an input."""
+    if 0 in call.value.shape:
+        return _no_gradients(call)
     call, grad, out = prepared(call), grad.contiguous(), out.contiguous()
     with torch.cuda.device_of(call.value):
         if scans(call):
             return *launch_scan_gradients(call, grad, out), call.value.new_empty(0)
         return _launch_tile_gradients(call, grad, out)
+
+
+def _no_gradients(call: Call) -> tuple[Tensor, ...]:
+    """The gradients of a batch without a token: zeros."""
+    nothing, scales = call.value.new_empty(0), (3, channels(call.value))
+    by_scale = nothing if call.key_scale is None else call.value.new_zeros(scales, dtype=torch.float32)
+    by_bias = nothing if call.weight is None else torch.zeros_like(call.weight, dtype=torch.float32)
+    return *(new_rows(one) for one in call[:3]), by_scale, by_bias
 
 
 def _states(call: Call, own: Plan, even: bool) -> tuple[Tensor, Tensor]:

@@ -110,7 +110,7 @@ def attention_free_mixing(
         query: (B, T, d), or (B, H, T, h) with H h channels; key and value alike.
         key: (B, T, d), or (B, T, groups) with one key for the channels of each group.
         value: (B, T, d).
-        mask: (B, T), true for a real token, or None.
+        mask: (B, T), or (1, T) for all sequences, true for a real token, or None.
         causal: Whether rows look at themselves and earlier keys only.
         groups: Number of groups of neighbouring channels, which share a position bias.
         weight: w, (groups, T, T); with ``first`` a band of it, (groups, T or 1, n), and w is 0 elsewhere. None: w is 0.

@@ -17,7 +17,7 @@ from torch import Tensor
 from papa_lightning.errors import PapaError
 from papa_lightning.kernels.constant.launches import find_launch, launch_gradient, launch_product
 from papa_lightning.kernels.launch import precision
-from papa_lightning.kernels.launches import Launch, aligned
+from papa_lightning.kernels.launches import Launch, aligned, by_sequence
 
 #: Reach without a limit.
 _FAR = 2**30
@@ -48,7 +48,7 @@ def constant_product(
         constants: (C, T, T) of C heads, or (1, T, T) of all of them; any strides. With ``places`` (C, S, S) or
             (1, S, S), for S slots.
         value: (B, C, T, h), in the order of ``heads``; float16, bfloat16 or float32, any strides.
-        mask: (B, T) boolean, true for a real token; None: all are.
+        mask: (B, T), or (1, T) for all sequences, boolean, true for a real token; None: all are.
         heads: Numbers of the heads with constants, ascending.
         num_heads: Number of all heads; at most 64 if not all are constant.
         dynamic: (B, T, num_heads - C, h), mixed values of the other heads, ascending; any strides. None if there are
@@ -66,6 +66,7 @@ def constant_product(
         PapaError: The shapes do not fit, there are too many heads, constants of slots require a gradient, or the share
             of dropout is not one.
     """
+    mask = by_sequence(mask, value.shape[0])
     _check(constants, value, mask, heads, num_heads, dynamic, places)
     bits = 0 if dynamic is None else _bits_of(heads)
     behind, ahead = _FAR if before is None else before, _FAR if after is None else after
@@ -108,10 +109,11 @@ class RepeatedProduct:
             constants: (C, S, S) of C heads, or (1, S, S), for sequences of up to S tokens; in every call of the same
                 dtype, shape and strides.
             value: (B, C, T, h).
-            mask: (B, T) boolean, or None.
+            mask: (B, T) or (1, T), boolean, or None.
             dynamic: (B, T, num_heads - C, h), or None.
         """
         batch, _, length, size = shape = value.shape
+        mask = by_sequence(mask, batch)
         mixed = value.new_empty(batch, length, self._num_heads, size)
         key = (
             shape, value.stride(), value.dtype, precision(value),

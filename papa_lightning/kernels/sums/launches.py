@@ -79,7 +79,9 @@ def plan_batch(
     batch, heads, length, size = shape
     row, own = _power(size) * dtype.itemsize, length if slots is None else slots
     widest = max(row, _power(value_size) * dtype.itemsize)
-    rows, tile, short = mixing_blocks(length, widest, biased), adding_blocks(own, row, biased), False
+    # Exact products of wide float32 rows take as much shared memory as a bias does: more than 99 KB with more keys.
+    crowded = biased or (dtype == torch.float32 and widest > 256)
+    rows, tile, short = mixing_blocks(length, widest, crowded), adding_blocks(own, row, biased), False
     if slots is None and is_short(length, widest):
         tile, short = short_blocks(length), True
     tiles, entries = _tiles(own, tile), heads * own**2
@@ -130,13 +132,13 @@ def _tiles(slots: int, blocks: Blocks) -> int:
     return -(-slots // blocks.queries) * -(-slots // blocks.keys)
 
 
-def mixing_blocks(length: int, row: int, biased: bool) -> Blocks:
-    """Tiles of the mixing kernel by length and bytes of a row of queries, and whether a bias is read."""
-    if row <= 128 and not biased:
+def mixing_blocks(length: int, row: int, crowded: bool) -> Blocks:
+    """Tiles of the mixing kernel by length and bytes of a row of queries, and whether shared memory is short."""
+    if row <= 128 and not crowded:
         queries, keys, stages = 128, 64, 3
     else:
         queries, keys, stages = (64, 64 if row <= 256 else 32, 2) if row <= 512 else (32, 16, 1)
-        keys = max(16, keys // 2) if biased and row > 128 else keys
+        keys = max(16, keys // 2) if crowded and row > 128 else keys
     whole = _power(length)
     return Blocks(min(queries, whole), min(keys, whole), 8 if min(queries, whole) == 128 else 4, stages)
 

@@ -19,6 +19,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from papa_lightning.kernels.launches import by_sequence
 from papa_lightning.kernels.sums.blocks import add_parts, add_tiles, mix_and_add, mix_rows
 from papa_lightning.kernels.sums.launches import ENTRIES, Plan, exact_precision, most_tiles, plan_batch
 
@@ -46,7 +47,7 @@ def mix_and_add_attention(
         query: (B, H, T, h); float16, bfloat16 or float32.
         key: (B, H, T, h).
         value: (B, H, T, h).
-        mask: (B, T), true for a real token, or None.
+        mask: (B, T), or (1, T) for all sequences, true for a real token, or None.
         bias: Bias of the scores, broadcastable to (B, H, T, T), or None: floating point is added, and boolean is true
             where a query may look. It is read where it is, without a copy.
         scaling: Factor of the scores, above 0.
@@ -85,6 +86,7 @@ def _mix_and_add(
         return mixed
     work = torch.empty(plan.work, dtype=torch.float32, device=value.device) if plan.work > 0 else None
     query, key, value = _readable(query), _readable(key), _readable(value)
+    mask = by_sequence(mask, query.shape[0])
     if bias is not None:
         bias = bias.expand(*query.shape[:3], key.shape[2])
     scores = (query, key, bias, scaling * log2(e))

@@ -109,7 +109,7 @@ class StoredFeatures(Features):
     def on(self, device: torch.device) -> ResidentFeatures:
         """The features in the memory of a device."""
         table = torch.zeros(len(self._table) + 1, self.reading.width, device=device)
-        table[:-1] = self._table.to(device)
+        table[:-1].copy_(self._table)  # without a second table there
         return ResidentFeatures(self.reading, self.index, table)
 
     def remove(self) -> None:

@@ -5,6 +5,7 @@ import random
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from papa_lightning.attention.head_slices import head_index, head_runs, merge_heads, take_heads
 
@@ -49,6 +50,15 @@ def test_gradient_passes_through():
     assert tensor.grad[:, 0].tolist() == [1, 2, 1, 2]
 
 
+def test_numbers_of_heads_of_a_stand_in_are_not_kept():
+    heads = (0, 3, 7)  # which no other test asks for
+    with FakeTensorMode():
+        assert isinstance(head_index(heads, torch.zeros(8)), FakeTensor)
+    index = head_index(heads, torch.zeros(8))
+    assert type(index) is torch.Tensor
+    assert index.tolist() == list(heads)
+
+
 def test_a_compiled_graph_holds_the_numbers_of_heads():
     """A tensor that is made in the graph would be copied to the device in every call, which waits for it."""
     called = []
@@ -58,7 +68,7 @@ def test_a_compiled_graph_holds_the_numbers_of_heads():
         return graph.forward
 
     def chosen(tensor):
-        index = head_index((0, 2), tensor.device)
+        index = head_index((0, 2), tensor)
         return tensor.index_select(0, index), take_heads(tensor.to("meta"), [0, 2], dim=0, width=2)
 
     torch._dynamo.reset()

@@ -3,6 +3,7 @@
 import copy
 import gc
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 from torch.optim.optimizer import _global_optimizer_post_hooks
 from unit.attention.mixing import mix
 
-from papa_lightning.attention import ConstantHeads, Place
+from papa_lightning.attention import ConstantHeads, Place, parameter_cache
 from papa_lightning.attention.parameter_cache import Remembered
 
 
@@ -104,6 +105,54 @@ def test_optimizers_are_watched_only_while_a_result_of_trainable_parameters_is_k
     del second
     gc.collect()
     assert len(hooks) == before
+
+
+@pytest.fixture
+def capture(monkeypatch):
+    """A CUDA graph is captured while there is something in this list."""
+    state = []
+    monkeypatch.setattr(parameter_cache, "_is_capturing", lambda parameters: bool(state))
+    return state
+
+
+@torch.no_grad()
+def test_what_a_cuda_graph_reads_stays_for_as_long_as_the_module(capture):
+    module = Doubler().eval().requires_grad_(False)
+    found = module()
+    capture.append("graph")
+    assert module() is module() is found
+    assert len(module.doubled._captured) == 1
+    capture.clear()
+    read = weakref.ref(found)
+    del found
+    in_place(module)
+    module()
+    gc.collect()
+    assert read() is not None
+    del module
+    gc.collect()
+    assert read() is None
+
+
+@torch.no_grad()
+def test_what_is_made_in_a_cuda_graph_is_not_kept(capture):
+    """It is filled when the graph is replayed, and not before."""
+    module = Doubler().eval().requires_grad_(False)
+    capture.append("graph")
+    assert module() is not module()
+    capture.clear()
+    assert module() is module()
+    assert module.count == 3
+
+
+@torch.no_grad()
+def test_a_cuda_graph_computes_what_parameters_that_learn_give(capture):
+    module = Doubler().eval()
+    found = module()
+    capture.append("graph")
+    assert module() is not found
+    capture.clear()
+    assert module() is found
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """How an encoder is run: forward or training, packed, captured, and what its times are compared with."""
 
 import dataclasses
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -152,8 +153,9 @@ def test_a_graph_is_captured_by_the_first_call_and_replayed_by_others(monkeypatc
         def replay(self):
             done.append("replay")
 
-    run = Captured(lambda: done.append("run"))
+    run = Captured(lambda: done.append("run"), torch.device("cuda:1"))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext(done.append(str(device))))
     monkeypatch.setattr(Captured, "_capture", lambda self: (self._run(), Graph())[1])
     for _ in range(3):
         run()
-    assert done == ["run", "replay", "replay"]
+    assert done == ["cuda:1", "run", "cuda:1", "replay", "cuda:1", "replay"]

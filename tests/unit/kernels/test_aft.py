@@ -168,6 +168,40 @@ def test_strides_and_a_wide_head_of_one_key():
     assert_close(*gradients, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("form", ["simple", "band", "full"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_one_mask_for_all_sequences(form, causal):
+    torch.manual_seed(0)
+    rows = torch.randn(3, 3, 19, 4)
+    weight, first = {
+        "simple": (None, None),
+        "band": (torch.randn(1, 1, 5), -2),
+        "full": (torch.randn(1, 19, 19), None),
+    }[form]
+    mask = make_mask("holes", 1, 19)
+    found = kernels.attention_free_mixing(*rows, mask, causal, weight=weight, first=first)
+    each = kernels.attention_free_mixing(*rows, mask.repeat(3, 1), causal, weight=weight, first=first)
+    assert torch.equal(found, each)
+
+
+@pytest.mark.parametrize("form", ["simple", "band", "full"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_batch_without_sequences(form, causal):
+    rows = torch.zeros(3, 0, 19, 4, requires_grad=True)
+    weight, first = {
+        "simple": (None, None),
+        "band": (torch.randn(1, 1, 5), -2),
+        "full": (torch.randn(1, 19, 19), None),
+    }[form]
+    affine = tuple(torch.randn(4, requires_grad=True) for _ in range(3))
+    learned = [rows, *affine] + ([] if weight is None else [weight.requires_grad_()])
+    mixed = kernels.attention_free_mixing(*rows.unbind(), None, causal, weight=weight, first=first, affine=affine)
+    assert mixed.shape == (0, 19, 4)
+    gradients = torch.autograd.grad(mixed.sum(), learned)
+    for one, gradient in zip(learned, gradients, strict=True):
+        assert torch.equal(gradient, torch.zeros_like(one))
+
+
 def test_heads_in_a_layout_of_their_own_get_gradients_of_their_shape():
     """Rows (B, H, T, h) that are contiguous, and not views of a projection."""
     torch.manual_seed(0)

@@ -342,6 +342,18 @@ def test_a_repeated_product_keeps_few_launches_and_refuses_what_does_not_fit(mon
             repeated(case.constants[:, :4, :4], case.value, None, case.dynamic)
 
 
+@pytest.mark.parametrize("heads", [(0, 2), (0, 1, 2)])
+def test_one_mask_for_all_sequences(heads):
+    case, repeated = make_case(batch=3, heads=heads), RepeatedProduct(heads, 3)
+    each = case._replace(mask=case.mask[:1].repeat(3, 1))
+    with torch.no_grad():
+        wanted = each.run()
+        assert torch.equal(repeated(each.constants, each.value, each.mask, each.dynamic), wanted)
+        one = case._replace(mask=case.mask[:1])
+        assert torch.equal(one.run(), wanted)
+        assert torch.equal(repeated(one.constants, one.value, one.mask, one.dynamic), wanted)
+
+
 def test_no_mass_is_kept_where_no_gradient_is_taken(monkeypatch):
     case, kept = make_case(), []
     own = kernel.launch_product

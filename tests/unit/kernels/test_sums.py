@@ -202,6 +202,19 @@ def test_tiles_fit_in_the_shared_memory_of_small_gpus(width, size, biased):
         assert min(*mix[:2], *add[:2]) >= 16
 
 
+def test_exact_products_of_wide_rows_leave_shared_memory_of_small_gpus():
+    """Compiled for one with 99 KB, the kernel takes 112 KB with 32 keys, and 88 KB with 16."""
+    keys = {
+        (size, dtype): launch.plan_batch((1, 2, 600, size), size, None, dtype, False, torch.device("cpu")).mixing[
+            "keys"
+        ]
+        for size in (64, 80, 128)
+        for dtype in (torch.float32, torch.bfloat16)
+    }
+    assert [keys[size, torch.float32] for size in (64, 80, 128)] == [64, 16, 16]
+    assert [keys[size, torch.bfloat16] for size in (64, 80, 128)] == [64, 64, 64]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("size", [16, 64, 128, 256])
 def test_every_tile_has_an_entry_for_its_squares(size, dtype):

@@ -170,6 +170,30 @@ def test_another_class_mixes_in_its_own_way(prepared):
     assert not torch.allclose(near(model, inputs), before)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("through", ["prepared", "general"])
+def test_weights_that_are_written_in_training_mode(through, prepared, monkeypatch):
+    if through == "general":
+        monkeypatch.setattr(short, "takes_prepared", lambda hidden: False)
+    model, inputs = swapped(), make_inputs()
+    parts = projections(self_attentions(model)[0])
+    for part in parts:
+        part.train()
+    before = near(model, inputs)
+    parts[0].weight.data.mul_(3)  # which torch does not count
+    after = near(model, inputs)
+    assert not torch.allclose(after, before)
+    torch.testing.assert_close(after, near(copy.deepcopy(model), inputs))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("heads", [PARTIAL, "all"])
+def test_an_encoder_without_values(heads):
+    model = swapped(heads=heads).to("meta")
+    tokens = make_inputs()["input_ids"].to("meta")
+    assert model(input_ids=tokens).last_hidden_state.shape == (*tokens.shape, model.config.hidden_size)
+
+
 def test_where_layers_are_prepared():
     hidden = torch.zeros(1, 2, 4)
     assert not takes_prepared(hidden)
