@@ -30,6 +30,8 @@ DATA, PAGE = DOCS / "data" / "kinds.csv", DOCS / "results_kinds.md"
 #: Columns of the file: what a training is, and what it reached.
 COLUMNS = ["study", "steps", "variant", "kind", "seed", "metric", "score", "loss", "parameters"]
 _DECIMALS = 6
+#: A variant whose name ends with its learning rate.
+_RATE = re.compile(r"(.+)-(\d(?:\.\d+)?e-\d+)")
 
 
 def collect(name: str, folders: list[Path], output: Path) -> pd.DataFrame:
@@ -67,7 +69,7 @@ def with_blocks(text: str, results: pd.DataFrame) -> str:
 
     def made(found: re.Match[str]) -> str:
         name, rows = found[1], results[results["study"] == found[1]]
-        parts = [f"<!-- kinds: {name} -->", table(rows)]
+        parts = [f"<!-- kinds: {name} -->", (rates_table if has_rates(rows) else table)(rows)]
         if has_figure(rows):
             parts.append(f"![Score by kind of attention and steps, with 95 % intervals](figures/{figure_name(name)})")
         return "\n\n".join([*parts, f"<!-- end of {name} -->"])
@@ -101,6 +103,26 @@ def table(rows: pd.DataFrame) -> str:
     heads = [f"{metric}, {numbers[0]:,} steps", *(f"{steps:,} steps" for steps in numbers[1:])]
     columns = ("attention", *heads, f"minus `{variants[0]}`", "loss, nats", "parameters")
     return "\n".join("| " + " | ".join(line) + " |" for line in (columns, ("---",) * len(columns), *lines))
+
+
+def has_rates(rows: pd.DataFrame) -> bool:
+    """Whether each variant is a kind with a learning rate, as in "dot-4-5e-4"."""
+    return all(_RATE.fullmatch(variant) for variant in rows["variant"])
+
+
+def rates_table(rows: pd.DataFrame) -> str:
+    """Score, and behind a stroke the loss, of kinds by learning rate; the lowest loss of a kind is bold."""
+    names = rows["variant"].str.extract(_RATE)
+    rates = list(dict.fromkeys(names[1]))
+    metric, steps = str(rows["metric"].iloc[0]).replace("_", " "), int(rows["steps"].iloc[0])
+    heads = [f"{metric} / loss, {steps:,} steps, rate {rates[0]}", *rates[1:]]
+    lines = [("attention", *heads), ("---",) * (1 + len(rates))]
+    for kind, own in rows.groupby(names[0], sort=False):
+        means = own.groupby(names[1], sort=False)[["score", "loss"]].mean()
+        cells = {rate: f"{one.score:.3f} / {one.loss:.3f}" for rate, one in means.iterrows()}
+        cells[means["loss"].idxmin()] = f"**{cells[means['loss'].idxmin()]}**"
+        lines.append((f"`{kind}`", *(cells.get(rate, "") for rate in rates)))
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def with_half(values: pd.Series, signed: bool = False) -> str:

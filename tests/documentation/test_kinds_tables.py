@@ -79,6 +79,18 @@ def test_studies_that_differ_in_steps_become_one_table(tmp_path):
     assert len(make_kinds_tables.figure(results[results["study"] == "x"]).axes[0].get_legend().get_texts()) == 2
 
 
+def test_learning_rates_stand_beside_each_other(tmp_path):
+    scores = {"dot-4-5e-4": [0.5], "dot-4-1.6e-2": [0.7], "simple-1.6e-2": [0.4]}
+    rows = make_kinds_tables.collect("x", [finished(tmp_path / "rates", 1000, scores, 1)], tmp_path / "kinds.csv")
+    page = make_kinds_tables.with_blocks("<!-- kinds: x -->\n<!-- end of x -->", rows)
+    assert page.splitlines()[2:6] == [
+        "| attention | accuracy / loss, 1,000 steps, rate 5e-4 | 1.6e-2 |",
+        "| --- | --- | --- |",
+        "| `dot-4` | 0.500 / 0.500 | **0.700 / 0.300** |",
+        "| `simple` |  | **0.400 / 0.600** |",
+    ]
+
+
 def test_what_would_mislead_is_refused(tmp_path):
     folder = finished(tmp_path / "a", 100, {"a": [0.5, 0.6]})
     with pytest.raises(PapaError, match="a' is not finished"):
