@@ -154,7 +154,7 @@ def _chance(predictions: Evaluation, metric: str) -> tuple[float, Numbers] | Non
     if isinstance(predictions, Answers):
         expected = predictions.chance(metric)
         return expected, np.full(RESAMPLES, expected)
-    level = chance_level(metric, predictions.labels)
+    level = chance_level(metric, predictions.labels, predictions.logits.shape[1])
     if level is None:
         return None
     for label in range(predictions.logits.shape[1]):

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
+from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -150,7 +151,8 @@ class Study(StudyViews):
             own = plans if part is None else self._own(part, plans)
             files = {name: [file for plan in plans for file in plan.files[name]] for name in NAMED}
             self._clear(part)
-            self.folder.write(self.settings.as_dict(), self._about(plans), files)
+            about = self._about(plans) | (self._measured() if self.unfinished(plans) == 0 else {})
+            self.folder.write(self.settings.as_dict(), about, files)
             try:
                 # The bar counts sequences that pass through an encoder, which take most of the time.
                 with Progress(
@@ -298,6 +300,19 @@ class Study(StudyViews):
             recovery_cost=TRAINED * self.settings.recovery.max_epochs,
         )
 
+    def _machine(self) -> dict[str, Any]:
+        """Today, and the machine."""
+        today = f"{datetime.now(timezone.utc):%Y-%m-%d}"
+        return {"date": today, **machine_facts(find_device(self.settings.device))}
+
+    def _measured(self) -> dict[str, Any]:
+        """Day and machine of the results that are there, where all of them are."""
+        try:
+            about = self.folder.read()["about"]
+        except StudyError:  # missing or damaged: it is written anew
+            return {}
+        return {name: about[name] for name in self._machine() if name in about}
+
     def _about(self, plans: Sequence[PairPlan]) -> dict[str, Any]:
         """Facts about the measurement."""
         settings = self.settings
@@ -307,7 +322,7 @@ class Study(StudyViews):
             "seeds": list(settings.seeds),
         }
         return {
-            **machine_facts(find_device(settings.device)),
+            **self._machine(),
             "dtype": "float32",
             **settings.packs.noted(find_device(settings.device)),
             **(probes if any(plan.probes for plan in plans) else {}),

@@ -124,12 +124,13 @@ class StudySettings:
         for seed in self.seeds:
             if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
                 raise PapaError(f"seeds has {seed!r}, but a seed is a whole number from 0 to 2**32 - 1.")
-        for criterion in self.criteria:
-            criterion_from(criterion)
+        _check_criteria(self.criteria)
         for kind in self.constants:
             other = kind_of(kind).other_task
             if other is not None and other not in self.tasks:
                 raise PapaError(f"constants has {kind!r}, but tasks has only {', '.join(self.tasks)}: add that task.")
+        if "average" not in self.constants:
+            raise PapaError(f"constants is {list(self.constants)}, but the others are compared with 'average': add it.")
         for name, task in self.tasks.items():
             _check_task(name, task)
             self._probe_of(name)  # refuse wrong values
@@ -219,6 +220,16 @@ def _check_list(argument: str, values: Sequence[Any]) -> None:
         raise PapaError(f"{argument} is {values!r}, but must be a list of at least one value.")
     if len(set(values)) < len(values):
         raise PapaError(f"{argument} is {list(values)}, which has a value twice: give each once.")
+
+
+def _check_criteria(criteria: Sequence[str]) -> None:
+    """Refuse texts that are no criterion, and two that mean the same one."""
+    found = dict[str, str]()
+    for text in criteria:
+        spec = criterion_from(text).spec
+        if spec in found:
+            raise PapaError(f"criteria has {found[spec]!r} and {text!r}, which are the same: give each once.")
+        found[spec] = text
 
 
 #: What a task of the settings has.

@@ -262,7 +262,9 @@ class Evidence:
         chance = probes.chance(str(rows["metric"].iloc[0]), level, len(sample.seeds))
         if chance is None:
             return Estimate(math.nan), math.nan
-        return estimate(sample.minus(chance)), float(chance.seeds[0])
+        level = float(chance.seeds[0])
+        low, high = (bound - level for bound in bounds_of(str(rows["metric"].iloc[0])))
+        return estimate(sample.minus(chance), (low, high)), level
 
     def _against_random(self, pair: tuple[str, str], rows: pd.DataFrame) -> Estimate:
         """Difference to random orders of the heads, at the same share and with the same constants."""

@@ -129,9 +129,16 @@ def duration(seconds: float) -> str:
     """A time in seconds, minutes or hours.
 
     Example:
-        >>> duration(8), duration(200), duration(9000)
-        ('8 seconds', '3.3 minutes', '2.5 hours')
+        >>> duration(8), duration(200), duration(9000), duration(400000)
+        ('8 seconds', '3.3 minutes', '2.5 hours', '111 hours')
     """
     if seconds < 90:
         return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.2g} minutes" if seconds < 5400 else f"{seconds / 3600:.2g} hours"
+    hours = seconds / 3600
+    return (
+        f"{seconds / 60:.2g} minutes"
+        if seconds < 5400
+        else f"{hours:.2g} hours"
+        if hours < 99
+        else f"{hours:,.0f} hours"
+    )

@@ -218,7 +218,7 @@ class Bench:
         """Sizes of the data, and the score of a constant answer, which for embeddings only their answers know."""
         if self.judgements is None:
             rows = {name or "validation": len(rows) for name, rows in self.evaluations.items()}
-            chance = chance_level(self.metrics[0], self.evaluations[""][:]["labels"])
+            chance = chance_level(self.metrics[0], self.evaluations[""][:]["labels"], self.data.num_labels)
             return {"train_examples": len(self.train), "validation_examples": rows, "chance": chance}
         texts, embedder = len(self.evaluations[""]), self.embedder
         return {

@@ -137,12 +137,15 @@ METRICS["entity_f1"] = TaskMetric(
 )
 
 
-def chance_level(metric: str, labels: Tensor) -> float | None:
-    """Best score of a constant answer in a metric, for labels of any shape (-100: no label); None where unknown."""
+def chance_level(metric: str, labels: Tensor, num_labels: int) -> float | None:
+    """Best score of a constant answer in a metric, for labels of any shape (-100: no label); None where unknown.
+
+    All ``num_labels`` classes count, also those that no label has: the mean over classes is not that over two of them.
+    """
     if metric not in METRICS:
         return None
     known = labels[labels != UNLABELLED]
-    return METRICS[metric].chance(torch.bincount(known).double() / len(known))
+    return METRICS[metric].chance(torch.bincount(known, minlength=num_labels).double() / len(known))
 
 
 def classification_metrics(names: Sequence[str], num_labels: int) -> MetricCollection:

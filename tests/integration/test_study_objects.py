@@ -1,5 +1,6 @@
 """Studies as Python has them: of modules, checkpoints and data modules; and in parts, as an array of jobs."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,25 @@ def test_objects_give_what_folders_and_classes_give(settings: dict[str, Any], da
     again = Study(objects, "from-objects")
     assert again.plan()[0].missing == 0, "it goes on from what is there"
     assert len(list(Path("from-objects/encoders").iterdir())) == 1
+
+
+def test_a_study_that_only_opens_keeps_the_day_and_the_machine_of_its_results(settings: dict[str, Any]) -> None:
+    file = Path("study/study.json")
+
+    def about() -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(file.read_text())["about"]
+        return found
+
+    Study(settings, "study").run(progress=False)
+    own = about()
+    content = json.loads(file.read_text())
+    content["about"] |= {"date": "2001-01-01", "cpu": "another"}
+    del content["sha256"]
+    file.write_text(json.dumps(content))
+    Study(settings, "study").run(progress=False)
+    assert about() == own | {"date": "2001-01-01", "cpu": "another"}
+    Study(settings | {"seeds": [0, 1]}, "study").run(progress=False)
+    assert (about()["date"], about()["cpu"]) == (own["date"], own["cpu"])
 
 
 class Batches(LightningDataModule):

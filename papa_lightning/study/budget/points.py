@@ -240,7 +240,7 @@ class Points:
         if self._bench.judgements is not None:
             return None
         labels = self._bench.evaluations[HELD_OUT if held_out else ""][:]["labels"]
-        return chance_level(self.at(0).metric, torch.as_tensor(labels))
+        return chance_level(self.at(0).metric, torch.as_tensor(labels), self._bench.data.num_labels)
 
     def _metric(self, held_out: bool) -> str:
         metric = self.at(0).metric

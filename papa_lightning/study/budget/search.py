@@ -130,7 +130,7 @@ def _ranking(folder: StudyFolder, bench: Bench, settings: BudgetSettings) -> Hea
         return ranking_of(folder, bench, settings.criterion)
     if bench.judgements is not None:
         return _greedy_embeddings(folder, bench, settings.search_sequences)
-    probe = [asdict(settings.probe), settings.pooling, settings.seeds[0], settings.features.storage == "float16"]
+    probe = [asdict(bench.settings.probe), settings.pooling, settings.seeds[0], settings.features.storage == "float16"]
     depends = [bench.identity, probe, settings.search_sequences, settings.split_seed]
     path = folder.ranking(bench.encoder, bench.name, "greedy-selection", digest(depends))
     if not path.exists():

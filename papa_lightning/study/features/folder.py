@@ -60,17 +60,20 @@ def table_bytes(reading: Reading, index: SplitIndex, dtype: Dtype) -> int:
 
 def check_room(needed: int, budget: int, folder: Path) -> None:
     """Refuse features that are larger than the budget or the free disk space; the folder need not exist."""
-    remedies = 'pass dtype="float16" for half of it, take fewer examples, or store nothing and use LiveFeatures'
+    remedies = (
+        "pass features.storage float16 for half of it, take fewer examples, or pass features.storage none to compute "
+        "hidden states in every epoch anew"
+    )
     if needed > budget:
         raise PapaError(
-            f"budget_bytes is {budget} ({_gigabytes(budget)}), but the features take {needed} ({_gigabytes(needed)}): "
-            f"pass a larger budget, {remedies}."
+            f"features.budget_gigabytes leaves {budget} bytes ({_gigabytes(budget)}) for the hidden states of these "
+            f"examples, which take {needed} ({_gigabytes(needed)}): pass a larger budget, {remedies}."
         )
     existing = next(parent for parent in folder.absolute().parents if parent.exists())
     free = shutil.disk_usage(existing).free
     if needed > free:
         raise PapaError(
-            f"folder is {str(folder)!r}, where {free} bytes are free ({_gigabytes(free)}), but the features take "
+            f"folder is {str(folder)!r}, where {free} bytes are free ({_gigabytes(free)}), but the hidden states take "
             f"{needed} ({_gigabytes(needed)}): choose a folder on another disk, {remedies}."
         )
 
@@ -80,8 +83,8 @@ def rounded(vectors: Tensor, dtype: Dtype) -> Tensor:
     found = vectors.to(getattr(torch, dtype))
     if found.dtype != vectors.dtype and not bool(found.isfinite().all()):
         raise PapaError(
-            f"dtype is {dtype!r}, but a hidden state is {float(vectors.abs().max()):.3g}, beyond its range of 65504: "
-            'pass dtype="float32".'
+            f"features.storage is {dtype!r}, but a hidden state is {float(vectors.abs().max()):.3g}, beyond its range "
+            "of 65504: pass features.storage float32."
         )
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +73,9 @@ def proposals(data: StudyData) -> list[Proposal]:
         row = data.evidence.next_after(None, encoder, task, criterion) if within is None else within
         assert row is not None
         rankings = [one for one in data.rankings if (one.encoder, one.task) == (encoder, task)]
-        files = [one.path for one in rankings if one.name.partition(":")[0] == criterion]
+        # All random orders are one criterion; elsewhere a detail such as "greedy:64" makes another one.
+        orders = [one.path for one in rankings if criterion == "random" == one.name.partition(":")[0]]
+        files = orders or [one.path for one in rankings if one.name == criterion]
         averages = [
             one.path for one in data.constants if (one.encoder, one.task, one.name) == (encoder, task, "average")
         ]
@@ -156,7 +159,8 @@ def _which(proposal: Proposal) -> Card:
     row, chosen = proposal.row, proposal.chosen()
     answer = "All of them" if row["share"] == 1.0 else f"The {proposal.heads} with the lowest {row['criterion']} scores"
     if not chosen:
-        return Card("Which?", answer, ["The ranking is missing, so they cannot be listed."])
+        missing = [] if row["share"] == 1.0 else ["The ranking is missing, so they cannot be listed."]
+        return Card("Which?", answer, missing)
     links = {"map of all heads": "#heads", "what each head does": "#atlas"}
     return Card("Which?", answer, [listed_heads(chosen)], links)
 
@@ -286,11 +290,12 @@ def apply_section(data: StudyData, figures: Figures) -> list[Block]:
             continue
         constants = Path(os.path.relpath(one.constants, data.folder)).as_posix()
         encoder = data.encoders.get(one.encoder, one.encoder)
-        named = {"encoder": encoder, "constants": constants, "ranking": one.ranking_name, "heads": one.heads}
+        named = {"encoder": os.path.expanduser(encoder), "constants": constants, "ranking": one.ranking_name}
+        quoted = {name: shlex.quote(path) for name, path in named.items()}
         title = f"{one.encoder}, {one.task}: {one.heads} constant heads"
         own: list[Block] = [
-            Text(_PYTHON.format(**named), "code"),
-            Text(_COMMAND.format(**named) + _SENTENCES * (one.row["unit"] != "examples"), "code"),
+            Text(_PYTHON.format(**named, heads=one.heads), "code"),
+            Text(_COMMAND.format(**quoted, heads=one.heads) + _SENTENCES * (one.row["unit"] != "examples"), "code"),
             Links({"ranking": one.ranking_name, "constants": constants, **tables}),
         ]
         blocks += [Folded(title, own)] if len(found) > MOST_CARDS else [Text(title), *own]

@@ -15,11 +15,16 @@ from papa_lightning.study.verdicts import verdict_words
 from papa_lightning.text import Table
 from papa_lightning.version import __version__
 
+#: What differences of equal scores leave of rounding.
+_NOTHING = 1e-12
+
 
 def number(value: float, digits: int = 3, *, signed: bool = False) -> str:
     """A number with a number of decimals: fewer when it is large, more when it would read 0."""
     if not math.isfinite(value):
         return "not measured"
+    if abs(value) < _NOTHING:
+        value = 0.0
     if value and abs(value) < 0.5 * 10**-digits:
         text = f"{value:{'+' if signed else ''}.1g}".replace("e-0", "e-")
     else:
@@ -101,8 +106,8 @@ def measured_section(data: StudyData, figures: Figures) -> list[Block]:
     """Machine, versions, sizes and settings behind the numbers."""
     about = dict(data.about)
     pairs = about.pop("pairs", None)
-    measured = datetime.fromtimestamp((data.folder / "results.parquet").stat().st_mtime, tz=timezone.utc)
-    blocks: list[Block] = [Facts({"date": f"{measured:%Y-%m-%d}", **about})]
+    written = datetime.fromtimestamp((data.folder / "results.parquet").stat().st_mtime, tz=timezone.utc)
+    blocks: list[Block] = [Facts({"date": f"{written:%Y-%m-%d}", **about})]  # of a study that does not say its own
     if isinstance(pairs, list) and all(isinstance(pair, dict) for pair in pairs):
         for pair in pairs:
             rest = {name: value for name, value in pair.items() if name not in ("encoder", "task")}

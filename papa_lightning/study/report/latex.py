@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -68,7 +69,6 @@ def _cell(row: pd.Series) -> str:
 
 def _latex(table: pd.DataFrame, left: int, caption: str) -> str:
     columns = "l" * left + "r" * (len(table.columns) - left)
-    found: str = table.to_latex(
-        index=False, escape=True, column_format=columns, caption=caption.replace("%", "\\%"), label="tab:papa"
-    )
+    caption = re.sub(r"([%_&#])", r"\\\1", caption)  # which pandas leaves as it is
+    found: str = table.to_latex(index=False, escape=True, column_format=columns, caption=caption, label="tab:papa")
     return found.replace("±", "$\\pm$")

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import string
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -422,6 +423,9 @@ def test_greedy_search_sees_rows_of_the_selection_only(known, encoder_folder, da
     assert "by greedy search;" in format_budget(plan, tmp_path)
     monkeypatch.setattr(budget, "rank_heads", None)
     assert find_budget(settings, tmp_path, progress=False).ranking == plan.ranking  # found, not searched again
+    task = settings.task | {"probe": {"learning_rate": 0.1}}
+    with pytest.raises(TypeError):  # the order of another probe is another one
+        find_budget(replace(settings, task=task), tmp_path, progress=False)
 
 
 def test_an_old_plan_is_gone_before_the_files_beside_it_change(

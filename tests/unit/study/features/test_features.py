@@ -251,7 +251,7 @@ def test_budget_is_checked_before_anything_is_written(
     task, rows = cases.make_task(encoder, "layerwise"), cases.make_rows(5, "layerwise")
     needed = features_size(task, rows)
     with pytest.raises(
-        PapaError, match=rf"budget_bytes is {needed - 1} .*take {needed} .*larger budget.*float16.*Live"
+        PapaError, match=rf"budget_gigabytes leaves {needed - 1} .*take {needed} .*larger budget.*storage float16.*none"
     ):
         store(task, rows, tmp_path / "new" / "f", budget_bytes=needed - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, needed - 1))
@@ -418,7 +418,7 @@ def test_remove_deletes_the_folder(encoder: str, tmp_path: Path) -> None:
 def test_float16_that_overflows_is_refused(encoder: str, tmp_path: Path) -> None:
     task, rows = cases.make_task(encoder, "class_token"), cases.make_rows(3, "class_token")
     torch.nn.init.constant_(task.encoder.encoder.layer[-1].output.LayerNorm.bias, 1e5)
-    with pytest.raises(PapaError, match="dtype is 'float16', but a hidden state is 1e\\+05"):
+    with pytest.raises(PapaError, match=r"features\.storage is 'float16', but a hidden state is 1e\+05"):
         store(task, rows, tmp_path / "f", dtype="float16")
     assert list(tmp_path.iterdir()) == []
     assert len(store(task, rows, tmp_path / "f")) == 3

@@ -43,6 +43,11 @@ def test_controls_and_what_is_missing(tmp_path: Path) -> None:
     assert re.fullmatch(r"0\.\d{3}", average[5]), "no interval of one seed"
 
 
+def test_names_of_metrics_are_text(tmp_path: Path) -> None:
+    path = write_latex(write_study(tmp_path, maps=False, metric="matthews_corrcoef"))
+    assert r"\caption{matthews\_corrcoef by share" in path.read_text()
+
+
 def test_the_command_writes_it_and_no_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_study(tmp_path, maps=False)
     main(["report", str(tmp_path), "--latex"])

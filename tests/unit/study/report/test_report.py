@@ -1,7 +1,9 @@
 """The report of a study: which sections it has, what they say, and that the page needs nothing else."""
 
 import json
+import os
 import re
+import shlex
 import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -15,7 +17,7 @@ from unit.study.synthetic_study import make_cells, make_ranking, write_study
 from papa_lightning.calibration import AttentionConstants
 from papa_lightning.errors import ConstantsFileError, PapaError, RankingFileError, ResultFileError, StudyError
 from papa_lightning.ranking import HeadRanking
-from papa_lightning.study.report.answer import answer_section, proposals
+from papa_lightning.study.report.answer import answer_section, apply_section, proposals
 from papa_lightning.study.report.applied import Applied, save_applied
 from papa_lightning.study.report.data import read_study
 from papa_lightning.study.report.heads import head_scores
@@ -252,6 +254,35 @@ def test_the_answer_names_the_largest_share_within_the_margin_and_the_next(tmp_p
     assert re.search(r"Which\? The 4 with the lowest gate scores Layer \d: [\d, -]+", text)
     assert "accuracy 0.803 → 0.804 (3 seeds)" in text
     assert "No random order of the heads was measured beside it." in text
+
+
+def test_a_criterion_with_a_detail_has_its_ranking(tmp_path):
+    scores = [[0.80, 0.81, 0.80], [0.80, 0.81, 0.801], [0.60, 0.61, 0.60]]
+    text = answer_of(tmp_path, scores, criteria=("greedy:8",))
+    assert re.search(r"Which\? The 4 with the lowest greedy:8 scores Layer \d: [\d, -]+", text)
+    assert "Use it" in text
+
+
+def test_all_heads_need_no_ranking(tmp_path):
+    scores = [[0.80, 0.81, 0.80], [0.80, 0.81, 0.801]]
+    answer_of(tmp_path, scores, shares=(0.0, 1.0))
+    content = json.loads((tmp_path / "study.json").read_text())
+    content["files"]["rankings"] = []
+    (tmp_path / "study.json").write_text(json.dumps(content))
+    text = " ".join(answer_page(tmp_path).texts)
+    assert "All of them" in text
+    assert "missing" not in text
+
+
+def test_lines_to_copy_quote_paths(tmp_path):
+    write_study(tmp_path, shares=(0.0, 0.5, 1.0), weights=False, encoders=("mini",))
+    content = json.loads((tmp_path / "study.json").read_text())
+    for given, wanted in (("~/my models/mini", os.path.expanduser("~/my models/mini")), ("it's/mini", "it's/mini")):
+        content["settings"] = {"encoders": {"mini": given}}
+        (tmp_path / "study.json").write_text(json.dumps(content))
+        blocks = [one.text for one in apply_section(read_study(tmp_path), None) if getattr(one, "style", "") == "code"]
+        assert f"from_pretrained({wanted!r})" in blocks[0]
+        assert shlex.split(blocks[1])[3] == wanted
 
 
 def test_a_change_that_is_not_settled_is_no_answer(tmp_path):
