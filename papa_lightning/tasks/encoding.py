@@ -29,7 +29,7 @@ from papa_lightning.encoders import (
     swapped_layers,
 )
 from papa_lightning.encoders.loading import load_encoder
-from papa_lightning.errors import PapaError, UnsupportedEncoderError
+from papa_lightning.errors import ConstantsFileError, PapaError, RankingFileError, UnsupportedEncoderError
 from papa_lightning.lightning_project.filling import constants_in_use, log_filling
 from papa_lightning.ranking import HeadRanking
 from papa_lightning.tasks.batch_checks import check_inputs
@@ -212,10 +212,23 @@ class EncodingTask(LightningModule, ABC):
         weights_only: bool | None = True,
         **kwargs: Any,
     ) -> Self:
-        """Load a task from a checkpoint, as in Lightning, but code in it is run with `weights_only` = False only."""
-        return super().load_from_checkpoint(
-            checkpoint_path, map_location, hparams_file, strict, weights_only=weights_only, **kwargs
-        )
+        """Load a task from a checkpoint, as in Lightning, but code in it is run with `weights_only` = False only.
+
+        The files of constants and ranking may be gone, because the checkpoint has the constants and their heads.
+        """
+        given = (checkpoint_path, map_location, hparams_file, strict)
+        try:
+            return super().load_from_checkpoint(*given, weights_only=weights_only, **kwargs)
+        except (ConstantsFileError, RankingFileError):
+            if {"constants", "ranking"} & set(kwargs):
+                raise
+            if not isinstance(checkpoint_path, (str, Path)):
+                checkpoint_path.seek(0)
+            own: dict[str, Any] = {**kwargs, "constants": None, "heads": "all", "ranking": None}
+            found = super().load_from_checkpoint(*given, weights_only=weights_only, **own)
+            if not swapped_layers(found.encoder):
+                raise
+            return found
 
     def encoder_inputs(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Inputs of the encoder in a calibration pass: those of the batch, before the training step masks any."""

@@ -1,6 +1,8 @@
 """Arguments, encoder, modes, gradients and optimizer of all tasks, tested with a classification task."""
 
 import copy
+import io
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 
 from papa_lightning.calibration import AttentionConstants, calibrate
 from papa_lightning.encoders import swapped_layers
-from papa_lightning.errors import PapaError
+from papa_lightning.errors import ConstantsFileError, PapaError
 from papa_lightning.ranking import HeadRanking
 from papa_lightning.tasks import LayerwiseProbe, SequenceClassificationTask
 
@@ -345,6 +347,28 @@ def test_constants_file_needs_no_callback(bert: str, constants_file: str, tmp_pa
     trainer.save_checkpoint(tmp_path / "task.ckpt")
     loaded = SequenceClassificationTask.load_from_checkpoint(tmp_path / "task.ckpt")
     assert torch.equal(loaded.eval()(batch), task.eval()(batch))
+
+
+def test_a_checkpoint_needs_none_of_the_files_that_it_was_trained_with(
+    bert: str, constants_file: str, tmp_path: Path
+) -> None:
+    own = shutil.copy(constants_file, tmp_path / "constants.safetensors")
+    ranking = HeadRanking.from_scores([[3.0, 0.0, 2.0, 1.0]] * 2, "mine")
+    ranking.save(tmp_path / "ranking.json")
+    task = make_task(bert, constants=str(own), heads=0.5, ranking=str(tmp_path / "ranking.json"))
+    trainer, batch = make_trainer(), make_batch()
+    trainer.fit(task, make_loader())
+    trainer.save_checkpoint(tmp_path / "task.ckpt")
+    for missing in ("ranking.json", "constants.safetensors"):
+        (tmp_path / missing).unlink()
+        for place in (tmp_path / "task.ckpt", io.BytesIO((tmp_path / "task.ckpt").read_bytes())):
+            loaded = SequenceClassificationTask.load_from_checkpoint(place)
+            assert [one.constant_heads for one in swapped_layers(loaded.encoder)] == [
+                one.constant_heads for one in swapped_layers(task.encoder)
+            ]
+            assert torch.equal(loaded.eval()(batch), task.eval()(batch))
+    with pytest.raises(ConstantsFileError, match="elsewhere"):
+        SequenceClassificationTask.load_from_checkpoint(tmp_path / "task.ckpt", constants=str(tmp_path / "elsewhere"))
 
 
 @pytest.mark.parametrize("preset", ["default", "reference"])
