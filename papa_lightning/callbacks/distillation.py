@@ -53,6 +53,10 @@ class Teacher:
             teacher = self.encoder(**{**inputs, "output_hidden_states": True, "return_dict": True}).hidden_states
         self._distances.append(hidden_state_distance(student[1:], teacher[1:], inputs.get("attention_mask")))
 
+    def forget(self) -> None:
+        """Drop the distances of the batches compared since the last call of :meth:`take`."""
+        self._distances = []
+
     def take(self) -> Tensor:
         """Mean distance of the batches compared since the last call."""
         distances, self._distances = self._distances, []
@@ -181,8 +185,11 @@ class Distillation(Callback):
         return output.to_tuple() if wanted["return_dict"] is False else output
 
     def _with_distance(self, pl_module: L.LightningModule, output: Any) -> Any:
-        if output is None or self._teacher is None or not torch.is_grad_enabled():
+        if self._teacher is None or not torch.is_grad_enabled():
             return output
+        if output is None:  # Lightning skips this batch, so its distance joins no loss
+            self._teacher.forget()
+            return None
         distance = self._teacher.take()
         pl_module.log("train/distillation", distance)
         if isinstance(output, Mapping):

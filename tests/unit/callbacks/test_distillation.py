@@ -91,6 +91,24 @@ def test_a_step_that_accumulates_and_returns_a_mapping_comes_nearer() -> None:
     assert last < 0.8 * first
 
 
+def test_a_skipped_step_leaves_nothing_behind() -> None:
+    class Skipping(Plain):
+        def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Any:
+            loss = super().training_step(batch, batch_idx)
+            return None if batch_idx == 0 else loss
+
+    class Leaving(Plain):
+        def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Any:
+            return None if batch_idx == 0 else super().training_step(batch, batch_idx)
+
+    found = []
+    for kind in (Skipping, Leaving):
+        run = trainer(swapped(), Distillation())
+        run.fit(kind(), torch.utils.data.DataLoader(loaders(8)["train_dataloaders"].dataset, batch_size=4))
+        found.append(run.callback_metrics["train/distillation"])
+    assert torch.equal(found[0], found[1])
+
+
 @pytest.mark.parametrize("options", [{}, {"return_dict": False}, {"output_hidden_states": True}])
 def test_the_project_gets_what_it_asks_its_encoder_for(options: dict[str, Any]) -> None:
     plain, distilled = Plain(**options), Plain(**options)
