@@ -205,6 +205,14 @@ class SimilarityTask(EncodingTask):
         self.log("train/loss", loss, prog_bar=True, batch_size=len(wanted))
         return loss
 
+    def on_validation_start(self) -> None:
+        """Forget what a validation that failed has embedded."""
+        self._embedded("val").reset()
+
+    def on_test_start(self) -> None:
+        """Forget what a test that failed has embedded."""
+        self._embedded("test").reset()
+
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         """Embed a batch, for the scores at the end."""
         self._embed("val", batch)

@@ -142,6 +142,23 @@ def test_a_trial_run_has_no_scores(data, letters_folder) -> None:
     assert validated(SimilarityTask(letters_folder, LENGTH), data, fast_dev_run=True) == {}
 
 
+@pytest.mark.parametrize("stage", ["val", "test"])
+def test_a_run_that_failed_leaves_no_embeddings_for_the_next(stage, data, letters_folder, monkeypatch) -> None:
+    task, verb = SimilarityTask(letters_folder, LENGTH), "validate" if stage == "val" else "test"
+    embed = task._embed
+
+    def failing(stage: Any, batch: Any) -> None:
+        embed(stage, {**batch, "input_ids": batch["input_ids"].flip(0)})
+        raise KeyboardInterrupt
+
+    wanted = dict(getattr(trainer(), verb)(task, datamodule=data, verbose=False)[0])
+    monkeypatch.setattr(task, "_embed", failing)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        getattr(trainer(), verb)(task, datamodule=data, verbose=False)
+    monkeypatch.undo()
+    assert dict(getattr(trainer(), verb)(task, datamodule=data, verbose=False)[0]) == wanted
+
+
 def test_texts_that_were_left_out_are_counted(data, letters_folder) -> None:
     with pytest.raises(PapaError, match=r"10 of 28 texts were embedded, .*leave limit_val_batches out, and pass max_"):
         validated(SimilarityTask(letters_folder, LENGTH), data, limit_val_batches=2)
