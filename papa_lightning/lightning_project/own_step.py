@@ -174,12 +174,18 @@ class _Silent:
 
 
 class _Anything:
+    """Takes every call, and has no entries."""
+
     def __getattr__(self, name: str) -> Any:
         return self
 
     def __call__(self, *_: Any, **__: Any) -> Any:
         return self
 
+    def __iter__(self) -> Iterator[Any]:
+        return iter(())
+
+    keys = values = items = __iter__
     __getitem__ = __enter__ = __call__
     __setitem__ = __exit__ = _nothing
 

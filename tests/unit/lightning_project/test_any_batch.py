@@ -581,6 +581,9 @@ def test_a_step_that_goes_back_by_itself_and_logs_to_what_it_finds(tmp_path: Any
                 with self.logger.experiment["run"] as run:
                     run["loss"] = 1.0
                     run["losses"].append(1.0)
+                config = self.logger.experiment.config
+                assert "rate" not in config
+                assert {**config} == dict(config.items()) == {}
 
     logger = L.pytorch.loggers.CSVLogger(tmp_path)
     assert assert_exact(ByHand(step), DataLoader(tensors(), 2), logger=logger) == 7
