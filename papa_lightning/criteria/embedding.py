@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from papa_lightning.calibration import AttentionConstants, eval_mode
 from papa_lightning.criteria.base import CRITERIA, RankingInputs, criterion_from, on_device, precision
-from papa_lightning.criteria.sampled import HeadTrials, SampledCriterion, batch_size
+from papa_lightning.criteria.sampled import HeadTrials, SampledCriterion, batch_size, sliced
 from papa_lightning.encoders import Packing, dynamic_attention_of, encoder_shape, find_encoder
 from papa_lightning.errors import PapaError
 from papa_lightning.progress import Progress
@@ -94,7 +94,7 @@ class _Targets:
         base = find_encoder(self.encoder)
         for batch in self.batches:
             for start in range(0, batch_size(batch), _READ):  # a criterion that looks at few reads no more
-                part = on_device({name: held[start : start + _READ] for name, held in batch.items()}, base.device)
+                part = on_device(sliced(batch, slice(start, start + _READ)), base.device)
                 with torch.no_grad(), eval_mode(base), dynamic_attention_of(base):
                     targets = directions(self.embed(part))
                 yield {**part, _TARGET: targets}

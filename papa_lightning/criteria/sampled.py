@@ -128,12 +128,17 @@ def first_sequences(batches: Iterable[Mapping[str, Any]], sequences: int) -> Ite
     """The first batches that have so many sequences together; the last one is cut."""
     left = sequences
     for batch in batches:
-        yield {name: entry[:left] for name, entry in batch.items()}
+        yield sliced(batch, slice(left))
         left -= batch_size(batch)
         if left <= 0:
             return
 
 
+def sliced(batch: Mapping[str, Any], rows: slice) -> dict[str, Any]:
+    """Some sequences of a batch; entries that are None count as left out."""
+    return {name: entry[rows] for name, entry in batch.items() if entry is not None}
+
+
 def batch_size(batch: Mapping[str, Any]) -> int:
     """Number of sequences of a batch."""
-    return len(next(iter(batch.values())))
+    return len(next(entry for entry in batch.values() if entry is not None))

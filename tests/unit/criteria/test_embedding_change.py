@@ -81,6 +81,18 @@ def test_sentences_without_a_token_do_not_count():
     torch.testing.assert_close(found, expected, atol=0, rtol=1e-9)
 
 
+@pytest.mark.parametrize("criterion", [EmbeddingChange(5), GreedySearch()])
+def test_entries_that_are_none_count_as_left_out(criterion):
+    model, batches = plain("bert"), two_batches("bert")
+    left_out = [{key: one for key, one in batch.items() if key != "token_type_ids"} for batch in batches]
+    none = [{**batch, "token_type_ids": None} for batch in left_out]
+    wanted, found = (
+        criterion.scores(embedding_inputs(model, make_constants("bert"), one, embedder(model)))
+        for one in (left_out, none)
+    )
+    assert torch.equal(found, wanted)
+
+
 def test_what_is_missing_is_named():
     model, batches = copy.deepcopy(plain("bert")), two_batches("bert")
     with pytest.raises(PapaError, match="criterion 'embedding' needs embed, but embed is None"):
