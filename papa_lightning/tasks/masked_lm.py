@@ -45,6 +45,7 @@ class TokenMasker:
         self.mask_token_id = int(tokenizer.mask_token_id)
         self._special = torch.tensor(sorted(tokenizer.all_special_ids))
         self._collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=share)
+        self._ends: dict[int, int] = {}  # of each batch of a loader: the place after its last row
 
     def mask(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Mask tokens at random, by torch's random state: (B, T), and labels (B, T), the chosen tokens or -100."""
@@ -57,7 +58,9 @@ class TokenMasker:
     def mask_alike(self, batch: Mapping[str, Tensor], batch_idx: int) -> tuple[Tensor, Tensor]:
         """As `mask`, but by `example_id` or place in the data loader: the same in every epoch and in any batches."""
         count = len(batch["input_ids"])
-        places = range(batch_idx * count, (batch_idx + 1) * count)
+        start = self._ends.get(batch_idx - 1, batch_idx * count)  # the batches before may have other sizes
+        places = range(start, start + count)
+        self._ends[batch_idx] = places.stop
         numbers = batch["example_id"].tolist() if "example_id" in batch else places
         rows = []
         try:

@@ -155,6 +155,20 @@ def test_evaluation_masks_an_example_alike_in_any_batch(letters_folder: str, qui
     assert scores[0]["val/perplexity"] == pytest.approx(float(torch.tensor(scores[0]["val/loss"]).exp()), rel=1e-5)
 
 
+def test_evaluation_masks_rows_without_a_number_by_their_place(letters_folder: str) -> None:
+    masker, found = make_mlm(letters_folder)._masker, []
+    for size in (4, 6):
+        batches = list(make_loader(6, size))
+        for batch in batches:
+            del batch["example_id"]
+        for _ in range(2):
+            found.append(torch.cat([masker.mask_alike(batch, number)[0] for number, batch in enumerate(batches)]))
+        assert torch.equal(
+            masker.mask_alike(batches[-1], len(batches) - 1)[0], found[-1][-len(batches[-1]["input_ids"]) :]
+        )
+    assert all(torch.equal(one, found[0]) for one in found)
+
+
 def test_masked_tokens_are_learned(letters_folder: str, quiet_trainer: Make) -> None:
     examples = make_examples(64)
     for example in examples:  # all letters of a sentence are the same one
