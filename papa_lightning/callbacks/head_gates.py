@@ -76,6 +76,7 @@ class HeadGates(CalibratingCallback):
         self.output = output
         self.ranking: HeadRanking | None = None
         self.ranking_path: str | None = None
+        self._trained = False
         self._gradients_checked = False
 
     def swap(self, encoder: PreTrainedModel, max_length: int) -> None:
@@ -92,6 +93,7 @@ class HeadGates(CalibratingCallback):
         """Swap the encoder; refuse strategies that would shard the gates."""
         remedy = "train gates on one device or with strategy ddp, then use the ranking file"
         refuse_sharding(trainer, "the gates with the encoder", remedy)
+        self._trained = False
         if stage == "fit" and self.output is not None:
             check_output("output", self.output)
         super().setup(trainer, pl_module, stage)
@@ -123,10 +125,13 @@ class HeadGates(CalibratingCallback):
         self._gradients_checked = True
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Rank the heads and write the ranking."""
-        super().on_train_end(trainer, pl_module)
+        """Note that there is something to rank: a fit may end without a step."""
+        self._trained = True
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Rank the heads and write the ranking, by the gates that stay: averages replace them when training ends."""
         encoder = discover_encoder(pl_module, self.encoder)
-        if not is_calibrated(encoder):
+        if not self._trained or not is_calibrated(encoder):
             return
         self.ranking = ranking_of_gates(encoder)
         if not any(bool(gates.any()) for gates in self.gates(pl_module)):

@@ -70,8 +70,8 @@ def _by_lightning() -> DDPStrategy:
 class RankedByGates(HeadGates):
     """Every process writes what it found."""
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        super().on_train_end(trainer, pl_module)
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_fit_end(trainer, pl_module)
         assert self.ranking is not None
         self.ranking.save(Path(trainer.default_root_dir) / f"rank{trainer.global_rank}.json")
 

@@ -221,6 +221,12 @@ def test_gates_that_no_loss_reaches_are_refused() -> None:
     assert "configure_optimizers" not in module.__dict__
 
 
+def test_a_fit_without_a_step_ranks_nothing() -> None:
+    callback, module = HeadGates(0.1, max_length=LENGTH), FrozenEncoder()
+    trainer(callback, max_epochs=0).fit(module, **loaders())
+    assert callback.ranking is None
+
+
 def test_gates_that_did_not_move_bring_a_warning() -> None:
     class Unmoved(FrozenEncoder):
         def configure_optimizers(self) -> Any:
