@@ -31,7 +31,7 @@ class LearnedConstants(Callback):
 
     Raises:
         PapaError: For invalid arguments. When the fit starts: for strategies that shard the encoder, and for an encoder
-            without constants.
+            without constants or with constants that another callback has frozen.
 
     Example:
         >>> from lightning import Trainer
@@ -69,9 +69,15 @@ class LearnedConstants(Callback):
         set_up_groups(trainer, pl_module)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Let every optimizer end its steps with rows that are distributions, before any other callback sees them."""
+        """Let every optimizer end its steps with rows that are distributions, and refuse constants frozen by now."""
         self._remove_hooks()  # a finder of learning rates runs the start of training more than once
         self._mixers = learning_mixers(discover_encoder(pl_module, self.encoder))
+        if not all(mixer.constants.requires_grad for mixer in self._mixers):
+            raise PapaError(
+                "the constants were frozen after setup, so they cannot learn: freeze the encoder in __init__ of the "
+                "module, let a callback that freezes it stand before LearnedConstants in the list of callbacks, or "
+                "leave parameters with .papa. in their name out."
+            )
         self._hooks = [
             optimizer.register_step_post_hook(lambda *_: project_constants(self._mixers))
             for optimizer in trainer.optimizers

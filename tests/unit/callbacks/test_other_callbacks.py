@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import (
 from projects import LENGTH, Classifier, Sentences, loaders, trainer
 from torch.utils.data import DataLoader
 
-from papa_lightning import AttentionConstants, ConstantAttention, HeadGates, calibrate
+from papa_lightning import AttentionConstants, ConstantAttention, HeadGates, LearnedConstants, PapaError, calibrate
 from papa_lightning.callbacks import ranking_of_gates
 from papa_lightning.encoders import gate_logits, is_calibrated, swapped_layers
 
@@ -161,6 +161,16 @@ class Tunable(Classifier):
 
     def val_dataloader(self) -> DataLoader[Any]:
         return DataLoader(Sentences(4, seed=1), batch_size=4)
+
+
+def test_learned_constants_that_a_later_callback_freezes_are_refused() -> None:
+    later = BackboneFinetuning(unfreeze_backbone_at_epoch=1, lambda_func=lambda epoch: 1.0)
+    ours = [ConstantAttention(max_length=LENGTH), LearnedConstants()]
+    with pytest.raises(PapaError, match=r"constants were frozen after setup, so they cannot learn.*LearnedConstants"):
+        trainer(*ours, later).fit(Gradual(), **loaders())
+    module = Gradual()
+    trainer(later, *ours).fit(module, **loaders())
+    assert not torch.equal(swapped_layers(module.bert)[0].constants.detach(), expected_constants().values[0])
 
 
 @EVERY_ORDER
