@@ -77,7 +77,7 @@ class HeadGates(CalibratingCallback):
         self.ranking: HeadRanking | None = None
         self.ranking_path: str | None = None
         self._trained = False
-        self._gradients_checked = False
+        self._reached: bool | None = None  # by a backward pass of this fit
 
     def swap(self, encoder: PreTrainedModel, max_length: int) -> None:
         """Swap to kind "gated"; see :meth:`CalibratingCallback.swap`."""
@@ -113,16 +113,29 @@ class HeadGates(CalibratingCallback):
                 "the gates were frozen after setup, so they cannot learn: freeze the encoder in __init__ of the "
                 "module, before the gates join it, or leave parameters with .papa. in their name out."
             )
-        self._gradients_checked = False
+        self._reached = None
 
     def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Refuse, after the first backward pass, a loss that does not reach the gates."""
-        if not self._gradients_checked and any(gates.grad is None for gates in self.gates(pl_module)):
+        """Note whether a loss has reached any gate: one of several may not, and some layers may be unused."""
+        self._reached = self._reached or any(gates.grad is not None for gates in self.gates(pl_module))
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Refuse, before the first step, a loss that reaches no gate; by hand an epoch may have several losses."""
+        if pl_module.automatic_optimization:
+            self._refuse_unreached()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Refuse losses that have reached no gate in all of the epoch."""
+        self._refuse_unreached()
+
+    def _refuse_unreached(self) -> None:
+        if self._reached is False:
             raise PapaError(
                 "the loss has no gradient for the gates: the module runs its encoder under torch.no_grad(), or "
                 "detaches what comes out. A frozen encoder needs neither: requires_grad=False of its parameters does."
             )
-        self._gradients_checked = True
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note that there is something to rank: a fit may end without a step."""

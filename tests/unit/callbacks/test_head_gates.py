@@ -221,6 +221,46 @@ def test_gates_that_no_loss_reaches_are_refused() -> None:
     assert "configure_optimizers" not in module.__dict__
 
 
+class ByHand(FrozenEncoder):
+    """Each batch has two losses, of which the first does not reach the encoder."""
+
+    automatic_optimization = False
+    detached = False
+
+    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(self.classifier.weight.square().sum())
+        optimizer.step()
+        loss = nn.functional.cross_entropy(self(batch), batch["label"])
+        self.manual_backward(loss.detach() * self.classifier.bias.sum() if self.detached else loss)
+        optimizer.step()
+
+
+def test_a_first_loss_that_does_not_reach_the_gates_is_no_matter() -> None:
+    callback, module = HeadGates(0.1, max_length=LENGTH), ByHand()
+    trainer(callback).fit(module, **loaders())
+    assert all((gates != 0).all() for gates in gate_logits(module))
+    module = ByHand()
+    module.detached = True
+    with pytest.raises(PapaError, match=r"no gradient for the gates"):
+        trainer(HeadGates(max_length=LENGTH)).fit(module, **loaders())
+
+
+def test_a_head_on_an_earlier_layer_ranks_what_it_uses() -> None:
+    class Earlier(FrozenEncoder):
+        def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+            inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+            return self.classifier(self.bert(**inputs, output_hidden_states=True).hidden_states[-2][:, 0])
+
+    callback, module = HeadGates(0.1, max_length=LENGTH), Earlier()
+    trainer(callback).fit(module, **loaders())
+    first, last = gate_logits(module)
+    assert (first != 0).all()
+    assert not last.any()
+    assert callback.ranking is not None
+
+
 def test_a_fit_without_a_step_ranks_nothing() -> None:
     callback, module = HeadGates(0.1, max_length=LENGTH), FrozenEncoder()
     trainer(callback, max_epochs=0).fit(module, **loaders())
