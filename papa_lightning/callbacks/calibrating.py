@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from papa_lightning.attention import TokenMixer
 from papa_lightning.calibration import AttentionAverages, AttentionConstants, check_max_length, finish, gather
-from papa_lightning.either_lightning import Callback, L, TrainerFn, is_a, isolate_rng, rank_zero_info
+from papa_lightning.either_lightning import Callback, L, TrainerFn, is_a, rank_zero_info
 from papa_lightning.encoders import (
     Packing,
     compute_device,
@@ -39,7 +39,7 @@ from papa_lightning.lightning_project.encoder import (
 from papa_lightning.lightning_project.filling import constants_in_use, log_filling, presets_of
 from papa_lightning.lightning_project.optimizers import forget_groups, keep_apart, set_up_groups
 from papa_lightning.lightning_project.run import all_or_none, new_file
-from papa_lightning.lightning_project.sequences import CalibrationBatches
+from papa_lightning.lightning_project.sequences import CalibrationBatches, data_unchanged
 from papa_lightning.lightning_project.validation_rows import check_validation
 
 
@@ -346,7 +346,7 @@ def calibrate_in(
     def share() -> AttentionAverages:
         if by_step is not None:
             return by_step.observe(progress)
-        with isolate_rng(), trainer.precision_plugin.forward_context():
+        with data_unchanged(trainer), trainer.precision_plugin.forward_context():
             # A generator may run the module's step before its first batch, which must not be observed.
             first = next(batches, None) if isinstance(batches, Iterator) else None
             begun = batches if first is None else chain([first], batches)

@@ -35,7 +35,7 @@ class CalibrationBatches:
     ) -> None:
         self.trainer, self.module, self.encoder = trainer, module, encoder
         self.max_length, self.read = max_length, read
-        with self._data_unchanged():
+        with data_unchanged(trainer):
             self.batches = TrainBatches(trainer, batch_size)
         self._recorded: list[Mapping[str, Any]] | None = None
 
@@ -92,19 +92,13 @@ class CalibrationBatches:
     @contextmanager
     def _trial(self) -> Iterator[None]:
         hooks = (self.module.on_train_start, self.module.on_train_epoch_start)
-        with self._data_unchanged(), trial(self.trainer, self.module, hooks):
+        with data_unchanged(self.trainer), trial(self.trainer, self.module, hooks):
             yield
 
     def _on_device(self, batches: Any) -> Iterator[tuple[int, Any]]:
         for number, batch in enumerate(batches):
             if batch is not None:
                 yield number, to_device(self.trainer, self.module, batch)
-
-    @contextmanager
-    def _data_unchanged(self) -> Iterator[None]:
-        """Loaders, samplers and data sets, their generators and counters, and the global random state."""
-        with isolate_rng(), unchanged([self.trainer.train_dataloader], besides=[self.trainer], tensors=False):
-            yield
 
     def not_reached(self) -> CalibrationError:
         """The error for a step that has not called the encoder at all."""
@@ -113,6 +107,13 @@ class CalibrationBatches:
             f"training_step of {name} ran over the train data, but never called its {kind}: name the encoder that "
             f"it trains with encoder=..., or {REMEDY}."
         )
+
+
+@contextmanager
+def data_unchanged(trainer: L.Trainer) -> Iterator[None]:
+    """Restore loaders, samplers and data sets of the training, their generators and counters, and the random state."""
+    with isolate_rng(), unchanged([trainer.train_dataloader], besides=[trainer], tensors=False):
+        yield
 
 
 def to_device(trainer: L.Trainer, module: L.LightningModule, batch: Any) -> Any:

@@ -701,9 +701,24 @@ class Rows(Dataset[Any]):
         return ids, torch.ones(LENGTH, dtype=torch.long)
 
 
-def test_generators_and_counters_of_the_data_are_as_they_were() -> None:
+class Reading(Keeping):
+    """Reads the inputs off the batches."""
+
+    def encoder_inputs(self, batch: Any) -> Any:
+        return {"input_ids": batch[0], "attention_mask": batch[1]}
+
+
+class Passing(Reading):
+    """Passes the default batches on."""
+
+    def calibration_batches(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Any:
+        yield from super().calibration_batches(trainer, pl_module)
+
+
+@pytest.mark.parametrize("kind", [Keeping, Reading, Passing])
+def test_generators_and_counters_of_the_data_are_as_they_were(kind: Any) -> None:
     datas = [Rows(), Rows()]
-    for data, callbacks in zip(datas, ([Keeping(max_length=LENGTH)], []), strict=True):
+    for data, callbacks in zip(datas, ([kind(max_length=LENGTH)], []), strict=True):
         trainer(*callbacks).fit(Project(step), DataLoader(data, 2))
     assert datas[0].asked == datas[1].asked == 5
     assert torch.equal(datas[0].dice.get_state(), datas[1].dice.get_state())
