@@ -30,7 +30,8 @@ class PredictionWriter(BasePredictionWriter):
 
     Each process writes a part beside the output, in a folder that all machines must see, and the first one joins them.
     Several data loaders have a file each, ``predictions-matched.jsonl``, named by the datamodule's `validation_names`
-    if it has as many, else numbered from 0. A trial run (``fast_dev_run``) writes nothing.
+    if it has as many, else numbered from 0. Data without places, which can only be iterated or come in ready batches,
+    have a row for each prediction, in turns over the processes. A trial run (``fast_dev_run``) writes nothing.
 
     Args:
         output: A ``.jsonl`` or ``.parquet`` file. None: ``predictions.jsonl`` in the logger's or the working folder.
@@ -56,7 +57,7 @@ class PredictionWriter(BasePredictionWriter):
         self._targets: list[Path] = []
         self._token = ""
         self._part: BinaryIO | None = None
-        self._rows = 0
+        self._rows: dict[int, int] = {}  # written by this process, by loader
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Refuse outputs that cannot be written, and open this process's part; a trial run writes nothing."""
@@ -71,7 +72,7 @@ class PredictionWriter(BasePredictionWriter):
         self._token = trainer.strategy.broadcast(secrets.token_hex(6))
         with refusing("output", target):
             self._part = open_part(self._part_path(trainer.global_rank))
-        self._rows = 0
+        self._rows = {}
 
     def write_on_batch_end(
         self,
@@ -86,14 +87,21 @@ class PredictionWriter(BasePredictionWriter):
         """Add the rows of a batch to this process's part."""
         if self._part is None:
             return
+        loaders: Any = trainer.predict_loop._combined_loader
+        batching = getattr(loaders.flattened[dataloader_idx], "batch_sampler", None)
+        begun = self._rows.get(dataloader_idx, 0)
         rows = prediction_rows(prediction, getattr(pl_module, "label_names", None))
         for number, row in enumerate(rows):
-            # Without a torch DataLoader the places are unknown, but then there is one process, in the right order.
-            place = batch_indices[number] if batch_indices else self._rows
-            line = f"{dataloader_idx}\t{place}\t{json.dumps(row, ensure_ascii=False)}\n"
+            if batch_indices and hasattr(batching, "seen_batch_indices"):  # else Lightning's are of another loader
+                place = (batch_indices[number], 0)
+            elif batching is None:  # batches come ready, and processes take turns
+                place = (batch_idx * trainer.world_size + trainer.global_rank, number)
+            else:
+                place = ((begun + number) * trainer.world_size + trainer.global_rank, 0)
+            line = "\t".join(map(str, (dataloader_idx, *place, json.dumps(row, ensure_ascii=False)))) + "\n"
             with refusing("output", self._targets[0]):
                 self._part.write(line.encode())
-            self._rows += 1
+            self._rows[dataloader_idx] = begun + number + 1
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put the parts together."""
@@ -115,12 +123,12 @@ class PredictionWriter(BasePredictionWriter):
         self._remove_part()
 
     def _merge(self, parts: Sequence[Path]) -> None:
-        lines: list[dict[int, str]] = [{} for _ in self._targets]
+        lines: list[dict[tuple[int, int], str]] = [{} for _ in self._targets]
         for part in parts:
             with open(part, encoding="utf-8") as file:
                 for line in file:
-                    loader, place, row = line.split("\t", 2)
-                    lines[int(loader)][int(place)] = row  # a custom sampler may repeat an example
+                    loader, place, within, row = line.split("\t", 3)
+                    lines[int(loader)][int(place), int(within)] = row  # a custom sampler may repeat an example
         for target, rows in zip(self._targets, lines, strict=True):
             ordered, content = [rows[place] for place in sorted(rows)], io.BytesIO()
             if target.suffix == ".parquet":

@@ -1,6 +1,8 @@
 """Tasks on two processes: the scores, the predictions and the constants of one process."""
 
 import json
+import os
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import torch
 from distributed.processes import in_two_processes
 from projects import LENGTH, tiny_config, trainer
 from torch import Tensor
-from torch.utils.data import DataLoader, WeightedRandomSampler
+from torch.utils.data import DataLoader, IterableDataset, WeightedRandomSampler
 from transformers import BertModel, BertTokenizer
 
 from papa_lightning import (
@@ -79,6 +81,24 @@ def predict(encoder: str, kind: str, path: Path, **arguments: Any) -> None:
     run.predict(make_task(encoder, kind), make_loader(7, kind), return_predictions=False)
 
 
+class Shares(IterableDataset[dict[str, Tensor]]):
+    """Each process reads the examples of its turn."""
+
+    def __init__(self, examples: Any) -> None:
+        self.examples = examples
+
+    def __iter__(self) -> Any:
+        return islice(self.examples, int(os.environ.get("RANK", 0)), None, int(os.environ.get("WORLD_SIZE", 1)))
+
+
+def predict_without_places(encoder: str, folder: Path, **arguments: Any) -> None:
+    examples = make_loader(7, "sequences").dataset
+    ready = DataLoader(list(DataLoader(examples, batch_size=2)), batch_size=None)
+    run = trainer(PredictionWriter(str(folder / "out.jsonl")), **arguments)
+    loaders = [DataLoader(Shares(examples), batch_size=2), ready]
+    run.predict(make_task(encoder, "sequences"), loaders, return_predictions=False)
+
+
 def train_constants(encoder: str, regime: str, **arguments: Any) -> list[Tensor]:
     """DDP itself would complain about a parameter that no loss reaches."""
     task = make_task(encoder, "sequences", regime=regime, constants_learning_rate=0.05)
@@ -112,6 +132,7 @@ def run(folder: Path) -> dict[str, Any]:
     results["sampler"] = scores_with_a_sampler(encoder, **two)
     for kind in ("sequences", "tokens"):
         predict(encoder, kind, folder / "two" / f"{kind}.jsonl", **two)
+    predict_without_places(encoder, folder / "shares", **two)
     for regime in ("fine_tune_constants", "constants"):
         results[regime] = train_constants(encoder, regime, **two)
     results["embeddings"] = embedding_scores(encoder, folder / "pairs", **two)
@@ -156,6 +177,13 @@ def test_predictions_are_one_file_without_repeats(kind: str, encoder: str, two_p
     name = "labels" if kind == "tokens" else "label"
     assert [row[name] for row in two] == [row[name] for row in one]
     assert sorted(file.name for file in (two_processes / "two").iterdir()) == ["sequences.jsonl", "tokens.jsonl"]
+
+
+def test_predictions_without_places_are_all_written(two_processes: Path) -> None:
+    """The second loader has four batches of two and one."""
+    for number in range(2):
+        rows = (two_processes / "shares" / f"out-{number}.jsonl").read_text().splitlines()
+        assert [json.loads(row)["example_id"] for row in rows] == list(range(7))
 
 
 @pytest.mark.parametrize("regime", ["fine_tune_constants", "constants"])

@@ -14,7 +14,7 @@ from datasets import load_dataset
 from lightning.pytorch.loggers import CSVLogger
 from projects import trainer
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from papa_lightning.callbacks import PredictionWriter, predictions
 from papa_lightning.callbacks.predictions import prediction_rows
@@ -81,6 +81,24 @@ def test_a_file_for_each_loader(tmp_path: Path) -> None:
     trainer(writer).predict(Parity(), loaders)
     assert [len(read(Path(path))) for path in writer.paths] == [3, 5]
     assert [Path(path).name for path in writer.paths] == ["out-0.jsonl", "out-1.jsonl"]
+
+
+class Stream(IterableDataset[int]):
+    def __init__(self, *numbers: int) -> None:
+        self.numbers = numbers
+
+    def __iter__(self) -> Any:
+        return iter(self.numbers)
+
+
+def test_loaders_with_and_without_places(tmp_path: Path) -> None:
+    """Lightning keeps telling the places of the last batch of a loader that has them."""
+    writer = PredictionWriter(str(tmp_path / "out.jsonl"))
+    ready = DataLoader([torch.tensor([3, 1]), torch.tensor([2])], batch_size=None)
+    shuffled = DataLoader(range(5), batch_size=3, shuffle=True)
+    trainer(writer).predict(Parity(), [shuffled, DataLoader(Stream(4, 9, 2), batch_size=2), ready, shuffled])
+    found = [[row["example_id"] - 100 for row in read(Path(path))] for path in writer.paths]
+    assert found == [[0, 1, 2, 3, 4], [4, 9, 2], [3, 1, 2], [0, 1, 2, 3, 4]]
 
 
 def test_the_default_is_the_folder_of_the_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
