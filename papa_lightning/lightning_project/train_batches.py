@@ -26,14 +26,18 @@ _REMEDY = "override calibration_batches of the callback, or make a constants fil
 
 
 class TrainBatches:
-    """Batches of an epoch of the train loader without DDP's repeats, in the order of the data; one on every process."""
+    """Batches of an epoch of the train loader without DDP's repeats, in the order of the data; one on every process.
+
+    `batch_size` is that of a single loader; several keep theirs.
+    """
 
     def __init__(self, trainer: L.Trainer, batch_size: int | None = None) -> None:
         given, self.limit = trainer.train_dataloader, _limit(trainer)
         if isinstance(given, (dict, list, tuple)):
-            own = tree_map(lambda one: _once(trainer, one, batch_size, None), given)
+            # In their own sizes: by size and number of batches the loaders are gone over together, and cut.
+            own = tree_map(lambda one: _once(trainer, one, None, None), given)
             combined: Any = trainer.fit_loop._combined_loader
-            self.batches: Iterable[Any] = _combined(type(combined)(own, combined._mode))
+            self.batches: Iterable[Any] = _Combined(type(combined)(own, combined._mode))
         else:
             self.batches = _once(trainer, given, batch_size, self.limit)
             self.limit = None if _has_places(given) else self.limit
@@ -57,10 +61,15 @@ class TrainBatches:
         return other
 
 
-def _combined(loaders: Any) -> Iterator[Any]:
+class _Combined:
     """The batches of several loaders in one."""
-    for batch, _, _ in loaders:
-        yield batch
+
+    def __init__(self, loaders: Any) -> None:
+        self._loaders = loaders
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch, _, _ in self._loaders:
+            yield batch
 
 
 def _limit(trainer: L.Trainer) -> int | None:

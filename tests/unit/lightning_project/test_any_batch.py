@@ -12,6 +12,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.utilities import CombinedLoader
 from projects import LENGTH, Sentences, tiny_config, trainer
 from torch import Tensor
 from torch.utils.data import (
@@ -303,6 +304,43 @@ def test_the_size_of_batches_of_the_pass_changes_nothing_else() -> None:
         callback, module = Keeping(max_length=LENGTH, batch_size=size), Project(step)
         trainer(callback, limit_train_batches=2).fit(module, data)
         assert callback.made.metadata["sequences"] == 2 * (data.batch_size or 0)
+
+
+@pytest.mark.parametrize(
+    ("mode", "arguments", "number"),
+    [
+        ("max_size_cycle", {}, 18),
+        ("max_size_cycle", {"limit_train_batches": 2}, 6),
+        ("min_size", {}, 12),
+    ],
+)
+def test_the_size_of_batches_of_the_pass_changes_nothing_of_several_loaders(
+    mode: str, arguments: Any, number: int
+) -> None:
+    def use(module: Project, batch: Any) -> Any:
+        return sum(first(module.bert(one[0], one[1])) for one in batch.values())
+
+    several = {"one": DataLoader(tensors(6), 1), "other": DataLoader(tensors(8), 2)}
+    for size in (None, 1, 5):
+        callback = Keeping(max_length=LENGTH, batch_size=size)
+        trainer(callback, **arguments).fit(Project(use), CombinedLoader(several, mode))
+        assert callback.made.metadata["sequences"] == number
+
+
+def test_several_loaders_are_gone_over_more_than_once(tmp_path: Any) -> None:
+    """By a criterion, after calibration."""
+
+    class Reads(Project):
+        def encoder_inputs(self, batch: Any) -> Any:
+            return [{"input_ids": one[0], "attention_mask": one[1]} for one in batch.values()]
+
+    module, loaders = Reads(FORMS["loaders by name"][1]), FORMS["loaders by name"][0]()
+    batches = [{"input_ids": one[0], "attention_mask": one[1]} for loader in loaders.values() for one in loader]
+    expected = rank_heads("divergence", RankingInputs(module.bert, calibrate(module.bert, batches, LENGTH), batches))
+    run = RankingRun("divergence", str(tmp_path / "ranking.json"), ConstantAttention(LENGTH), None, False)
+    trainer(run).fit(module, loaders)
+    assert run.ranking is not None
+    assert run.ranking.heads == expected.heads
 
 
 def test_ready_batches_keep_their_size() -> None:
