@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel
 
-from papa_lightning.attention import TokenMixer
+from papa_lightning.attention import MatrixHeads, TokenMixer
 from papa_lightning.calibration import AttentionAverages, AttentionConstants, check_max_length, finish, gather
 from papa_lightning.either_lightning import Callback, L, TrainerFn, is_a, rank_zero_info
 from papa_lightning.encoders import (
@@ -123,7 +124,7 @@ class CalibratingCallback(Callback, ABC):
         waiting = []
         for own in self._encoders(trainer, pl_module):
             self.swap(own, length)
-            if not is_calibrated(own) or self._of_another(trainer, own):
+            if self._gives_way(trainer, own, stage):
                 waiting.append(own)
         if constants is not None and waiting:
             self._give(waiting, self.in_use(trainer, pl_module, constants), f"those of the file {self.constants}")
@@ -310,6 +311,17 @@ class CalibratingCallback(Callback, ABC):
     def _note(self, encoder: PreTrainedModel, text: str) -> None:
         self._name = self._name or uuid.uuid4().hex
         note_origin(encoder, Origin(self._name, text))
+
+    def _gives_way(self, trainer: L.Trainer, encoder: PreTrainedModel, stage: str) -> bool:
+        """Whether an encoder takes the constants of a file, instead of what it has; evaluation undoes no training."""
+        if not is_calibrated(encoder):
+            return True
+        constants = [layer.constants for layer in swapped_layers(encoder) if isinstance(layer, MatrixHeads)]
+        trained = not self.calibrates_anew or any(isinstance(one, nn.Parameter) for one in constants)
+        if stage != "fit" and trained:
+            return False
+        from_module = self.calibrates_anew and origin_of(encoder) is None
+        return from_module or self._of_another(trainer, encoder)
 
     def _of_another(self, trainer: L.Trainer, encoder: PreTrainedModel) -> bool:
         """Whether the constants of an encoder come from a callback that is not in this run."""

@@ -11,7 +11,14 @@ import torch
 from projects import LENGTH, Classifier, Sentences, trainer
 from torch.utils.data import DataLoader
 
-from papa_lightning import AttentionConstants, ConstantAttention, HeadGates, calibrate, swap_attention
+from papa_lightning import (
+    AttentionConstants,
+    ConstantAttention,
+    HeadGates,
+    LearnedConstants,
+    calibrate,
+    swap_attention,
+)
 from papa_lightning.callbacks import SwappedAttention
 from papa_lightning.encoders import load_constants, swapped_layers
 
@@ -104,6 +111,32 @@ def test_constants_of_the_module_itself_stay(said: Any) -> None:
     fit(module, ConstantAttention(max_length=LENGTH), 0)
     assert torch.equal(constants(module), made.values)
     assert "The constants in use are those that the module brought along" in said.text
+
+
+@pytest.mark.parametrize("verb", ["fit", "test"])
+@pytest.mark.parametrize("kind", [ConstantAttention, HeadGates])
+def test_a_file_goes_before_constants_of_the_module_itself(verb: str, kind: Any, tmp_path: Path) -> None:
+    module = Still()
+    path = str(calibrate(module.bert, data(1), LENGTH).save(tmp_path / "constants.safetensors"))
+    made = calibrate(module.bert, data(3), LENGTH)
+    swap_attention(module.bert, "constant" if kind is ConstantAttention else "gated", constants=made)
+    getattr(trainer(kind(constants=path)), verb)(module, data(0))
+    assert torch.equal(constants(module), AttentionConstants.load(path).values)
+
+
+def test_evaluation_leaves_trained_constants_alone(tmp_path: Path) -> None:
+    """Of a callback and of layers that start from constants; a file would undo the training."""
+    options = {"window": 4, "init": "from_constants"}
+    for make, others in (
+        (lambda path: ConstantAttention(constants=path), [LearnedConstants(0.05)]),
+        (lambda path: SwappedAttention("aft_local", options, constants=path), []),
+    ):
+        module = Classifier()
+        path = str(calibrate(module.bert, data(1), LENGTH).save(tmp_path / "constants.safetensors"))
+        trainer(make(path), *others).fit(module, data(0))
+        before = {name: one.clone() for name, one in module.state_dict().items()}
+        trainer(make(path)).test(module, data(0))
+        assert all(torch.equal(module.state_dict()[name], one) for name, one in before.items())
 
 
 def test_constants_of_a_checkpoint_stay_in_a_used_module_too(tmp_path: Path, said: Any) -> None:
