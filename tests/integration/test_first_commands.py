@@ -157,6 +157,21 @@ def test_the_demo_fetches_its_encoder_when_asked(
     assert [words[0] for words in ran] == ["study", "study"]
 
 
+def test_a_folder_of_ones_own_is_never_replaced_by_the_encoder_of_the_demo(
+    package: list[list[str]], encoder_folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tickets()
+    target = Path("models/all-MiniLM-L6-v2")
+    target.mkdir(parents=True)
+    (target / "modules.json").write_text("[]", encoding="utf-8")
+    message = error_of(capsys, "init", "tickets.csv", "--fetch")
+    assert "'models/all-MiniLM-L6-v2' in the working folder, which has no config.json" in message
+    (target / "config.json").write_bytes(Path(encoder_folder, "config.json").read_bytes())
+    main(["init", "tickets.csv", "--fetch"])
+    assert sorted(path.name for path in target.iterdir()) == ["config.json", "modules.json"]
+    assert package == []
+
+
 def test_the_demo_takes_an_encoder_of_ones_own(
     encoder_folder: str, data_folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
