@@ -7,10 +7,9 @@ import numpy as np
 import pandas as pd
 
 from papa_lightning.checks import number_of
-from papa_lightning.datamodules.own_tables import check_column, longest_column
+from papa_lightning.datamodules.own_tables import check_column, longest_column, write_frames
 from papa_lightning.datamodules.reading.files import find_split_files, missing_split, read_split
 from papa_lightning.errors import DataError, PapaError
-from papa_lightning.files.writing import staged_folder
 
 #: Share of the pairs that is averaged over where there is no file for validation, and the seed that draws them.
 _SHARE, _SEED = 0.3, 0
@@ -73,9 +72,7 @@ def read_pairs(path: Path, text: str | None, text_pair: str | None, label: str |
 
 def write_pairs(folder: Path, pairs: Pairs, replace_old: bool = False) -> None:
     """Write a folder with the files `train.jsonl` and `validation.jsonl`."""
-    with staged_folder(folder, replace=replace_old) as staged:
-        for name, frame in (("train", pairs.train), ("validation", pairs.validation)):
-            frame.to_json(staged / f"{name}.jsonl", orient="records", lines=True, force_ascii=False)
+    write_frames(folder, pairs.train, pairs.validation, replace_old)
 
 
 def _read(path: Path, text: str | None, text_pair: str, score: str) -> tuple[pd.DataFrame, tuple[str, str], list[str]]:

@@ -22,6 +22,8 @@ _LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "sentiment",
 #: Share of the rows that is split off for validation, the most of them, and the seed of all draws.
 _SHARE, _MOST, _SEED = 0.2, 2000, 0
 _FEWEST, _MOST_LABELS = 10, 100
+#: Files that are written: rows to train on, and rows to validate on.
+SPLIT_FILES = ("train.jsonl", "validation.jsonl")
 
 
 @dataclass(frozen=True)
@@ -96,9 +98,14 @@ def read_splits(
 
 def write_splits(folder: Path, train: TextTable, validation: TextTable, replace_old: bool = False) -> None:
     """Write a folder with the files `train.jsonl` and `validation.jsonl`."""
+    write_frames(folder, train.frame, validation.frame, replace_old)
+
+
+def write_frames(folder: Path, train: pd.DataFrame, validation: pd.DataFrame, replace_old: bool) -> None:
+    """Write the `SPLIT_FILES` of a folder."""
     with staged_folder(folder, replace=replace_old) as staged:
-        for name, table in (("train", train), ("validation", validation)):
-            table.frame.to_json(staged / f"{name}.jsonl", orient="records", lines=True, force_ascii=False)
+        for name, frame in zip(SPLIT_FILES, (train, validation), strict=True):
+            frame.to_json(staged / name, orient="records", lines=True, force_ascii=False)
 
 
 def _numbers(train: TextTable, validation: TextTable) -> str:

@@ -53,6 +53,23 @@ def test_a_table_becomes_a_study(encoder_folder: str, capsys: pytest.CaptureFixt
     main(["init", "tickets.csv", "--encoder", encoder_folder, "--replace"])
 
 
+def test_data_that_papa_init_did_not_write_is_never_replaced(
+    encoder_folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tickets()
+    words, mine, rows = ["--encoder", encoder_folder, "--replace"], Path("tickets-data"), Path("train-data")
+    mine.mkdir()
+    Path("tickets.csv").rename(mine / "tickets.csv")
+    assert "'tickets-data', which holds the source" in error_of(capsys, "init", "tickets-data/tickets.csv", *words)
+    tickets()
+    message = error_of(capsys, "init", "tickets.csv", *words)
+    assert "'tickets-data', which has files that papa init does not write, 'tickets.csv' among them" in message
+    rows.mkdir()
+    (mine / "tickets.csv").rename(rows / "train.jsonl")
+    assert "'train-data', which holds the source" in error_of(capsys, "init", "train-data/train.jsonl", *words)
+    assert [path.name for path in rows.iterdir()] == ["train.jsonl"]
+
+
 def test_a_known_task_is_named(data_folder: str, encoder_folder: str) -> None:
     path = main(["init", "sst2", "--data_dir", data_folder, "--encoder", encoder_folder, "--output", "mine.yaml"])
     found = yaml.safe_load(Path(str(path)).read_text(encoding="utf-8"))

