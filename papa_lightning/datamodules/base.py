@@ -78,6 +78,8 @@ class TaskDataModule(LightningDataModule, ABC):
     """Column of the label or labels."""
     label_names: tuple[str, ...]
     """Names of the labels, by number."""
+    optional_columns: tuple[str, ...] = ()
+    """Columns that `encode` reads too where the rows have them."""
     skip_labels: tuple[str, ...] = ()
     """Labels, as text, whose rows are left out: "-" in SNLI, where annotators disagreed."""
     metrics: tuple[str, ...] = ("accuracy",)

@@ -41,6 +41,8 @@ class TokenizedDataModule(TaskDataModule):
         PapaError: An argument is out of range.
     """
 
+    optional_columns = _INPUTS[2:]
+
     def __init__(
         self,
         tokenizer: str,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -171,6 +172,7 @@ def task_settings(store: StudyFolder, name: str, data: Any) -> Any:
     splits = tokenized_rows(name, data)
     labels = sorted({label for rows in splits.values() for label in rows["label"]})
     names = getattr(data, "label_names", None) or [str(label) for label in range(max(labels) + 1)]
+    splits = {split: _with_names(rows, names) for split, rows in splits.items()}
     key = digest([rows.to_list() for rows in splits.values()])
     place = store.rows(name, key)
     if not place.exists():
@@ -184,6 +186,12 @@ def task_settings(store: StudyFolder, name: str, data: Any) -> Any:
         "class_path": f"{TokenizedDataModule.__module__}.{TokenizedDataModule.__qualname__}",
         "init_args": {**arguments, **({} if metrics is None else {"metrics": list(metrics)})},
     }
+
+
+def _with_names(rows: Dataset, names: Sequence[str]) -> Dataset:
+    """Rows whose labels are names, because a number is a name where names are numbers."""
+    labels = [str(names[label]) if 0 <= label < len(names) else str(label) for label in rows["label"]]
+    return rows.remove_columns("label").add_column("label", labels)
 
 
 def plain_task(name: str, data: object) -> Any:

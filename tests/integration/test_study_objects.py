@@ -14,6 +14,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
 from papa_lightning import SST2DataModule, Study, calibrate, restore_attention, study, swap_attention
 from papa_lightning.cli.main import main
+from papa_lightning.datamodules import TokenizedDataModule
 from papa_lightning.encoders.loading import load_encoder
 from papa_lightning.errors import CheckpointError, PapaError
 from papa_lightning.files.writing import write_atomically
@@ -103,11 +104,11 @@ class Batches(LightningDataModule):
     def loader(self, split: str, shuffle: bool) -> Any:
         table = pd.read_json(f"{self.folder}/{split}.jsonl", lines=True)
 
-        def collate(rows: list[Any]) -> Any:
-            tokens = self.tokenizer([row["sentence"] for row in rows], padding=True, return_tensors="pt")
-            return {**tokens, "labels": torch.tensor([row["label"] for row in rows])}
+        return DataLoader(table.to_dict("records"), batch_size=self.rows, shuffle=shuffle, collate_fn=self.collated)
 
-        return DataLoader(table.to_dict("records"), batch_size=self.rows, shuffle=shuffle, collate_fn=collate)
+    def collated(self, rows: list[Any]) -> Any:
+        tokens = self.tokenizer([row["sentence"] for row in rows], padding=True, return_tensors="pt")
+        return {**tokens, "labels": torch.tensor([row["label"] for row in rows])}
 
 
 def test_data_of_any_lightning_project(settings: dict[str, Any], data_folder: str) -> None:
@@ -124,6 +125,31 @@ def test_data_of_any_lightning_project(settings: dict[str, Any], data_folder: st
     pd.testing.assert_frame_equal(found.drop(columns="hash"), expected.drop(columns="hash"))
     again = Study(settings | {"tasks": {"films": Batches(folder, 3, data_folder)}}, "own")
     assert again.plan()[0].missing == 0, "the order and the size of its batches do not matter"
+
+
+def test_token_types_and_names_that_are_numbers(settings: dict[str, Any], data_folder: str) -> None:
+    """Rows of pairs keep their token types, and class 0 of the names "1" and "2" is "1"."""
+
+    class Pairs(Batches):
+        label_names = ("1", "2")
+
+        def collated(self, rows: list[Any]) -> Any:
+            texts = [row["sentence"] for row in rows]
+            tokens = self.tokenizer(texts, texts, padding=True, return_tensors="pt")
+            return {**tokens, "labels": torch.tensor([row["label"] for row in rows])}
+
+    folder = settings["encoders"]["tiny"]
+    data = Pairs(folder, 5, data_folder)
+    made = Study(settings | {"tasks": {"films": data}}, "own")
+    (task,) = made.settings.tasks.values()
+    read = TokenizedDataModule(folder, **task["init_args"])
+    read.setup("fit")
+    batch, texts = next(iter(read.val_dataloader())), pd.read_json(f"{data_folder}/validation.jsonl", lines=True)
+    expected = data.collated(texts.to_dict("records")[: len(batch["labels"])])
+    length = expected["input_ids"].shape[1]
+    assert expected["token_type_ids"].any()
+    for name, values in expected.items():
+        assert torch.equal(batch[name] if name == "labels" else batch[name][:, :length], values), name
 
 
 def test_data_that_a_study_cannot_read(settings: dict[str, Any], data_folder: str) -> None:

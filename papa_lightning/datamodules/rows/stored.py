@@ -40,6 +40,7 @@ def encode_rows(module: TaskDataModule, rows: Dataset, labelled: bool, where: st
     """Check and tokenise rows, without those of `skip_labels`, with the cache of the datasets library."""
     kept, label, skipped = module.needed_columns(labelled), module.label_column, module.skip_labels
     check_columns(rows.column_names, kept, where)
+    kept = [*kept, *(name for name in module.optional_columns if name in rows.column_names)]
     ids = number_column(rows, ID_COLUMNS, where)
     names = class_names(rows.features.get(label), module.label_names) if labelled else None
     types, data = module.features(labelled), copy.copy(module)
