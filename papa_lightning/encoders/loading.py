@@ -63,14 +63,19 @@ def load_encoder(name: str) -> PreTrainedModel:
             ignore_mismatched_sizes=True,  # refused below, by name
             **({"add_pooling_layer": False} if has_pooler else {}),
         )
-    _check_complete(name, report)
-    assert isinstance(encoder, PreTrainedModel)
-    if hasattr(encoder, "decoder"):  # AutoModel adds one to a T5 encoder that was saved alone
-        encoder = cast(PreTrainedModel, encoder.get_encoder())
+    encoder = complete_encoder(name, encoder, report)
     pooler = getattr(encoder, "pooler", None)
     if isinstance(pooler, nn.Module):
         pooler.requires_grad_(False)
     return encoder
+
+
+def complete_encoder(name: str, model: PreTrainedModel, report: Mapping[str, Any]) -> PreTrainedModel:
+    """The encoder of a model that AutoModel loaded with `output_loading_info`; a PapaError where it lacks weights."""
+    _check_complete(name, report)
+    if hasattr(model, "decoder"):  # AutoModel adds one to a T5 encoder that was saved alone
+        return cast(PreTrainedModel, model.get_encoder())
+    return model
 
 
 def load_plain_encoder(name: str) -> PreTrainedModel:

@@ -6,7 +6,7 @@ import safetensors.torch
 from transformers import CONFIG_MAPPING, AutoModel, PreTrainedModel
 
 from papa_lightning.encoders import SupportedEncoder, is_noted, swap_as_saved
-from papa_lightning.encoders.loading import from_pretrained
+from papa_lightning.encoders.loading import complete_encoder, from_pretrained
 from papa_lightning.encoders.projections.trimmed import trim
 from papa_lightning.errors import ExportError, PapaError
 from papa_lightning.export.build import build_encoder, fill_encoder
@@ -41,8 +41,8 @@ def load_exported_encoder(folder: str | Path) -> PreTrainedModel:
     try:
         if facts is not None:
             return _load(path, facts)
-        saved: PreTrainedModel = from_pretrained(AutoModel, str(path), local_files_only=True)
-        return saved
+        options = {"local_files_only": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        return complete_encoder(str(path), *from_pretrained(AutoModel, str(path), **options))
     except PapaError as error:
         raise ExportError(f"the exported encoder in {str(path)!r} cannot be used: {error}") from error
     except Exception as error:  # transformers and torch raise anything for a configuration that was edited

@@ -11,8 +11,8 @@ import os
 import pytest
 import safetensors.torch
 import torch
-from conformance.tiny_models import CASES, HEADS, NAMES, build, encoder_of, make_inputs, swapped
-from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
+from conformance.tiny_models import CASES, HEADS, NAMES, build, encoder_of, make_config, make_inputs, swap, swapped
+from transformers import AutoModelForSequenceClassification, BertConfig, BertModel, T5EncoderModel
 from unit.encoders import tiny_encoders
 
 from papa_lightning import (
@@ -224,6 +224,25 @@ def test_what_cannot_be_exported(tmp_path):
     with pytest.raises(ExportError, match="tokenizer is a str"):
         export_encoder(swapped("bert", "all"), tmp_path / "exported", "bert-base-uncased")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_encoders_of_encoder_decoders_that_were_saved(whole, tmp_path):
+    """The encoder comes back, from the whole model and from one that transformers saves without a decoder."""
+    model = copy.deepcopy(swapped("t5", "partial")).float() if whole else T5EncoderModel(make_config("t5")).eval()
+    if not whole:
+        swap("t5", model, "partial")
+    model.save_pretrained(tmp_path)
+    found, inputs = load_exported_encoder(tmp_path), make_inputs("t5", dtype=torch.float32)
+    assert type(found) is type(model.get_encoder())
+    torch.testing.assert_close(last(found, inputs), last(model.get_encoder(), inputs))
+
+
+def test_an_encoder_that_was_saved_under_other_names_is_refused(tmp_path):
+    """Its configuration is that of the whole model, whose parameters would all be random."""
+    encoder_of(swapped("bart", "partial")).save_pretrained(tmp_path)
+    with pytest.raises(ExportError, match=r"has no fitting weights for .* of its parameters"):
+        load_exported_encoder(tmp_path)
 
 
 def test_a_full_disk_is_no_fault_of_the_encoder(bert, tmp_path, monkeypatch):
