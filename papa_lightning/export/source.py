@@ -22,6 +22,8 @@ from papa_lightning.tasks.checkpoints import read_checkpoint
 
 # Files that transformers writes for a tokenizer; one of them is always there.
 _TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")
+#: Settings that say how constants of a file are used.
+_SWAP = ("constants", "heads", "ranking", "kind", "fill_unseen")
 
 
 @dataclass(frozen=True)
@@ -78,9 +80,19 @@ class ExportSettings:
                 f"encoder is {self.encoder!r}, constants is {self.constants!r} and ckpt_path is None: pass an encoder "
                 "and a constants file, an encoder that was saved swapped, or a checkpoint."
             )
+        if self.ckpt_path is None and self.constants is None:
+            self.check_no_swap(f"the encoder {self.encoder!r}")
         if self.quantize is not None and self.dtype == "float16":
             raise ExportError(
                 f"quantize is {self.quantize!r} and dtype is 'float16', but integers need float32: pass one of them."
+            )
+
+    def check_no_swap(self, source: str) -> None:
+        """Refuse settings of a swap for what is swapped already."""
+        if given := [name for name in _SWAP if getattr(self, name) != getattr(ExportSettings, name)]:
+            raise ExportError(
+                f"{given[0]} is {getattr(self, given[0])!r}, but {source} has constants and heads of its own: leave "
+                f"{', '.join(_SWAP[:-1])} and {_SWAP[-1]} out."
             )
 
     def _check_format(self) -> None:
@@ -154,11 +166,8 @@ def _from_checkpoint(settings: ExportSettings, path: str) -> tuple[str, PreTrain
         )
     encoder = load_encoder(name)
     saved = swap_as_saved(encoder, state, prefix="")
-    if saved and settings.constants is not None:
-        raise ExportError(
-            f"constants is {settings.constants!r}, but the checkpoint {path!r} has constants and heads of its own: "
-            "leave constants, heads and ranking out."
-        )
+    if saved:
+        settings.check_no_swap(f"the checkpoint {path!r}")
     if not saved and settings.constants is None:
         raise ExportError(f"the checkpoint {path!r} has no constants: pass a constants file of this encoder.")
     try:

@@ -121,6 +121,12 @@ def test_the_checkpoint_of_a_task(encoder_folder: str, data_folder: str, tmp_pat
     (["--ckpt_path", "CONSTANTS"], "damaged or no checkpoint"),
     (["--ckpt_path", "STRANGER"], "no checkpoint of a task"),
     (["--ckpt_path", "PLAIN"], "has no constants"),
+    (["--ckpt_path", "SWAPPED_TASK", "--constants", "CONSTANTS"], "swapped.ckpt' has constants and heads of its own"),
+    (["--ckpt_path", "SWAPPED_TASK", "--heads", "[[0, 1]]"], "heads is [[0, 1]], but"),
+    (["--encoder", "SWAPPED", "--heads", "[[0, 1]]"], "heads is [[0, 1]], but"),
+    (["--encoder", "SWAPPED", "--ranking", "r.json"], "ranking is 'r.json', but"),
+    (["--encoder", "SWAPPED", "--kind", "folded"], "kind is 'folded', but"),
+    (["--encoder", "SWAPPED", "--fill_unseen", "false"], "fill_unseen is False, but"),
     (["--encoder", "ENCODER", "--constants", "CONSTANTS", "--heads", "0.5"], "no ranking says"),
     (["--encoder", "ENCODER", "--constants", "CONSTANTS", "--position_ids", "true"], "onnx is False"),
     (["--encoder", "ENCODER", "--constants", "CONSTANTS", "--tokenizer", "no-such-tokenizer"], "cannot be loaded"),
@@ -136,7 +142,12 @@ def test_what_is_refused(
     torch.save({"state_dict": {"net.weight": torch.ones(1)}}, tmp_path / "stranger.ckpt")
     plain = {f"encoder.{key}": value for key, value in AutoModel.from_pretrained(encoder_folder).state_dict().items()}
     torch.save({"state_dict": plain, "hyper_parameters": {"encoder": encoder_folder}}, tmp_path / "plain.ckpt")
+    swapped = swap_attention(AutoModel.from_pretrained(encoder_folder), "constant", constants=constants)
+    swapped.save_pretrained(tmp_path / "swapped")
+    held = {f"encoder.{key}": value for key, value in swapped.state_dict().items()}
+    torch.save({"state_dict": held, "hyper_parameters": {"encoder": encoder_folder}}, tmp_path / "swapped.ckpt")
     places = {"ENCODER": encoder_folder, "CONSTANTS": str(tmp_path / "constants.safetensors")}
+    places |= {"SWAPPED": str(tmp_path / "swapped"), "SWAPPED_TASK": str(tmp_path / "swapped.ckpt")}
     places |= {"STRANGER": str(tmp_path / "stranger.ckpt"), "PLAIN": str(tmp_path / "plain.ckpt")}
     with pytest.raises(SystemExit) as ended:
         main(["export", "--output", str(tmp_path / "exported"), *(places.get(word, word) for word in words)])
