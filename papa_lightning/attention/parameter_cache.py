@@ -20,7 +20,8 @@ class Remembered(Generic[Result]):
     """The last result of a function of parameters, computed again when one of them is replaced or changed.
 
     New memory, steps of any optimizer and writes that torch counts are changes. Nothing is kept where gradients may
-    flow, and in a compiled graph. A CUDA graph computes results of parameters that learn in every replay; those of
+    flow, in training mode, where averages of weights are written through ``parameter.data``, which torch does not
+    count, and in a compiled graph. A CUDA graph computes results of parameters that learn in every replay; those of
     frozen ones it takes as they were kept before its capture, and they stay for as long as this object.
     """
 
@@ -41,7 +42,7 @@ class Remembered(Generic[Result]):
         held = self._held  # read once: replicas of a module in other threads share this object
         known = held is not None and held[0].still_is(parameters, settings)
         learns = held[0].learns if held is not None and known else _learns(parameters)
-        if learns and (training or torch.is_grad_enabled()):
+        if training or (learns and torch.is_grad_enabled()):
             self.forget()
             return compute()
         capturing = _is_capturing(parameters)

@@ -85,7 +85,12 @@ class MatrixHeads(TokenMixer):
         leading = self.constants[:, :length, :length]
         if self.reach.unlimited:
             return leading
-        return self._cut.recall(lambda: self.reach.cut(leading), [self.constants], length, self.training)
+        return self._cut.recall(lambda: self.reach.cut(leading), [self.constants], length, self._learning)
+
+    @property
+    def _learning(self) -> bool:
+        """Whether the constants learn by now; those of calibration stay as they are while the encoder learns."""
+        return self.training and self.constants.requires_grad
 
     def check_length(self, length: int) -> None:
         """Refuse more slots than max_length."""
@@ -217,7 +222,7 @@ class MatrixHeads(TokenMixer):
         """Constants of :meth:`constants_for` with rows that sum to 1, for a batch without padding."""
         constants, settings = self.constants_for(value), (value.shape[2], value.dtype)
         return self._normalized.recall(
-            lambda: normalized_constants(constants, None)[0].to(value.dtype), [self.constants], settings, self.training
+            lambda: normalized_constants(constants, None)[0].to(value.dtype), [self.constants], settings, self._learning
         )
 
     def train(self, mode: bool = True) -> MatrixHeads:
