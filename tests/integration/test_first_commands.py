@@ -1,6 +1,7 @@
 """`papa demo` and `papa init`: what a new user runs first."""
 
 import json
+import shutil
 import subprocess
 import sys
 from importlib import metadata
@@ -68,6 +69,17 @@ def test_data_that_papa_init_did_not_write_is_never_replaced(
     (mine / "tickets.csv").rename(rows / "train.jsonl")
     assert "'train-data', which holds the source" in error_of(capsys, "init", "train-data/train.jsonl", *words)
     assert [path.name for path in rows.iterdir()] == ["train.jsonl"]
+
+
+@pytest.mark.parametrize("name", ["2024", "no", "2024_01"])
+def test_names_that_are_no_texts_in_yaml(name: str, encoder_folder: str) -> None:
+    tickets()
+    Path("tickets.csv").rename(f"{name}.csv")
+    shutil.copytree(encoder_folder, "on")
+    path = main(["init", f"{name}.csv", "--encoder", "on"])
+    plans: Any = main(["study", "--config", str(path), "--dry_run"])
+    (plan,) = plans
+    assert (plan.task, plan.encoder) == (name, "on")
 
 
 def test_a_known_task_is_named(data_folder: str, encoder_folder: str) -> None:

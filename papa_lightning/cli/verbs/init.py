@@ -32,9 +32,9 @@ _HEAD = """\
 #   papa study --config {config}
 output: studies/{name}  # folder of results and report; the same command resumes it
 encoders:  # by name: folder, or name on the hub; several are compared
-  {encoder_name}: {encoder}
+  "{encoder_name}": {encoder}
 tasks:
-  {name}:
+  "{name}":
     class_path: {class_path}
     init_args:
 {arguments}
