@@ -119,7 +119,7 @@ def _numbers(train: TextTable, validation: TextTable) -> str:
 def _read(path: Path, text: str | None, text_pair: str | None, label: str | None) -> tuple[TextTable, list[str]]:
     """The complete rows of a file, and lines for text, label and rows that were left out."""
     rows, source = read_split(path), repr(str(path))
-    _check_header(rows, source)
+    _check_header(rows, source, known=any((text, text_pair, label)))
     for argument, name in (("text", text), ("text_pair", text_pair), ("label", label)):
         if name is not None:
             check_column(rows, argument, name, source)
@@ -161,16 +161,25 @@ def _split(table: TextTable) -> tuple[TextTable, TextTable]:
     return table.at(drawn["train"]["place"]), table.at(drawn["test"]["place"])
 
 
-def _check_header(rows: Dataset, source: str) -> None:
-    """Refuse a table whose first line is a row, or that separates its fields in another way."""
+def _check_header(rows: Dataset, source: str, known: bool) -> None:
+    """Refuse a table whose first line is a row, or that separates its fields in another way.
+
+    Args:
+        rows: The table.
+        source: The file, for messages.
+        known: Whether columns are named, so that long names are questions of a survey, as beside a column of labels.
+    """
     names = rows.column_names
     if len(names) == 1 and (mark := next((one for one in ";\t|" if one in names[0]), None)):
         raise DataError(
             f"{source} has the single column {names[0]!r}: its fields are separated by {mark!r}, but those of .csv "
             "files by ',' and those of .tsv files by tabs: save it once more in one of these ways."
         )
-    if any(name.strip().count(" ") > 4 for name in names):
-        raise DataError(f"{source} has a column {max(names, key=len)!r}: write the names of the columns into line 1.")
+    if not known and not set(names) & set(_LABEL_COLUMNS) and any(name.strip().count(" ") > 4 for name in names):
+        raise DataError(
+            f"{source} has a column {max(names, key=len)!r}: write the names of the columns into line 1, "
+            "or name columns with --text and --label if these are names."
+        )
 
 
 def check_column(rows: Dataset, argument: str, name: str, source: str) -> None:

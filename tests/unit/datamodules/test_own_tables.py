@@ -54,6 +54,13 @@ def test_a_column_that_is_called_label_goes_before_one_with_fewer_values(tmp_pat
     assert (train.label, train.label_names) == ("seen", ("false", "true"))
 
 
+@pytest.mark.parametrize(("label", "named"), [("label", {}), ("mood", {"label": "mood"})])
+def test_a_header_may_be_a_question(tmp_path: Path, label: str, named: dict[str, str]) -> None:
+    question = "What did you like about the product?"
+    train, _, _ = read_splits(table(tmp_path / "survey.csv", {question: TEXTS, label: KINDS}), **named)
+    assert (train.texts, train.label) == ((question,), label)
+
+
 def test_rows_that_teach_nothing_are_left_out_and_counted(tmp_path: Path) -> None:
     texts, kinds = [*TEXTS, "", "no label", TEXTS[0], "alone"], [*KINDS, "bug", "", "bug", "odd"]
     train, validation, notes = read_splits(table(tmp_path / "a.csv", {"text": texts, "kind": kinds}))
