@@ -85,6 +85,7 @@ def read_splits(
     if "train" not in files:
         raise missing_split(path, "train")
     train, notes = _read(files["train"], text, text_pair, label)
+    _check_learnable(train)
     if "validation" in files:
         validation, more = _read(files["validation"], train.texts[0], text_pair, train.label)
         _check_enough(train)
@@ -124,12 +125,18 @@ def _read(path: Path, text: str | None, text_pair: str | None, label: str | None
         if name is not None:
             check_column(rows, argument, name, source)
     frame = rows.to_pandas()
-    values = {name: frame[name].map(_label_text) for name in _value_columns(rows)}
+    values = {name: frame[name].map(_label_text) for name in _value_columns(rows, frame)}
     frame = frame.assign(**{**values, "idx": range(len(frame))})
     known = label or next((name for name in _LABEL_COLUMNS if name in frame and name not in (text, text_pair)), None)
     first = text or longest_column(rows, frame, (known, text_pair), source)
     texts = (first,) if text_pair is None else (first, text_pair)
-    label = known or _fewest_values(rows, frame, texts, source)
+    label = known or _fewest_values(list(values), frame, texts, source)
+    if label not in values:
+        found = next(row for row, value in enumerate(frame[label]) if not _is_single(value))
+        raise DataError(
+            f"label is {label!r}, a column of {source} with {rows[found][label]!r} in row {found + 1}, not one label a "
+            "row: name another column with --label, or write one label a row."
+        )
     if label in texts or len(set(texts)) < len(texts):
         raise DataError(f"text, text_pair and label are {[*texts, label]} of {source}: name different columns.")
     others = [name for name in _text_columns(rows) if name not in (*texts, label)]
@@ -202,10 +209,13 @@ def _text_columns(rows: Dataset) -> list[str]:
     return [name for name in rows.column_names if _kind(rows, name) in ("string", "large_string")]
 
 
-def _value_columns(rows: Dataset) -> list[str]:
-    """Columns of single values."""
-    kinds = ("string", "large_string", "bool", "int", "uint", "float")
-    return [name for name in rows.column_names if _kind(rows, name).startswith(kinds)]
+def _value_columns(rows: Dataset, frame: pd.DataFrame) -> list[str]:
+    """Columns of single values, also of several types."""
+    return [name for name in rows.column_names if frame[name].map(_is_single).all()]
+
+
+def _is_single(value: object) -> bool:
+    return not isinstance(value, (list, dict, np.ndarray))
 
 
 def _label_text(value: Any) -> str | None:
@@ -228,9 +238,9 @@ def longest_column(rows: Dataset, frame: pd.DataFrame, used: Sequence[str | None
     return max(lengths, key=lambda name: lengths[name])
 
 
-def _fewest_values(rows: Dataset, labelled: pd.DataFrame, texts: Sequence[str], source: str) -> str:
-    """The column that is no text and has the fewest different values, two or more."""
-    names = [name for name in _value_columns(rows) if name not in (*texts, *ID_COLUMNS)]
+def _fewest_values(columns: Sequence[str], labelled: pd.DataFrame, texts: Sequence[str], source: str) -> str:
+    """Of some columns the one that is no text and has the fewest different values, two or more."""
+    names = [name for name in columns if name not in (*texts, *ID_COLUMNS)]
     values = {name: labelled[name].nunique() for name in names}
     most = max(2, min(_MOST_LABELS, len(labelled) // 5))
     fitting = {name: number for name, number in values.items() if 2 <= number <= most}
@@ -257,11 +267,18 @@ def _complete(table: TextTable) -> tuple[TextTable, list[str]]:
 
 
 def _check_labels(table: TextTable) -> None:
+    """Refuse texts without labels."""
+    if list(table.frame[table.label].dropna().unique()) in ([], [str(HIDDEN_LABEL)]):
+        raise DataError(
+            f"column {table.label!r} of {table.source} holds no labels, and texts without labels cannot be scored: add "
+            "them, or --label."
+        )
+
+
+def _check_learnable(table: TextTable) -> None:
     """Refuse labels that no class can be learned from."""
-    values, where = table.frame[table.label].dropna(), f"column {table.label!r} of {table.source}"
+    values, where = table.frame[table.label], f"column {table.label!r} of {table.source}"
     found = list(values.unique())
-    if found in ([], [str(HIDDEN_LABEL)]):
-        raise DataError(f"{where} holds no labels, and texts without labels cannot be scored: add them, or --label.")
     if len(found) == 1:
         raise DataError(
             f"{where} holds the single label {found[0]!r} in all {len(values):,} rows, but there must be two "

@@ -61,6 +61,29 @@ def test_a_header_may_be_a_question(tmp_path: Path, label: str, named: dict[str,
     assert (train.texts, train.label) == ((question,), label)
 
 
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [([1, "unknown"], ("1", "unknown")), ([1, 0.5], ("0.5", "1")), ([True, "maybe"], ("maybe", "true"))],
+)
+def test_labels_of_several_types(tmp_path: Path, labels: list[Any], names: tuple[str, ...]) -> None:
+    train, validation, _ = read_splits(table(tmp_path / "a.jsonl", {"text": TEXTS, "label": labels * 15}))
+    assert train.label_names == validation.label_names == names
+
+
+@pytest.mark.parametrize("values", [[["a", "b"], ["a"]], [{"a": 1}, {"b": 2}], [["a"], "a"]])
+def test_labels_that_are_lists_are_refused(tmp_path: Path, values: list[Any]) -> None:
+    path = table(tmp_path / "a.jsonl", {"text": TEXTS, "labels": values * 15})
+    with pytest.raises(DataError, match=r"label is 'labels', a column of .* with .* in row 1, not one label .*--label"):
+        read_splits(path)
+
+
+def test_a_small_file_for_validation_may_have_all_labels(tmp_path: Path) -> None:
+    labels = [f"label {number % 6}" for number in range(30)]
+    table(tmp_path / "train.csv", {"text": TEXTS, "label": labels})
+    table(tmp_path / "validation.csv", {"text": TEXTS[:8], "label": labels[:8]})
+    assert len(read_splits(tmp_path)[1].label_names) == 6
+
+
 def test_rows_that_teach_nothing_are_left_out_and_counted(tmp_path: Path) -> None:
     texts, kinds = [*TEXTS, "", "no label", TEXTS[0], "alone"], [*KINDS, "bug", "", "bug", "odd"]
     train, validation, notes = read_splits(table(tmp_path / "a.csv", {"text": texts, "kind": kinds}))
