@@ -2,7 +2,8 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from operator import index
+from typing import Any, Literal, SupportsIndex, TypeAlias
 
 from papa_lightning.errors import HeadSelectionError, PapaError
 from papa_lightning.ranking import HeadRanking
@@ -51,6 +52,8 @@ def _pairs(
     heads: HeadSelection, num_layers: int, num_heads: int, ranking: HeadRanking | None
 ) -> Sequence[tuple[int, int]]:
     everything = [(layer, head) for layer in range(num_layers) for head in range(num_heads)]
+    given: Any = heads
+    heads = given.tolist() if hasattr(given, "tolist") else given  # arrays and tensors
     if heads == "all":
         return everything
     if isinstance(heads, (int, float)) and not isinstance(heads, bool):
@@ -71,9 +74,9 @@ _FORMS = 'Pass "all", (layer, head) pairs, a map from layer to heads, or a numbe
 
 
 def _whole(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
         raise ValueError(f"{value!r} is not a whole number")
-    return value
+    return index(value)
 
 
 def _ranked(

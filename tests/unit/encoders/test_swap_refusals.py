@@ -1,5 +1,6 @@
 """Refusals of swaps: their messages, and encoders unchanged by them."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -247,6 +248,10 @@ def test_other_padding_ids_cost_other_positions():
         (((1, 2),), [(), (2,)]),
         ({1: [2, 0]}, [(), (0, 2)]),
         ({"1": [2, 0], 0: (1,)}, [(1,), (0, 2)]),
+        ([(np.int64(0), np.int64(1))], [(1,), ()]),
+        ({np.int64(1): np.array([2, 0])}, [(), (0, 2)]),
+        (np.array([[0, 1], [1, 2]]), [(1,), (2,)]),
+        (torch.tensor([[0, 1], [1, 2]]), [(1,), (2,)]),
         (0, [(), ()]),
         (0.0, [(), ()]),
         (1.0, [(0, 1, 2), (0, 1, 2)]),
@@ -279,6 +284,8 @@ def test_selection(heads, expected):
         ([(0, 1.0)], r"1.0 is not a whole number"),
         ([(0, "1")], r"'1' is not a whole number"),
         (["01"], r"'0' is not a whole number"),
+        ([(0, np.True_)], r"np.True_ is not a whole number"),
+        (np.array([[0.0, 1.0]]), r"0.0 is not a whole number"),
         ([(0, None)], r"None is not a whole number"),
         ({0: 1}, r"heads is {0: 1}"),
         ({0: "12"}, r"'1' is not a whole number"),
