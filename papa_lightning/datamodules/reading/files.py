@@ -1,5 +1,6 @@
 """Rows of a task: from local files, one for each split, or from the hub, stored by the datasets library."""
 
+import errno
 import hashlib
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, Features, load_dataset
+from datasets import config as datasets_config
 from datasets.fingerprint import Hasher
 
 from papa_lightning.datamodules.reading.formats import READERS, open_bytes, suffix_of, unreadable
@@ -118,7 +120,14 @@ def _explained(path: Path, error: BaseException) -> DataError:
     """The DataError that another error was raised from, or one that quotes the innermost error."""
     while not isinstance(error, DataError) and (inner := error.__cause__ or error.__context__) is not None:
         error = inner
-    return error if isinstance(error, DataError) else unreadable(path, first_line(error))
+    if isinstance(error, DataError):
+        return error
+    if isinstance(error, OSError) and (error.errno == errno.ENOSPC or error.filename not in (None, str(path), path)):
+        return DataError(
+            f"the rows of {str(path)!r} cannot be stored in the cache {str(datasets_config.HF_DATASETS_CACHE)!r} "
+            f"({first_line(error)}): make room there, or set HF_DATASETS_CACHE to a folder that you may write to."
+        )
+    return unreadable(path, first_line(error))
 
 
 def first_line(error: BaseException) -> str:

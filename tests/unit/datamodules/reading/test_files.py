@@ -1,3 +1,6 @@
+import errno
+
+import datasets
 import pytest
 from datasets import Dataset
 
@@ -107,6 +110,23 @@ def test_ragged_csv(tmp_path):
     (tmp_path / "train.csv").write_text("sentence,label\na,1\nb,1,2,3\n")
     with pytest.raises(DataError, match=r"cannot be read as \.csv: .*line 3"):
         read_split(tmp_path / "train.csv")
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_cache_that_cannot_be_written_is_no_fault_of_the_file(full, tmp_path, monkeypatch):
+    (tmp_path / "train.csv").write_text("text,label\nhello,1\n")
+    (tmp_path / "file").touch()
+    if full:
+
+        def generated(*args, **kwargs):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(Dataset, "from_generator", generated)
+    else:
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file" / "cache")
+    with pytest.raises(DataError, match=r"rows of '.*train.csv' cannot be stored .*: .*HF_DATASETS_CACHE") as refused:
+        read_split(tmp_path / "train.csv")
+    assert "Mend" not in str(refused.value)
 
 
 def test_truncated_parquet(tmp_path):
