@@ -35,6 +35,8 @@ EMBEDDING_METRICS: Mapping[str, tuple[float, float]] = {
 }
 #: Similarities are rounded to steps of 1 / this, so that rounding of the encoder decides on no rank.
 _STEPS = 2.0**20
+#: Passages that are found for a query.
+_FOUND = 100
 #: Before the name of a metric: its expected value for a random order of the passages.
 _CHANCE = "chance of "
 
@@ -204,6 +206,8 @@ class RelevantPassages(Judgements):
         relevance: (M, 3), whole numbers: the place of a query among the queries, that of a passage among the passages,
             and its grade; a grade of 0 or less, or no entry, means not relevant.
         source: Source of the judgements, for messages.
+        left_out: (Q,), for each query the place of a passage that is not searched, not a relevant one, or -1. None:
+            all are searched.
 
     Raises:
         DataError: When no query has a relevant passage.
@@ -219,13 +223,21 @@ class RelevantPassages(Judgements):
     metrics = ("ndcg@10", "mrr@10", "recall@100")
     kind = "queries"
 
-    def __init__(self, queries: Tensor, passages: Tensor, relevance: Tensor, source: str = "relevance") -> None:
+    def __init__(
+        self,
+        queries: Tensor,
+        passages: Tensor,
+        relevance: Tensor,
+        source: str = "relevance",
+        left_out: Tensor | None = None,
+    ) -> None:
         relevance = relevance[relevance[:, 2] > 0]
         if not len(relevance):
             raise DataError(f"{source}: no query has a relevant passage: pass at least one with a grade above 0.")
         self.judged, place = torch.unique(relevance[:, 0], return_inverse=True)
         """(U,), the places of the queries with relevant passages."""
         self.queries, self.passages = queries[self.judged], passages
+        self._left_out = torch.full_like(self.judged, -1) if left_out is None else left_out[self.judged]
         order = place.argsort(stable=True)
         counts = torch.bincount(place, minlength=len(self.judged)).tolist()
         self._relevant = torch.split(relevance[order, 1], counts)
@@ -242,7 +254,8 @@ class RelevantPassages(Judgements):
 
     def judge(self, unit: Tensor) -> Answers:
         """Metrics of all queries; see `Judgements.judge`."""
-        found = search(unit[self.queries], unit[self.passages], 100, _STEPS)
+        searched = search(unit[self.queries], unit[self.passages], _FOUND + 1, _STEPS)
+        found = [one[one != some][:_FOUND] for one, some in zip(searched, self._left_out, strict=True)]
         rows = [self._metrics(*one) for one in zip(found, self._relevant, self._grades, strict=True)]
         columns = dict(zip(self.metrics, torch.tensor(rows, dtype=torch.float64).T, strict=True))
         return Answers("queries", columns | self._chances())
@@ -258,12 +271,13 @@ class RelevantPassages(Judgements):
         return (
             float(retrieval_normalized_dcg(falling, gains, top_k=10)),
             float(retrieval_reciprocal_rank(falling[first], gains[first] > 0, top_k=10)),
-            float(retrieval_recall(falling, gains > 0, top_k=100)),
+            float(retrieval_recall(falling, gains > 0, top_k=_FOUND)),
         )
 
     def _chances(self) -> dict[str, Tensor]:
         if self._expected is None:
-            rows = [random_order(grades.double(), len(self.passages)) for grades in self._grades]
+            searched = (len(self.passages) - (self._left_out >= 0).long()).tolist()
+            rows = [random_order(grades.double(), some) for grades, some in zip(self._grades, searched, strict=True)]
             columns = torch.tensor(rows, dtype=torch.float64).T
             self._expected = {_CHANCE + name: one for name, one in zip(self.metrics, columns, strict=True)}
         return self._expected

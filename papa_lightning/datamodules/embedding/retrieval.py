@@ -29,7 +29,8 @@ class RetrievalDataModule(EmbeddingDataModule):
     `data_dir` has the form of BEIR: ``corpus.jsonl`` and ``queries.jsonl`` with `_id`, `text` and, for passages, an
     optional `title`, which is put before the text; ``qrels/dev.tsv`` and ``qrels/test.tsv`` with the header query-id,
     corpus-id, score, where a grade of 0 means not relevant. Without ``dev.tsv``, validation takes ``train.tsv``, or
-    else ``test.tsv``; no training reads them. A query without any relevant passage is left out.
+    else ``test.tsv``; no training reads them. A query without any relevant passage is left out. A passage with the id
+    of the query is no answer to it, as in the evaluation of BEIR, unless it is relevant by the qrels.
 
     Attention is averaged over the first passages of the corpus. Rows of validation and test are the different texts of
     the judged queries and of all passages.
@@ -127,11 +128,14 @@ class RetrievalDataModule(EmbeddingDataModule):
         texts = different([*asked, *answers])
         places, place = {text: n for n, text in enumerate(texts)}, {number: n for n, number in enumerate(numbers)}
         relevance = [(place[query], one, grade) for (query, one), grade in relevant.items() if query in place]
+        same = {place: passages[name] for name, place in queries.items() if name in passages}
+        left_out = [-1 if (number, same.get(number)) in relevant else same.get(number, -1) for number in numbers]
         judged = RelevantPassages(
             torch.tensor([places[text] for text in asked], dtype=torch.int64),
             torch.tensor([places[text] for text in answers]),
             torch.tensor(relevance, dtype=torch.int64).reshape(-1, 3),
             repr(str(file)),
+            torch.tensor(left_out, dtype=torch.int64),
         )
         return JudgedTexts(texts, judged)
 

@@ -62,6 +62,23 @@ def test_rows_are_judged_queries_and_all_passages(folder, bert_folder) -> None:
     assert judged.answers(vectors).scores()["mrr@10"] == pytest.approx((1 + 1 / 2) / 2)
 
 
+def test_a_passage_with_the_id_of_the_query_is_no_answer_to_it(tmp_path, bert_folder) -> None:
+    """As in the evaluation of BEIR: in ArguAna every query is a passage too."""
+    passages = [{"_id": name, "text": f"w{n}"} for n, name in enumerate("abc")]
+    (tmp_path / "corpus.jsonl").write_text(lines(passages))
+    (tmp_path / "queries.jsonl").write_text(lines([passages[2], passages[0]]))
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "qrels" / "test.tsv").write_text(qrels([("a", "b", 1), ("c", "c", 1)]))
+    data = make(tmp_path, bert_folder)
+    data.setup("fit")
+    judged = data.judgements()
+    assert texts_of(data, data.val_dataloader().dataset) == ["w0", "w2", "w1"]
+    answers = judged.answers(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.9, 0.1]]))
+    assert answers.scores() == {"ndcg@10": 1.0, "mrr@10": 1.0, "recall@100": 1.0}
+    # Of two passages, and, where the qrels name it, of three.
+    assert answers.chance("mrr@10") == pytest.approx(((1 + 1 / 2) / 2 + (1 + 1 / 2 + 1 / 3) / 3) / 2)
+
+
 def test_prefixes_and_limits(folder, bert_folder) -> None:
     data = make(
         folder, bert_folder, query_prefix="good ", passage_prefix="bad ", max_eval_examples=1, max_train_examples=2
