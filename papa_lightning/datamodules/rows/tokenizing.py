@@ -79,20 +79,25 @@ def prepare_for_words(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrain
         )
     backend = tokenizer.backend_tokenizer
     content = json.loads(backend.to_str())
+    steps = _steps(content["pre_tokenizer"])
     # Byte-level tokenizers mark the start of a word by the blank before it, which single words lack.
-    if _prefix_words(content["pre_tokenizer"]):
+    if steps and steps[0].get("type") == "ByteLevel":
+        steps[0]["add_prefix_space"] = True
         backend.pre_tokenizer = type(backend).from_str(json.dumps(content)).pre_tokenizer
+    elif any(step.get("type") == "ByteLevel" for step in steps):  # which would add one before each piece of a word
+        given = [] if content["normalizer"] is None else [content["normalizer"]]
+        content["normalizer"] = {"type": "Sequence", "normalizers": [*given, {"type": "Prepend", "prepend": " "}]}
+        backend.normalizer = type(backend).from_str(json.dumps(content)).normalizer
     return tokenizer
 
 
-def _prefix_words(pre_tokenizer: Any) -> bool:
-    """Set the byte-level parts of a description to add blanks before words; whether there are any."""
+def _steps(pre_tokenizer: Any) -> list[dict[str, Any]]:
+    """The steps of a pre-tokenizer's description, in order."""
     if not isinstance(pre_tokenizer, dict):
-        return False
-    is_byte_level = pre_tokenizer.get("type") == "ByteLevel"
-    if is_byte_level:
-        pre_tokenizer["add_prefix_space"] = True
-    return any([is_byte_level, *map(_prefix_words, pre_tokenizer.get("pretokenizers", []))])
+        return []
+    if "pretokenizers" in pre_tokenizer:
+        return [step for one in pre_tokenizer["pretokenizers"] for step in _steps(one)]
+    return [pre_tokenizer]
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

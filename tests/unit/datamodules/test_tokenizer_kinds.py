@@ -1,6 +1,7 @@
 """Layouts with trained tokenizers of the kinds that encoders come with: WordPiece, byte-level BPE, SentencePiece."""
 
 import pytest
+from tokenizers import Regex, normalizers, pre_tokenizers
 
 from papa_lightning.datamodules.rows.tokenizing import (
     load_tokenizer,
@@ -94,6 +95,21 @@ def test_byte_level_tokenizers_read_words_as_words(tokenizer_of, kind):
     tokens = ready.convert_ids_to_tokens(ready(words, is_split_into_words=True)["input_ids"])
     assert [token for token in tokens if token.startswith("Ġ")] == ["Ġthe", "Ġfilm"]
     assert plain(" the film")["input_ids"] == ready(words, is_split_into_words=True)["input_ids"]
+
+
+PIECES = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+"  # as Qwen and Llama 3 split texts, shortened
+
+
+@pytest.mark.parametrize("normalizer", [None, normalizers.NFC()])
+def test_words_that_are_split_before_bytes_have_no_blanks_inside(tokenizer_of, normalizer):
+    tokenizer = load_tokenizer(tokenizer_of("roberta"), None, 16, "segment")
+    backend = tokenizer.backend_tokenizer
+    by_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(PIECES), "isolated"), by_bytes])
+    backend.normalizer = normalizer
+    words = ["don't", "U.S.", "2024", "good"]
+    expected = tokenizer(" " + " ".join(words))["input_ids"]
+    assert prepare_for_words(tokenizer, "mine")(words, is_split_into_words=True)["input_ids"] == expected
 
 
 @pytest.mark.parametrize("layout", ["segment", "plain"])
