@@ -64,7 +64,7 @@ def with_blocks(text: str, results: pd.DataFrame) -> str:
         PapaError: When the blocks of the page are not the studies of the results.
     """
     names = re.findall(r"<!-- kinds: (\S+) -->", text)
-    if names != list(dict.fromkeys(results["study"])):
+    if sorted(names) != sorted(set(results["study"])):
         raise PapaError(f"the page has the blocks {names}, but the file has {list(dict.fromkeys(results['study']))}.")
 
     def made(found: re.Match[str]) -> str:
