@@ -168,16 +168,18 @@ def test_strides_and_a_wide_head_of_one_key():
     assert_close(*gradients, atol=1e-4, rtol=1e-4)
 
 
+def bias_of(form):
+    """Position bias of 19 tokens, and the offset of the first column of a band."""
+    shape, first = {"simple": (None, None), "band": ((1, 1, 5), -2), "full": ((1, 19, 19), None)}[form]
+    return None if shape is None else torch.randn(shape), first
+
+
 @pytest.mark.parametrize("form", ["simple", "band", "full"])
 @pytest.mark.parametrize("causal", [False, True])
 def test_one_mask_for_all_sequences(form, causal):
     torch.manual_seed(0)
     rows = torch.randn(3, 3, 19, 4)
-    weight, first = {
-        "simple": (None, None),
-        "band": (torch.randn(1, 1, 5), -2),
-        "full": (torch.randn(1, 19, 19), None),
-    }[form]
+    weight, first = bias_of(form)
     mask = make_mask("holes", 1, 19)
     found = kernels.attention_free_mixing(*rows, mask, causal, weight=weight, first=first)
     each = kernels.attention_free_mixing(*rows, mask.repeat(3, 1), causal, weight=weight, first=first)
@@ -188,11 +190,7 @@ def test_one_mask_for_all_sequences(form, causal):
 @pytest.mark.parametrize("causal", [False, True])
 def test_a_batch_without_sequences(form, causal):
     rows = torch.zeros(3, 0, 19, 4, requires_grad=True)
-    weight, first = {
-        "simple": (None, None),
-        "band": (torch.randn(1, 1, 5), -2),
-        "full": (torch.randn(1, 19, 19), None),
-    }[form]
+    weight, first = bias_of(form)
     affine = tuple(torch.randn(4, requires_grad=True) for _ in range(3))
     learned = [rows, *affine] + ([] if weight is None else [weight.requires_grad_()])
     mixed = kernels.attention_free_mixing(*rows.unbind(), None, causal, weight=weight, first=first, affine=affine)
